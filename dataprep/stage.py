@@ -1,0 +1,160 @@
+"""The frame of every document stage: shards in, a function over documents, survivors, removed and rejects out.
+
+Output directory:
+
+    NNNNN.jsonl           the documents kept, one file a shard (also .jsonl.zst, .parquet)
+    removed/NNNNN.jsonl   a line for every document removed: id, reason, and what else explains it
+    rejects.jsonl         records that could not be read, with file, place and reason (only if there are any)
+    manifest.json         settings, inputs, counts; written last
+
+Rows in = rows kept + rows removed by reason + rows set aside, or the stage fails.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from .. import documents, manifest
+from ..config import Failure, UserError, check, option
+from ..documents import Document, Shard, Writer
+from ..executor import default_workers, map_shards
+
+STEMS = {"jsonl": ".jsonl", "jsonl.zst": ".jsonl.zst", "parquet": ".parquet"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentStage:
+    """The settings that every stage from documents to documents has."""
+
+    input: tuple[str, ...] = option(help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input")
+    output: str = option(help="directory for the result", role="output")
+    text_key: str = option("text", "the record's key that holds the text")
+    format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
+    shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, in bytes")
+    on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl")
+    workers: int = option(default_workers(), "processes", role="runtime")
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+    def __post_init__(self):
+        check(
+            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """A document that does not go on. reason: a short name that is counted; facts: what explains it."""
+
+    reason: str
+    facts: dict = dataclasses.field(default_factory=dict)
+
+
+# What a stage does with one document: keep it (changed or not), keep several pieces of it, or remove it.
+Change = Callable[[Document], "Document | list[Document] | Removed"]
+
+
+def begin(verb: str, config: DocumentStage, *, facts: dict | None = None, more_inputs=()) -> tuple[manifest.Run, list[Shard]]:
+    """Claims the stage's output and cuts its inputs into shards."""
+    shards = documents.plan(config.input, key=config.text_key, shard_bytes=config.shard_bytes, on_error=config.on_error)
+    inputs = list(dict.fromkeys(s.path for s in shards))
+    output = Path(config.output).resolve()
+    for path in inputs:
+        if output == Path(path).resolve().parent:
+            raise UserError(f"output = {config.output} is where the input {path} lies; choose another directory")
+    return manifest.begin(verb, config, [*inputs, *more_inputs], facts=facts), shards
+
+
+def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard], make: Callable[[int], Change], **facts) -> dict:
+    """Runs a change over every document and seals the stage; returns its manifest.
+
+    make: picklable; called in the worker with the shard's index, returns the function that is applied to each of
+    its documents in order.
+    """
+    work = functools.partial(_run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
+    results = map_shards(
+        work, list(enumerate(shards)), done=run.output / "parts", workers=config.workers,
+        label=run.verb, sizes=[s.bytes for s in shards],
+    )
+    return finish(run, results, **facts)
+
+
+def _run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, make) -> dict:
+    index, shard = item
+    root = Path(output)
+    change = make(index)
+    removed: collections.Counter = collections.Counter()
+    rows_in = kept_rows = text_bytes_in = 0
+    rejects: list[documents.Reject] = []
+    removed_path = root / "removed" / f"{index:05d}.jsonl"
+    with Writer(root / f"{index:05d}{suffix}", root=root, key=key) as kept, manifest.atomic_write(removed_path, "w") as log:
+        for document in documents.read(shard, rejects.append):
+            rows_in += 1
+            text_bytes_in += len(document.text.encode())
+            outcome = change(document)
+            if isinstance(outcome, Removed):
+                removed[outcome.reason] += 1
+                log.write(json.dumps({"id": document.id, "reason": outcome.reason, **outcome.facts}, ensure_ascii=False) + "\n")
+                continue
+            kept_rows += 1
+            for piece in outcome if isinstance(outcome, list) else [outcome]:
+                kept.write(piece)
+    return {
+        "outputs": [kept.record, {**manifest.record(removed_path, root), "documents": False}],
+        "rows_in": rows_in,
+        "rows_kept": kept_rows,
+        "documents": kept.documents,
+        "text_bytes_in": text_bytes_in,
+        "text_bytes": kept.text_bytes,
+        "removed": dict(removed),
+        "rejects": [r.as_json() for r in rejects],
+    }
+
+
+def finish(run: manifest.Run, results: list[dict], **facts) -> dict:
+    """Adds the shards' counts up, checks that no row is lost, and seals the stage."""
+    removed = sum((collections.Counter(r["removed"]) for r in results), collections.Counter())
+    rejects = [reject for r in results for reject in r["rejects"]]
+    outputs = [o for r in results for o in r["outputs"]]
+    total = {name: sum(r[name] for r in results) for name in ("rows_in", "rows_kept", "documents", "text_bytes_in", "text_bytes")}
+    if total["rows_in"] != total["rows_kept"] + sum(removed.values()):
+        raise Failure(f"{run.output}: {total['rows_in']} rows in, but {total['rows_kept']} kept and {sum(removed.values())} removed: please report this")
+    if rejects:
+        outputs.append(write_rejects(run.output, rejects))
+    if not total["documents"]:
+        why = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5)) or f"{len(rejects)} could not be read"
+        raise UserError(f"{run.output}: no document is left ({total['rows_in'] + len(rejects):,} in: {why}); loosen the settings or check the input")
+    shutil.rmtree(run.output / "parts", ignore_errors=True)
+    counts = {
+        "rows_in": total["rows_in"] + len(rejects),
+        "rows_kept": total["rows_kept"],
+        "removed": dict(sorted(removed.items())),
+        "rejected": len(rejects),
+        "documents": total["documents"],
+        "text_bytes_in": total["text_bytes_in"],
+        "text_bytes": total["text_bytes"],
+    }
+    return run.finish(outputs, counts, **facts)
+
+
+def write_rejects(folder: Path, rejects: list[dict]) -> dict:
+    """Writes `rejects.jsonl` and returns its entry for the manifest."""
+    path = folder / "rejects.jsonl"
+    with manifest.atomic_write(path, "w") as file:
+        for reject in rejects:
+            file.write(json.dumps(reject, ensure_ascii=False) + "\n")
+    return {**manifest.record(path, folder), "documents": False}
+
+
+def each_document(shards: list[Shard], reject=None) -> Iterator[tuple[int, Document]]:
+    """(shard index, document) of every document, in order, in this process."""
+    for index, shard in enumerate(shards):
+        for document in documents.read(shard, reject):
+            yield index, document

@@ -1,0 +1,1 @@
+"""checkpoint + task -> scores; generation, server."""

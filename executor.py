@@ -1,0 +1,131 @@
+"""run a function over shards, here (processes) or on Ray; resume at shard level.
+
+A shard's result is a small JSON value (counts, records of the files it wrote). It is kept beside the output as soon as
+the shard is whole, so that a killed run, run again, redoes only the unfinished shards. Results come back in the order
+of the shards, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .config import Failure
+from .manifest import read_json, write_json
+
+
+def default_workers() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_shards(
+    function: Callable[[object], dict],
+    shards: Sequence,
+    *,
+    done: Path,
+    workers: int,
+    label: str,
+    sizes: Sequence[int] | None = None,
+) -> list[dict]:
+    """`[function(shard) for shard in shards]` on `workers` processes, skipping shards whose result is in `done`.
+
+    function: picklable; writes its files whole (manifest.atomic_write) and returns a JSON value. done: a directory
+    of `NNNNN.json` results. sizes: the shards' sizes in bytes, for the progress bar.
+    An exception in one shard ends the map at once and is raised here. A worker that dies (out of memory, killed)
+    raises Failure.
+    """
+    done.mkdir(parents=True, exist_ok=True)
+    results: dict[int, dict] = {}
+    for index in range(len(shards)):
+        marker = done / f"{index:05d}.json"
+        if marker.exists():
+            results[index] = read_json(marker)
+    waiting = [i for i in range(len(shards)) if i not in results]
+    weight = sizes if sizes is not None else [1] * len(shards)
+    with progress(label, sum(weight), "B" if sizes is not None else "shards") as advance:
+        advance(sum(weight[i] for i in results))
+
+        def keep(index: int, result: dict) -> None:
+            write_json(done / f"{index:05d}.json", result)
+            results[index] = result
+            advance(weight[index])
+
+        if workers <= 1 or len(waiting) <= 1:
+            for index in waiting:
+                keep(index, function(shards[index]))
+        else:
+            _map_processes(function, shards, waiting, min(workers, len(waiting)), keep)
+    return [results[i] for i in range(len(shards))]
+
+
+def _map_processes(function, shards, waiting, workers, keep) -> None:
+    # spawn, not fork: the parent may hold threads (torch, pyarrow), whose locks a fork would copy in any state.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(function, shards[i]): i for i in waiting}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                keep(futures[future], future.result())
+        except concurrent.futures.process.BrokenProcessPool:
+            raise Failure(
+                f"a worker process died, possibly killed for want of memory; {len(waiting)} shards were to do. "
+                "Finished shards are kept: run the same command again, with fewer --workers if memory was short"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error: `with progress("clean", 1000, "documents") as advance: advance(10)`.
+
+    On a terminal a bar with rate and time left; elsewhere a plain line every ten seconds, and none for work that is
+    over sooner. unit "B" counts bytes and prints MB.
+    """
+    if sys.stderr.isatty():
+        yield from _bar(label, total, unit)
+    else:
+        yield from _lines(label, total, unit)
+
+
+def _bar(label, total, unit):
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    count = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, rate="")
+
+        def advance(amount: int = 1) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=amount, rate=f"{speed:,.1f}/s" if speed else "")
+
+        yield advance
+
+
+def _lines(label, total, unit):
+    state = {"done": 0, "said": time.monotonic()}
+    start = state["said"]
+
+    def advance(amount: int = 1) -> None:
+        state["done"] += amount
+        now = time.monotonic()
+        if now - state["said"] < 10:
+            return
+        state["said"] = now
+        rate = state["done"] / (now - start)
+        scale, name = (1e6, "MB") if unit == "B" else (1, unit)
+        left = f", {(total - state['done']) / rate:.0f} s left" if total and rate else ""
+        whole = f" of {total / scale:,.0f}" if total else ""
+        print(f"{label}: {state['done'] / scale:,.0f}{whole} {name}, {rate / scale:,.1f} {name}/s{left}", file=sys.stderr, flush=True)
+
+    yield advance

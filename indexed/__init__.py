@@ -1,0 +1,1 @@
+"""documents -> token ids on disk -> samples."""

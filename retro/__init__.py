@@ -1,0 +1,1 @@
+"""indexed tokens -> chunks -> embeddings -> index -> neighbours."""

@@ -1,0 +1,1 @@
+"""samples -> batches -> model -> checkpoint."""

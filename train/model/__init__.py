@@ -1,0 +1,1 @@
+"""The model family: layers, blocks and the models made of them, written for one device."""
