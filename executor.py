@@ -98,7 +98,15 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[Callable[[int
 
 def _bar(label, total, unit):
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     count = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())

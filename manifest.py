@@ -226,7 +226,7 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     content = [{k: v for k, v in i.items() if k != "path"} for i in inputs]
     key_of = {"verb": verb, "mt": __version__, "settings": relevant, "inputs": content, "facts": dict(facts or {})}
     key = xxhash.xxh3_128(json.dumps(key_of, sort_keys=True, default=str).encode()).hexdigest()
-    overwrite = getattr(config, "overwrite", False)
+    overwrite = any(value for name, value in values.items() if name.split(".")[-1] == "overwrite")
 
     (target.parent if prefix else target).mkdir(parents=True, exist_ok=True)
     run = Run(target, prefix, verb, key, relevant, inputs, False, None, time.time())

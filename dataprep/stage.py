@@ -57,7 +57,8 @@ class Removed:
     facts: dict = dataclasses.field(default_factory=dict)
 
 
-# What a stage does with one document: keep it (changed or not), keep several pieces of it, or remove it.
+# What a stage does with one document: keep it (changed or not), keep several pieces of it, or remove it. A function
+# that counts anything else has an attribute `tallies`, {fact: {name: count}}; the manifest gets the sums.
 Change = Callable[[Document], "Document | list[Document] | Removed"]
 
 
@@ -115,6 +116,7 @@ def _run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, m
         "text_bytes": kept.text_bytes,
         "removed": dict(removed),
         "rejects": [r.as_json() for r in rejects],
+        "tallies": getattr(change, "tallies", {}),
     }
 
 
@@ -141,6 +143,8 @@ def finish(run: manifest.Run, results: list[dict], **facts) -> dict:
         "text_bytes_in": total["text_bytes_in"],
         "text_bytes": total["text_bytes"],
     }
+    for name in {name: None for r in results for name in r["tallies"]}:
+        facts[name] = dict(sum((collections.Counter(r["tallies"].get(name, {})) for r in results), collections.Counter()))
     return run.finish(outputs, counts, **facts)
 
 

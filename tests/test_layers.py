@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "retro": BASE | {"indexed", "train"},
     "eval": BASE | {"indexed", "train"},
     "report": {"config", "manifest"},
-    "pipeline": {"config", "manifest", "cli"},
-    "doctor": {"config", "cli"},
+    "pipeline": {"config", "manifest", "cli", "report"},
+    "doctor": {"config", "executor", "cli"},
     "cli": {"config"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -32,7 +32,7 @@ NO_TORCH = set(MAY_IMPORT) - {"train", "retro", "eval"}
 def modules():
     for path in sorted(ROOT.rglob("*.py")):
         relative = path.relative_to(ROOT)
-        if relative.parts[0] in MAY_IMPORT or relative.stem in MAY_IMPORT and len(relative.parts) == 1:
+        if relative.parts[0] in MAY_IMPORT or (relative.stem in MAY_IMPORT and len(relative.parts) == 1):
             yield relative
 
 

@@ -1,0 +1,39 @@
+# Two commands from nothing: `make demo` and `make test`. Both make .venv first and are safe to run again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+demo: $(VENV)/.installed
+	$(BIN)/mt demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mt needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch comes first and by itself: without a GPU its CPU build, so that gigabytes of CUDA libraries never arrive. pip finds
+# that build where it is configured with an index or a folder that has it; uv knows where it is published.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@version=$$(sed -n 's/^torch==//p' constraints.txt); \
+	if [ "$$(uname)" != Linux ] || nvidia-smi >/dev/null 2>&1; then set -x; $(BIN)/pip install -q "torch==$$version"; \
+	else set -x; $(BIN)/pip install -q "torch==$$version+cpu" 2>/dev/null \
+	  || { $(BIN)/pip install -q uv && VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q --torch-backend=cpu "torch==$$version"; }; fi
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,retro]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,retro,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,121 @@
+"""What a person at a terminal sees: help, mistakes, exit codes, JSON."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mt import cli
+from mt.config import UserError, option
+
+
+def mt(*arguments, **how):
+    return subprocess.run([sys.executable, "-m", "mt", *map(str, arguments)], capture_output=True, text=True, **how)
+
+
+def test_help_lists_every_command_and_imports_neither_torch_nor_numpy():
+    code = "import sys, mt.cli\ntry: mt.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch', 'numpy', 'rich', 'pyarrow'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert said.endswith("[]\n")
+    assert all(f"mt {' '.join(path)} " in said for path in cli.VERBS)
+
+
+@pytest.mark.parametrize("path", list(cli.VERBS), ids=" ".join)
+def test_every_command_of_the_table_exists_and_explains_every_setting(path, capsys):
+    function, cls = cli.verb(path)
+    assert function.__doc__
+    from mt.config import settings
+
+    leaves = list(settings(cls))
+    assert len({s.path[-1] for s in leaves}) == len(leaves), "leaf names must be unique: flags carry no prefix"
+    assert all(s.help for s in leaves), [s.name for s in leaves if not s.help]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*path, "--help"])
+    assert end.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dta"], "mt dta: no such command; did you mean data?"),
+        (["data", "clena"], "did you mean clean?"),
+        (["data", "clean", "--imput", "x"], "unknown flag --imput; did you mean --input?"),
+        (["data", "clean", "--input", "x"], "output must be given (--output)"),
+        (["data", "clean", "--input", "/nowhere.jsonl", "--output", "/tmp/never"], "/nowhere.jsonl: no such file"),
+        (["data", "clean", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
+        (["data", "clean", "--preset", "fineweeb", "--input", "x", "--output", "y"], "preset 'fineweeb' is not known"),
+        (["run"], "pipeline must be given"),
+        (["run", "a.yaml", "b.yaml"], "unexpected argument b.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message):
+    ended = mt(*arguments)
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().split("\n")) == 1
+    assert ended.stdout == ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = option("x", "a setting")
+
+
+def fake(monkeypatch, outcome):
+    def verb(config: Config) -> dict:
+        """A verb."""
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(cli, "verb", lambda path: (verb, Config))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--json"])
+    return end.value.code
+
+
+def test_exit_codes(monkeypatch, capsys):
+    assert fake(monkeypatch, {"counts": {"documents": 3}}) == 0
+    assert json.loads(capsys.readouterr().out) == {"counts": {"documents": 3}}
+    assert fake(monkeypatch, {"counts": {"rejected": 1}}) == 3
+    assert fake(monkeypatch, UserError("bad")) == 2
+    assert fake(monkeypatch, KeyboardInterrupt()) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EISDIR])
+def test_the_systems_refusals_are_one_line(monkeypatch, capsys, number):
+    assert fake(monkeypatch, OSError(number, os.strerror(number), "/some/file")) == 2
+    assert capsys.readouterr().err.startswith("mt: /some/file: ")
+
+
+def test_a_failure_of_ours_shows_its_traceback_and_exits_1(monkeypatch, capsys):
+    assert fake(monkeypatch, OSError(errno.EBADF, "Bad file descriptor")) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without_torch(name, *rest):
+        if name.split(".")[0] == "faiss":
+            raise ModuleNotFoundError("No module named 'faiss'", name="faiss")
+        return real(name, *rest)
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: without_torch("faiss"))
+    with pytest.raises(UserError, match=r"needs the package faiss; install it with: pip install 'mt\[retro\]'"):
+        cli.verb(("retro", "build-db"))
+
+
+def test_doctor_tells_what_is_there():
+    facts = json.loads(mt("doctor", "--json").stdout)
+    assert facts["processors"] >= 1
+    assert {p["package"] for p in facts["parts"]} >= {"torch", "faiss"}
