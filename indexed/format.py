@@ -1,0 +1,269 @@
+"""The .bin/.idx bytes: writer, memory-mapped reader; Megatron-LM's format, byte for byte.
+
+A pair of files `PREFIX.bin` and `PREFIX.idx` holds documents of one or more sequences of tokens. `.bin` is the tokens of
+every sequence, back to back, nothing else. `.idx`, little-endian and tightly packed, says where they are
+(S sequences, D = documents + 1):
+
+    offset      size  field
+    0           9     magic "MMIDIDX\\0\\0"
+    9           8     u64 version = 1
+    17          1     u8 dtype code: 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 6 f64, 7 f32, 8 u16 (mt writes 4 and 8)
+    18          8     u64 S
+    26          8     u64 D
+    34          4 S   i32 length of every sequence, in tokens
+    34 +  4 S   8 S   i64 where every sequence starts in .bin, in bytes: the running sum of length * item size
+    34 + 12 S   8 D   i64 document indices: 0, then for each document the number of sequences up to its end; last = S
+
+A document without tokens has no sequence, but has its entry: the one before it, again.
+
+Worked example: documents "ab", "", "cde" as bytes, 299 appended to each that has tokens, u16: S = 2, D = 4, lengths
+[3, 4], pointers [0, 6], document indices [0, 1, 1, 2]; .idx has 90 bytes, .bin `6100 6200 2b01 6300 6400 6500 2b01`.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from .. import manifest
+from ..config import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+LEGACY_MAGIC = b"TNTIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+BLOCK = 1 << 20  # entries that are read, checked or written at a time
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype that Megatron-LM writes for a vocabulary: readers of other programs guess it by the same rule."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+class IndexedDataset:
+    """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not whole.
+
+    prefix: without extension. lengths: (S,) int32 tokens of every sequence. pointers: (S,) int64 bytes.
+    document_indices: (documents + 1,) int64 sequences. tokens: (sum of lengths,) every token in order, not copied.
+    """
+
+    def __init__(self, prefix: str | Path):
+        self.prefix = str(prefix)
+        index, count = _map(self.prefix + ".idx"), HEADER.size
+        self.dtype, sequences, entries = _header(self.prefix + ".idx", index)
+        self.lengths = np.frombuffer(index, "<i4", sequences, count)
+        self.pointers = np.frombuffer(index, "<i8", sequences, count + 4 * sequences)
+        self.document_indices = np.frombuffer(index, "<i8", entries, count + 12 * sequences)
+        self._check()
+        self.tokens = np.frombuffer(_map(self.prefix + ".bin"), self.dtype)
+        # A memoryview gives Python integers three times faster than an array.
+        self._lengths = index[count : count + 4 * sequences].cast("i")
+        self._starts = index[count + 4 * sequences : count + 12 * sequences].cast("q")
+        self._item = self.dtype.itemsize
+
+    def __reduce__(self):
+        return IndexedDataset, (self.prefix,)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The tokens of one sequence: a read-only view."""
+        start = self._starts[index] // self._item
+        return self.tokens[start : start + self._lengths[index]]
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """`length` tokens (default: all that are left) of one sequence from `offset` on: a read-only view."""
+        size = self._lengths[index]
+        end = size if length is None else offset + length
+        if not 0 <= offset <= end <= size:
+            raise IndexError(f"{self.prefix}: sequence {index} has {size} tokens, not [{offset}, {end})")
+        start = self._starts[index] // self._item
+        return self.tokens[start + offset : start + end]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_indices) - 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of what the data is, wherever it lies: the index, the size of .bin and samples of its bytes."""
+        digest = xxhash.xxh3_128(manifest.file_digest(self.prefix + ".idx").encode())
+        digest.update(manifest.sample_digest(self.prefix + ".bin").encode())
+        return digest.hexdigest()
+
+    def _check(self) -> None:
+        """Raises UserError where the tables contradict one another or the size of .bin."""
+        name, total = self.prefix + ".idx", 0
+        for at in range(0, len(self.lengths), BLOCK):
+            lengths = self.lengths[at : at + BLOCK].astype(np.int64)
+            if lengths.min() < 0:
+                bad = at + int(np.argmax(lengths < 0))
+                raise UserError(f"{name}: sequence {bad} has the length {self.lengths[bad]}, which must not be negative; {_REMEDY}")
+            ends = total + np.cumsum(lengths * self.dtype.itemsize)
+            wrong = self.pointers[at : at + BLOCK] != np.concatenate([[total], ends[:-1]])
+            if wrong.any():
+                bad = at + int(np.argmax(wrong))
+                raise UserError(f"{name}: sequence {bad} starts at byte {self.pointers[bad]}, not where the one before it ends; {_REMEDY}")
+            total = int(ends[-1])
+        entries = self.document_indices
+        if entries[0] != 0 or entries[-1] != len(self.lengths):
+            raise UserError(f"{name}: its documents run from sequence {entries[0]} to {entries[-1]}, not from 0 to {len(self.lengths)}; {_REMEDY}")
+        for at in range(0, len(entries) - 1, BLOCK):
+            falls = np.diff(entries[at : at + BLOCK + 1]) < 0
+            if falls.any():
+                bad = at + int(np.argmax(falls))
+                raise UserError(f"{name}: document {bad} ends before it starts, at sequence {entries[bad + 1]}; {_REMEDY}")
+        size = _size(self.prefix + ".bin")
+        if size != total:
+            raise UserError(f"{self.prefix}.bin: has {size:,} bytes where {name} promises {total:,}: it is {'cut short' if size < total else 'another file'}; {_REMEDY}")
+
+
+_REMEDY = "fetch or build the pair again"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension") from None
+
+
+def _map(path: str):
+    """A file's bytes, mapped; an empty file cannot be."""
+    if _size(path) == 0:
+        return b""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _header(name: str, index) -> tuple[np.dtype, int, int]:
+    """(dtype, S, D) of an .idx file; raises UserError where its header is wrong or its size is not what follows from it."""
+    if bytes(index[:8]) == LEGACY_MAGIC:
+        raise UserError(f"{name}: is in the format of before 2023 (TNTIDX), which mt does not read; tokenize the text again")
+    if len(index) < HEADER.size:
+        raise UserError(f"{name}: has {len(index)} bytes, fewer than the {HEADER.size} of a header; {_REMEDY}")
+    magic, version, code, sequences, entries = HEADER.unpack(index[: HEADER.size])
+    if magic != MAGIC:
+        raise UserError(f"{name}: starts with {magic!r}, not with {MAGIC!r}: it is not the index of a .bin file; check the path")
+    if version != 1:
+        raise UserError(f"{name}: is of version {version}; mt reads version 1")
+    if code not in DTYPES:
+        raise UserError(f"{name}: has the dtype code {code}, which must be one of {', '.join(map(str, DTYPES))}; {_REMEDY}")
+    if entries < 1:
+        raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
+    size = HEADER.size + 12 * sequences + 8 * entries
+    if len(index) != size:
+        more = "; a multimodal index, which mt does not read" if len(index) == size + sequences else f"; {_REMEDY}"
+        raise UserError(f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,} documents) makes {size:,}{more}")
+    return np.dtype(DTYPES[code]).newbyteorder("<"), sequences, entries
+
+
+class IndexedWriter:
+    """Writes a pair of files as a stream, in memory that does not grow with it.
+
+    While it works, its files lie in `folder`, which is the caller's to remove once the result is sealed: NAME.bin,
+    NAME.lengths and NAME.ends. `commit` makes what was added so far survive a crash and returns the state from which
+    a later writer goes on, whatever was written after it. `finish` puts the pair in its place.
+    """
+
+    def __init__(self, prefix: str | Path, dtype, folder: str | Path, state: dict | None = None):
+        self.prefix, self.dtype, self.folder = Path(prefix), np.dtype(dtype), Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
+        self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
+        self._ends = state["ends"]  # sequences in the documents so far
+        self._digest = xxhash.xxh3_128()
+        final = self._final("bin")
+        if self.bytes and final.exists() and not self._path("bin").exists():
+            os.replace(final, self._path("bin"))  # killed in `finish`, after the first rename: it is done again
+        self._files = {
+            "bin": self._open("bin", self.bytes), "lengths": self._open("lengths", 4 * self.sequences), "ends": self._open("ends", 8 * self.documents)
+        }
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"{self.prefix.name}.{suffix}"
+
+    def _final(self, suffix: str) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
+
+    def _open(self, suffix: str, size: int):
+        path = self._path(suffix)
+        path.touch()
+        if path.stat().st_size < size:
+            raise UserError(f"{path}: has lost bytes since the run before; pass --overwrite to begin again")
+        file = open(path, "r+b")  # noqa: SIM115 - closed by finish
+        file.truncate(size)  # what came after the commit goes
+        if suffix == "bin":
+            for block in iter(lambda: file.read(1 << 22), b""):
+                self._digest.update(block)
+        file.seek(size)
+        return file
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, sequences_per_document: np.ndarray) -> None:
+        """Appends tokens (any number), lengths of sequences and numbers of sequences in documents.
+
+        The three are streams of their own: they must agree at `finish`, not at every call.
+        """
+        raw = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
+        self._digest.update(raw)
+        ends = self._ends + np.cumsum(sequences_per_document, dtype=np.int64)
+        self._files["bin"].write(raw)
+        self._files["lengths"].write(np.asarray(lengths, "<i4").tobytes())
+        self._files["ends"].write(ends.astype("<i8").tobytes())
+        self.bytes += len(raw)
+        self.sequences += len(lengths)
+        self.documents += len(ends)
+        self._ends = int(ends[-1]) if len(ends) else self._ends
+
+    def commit(self) -> dict:
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {"bytes": self.bytes, "sequences": self.sequences, "documents": self.documents, "ends": self._ends}
+
+    def finish(self) -> list[dict]:
+        """Writes the index and puts the pair in its place, the index last; returns their `manifest.record`s."""
+        self.commit()
+        for file in self._files.values():
+            file.close()
+        digest = xxhash.xxh3_128()
+        with open(self._path("idx"), "wb") as file:
+            for part in self._index():
+                digest.update(part)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        records = []
+        for suffix, hexdigest in (("bin", self._digest.hexdigest()), ("idx", digest.hexdigest())):
+            os.replace(self._path(suffix), self._final(suffix))
+            records.append(manifest.record(self._final(suffix), self.prefix.parent, hexdigest))
+        manifest.sync_directory(self.prefix.parent)
+        return records
+
+    def _index(self) -> Iterator[bytes]:
+        """The bytes of .idx, in blocks."""
+        yield HEADER.pack(MAGIC, 1, CODES[self.dtype], self.sequences, self.documents + 1)
+        yield from _blocks(self._path("lengths"), 4)
+        start = 0
+        for raw in _blocks(self._path("lengths"), 4):
+            ends = start + np.cumsum(np.frombuffer(raw, "<i4").astype(np.int64) * self.dtype.itemsize)
+            yield np.concatenate([[start], ends[:-1]]).astype("<i8").tobytes()
+            start = int(ends[-1])
+        assert start == self.bytes, f"{self.prefix}: lengths of {start} bytes for {self.bytes} bytes of tokens"
+        assert self._ends == self.sequences, f"{self.prefix}: documents of {self._ends} sequences for {self.sequences}"
+        yield struct.pack("<q", 0)
+        yield from _blocks(self._path("ends"), 8)
+
+
+def _blocks(path: Path, item: int) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from iter(lambda: file.read(BLOCK * item), b"")

@@ -1,0 +1,320 @@
+"""Tokenizing, merging, verifying and inspecting, beside bytes worked by hand and runs that were killed."""
+
+import gzip
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from mt import config
+from mt.indexed import build
+from mt.indexed.build import (
+    InspectConfig,
+    MergeConfig,
+    TokenizeConfig,
+    VerifyConfig,
+    inspect,
+    merge,
+    tokenize,
+    verify,
+)
+from mt.indexed.format import IndexedDataset
+
+BYTES = {"tokenizer_type": "ByteLevelTokenizer"}
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+def prose(count, seed=0):
+    generator = random.Random(seed)
+    words = ["the", "a", "river", "hill", "quick", "slow", "fox", "dog", "runs", "rests", "near", "over", "under", "field", "of", "barley", "naïve", "🙂"]
+    return [{"text": " ".join(generator.choices(words, k=generator.randint(0, 60))), "n": i} for i in range(count)]
+
+
+def run(tmp_path, records, name="p", **settings):
+    path = records if isinstance(records, str) else write(tmp_path / f"{name}.jsonl", records)
+    summary = tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / name), **{"workers": 1, **BYTES, **settings}))
+    return summary, IndexedDataset(tmp_path / f"{name}_text_document")
+
+
+def files(prefix):
+    return [Path(f"{prefix}.{s}").read_bytes() for s in ("bin", "idx")]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Batches of a few documents and a commit after each, so that small inputs have many."""
+    monkeypatch.setattr(build, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(build, "COMMIT_SECONDS", -1.0)
+
+
+def test_tokens_are_the_documents_bytes_in_order_with_one_eod_each(tmp_path):
+    records = [{"text": "ab"}, {"text": ""}, {"text": "cde"}]
+    summary, data = run(tmp_path, records, append_eod=True)
+    assert [s.tolist() for s in data] == [[97, 98, 0], [99, 100, 101, 0]]
+    assert data.document_indices.tolist() == [0, 1, 1, 2]
+    assert summary["counts"] == {"documents": 3, "sequences": 2, "tokens": 7, "empty": 1, "text_bytes": 5, "rejected": 0}
+    assert (data.dtype, summary["tokenizer"]["eod"]) == (np.uint16, 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl", "p.manifest.json", "p_text_document.bin", "p_text_document.idx"]
+
+
+def test_a_list_of_texts_is_a_document_of_sequences_and_empty_ones_are_left_out(tmp_path):
+    records = [{"text": ["ab", "", "c"]}, {"text": "d"}, {"text": []}, {"text": ["", "e", ""]}]
+    _, data = run(tmp_path, records, append_eod=True)
+    assert [s.tolist() for s in data] == [[97, 98], [99, 0], [100, 0], [101, 0]]
+    assert data.document_indices.tolist() == [0, 2, 3, 3, 4]
+
+
+def test_the_bytes_are_those_that_megatrons_builder_writes(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    records = prose(200)
+    _, data = run(tmp_path, records, append_eod=True)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=data.dtype.type)
+    for record in records:
+        ids = list(record["text"].encode())
+        builder.add_document([*ids, 0] if ids else [], [len(ids) + 1] if ids else [])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    assert files(tmp_path / "p_text_document") == files(tmp_path / "theirs")
+
+
+def test_every_key_gives_its_own_pair(tmp_path):
+    records = [{"title": "a", "text": "bc"}, {"title": "", "text": "d"}]
+    run(tmp_path, records, json_keys=("title", "text"))
+    assert [s.tolist() for s in IndexedDataset(tmp_path / "p_title_document")] == [[97]]
+    assert [s.tolist() for s in IndexedDataset(tmp_path / "p_text_document")] == [[98, 99], [100]]
+
+
+def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_batches):
+    records = prose(300)
+    _, _ = run(tmp_path, records, "one", append_eod=True)
+    wanted = files(tmp_path / "one_text_document")
+    raw = (tmp_path / "one.jsonl").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(raw))
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet", row_group_size=20)
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "e.jsonl").write_bytes(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n\r\n"))
+    for name in ("one.jsonl", "a.jsonl.gz", "b.jsonl.zst", "c.parquet", "d.parquet", "e.jsonl"):
+        run(tmp_path, str(tmp_path / name), "again", append_eod=True, overwrite=True)
+        assert files(tmp_path / "again_text_document") == wanted, name
+    for name in ("one.jsonl", "b.jsonl.zst"):
+        run(tmp_path, str(tmp_path / name), "workers", append_eod=True, workers=3, overwrite=True)
+        assert files(tmp_path / "workers_text_document") == wanted, name
+
+
+def test_results_come_in_order_however_long_each_takes():
+    batches = iter([build.Batch((), bytes=n) for n in range(100)])
+    assert list(build._in_order(slow, batches, 3)) == list(range(100))
+
+
+def slow(batch):
+    time.sleep(0.002 * (batch.bytes % 3))
+    return batch.bytes
+
+
+def test_a_worker_that_dies_ends_the_run_with_one_line():
+    with pytest.raises(config.Failure, match=r"a worker process died.*run the same command again"):
+        list(build._in_order(die, iter([build.Batch(())] * 50), 2))
+
+
+def die(batch):
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+
+
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_batches, monkeypatch):
+    """Stopped before each of its batches, and between the renames at the end."""
+    bad = b'{"text": null}\n'
+    lines = (json.dumps(r).encode() + b"\n" for r in prose(60))
+    (tmp_path / "in.jsonl").write_bytes(b"".join(itertools.chain.from_iterable((line, bad) for line in lines)))
+    settings = {"input": (str(tmp_path / "in.jsonl"),), "workers": 1, "append_eod": True, "on_error": "skip", **BYTES}
+    whole = tokenize(TokenizeConfig(output_prefix=str(tmp_path / "whole"), **settings))
+    assert whole["counts"]["rejected"] == 60
+    config_ = TokenizeConfig(output_prefix=str(tmp_path / "p"), **settings)
+
+    class Killed(BaseException):
+        pass
+
+    def kill_at(target, name, number):
+        calls = itertools.count()
+        original = getattr(target, name)
+
+        def killing(*arguments):
+            if next(calls) == number:
+                raise Killed
+            return original(*arguments)
+
+        monkeypatch.setattr(target, name, killing)
+        return original
+
+    def stopped(target, name, number):
+        original = kill_at(target, name, number)
+        with pytest.raises(Killed):
+            tokenize(config_)
+        monkeypatch.setattr(target, name, original)
+
+    stopped(build._Work, "add", 0)
+    for _ in range(3):
+        stopped(build._Work, "add", 1)  # each run does one batch more
+    stopped(build.shutil, "copyfile", 0)
+    stopped(build.manifest, "record", 1)  # .bin and .idx are in place, the manifest is not
+    stopped(build.manifest, "record", 0)
+    sealed = tokenize(config_)
+    assert sealed["counts"] == whole["counts"]
+    assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
+    assert (tmp_path / "p_rejects.jsonl").read_bytes() == (tmp_path / "whole_rejects.jsonl").read_bytes()
+    assert not (tmp_path / ".p.partial").exists()
+    assert tokenize(config_)["finished"] == sealed["finished"], "a finished run is not run again"
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    path = write(tmp_path / "in.jsonl", prose(40000))
+    flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "2"]
+    script = (
+        "import sys; from mt.indexed import build; build.BATCH_BYTES = 200_000; build.COMMIT_SECONDS = 0.0; "
+        "from mt import cli; cli.main(['data', 'tokenize', *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", script, *flags, "--output-prefix"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    generator, kills = random.Random(1), 0
+    for _ in range(4):
+        process = subprocess.Popen([*command, str(tmp_path / "p")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".p.partial").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    ended = subprocess.run([*command, str(tmp_path / "p")], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
+
+
+def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
+    records = [{"text": "a"}, {"body": "b"}, {"text": ["c", 4]}, {"text": 5}]
+    with pytest.raises(config.UserError, match=r"p.jsonl, line 2: has no key 'text' \(it has 'body'\); mend it, or pass --on-error skip"):
+        run(tmp_path, records)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
+    summary, data = run(tmp_path, records, on_error="skip")
+    assert [s.tolist() for s in data] == [[97]]
+    assert summary["counts"]["rejected"] == 3
+    rejects = [json.loads(line) for line in (tmp_path / "p_rejects.jsonl").open()]
+    assert [(r["place"], r["reason"]) for r in rejects] == [
+        ("line 2", "has no key 'text' (it has 'body')"), ("line 3", "'text' holds a number among its texts"), ("line 4", "'text' is a number, not a text"),
+    ]
+
+
+def test_settings_that_cannot_work_are_named(tmp_path, shared):
+    with pytest.raises(config.UserError, match="json_keys names text twice"):
+        run(tmp_path, [{"text": "a"}], json_keys=("text", "text"))
+    with pytest.raises(config.UserError, match="holds no document that can be read \\(1 set aside\\)"):
+        run(tmp_path, [{"text": None}], on_error="skip")
+    vocabulary = {"vocab_file": str(tmp_path / "v.json"), "merge_file": str(tmp_path / "m.txt")}
+    (tmp_path / "v.json").write_text('{"a": 0}')
+    (tmp_path / "m.txt").write_text("")
+    with pytest.raises(config.UserError, match="append_eod: the tokenizer has no end-of-document token"):
+        run(tmp_path, [{"text": "a"}], append_eod=True, **vocabulary, tokenizer_type=None)
+
+
+def test_files_that_mt_did_not_write_are_not_overwritten(tmp_path):
+    (tmp_path / "p_text_document.bin").write_bytes(b"precious")
+    with pytest.raises(config.UserError, match=r"p_text_document.bin: is there already"):
+        run(tmp_path, [{"text": "a"}])
+    assert (tmp_path / "p_text_document.bin").read_bytes() == b"precious"
+    run(tmp_path, [{"text": "a"}], overwrite=True)
+
+
+def test_other_settings_need_another_place_or_leave_to_overwrite(tmp_path):
+    run(tmp_path, [{"text": "a"}])
+    with pytest.raises(config.UserError, match="holds another run of `mt data tokenize` \\(append_eod was False, is True\\)"):
+        run(tmp_path, str(tmp_path / "p.jsonl"), append_eod=True)
+    _, data = run(tmp_path, str(tmp_path / "p.jsonl"), append_eod=True, overwrite=True)
+    assert data[0].tolist() == [97, 0]
+
+
+def test_a_merge_is_the_tokenization_of_all_inputs_in_order(tmp_path):
+    parts = [prose(50, seed) for seed in range(3)]
+    for i, records in enumerate(parts):
+        run(tmp_path, records, f"part{i}", append_eod=True)
+    run(tmp_path, [r for records in parts for r in records], "all", append_eod=True)
+    merged = merge(MergeConfig(input=tuple(str(tmp_path / f"part{i}_text_document") for i in range(3)), output_prefix=str(tmp_path / "merged")))
+    assert files(tmp_path / "merged") == files(tmp_path / "all_text_document")
+    assert merged["counts"]["documents"] == 150
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in tmp_path.glob("part*_text_document.*"):
+        shutil.copy(path, folder)
+    merge(MergeConfig(input=(str(folder),), output_prefix=str(tmp_path / "folder_merged")))
+    assert files(tmp_path / "folder_merged") == files(tmp_path / "merged")
+    assert "every token below 512" in verify(VerifyConfig(prefix=str(tmp_path / "merged")))["text"]
+
+
+def test_a_merge_of_two_dtypes_is_refused(tmp_path):
+    run(tmp_path, [{"text": "1 2"}], "small")
+    run(tmp_path, [{"text": "1 70000"}], "large", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
+    with pytest.raises(config.UserError, match=r"large_text_document: its tokens are int32, those of .*small_text_document uint16"):
+        merge(MergeConfig(input=(str(tmp_path / "small_text_document"), str(tmp_path / "large_text_document")), output_prefix=str(tmp_path / "m")))
+
+
+def test_a_merge_of_two_tokenizers_is_refused(tmp_path):
+    run(tmp_path, [{"text": "1 2"}], "a")
+    run(tmp_path, [{"text": "1 2"}], "b", tokenizer_type="NullTokenizer", tokenizer_vocab_size=512)
+    with pytest.raises(config.UserError, match=r"b_text_document: was written with another tokenizer than .*a_text_document"):
+        merge(MergeConfig(input=(str(tmp_path / "a_text_document"), str(tmp_path / "b_text_document")), output_prefix=str(tmp_path / "m")))
+
+
+def test_verify_notices_every_changed_byte(tmp_path):
+    run(tmp_path, [{"text": "ab"}, {"text": ""}, {"text": "c"}])
+    prefix = tmp_path / "p_text_document"
+    assert verify(VerifyConfig(prefix=str(prefix)))["checked"] == ["sizes, lengths, pointers and documents", "digests of both files", "every token below 512"]
+    for suffix in ("bin", "idx"):
+        path = Path(f"{prefix}.{suffix}")
+        good = path.read_bytes()
+        for position in range(len(good)):
+            path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+            with pytest.raises(config.UserError):
+                verify(VerifyConfig(prefix=str(prefix)))
+        path.write_bytes(good)
+    verify(VerifyConfig(prefix=f"{prefix}.idx"))
+
+
+def test_verify_names_a_token_outside_the_vocabulary(tmp_path, shared):
+    prefix = str(shared / "data/megatron/ag_news_prompt_inputs_document")
+    assert verify(VerifyConfig(prefix=prefix))["checked"] == ["sizes, lengths, pointers and documents"]
+    with pytest.raises(config.UserError, match=r"token \d+ in sequence 0 is outside the vocabulary of 512"):
+        verify(VerifyConfig(prefix=prefix, **BYTES))
+    run(tmp_path, [{"text": "a"}])
+    with pytest.raises(config.UserError, match="was written with another tokenizer"):
+        verify(VerifyConfig(prefix=str(tmp_path / "p_text_document"), tokenizer_type="ByteLevelTokenizer", tokenizer_vocab_size=300))
+
+
+def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
+    run(tmp_path, [{"text": "abc"}, {"text": ""}, {"text": ["Hello", "world!"]}])
+    prefix = str(tmp_path / "p_text_document")
+    summary = inspect(InspectConfig(prefix=prefix))
+    assert summary["histogram"] == {"<= 4": 1, "<= 8": 2}
+    assert (summary["documents"], summary["empty_documents"], summary["tokens"], summary["median"]) == (3, 1, 14, 5)
+    assert inspect(InspectConfig(prefix=prefix, document=0))["text"] == "document 0: 1 sequences, 3 tokens\n97 98 99"
+    assert inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["decoded"] == ["Hello", "world!"]
+    assert inspect(InspectConfig(prefix=prefix, document=1))["sequences"] == []
+    with pytest.raises(config.UserError, match="has no document 3; it has 3, counted from 0"):
+        inspect(InspectConfig(prefix=prefix, document=3))

@@ -1,0 +1,271 @@
+"""The tokenizers, beside transformers, `tokenizers` and vocabularies worked by hand."""
+
+import functools
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mt import config
+from mt.tokenizer import (
+    PROBE,
+    TokenizerConfig,
+    TrainTokenizerConfig,
+    VocabularyTokenizer,
+    load,
+    load_directory,
+    train_tokenizer,
+)
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, doesn't it? 12345 times!",
+    "Ein Käfer läuft über die Straße; les élèves étaient déjà là.",
+    "def f(x):\n    return x ** 2  # squared\n\n\nprint(f(10))",
+    "日本語のテキストと 中文 and 🙂 emoji 👩‍👩‍👧‍👦",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("documents") / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, documents):
+    """The directory of a small byte-level BPE."""
+    folder = tmp_path_factory.mktemp("trained") / "tok"
+    train_tokenizer(TrainTokenizerConfig(input=(str(documents),), output=str(folder), vocab_size=400))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(shared):
+    return load(TokenizerConfig(vocab_file=str(shared / "data/gpt2/vocab.json"), merge_file=str(shared / "data/gpt2/merges.txt")))
+
+
+@pytest.fixture(scope="module")
+def bpe(trained):
+    return load_directory(trained)
+
+
+@functools.lru_cache
+def reference(tokenizer: VocabularyTokenizer):
+    """The same vocabulary, read by the other backend."""
+    twin = pickle.loads(pickle.dumps(tokenizer))
+    twin.backend = "tokenizers"
+    return twin
+
+
+SPICE = st.sampled_from([" " * 40, "\n\n \t", "'ll", "'S", "🇩🇪", "👩‍👩‍👧‍👦", "e\u0301", "\u00a0", "\u2028", "\x85", "１２３", "٣", "\ufdd0", "<|endoftext|>", "<|", "_", "\ufeff"])
+ANY_TEXT = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | SPICE | st.text("0123456789 ", max_size=20), max_size=8).map("".join)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=ANY_TEXT)
+def test_ids_do_not_depend_on_the_backend_and_decode_to_the_text(bpe, text):
+    assert bpe.backend == "gigatoken"
+    ids = bpe.encode(text)
+    assert ids == reference(bpe).encode(text)
+    assert bpe.decode(ids) == text
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=ANY_TEXT)
+def test_gpt2_ids_do_not_depend_on_the_backend(gpt2, text):
+    assert gpt2.backend == "gigatoken"
+    assert gpt2.encode(text) == reference(gpt2).encode(text)
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_gpt2_gives_the_ids_that_transformers_gives(shared, gpt2):
+    from transformers import GPT2Tokenizer
+
+    theirs = GPT2Tokenizer(vocab=str(shared / "data/gpt2/vocab.json"), merges=str(shared / "data/gpt2/merges.txt"))
+    lines = (shared / "data/corpus/speeches.jsonl").read_text().splitlines()[:20]
+    for text in [*TEXTS, PROBE, *(json.loads(line)["text"] for line in lines)]:
+        assert gpt2.encode(text) == theirs(text)["input_ids"]
+    assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
+
+
+def test_a_special_token_written_in_a_text_is_text(gpt2, bpe):
+    for tokenizer in (gpt2, bpe, reference(gpt2), reference(bpe)):
+        ids = tokenizer.encode("one<|endoftext|>two")
+        assert tokenizer.eod not in ids
+        assert tokenizer.decode(ids) == "one<|endoftext|>two"
+        assert tokenizer.decode([tokenizer.eod]) == "<|endoftext|>"
+        flat, lengths = tokenizer.encode_batch(["<|endoftext|>", "", "x"])
+        assert tokenizer.eod not in flat
+        assert lengths.tolist() == [len(tokenizer.encode("<|endoftext|>")), 0, 1]
+
+
+def test_a_unigram_vocabulary_does_not_take_its_special_pieces_from_a_text(tmp_path):
+    from tokenizers import models, pre_tokenizers
+
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁abc</s>")]
+    tree = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    tree.pre_tokenizer = pre_tokenizers.Metaspace()
+    tree.add_special_tokens(["</s>"])
+    tree.save(str(tmp_path / "tokenizer.json"))
+    assert 1 in tree.encode("a</s>b").ids, "the trap is there"
+    ours = load_directory(tmp_path)
+    assert ours.eod == 1
+    assert 1 not in ours.encode("a</s>b")
+    assert ours.encode("abc") == tree.encode("abc").ids
+
+
+def test_added_tokens_that_are_not_special_keep_their_ids(tmp_path, bpe):
+    tree = tokenizers.Tokenizer.from_str(bpe._json)
+    tree.add_special_tokens(["<|first|>"])
+    tree.add_tokens(["<tab>"])
+    tree.add_special_tokens(["<|last|>"])
+    tree.save(str(tmp_path / "tokenizer.json"))
+    ours = load(TokenizerConfig(tokenizer_model=str(tmp_path / "tokenizer.json")))
+    assert ours.encode("a<tab>b") == tree.encode("a<tab>b").ids
+    assert tree.token_to_id("<tab>") in ours.encode("a<tab>b")
+    assert tree.token_to_id("<|last|>") not in ours.encode("<|last|>")
+    assert ours.vocab_size == tree.get_vocab_size()
+
+
+def test_a_tokenizer_that_cuts_or_pads_cuts_and_pads_no_document(tmp_path, bpe):
+    tree = tokenizers.Tokenizer.from_str(bpe._json)
+    tree.enable_truncation(4)
+    tree.enable_padding(length=16)
+    tree.save(str(tmp_path / "tokenizer.json"))
+    assert load_directory(tmp_path).encode("the quick brown fox jumps") == bpe.encode("the quick brown fox jumps")
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_bert_gives_raw_pieces_as_transformers_does_without_special_tokens(shared, lower):
+    from transformers import BertTokenizer
+
+    path = str(shared / "data/bert/vocab.txt")
+    ours = load(TokenizerConfig(tokenizer_type="BertWordPieceLowerCase" if lower else "BertWordPieceCase", vocab_file=path))
+    theirs = BertTokenizer(vocab=path, do_lower_case=lower)
+    for text in ["Hello World! Unaffable naïve 中文字", *TEXTS]:
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.eod == theirs.sep_token_id
+    assert not {101, 102, 103} & set(ours.encode("a [SEP] b [MASK]"))
+
+
+def test_extra_ids_come_after_the_vocabulary(shared, gpt2):
+    path = shared / "data/gpt2"
+    more = load(TokenizerConfig(vocab_file=f"{path}/vocab.json", merge_file=f"{path}/merges.txt", vocab_extra_ids=3))
+    assert more.vocab_size == gpt2.vocab_size + 3
+    assert more.decode([50257, 50259]) == "<extra_id_0><extra_id_2>"
+    assert more.encode("x<extra_id_0>") == gpt2.encode("x<extra_id_0>")
+
+
+def test_the_trivial_tokenizers_follow_megatron():
+    from megatron.core.tokenizers.text.libraries.bytelevel_tokenizer import ByteLevelTokenizer
+    from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
+
+    null, their_null = load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=100)), NullTokenizer(99)
+    assert null.encode("1 2 3") == their_null.text_to_ids("1 2 3")
+    assert (null.eod, null.vocab_size) == (their_null.eod, their_null.vocab_size)
+    level, theirs = load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")), ByteLevelTokenizer()
+    assert level.encode("naïve 🙂") == theirs.text_to_ids("naïve 🙂")
+    assert (level.eod, level.vocab_size) == (theirs.eod, theirs.vocab_size)
+    assert level.decode([*level.encode("naïve 🙂"), level.eod, 300]) == "naïve 🙂"
+    assert null.decode([1, 2]) == "1 2"
+
+
+def test_a_batch_is_its_texts_one_by_one(bpe):
+    for tokenizer in (bpe, reference(bpe), load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))):
+        texts = ["", *TEXTS, "", PROBE]
+        flat, lengths = tokenizer.encode_batch(texts)
+        assert (flat.dtype, lengths.dtype) == (np.int32, np.int32)
+        assert [p.tolist() for p in np.split(flat, np.cumsum(lengths)[:-1])] == [tokenizer.encode(t) for t in texts]
+        assert [len(a) for a in tokenizer.encode_batch([])] == [0, 0]
+
+
+def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, shared, gpt2, bpe):
+    bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=str(shared / "data/bert/vocab.txt")))
+    trivial = [load(TokenizerConfig(tokenizer_type=t, tokenizer_vocab_size=300)) for t in ("NullTokenizer", "ByteLevelTokenizer")]
+    for number, tokenizer in enumerate([gpt2, bpe, bert, *trivial]):
+        tokenizer.save(tmp_path / str(number))
+        again = load_directory(tmp_path / str(number))
+        assert (again.fingerprint, again.eod, again.vocab_size) == (tokenizer.fingerprint, tokenizer.eod, tokenizer.vocab_size)
+        assert again.encode("1 2 3") == tokenizer.encode("1 2 3")
+    assert len({t.fingerprint for t in (gpt2, bpe, bert, *trivial)}) == 5
+
+
+def test_transformers_reads_what_is_saved(tmp_path, bpe):
+    from transformers import AutoTokenizer
+
+    bpe.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(TEXTS[1])["input_ids"] == bpe.encode(TEXTS[1])
+    assert theirs.eos_token_id == bpe.eod
+
+
+def test_training_gives_the_same_bytes_again_and_both_forms_give_the_same_ids(tmp_path, documents, trained):
+    train_tokenizer(TrainTokenizerConfig(input=(str(documents),), output=str(tmp_path / "again"), vocab_size=400))
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+    a = load(TokenizerConfig(tokenizer_model=str(trained)))
+    b = load(TokenizerConfig(vocab_file=str(trained / "vocab.json"), merge_file=str(trained / "merges.txt")))
+    assert a.encode(PROBE) == b.encode(PROBE)
+    assert (a.eod, a.vocab_size) == (b.eod, b.vocab_size) == (0, 400)
+    assert len(a.encode(TEXTS[0])) < len(TEXTS[0]) / 2, "it has learnt the text"
+
+
+def test_a_sample_of_the_input_is_spread_over_it(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": f"number {i} " * 20}) + "\n" for i in range(2000)))
+    made = train_tokenizer(TrainTokenizerConfig(input=(str(path),), output=str(tmp_path / "tok"), vocab_size=300, sample_bytes=path.stat().st_size // 4))
+    assert 400 < made["counts"]["documents"] < 600
+
+
+def test_merges_of_another_vocabulary_are_named(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\na a\nab b\n")
+    with pytest.raises(config.UserError, match=r"merges.txt, line 3: the merge .*makes 'aa', which .*vocab.json does not have"):
+        load(TokenizerConfig(vocab_file=str(tmp_path / "vocab.json"), merge_file=str(tmp_path / "merges.txt")))
+    tree = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b", "b a"]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(config.UserError, match=r"tokenizer.json: model.merges: the merge 'b a' makes 'ba'"):
+        load(TokenizerConfig(tokenizer_model=str(tmp_path / "tokenizer.json")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no tokenizer is given"),
+        ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "v"}, "needs --merge-file"),
+        ({"tokenizer_type": "HuggingFaceTokenizer"}, "needs --tokenizer-model"),
+        ({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "nowhere/tokenizer.json"}, "nowhere/tokenizer.json: no such file"),
+        ({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "x", "vocab_file": "v"}, "does not read vocab_file = v"),
+        ({"tokenizer_type": "NullTokenizer"}, "needs --tokenizer-vocab-size"),
+        ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_vocab_size": 200}, "200 is too small"),
+        ({"tokenizer_type": "ByteLevelTokenizer", "vocab_extra_ids": 2}, "does not read vocab_extra_ids"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(config.UserError, match=message):
+        load(TokenizerConfig(**settings))
+
+
+def test_files_that_are_not_tokenizers_are_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"type": "Nonsense"}}')
+    with pytest.raises(config.UserError, match="cannot be built"):
+        load(TokenizerConfig(tokenizer_model=str(path)))
+    path.write_text('{"a": 1')
+    with pytest.raises(config.UserError, match="line 1: not valid JSON"):
+        load(TokenizerConfig(tokenizer_model=str(path)))
+    path.write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(config.UserError, match="byte 7 is not UTF-8"):
+        load(TokenizerConfig(tokenizer_model=str(path)))
+    (tmp_path / "vocab.txt").write_text("hello\nworld\n")
+    with pytest.raises(config.UserError, match=r"vocab.txt: has no \[PAD\] \[UNK\]"):
+        load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=str(tmp_path / "vocab.txt")))
+    with pytest.raises(config.UserError, match="reads numbers only"):
+        load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=9)).encode("1 x")
+    with pytest.raises(config.UserError, match=r"id 9 is outside \[0, 9\)"):
+        load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=9)).encode("1 9")
