@@ -40,7 +40,7 @@ class ExtractConfig:
     source: Literal["python"] = option("python", "python: the prose in the standard library and in installed packages")
     packages: tuple[str, ...] = option(("numpy", "torch"), "installed distributions whose docstrings to take beside the standard library's")
     min_chars: int = option(40, "docstrings shorter than this are left out")
-    max_chars: int = option(20_000, "a module with more than this is cut into several documents at its headings")
+    max_chars: int = option(5_000, "a module with more than this is cut into several documents at its headings")
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
     workers: int = option(default_workers(), "processes", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
@@ -99,7 +99,7 @@ def _write_shard(item: tuple[int, list[tuple[str, str]]], *, config: ExtractConf
     n = writer.documents
     return {
         "outputs": [writer.record], "rows_in": n, "rows_kept": n, "documents": n,
-        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": {}, "rejects": [],
+        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": {}, "tallies": {}, "rejects": [],
     }
 
 

@@ -38,7 +38,7 @@ class DocumentStage:
     text_key: str = option("text", "the record's key that holds the text")
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
     shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, in bytes")
-    on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl")
+    on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
     workers: int = option(default_workers(), "processes", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
@@ -70,7 +70,13 @@ def begin(verb: str, config: DocumentStage, *, facts: dict | None = None, more_i
     for path in inputs:
         if output == Path(path).resolve().parent:
             raise UserError(f"output = {config.output} is where the input {path} lies; choose another directory")
-    return manifest.begin(verb, config, [*inputs, *more_inputs], facts=facts), shards
+    for item in config.input:
+        if Path(item).is_dir() and output.is_relative_to(Path(item).resolve()):
+            raise UserError(f"output = {config.output} lies inside the input {item}, which would then hold it; choose another directory")
+    run = manifest.begin(verb, config, [*inputs, *more_inputs], facts=facts)
+    if run.finished:
+        discard_parts(run)
+    return run, shards
 
 
 def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard], make: Callable[[int], Change], **facts) -> dict:
@@ -79,7 +85,7 @@ def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard],
     make: picklable; called in the worker with the shard's index, returns the function that is applied to each of
     its documents in order.
     """
-    work = functools.partial(_run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
+    work = functools.partial(run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
     results = map_shards(
         work, list(enumerate(shards)), done=run.output / "parts", workers=config.workers,
         label=run.verb, sizes=[s.bytes for s in shards],
@@ -87,7 +93,8 @@ def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard],
     return finish(run, results, **facts)
 
 
-def _run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, make) -> dict:
+def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, make) -> dict:
+    """Writes one shard's survivors and removed/ lines; returns its counts, for `finish`."""
     index, shard = item
     root = Path(output)
     change = make(index)
@@ -120,11 +127,14 @@ def _run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, m
     }
 
 
-def finish(run: manifest.Run, results: list[dict], **facts) -> dict:
-    """Adds the shards' counts up, checks that no row is lost, and seals the stage."""
+def finish(run: manifest.Run, results: list[dict], *, more_outputs=(), **facts) -> dict:
+    """Adds the shards' counts up, checks that no row is lost, and seals the stage.
+
+    more_outputs: records of files beside the documents, as manifest.record makes them.
+    """
     removed = sum((collections.Counter(r["removed"]) for r in results), collections.Counter())
     rejects = [reject for r in results for reject in r["rejects"]]
-    outputs = [o for r in results for o in r["outputs"]]
+    outputs = [o for r in results for o in r["outputs"]] + [{**o, "documents": False} for o in more_outputs]
     total = {name: sum(r[name] for r in results) for name in ("rows_in", "rows_kept", "documents", "text_bytes_in", "text_bytes")}
     if total["rows_in"] != total["rows_kept"] + sum(removed.values()):
         raise Failure(f"{run.output}: {total['rows_in']} rows in, but {total['rows_kept']} kept and {sum(removed.values())} removed: please report this")
@@ -132,8 +142,8 @@ def finish(run: manifest.Run, results: list[dict], **facts) -> dict:
         outputs.append(write_rejects(run.output, rejects))
     if not total["documents"]:
         why = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5)) or f"{len(rejects)} could not be read"
+        run.abandon()
         raise UserError(f"{run.output}: no document is left ({total['rows_in'] + len(rejects):,} in: {why}); loosen the settings or check the input")
-    shutil.rmtree(run.output / "parts", ignore_errors=True)
     counts = {
         "rows_in": total["rows_in"] + len(rejects),
         "rows_kept": total["rows_kept"],
@@ -145,7 +155,18 @@ def finish(run: manifest.Run, results: list[dict], **facts) -> dict:
     }
     for name in {name: None for r in results for name in r["tallies"]}:
         facts[name] = dict(sum((collections.Counter(r["tallies"].get(name, {})) for r in results), collections.Counter()))
-    return run.finish(outputs, counts, **facts)
+    sealed = run.finish(outputs, counts, **facts)
+    discard_parts(run)
+    return sealed
+
+
+def discard_parts(run: manifest.Run) -> None:
+    """Removes what only an unfinished run needs, once the output is sealed.
+
+    Not before: a kill amid the removal would leave results of shards that name files already gone. A kill after the
+    seal leaves files that nothing reads, and the next run of the same command removes them.
+    """
+    shutil.rmtree(run.output / "parts", ignore_errors=True)
 
 
 def write_rejects(folder: Path, rejects: list[dict]) -> dict:

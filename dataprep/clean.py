@@ -1,0 +1,55 @@
+"""repair and filter: documents in, mended documents out, each removed one with its reason.
+
+What is done is the list `rules` (rules.py), from top to bottom; presets are such lists. The output directory is that
+of every document stage (stage.py); the manifest's `edited` says how many texts each edit changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from ..config import check, option
+from ..documents import Document
+from . import stage
+from .rules import Drop, compile_rules
+from .stage import DocumentStage, Removed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanConfig(DocumentStage):
+    """What to do to each text."""
+
+    PRESETS = True
+
+    rules: tuple[str, ...] = option(
+        ("fix_text", "whitespace", "length min_chars=1"),
+        "edits and rules in order, each a name and its parameters: 'length min_chars=512'",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check((bool(self.rules), "rules is empty: nothing would be done; name at least one"))
+        compile_rules(self.rules)
+
+
+def clean(config: CleanConfig) -> dict:
+    """Mends and filters documents; returns the stage's manifest."""
+    run, shards = stage.begin("data clean", config)
+    if run.finished:
+        return run.manifest
+    return stage.map_documents(run, config, shards, functools.partial(_cleaner, config.rules))
+
+
+def _cleaner(rules: tuple[str, ...], shard_index: int):
+    apply = compile_rules(rules)
+
+    def change(document: Document) -> Document | Removed:
+        text = apply(document.text)
+        if isinstance(text, Drop):
+            return Removed(str(text))
+        document.text = text
+        return document
+
+    change.tallies = {"edited": apply.edited}
+    return change

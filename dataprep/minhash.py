@@ -1,0 +1,146 @@
+"""texts -> word n-grams as 64-bit hashes -> MinHash signatures -> band keys, in numpy, a batch of texts at a time.
+
+A *word* is a run of letters, digits and underscores (`\\w+`), lower-cased; a *shingle* is n words in a row (all words,
+where a text has fewer). Texts that are ASCII are cut into words by bytes; the others pass through the regular
+expression first, which gives the same words. All arithmetic is on unsigned integers that wrap around.
+
+MinHash and banding: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", chapter 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+WORD = re.compile(r"\w+")
+SEPARATOR = b" "
+# Lower-cased word bytes stay, everything else becomes zero; bytes beyond ASCII stand in words only (see `batch_words`).
+WORD_BYTES = bytes(
+    ord(chr(b).lower()) if b < 0x80 and (chr(b).isalnum() or chr(b) == "_") else b if b >= 0x80 else 0 for b in range(256)
+)
+MIX_A, MIX_B, FOLD = (np.uint64(c) for c in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15))
+LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], np.uint64)  # a mask of the first n bytes
+PERMUTATION_SEED = 1
+
+
+def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of all words, uint64 (W,); where each text's words begin, int64 (len(texts) + 1,))."""
+    pieces = [t.encode() if t.isascii() else " ".join(WORD.findall(t)).lower().encode() for t in texts]
+    data = SEPARATOR + SEPARATOR.join(pieces) + SEPARATOR * 9  # eight bytes can be read at any word
+    data = data.translate(WORD_BYTES)
+    is_word = np.frombuffer(data, np.uint8) != 0
+    edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
+    starts, lengths = edges[0::2], edges[1::2] - edges[0::2]
+    offsets = np.cumsum([1, *(len(p) + 1 for p in pieces)])
+    return _hash_spans(data, starts, lengths), np.searchsorted(starts, offsets)
+
+
+def _hash_spans(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of data[start : start + length] for every span, eight bytes at a time.
+
+    Reading eight bytes at each word instead of each byte once is what makes this quick: the mean word is shorter.
+    """
+    words = np.ndarray((len(data) - 7,), np.dtype("<u8"), data, 0, (1,))  # eight bytes at every byte
+    hashes = _mix(words[starts] & LOW_BYTES[np.minimum(lengths, 8)])
+    longer, done = np.flatnonzero(lengths > 8), 8
+    while len(longer):
+        block = words[starts[longer] + done] & LOW_BYTES[np.minimum(lengths[longer] - done, 8)]
+        hashes[longer] = _mix(hashes[longer] * FOLD + block)
+        done += 8
+        longer = longer[lengths[longer] > done]
+    return hashes
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64, a bijection in which every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * MIX_A
+    x = (x ^ (x >> np.uint64(27))) * MIX_B
+    return x ^ (x >> np.uint64(31))
+
+
+def ngram_hashes(words: np.ndarray, n: int) -> np.ndarray:
+    """A hash of every n words in a row, whatever texts they belong to; uint64 (max(W - n + 1, 0),)."""
+    count = max(len(words) - n + 1, 0)
+    folded = words[:count].copy()
+    for k in range(1, n):
+        folded *= FOLD
+        folded += words[k : k + count]
+    return _mix(folded)
+
+
+def shingle(words: np.ndarray, first: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of the shingles of every text, in order; where each text's begin); words, first as of batch_words."""
+    grams = np.zeros(len(words), np.uint64)
+    inside = ngram_hashes(words, n)
+    grams[: len(inside)] = inside
+    counts = np.diff(first)
+    text_end = np.repeat(first[1:], counts)
+    whole = np.arange(len(words)) + n <= text_end
+    for text in np.flatnonzero((counts > 0) & (counts < n)):
+        start, end = first[text], first[text + 1]
+        grams[start] = ngram_hashes(words[start:end], end - start)[0]
+        whole[start] = True
+    shingles_before = np.concatenate(([0], np.cumsum(whole)))
+    return grams[whole], shingles_before[first]
+
+
+def signatures(shingles: np.ndarray, first: np.ndarray, num_perm: int) -> np.ndarray:
+    """MinHash signatures, uint32 (number of texts, num_perm); every text must have a shingle.
+
+    The permutations of 32-bit hashes are x -> a x + b with odd a, one multiplication and one addition each.
+    """
+    random = np.random.Generator(np.random.PCG64(PERMUTATION_SEED))
+    factors = random.integers(0, 1 << 32, num_perm, np.uint32) | np.uint32(1)
+    offsets = random.integers(0, 1 << 32, num_perm, np.uint32)
+    values = (shingles >> np.uint64(32)).astype(np.uint32)
+    result = np.empty((num_perm, len(first) - 1), np.uint32)
+    permuted = np.empty_like(values)
+    for k in range(num_perm if len(values) else 0):
+        np.multiply(values, factors[k], out=permuted)
+        permuted += offsets[k]
+        np.minimum.reduceat(permuted, first[:-1], out=result[k])
+    return result.T
+
+
+def band_keys(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """A 64-bit key for every band of `rows` signature values, uint64 (bands, number of texts)."""
+    keys = np.empty((bands, len(signature)), np.uint64)
+    for band in range(bands):
+        columns = signature[:, band * rows : (band + 1) * rows].astype(np.uint64)
+        key = columns[:, 0].copy()
+        for k in range(1, rows):
+            key = _mix(key) * FOLD + columns[:, k]
+        keys[band] = _mix(key)
+    return keys
+
+
+def choose_bands(threshold: float, num_perm: int, missed_weight: float) -> tuple[int, int]:
+    """(bands, rows) that minimise the weighted sum of false and of missed candidates, bands * rows <= num_perm.
+
+    The two areas under and over the curve 1 - (1 - s^rows)^bands on either side of the threshold, as
+    datasketch.MinHashLSH weighs them: missed_weight is its false_negative_weight, the rest its false_positive_weight.
+    """
+    best, least = (1, 1), float("inf")
+    step = 0.001
+    below = np.arange(0, threshold, step) + step / 2
+    above = np.arange(threshold, 1, step) + step / 2
+    for bands in range(1, num_perm + 1):
+        for rows in range(1, num_perm // bands + 1):
+            false = (1 - (1 - below**rows) ** bands).sum() * step
+            missed = ((1 - above**rows) ** bands).sum() * step
+            error = false * (1 - missed_weight) + missed * missed_weight
+            if error < least:
+                best, least = (bands, rows), error
+    return best
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of common shingles; a, b: sorted hashes without repetition."""
+    both = np.concatenate((a, b))
+    both.sort()
+    common = int(np.count_nonzero(both[1:] == both[:-1]))
+    union = len(both) - common
+    return common / union if union else 1.0

@@ -1,0 +1,95 @@
+"""ftfy's result at the speed of not calling it: a gate that lets texts through that provably need nothing.
+
+`repair(text)` equals `ftfy.fix_text(text)` for every text; most never reach ftfy, which reads 4 MB/s. ftfy works on
+segments, lines of at most a million characters. It leaves a segment alone when all of these hold, read off ftfy 6.3's
+list of fixes, and `needs_repair` asks for them in the order of their cost:
+
+    no HTML entity that it may unescape              (it may while no `<` has been seen up to the segment's end)
+    no character that one of its character maps names (quotes, ligatures, widths, line breaks, controls, surrogates)
+    no mojibake: ftfy.badness.is_bad is false         (which takes two neighbours beyond ASCII, or one of a few letters)
+    the segment is NFC
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+SEGMENT_CHARS = 1_000_000  # TextFixerConfig.max_decode_length
+ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
+ASCII_CONTROLS = bytes([*range(0x09), 0x0B, *range(0x0D, 0x20), 0x7F])  # those that ftfy removes or makes a newline
+
+
+def repair(text: str) -> str:
+    """ftfy.fix_text(text)."""
+    if text.isascii() and not needs_repair(text):
+        return text
+    out, place, angle = [], 0, text.find("<")
+    while place < len(text):
+        end = text.find("\n", place) + 1 or len(text)
+        end = min(end, place + SEGMENT_CHARS)
+        unescape = not 0 <= angle < end
+        out.append(_segment(text[place:end], unescape))
+        place = end
+    return "".join(out)
+
+
+def _segment(segment: str, unescape: bool) -> str:
+    if not needs_repair(segment, unescape):
+        return segment
+    # Curly quotes alone are the commonest fault by far: when nothing else is wrong before or after straightening
+    # them, that is all ftfy's loop would do.
+    straight = _gate().quote.sub(lambda found: _gate().quotes[found[0]], segment)
+    if straight != segment and not _damaged(segment, unescape, _gate().unsafe_but_quotes) and not needs_repair(straight, unescape):
+        return straight
+    import ftfy
+
+    return ftfy.fix_and_explain(segment, ftfy.TextFixerConfig(explain=False, unescape_html=unescape)).text
+
+
+def needs_repair(segment: str, unescape: bool = True) -> bool:
+    """False only where ftfy would give the segment back unchanged. unescape: whether HTML entities count."""
+    if segment.isascii():
+        raw = segment.encode()  # deleting bytes and comparing lengths is ten times quicker than any search for a class
+        if len(raw.translate(None, ASCII_CONTROLS)) < len(raw):
+            return True
+        return unescape and "&" in segment and ENTITY.search(segment) is not None
+    return _damaged(segment, unescape, _gate().unsafe)
+
+
+def _damaged(segment: str, unescape: bool, unsafe: re.Pattern) -> bool:
+    gate = _gate()
+    if unescape and "&" in segment and ENTITY.search(segment):
+        return True
+    if unsafe.search(segment) or not unicodedata.is_normalized("NFC", segment):
+        return True
+    return gate.risky.search(segment) is not None and gate.is_bad(segment)
+
+
+class _Gate:
+    """Character classes made from ftfy's own tables, so that they cannot drift apart from the installed ftfy."""
+
+    def __init__(self):
+        from ftfy import badness, chardata
+
+        quotes = [chr(c) for c in range(0x80, 0x3000) if chardata.SINGLE_QUOTE_RE.match(chr(c)) or chardata.DOUBLE_QUOTE_RE.match(chr(c))]
+        self.quotes = {c: "'" if chardata.SINGLE_QUOTE_RE.match(c) else '"' for c in quotes}
+        self.quote = re.compile(f"[{''.join(quotes)}]")
+        mapped = {*map(chr, chardata.LIGATURES), *map(chr, chardata.WIDTH_MAP), *map(chr, chardata.CONTROL_CHARS)}
+        # Line and paragraph separators, C1 controls (NEXT LINE is one), carriage return, surrogates.
+        named = "".join(map(re.escape, sorted(mapped))) + "\r\u2028\u2029\x80-\x9f\ud800-\udfff"
+        self.unsafe_but_quotes = re.compile(f"[{named}]")
+        self.unsafe = re.compile(f"[{named}{''.join(map(re.escape, quotes))}]")
+        # Characters that take part in mojibake: every one beyond ASCII that ftfy's expression names, classes and all.
+        clues = {c for c in badness.BADNESS_RE.pattern if ord(c) >= 0x80}
+        clues |= set(map(chr, range(0x80, 0x100))) | set(map(chr, range(0x2550, 0x256D)))  # written as ranges there
+        clue = "".join(map(re.escape, sorted(clues)))
+        # Every alternative of the expression takes two adjacent clues, or one of these letters beside ASCII.
+        self.risky = re.compile(f"[{clue}][{clue}]|[ÂÃŒœ]")
+        self.is_bad = badness.is_bad
+
+
+@functools.cache
+def _gate() -> _Gate:
+    return _Gate()

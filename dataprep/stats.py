@@ -1,0 +1,115 @@
+"""count documents, text bytes, words and tokens of several inputs, each file or directory on its own.
+
+Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]}, a row an input in the
+order given, and the manifest, which holds the same rows. Tokens are null where no tokenizer is named; the token that
+ends a document is not counted. Text is counted in bytes of UTF-8; words are what whitespace separates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+from .. import documents, manifest
+from ..config import check, option
+from ..documents import Shard
+from ..executor import default_workers, map_shards
+from ..tokenizer import TokenizerConfig, load
+from .stage import discard_parts, write_rejects
+
+BATCH_CHARS = 4_000_000  # texts tokenized in one call
+COUNTED = ("documents", "text_bytes", "words", "tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatsConfig:
+    """What to count."""
+
+    input: tuple[str, ...] = option(help="files or directories of documents, each counted on its own", role="input")
+    output: str = option(help="directory for stats.json", role="output")
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    text_key: str = option("text", "the record's key that holds the text")
+    on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
+    workers: int = option(default_workers(), "processes", role="runtime")
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+    def __post_init__(self):
+        check(
+            (bool(self.input), "input is empty: name files or directories"),
+            (len(set(self.input)) == len(self.input), "input names the same place twice; name each once"),
+            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+        )
+
+
+def stats(config: StatsConfig) -> dict:
+    """Counts every input; returns the manifest, whose `rows` are the counts and whose `text` is their table."""
+    plans = [documents.plan([name], key=config.text_key, on_error=config.on_error) for name in config.input]
+    shards = [s for plan in plans for s in plan]
+    tokenizer = config.tokenizer if config.tokenizer.kind else None
+    facts = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
+    # The names of the inputs are part of the result, so another name is another run.
+    run = manifest.begin("data stats", config, dict.fromkeys(s.path for s in shards), facts={**facts, "names": config.input})
+    if run.finished:
+        discard_parts(run)
+        return run.manifest
+    work = functools.partial(_count, tokenizer=tokenizer)
+    results = map_shards(work, shards, done=run.output / "parts", workers=config.workers, label=run.verb, sizes=[s.bytes for s in shards])
+    rows, start = [], 0
+    for name, plan in zip(config.input, plans):
+        of_input = results[start : start + len(plan)]
+        start += len(plan)
+        rows.append({"name": name, **{k: None if k == "tokens" and not tokenizer else sum(r[k] for r in of_input) for k in COUNTED}})
+    rejects = [reject for r in results for reject in r["rejects"]]
+    path = run.output / "stats.json"
+    manifest.write_json(path, {"rows": rows})
+    outputs = [{**manifest.record(path, run.output), "documents": False}]
+    if rejects:
+        outputs.append(write_rejects(run.output, rejects))
+    counts = {"rejected": len(rejects), "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
+    sealed = run.finish(outputs, counts, rows=rows, text=table(rows))
+    discard_parts(run)
+    return sealed
+
+
+def table(rows: list[dict]) -> str:
+    """The rows for people, columns aligned."""
+    cells = [["input", "documents", "text MB", "words", "tokens", "bytes/token"]]
+    for row in rows:
+        ratio = f"{row['text_bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
+        tokens = "-" if row["tokens"] is None else f"{row['tokens']:,}"
+        cells.append([row["name"], f"{row['documents']:,}", f"{row['text_bytes'] / 1e6:,.2f}", f"{row['words']:,}", tokens, ratio])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells)
+
+
+def _count(shard: Shard, *, tokenizer: TokenizerConfig | None) -> dict:
+    """The counts of one shard, and its records that could not be read."""
+    counts = dict.fromkeys(COUNTED, 0)
+    rejects: list[documents.Reject] = []
+    encode = _tokenizer(tokenizer).encode_batch if tokenizer else None
+    batch: list[str] = []
+    size = 0
+
+    def flush() -> None:
+        if encode and batch:
+            counts["tokens"] += len(encode(batch)[0])
+        batch.clear()
+
+    for document in documents.read(shard, rejects.append):
+        counts["documents"] += 1
+        counts["text_bytes"] += len(document.text.encode())
+        counts["words"] += len(document.text.split())
+        batch.append(document.text)
+        size += len(document.text)
+        if size >= BATCH_CHARS:
+            flush()
+            size = 0
+    flush()
+    return {**counts, "rejects": [r.as_json() for r in rejects]}
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(config: TokenizerConfig):
+    """The tokenizer, loaded once in each worker."""
+    return load(config)

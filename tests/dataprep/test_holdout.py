@@ -1,0 +1,118 @@
+"""Documents set aside: the same ones always, and the formats that evaluation reads."""
+
+import json
+import re
+
+import pytest
+
+from mt.config import UserError
+from mt.dataprep import stage
+from mt.dataprep.holdout import FUNCTION_WORDS, HoldoutConfig, holdout, passages_of, wikitext
+from mt.documents import Document, expand
+
+STORY = (
+    "The old lighthouse keeper lived alone above the harbour and rarely spoke to anybody in the town. "
+    "Every evening he climbed the narrow stairs with a lamp in his hand and a book under his arm. "
+    "One winter a storm broke the great window and the lamp went out before the ships had come home. "
+    "Without a word he carried wood to the shore and kept a fire burning until he saw the ships."
+)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows(count=400):
+    return [{"id": f"doc/{i}", "title": f"Story {i}", "text": f"Story number {i}. {STORY}"} for i in range(count)]
+
+
+def test_every_document_is_either_kept_or_held_out(tmp_path):
+    manifest = holdout(HoldoutConfig(input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), fraction=0.1, workers=1))
+    kept, aside = lines(tmp_path / "out/00000.jsonl"), lines(tmp_path / "out/heldout.jsonl")
+    assert sorted(r["id"] for r in kept + aside) == sorted(r["id"] for r in rows())
+    assert 20 < len(aside) == manifest["counts"]["removed"]["held_out"] < 60
+    assert all(r in rows() for r in aside)
+    assert [p.name for p in expand([str(tmp_path / "out")])] == ["00000.jsonl"]  # what a later stage reads
+
+
+def test_the_choice_depends_on_id_and_seed_alone(tmp_path):
+    few = {r["id"] for r in rows(200)}
+    chosen = {}
+    for name, records, more in (("all", rows(), {}), ("few", rows(200)[::-1], {}), ("workers", rows(), {"workers": 2, "shard_bytes": 1 << 16}), ("seed", rows(), {"seed": 5})):
+        settings = {"workers": 1, **more}
+        holdout(HoldoutConfig(input=(write(tmp_path / f"{name}.jsonl", records),), output=str(tmp_path / name), fraction=0.1, **settings))
+        chosen[name] = {r["id"] for r in lines(tmp_path / name / "heldout.jsonl")}
+    assert chosen["few"] == chosen["all"] & few
+    assert chosen["workers"] == chosen["all"] != chosen["seed"]
+    for name in ("heldout.jsonl", "wikitext.txt", "lambada.jsonl"):
+        assert (tmp_path / "workers" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
+def test_wikitext_has_headings_and_a_paragraph_a_line():
+    document = Document("7", "First line\nof a paragraph.\n\n\n  Second   one.\n", {"title": "The\nTitle"})
+    assert wikitext(document) == " \n = The Title = \n \n First line of a paragraph. \n Second one. \n"
+    assert wikitext(Document("7", "Text.")).startswith(" \n = 7 = \n")
+
+
+def test_a_passage_ends_in_a_content_word_that_stands_in_it_before():
+    (passage,) = passages_of(STORY)
+    assert passage == STORY[:-1]
+    assert passage.split(" ")[-1] == "ships"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "and nobody knew the reason.",  # stands there once
+        "and the keeper had seen them before.",  # a function word
+        "and read in the book_2.",  # not a word of letters
+    ],
+)
+def test_other_endings_give_no_passage(ending):
+    assert list(passages_of(STORY.replace("until he saw the ships.", ending))) == []
+
+
+def test_context_does_not_reach_over_what_is_no_prose():
+    assert list(passages_of(STORY.replace(" Without", "\n\n>>> f(x) == [1, 2, 3]\n\nWithout"))) == []
+
+
+def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, shared):
+    source = str(shared / "data/corpus/speeches.jsonl")
+    holdout(HoldoutConfig(input=(source,), output=str(tmp_path / "out"), fraction=0.2, lambada=50, workers=1))
+    passages = [r["text"] for r in lines(tmp_path / "out/lambada.jsonl")]
+    assert len(passages) == 50
+    held = " ".join(" ".join(r["text"].split()) for r in lines(tmp_path / "out/heldout.jsonl"))
+    for passage in passages:
+        *context, target = passage.split()
+        assert target.isalpha()
+        assert target.lower() not in FUNCTION_WORDS
+        assert target.lower() in re.findall("[a-z]+", " ".join(context).lower())
+        assert passage.split(". ")[0] in held
+
+
+def test_a_kill_while_it_clears_up_leaves_a_finished_output(tmp_path, monkeypatch):
+    config = HoldoutConfig(input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), workers=1)
+    monkeypatch.setattr(stage, "discard_parts", lambda run: (run.output / "parts/heldout/00000.jsonl").unlink())
+    manifest = holdout(config)
+    monkeypatch.undo()
+    assert (tmp_path / "out/parts").exists()
+    assert holdout(config) == manifest
+    assert not (tmp_path / "out/parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "message"),
+    [
+        ([{"text": "short"}] * 3, {}, r"of 3 documents none was set aside \(fraction = 0.02, min_chars = 300\)"),
+        (rows(3), {"fraction": 0.999999}, r"no document is left \(3 in: 3 held_out\)"),
+        (rows(3), {"fraction": 1.5}, "fraction = 1.5 must lie between 0 and 1"),
+    ],
+)
+def test_nothing_set_aside_or_nothing_left_is_refused(tmp_path, records, settings, message):
+    with pytest.raises(UserError, match=message):
+        holdout(HoldoutConfig(input=(write(tmp_path / "in.jsonl", records),), output=str(tmp_path / "out"), workers=1, **settings))
