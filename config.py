@@ -1,8 +1,8 @@
 """dataclass <-> YAML <-> flags; unknown names refused with the nearest known one.
 
 A configuration is a frozen dataclass whose fields are made by `option`, beside the code that reads it. That one
-declaration is the YAML key (`model.num_layers`), the flag (`--num-layers`) and the help text. Dataclasses nest;
-leaf names are unique within a tree, so that flags need no prefix. Precedence: defaults < preset < `--config` files
+declaration is the YAML key (`model.num_layers`, or `num_layers` for short), the flag (`--num-layers`) and the help text.
+Dataclasses nest; leaf names are unique within a tree, so that neither needs the prefix. Precedence: defaults < preset < `--config` files
 < flags. Everything wrong with a configuration is said at once, before anything is built.
 
 This is the lowest floor of the house: it also holds the two exceptions that end a command in one line.
@@ -85,9 +85,11 @@ def build(cls, *layers: tuple[str, Mapping]):
     origins: dict[tuple, str] = {}
     errors: list[str] = []
     known = {s.path: s for s in settings(cls)}
+    short = {path[-1:]: path for path in known}
     groups = {path[:n] for path in known for n in range(1, len(path))}
     for origin, tree in layers:
         for path, value in _leaves(tree, groups):
+            path = path if path in known or path in groups else short.get(path, path)
             if path not in known:
                 name = ".".join(map(str, path))
                 if path in groups:

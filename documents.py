@@ -17,6 +17,7 @@ import glob
 import gzip
 import io
 import itertools
+import operator
 import os
 import sys
 import zlib
@@ -130,11 +131,56 @@ def read(shard: Shard, reject: Callable[[Reject], None] | None = None) -> Iterat
         document = record if isinstance(record, str) else _document(record, shard, place)
         if isinstance(document, Document):
             yield document
-            continue
-        name = place()
-        if shard.on_error == "fail" or reject is None:
-            raise UserError(f"{shard.path}{name}: {document}; mend it, or pass --on-error skip to set such records aside")
-        reject(Reject(shard.path, name.removeprefix(", "), document, _printable(raw)))
+        else:
+            _set_aside(shard, place(), document, raw, reject)
+
+
+def read_values(shard: Shard, keys: Sequence[str], reject: Callable[[Reject], None] | None = None) -> Iterator[tuple[str | list[str], ...]]:
+    """The values of several keys of every record of a shard, in order: each a text, or a list of texts.
+
+    reject: as for `read`.
+    """
+    quick = _quick_values(shard, keys)
+    if quick is not None:
+        yield from quick
+        return
+    for place, raw, record in _records(shard):
+        values = record if isinstance(record, str) else _values(record, keys)
+        if isinstance(values, tuple):
+            yield values
+        else:
+            _set_aside(shard, place(), values, raw, reject)
+
+
+def _quick_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | None:
+    """What `read_values` yields for a small piece of plain JSONL where every record is in order, else None.
+
+    Three times as fast as the way that can say what is wrong and where.
+    """
+    if not shard.path.endswith((".jsonl", ".json")) or not 0 < shard.bytes <= 64 * READ_BYTES:
+        return None
+    with open(shard.path, "rb") as file:
+        if shard.start > 0:
+            file.seek(shard.start - 1)
+            file.readline()
+        data = file.read(max(0, shard.end - file.tell()))
+        if data and not data.endswith(b"\n"):
+            data += file.readline()
+    loads, pick = orjson.loads, operator.itemgetter(*keys)
+    try:
+        picked = [pick(loads(line)) for line in data.split(b"\n") if line]
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+        return None
+    columns = [picked] if len(keys) == 1 else list(zip(*picked))
+    if any(set(map(type, column)) - {str} for column in columns):
+        return None
+    return list(zip(*columns))
+
+
+def _set_aside(shard: Shard, place: str, reason: str, raw: bytes, reject) -> None:
+    if shard.on_error == "fail" or reject is None:
+        raise UserError(f"{shard.path}{place}: {reason}; mend it, or pass --on-error skip to set such records aside")
+    reject(Reject(shard.path, place.removeprefix(", "), reason, _printable(raw)))
 
 
 def _printable(raw: bytes) -> str:
@@ -149,7 +195,7 @@ def _document(record, shard: Shard, place) -> Document | str:
     if not isinstance(record, dict):
         return f"is {_json_type(record)}, not a JSON object"
     if shard.key not in record:
-        return f"has no key {shard.key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
+        return _absent(record, shard.key)
     text = record[shard.key]
     if not isinstance(text, str):
         return f"{shard.key!r} is {_json_type(text)}, not a text"
@@ -158,8 +204,30 @@ def _document(record, shard: Shard, place) -> Document | str:
     return Document(str(name) if name is not None else _made_id(shard, place), text, meta)
 
 
+def _values(record, keys: Sequence[str]) -> tuple[str | list[str], ...] | str:
+    """The texts, or lists of texts, under the keys of a record, or what is wrong with it."""
+    if not isinstance(record, dict):
+        return f"is {_json_type(record)}, not a JSON object"
+    for key in keys:
+        if key not in record:
+            return _absent(record, key)
+        value = record[key]
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, list):
+            return f"{key!r} is {_json_type(value)}, not a text"
+        wrong = next((v for v in value if not isinstance(v, str)), None)
+        if wrong is not None or None in value:
+            return f"{key!r} holds {_json_type(wrong)} among its texts"
+    return tuple(record[key] for key in keys)
+
+
+def _absent(record: dict, key: str) -> str:
+    return f"has no key {key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
+
+
 def _json_type(value) -> str:
-    return {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object", str: "a text"}[type(value)]
+    return {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object", str: "a text"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _made_id(shard: Shard, place) -> str:

@@ -199,6 +199,11 @@ class Run:
         self.release()
         return self.manifest
 
+    def abandon(self) -> None:
+        """Empties the output and gives the claim up: after a mistake that other settings mend, nothing is in their way."""
+        _clear(self.output, self.path("manifest.json"), self.path("run.json"), self.prefix)
+        self.release()
+
     def release(self) -> None:
         """Gives the claim up: done by finish, and by the end of the process."""
         self.path("run.json").unlink(missing_ok=True)
@@ -248,7 +253,7 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
         earlier = None  # killed while the claim itself was being written: nothing else had been
     stale = sealed.exists() or (earlier is not None and earlier["key"] != key)
     if stale:
-        if earlier is not None and earlier["key"] != key and not sealed.exists() and not overwrite:
+        if earlier is not None and earlier["key"] != key and not sealed.exists() and not overwrite and _holds_work(run):
             run.lock.close()
             raise UserError(f"{target}: holds an unfinished run of `mt {earlier['verb']}`{_difference(earlier['settings'], relevant)}; choose another output or pass --overwrite")
         _clear(target, sealed, unfinished, prefix)
@@ -288,6 +293,12 @@ def _lock(path: Path, target: Path):
     return file
 
 
+def _holds_work(run: Run) -> bool:
+    """Whether an unfinished run has left any whole file: a mistake that ended it at once leaves nothing to protect."""
+    folder = run.output.with_name(f".{run.output.name}.partial") if run.prefix else run.output
+    return any(p.is_file() and p != run.path("run.json") and not p.name.endswith(".partial") for p in folder.rglob("*"))
+
+
 def _clear(target: Path, sealed: Path, unfinished: Path, prefix: bool) -> None:
     """Removes an earlier run's files, its manifest first, so that a kill in between leaves no sealed ruin."""
     if prefix:
@@ -295,8 +306,7 @@ def _clear(target: Path, sealed: Path, unfinished: Path, prefix: bool) -> None:
         sealed.unlink(missing_ok=True)
         for output in outputs:
             (sealed.parent / output["name"]).unlink(missing_ok=True)
-        for partial in target.parent.glob(f".{target.name}*"):
-            partial.unlink(missing_ok=True)
+        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)  # where such a stage works
         return
     sealed.unlink(missing_ok=True)
     for path in target.iterdir():

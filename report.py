@@ -207,7 +207,8 @@ def _chart(lines: dict[str, list], level: float | None) -> str:
         marks.append(f'<line class=level x1={left} x2={wide - 12} y1={y(level):.1f} y2={y(level):.1f} /><text x={wide - 14} y={y(level) - 6:.1f} text-anchor=end>unigram entropy {level:.2f}</text>')
     for number, (name, series) in enumerate(lines.items()):
         path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in series if math.isfinite(v))
-        marks.append(f'<polyline class=s{number} points="{path}" /><text class=k{number} x={wide - 120} y={top + 16 + 18 * number + (24 if level else 0)}>{name}</text>')
+        dots = "".join(f'<circle class=d{number} r=3 cx={x(s):.1f} cy={y(v):.1f} />' for s, v in series if math.isfinite(v)) if len(series) < 40 else ""
+        marks.append(f'<polyline class=s{number} points="{path}" />{dots}<text class=k{number} x={wide - 120} y={top + 16 + 18 * number + (24 if level else 0)}>{name}</text>')
     return f'<svg viewBox="0 0 {wide} {high}" role=img aria-label="loss by step">{"".join(marks)}</svg>'
 
 
@@ -224,7 +225,7 @@ th { color: var(--soft); font-weight: 500; } .n { text-align: right; font-varian
 .funnel { display: grid; grid-template-columns: max-content 1fr max-content; gap: .45rem .9rem; align-items: center; font-size: 14px; }
 .funnel div { background: var(--card); border-radius: 4px; } .funnel i { display: block; height: 18px; border-radius: 4px; background: var(--one); }
 svg { width: 100%; height: auto; background: var(--card); border-radius: 8px; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.grid { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 5 5; } polyline { fill: none; stroke-width: 2; } .s0 { stroke: var(--one); } .s1 { stroke: var(--two); } svg .k0 { fill: var(--one); } svg .k1 { fill: var(--two); }
+.grid { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 5 5; } polyline { fill: none; stroke-width: 2; } .s0 { stroke: var(--one); } .s1 { stroke: var(--two); } .d0 { fill: var(--one); } .d1 { fill: var(--two); } svg .k0 { fill: var(--one); } svg .k1 { fill: var(--two); }
 pre { background: var(--card); padding: .9rem 1rem; border-radius: 8px; overflow-x: auto; white-space: pre-wrap; font-size: 13px; } summary { cursor: pointer; }
 </style>
 <h1>$title</h1>

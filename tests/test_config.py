@@ -31,8 +31,8 @@ class Train:
     bf16: bool = option(False, "precision")
 
 
-@pytest.mark.parametrize("tree", [{"model": {"num_layers": 4}}, {"model.num_layers": 4}, {"model.num_layers": "4"}])
-def test_nested_and_dotted_keys_and_texts_of_numbers_mean_the_same(tree):
+@pytest.mark.parametrize("tree", [{"model": {"num_layers": 4}}, {"model.num_layers": 4}, {"model.num_layers": "4"}, {"num_layers": 4}])
+def test_nested_dotted_and_short_keys_and_texts_of_numbers_mean_the_same(tree):
     assert build(Train, ("x", tree)).model.num_layers == 4
 
 

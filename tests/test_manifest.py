@@ -94,6 +94,11 @@ def test_an_unfinished_run_goes_on_with_the_same_settings_and_is_refused_with_ot
     assert not (tmp_path / "a" / "part").exists()
 
 
+def test_an_unfinished_run_that_left_nothing_is_in_nobodys_way(tmp_path, source):
+    manifest.begin("copy", Config(str(tmp_path / "a")), [source]).lock.close()
+    assert not manifest.begin("copy", Config(str(tmp_path / "a"), 2), [source]).finished
+
+
 def test_two_processes_do_not_write_the_same_output(tmp_path, source):
     run = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
     code = (

@@ -1,0 +1,163 @@
+"""Bad input anywhere in the chain: one clear line and exit code 2, or set aside and exit code 3. Nothing half-written."""
+
+import json
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mt import cli
+from mt.manifest import file_digest
+
+WORDS = ["the", "a", "river", "hill", "quick", "slow", "brown", "old", "fox", "dog", "runs", "rests", "near", "over", "under", "some", "fields", "of", "barley", "and", "then", "it", "stops"]
+
+
+def text(seed, words=90):
+    return " ".join(random.Random(seed).choices(WORDS, k=words)).capitalize() + "."
+
+
+GOOD = [{"id": str(i), "text": text(i)} for i in range(60)]
+BAD_LINES = {
+    "malformed": (b'{"text": "cut', "malformed JSON"),
+    "missing key": (b'{"body": "x"}', "has no key 'text'"),
+    "null": (b'{"text": null}', "'text' is null"),
+    "not UTF-8": (b'{"text": "caf\xe9"}', "not UTF-8"),
+}
+GPT2 = ["--tokenizer-type", "GPT2BPETokenizer"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """A small byte-level BPE trained on the good documents."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    write(folder / "in.jsonl")
+    assert run("data", "train-tokenizer", "--input", folder / "in.jsonl", "--output", folder / "tok", "--vocab-size", 300) == 0
+    return folder / "tok"
+
+
+def write(path, bad: bytes | None = None):
+    lines = [json.dumps(d).encode() for d in GOOD]
+    if bad is not None:
+        lines.insert(30, bad)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(map(str, arguments)))
+    return end.value.code
+
+
+def reads_documents(tmp_path, vocabulary):
+    """Every command that reads raw documents, with its output."""
+    out = tmp_path / "out"
+    tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", vocabulary]
+    evaluation = tmp_path / "evaluation.jsonl"
+    evaluation.write_text(json.dumps({"text": text("held out", 40)}) + "\n")
+    return {
+        "clean": ["data", "clean", "--preset", "prose", "--workers", 1, "--output", out],
+        "dedup": ["data", "dedup", "--workers", 1, "--output", out],
+        "holdout": ["data", "holdout", "--workers", 1, "--fraction", 0.2, "--output", out],
+        "decontaminate": ["data", "decontaminate", "--workers", 1, "--against", evaluation, "--output", out],
+        "train-tokenizer": ["data", "train-tokenizer", "--vocab-size", 300, "--output", out],
+        "tokenize": ["data", "tokenize", *tokenizer, "--output-prefix", out / "p"],
+        "stats": ["data", "stats", *tokenizer, "--output", out],
+    }
+
+
+COMMANDS = ["clean", "dedup", "holdout", "decontaminate", "train-tokenizer", "tokenize", "stats"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line_stops_with_its_place_or_is_set_aside(tmp_path, vocabulary, capsys, name, kind):
+    line, reason = BAD_LINES[kind]
+    path = write(tmp_path / "in.jsonl", line)
+    command = [*reads_documents(tmp_path, vocabulary)[name], "--input", path]
+    assert run(*command) == 2
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert said.startswith(f"mt: {path}, line 31: ")
+    assert reason in said
+    assert not list((tmp_path / "out").rglob("manifest.json"))
+    assert run(*command, "--on-error", "skip") == 3, capsys.readouterr().err
+    rejects = [json.loads(x) for f in (tmp_path / "out").rglob("*rejects.jsonl") for x in f.open()]
+    assert [(r["place"], reason in r["reason"]) for r in rejects] == [("line 31", True)]
+    assert run(*command, "--on-error", "skip") == 3, "an up-to-date run says again that something was set aside"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_empty_or_a_missing_file_is_named(tmp_path, vocabulary, capsys, name):
+    command = reads_documents(tmp_path, vocabulary)[name]
+    (tmp_path / "empty.jsonl").touch()
+    assert run(*command, "--input", tmp_path / "empty.jsonl") == 2
+    assert "empty.jsonl" in capsys.readouterr().err
+    assert run(*command, "--input", tmp_path / "none.jsonl") == 2
+    assert f"{tmp_path / 'none.jsonl'}: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["clean", "dedup", "tokenize"])
+def test_an_output_that_holds_another_run_is_refused_with_the_difference(tmp_path, vocabulary, capsys, name):
+    command = reads_documents(tmp_path, vocabulary)[name]
+    assert run(*command, "--input", write(tmp_path / "a.jsonl")) == 0
+    change = {"clean": ["--rules", "[]"], "dedup": ["--threshold", 0.9], "tokenize": ["--append-eod"]}[name]
+    capsys.readouterr()
+    other = [*command, "--input", tmp_path / "a.jsonl", *change] if name != "clean" else [*command, "--input", write(tmp_path / "b.jsonl", b'{"text": "more"}')]
+    assert run(*other) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert run(*other, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tmp_path, vocabulary, name):
+    """The limit on a file's size stands in for a full disk: the same refusal in the middle of a write."""
+    documents = tmp_path / "in.jsonl"
+    documents.write_text("".join(json.dumps({"id": str(i), "text": text(i, 400)}) + "\n" for i in range(300)))
+    command = [sys.executable, "-m", "mt", *map(str, reads_documents(tmp_path, vocabulary)[name]), "--input", str(documents)]
+    if name in ("train-tokenizer", "stats"):
+        limit = 200  # their output is small
+    else:
+        limit = 60_000
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_disk)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "ulimit -f" in ended.stderr.strip().split("\n")[-1]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    disturbed = digests(tmp_path / "out")
+    for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert digests(tmp_path / "out") == disturbed
+
+
+def digests(folder: Path) -> dict:
+    return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith("manifest.json")}
+
+
+def test_a_vocabulary_that_does_not_match_the_merges_is_refused(tmp_path, vocabulary, capsys):
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nq z\n")
+    command = ["data", "tokenize", *GPT2, "--vocab-file", vocabulary / "vocab.json", "--merge-file", tmp_path / "merges.txt",
+               "--input", write(tmp_path / "in.jsonl"), "--output-prefix", tmp_path / "p"]
+    assert run(*command) == 2
+    said = capsys.readouterr().err
+    assert "merges.txt" in said
+    assert "vocab.json" in said
+    assert not list(tmp_path.glob("p*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [("thresold: 0.8", "c.yaml: unknown setting thresold; did you mean threshold?"), ("threshold: high", "c.yaml: threshold = 'high': must be a number"), ("threshold: [", "not valid YAML")],
+)
+def test_a_bad_settings_file_is_named(tmp_path, capsys, yaml, message):
+    (tmp_path / "c.yaml").write_text(yaml)
+    assert run("data", "dedup", "--config", tmp_path / "c.yaml", "--input", write(tmp_path / "in.jsonl"), "--output", tmp_path / "o") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
