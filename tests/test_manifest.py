@@ -113,9 +113,13 @@ def test_two_processes_do_not_write_the_same_output(tmp_path, source):
 
 
 def test_a_failed_write_leaves_nothing_under_the_name(tmp_path):
-    with pytest.raises(ValueError, match="stop"), manifest.atomic_write(tmp_path / "f") as file:
-        file.write(b"half")
-        raise ValueError("stop")
+    def stop_halfway():
+        with manifest.atomic_write(tmp_path / "f") as file:
+            file.write(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop_halfway()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,96 @@
+"""A small corpus of tokens and a small run on it."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mt.config import build
+
+VOCABULARY = 60  # 59 words and the end of a document
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> str:
+    """The prefix of a .bin/.idx pair of 200 documents in which each token makes the next one likely."""
+    prefix = tmp_path_factory.mktemp("data") / "corpus"
+    random = np.random.default_rng(0)
+    documents = []
+    for _ in range(200):
+        words = (random.integers(0, 59) + np.cumsum(random.integers(1, 4, size=random.integers(20, 60)))) % 59
+        documents.append(np.append(words, 59).astype("<u2"))
+    lengths = np.array([len(d) for d in documents])
+    prefix.with_suffix(".bin").write_bytes(np.concatenate(documents).tobytes())
+    prefix.with_suffix(".idx").write_bytes(  # the byte table of indexed/format.py
+        struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, 200, 201)
+        + lengths.astype("<i4").tobytes()
+        + (2 * np.concatenate([[0], lengths.cumsum()[:-1]])).astype("<i8").tobytes()
+        + np.arange(201).astype("<i8").tobytes()
+    )
+    return str(prefix)
+
+
+def _tree(corpus: str, save: Path, **settings) -> dict:
+    """The settings of a run that takes a second; `settings` are leaves by name, as flags are."""
+    base = {
+        "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
+        "data": {"data_path": [corpus], "seq_length": 16, "split": "90,10,0"},
+        "tokenizer": {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": VOCABULARY},
+        "optimizer": {"lr": 1e-2, "lr_warmup_iters": 2},
+        "train": {"micro_batch_size": 2, "global_batch_size": 8, "train_iters": 8, "eval_interval": 4, "eval_iters": 2},
+        "checkpoint": {"save": str(save), "save_interval": 3},
+        "log": {"log_interval": 2},
+    }
+    groups = {leaf: group for group, leaves in GROUPS.items() for leaf in leaves}
+    for name, value in settings.items():
+        if name in groups:
+            base[groups[name]][name] = value
+        else:
+            base[name] = value
+    return base
+
+
+GROUPS = {
+    "model": ("num_layers", "hidden_size", "hidden_dropout", "attention_dropout", "vocab_size", "max_position_embeddings", "num_attention_heads"),
+    "data": ("seq_length", "data_path", "seed", "split"),
+    "tokenizer": ("tokenizer_vocab_size",),
+    "optimizer": ("lr", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_style"),
+    "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "eval_iters", "bf16", "exit_interval"),
+    "checkpoint": ("save", "load", "finetune", "save_interval", "keep_last"),
+    "log": ("log_interval",),
+}
+
+
+@pytest.fixture(scope="session")
+def tree(corpus):
+    """tree(save, name=value ...) -> the settings as a YAML file has them"""
+    return lambda save, **values: _tree(corpus, save, **values)
+
+
+@pytest.fixture(scope="session")
+def settings(tree):
+    """settings(save, name=value ...) -> TrainConfig"""
+    from mt.train.loop import TrainConfig
+
+    return lambda save, **values: build(TrainConfig, ("test", tree(save, **values)))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, settings):
+    """(directory with checkpoints of steps 3, 6 and 8, manifest) of a run; copy it before you change it."""
+    from mt.train.loop import train
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, train(settings(folder, keep_last=0))
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """torch on one thread: on a busy machine two threads wait for each other more than they work on models this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

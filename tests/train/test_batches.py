@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mt.config import UserError
+from mt.indexed.gpt import DataConfig, build_datasets
+from mt.train.batches import Batches, unigram_entropy
+from mt.train.parallel.mesh import Mesh
+
+
+class Numbered:
+    """A dataset whose sample k is k, k, k."""
+
+    fingerprint = "numbered"
+
+    def __len__(self):
+        return 1000
+
+    def batch(self, indices):
+        return np.repeat(np.asarray(indices, np.int64)[:, None], 3, axis=1)
+
+
+def share(rank: int, world: int, *, vocab_size=1000):
+    return Batches(Numbered(), micro_batch_size=2, vocab_size=vocab_size, mesh=Mesh(rank, world, torch.device("cpu")))
+
+
+def by_hand(consumed: int, world: int, rank: int, count: int) -> list[list[int]]:
+    """The loop of Megatron-LM's MegatronPretrainingSampler: collect micro x world samples, give each rank its slice."""
+    out = []
+    for _ in range(count):
+        collected = list(range(consumed, consumed + 2 * world))
+        out.append(collected[rank * 2 : rank * 2 + 2])
+        consumed += 2 * world
+    return out
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_rank_reads_the_micro_batches_that_megatron_gives_it(world):
+    for rank in range(world):
+        ours = [m.tokens[:, 0].tolist() for m in share(rank, world).global_batch(24, 16)]
+        assert ours == by_hand(24, world, rank, 8 // world)
+
+
+def test_the_ranks_together_read_the_global_batch_in_micro_batches_numbered_alike():
+    alone = {m.index: m.tokens[:, 0].tolist() for m in share(0, 1).global_batch(24, 16)}
+    together = {m.index: m.tokens[:, 0].tolist() for rank in range(4) for m in share(rank, 4).global_batch(24, 16)}
+    assert alone == together
+
+
+def test_reading_ahead_gives_the_same_batches_in_order():
+    steps = [(0, 4), (4, 8), (12, 2)]
+    ahead = [[m.tokens.tolist() for m in batch] for batch in share(0, 1).over(steps)]
+    assert ahead == [[m.tokens.tolist() for m in share(0, 1).global_batch(*s)] for s in steps]
+
+
+def test_a_label_is_the_token_after(corpus):
+    data = DataConfig(data_path=(corpus,), seq_length=16, split="100,0,0")
+    dataset = build_datasets(data, (10, 0, 0))[0]
+    (micro,) = Batches(dataset, micro_batch_size=3, vocab_size=60, mesh=Mesh(0, 1, torch.device("cpu"))).global_batch(0, 3)
+    for row in range(3):
+        assert micro.tokens[row].tolist() == dataset[row][:-1].tolist()
+        assert micro.labels[row].tolist() == dataset[row][1:].tolist()
+    assert (micro.loss_mask == 1).all()
+
+
+def test_a_token_beyond_the_vocabulary_is_named():
+    with pytest.raises(UserError, match=r"the data holds token 101, but model.vocab_size = 101; give the tokenizer that the data was made with"):
+        list(share(0, 1, vocab_size=101).over([(0, 100), (100, 2)]))
+
+
+def test_the_unigram_entropy_is_that_of_the_training_splits_tokens(corpus):
+    data = DataConfig(data_path=(corpus,), seq_length=16, split="50,50,0")
+    dataset = build_datasets(data, (10, 0, 0))[0]
+    tokens = np.concatenate([dataset.indexed[i] for i in range(*dataset.range)]).tolist()
+    shares = [tokens.count(t) / len(tokens) for t in set(tokens)]
+    assert unigram_entropy(dataset, 60) == pytest.approx(-sum(p * math.log(p) for p in shares))
+    with pytest.raises(UserError, match=r"holds token 59, but model.vocab_size = 59"):
+        unigram_entropy(dataset, 59)

@@ -1,0 +1,275 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from mt.config import Failure, UserError
+from mt.train import loop
+from mt.train.checkpoint import load_model
+from mt.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def lines(save):
+    """The log's lines, but for the rates."""
+    log = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in log]
+
+
+def same_weights(one, other) -> bool:
+    a, b = (dict(load_model(folder)[0].named_parameters()) for folder in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_reports(finished):
+    manifest = finished[1]
+    assert manifest["counts"] == {"steps": 8, "samples": 64, "tokens": 1024}
+    steps = [step for step, _ in manifest["curve"]]
+    assert steps == [2, 4, 6, 8]
+    assert manifest["train_loss"] == manifest["curve"][-1][1] < manifest["curve"][0][1]
+    assert [step for step, _ in manifest["valid_curve"]] == [4, 8]
+    assert manifest["valid_loss"] < manifest["valid_curve"][0][1]
+    assert 0 < manifest["unigram_entropy"] < 4.1  # ln 60
+    assert {o["name"] for o in manifest["outputs"]} >= {"log.jsonl", "step_00000008/state.json"}
+
+
+def test_tensorboard_holds_the_curve(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    save, manifest = finished
+    events = EventAccumulator(str(save / "tensorboard")).Reload()
+    assert [[e.step, pytest.approx(e.value)] for e in events.Scalars("loss")] == manifest["curve"]
+    assert [e.step for e in events.Scalars("valid_loss")] == [4, 8]
+
+
+def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settings, tmp_path):
+    """Three steps against a loop that knows nothing of micro-batches, chunks or schedules."""
+    config = settings(tmp_path / "run", train_iters=3, lr_decay_style="constant", lr_warmup_iters=0, log_interval=1, eval_iters=0)
+    train(config)
+    model = loop.GPT(load_model(tmp_path / "run")[2].model)
+    loop.initialize(model, config.data.seed)
+    groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01}, {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    dataset = loop.build_datasets(config.data, (24, 0, 0))[0]
+    for step, line in enumerate(lines(tmp_path / "run")):
+        samples = torch.from_numpy(dataset.batch(range(8 * step, 8 * step + 8)))
+        logits = model.logits(model(samples[:, :-1]))[..., :60]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), samples[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        assert line["loss"] == pytest.approx(loss.item(), abs=2e-6)
+        assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_the_cut_into_micro_batches_changes_nothing_but_rounding(finished, settings, tmp_path):
+    train(settings(tmp_path / "run", micro_batch_size=8))
+    for ours, theirs in zip(lines(tmp_path / "run"), lines(finished[0])):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finished, settings, monkeypatch):
+    save, manifest = finished
+    monkeypatch.setattr(loop, "Trainer", None)
+    assert train(settings(save, keep_last=0))["finished"] == manifest["finished"]
+    with pytest.raises(UserError, match=r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or pass --overwrite"):
+        train(settings(save, keep_last=0, lr=2e-2))
+
+
+@pytest.mark.parametrize("interval", [1, 3, 5])
+def test_a_run_that_exits_goes_on_to_the_same_losses_and_weights(finished, settings, tmp_path, interval):
+    save = tmp_path / "run"
+    while "finished" not in train(settings(save, exit_interval=interval)):
+        pass
+    assert lines(save) == lines(finished[0])
+    assert same_weights(save, finished[0])
+
+
+KILLED = """
+import json, os, signal, sys
+import torch
+from mt.config import build
+from mt.train import checkpoint, loop
+torch.set_num_threads(1)
+rename, calls = os.rename, 0
+def kill(*arguments):
+    global calls
+    calls += sys.argv[1] == "step" or os.path.basename(arguments[1]).startswith("step_")
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+if sys.argv[1] == "rename":
+    original, os.rename = os.rename, kill
+else:
+    original, loop.Trainer.step = loop.Trainer.step, kill
+loop.train(build(loop.TrainConfig, ("test", json.loads(sys.argv[3]))))
+"""
+
+
+@pytest.mark.parametrize(("where", "call"), [("step", 6), ("rename", 2)])  # after the log went past a checkpoint; before a checkpoint has its name
+def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights(finished, settings, tree, tmp_path, where, call):
+    save = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save))], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [p.name for p in save.glob("step_*")] == ["step_00000003"]
+    with open(save / "log.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # a line cut short, as a kill may leave it
+    train(settings(save))
+    assert lines(save) == lines(finished[0])
+    assert same_weights(save, finished[0])
+    assert not list(save.glob(".*"))
+
+
+def test_a_run_that_is_killed_before_its_manifest_only_writes_that(finished, settings, tmp_path):
+    save = shutil.copytree(finished[0], tmp_path / "run")
+    before = json.loads((save / "manifest.json").read_text())
+    (save / "manifest.json").rename(save / "run.json")
+    after = train(settings(save, keep_last=0))
+    assert all(after[name] == before[name] for name in ("counts", "curve", "valid_curve", "train_loss", "valid_loss", "tokens_per_second"))
+    assert [(o["name"], o["xxh3"]) for o in after["outputs"]] == [(o["name"], o["xxh3"]) for o in before["outputs"]]
+
+
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, settings, tmp_path, monkeypatch):
+    save = tmp_path / "run"
+    step = loop.Trainer.step
+
+    def told(trainer, *arguments):
+        if trainer.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(loop.Trainer, "step", told)
+    with pytest.raises(Failure, match="stopped by SIGTERM after step 5; its checkpoint is saved: run the same command again") as stopped:
+        train(settings(save))
+    assert stopped.value.exit_code == 143
+    assert (save / "step_00000005" / "state.json").exists()
+    monkeypatch.undo()
+    stopped = None  # it holds the claim of the directory
+    train(settings(save))
+    assert lines(save) == lines(finished[0])
+
+
+def test_a_broken_newest_checkpoint_costs_its_steps_only(finished, settings, tmp_path, capsys):
+    save = tmp_path / "run"
+    train(settings(save, exit_interval=6))
+    (save / "step_00000006" / "__0_0.distcp").write_bytes(b"")
+    train(settings(save))
+    assert "__0_0.distcp has 0 bytes" in capsys.readouterr().err
+    assert lines(save) == lines(finished[0])
+    assert same_weights(save, finished[0])
+
+
+def test_a_longer_run_goes_on_from_another_runs_checkpoint(settings, finished, tmp_path, capsys):
+    manifest = train(settings(tmp_path / "longer", load=str(finished[0]), train_iters=12, lr_decay_style="constant"))
+    assert manifest["counts"]["samples"] == 96
+    assert [step for step, _ in manifest["curve"]] == [10, 12]
+    assert "draws another number of samples" in capsys.readouterr().err
+
+
+def test_finetune_takes_the_weights_alone(settings, finished, tmp_path):
+    manifest = train(settings(tmp_path / "tuned", load=str(finished[0]), finetune=True, lr=1e-3, lr_warmup_iters=0, train_iters=2, log_interval=1))
+    assert manifest["counts"]["samples"] == 16
+    assert manifest["curve"][0][1] < finished[1]["curve"][0][1] - 0.3
+
+
+def test_a_position_in_other_data_is_refused(settings, finished, tmp_path):
+    with pytest.raises(UserError, match=r"was trained on other data \(seed 1234 there, 5 here\); give the same data settings, or --finetune"):
+        train(settings(tmp_path / "run", load=str(finished[0]), seed=5))
+    with pytest.raises(UserError, match="has already seen 64 samples, and this run ends at 64; make it longer"):
+        train(settings(tmp_path / "same", load=str(finished[0])))
+
+
+def test_load_from_the_save_directory_itself_means_going_on(settings, tmp_path):
+    save = tmp_path / "run"
+    train(settings(save, load=str(save), lr_warmup_iters=0, train_iters=2))
+    assert (save / "manifest.json").exists()
+
+
+def test_growing_batches_are_counted_in_samples(settings, tmp_path):
+    manifest = train(settings(tmp_path / "run", train_iters=None, train_samples=40, rampup_batch_size=[2, 2, 12], lr_warmup_iters=0, log_interval=1))
+    assert [json.loads(line).get("samples") for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if "samples" in line] == [2, 4, 8, 14, 22, 30, 38]
+    assert manifest["counts"]["steps"] == 7
+
+
+def test_no_two_micro_batches_draw_the_same_dropout(settings, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    train(settings(tmp_path / "run", train_iters=3))
+    assert len(set(seeds)) == len(seeds) == 12  # three steps of four micro-batches
+
+
+def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
+    """With dropout, whose masks belong to micro-batches and not to ranks; and either goes on from the other's checkpoint."""
+    config = tmp_path / "two.yaml"
+    changes = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "log_interval": 1}
+    config.write_text(yaml.safe_dump(tree(tmp_path / "two", exit_interval=6, **changes)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stopped after step 6") == 1  # rank 0 alone speaks
+    train(settings(tmp_path / "one", **changes))
+    train(settings(tmp_path / "two", **changes))  # the last two steps on one process
+    for together, alone in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+        assert together.get("loss", 0) == pytest.approx(alone.get("loss", 0), abs=2e-6)
+    assert len(list((tmp_path / "two" / "step_00000006").glob("*.distcp"))) == 2
+
+
+def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
+    config = tmp_path / "bad.yaml"
+    config.write_text(yaml.safe_dump(tree(tmp_path / "bad", data_path=["absent"])))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert done.stderr.count("no such file; give the prefix of a .bin/.idx pair") == 1
+    assert "exitcode  : 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 7}, "train.global_batch_size = 7 is not a multiple of train.micro_batch_size = 2 x 1 data-parallel process = 2; use 6 or 8"),
+        ({"seq_length": 32, "max_position_embeddings": 16}, "data.seq_length = 32 is longer than model.max_position_embeddings = 16"),
+        ({"vocab_size": 50}, "model.vocab_size = 50 is smaller than the tokenizer's 60"),
+        ({"tokenizer_vocab_size": 50}, r"the data holds token 59, but model.vocab_size = 50"),
+        ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide model.hidden_size = 32"),
+        ({"train_iters": None}, "the run's length must be given once: --train-iters or --train-samples"),
+        ({"train_iters": None, "train_samples": 3, "lr_warmup_iters": 0}, "train.train_samples = 3 is less than one global batch of 8"),
+        ({"rampup_batch_size": [2, 2, 8]}, "rampup_batch_size needs a run of --train-samples"),
+        ({"load": "nowhere"}, "nowhere: no such checkpoint; check the path"),
+        ({"finetune": True}, "checkpoint.finetune needs --load"),
+        ({"split": "100,0,0"}, "leaves none for valid"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_built(settings, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(loop, "Trainer", None)
+    with pytest.raises(UserError, match=message):
+        train(settings(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()  # so that the mended command needs no --overwrite
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings, tmp_path):
+    with pytest.raises(Failure, match=r"step \d+: loss (nan|inf|\d).*training has diverged"):
+        train(settings(tmp_path / "run", lr=1e38, lr_warmup_iters=0, train_iters=20))
+
+
+def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
+    from mt.cli import read_preset
+    from mt.config import build
+
+    for name in ("gpt-345m", "tiny"):
+        needed = {"data.data_path": [corpus], "tokenizer.tokenizer_type": "ByteLevelTokenizer", "checkpoint.save": "x", "train.train_iters": 1}
+        config = build(loop.TrainConfig, ("preset", read_preset(loop.TrainConfig, name)), ("test", needed))
+        with torch.device("meta"):
+            model = loop.GPT(loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length))
+        if name == "gpt-345m":
+            assert sum(p.numel() for p in model.parameters()) == 354_871_296  # GPT-2 medium with its vocabulary padded to 50,304

@@ -1,0 +1,89 @@
+import dataclasses
+import math
+import types
+
+import pytest
+
+from mt.config import UserError
+from mt.train.optimizer import OptimizerConfig, learning_rate
+from mt.train.schedule import BatchSize, LearningRate
+
+
+def megatron_rate(rate: LearningRate, samples: int) -> float:
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    scheduler = types.SimpleNamespace(
+        max_lr=rate.peak, min_lr=rate.minimum, init_lr=0.0, num_steps=samples, lr_warmup_steps=rate.warmup, lr_decay_style=rate.style,
+        lr_decay_steps=rate.decay, wsd_decay_steps=rate.wsd_decay, lr_wsd_decay_style=rate.wsd_style,
+    )
+    return OptimizerParamScheduler.get_lr(scheduler, {})
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 37])
+@pytest.mark.parametrize("style", ["constant", "linear", "cosine", "inverse-square-root"])
+def test_the_learning_rate_is_megatrons_at_every_sample(style, warmup):
+    rate = LearningRate(3e-4, 1e-5, style, warmup, decay=200)
+    assert [rate.at(n) for n in range(260)] == [megatron_rate(rate, n) for n in range(260)]
+
+
+@pytest.mark.parametrize("wsd_style", ["linear", "cosine", "exponential", "minus_sqrt"])
+def test_warmup_stable_decay_is_megatrons_at_every_sample(wsd_style):
+    rate = LearningRate(3e-4, 1e-5, "WSD", 10, decay=200, wsd_decay=50, wsd_style=wsd_style)
+    assert [rate.at(n) for n in range(220)] == [megatron_rate(rate, n) for n in range(220)]
+
+
+def test_a_table_worked_by_hand():
+    linear = LearningRate(1.0, 0.1, "linear", warmup=4, decay=14)
+    assert [linear.at(n) for n in (0, 2, 4, 9, 14, 15)] == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
+    cosine = LearningRate(1.0, 0.0, "cosine", warmup=0, decay=8)
+    assert [cosine.at(n) for n in (0, 2, 4, 8)] == pytest.approx([1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.0])
+
+
+def test_the_batch_size_grows_as_megatrons():
+    from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
+
+    theirs = RampupBatchsizeNumMicroBatchesCalculator(64, 2, 2, False, 1, 16, 8, 1000)
+    ours = BatchSize.rampup(64, (16, 8, 1000))
+    for consumed in range(0, 1400, 7):
+        theirs.update(consumed, consistency_check=False)
+        assert ours.at(consumed) == min(theirs.current_global_batch_size, 64), consumed
+    assert ours.sizes() == [16, 24, 32, 40, 48, 56, 64]
+
+
+def test_a_run_is_as_many_whole_batches_as_fit():
+    assert list(BatchSize(8).steps(30)) == [(0, 8), (8, 8), (16, 8)]
+    assert list(BatchSize(8).steps(30, consumed=16)) == [(16, 8)]
+    assert [size for _, size in BatchSize.rampup(8, (2, 2, 12)).steps(40)] == [2, 2, 4, 6, 8, 8, 8]
+
+
+def test_steps_are_turned_into_samples_by_the_global_batch():
+    config = OptimizerConfig(lr=1.0, min_lr=0.1, lr_decay_style="linear", lr_warmup_iters=2, lr_decay_iters=50)
+    rate = learning_rate(config, total_samples=800, global_batch_size=8, by_samples=False)
+    assert (rate.warmup, rate.decay) == (16, 400)
+    fraction = dataclasses.replace(config, lr_warmup_iters=0, lr_warmup_fraction=0.1)
+    assert learning_rate(fraction, total_samples=800, global_batch_size=8, by_samples=False).warmup == 40  # of the decay, as Megatron counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_warmup_iters": 100}, r"warm-up \(800 samples\) must be shorter than its decay \(800 samples\)"),
+        ({"lr_warmup_samples": 5}, "lr_warmup_samples does not fit a run of --train-iters; use lr_warmup_iters"),
+        ({"lr_decay_style": "WSD"}, "lr_decay_style = WSD needs lr_wsd_decay_iters"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        learning_rate(OptimizerConfig(**changes), total_samples=800, global_batch_size=8, by_samples=False)
+
+
+def test_a_rampup_that_does_not_reach_the_batch_is_refused():
+    with pytest.raises(UserError, match="global batch 64 minus start 16 is not a multiple of increment 7"):
+        BatchSize.rampup(64, (16, 7, 1000))
+    with pytest.raises(UserError, match="must be three positive numbers"):
+        BatchSize.rampup(64, (16, 8))
+
+
+def test_contradicting_settings_are_refused_together():
+    with pytest.raises(UserError, match=r"(?s)lr_warmup_fraction and lr_warmup_iters are both given.*lr_decay_iters and lr_decay_samples are both given"):
+        OptimizerConfig(lr_warmup_fraction=0.1, lr_warmup_iters=3, lr_decay_iters=1, lr_decay_samples=8)

@@ -1,0 +1,116 @@
+"""here tokens become batches: order, this rank's share, inputs, targets, loss mask, position to resume from.
+
+The only position is the number of samples consumed. A global batch of size b after c samples is samples c to c + b of
+the dataset's shuffled order, cut into micro-batches one after the other; rank r of w takes micro-batches r, r + w,
+r + 2w, ... (Megatron-LM's order). So every data-parallel size sees the same global batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import UserError
+from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset
+from .parallel.mesh import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass on one rank. B samples of T tokens."""
+
+    index: int  # its place in the global batch, the same at every data-parallel size
+    tokens: Tensor  # (B, T) int64
+    labels: Tensor  # (B, T) int64: the token after each
+    loss_mask: Tensor  # (B, T) float32: each target's weight in the loss
+
+
+class Batches:
+    """This rank's share of a dataset's global batches."""
+
+    def __init__(self, dataset: Dataset, *, micro_batch_size: int, vocab_size: int, mesh: Mesh):
+        self.dataset, self.micro_batch_size, self.vocab_size, self.mesh = dataset, micro_batch_size, vocab_size, mesh
+
+    def over(self, steps: Iterable[tuple[int, int]]) -> Iterator[list[MicroBatch]]:
+        """The global batches of (consumed samples, size) pairs, each read while the one before it is in use."""
+        with ThreadPoolExecutor(1, "batches") as pool:
+            reading = None
+            for consumed, size in steps:
+                following = pool.submit(self.global_batch, consumed, size)
+                if reading is not None:
+                    yield reading.result()
+                reading = following
+            if reading is not None:
+                yield reading.result()
+
+    def global_batch(self, consumed: int, size: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the `size` samples after the first `consumed`. size: a multiple of micro-batch x ranks."""
+        count = size // self.micro_batch_size
+        return [self._micro_batch(consumed, index) for index in range(self.mesh.rank, count, self.mesh.world_size)]
+
+    def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
+        start = consumed + index * self.micro_batch_size
+        samples = self.dataset.batch(np.arange(start, start + self.micro_batch_size))
+        _check_range(samples, self.vocab_size)
+        samples = torch.from_numpy(samples)
+        if self.mesh.device.type == "cuda":
+            samples = samples.pin_memory().to(self.mesh.device, non_blocking=True)
+        tokens, labels = samples[:, :-1], samples[:, 1:]
+        return MicroBatch(index, tokens, labels, torch.ones(labels.shape, device=labels.device))
+
+
+def _check_range(tokens: np.ndarray, vocab_size: int) -> None:
+    for token in (int(tokens.max()), int(tokens.min())):
+        if not 0 <= token < vocab_size:
+            raise UserError(
+                f"the data holds token {token}, but model.vocab_size = {vocab_size}; "
+                "give the tokenizer that the data was made with, or another --vocab-size"
+            )
+
+
+def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
+    """Entropy in nats of the frequencies of the tokens that a dataset draws from: the loss of a model that knows no more.
+
+    Reads each source once, up to COUNTED_TOKENS of it. Raises UserError for a token that is not in the vocabulary, so
+    it is done before the first step; what lies beyond is checked batch by batch.
+    """
+    share = np.zeros(vocab_size)
+    for weight, source in _sources(dataset):
+        counts = np.zeros(vocab_size, np.int64)
+        tokens = _tokens(source)[:COUNTED_TOKENS]
+        for start in range(0, len(tokens), 1 << 22):
+            block = tokens[start : start + (1 << 22)]
+            _check_range(block, vocab_size)
+            counts += np.bincount(block, minlength=vocab_size)
+        share += weight * counts / counts.sum()
+    share = share[share > 0]
+    return float(-(share * np.log(share)).sum())
+
+
+COUNTED_TOKENS = 1 << 30  # some five seconds
+
+
+def _tokens(source: GPTDataset) -> np.ndarray:
+    """Every token of the source's range of sequences, which lie back to back in its file."""
+    indexed, (first, end) = source.indexed, source.range
+    start = int(indexed.pointers[first]) // indexed.dtype.itemsize
+    return indexed.tokens[start : start + int(indexed.lengths[first:end].sum(dtype=np.int64))]
+
+
+def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset]]:
+    return list(zip(dataset.weights, dataset.datasets)) if isinstance(dataset, BlendedDataset) else [(1.0, dataset)]
+
+
+def identity(dataset: Dataset, config: DataConfig) -> dict:
+    """What a position in a dataset depends on, for a checkpoint.
+
+    `order` is the exact order of the samples, which also depends on how many are asked for; with the rest equal, a
+    longer run continues a shorter one on the same data.
+    """
+    sources = [[weight, source.indexed.fingerprint] for weight, source in _sources(dataset)]
+    return {"sources": sources, "split": config.split, "seq_length": config.seq_length, "seed": config.seed, "order": dataset.fingerprint}

@@ -1,0 +1,94 @@
+"""learning rate and batch size as pure functions of consumed samples.
+
+The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py): everything is
+counted in samples, and a step uses the rate at the samples consumed before it. So with any warm-up the first step has
+learning rate `lr_init` = 0 and moves nothing but the optimizer's moments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from ..config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """The learning rate's course. All counts are samples."""
+
+    peak: float
+    minimum: float
+    style: str  # constant, linear, cosine, inverse-square-root or WSD
+    warmup: int
+    decay: int  # the samples at which the minimum is reached, warm-up included
+    wsd_decay: int = 0  # WSD: the samples before `decay` over which the rate falls
+    wsd_style: str = "exponential"
+
+    def at(self, samples: int) -> float:
+        """The learning rate of the step that begins after `samples` samples."""
+        if self.warmup > 0 and samples <= self.warmup:
+            return self.peak * samples / self.warmup
+        if self.style == "constant":
+            return self.peak
+        if samples > self.decay:
+            return self.minimum
+        if self.style == "inverse-square-root":
+            return max(self.minimum, self.peak * max(self.warmup, 1) ** 0.5 / max(samples, 1) ** 0.5)
+        if self.style == "WSD":
+            share = self._wsd(samples)
+        else:
+            ratio = (samples - self.warmup) / (self.decay - self.warmup)
+            share = 1.0 - ratio if self.style == "linear" else 0.5 * (math.cos(math.pi * ratio) + 1.0)
+        return self.minimum + share * (self.peak - self.minimum)
+
+    def _wsd(self, samples: int) -> float:
+        """Warm-up, stable, decay (Hu et al. 2024): the share of the way from minimum to peak."""
+        start = self.decay - self.wsd_decay
+        if samples <= start:
+            return 1.0
+        ratio = (samples - start) / self.wsd_decay
+        return {
+            "linear": 1.0 - ratio,
+            "cosine": 0.5 * (math.cos(math.pi * ratio) + 1.0),
+            "exponential": 2.0 * 0.5**ratio - 1.0,
+            "minus_sqrt": 1.0 - math.sqrt(ratio),
+        }[self.wsd_style]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSize:
+    """The global batch size's course, in samples: constant, or `start`, then `increment` more every so often."""
+
+    full: int
+    start: int = 0
+    increment: int = 0
+    ramp_samples: int = 0  # the samples over which the batch grows
+
+    @classmethod
+    def rampup(cls, full: int, rampup: tuple[int, ...]) -> BatchSize:
+        """From Megatron's `--rampup-batch-size START INCREMENT SAMPLES`; raises UserError where the three do not fit."""
+        if len(rampup) != 3 or min(rampup) < 1:
+            raise UserError(f"train.rampup_batch_size = {' '.join(map(str, rampup))} must be three positive numbers: start, increment, samples")
+        start, increment, samples = rampup
+        if start > full or (full - start) % increment:
+            raise UserError(f"train.rampup_batch_size: global batch {full} minus start {start} is not a multiple of increment {increment}; change one of the three")
+        return cls(full, start, increment, samples)
+
+    def at(self, samples: int) -> int:
+        """The size of the global batch that begins after `samples` samples."""
+        if self.increment == 0 or self.start == self.full or samples > self.ramp_samples:
+            return self.full
+        every = self.ramp_samples / ((self.full - self.start) // self.increment)
+        return min(self.start + self.increment * int(samples / every), self.full)
+
+    def sizes(self) -> list[int]:
+        """Every size that will occur."""
+        return list(range(self.start, self.full, self.increment)) + [self.full] if self.increment else [self.full]
+
+    def steps(self, total_samples: int, consumed: int = 0) -> Iterator[tuple[int, int]]:
+        """(samples consumed before the step, its size) of each step still to come: as many whole batches as fit."""
+        while consumed + (size := self.at(consumed)) <= total_samples:
+            yield consumed, size
+            consumed += size
