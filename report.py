@@ -147,8 +147,8 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _sample(sample) -> str:
-    return sample if isinstance(sample, str) else sample.get("text", json.dumps(sample, ensure_ascii=False))
+def _sample(sample: dict) -> str:
+    return sample["prompt"] + sample["text"]
 
 
 def _html_table(table: list[dict]) -> str:

@@ -1,8 +1,11 @@
 """What every room's tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as cli.main does, before anything imports torch
 
 
 @pytest.fixture(scope="session")

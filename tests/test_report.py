@@ -10,7 +10,7 @@ STAGES = [
     ("train", "/r/train", {"verb": "train", "counts": {"tokens": 999}, "train_loss": 4.0, "valid_loss": 4.25, "unigram_entropy": 6.5, "tokens_per_second": 5000.0,
                           "curve": [[1, 9.0], [2, float("nan")], [3, 4.0]], "valid_curve": [[3, 4.25]], "seconds": 60.0, "settings": {}, "inputs": []}),
     ("lambada", "/r/lambada", {"verb": "eval lambada", "counts": {}, "scores": {"accuracy": 0.25, "accuracy_stderr": 0.01}, "seconds": 2.0, "settings": {}, "inputs": []}),
-    ("generate", "/r/generate", {"verb": "generate", "counts": {}, "samples": [{"text": "x < y & z"}], "seconds": 1.0, "settings": {}, "inputs": []}),
+    ("generate", "/r/generate", {"verb": "generate", "counts": {}, "samples": [{"prompt": "x <", "text": " y & z"}], "seconds": 1.0, "settings": {}, "inputs": []}),
 ]
 
 

@@ -1,0 +1,90 @@
+"""where an evaluation's results go: the summary that is printed, and a directory where one is named.
+
+Without `--output` nothing is claimed or written. With it the directory holds
+
+    predictions.jsonl     one line for every example, in the order of the input
+    rejects.jsonl         records that could not be read (only if there are any)
+    manifest.json         settings, inputs, counts, scores; written last
+
+and the same command again returns what it holds. An evaluation ended by a user's mistake leaves nothing there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from .. import documents, manifest
+from ..config import UserError, to_dict
+from ..documents import Document, Reject, Shard
+
+
+class Results:
+    """The results of one evaluation, in a `with` block; `finished` is the summary where the output directory holds it already.
+
+    config: has a field `output` (role "output") that may be None. inputs: every file or directory that is read.
+    """
+
+    def __init__(self, verb: str, config, inputs: Iterable[str | Path]):
+        self.verb, self.config = verb, config
+        self.run = manifest.begin(verb, config, inputs) if config.output is not None else None
+        self.finished = self.run.manifest if self.run is not None and self.run.finished else None
+        self.rejects: list[dict] = []
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None and issubclass(kind, UserError) and self.run is not None and self.run.manifest is None:
+            self.run.abandon()  # the mended input would be refused as another run's
+
+    def reject(self, reject: Reject) -> None:
+        """Sets a record aside, and says so where no file will."""
+        self.rejects.append(reject.as_json())
+        if self.run is None:
+            print(f"mt: {reject.file}, {reject.place}: {reject.reason}; set aside", file=sys.stderr)
+
+    def refuse(self, shard: Shard, place: str, problem: str, document: Document) -> None:
+        """A record that can be read but not used: UserError, or set aside where shard.on_error is "skip"."""
+        if shard.on_error == "fail":
+            raise UserError(f"{shard.path}, {place}: {problem}; mend it, or pass --on-error skip to set such records aside")
+        self.reject(Reject(shard.path, place, problem, document.text))
+
+    @contextlib.contextmanager
+    def predictions(self) -> Iterator[Callable[[dict], None]]:
+        """`with results.predictions() as write: write({"id": ...})`: a line for each example, if anybody wants them."""
+        if self.run is None:
+            yield lambda prediction: None
+            return
+        with manifest.atomic_write(self.run.output / "predictions.jsonl", "w") as file:
+            yield lambda prediction: file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+    def finish(self, counts: dict, **facts) -> dict:
+        """The summary: counts, `facts` (scores, samples) and the settings; sealed in the output directory if there is one."""
+        counts = {**counts, "rejected": len(self.rejects)}
+        if self.run is None:
+            return {"verb": self.verb, "settings": to_dict(self.config), "counts": counts, **facts}
+        root = self.run.output
+        outputs = [manifest.record(root / "predictions.jsonl", root)]
+        if self.rejects:
+            with manifest.atomic_write(root / "rejects.jsonl", "w") as file:
+                file.writelines(json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.rejects)
+            outputs.append(manifest.record(root / "rejects.jsonl", root))
+        return self.run.finish(outputs, counts, **facts)
+
+
+def records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
+    """("record N", document) of every record of a whole file that can be read; the others are counted and set aside."""
+    number = 0
+
+    def reject(reject: Reject) -> None:
+        nonlocal number
+        number += 1
+        results.reject(reject)
+
+    for document in documents.read(shard, reject):
+        number += 1
+        yield f"record {number}", document

@@ -1,0 +1,89 @@
+"""A tiny random GPT-2 of transformers under the interface of mt's own models, and a byte tokenizer: the oracle's model."""
+
+import types
+
+import pytest
+import torch
+
+from mt.eval import lm
+from mt.eval.lm import LanguageModel
+
+POSITIONS = 64
+
+
+class ByteTokenizer:
+    """Ids 0..255 are UTF-8 bytes, 256 ends a document."""
+
+    eod, vocab_size = 256, 257
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class TokenCache:
+    """A cache that keeps tokens in the slots of their positions, and no keys or values: everything is computed anew."""
+
+    def __init__(self, batch, max_length):
+        self.tokens = torch.zeros((batch, max_length), dtype=torch.int64)
+
+
+class TransformersModel(torch.nn.Module):
+    """transformers' GPT2LMHeadModel with the three calls that mt.eval makes."""
+
+    def __init__(self, gpt2):
+        super().__init__()
+        self.gpt2 = gpt2
+
+    def forward(self, tokens, *, positions=None, cache=None):
+        if cache is None:
+            return self.gpt2.transformer(tokens, position_ids=positions).last_hidden_state
+        rows = torch.arange(len(tokens))[:, None]
+        cache.tokens[rows, positions] = tokens
+        return self.gpt2.transformer(cache.tokens).last_hidden_state[rows, positions]
+
+    def logits(self, hidden):
+        return self.gpt2.lm_head(hidden)
+
+    def new_cache(self, batch, max_length):
+        return TokenCache(batch, max_length)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products this small only lose time to a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    """3 layers whose weights are large enough that its distributions are far from uniform."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=257, n_positions=POSITIONS, n_embd=32, n_layer=3, n_head=4, initializer_range=0.3,
+        bos_token_id=256, eos_token_id=256, attn_implementation="eager",
+    )
+    torch.manual_seed(1)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def language_model(gpt2):
+    return LanguageModel(TransformersModel(gpt2), ByteTokenizer(), max_length=POSITIONS, batch_size=4)
+
+
+@pytest.fixture
+def checkpoint(gpt2, monkeypatch, tmp_path):
+    """A --load directory behind which stands the oracle's model, trained on 32 tokens at a time."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    config = types.SimpleNamespace(
+        model=types.SimpleNamespace(max_position_embeddings=POSITIONS), data=types.SimpleNamespace(seq_length=32)
+    )
+    monkeypatch.setattr(lm, "load_model", lambda path: (TransformersModel(gpt2), ByteTokenizer(), config))
+    return str(folder)

@@ -1,0 +1,118 @@
+"""Log-likelihoods against transformers, one sequence at a time."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mt.eval import lm
+from mt.eval.lm import LanguageModel
+
+
+def reference(gpt2, ids, first):
+    """(log-probabilities, hits) of ids[first:] by transformers on this one sequence, from the full log-softmax."""
+    with torch.no_grad():
+        logprobs = gpt2(torch.tensor([ids[:-1]])).logits[0].double().log_softmax(-1)
+    targets = torch.tensor(ids[1:])
+    picked = logprobs.gather(1, targets[:, None])[:, 0]
+    return picked[first - 1 :].numpy(), (logprobs.argmax(-1) == targets)[first - 1 :].numpy()
+
+
+def random_requests(count, seed=0, longest=60):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        ids = rng.integers(0, 256, rng.integers(2, longest)).tolist()
+        cut = int(rng.integers(1, len(ids)))
+        yield ids[:cut], ids[cut:]
+
+
+def greedy_continuation(gpt2, context, count):
+    ids = list(context)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(gpt2(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(context) :]
+
+
+def test_loglikelihood_is_the_one_of_transformers_for_one_sequence_at_a_time(language_model, gpt2):
+    requests = list(random_requests(50))
+    requests += [(c, greedy_continuation(gpt2, c, 3)) for c, _ in requests[:5] if len(c) < 60]
+    answers = language_model.loglikelihood(requests)
+    for (context, continuation), (logprob, greedy) in zip(requests, answers):
+        expected, hits = reference(gpt2, context + continuation, len(context))
+        assert logprob == pytest.approx(expected.sum(), rel=1e-5)
+        assert greedy == hits.all()
+    assert any(greedy for _, greedy in answers), "the planted greedy continuations must be found greedy"
+    assert not all(greedy for _, greedy in answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_no_answer_depends_on_the_batch_size(language_model, batch_size):
+    requests = list(random_requests(40, seed=3))
+    other = LanguageModel(language_model.model, language_model.tokenizer, 64, batch_size)
+    one, two = language_model.loglikelihood(requests), other.loglikelihood(requests)
+    assert [g for _, g in one] == [g for _, g in two]
+    np.testing.assert_allclose([p for p, _ in one], [p for p, _ in two], rtol=1e-5)
+
+
+def test_an_answer_does_not_depend_on_the_order_of_the_requests(language_model):
+    requests = list(random_requests(40, seed=4))
+    forward = language_model.loglikelihood(requests)
+    backward = language_model.loglikelihood(requests[::-1])[::-1]
+    np.testing.assert_allclose([p for p, _ in forward], [p for p, _ in backward], rtol=1e-5)
+
+
+def test_requests_that_spell_the_same_sequence_share_one_forward_pass(language_model, monkeypatch):
+    rows = []
+    forward = language_model.model.forward
+    monkeypatch.setattr(language_model.model, "forward", lambda tokens, **more: (rows.append(len(tokens)), forward(tokens, **more))[1])
+    whole = list(range(30))
+    cuts = [1, 7, 29]
+    answers = language_model.loglikelihood([(whole[:cut], whole[cut:]) for cut in cuts])
+    assert sum(rows) == 1
+    alone = [language_model.loglikelihood([(whole[:cut], whole[cut:])])[0] for cut in cuts]
+    np.testing.assert_allclose([p for p, _ in answers], [p for p, _ in alone], rtol=1e-6)
+
+
+def test_an_empty_context_is_the_end_of_document_token(language_model, gpt2):
+    ((logprob, _),) = language_model.loglikelihood([([], [5, 6, 7])])
+    assert logprob == pytest.approx(reference(gpt2, [256, 5, 6, 7], 1)[0].sum(), rel=1e-5)
+
+
+def test_a_context_too_long_for_the_model_loses_its_head(language_model, gpt2):
+    rng = np.random.default_rng(5)
+    context, continuation = rng.integers(0, 256, 200).tolist(), [9, 8, 7]
+    ((logprob, _),) = language_model.loglikelihood([(context, continuation)])
+    kept = (context + continuation)[-65:]
+    assert logprob == pytest.approx(reference(gpt2, kept, 62)[0].sum(), rel=1e-5)
+
+
+def test_an_empty_continuation_is_certain(language_model):
+    assert language_model.loglikelihood([([1, 2], [])]) == [(0.0, True)]
+
+
+def test_rolling_gives_every_targets_log_probability_in_the_order_of_the_windows(language_model, gpt2):
+    windows = [(c + t, len(c)) for c, t in random_requests(30, seed=6)]
+    scored = list(language_model.rolling(iter(windows)))
+    assert len(scored) == len(windows)
+    for (ids, first), logprobs in zip(windows, scored):
+        assert logprobs.dtype == np.float32
+        np.testing.assert_allclose(logprobs, reference(gpt2, ids, first)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rolling_reads_windows_only_a_few_batches_ahead(language_model):
+    read = itertools.count()
+    endless = (([1, 2, 3], 1) for _ in iter(lambda: next(read), None))
+    next(language_model.rolling(endless))
+    assert next(read) <= language_model.slab + 1
+
+
+def test_logits_are_made_for_scored_positions_only_and_never_many_rows_at_once(language_model, monkeypatch):
+    rows = []
+    logits = language_model.model.logits
+    monkeypatch.setattr(language_model.model, "logits", lambda hidden: (rows.append(len(hidden)), logits(hidden))[1])
+    monkeypatch.setattr(lm, "LOGIT_ROWS", 7)
+    language_model.loglikelihood([(list(range(40)), [1, 2])] * 2 + [(list(range(50)), [3] * 9)])
+    assert sum(rows) == 11
+    assert max(rows) <= 7

@@ -1,0 +1,63 @@
+"""A checkpoint that mt train wrote, evaluated by the verbs."""
+
+import json
+
+import pytest
+import torch
+
+from mt.cli import call
+from mt.config import UserError
+from mt.eval.generate import GenerateConfig, generate
+from mt.eval.tasks import LambadaConfig, WikitextConfig, lambada, wikitext
+from mt.train.checkpoint import load_model
+
+TEXT = "the cat sat on the mat and the dog sat on the log . "
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory of mt train: 30 steps on one sentence's bytes, positions for twice the length of its sequences."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "corpus.jsonl").write_text(json.dumps({"text": TEXT * 3}) + "\n")
+    tokenizer = ["--tokenizer-type", "ByteLevelTokenizer"]
+    call(("data", "tokenize"), ["--input", str(folder / "corpus.jsonl"), "--output-prefix", str(folder / "corpus"), "--workers", "1", *tokenizer])
+    model = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --max-position-embeddings 64 --seq-length 32"
+    steps = "--micro-batch-size 8 --global-batch-size 8 --train-iters 30 --eval-iters 0 --lr 1e-2 --lr-warmup-iters 5 --split 100,0,0"
+    call(("train",), [*model.split(), *steps.split(), *tokenizer, "--data-path", str(folder / "corpus_text_document"), "--save", str(folder / "save")])
+    return str(folder / "save")
+
+
+def test_wikitext_of_a_checkpoint_is_the_models_own_loss(trained, tmp_path):
+    path = tmp_path / "valid.txt"
+    path.write_text(TEXT)
+    summary = wikitext(WikitextConfig(load=trained, valid_data=str(path)))
+    model, tokenizer, _ = load_model(trained)
+    ids = torch.tensor([tokenizer.encode(TEXT)])
+    total = 0.0
+    for start in range(0, ids.shape[1] - 1, 32):
+        window = ids[:, start : start + 33]
+        total += float(model.loss(window[:, :-1], window[:, 1:], torch.ones(1, window.shape[1] - 1)))
+    assert summary["seq_length"] == 32
+    assert summary["scores"]["loss"] == pytest.approx(total / (ids.shape[1] - 1), rel=1e-5)
+    assert summary["scores"]["loss"] < 2.5, "far below ln 512: it has learned the sentence's bytes"
+
+
+def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_path):
+    path = tmp_path / "passages.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the cat sat on the mat", "and the dog sat on the log")))
+    summary = lambada(LambadaConfig(load=trained, valid_data=(str(path),), output=str(tmp_path / "out")))
+    assert summary["examples"] == len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+def test_generation_goes_on_beyond_the_trained_length_as_far_as_there_are_positions(trained):
+    (sample,) = generate(GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=57, greedy=True))["samples"]
+    assert len(sample["tokens"]) == 57
+    with pytest.raises(UserError, match="with tokens_to_generate = 58 that is 65, but the model has 64 positions; generate at most 57"):
+        generate(GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=58))
+
+
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        generate(GenerateConfig(load=str(tmp_path), prompts=("a",)))
+    with pytest.raises(UserError, match="no such"):
+        generate(GenerateConfig(load=str(tmp_path / "absent"), prompts=("a",)))
