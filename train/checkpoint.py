@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -28,6 +30,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from .. import manifest
 from ..config import Failure, UserError, build, check, option, read_yaml, to_dict
@@ -164,6 +167,43 @@ def whats_wrong(path: Path) -> str | None:
     return None
 
 
+# What torch's writer puts into `.metadata`, as pickle names it; beside these, dtypes of torch.
+_METADATA = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+}
+
+
+class Reader(FileSystemReader):
+    """torch's reader of checkpoint directories, which makes nothing of a pickle but what its writer puts there.
+
+    torch itself unpickles `.metadata` without restraint, so that a stranger's checkpoint could run any code.
+    """
+
+    def read_metadata(self, *args, **kwargs) -> Metadata:
+        file = Path(self.path) / ".metadata"
+        try:
+            metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError) as error:
+            raise UserError(f"{file}: not the metadata of a checkpoint ({error}); do not use it, take another checkpoint") from None
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if name in _METADATA.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
 def find(path: str | Path) -> Path:
     """The step directory meant by a path: itself, or the newest whole one in a run's directory."""
     path = Path(path)
@@ -173,7 +213,10 @@ def find(path: str | Path) -> Path:
         if wrong := whats_wrong(path):
             raise UserError(f"{path}: {wrong}; use another checkpoint")
         return path
-    found = newest_whole(path) if path.is_dir() else None
+    try:
+        found = newest_whole(path) if path.is_dir() else None
+    except Failure:
+        raise UserError(f"{path}: none of its checkpoints is whole; use another run's") from None
     if found is None:
         raise UserError(f"{path}: holds no checkpoint of mt train (step_NNNNNNNN); check the path")
     return found
@@ -188,7 +231,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     check_shapes(path, model)
     tensors = _tensors(model, optimizer)
     with _one_process_is_fine():
-        dcp.load(tensors, storage_reader=FileSystemReader(path), no_dist=mesh is None or mesh.world_size == 1)
+        dcp.load(tensors, storage_reader=Reader(path), no_dist=mesh is None or mesh.world_size == 1)
     if optimizer is not None:
         for moments in optimizer.state.values():
             moments["step"] = torch.tensor(float(state["step"]), device=moments["exp_avg"].device)
@@ -203,7 +246,7 @@ def position(path: Path) -> tuple[dict, int]:
 
 def check_shapes(path: Path, model: nn.Module) -> None:
     """Raises UserError, with the first difference, where a step directory holds another model's weights."""
-    held = FileSystemReader(path).read_metadata().state_dict_metadata
+    held = Reader(path).read_metadata().state_dict_metadata
     held = {name.removeprefix("model."): tuple(m.size) for name, m in held.items() if name.startswith("model.")}
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name in [*wanted, *held]:
@@ -247,7 +290,7 @@ def inspect(config: InspectConfig) -> dict:
     """What a checkpoint holds: progress, settings, and every tensor's name, shape and dtype."""
     path = find(config.checkpoint)
     state = manifest.read_json(path / "state.json")
-    held = FileSystemReader(path).read_metadata().state_dict_metadata
+    held = Reader(path).read_metadata().state_dict_metadata
     tensors = {name: {"shape": list(m.size), "dtype": str(m.properties.dtype).removeprefix("torch.")} for name, m in held.items()}
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     parameters = sum(torch.Size(t["shape"]).numel() for t in weights.values())

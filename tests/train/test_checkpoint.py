@@ -1,10 +1,11 @@
+import pickle
 import shutil
 
 import pytest
 import torch
 
 from mt.config import Failure, UserError
-from mt.train.checkpoint import InspectConfig, find, inspect, load, load_model, newest_whole
+from mt.train.checkpoint import InspectConfig, Reader, find, inspect, load, load_model, newest_whole
 from mt.train.loop import train
 from mt.train.model.gpt import GPT
 
@@ -103,3 +104,17 @@ def test_loading_into_a_model_leaves_the_optimizer_alone_unless_given(finished):
     model = GPT(settings.model)
     progress = load(finished[0] / "step_00000006", model, None)
     assert (progress.step, progress.consumed_samples, progress.consumed_tokens) == (6, 48, 768)
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("a stranger's code runs",)
+
+
+def test_a_strangers_metadata_runs_no_code(copy, capsys):
+    path = find(copy)
+    for content in (pickle.dumps(Trap()), pickle.dumps({"a": shutil.rmtree}), b"", b"garbage"):
+        (path / ".metadata").write_bytes(content)
+        with pytest.raises(UserError, match="not the metadata of a checkpoint"):
+            Reader(path).read_metadata()
+    assert capsys.readouterr().out == ""

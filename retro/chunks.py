@@ -1,0 +1,129 @@
+"""indexed tokens -> chunks.
+
+In: the datasets of one or several .bin/.idx pairs. Out: `chunks.npy`, (N,) CHUNK (indexed/neighbors.py): every
+document cut every `chunk_length` tokens, without its trailing end-of-document token; the last chunk of a document is
+short, and an empty document has none. The tokens stay where they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..indexed.format import IndexedDataset
+from ..indexed.neighbors import CHUNK, document_offsets
+from ..manifest import atomic_write
+
+DOCUMENTS_AT_ONCE = 1 << 16
+CHUNKS_AT_ONCE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which chunks of the data go into the database, and how many there are."""
+
+    chunk_length: int  # tokens
+    eod: int | None  # the token that ends documents
+    share: float  # of the documents
+    documents_in: int
+    empty_documents: int
+    chunks_in: int
+    documents: int
+    chunks: int
+
+
+def select_chunks(data: Sequence[IndexedDataset], chunk_length: int, eod: int | None, max_chunks: int | None) -> Selection:
+    """Counts the chunks, and where there are more than `max_chunks`, chooses documents evenly over the whole corpus.
+
+    The chosen documents go in whole, but for the last where they are more than max_chunks in all.
+    """
+    documents_in = chunks_in = empty = 0
+    for _, _, lengths in _documents(data, eod):
+        documents_in += len(lengths)
+        empty += int((lengths == 0).sum())
+        chunks_in += int(_num_chunks(lengths, chunk_length).sum())
+    everything = Selection(chunk_length, eod, 1.0, documents_in, empty, chunks_in, documents_in - empty, chunks_in)
+    if max_chunks is None or chunks_in <= max_chunks:
+        return everything
+    selection = dataclasses.replace(everything, share=max_chunks / chunks_in, chunks=max_chunks)
+    documents = chunks = 0
+    for _, _, per_document in _selected(data, selection):
+        documents += int((per_document > 0).sum())
+        chunks += int(per_document.sum())
+    return dataclasses.replace(selection, documents=documents, chunks=chunks)
+
+
+def write_chunks(path: Path, data: Sequence[IndexedDataset], selection: Selection) -> None:
+    """Writes the chunk table of a selection."""
+    with atomic_write(path) as file:
+        write_npy_header(file, CHUNK, (selection.chunks,))
+        for (number, first, lengths), (_, _, per_document) in zip(_documents(data, selection.eod), _selected(data, selection), strict=True):
+            file.write(_cut(number, first, lengths, per_document, selection.chunk_length).tobytes())
+
+
+def write_npy_header(file, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """The head of a .npy file whose rows are then written piece by piece."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def own_ranges(table: np.ndarray, start: int, stop: int, chunk_length: int) -> np.ndarray:
+    """(stop - start, 2) int64: for chunks [start, stop) of a table, the first id of the chunk's document and the id past its last."""
+    rows = table[start:stop]
+    first = np.arange(start, stop) - rows["start"] // chunk_length
+    after = stop  # past the last chunk of the last row's document
+    while after < len(table):
+        following = table[after : after + CHUNKS_AT_ONCE]
+        other = (following["document"] != rows["document"][-1]) | (following["dataset"] != rows["dataset"][-1])
+        after += int(np.argmax(other)) if other.any() else len(following)
+        if other.any():
+            break
+    begins = np.unique(first)
+    past = np.append(begins[1:], after)
+    return np.stack([first, past[np.searchsorted(begins, first)]], axis=1)
+
+
+def _documents(data: Sequence[IndexedDataset], eod: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(dataset, first document, lengths in tokens without the trailing EOD (n,) int64), some documents at a time."""
+    for number, dataset in enumerate(data):
+        for first in range(0, dataset.num_documents, DOCUMENTS_AT_ONCE):
+            bounds = document_offsets(dataset, np.arange(first, min(first + DOCUMENTS_AT_ONCE, dataset.num_documents) + 1))
+            lengths = np.diff(bounds)
+            filled = np.flatnonzero(lengths)
+            if eod is not None:
+                lengths[filled] -= dataset.tokens[bounds[1:][filled] - 1] == eod
+            yield number, first, lengths
+
+
+def _selected(data: Sequence[IndexedDataset], selection: Selection) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(dataset, first document, chunks taken of each document (n,) int64), in step with `_documents`."""
+    seen, left = 0, selection.chunks
+    for number, first, lengths in _documents(data, selection.eod):
+        # Document i is chosen where the running share reaches a new whole number: share 0.4 takes 0, 2, 5, 7, 10 ...
+        reached = np.ceil(np.arange(seen, seen + len(lengths) + 1) * selection.share)
+        seen += len(lengths)
+        wanted = np.where(np.diff(reached) > 0, _num_chunks(lengths, selection.chunk_length), 0)
+        per_document = np.diff(np.minimum(np.cumsum(wanted), left), prepend=0)
+        left -= int(per_document.sum())
+        yield number, first, per_document
+
+
+def _num_chunks(lengths: np.ndarray, chunk_length: int) -> np.ndarray:
+    return -(-lengths // chunk_length)
+
+
+def _cut(dataset: int, first_document: int, lengths: np.ndarray, per_document: np.ndarray, chunk_length: int) -> np.ndarray:
+    """(n,) CHUNK: the first `per_document` chunks of consecutive documents of these lengths.
+
+    lengths [130, 0, 64] in chunks of 64, all taken: documents 0 0 0 2, starts 0 64 128 0, ends 64 128 130 64.
+    """
+    document = np.repeat(np.arange(len(lengths)), per_document)
+    before = np.repeat(np.cumsum(per_document) - per_document, per_document)
+    rows = np.empty(len(document), CHUNK)
+    rows["dataset"], rows["document"] = dataset, first_document + document
+    rows["start"] = (np.arange(len(document)) - before) * chunk_length
+    rows["end"] = np.minimum(rows["start"].astype(np.int64) + chunk_length, lengths[document])
+    return rows

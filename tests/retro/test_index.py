@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+
+from mt.config import UserError
+from mt.retro import index
+from mt.retro.index import (
+    build_index,
+    check_index,
+    choose_index,
+    choose_nprobe,
+    index_bytes,
+    nearest,
+    open_index,
+)
+
+DIMENSION = 16
+
+
+def blocks_of(folder, vectors, size=100):
+    paths = []
+    for start in range(0, len(vectors), size):
+        paths.append(folder / f"{start:05d}.npy")
+        np.save(paths[-1], vectors[start : start + size])
+    return paths
+
+
+def built(folder, vectors, spec, threads=1, nprobe=1):
+    build_index(folder / "index.faiss", folder / "trained.faiss", spec, blocks_of(folder, vectors), len(vectors), threads)
+    return open_index(folder / "index.faiss", nprobe)
+
+
+def clustered(count, seed=0, clusters=20):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(clusters, DIMENSION))
+    vectors = centers[rng.integers(0, clusters, count)] + 0.3 * rng.normal(size=(count, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def by_loop(vectors, queries, own, k):
+    """Distances to the k nearest that are not in a query's own range."""
+    found = []
+    for query, (first, past) in zip(queries.astype(np.float64), own):
+        distances = ((vectors.astype(np.float64) - query) ** 2).sum(1)
+        distances[first:past] = np.inf
+        found.append(np.sort(distances)[:k])
+    return np.array(found)
+
+
+def documents_of(count, size):
+    """Own ranges of documents of `size` vectors."""
+    first = np.arange(count) // size * size
+    return np.stack([first, np.minimum(first + size, count)], axis=1)
+
+
+@pytest.mark.parametrize(("spec", "nprobe"), [("Flat", 1), ("IVF8,Flat", 8), ("IVF8_HNSW8,Flat", 8)])
+@pytest.mark.parametrize("size", [1, 7, 150])
+def test_neighbours_are_those_of_a_loop_and_never_of_the_own_document(tmp_path, spec, nprobe, size):
+    vectors, own = clustered(500), documents_of(500, size)
+    distances, ids = nearest(built(tmp_path, vectors, spec, nprobe=nprobe), vectors, 10, own)
+    assert ids.dtype == np.int64
+    assert not ((ids >= own[:, :1]) & (ids < own[:, 1:])).any()
+    np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 10), atol=1e-5)
+    np.testing.assert_allclose(((vectors[ids] - vectors[:, None]) ** 2).sum(-1), distances, atol=1e-5)
+    assert all(len(set(row)) == 10 for row in ids.tolist())
+
+
+def test_a_vector_whose_document_fills_the_first_places_still_finds_all_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "RESULTS_AT_ONCE", 64)
+    rng = np.random.default_rng(0)
+    book = np.ones((300, DIMENSION), np.float32) + 1e-3 * rng.normal(size=(300, DIMENSION)).astype(np.float32)
+    vectors = np.concatenate([book, clustered(30)])
+    own = np.array([[0, 300]] * 300 + [[i, i + 1] for i in range(300, 330)])
+    distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 5, own)
+    assert (ids[:300] >= 300).all()
+    np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 5), atol=1e-4)
+
+
+def test_there_are_minus_ones_where_other_documents_have_too_few_chunks(tmp_path):
+    vectors = clustered(12)
+    distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 20, documents_of(12, 5))
+    assert ((ids >= 0).sum(1) == [7] * 10 + [10] * 2).all()
+    assert (ids[:10, 7:] == -1).all()
+    assert np.isinf(distances[:10, 7:]).all()
+    assert not np.isinf(distances[:10, :7]).any()
+
+
+def test_a_search_without_an_own_document_may_find_everything(tmp_path):
+    vectors = clustered(50)
+    ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 1, np.zeros((50, 2), np.int64))[1]
+    assert (ids[:, 0] == np.arange(50)).all()
+
+
+def test_the_default_index_above_the_limit_finds_95_of_100_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "FLAT_BELOW", 1000)
+    vectors = clustered(20_000, clusters=500)
+    spec = choose_index(len(vectors))
+    assert spec == "IVF512,Flat"
+    check_index(spec, len(vectors), DIMENSION)
+    queries, own = vectors[::100], np.zeros((200, 2), np.int64)
+    distances, _ = nearest(built(tmp_path, vectors, spec, nprobe=choose_nprobe(spec)), queries, 10, own)
+    exact = by_loop(vectors, queries, own, 10)
+    assert (distances <= exact[:, -1:] + 1e-6).mean() >= 0.95
+
+
+@pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16_HNSW8,Flat", "HNSW8,Flat"])
+def test_an_index_has_the_same_bytes_on_any_number_of_threads(tmp_path, spec):
+    vectors, seen = clustered(1500), set()
+    for threads in (1, 2, 2):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        built(folder, vectors, spec, threads)
+        seen.add((folder / "index.faiss").read_bytes())
+    assert len(seen) == 1
+
+
+def test_an_index_that_learns_a_rotation_has_the_same_bytes_on_any_number_of_threads(tmp_path):
+    """Faiss itself gives other bytes at three threads than at one, in 384 dimensions."""
+    vectors = np.random.default_rng(0).normal(size=(1000, 384)).astype(np.float32)
+    seen = set()
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        built(folder, vectors, "PCA64,Flat", threads)
+        seen.add((folder / "index.faiss").read_bytes())
+    assert len(seen) == 1
+
+
+def test_an_index_goes_on_from_its_training_and_has_the_same_bytes(tmp_path):
+    built(tmp_path, clustered(1500), "IVF16,Flat")
+    whole, trained = (tmp_path / "index.faiss").read_bytes(), (tmp_path / "trained.faiss").stat().st_mtime_ns
+    (tmp_path / "index.faiss").unlink()
+    built(tmp_path, clustered(1500), "IVF16,Flat")
+    assert (tmp_path / "index.faiss").read_bytes() == whole
+    assert (tmp_path / "trained.faiss").stat().st_mtime_ns == trained
+
+
+def test_every_default_index_has_chunks_enough_for_its_training():
+    for count in [1, 49_999, 50_000, 70_000, 131_071, 10**6, 10**7, 10**8, 10**10]:
+        check_index(choose_index(count), count, 384)
+    assert choose_index(49_999) == "Flat"
+    assert choose_index(50_000) == "IVF1024,Flat"
+    assert choose_index(10**8) == "IVF32768_HNSW32,Flat"
+
+
+def test_an_index_that_the_chunks_are_too_few_for_is_refused_with_a_smaller_one():
+    with pytest.raises(UserError, match=r"index = 'IVF4096,Flat' learns 4,096 centroids .* needs 159,744 chunks, but there are 60,000; use --index IVF1024,Flat$"):
+        check_index("IVF4096,Flat", 60_000, 384)
+    with pytest.raises(UserError, match=r"'IVF1k,PQ48' learns 1,024"):
+        check_index("IVF1k,PQ48", 10_000, 384)
+    with pytest.raises(UserError, match=r"'PQ48' learns 256 centroids .* but there are 100; use --index Flat$"):
+        check_index("PQ48", 100, 384)
+
+
+def test_an_index_string_that_faiss_does_not_know_is_refused_with_its_reason():
+    with pytest.raises(UserError, match=r"index = 'IVFx': Faiss cannot make it for vectors of 384 numbers \(could not parse index string IVFx\); use"):
+        check_index("IVFx", 10, 384)
+    with pytest.raises(UserError, match="should be a multiple of the number of subquantizers"):
+        check_index("PQ7", 10_000, 384)
+
+
+def test_an_index_file_cut_short_is_refused(tmp_path):
+    built(tmp_path, clustered(100), "Flat")
+    path = tmp_path / "index.faiss"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"index.faiss: Faiss cannot read it .*build it again"):
+        open_index(path, 1)
+
+
+@pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16,SQ8", "HNSW8,Flat"])
+def test_the_size_told_beforehand_is_about_that_of_the_file(tmp_path, spec):
+    built(tmp_path, clustered(2000), spec)
+    assert index_bytes(spec, 2000, DIMENSION) == pytest.approx((tmp_path / "index.faiss").stat().st_size, rel=0.15)
