@@ -66,20 +66,32 @@ def map_shards(
 
 
 def _map_processes(function, shards, waiting, workers, keep) -> None:
+    with processes(workers) as pool:
+        futures = {pool.submit(function, shards[i]): i for i in waiting}
+        for future in concurrent.futures.as_completed(futures):
+            keep(futures[future], future.result())
+
+
+@contextlib.contextmanager
+def processes(workers: int, **how) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A pool of processes that ends with its block, whatever ends that; a worker that died raises Failure.
+
+    how: further arguments of ProcessPoolExecutor.
+    """
     # spawn, not fork: the parent may hold threads (torch, pyarrow), whose locks a fork would copy in any state.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(function, shards[i]): i for i in waiting}
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, **how) as pool:
         try:
-            for future in concurrent.futures.as_completed(futures):
-                keep(futures[future], future.result())
+            yield pool
         except concurrent.futures.process.BrokenProcessPool:
             raise Failure(
-                f"a worker process died, possibly killed for want of memory; {len(waiting)} shards were to do. "
-                "Finished shards are kept: run the same command again, with fewer --workers if memory was short"
+                "a worker process died, possibly killed for want of memory. Finished work is kept: run the same command "
+                "again, with fewer --workers if memory was short"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What is at work is waited for: a pool left to itself can leave processes that nothing ends, and an
+            # interpreter that waits for them for ever at its exit.
+            pool.shutdown(cancel_futures=True)
             raise
 
 

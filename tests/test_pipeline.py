@@ -128,7 +128,8 @@ def test_rejects_set_aside_in_a_stage_make_exit_code_3(tmp_path, documents):
     ended = subprocess.run([sys.executable, "-m", "mt", "run", path], capture_output=True, text=True)
     assert ended.returncode == 3, ended.stderr
     assert json.loads((tmp_path / "run" / "clean" / "rejects.jsonl").read_text())["place"] == "line 321"
-    ended = subprocess.run([sys.executable, "-m", "mt", "run", write(tmp_path, two_stages(documents))], capture_output=True, text=True)
+    strict = write(tmp_path, two_stages(documents), run_dir=str(tmp_path / "strict"))
+    ended = subprocess.run([sys.executable, "-m", "mt", "run", strict], capture_output=True, text=True)
     assert ended.returncode == 2
     assert "line 321: 'text' is null" in ended.stderr
 
