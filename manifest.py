@@ -104,11 +104,15 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def sample_digest(path: str | Path) -> str:
-    """xxh3-128 of 16 blocks of 64 KiB spread evenly over a file, head and tail included: constant time at any size."""
+def sample_digest(path: str | Path, open=open) -> str:
+    """xxh3-128 of 16 blocks of 64 KiB spread evenly over a file, head and tail included: constant time at any size.
+
+    open: of another file system.
+    """
     digest = xxhash.xxh3_128()
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if size <= SAMPLE_BLOCKS * SAMPLE_BYTES:
             digest.update(file.read())
         else:
@@ -128,9 +132,15 @@ def manifest_of(path: str | Path) -> dict | None:
         for candidate in (folder / "manifest.json", *folder.glob("*.manifest.json")):
             if candidate.exists():
                 manifest = _read_manifest(candidate, candidate.stat().st_mtime_ns)
-                if any(o["name"] == os.path.relpath(path, folder) for o in manifest["outputs"]):
+                if any(o["name"] == os.path.relpath(path, folder) for o in _outputs(manifest)):
                     return manifest
     return None
+
+
+def _outputs(manifest) -> list[dict]:
+    """What a manifest lists; nothing where another program wrote a manifest.json of its own."""
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    return outputs if isinstance(outputs, list) and all(isinstance(o, dict) and "name" in o for o in outputs) else []
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,13 +2,19 @@
 
 The order is Megatron-LM's: greedy and without chance, every next sample is taken from the dataset that is furthest
 behind its share. A weight is a share of the samples, whatever the size of the dataset.
+
+Each choice depends on the one before, which numpy cannot vectorise: the loop is compiled by numba where it is long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+ENDLESS = np.iinfo(np.int64).max
+COMPILE_FROM = 50_000  # steps of a loop: some 50 ms of plain Python, less than it takes to load numba
 
 
 def blending_indices(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,29 +22,48 @@ def blending_indices(weights: Sequence[float], size: int) -> tuple[np.ndarray, n
 
     Sample i is of the dataset d with the greatest w[d] * max(i, 1) - count[d], the first where several are.
     """
-    return _greedy([float(w) for w in weights], size, None)
+    return _blend(weights, size, [ENDLESS] * len(weights))
 
 
 def exhaustive_blending_indices(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The same, where every sample of every dataset comes exactly once; the weights are the sizes."""
     total = sum(sizes)
-    return _greedy([s / total for s in sizes], total, sizes)
+    return _blend([s / total for s in sizes], total, sizes)
 
 
-def _greedy(weights: list[float], size: int, limits: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
-    # A plain loop over floats: each choice depends on the one before. 0.3 us a sample and dataset.
+def _blend(weights: Sequence[float], size: int, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     dataset_index, sample_index = np.empty(size, np.int16), np.empty(size, np.int64)
-    counts = [0] * len(weights)
-    among = [d for d in range(len(weights)) if limits is None or limits[d] > 0]
-    for i in range(size):
-        step = i or 1
-        best, most = -1, -float("inf")
-        for d in among:
-            behind = weights[d] * step - counts[d]
-            if behind > most:
-                best, most = d, behind
+    loop = compiled(_greedy, size * len(weights))
+    loop(np.asarray(weights, np.float64), np.asarray(limits, np.int64), dataset_index, sample_index)
+    return dataset_index, sample_index
+
+
+def _greedy(weights, limits, dataset_index, sample_index):
+    counts = np.zeros(len(weights), np.int64)
+    for i in range(len(dataset_index)):
+        best, most = -1, -np.inf
+        for d in range(len(weights)):
+            if counts[d] < limits[d]:
+                behind = weights[d] * max(i, 1) - counts[d]
+                if behind > most:
+                    best, most = d, behind
         dataset_index[i], sample_index[i] = best, counts[best]
         counts[best] += 1
-        if limits is not None and counts[best] == limits[best]:
-            among.remove(best)
-    return dataset_index, sample_index
+
+
+def compiled(function: Callable, steps: int) -> Callable:
+    """A loop over numpy arrays, as it is where it is short, else compiled by numba: the same numbers either way.
+
+    numba compiles on the first use, in a second, and keeps the result beside the source for later processes.
+    """
+    return function if steps < COMPILE_FROM else _compile(function)
+
+
+@functools.cache
+def _compile(function: Callable) -> Callable:
+    import numba
+
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # no folder that may be written: compile again in every process
+        return numba.njit(function)

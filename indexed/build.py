@@ -1,7 +1,7 @@
-"""documents -> .bin/.idx; merging, checking and looking into such pairs.
+"""documents -> .bin/.idx.
 
 `tokenize` reads documents in order and writes `{prefix}_{key}_document.bin/.idx` for every JSON key, byte for byte what
-Megatron-LM's tools/preprocess_data.py writes. The input is cut into batches of a few megabytes by the files alone, a
+Megatron-LM's tools/preprocess_data.py writes; with sentences split, `{prefix}_{key}_sentence`, in the same pass. The input is cut into batches of a few megabytes by the files alone, a
 pool of processes encodes them, and this process appends them in order, so that the bytes do not depend on the number
 of workers and memory does not depend on the corpus. Once a second what is written is made to survive a crash and noted
 in a journal; the same command, run again after a kill, goes on from there.
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import multiprocessing
@@ -36,11 +38,15 @@ from ..config import Failure, UserError, check, option
 from ..documents import Shard
 from ..executor import default_workers, progress
 from ..tokenizer import Tokenizer, TokenizerConfig, load
-from .format import BLOCK, IndexedDataset, IndexedWriter, token_dtype
+from .format import IndexedWriter, token_dtype
+from .sentences import SentenceSplitter, find_parameters
 
-BATCH_BYTES = 8_000_000  # of text that a worker encodes at a time
+SHARD_BYTES = 8_000_000  # of input that is planned as one piece
+BATCH_BYTES = 1_000_000  # of it that a worker encodes at a time: small enough for the processor's cache (8 MB: 20 % slower)
+BLOCK_ROWS = 1024  # documents that are encoded at once: a row group of Parquet may be far larger than a batch of JSONL
 COMMIT_SECONDS = 1.0
-AHEAD = 12  # batches that may be encoded before those ahead of them: the work of half a second, while processes start
+START_SECONDS = 2.0  # of work left that are worth starting other processes for: each takes one to come up
+AHEAD = 100  # batches that may be encoded before those ahead of them: the work of half a second, while processes start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +54,15 @@ class TokenizeConfig(TokenizerConfig):
     """The settings of `mt data tokenize`: those of the tokenizer and these."""
 
     input: tuple[str, ...] = option(help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input")
-    output_prefix: str = option(help="the result is PREFIX_KEY_document.bin and .idx", role="output")
+    output_prefix: str = option(help="the result is PREFIX_KEY_document.bin and .idx, or PREFIX_KEY_sentence", role="output")
     json_keys: tuple[str, ...] = option(("text",), "the record's keys that hold texts; each gives its own pair of files")
     append_eod: bool = option(False, "end every document that has tokens with the end-of-document token")
+    prepend_bos: bool = option(False, "begin every document that has tokens with the tokenizer's beginning token")
+    allow_special: bool = option(False, "make the literal of a special token in a text, such as <|endoftext|>, that token; by default it is text")
+    split_sentences: bool = option(False, "make every sentence a sequence, by NLTK's Punkt; a list of texts is taken as split already")
+    keep_newlines: bool = option(False, "leave the white space after a sentence in it")
+    lang: str = option("english", "language of the texts: the folder of its Punkt parameters")
+    punkt: str | None = option(None, "folder of Punkt parameters (default: tokenizers/punkt_tab in $NLTK_DATA or ~/nltk_data)", role="input")
     on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in PREFIX_rejects.jsonl", role="runtime")
     workers: int = option(default_workers(), "processes", role="runtime")
     log_interval: int | None = option(None, "print a line after every so many documents, beside the progress bar", role="runtime")
@@ -63,6 +75,8 @@ class TokenizeConfig(TokenizerConfig):
             (bool(self.json_keys), "json_keys must name at least one key"),
             (not double, f"json_keys names {', '.join(double)} twice; each key gives one pair of files"),
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (self.split_sentences or not self.keep_newlines, "keep_newlines has no effect without --split-sentences; add that, or leave it out"),
+            (self.split_sentences or self.punkt is None, f"punkt = {self.punkt} is not read without --split-sentences; add that, or leave it out"),
             (self.log_interval is None or self.log_interval >= 1, f"log_interval = {self.log_interval} must be at least 1"),
         )
 
@@ -94,23 +108,30 @@ def tokenize(config: TokenizeConfig) -> dict:
     A text is one sequence; a list of texts is a document of several. Empty sequences are left out, and a document
     without tokens keeps its place as one without sequences. Tokens are uint16 where the vocabulary is below 65500.
     """
-    tokenizer = load(config)
-    if config.append_eod and tokenizer.eod is None:
-        raise UserError("append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose another tokenizer")
-    shards = documents.plan(config.input, key=config.json_keys[0], shard_bytes=BATCH_BYTES, on_error=config.on_error)
-    run = manifest.begin("data tokenize", config, dict.fromkeys(s.path for s in shards), facts={"tokenizer": tokenizer.fingerprint})
+    tokenizer = load(config, allow_special=config.allow_special)
+    check(
+        (not config.append_eod or tokenizer.eod is not None, "append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose another tokenizer"),
+        (not config.prepend_bos or tokenizer.bos is not None, "prepend_bos: the tokenizer has no token that begins a document; leave --prepend-bos out, or choose another tokenizer"),
+    )
+    splitter = SentenceSplitter(find_parameters(config.lang, config.punkt), config.keep_newlines) if config.split_sentences else None
+    begin = [tokenizer.bos] if config.prepend_bos else []
+    end = [tokenizer.eod] if config.append_eod else []
+    shards = documents.plan(config.input, key=config.json_keys[0], shard_bytes=SHARD_BYTES, on_error=config.on_error)
+    depends = {"tokenizer": tokenizer.fingerprint, "ends": [begin, end], "punkt": splitter and splitter.fingerprint}
+    run = manifest.begin("data tokenize", config, dict.fromkeys(s.path for s in shards), facts=depends)
     if run.finished:
         shutil.rmtree(work_folder(run.output), ignore_errors=True)  # killed just after it was sealed
         return run.manifest
     work = _Work(run, config, token_dtype(tokenizer.vocab_size))
-    encode = _Encoder(tokenizer, config.json_keys, config.append_eod, work.dtype)
-    total = sum(s.bytes for s in shards)
+    encode = _Encoder(tokenizer, splitter, config.json_keys, np.array(begin, work.dtype), np.array(end, work.dtype), work.dtype)
+    left = sum(s.bytes for s in shards)
     try:
-        with progress("tokenize", total, "B") as advance:
+        with progress("tokenize", left, "B") as advance, _without_collector():
             batches = _batches(shards, config.json_keys)
             for batch in itertools.islice(batches, work.batches):
                 advance(batch.bytes)
-            for encoded in _in_order(encode, batches, min(config.workers, -(-total // BATCH_BYTES))):
+                left -= batch.bytes
+            for encoded in _in_order(encode, batches, config.workers, left):
                 work.add(encoded)
                 advance(encoded.bytes)
         if not work.counts["documents"]:
@@ -127,6 +148,7 @@ class _Work:
 
     def __init__(self, run: manifest.Run, config: TokenizeConfig, dtype: np.dtype):
         self.run, self.dtype, self.log_interval = run, dtype, config.log_interval
+        self.level = "sentence" if config.split_sentences else "document"
         self.started = self.committed = time.monotonic()
         self.folder = work_folder(run.output)
         self.journal = self.folder / "journal.json"
@@ -146,7 +168,7 @@ class _Work:
         self.rejects.truncate(state["rejects"])
 
     def _prefix(self, key: str) -> Path:
-        return self.run.output.with_name(f"{self.run.output.name}_{key}_document")
+        return self.run.output.with_name(f"{self.run.output.name}_{key}_{self.level}")
 
     def add(self, encoded: Encoded) -> None:
         before = self.counts["documents"]
@@ -202,52 +224,82 @@ class _Encoder:
     """A batch -> its tokens: what a worker does."""
 
     tokenizer: Tokenizer
+    splitter: SentenceSplitter | None
     keys: tuple[str, ...]
-    append_eod: bool
+    begin: np.ndarray  # the token before each document that has tokens, or none
+    end: np.ndarray  # the same after it
     dtype: np.dtype
 
     def __call__(self, batch: Batch) -> Encoded:
         rejects = [documents.Reject(**r) for r in batch.rejects]
-        values = list(batch.values)
-        for shard in batch.shards:
-            values += documents.read_values(shard, self.keys, rejects.append)
-        columns = list(zip(*values)) if values else [()] * len(self.keys)
-        parts, text_bytes = [], 0
-        for column in columns:
-            sentences, counts = _sentences(column)
-            text_bytes += sum(map(len, map(str.encode, sentences)))
-            parts.append(self._encode(sentences, counts))
-        return Encoded(parts, [r.as_json() for r in rejects], batch.bytes, text_bytes, len(values))
+        rows = itertools.chain(batch.values, *(documents.read_values(s, self.keys, rejects.append) for s in batch.shards))
+        parts: list[list] = [[] for _ in self.keys]
+        num_documents = text_bytes = 0
+        while values := list(itertools.islice(rows, BLOCK_ROWS)):
+            num_documents += len(values)
+            for part, column in zip(parts, zip(*values)):
+                sequences, counts = self._sequences(column)
+                text_bytes += sum(len(s) if s.isascii() else len(s.encode()) for s in sequences)
+                part.append(self._encode(sequences, counts))
+        joined = [part[0] if len(part) == 1 else self._join(part) for part in parts]
+        return Encoded(joined, [r.as_json() for r in rejects], batch.bytes, text_bytes, num_documents)
 
-    def _encode(self, sentences: Sequence[str], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tokens, lengths = self.tokenizer.encode_batch(sentences)
-        owner = np.repeat(np.arange(len(counts)), counts)[lengths > 0]
-        lengths = lengths[lengths > 0]
-        tokens = tokens.astype(self.dtype)
-        if self.append_eod and len(owner):
-            last = np.append(owner[1:] != owner[:-1], True)  # of its document's sequences
-            tokens = np.insert(tokens, np.cumsum(lengths, dtype=np.int64)[last], self.tokenizer.eod)
-            lengths = lengths + last
-        return tokens, lengths.astype(np.int32), np.bincount(owner, minlength=len(counts))
+    def _join(self, blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        columns = zip(*blocks) if blocks else ((), (), ())
+        dtypes = (self.dtype, np.int32, np.int64)
+        return tuple(np.concatenate(c) if c else np.empty(0, dtype) for c, dtype in zip(columns, dtypes))
 
+    def _sequences(self, column: Sequence[str | list[str]]) -> tuple[list[str], np.ndarray]:
+        """(every text that is to be a sequence, how many of each document)."""
+        if self.splitter is None and set(map(type, column)) == {str}:
+            return list(column), np.ones(len(column), np.int64)
+        split = self.splitter or (lambda text: [text])
+        groups = [split(value) if isinstance(value, str) else value for value in column]
+        return list(itertools.chain.from_iterable(groups)), np.array([len(g) for g in groups], np.int64)
 
-def _sentences(column: Sequence[str | list[str]]) -> tuple[list[str], np.ndarray]:
-    """(every text, how many of each document): one where a document is a text, any number where it is a list."""
-    if set(map(type, column)) == {str}:
-        return list(column), np.ones(len(column), np.int64)
-    groups = [[value] if isinstance(value, str) else value for value in column]
-    return list(itertools.chain.from_iterable(groups)), np.array([len(g) for g in groups], np.int64)
+    def _encode(self, sequences: Sequence[str], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pieces = self.tokenizer.encode_pieces(sequences)
+        lengths = np.fromiter(map(len, pieces), np.int32, len(pieces))
+        owner = np.repeat(np.arange(len(counts)), counts)
+        if len(lengths) and not lengths.all():
+            kept = np.flatnonzero(lengths)
+            pieces, lengths, owner = [pieces[i] for i in kept], lengths[kept], owner[kept]
+        if len(owner):
+            change = owner[1:] != owner[:-1]
+            first, last = np.append(True, change), np.append(change, True)
+            pieces = self._with_ends(pieces, first, last)
+            lengths = lengths + len(self.begin) * first.astype(np.int32) + len(self.end) * last.astype(np.int32)
+        # One pass over the tokens: joined, ends between, in the dtype of the file.
+        tokens = np.concatenate(pieces, dtype=self.dtype, casting="unsafe") if pieces else np.empty(0, self.dtype)
+        return tokens, lengths, np.bincount(owner, minlength=len(counts))
+
+    def _with_ends(self, pieces: list[np.ndarray], first: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
+        """The pieces, `begin` before those that are first of their documents and `end` after the last."""
+        if first.all() and last.all():
+            filled = [ends for ends in (self.begin, pieces, self.end) if len(ends)]
+            parts = [None] * (len(filled) * len(pieces))
+            for i, column in enumerate(filled):
+                parts[i :: len(filled)] = column if column is pieces else [column] * len(pieces)
+            return parts
+        parts = []
+        for piece, is_first, is_last in zip(pieces, first.tolist(), last.tolist()):
+            if is_first:
+                parts.append(self.begin)
+            parts.append(piece)
+            if is_last:
+                parts.append(self.end)
+        return parts
 
 
 def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[Batch]:
     """The input in pieces of about BATCH_BYTES, told by the files alone.
 
-    Plain JSONL is cut already. Small files come together. What cannot be cut (compressed files, Parquet with large
+    Plain JSONL is cut further. Small files come together. What cannot be cut (compressed files, Parquet with large
     row groups) is read here and dealt out.
     """
     group: list[Shard] = []
-    for shard in shards:
-        whole = shard.bytes <= 4 * BATCH_BYTES and not shard.path.endswith((".gz", ".zst"))
+    for shard in itertools.chain.from_iterable(map(_pieces, shards)):
+        whole = shard.bytes <= 4 * SHARD_BYTES and not shard.path.endswith((".gz", ".zst"))
         if group and (not whole or sum(s.bytes for s in group) + shard.bytes > BATCH_BYTES):
             yield Batch(tuple(group), bytes=sum(s.bytes for s in group))
             group = []
@@ -257,6 +309,13 @@ def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[Batch]:
             yield from _dealt(shard, keys)
     if group:
         yield Batch(tuple(group), bytes=sum(s.bytes for s in group))
+
+
+def _pieces(shard: Shard) -> Iterator[Shard]:
+    """A shard of plain JSONL in about equal pieces of a batch; any other as it is."""
+    count = max(1, round(shard.bytes / BATCH_BYTES)) if shard.path.endswith((".jsonl", ".json")) else 1
+    cuts = [shard.start + (shard.end - shard.start) * i // count for i in range(count + 1)] if count > 1 else []
+    yield from (dataclasses.replace(shard, start=a, end=b, bytes=b - a) for a, b in itertools.pairwise(cuts)) if cuts else [shard]
 
 
 def _dealt(shard: Shard, keys: Sequence[str]) -> Iterator[Batch]:
@@ -272,21 +331,33 @@ def _dealt(shard: Shard, keys: Sequence[str]) -> Iterator[Batch]:
     yield Batch((), tuple(values), tuple(r.as_json() for r in rejects), bytes=shard.bytes)
 
 
-def _in_order(function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int) -> Iterator[Encoded]:
+def _in_order(function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int, total: int) -> Iterator[Encoded]:
     """`map(function, batches)` on so many processes, this one among them: it helps whenever the others have enough to do.
 
-    So no processor waits while the others start, and two processes are enough for two processors.
+    So no processor waits while the others start, and two processes are enough for two processors. It begins alone, and
+    goes on alone where its own pace leaves too little of the `total` bytes to do.
     """
-    if workers <= 1:
-        yield from map(function, batches)
-        return
+    begun, done = time.monotonic(), 0
+    for batch in batches:
+        yield function(batch)
+        done += batch.bytes
+        spent = time.monotonic() - begun
+        left = spent * (total - done) / done if done else spent  # of a compressed file nothing is known until its end
+        if workers > 1 and left > START_SECONDS:
+            yield from _on_processes(function, batches, workers)
+
+
+def _on_processes(function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int) -> Iterator[Encoded]:
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    running: list[concurrent.futures.Future] = []
     context = multiprocessing.get_context("spawn")  # as in executor.py
     with concurrent.futures.ProcessPoolExecutor(workers - 1, mp_context=context, initializer=_start, initargs=(function,)) as pool:
         try:
             for batch in batches:
-                if sum(not f.done() for f in waiting) < 2 * workers:
+                running = [f for f in running if not f.done()]
+                if len(running) < 2 * workers:
                     waiting.append(pool.submit(_call, batch))
+                    running.append(waiting[-1])
                 else:
                     waiting.append(concurrent.futures.Future())
                     waiting[-1].set_result(function(batch))
@@ -304,165 +375,25 @@ def _in_order(function: Callable[[Batch], Encoded], batches: Iterator[Batch], wo
             raise
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's search for cycles off: it would walk millions of new texts and arrays, none of them in a cycle (8 % of the time)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _start(function: Callable[[Batch], Encoded]) -> None:
     """In a new worker: the encoder is sent once, and its threads would fight with the other workers for the processors."""
     global _function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.disable()  # as _without_collector
     _function = function
 
 
 def _call(batch: Batch) -> Encoded:
     return _function(batch)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """The settings of `mt data merge`."""
-
-    input: tuple[str, ...] = option(help="prefixes of .bin/.idx pairs, in the order wanted; a folder stands for its pairs, sorted", role="input")
-    output_prefix: str = option(help="the result is PREFIX.bin and PREFIX.idx", role="output")
-    overwrite: bool = option(False, "replace another run at the output prefix", role="runtime")
-
-
-def merge(config: MergeConfig) -> dict:
-    """Several pairs of the same dtype into one, in order, as a stream; returns the manifest."""
-    prefixes = [p for item in config.input for p in _pairs(item)]
-    datasets = [IndexedDataset(p) for p in prefixes]
-    for prefix, dataset in zip(prefixes, datasets):
-        if dataset.dtype != datasets[0].dtype:
-            raise UserError(f"{prefix}: its tokens are {dataset.dtype}, those of {prefixes[0]} {datasets[0].dtype}; tokenize both with one tokenizer")
-    facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]  # None where mt did not write it
-    known = [(p, f) for p, f in zip(prefixes, facts) if f]
-    other = next((p for p, f in known if f != known[0][1]), None)
-    if other is not None:
-        raise UserError(f"{other}: was written with another tokenizer than {known[0][0]}; tokenize both with one")
-    run = manifest.begin("data merge", config, [f"{p}.{s}" for p in prefixes for s in ("bin", "idx")])
-    if run.finished:
-        return run.manifest
-    folder = work_folder(run.output)
-    shutil.rmtree(folder, ignore_errors=True)  # a killed merge is done again: it is as fast as the disk
-    writer = IndexedWriter(run.output, datasets[0].dtype, folder)
-    with progress("merge", sum(d.tokens.nbytes for d in datasets), "B") as advance:
-        for dataset in datasets:
-            for at in range(0, len(dataset.tokens), BLOCK):
-                block = dataset.tokens[at : at + BLOCK]
-                writer.add(block, (), ())
-                advance(block.nbytes)
-            for at in range(0, len(dataset), BLOCK):
-                writer.add((), dataset.lengths[at : at + BLOCK], ())
-            for at in range(0, dataset.num_documents, BLOCK):
-                writer.add((), (), np.diff(dataset.document_indices[at : at + BLOCK + 1]))
-    counts = {"inputs": len(datasets), "documents": writer.documents, "sequences": writer.sequences, "tokens": sum(len(d.tokens) for d in datasets)}
-    same = {"tokenizer": facts[0]} if all(facts) else {}
-    outputs = [{**o, "documents": False} for o in writer.finish()]
-    sealed = run.finish(outputs, counts, dtype=str(datasets[0].dtype), **same)
-    shutil.rmtree(folder, ignore_errors=True)
-    return sealed
-
-
-def _pairs(item: str) -> list[str]:
-    if not os.path.isdir(item):
-        return [_prefix(item)]
-    found = sorted(str(p.with_suffix("")) for p in Path(item).glob("*.idx"))
-    if not found:
-        raise UserError(f"{item}: holds no .bin/.idx pair; check the path")
-    return found
-
-
-def _prefix(path: str) -> str:
-    """A prefix, also where a user's shell completed it to one of the two files."""
-    return path[:-4] if path.endswith((".bin", ".idx")) else path
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyConfig(TokenizerConfig):
-    """The settings of `mt data verify`; with a tokenizer, tokens are checked against its vocabulary."""
-
-    POSITIONAL = "prefix"
-
-    prefix: str = option(help="prefix of a .bin/.idx pair", role="input")
-
-
-def verify(config: VerifyConfig) -> dict:
-    """Checks a pair from end to end; raises UserError that says what is wrong.
-
-    Always: header, sizes, lengths, pointers, documents. Where mt wrote it: every byte of both files against the
-    manifest. Where the vocabulary is known (by the manifest, or a tokenizer's settings): every token.
-    """
-    prefix = _prefix(config.prefix)
-    dataset = IndexedDataset(prefix)
-    sealed = manifest.manifest_of(f"{prefix}.bin")
-    checked = ["sizes, lengths, pointers and documents"]
-    if sealed is not None:
-        recorded = {Path(o["name"]).name: o["xxh3"] for o in sealed["outputs"]}
-        for path in (f"{prefix}.bin", f"{prefix}.idx"):
-            if manifest.file_digest(path) != recorded[Path(path).name]:
-                raise UserError(f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']}; fetch it again, or tokenize again")
-        checked.append("digests of both files")
-    tokenizer = load(config) if config.kind else None
-    facts = (sealed or {}).get("tokenizer")
-    if tokenizer is not None and facts is not None and tokenizer.fingerprint != facts["fingerprint"]:
-        raise UserError(f"{prefix}: was written with another tokenizer (vocabulary of {facts['vocab_size']:,}, this one {tokenizer.vocab_size:,}); give that one")
-    vocab_size = tokenizer.vocab_size if tokenizer else facts["vocab_size"] if facts else None
-    if vocab_size is not None:
-        _check_tokens(dataset, vocab_size)
-        checked.append(f"every token below {vocab_size:,}")
-    counts = {"documents": dataset.num_documents, "sequences": len(dataset), "tokens": len(dataset.tokens)}
-    text = f"{prefix}: whole: {counts['documents']:,} documents, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens ({dataset.dtype}); checked: {', '.join(checked)}"
-    return {"text": text, "prefix": prefix, "counts": counts, "dtype": str(dataset.dtype), "checked": checked}
-
-
-def _check_tokens(dataset: IndexedDataset, vocab_size: int) -> None:
-    for at in range(0, len(dataset.tokens), BLOCK):
-        block = dataset.tokens[at : at + BLOCK]
-        wrong = (block < 0) | (block >= vocab_size)
-        if wrong.any():
-            bad = at + int(np.argmax(wrong))
-            sequence = int(np.searchsorted(dataset.pointers, bad * dataset.dtype.itemsize, side="right")) - 1
-            raise UserError(f"{dataset.prefix}.bin: token {dataset.tokens[bad]} in sequence {sequence} is outside the vocabulary of {vocab_size:,}; it was written with another tokenizer or is damaged")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig(TokenizerConfig):
-    """The settings of `mt data inspect`; with a tokenizer, documents are decoded."""
-
-    POSITIONAL = "prefix"
-
-    prefix: str = option(help="prefix of a .bin/.idx pair", role="input")
-    document: int | None = option(None, "the document to print, counted from 0")
-
-
-def inspect(config: InspectConfig) -> dict:
-    """What a pair holds: counts and the histogram of its lengths, or one document."""
-    dataset = IndexedDataset(_prefix(config.prefix))
-    if config.document is not None:
-        return _inspect_document(dataset, config)
-    lengths = dataset.lengths
-    summary = {
-        "prefix": dataset.prefix, "dtype": str(dataset.dtype), "documents": dataset.num_documents, "sequences": len(dataset),
-        "tokens": len(dataset.tokens), "empty_documents": int((np.diff(dataset.document_indices) == 0).sum()),
-    }
-    lines = [f"{name:<16}{value:,}" if isinstance(value, int) else f"{name:<16}{value}" for name, value in summary.items()]
-    if len(lengths):
-        points = dict(zip(("shortest", "median", "longest"), (int(lengths.min()), int(np.median(lengths)), int(lengths.max()))))
-        bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
-        histogram = {f"<= {1 << i:,}": int(n) for i, n in enumerate(bins) if n}
-        width = max(histogram.values())
-        lines += [f"{name:<16}{value:,}" for name, value in points.items()]
-        lines += ["", "sequences by tokens:", *(f"  {name:>12}  {n:>12,}  {'#' * max(1, 40 * n // width)}" for name, n in histogram.items())]
-        summary |= {**points, "histogram": histogram}
-    return {"text": "\n".join(lines), **summary}
-
-
-def _inspect_document(dataset: IndexedDataset, config: InspectConfig) -> dict:
-    number, count = config.document, dataset.num_documents
-    if not 0 <= number < count:
-        raise UserError(f"{dataset.prefix}: has no document {number}; it has {count:,}, counted from 0")
-    sequences = [dataset[i].tolist() for i in range(*dataset.document_indices[number : number + 2].tolist())]
-    found = {"prefix": dataset.prefix, "document": number, "sequences": sequences}
-    if config.kind:
-        tokenizer = load(config)
-        found["decoded"] = [tokenizer.decode(s) for s in sequences]
-    shown = found.get("decoded") or [" ".join(map(str, s)) for s in sequences]
-    head = f"document {number}: {len(sequences)} sequences, {sum(map(len, sequences)):,} tokens"
-    return {"text": "\n".join([head, *shown]), **found}

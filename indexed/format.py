@@ -13,6 +13,7 @@ every sequence, back to back, nothing else. `.idx`, little-endian and tightly pa
     34          4 S   i32 length of every sequence, in tokens
     34 +  4 S   8 S   i64 where every sequence starts in .bin, in bytes: the running sum of length * item size
     34 + 12 S   8 D   i64 document indices: 0, then for each document the number of sequences up to its end; last = S
+    34 + 12 S + 8 D   S   i8 mode of every sequence, only in multimodal files, which must be known to be such
 
 A document without tokens has no sequence, but has its entry: the one before it, again.
 
@@ -22,6 +23,7 @@ Worked example: documents "ab", "", "cde" as bytes, 299 appended to each that ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
@@ -34,10 +36,14 @@ import xxhash
 
 from .. import manifest
 from ..config import UserError
+from .remote import Remote, RemoteTokens, fetch, is_remote
+from .remote import sample_digest as remote_sample_digest
+from .remote import size as remote_size
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
+LEGACY_HEADER = struct.Struct("<8s6Q")
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 BLOCK = 1 << 20  # entries that are read, checked or written at a time
@@ -51,26 +57,34 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class IndexedDataset:
     """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not whole.
 
-    prefix: without extension. lengths: (S,) int32 tokens of every sequence. pointers: (S,) int64 bytes.
-    document_indices: (documents + 1,) int64 sequences. tokens: (sum of lengths,) every token in order, not copied.
+    prefix: without extension; s3://, gs:// ... are read as remote.py says. multimodal: whether the index ends with a
+    mode for every sequence, which nothing in it tells. lengths: (S,) int32 tokens of every sequence. pointers: (S,)
+    int64 bytes. document_indices: (documents + 1,) int64 sequences. modes: (S,) int8, or None. tokens: (sum of lengths,)
+    every token in order, not copied. local_folder: where files that belong to the pair may lie.
+
+    A pair that mt wrote is compared with its manifest: size, then time, then, where that differs, every byte.
     """
 
-    def __init__(self, prefix: str | Path):
-        self.prefix = str(prefix)
-        index, count = _map(self.prefix + ".idx"), HEADER.size
-        self.dtype, sequences, entries = _header(self.prefix + ".idx", index)
-        self.lengths = np.frombuffer(index, "<i4", sequences, count)
-        self.pointers = np.frombuffer(index, "<i8", sequences, count + 4 * sequences)
-        self.document_indices = np.frombuffer(index, "<i8", entries, count + 12 * sequences)
+    def __init__(self, prefix: str | Path, *, multimodal: bool = False, remote: Remote | None = None):
+        self.prefix, self.multimodal, self.remote = str(prefix), multimodal, remote or Remote()
+        distant = is_remote(self.prefix)
+        where = fetch(self.prefix + ".idx", self.remote) if distant else self.prefix + ".idx"
+        self.local_folder = Path(where).parent
+        index = _map(str(where))
+        tables = _legacy_tables if bytes(index[:8]) == LEGACY_MAGIC else _tables
+        self.dtype, self.lengths, self.pointers, self.document_indices, self.modes = tables(self.prefix + ".idx", index, multimodal)
         self._check()
-        self.tokens = np.frombuffer(_map(self.prefix + ".bin"), self.dtype)
+        if distant:
+            self.tokens = RemoteTokens(self.prefix + ".bin", self.dtype, self.remote)
+        else:
+            _check_manifest(self.prefix)
+            self.tokens = np.frombuffer(_map(self.prefix + ".bin"), self.dtype)
         # A memoryview gives Python integers three times faster than an array.
-        self._lengths = index[count : count + 4 * sequences].cast("i")
-        self._starts = index[count + 4 * sequences : count + 12 * sequences].cast("q")
+        self._lengths, self._starts = self.lengths.view(np.uint8).data.cast("i"), self.pointers.view(np.uint8).data.cast("q")
         self._item = self.dtype.itemsize
 
     def __reduce__(self):
-        return IndexedDataset, (self.prefix,)
+        return functools.partial(IndexedDataset, multimodal=self.multimodal, remote=self.remote), (self.prefix,)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -96,8 +110,10 @@ class IndexedDataset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of what the data is, wherever it lies: the index, the size of .bin and samples of its bytes."""
-        digest = xxhash.xxh3_128(manifest.file_digest(self.prefix + ".idx").encode())
-        digest.update(manifest.sample_digest(self.prefix + ".bin").encode())
+        index, data = self.prefix + ".idx", self.prefix + ".bin"
+        distant = is_remote(self.prefix)
+        digest = xxhash.xxh3_128(manifest.file_digest(fetch(index, self.remote) if distant else index).encode())
+        digest.update((remote_sample_digest(data) if distant else manifest.sample_digest(data)).encode())
         return digest.hexdigest()
 
     def _check(self) -> None:
@@ -115,6 +131,8 @@ class IndexedDataset:
                 raise UserError(f"{name}: sequence {bad} starts at byte {self.pointers[bad]}, not where the one before it ends; {_REMEDY}")
             total = int(ends[-1])
         entries = self.document_indices
+        if len(entries) == 0:
+            raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
         if entries[0] != 0 or entries[-1] != len(self.lengths):
             raise UserError(f"{name}: its documents run from sequence {entries[0]} to {entries[-1]}, not from 0 to {len(self.lengths)}; {_REMEDY}")
         for at in range(0, len(entries) - 1, BLOCK):
@@ -122,7 +140,7 @@ class IndexedDataset:
             if falls.any():
                 bad = at + int(np.argmax(falls))
                 raise UserError(f"{name}: document {bad} ends before it starts, at sequence {entries[bad + 1]}; {_REMEDY}")
-        size = _size(self.prefix + ".bin")
+        size = remote_size(self.prefix + ".bin") if is_remote(self.prefix) else _size(self.prefix + ".bin")
         if size != total:
             raise UserError(f"{self.prefix}.bin: has {size:,} bytes where {name} promises {total:,}: it is {'cut short' if size < total else 'another file'}; {_REMEDY}")
 
@@ -145,10 +163,11 @@ def _map(path: str):
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _header(name: str, index) -> tuple[np.dtype, int, int]:
-    """(dtype, S, D) of an .idx file; raises UserError where its header is wrong or its size is not what follows from it."""
-    if bytes(index[:8]) == LEGACY_MAGIC:
-        raise UserError(f"{name}: is in the format of before 2023 (TNTIDX), which mt does not read; tokenize the text again")
+def _tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """(dtype, lengths, pointers, document indices, modes) of an .idx file, not copied.
+
+    Raises UserError where its header is wrong or its size is not what follows from it.
+    """
     if len(index) < HEADER.size:
         raise UserError(f"{name}: has {len(index)} bytes, fewer than the {HEADER.size} of a header; {_REMEDY}")
     magic, version, code, sequences, entries = HEADER.unpack(index[: HEADER.size])
@@ -160,11 +179,62 @@ def _header(name: str, index) -> tuple[np.dtype, int, int]:
         raise UserError(f"{name}: has the dtype code {code}, which must be one of {', '.join(map(str, DTYPES))}; {_REMEDY}")
     if entries < 1:
         raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
-    size = HEADER.size + 12 * sequences + 8 * entries
+    plain = HEADER.size + 12 * sequences + 8 * entries
+    if len(index) != plain + (sequences if multimodal else 0):
+        other = len(index) == plain + (0 if multimodal else sequences)
+        more = f"it is {'an index without modes' if multimodal else 'a multimodal index'}: open it with multimodal={not multimodal}" if other else _REMEDY
+        raise UserError(f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,} documents) makes {plain:,}; {more}")
+    dtype, at = np.dtype(DTYPES[code]).newbyteorder("<"), HEADER.size
+    lengths = np.frombuffer(index, "<i4", sequences, at)
+    pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
+    documents = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
+    return dtype, lengths, pointers, documents, np.frombuffer(index, "i1", sequences, plain) if multimodal else None
+
+
+def _legacy_tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
+    """The same of an index of before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`), which this reads:
+
+    magic "TNTIDX\\0\\0"; u64 version 1, dtype code, item size, N items, Z sizes, C document indices; then i64
+    dimension offsets [N + 1], data offsets [N + 1] in tokens, sizes [Z], document indices [C].
+    """
+    if multimodal:
+        raise UserError(f"{name}: is of the format of before 2023 (TNTIDX), which has no modes; open it with multimodal=False")
+    if len(index) < LEGACY_HEADER.size:
+        raise UserError(f"{name}: has {len(index)} bytes, fewer than the {LEGACY_HEADER.size} of a header; {_REMEDY}")
+    _, version, code, item, items, sizes, entries = LEGACY_HEADER.unpack(index[: LEGACY_HEADER.size])
+    if version != 1:
+        raise UserError(f"{name}: is of version {version}; mt reads version 1")
+    # The codes 6 and 7 changed their meaning over the years, and no text was ever written with them.
+    if code not in DTYPES or code in (6, 7) or np.dtype(DTYPES[code]).itemsize != item:
+        raise UserError(f"{name}: has the dtype code {code} with items of {item} bytes, which are not those of a text; {_REMEDY}")
+    size = LEGACY_HEADER.size + 8 * (2 * (items + 1) + sizes + entries)
     if len(index) != size:
-        more = "; a multimodal index, which mt does not read" if len(index) == size + sequences else f"; {_REMEDY}"
-        raise UserError(f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,} documents) makes {size:,}{more}")
-    return np.dtype(DTYPES[code]).newbyteorder("<"), sequences, entries
+        raise UserError(f"{name}: has {len(index):,} bytes where its header ({items:,} sequences, {entries - 1:,} documents) makes {size:,}; {_REMEDY}")
+    values = np.frombuffer(index, "<i8", offset=LEGACY_HEADER.size)
+    dimensions, offsets, lengths, documents = np.split(values, np.cumsum([items + 1, items + 1, sizes]))
+    if sizes != items or not np.array_equal(dimensions, np.arange(items + 1)):
+        raise UserError(f"{name}: its items are not rows of tokens with one length each: it is not the index of a text; check the path")
+    if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= np.iinfo(np.int32).max:
+        raise UserError(f"{name}: has a sequence of {lengths.min():,} or {lengths.max():,} tokens, which no sequence has; {_REMEDY}")
+    if offsets[0] != 0 or not np.array_equal(np.diff(offsets), lengths):
+        raise UserError(f"{name}: its sequences do not start where those before them end; {_REMEDY}")
+    return np.dtype(DTYPES[code]).newbyteorder("<"), lengths.astype(np.int32), offsets[:-1] * item, documents, None
+
+
+def _check_manifest(prefix: str) -> None:
+    """Raises UserError where mt wrote the pair and a file of it is no longer as it was."""
+    for path in (Path(prefix + ".idx"), Path(prefix + ".bin")):
+        sealed = manifest.manifest_of(path)
+        if sealed is None:
+            continue
+        wrote = next(o for o in sealed["outputs"] if Path(o["name"]).name == path.name)
+        stat = path.stat()
+        if stat.st_size == wrote["bytes"] and stat.st_mtime_ns == wrote["mtime_ns"]:
+            continue
+        if stat.st_size != wrote["bytes"] or manifest.file_digest(path) != wrote["xxh3"]:
+            raise UserError(f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']}; fetch it again, or tokenize again")
+        with contextlib.suppress(OSError):  # a whole copy gets the time of its original, so that it is read through once only
+            os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
 
 
 class IndexedWriter:

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -32,8 +31,10 @@ from .. import manifest
 from ..config import UserError, check, option
 from .blend import blending_indices, exhaustive_blending_indices
 from .format import IndexedDataset
+from .remote import Remote, exclusive, is_remote
 from .splits import NAMES, ranges, shares
 
+PAD = -1  # what fills the last sample of a dataset that keeps it though it is not full; no loss is asked there
 SURPLUS = 0.005  # what a mixture's datasets hold beyond their share, as in Megatron-LM
 
 
@@ -41,53 +42,53 @@ SURPLUS = 0.005  # what a mixture's datasets hold beyond their share, as in Mega
 class DataConfig:
     """Which tokens to train on, and how they are cut into samples."""
 
-    data_path: tuple[str, ...] = option(help="prefixes of .bin/.idx pairs, each after a weight or none of them: 0.7 web_text_document 0.3 wiki_text_document", role="input")
+    data_path: tuple[str, ...] = option((), "prefixes of .bin/.idx pairs, each after a weight or none of them: 0.7 web_text_document 0.3 wiki_text_document", role="input")
+    train_data_path: tuple[str, ...] = option((), "instead of --data-path and --split: prefixes for training alone, likewise", role="input")
+    valid_data_path: tuple[str, ...] = option((), "prefixes for validation alone", role="input")
+    test_data_path: tuple[str, ...] = option((), "prefixes for test alone", role="input")
     split: str = option("969,30,1", "shares of the sequences for training, validation and test")
     seq_length: int = option(1024, "tokens of a sample")
     seed: int = option(1234, "seed of the order of the samples")
-    data_cache_path: str | None = option(None, "directory for sample indices (default: `cache` beside the first pair)", role="runtime")
+    data_cache_path: str | None = option(None, "directory for sample indices, and for the .idx of remote data (default: `cache` beside the first pair; ~/.cache/mt for remote data)", role="runtime")
+    remote_block_bytes: int = option(1 << 20, "bytes that are read at once from s3://, gs://, hf:// ...", role="runtime")
+    remote_cache_bytes: int = option(1 << 28, "bytes of such blocks that are kept in memory, for each pair and process", role="runtime")
 
     def __post_init__(self):
         check(
             (self.seq_length >= 1, f"seq_length = {self.seq_length} must be at least 1"),
+            (self.remote_block_bytes >= 1 << 12, f"remote_block_bytes = {self.remote_block_bytes} must be at least 4096"),
+            (self.remote_cache_bytes >= 2 * self.remote_block_bytes, f"remote_cache_bytes = {self.remote_cache_bytes} must hold two blocks of remote_block_bytes = {self.remote_block_bytes}"),
             (0 <= self.seed < 1 << 32, f"seed = {self.seed} must be in [0, 2**32)"),
-            (len(self.data_path) > 0, "data_path must name at least one prefix of a .bin/.idx pair"),
+            (bool(self.data_path) or self.per_split, "data_path must name at least one prefix of a .bin/.idx pair"),
+            (not (self.data_path and self.per_split), "data_path and paths of their own for train, valid or test are given; leave one of them out"),
         )
         shares(self.split)
-        _ = self.sources
+        for name in NAMES:
+            self.sources(name)
 
     @property
-    def sources(self) -> tuple[tuple[float | None, str], ...]:
-        """(weight or None, prefix) of every dataset; raises UserError for weights that are mixed with prefixes."""
-        path = self.data_path
+    def per_split(self) -> bool:
+        """Whether train, valid and test have paths of their own, all of whose sequences they use."""
+        return any(getattr(self, f"{name}_data_path") for name in NAMES)
+
+    def sources(self, name: str) -> tuple[tuple[float | None, str], ...]:
+        """(weight or None, prefix) of every dataset of a split; raises UserError for weights that are mixed with prefixes."""
+        key = f"{name}_data_path" if self.per_split else "data_path"
+        path = getattr(self, key)
         heads = [_number(word) for word in path[::2]]
         if len(path) % 2 or all(h is None for h in heads):
             return tuple((None, prefix) for prefix in path)
         if None in heads:
             bad = path[2 * heads.index(None)]
-            raise UserError(f"data_path: {bad!r} stands where a weight must, before its prefix; give a weight to every prefix or to none")
+            raise UserError(f"{key}: {bad!r} stands where a weight must, before its prefix; give a weight to every prefix or to none")
         if min(heads) < 0 or not 0 < sum(heads) < math.inf:
-            raise UserError(f"data_path: the weights {heads} must not be negative and not all be 0")
+            raise UserError(f"{key}: the weights {heads} must not be negative and not all be 0")
         return tuple(zip(heads, path[1::2]))
 
     def files(self) -> list[str]:
-        """Every file that is read, for `manifest.begin`."""
-        return [f"{prefix}.{suffix}" for _, prefix in self.sources for suffix in ("bin", "idx")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IndexConfig(DataConfig):
-    """The settings of `mt data index`: those of the data as training has them, and the samples that it will want."""
-
-    output: str = option(help="directory for the manifest; the indices go where training looks for them", role="output")
-    train_samples: int = option(help="samples for training: iterations * global batch size")
-    valid_samples: int = option(0, "samples for validation; 0: none")
-    test_samples: int = option(0, "samples for test; 0: none")
-    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(*((getattr(self, f"{n}_samples") >= 0, f"{n}_samples must not be negative") for n in NAMES))
+        """Every file that is read and lies here, for `manifest.begin`; the fingerprint of a dataset knows of all."""
+        prefixes = dict.fromkeys(prefix for name in NAMES for _, prefix in self.sources(name))
+        return [f"{prefix}.{suffix}" for prefix in prefixes if not is_remote(prefix) for suffix in ("bin", "idx")]
 
 
 class Dataset(Protocol):
@@ -116,71 +117,70 @@ def build_datasets(data: DataConfig, num_samples: Sequence[int | None]) -> tuple
     A dataset holds at least the samples that are asked for. Raises UserError for a split that is asked for and has
     no sequences, or too few tokens for one sample.
     """
-    sources = [(weight, _open(prefix)) for weight, prefix in data.sources]
-    splits = [ranges(data.split, len(indexed)) for _, indexed in sources]
-    cache = Path(data.data_cache_path) if data.data_cache_path else Path(sources[0][1].prefix).parent / "cache"
+
+    def make(indexed: IndexedDataset, sequences: tuple[int, int], count: int | None, name: str, cache: Path) -> GPTDataset:
+        return GPTDataset(indexed, sequences, count, data.seq_length, data.seed, name=name, cache=cache)
+
+    return build_splits(data, num_samples, make, of="sequences")
+
+
+# (pair, [start, end) of its elements, samples wanted, name of the split, directory for indices) -> their dataset
+Make = Callable[[IndexedDataset, tuple[int, int], int | None, str, Path], "Dataset"]
+
+
+def build_splits(data: DataConfig, num_samples: Sequence[int | None], make: Make, *, of: Literal["sequences", "documents"]) -> tuple[Dataset | None, ...]:
+    """`build_datasets` for any kind of sample. of: what a split is a share of."""
+    opened: dict[str, IndexedDataset] = {}
     built: list[Dataset | None] = []
     for s, (name, count) in enumerate(zip(NAMES, num_samples, strict=True)):
         if count == 0:
             built.append(None)
             continue
-        parts = [(weight, indexed, splits[i][s] or (0, 0)) for i, (weight, indexed) in enumerate(sources)]
-        parts = [p for p in parts if p[0] != 0]
-        for _, indexed, (start, end) in parts:
+        parts = []
+        for weight, prefix in data.sources(name):
+            if prefix not in opened:
+                opened[prefix] = _open(prefix, data)
+            indexed = opened[prefix]
+            total = len(indexed) if of == "sequences" else indexed.num_documents
+            start, end = (0, total) if data.per_split else ranges(data.split, total)[s] or (0, 0)
+            if weight == 0:
+                continue
             if start == end:
-                raise UserError(f"{indexed.prefix}: split = {data.split} of its {len(indexed):,} sequences leaves none for {name}; give {name} a larger share or ask for no {name} samples")
-
-        def make(indexed, document_range, n, name=name):
-            return GPTDataset(indexed, document_range, n, data.seq_length, data.seed, name=name, cache=cache)
-
-        built.append(_blend(parts, count, name, make))
+                why = "" if data.per_split else f"split = {data.split} of "
+                raise UserError(f"{indexed.prefix}: {why}its {total:,} {of} leaves none for {name}; give {name} a larger share or ask for no {name} samples")
+            parts.append((weight, indexed, (start, end)))
+        if not parts:
+            raise UserError(f"{name}_data_path names nothing, but {name} samples are asked for; give it, or ask for no {name} samples")
+        cache = Path(data.data_cache_path) if data.data_cache_path else parts[0][1].local_folder / "cache"
+        built.append(_blend(parts, count, name, cache, make))
     return tuple(built)
-
-
-def index(config: IndexConfig) -> dict:
-    """Builds the sample indices of all splits ahead of training, which finds them by the same data settings."""
-    counts = (config.train_samples, config.valid_samples, config.test_samples)
-    datasets = build_datasets(config, counts)
-    built = [(name, d) for name, d in zip(NAMES, datasets) if d is not None]
-    rows = [{"split": name, **row} for name, d in built for row in d.describe()]
-    run = manifest.begin("data index", config, config.files(), facts={"weights": [w for w, _ in config.sources]})
-    if not run.finished:
-        totals = {f"{name}_samples": len(d) for name, d in built}
-        run.finish([], totals, sources=rows, fingerprints={name: d.fingerprint for name, d in built})
-    return {**run.manifest, "text": format_rows(rows)}
-
-
-def format_rows(rows: Sequence[dict]) -> str:
-    """A table of `describe` rows for people."""
-    cells = [("split", "weight", "sequences", "tokens", "samples", "epochs", "source")]
-    cells += [
-        (r["split"], "" if r["weight"] is None else f"{r['weight']:.4g}", f"{r['sequences']:,}", f"{r['tokens']:,}", f"{r['samples']:,}", f"{r['epochs']:.2f}", r["prefix"])
-        for r in rows
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(6)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:6], widths[1:])), row[6]]) for row in cells)
 
 
 class GPTDataset:
     """Samples of a range of the sequences of one .bin/.idx pair.
 
-    num_samples: how many are wanted (None: what one epoch gives); there may be more of them. cache: directory of the
+    num_samples: how many are wanted (None: what one epoch gives); there may be more of them. add_extra_token: 1 where
+    a sample has one token more than seq_length, so that every token has the one after it as its label. drop_last:
+    whether a last sample that is not full is left out; else it is filled up with PAD. cache: directory of the
     indices, or None to keep them in memory.
     """
 
     def __init__(
         self, indexed: IndexedDataset, document_range: tuple[int, int], num_samples: int | None, seq_length: int, seed: int,
-        *, name: str = "train", cache: Path | None = None,
+        *, add_extra_token: int = 1, drop_last: bool = True, name: str = "train", cache: Path | None = None,
     ):
-        self.indexed, self.range, self.seq_length = indexed, document_range, seq_length
+        self.indexed, self.range, self.seq_length, self.extra = indexed, document_range, seq_length, add_extra_token
         self.num_tokens = int(indexed.lengths[slice(*document_range)].sum(dtype=np.int64))
         if self.num_tokens == 0:
             raise UserError(f"{indexed.prefix}: the sequences {document_range} of the {name} split have no tokens; give {name} a larger share")
-        if num_samples is None and self.num_tokens <= seq_length:
-            raise UserError(f"{indexed.prefix}: the {name} split has {self.num_tokens:,} tokens, fewer than the {seq_length + 1:,} of one sample; give {name} a larger share")
-        key = ("gpt 1", indexed.fingerprint, document_range, num_samples, seq_length, seed)
+        if num_samples is None and drop_last and self.num_tokens < seq_length + add_extra_token:
+            raise UserError(f"{indexed.prefix}: the {name} split has {self.num_tokens:,} tokens, fewer than the {seq_length + add_extra_token:,} of one sample; give {name} a larger share")
+        key = ("gpt 2", indexed.fingerprint, document_range, num_samples, seq_length, seed, add_extra_token, drop_last)
         self.fingerprint = xxhash.xxh3_128(repr(key).encode()).hexdigest()
-        build = functools.partial(build_indices, indexed.lengths, np.arange(*document_range, dtype=np.int32), num_samples, seq_length, seed)
+        build = functools.partial(
+            build_indices, indexed.lengths, np.arange(*document_range, dtype=np.int32), num_samples, seq_length, seed,
+            add_extra_token=add_extra_token, drop_last=drop_last,
+        )
         stem = f"{Path(indexed.prefix).name}-{name}-{self.fingerprint}"
         arrays = build() if cache is None else cached(cache, stem, ("document_index", "sample_index", "shuffle_index"), build)
         self.document_index, self.sample_index, self.shuffle_index = arrays
@@ -190,12 +190,12 @@ class GPTDataset:
         return len(self.shuffle_index)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        out = np.empty(self.seq_length + 1, np.int64)
+        out = np.empty(self.seq_length + self.extra, np.int64)
         self._read(k, out)
         return out
 
     def batch(self, indices: Sequence[int]) -> np.ndarray:
-        out = np.empty((len(indices), self.seq_length + 1), np.int64)
+        out = np.empty((len(indices), self.seq_length + self.extra), np.int64)
         for row, k in zip(out, indices):
             self._read(k, row)
         return out
@@ -209,7 +209,10 @@ class GPTDataset:
             piece = get(documents[position], offset)
             out[filled : filled + len(piece)] = piece
             filled, position, offset = filled + len(piece), position + 1, 0
-        out[filled:] = get(documents[last], offset, stop + 1 - offset)
+        piece = get(documents[last], offset, stop + self.extra - offset)
+        end = filled + len(piece)
+        out[filled:end] = piece
+        out[end:] = PAD
 
     def describe(self, weight: float | None = None, samples: int | None = None) -> list[dict]:
         samples = self.num_samples if samples is None else samples
@@ -236,41 +239,84 @@ class BlendedDataset:
     def __getitem__(self, k: int) -> np.ndarray:
         return self.datasets[self.dataset_index[k]][self.sample_index[k]]
 
-    def batch(self, indices: Sequence[int]) -> np.ndarray:
-        return np.stack([self[k] for k in indices])
+    def batch(self, indices: Sequence[int]) -> np.ndarray | dict[str, np.ndarray]:
+        indices = np.asarray(indices)
+        sources, samples = self.dataset_index[indices], self.sample_index[indices]
+        used = np.unique(sources).tolist()
+        parts = [self.datasets[d].batch(samples[sources == d]) for d in used]
+        place = np.argsort(np.concatenate([np.flatnonzero(sources == d) for d in used]))
+        if isinstance(parts[0], dict):
+            return {name: np.concatenate([p[name] for p in parts])[place] for name in parts[0]}
+        return np.concatenate(parts)[place]
 
     def describe(self) -> list[dict]:
         counts = np.bincount(self.dataset_index, minlength=len(self.datasets)).tolist()
         return [row for d, w, n in zip(self.datasets, self.weights, counts) for row in d.describe(w, n)]
 
 
-def _blend(parts: list[tuple[float | None, IndexedDataset, tuple[int, int]]], count: int | None, name: str, make: Callable) -> Dataset:
-    """The dataset of one split of one or several sources; make(indexed, range, num_samples) gives that of one source.
+def _blend(parts: list[tuple[float | None, IndexedDataset, tuple[int, int]]], count: int | None, name: str, cache: Path, make: Make) -> Dataset:
+    """The dataset of one split of one or several sources.
 
     With weights the datasets repeat as the mixture needs. Without, each is used for one epoch, in shares of its size.
     """
     weights = [weight for weight, _, _ in parts]
     if weights[0] is None:
         if len(parts) == 1:
-            return make(parts[0][1], parts[0][2], count)
-        datasets = [make(indexed, where, None) for _, indexed, where in parts]
+            return make(*parts[0][1:], count, name, cache)
+        datasets = [make(indexed, where, None, name, cache) for _, indexed, where in parts]
         sizes = [len(d) for d in datasets]
         total = sum(sizes)
         if count is not None and count > total:
             raise UserError(f"data_path: one epoch of its {len(parts)} prefixes has {total:,} {name} samples, fewer than the {count:,} asked for; give every prefix a weight, and they repeat as needed")
-        order = exhaustive_blending_indices(sizes) if count is None else blending_indices([n / total for n in sizes], count)
-        return BlendedDataset(datasets, [n / total for n in sizes], *order)
+        shares_ = [n / total for n in sizes]
+        order = _order(cache, sizes, None) if count is None else _order(cache, shares_, count)
+        return BlendedDataset(datasets, shares_, *order)
     if count is None:
         raise UserError(f"data_path: a mixture with weights has no natural end; say how many {name} samples are wanted")
     shares_ = [weight / sum(weights) for weight in weights]
     targets = [math.ceil(count * share) for share in shares_]
-    order = blending_indices(shares_, sum(targets))
+    order = _order(cache, shares_, sum(targets))
     used = np.bincount(order[0], minlength=len(parts)).tolist()
     datasets = [
-        make(indexed, where, max(math.ceil(target * (1 + SURPLUS)), n, 1))
+        make(indexed, where, max(math.ceil(target * (1 + SURPLUS)), n, 1), name, cache)
         for (_, indexed, where), target, n in zip(parts, targets, used)
     ]
     return BlendedDataset(datasets, shares_, *order)
+
+
+def _order(cache: Path, weights: Sequence[float], size: int | None) -> list[np.ndarray]:
+    """The order of a mixture, cached; without a size every sample comes once, and the weights are the datasets' sizes."""
+    build = lambda: exhaustive_blending_indices(weights) if size is None else blending_indices(weights, size)
+    stem = f"blend-{xxhash.xxh3_128(repr(('blend 1', list(weights), size)).encode()).hexdigest()}"
+    return cached(cache, stem, ("dataset_index", "dataset_sample_index"), build)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the documents of a batch lie. B samples of T tokens."""
+
+    document_ids: np.ndarray  # (B, T) int32: 0, 0, ..., 1, 1, ...: the documents of a sample, counted from its start
+    position_ids: np.ndarray  # (B, T) int64: the place of a token in its document's part of the sample
+    cu_seqlens: np.ndarray  # (n + 1,) int32: where the n documents begin in the batch laid end to end, then B * T
+    max_seqlen: int  # tokens of the longest of them
+
+
+def layout(tokens: np.ndarray, eod: int) -> Layout:
+    """The documents that were packed into samples, told by the token that ends each of them.
+
+    tokens: (B, T), what the model reads. As Megatron-LM's --reset-position-ids and --reset-attention-mask have it, a
+    document goes from the token after an `eod` to its own, included. A query sees a key of the same sample where
+    `document_ids` are the same and the key is not later; or let a variable-length attention read `cu_seqlens`. With
+    --eod-mask-loss, the loss of a label counts where the token before it is not `eod`: `tokens != eod`.
+    """
+    size = tokens.shape[1]
+    begins = np.zeros(tokens.shape, bool)
+    begins[:, 0] = True
+    begins[:, 1:] = tokens[:, :-1] == eod
+    columns = np.arange(size)
+    firsts = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
+    cu_seqlens = np.append(np.flatnonzero(begins), tokens.size).astype(np.int32)
+    return Layout(np.cumsum(begins, axis=1, dtype=np.int32) - 1, columns - firsts, cu_seqlens, int(np.diff(cu_seqlens).max()))
 
 
 def build_indices(
@@ -321,15 +367,15 @@ def _sample_index(lengths: np.ndarray, document_index: np.ndarray, tokens: int, 
     fits = max(len(document_index), int(lengths.max())) <= np.iinfo(np.int32).max
     # The original counts a last part in single precision; so do we, or the counts differ beyond 16 million tokens.
     count = (tokens - extra) // seq_length if drop_last else math.ceil(np.float32(tokens - extra) / np.float32(seq_length))
-    ends = np.cumsum(lengths[document_index], dtype=np.int64)
-    places = np.arange(1, count + 1, dtype=np.int64) * seq_length - (1 - extra)
-    position = np.searchsorted(ends, places, side="right")
-    index = np.zeros((count + 1, 2), np.int32 if fits else np.int64)
-    inside = position < len(ends)
-    position[~inside] = len(ends) - 1
-    starts = ends[position] - lengths[document_index[position]]
-    index[1:, 0] = position
-    index[1:, 1] = np.where(inside, places - starts + (1 - extra), lengths[document_index[-1]] - extra)
+    sizes = lengths[document_index]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    until = np.clip((ends - extra) // seq_length, 0, count)  # samples after the first that begin before a sequence's end
+    position = np.repeat(np.arange(len(ends), dtype=np.int32 if fits else np.int64), np.diff(until, prepend=0))
+    index = np.zeros((count + 1, 2), position.dtype)
+    inside = 1 + len(position)
+    index[1:inside, 0] = position
+    index[1:inside, 1] = np.arange(1, inside) * seq_length - (ends - sizes)[position]
+    index[inside:] = len(ends) - 1, sizes[-1] - extra
     return index
 
 
@@ -340,14 +386,7 @@ def cached(folder: Path, stem: str, names: Sequence[str], build: Callable[[], Se
     """
     paths = [folder / f"{stem}-{name}.npy" for name in names]
     if not all(p.exists() for p in paths):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise UserError(f"{folder}: the sample index cannot be kept there ({error.strerror}); name another place with --data-cache-path") from None
-        with lock:
-            with contextlib.suppress(OSError):  # a file system without locks: the writes are still whole
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with _held(folder):
             if not all(p.exists() for p in paths):
                 for path, array in zip(paths, build()):
                     with manifest.atomic_write(path) as file:
@@ -358,10 +397,22 @@ def cached(folder: Path, stem: str, names: Sequence[str], build: Callable[[], Se
         raise UserError(f"{folder}/{stem}-*.npy: not whole ({error}); remove the file, and it is built again") from None
 
 
-def _open(prefix: str) -> IndexedDataset:
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Makes the folder of a cache and lets one process at a time build in it; raises UserError where that is not possible."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: the sample index cannot be kept there ({error.strerror}); name another place with --data-cache-path") from None
+        yield
+
+
+def _open(prefix: str, data: DataConfig) -> IndexedDataset:
     if prefix.endswith((".bin", ".idx")):
         raise UserError(f"data_path: {prefix}: give the prefix alone, {prefix[:-4]}")
-    return IndexedDataset(prefix)
+    folder = Path(data.data_cache_path) if data.data_cache_path else None
+    return IndexedDataset(prefix, remote=Remote(folder, data.remote_block_bytes, data.remote_cache_bytes))
 
 
 def _number(word: str) -> float | None:

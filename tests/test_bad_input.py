@@ -137,6 +137,23 @@ def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tm
     assert digests(tmp_path / "out") == disturbed
 
 
+def test_a_full_disk_in_training_is_one_line_and_the_same_command_goes_on(tmp_path, vocabulary):
+    tokenizer = ["--tokenizer-model", vocabulary]
+    assert run("data", "tokenize", *tokenizer, "--input", write(tmp_path / "in.jsonl"), "--output-prefix", tmp_path / "p", "--append-eod") == 0
+    command = [
+        "train", "--data-path", tmp_path / "p_text_document", *tokenizer, "--save", tmp_path / "run", "--num-layers", 1, "--hidden-size", 64,
+        "--num-attention-heads", 2, "--seq-length", 16, "--micro-batch-size", 2, "--train-iters", 3, "--split", "90,10,0", "--eval-iters", 1,
+    ]
+    command = [sys.executable, "-m", "mt", *map(str, command)]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "most likely the disk is full" in ended.stderr.strip().split("\n")[-1]
+    assert not list((tmp_path / "run").glob("step_*"))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 def digests(folder: Path) -> dict:
     return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith("manifest.json")}
 

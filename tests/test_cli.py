@@ -119,3 +119,14 @@ def test_doctor_tells_what_is_there():
     facts = json.loads(mt("doctor", "--json").stdout)
     assert facts["processors"] >= 1
     assert {p["package"] for p in facts["parts"]} >= {"torch", "faiss"}
+
+
+def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"body": "ab"}\n')
+    flags = ["--input", tmp_path / "in.jsonl", "--output-prefix", tmp_path / "p", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "1"]
+    ended = mt("data", "tokenize", "--partitions", "4", "--json-key", "body", "--keep-sequential-samples", *flags, "--pad-vocab-size", "--padded-vocab-size=512", "--workers-to-check", "16", "32")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "p_body_document.bin").exists()
+    said = ended.stderr.splitlines()
+    assert said[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no partitions"
+    assert sum("padding the vocabulary is the model's business" in line for line in said) == 1, "a reason is said once"

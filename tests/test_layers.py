@@ -7,13 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What each room may import, beside itself. `cli` reaches the verbs as names in a table, not by import.
-BASE = {"config", "manifest", "executor", "documents", "tokenizer"}
+BASE = {"config", "manifest", "executor", "documents", "vocabulary", "tokenizer", "train_tokenizer"}
 MAY_IMPORT = {
     "config": set(),
     "manifest": {"config"},
     "executor": {"config", "manifest"},
     "documents": {"config", "manifest"},
-    "tokenizer": {"config", "manifest", "executor", "documents"},
+    "vocabulary": {"config"},
+    "tokenizer": {"config", "manifest", "vocabulary"},
+    "train_tokenizer": {"config", "manifest", "executor", "documents", "vocabulary"},
     "indexed": BASE,
     "dataprep": BASE,
     "train": BASE | {"indexed"},

@@ -14,12 +14,11 @@ from mt import config
 from mt.tokenizer import (
     PROBE,
     TokenizerConfig,
-    TrainTokenizerConfig,
     VocabularyTokenizer,
     load,
     load_directory,
-    train_tokenizer,
 )
+from mt.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, doesn't it? 12345 times!",
@@ -269,3 +268,152 @@ def test_files_that_are_not_tokenizers_are_named(tmp_path):
         load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=9)).encode("1 x")
     with pytest.raises(config.UserError, match=r"id 9 is outside \[0, 9\)"):
         load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=9)).encode("1 9")
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def model(request, tmp_path_factory):
+    """A small sentencepiece model file, with <pad> among its pieces for one of the two kinds."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp(request.param)
+    pad = {"pad_id": 3} if request.param == "bpe" else {}
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([*TEXTS, PROBE.replace("\x00", "")]), model_prefix=str(folder / "m"), vocab_size=600, model_type=request.param,
+        hard_vocab_limit=False, byte_fallback=request.param == "bpe", minloglevel=2, user_defined_symbols=["<tab>"], **pad,
+    )
+    return folder / "m.model"
+
+
+def sentencepiece_of(model, kind="GPTSentencePieceTokenizer", allow_special=False, **settings):
+    return load(TokenizerConfig(tokenizer_type=kind, tokenizer_model=str(model), **settings), allow_special=allow_special)
+
+
+def test_sentencepiece_gives_the_ids_of_megatrons_wrapper(model):
+    from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    theirs = SentencePieceTokenizer(str(model))
+    for kind in ("GPTSentencePieceTokenizer", "Llama2Tokenizer"):
+        ours = sentencepiece_of(model, kind)
+        for text in [*TEXTS, PROBE, "", "a</s>b", "x<tab>y", "  two  spaces "]:
+            assert ours.encode(text) == theirs.text_to_ids(text)
+            assert ours.eod not in ours.encode(text)
+        assert (ours.vocab_size, ours.bos, ours.eod) == (theirs.vocab_size, theirs.bos_id, theirs.eos_id)
+        assert ours.decode(ours.encode(TEXTS[0])) == TEXTS[0]
+
+
+def test_the_legacy_sentencepiece_adds_its_special_tokens_after_the_pieces(model):
+    from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    plain = sentencepiece_of(model)
+    size, has_pad = plain.vocab_size, "bpe" in str(model)
+    ours = sentencepiece_of(model, "SentencePieceTokenizer", vocab_extra_ids=2)
+    added = ["<CLS>", "<SEP>", "<EOD>", "<MASK>", *([] if has_pad else ["<PAD>"]), "<extra_id_0>", "<extra_id_1>"]
+    assert ours.vocab_size == size + len(added)
+    assert (ours.bos, ours.eod) == (plain.bos, size + 2)
+    assert ours.decode(range(size, ours.vocab_size)) == "".join(added)
+    for text in TEXTS:
+        assert ours.encode(text) == plain.encode(text)
+    text = "one<EOD>two <extra_id_1> three</s><SEP>"
+    assert max(ours.encode(text)) < size, "by default a literal is text"
+    theirs = SentencePieceTokenizer(str(model), legacy=True, special_tokens=["<CLS>", "<SEP>", "<EOD>", "<MASK>", *([] if has_pad else ["<PAD>"]), "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"], trim_spm_separator_after_special_token=False)
+    assert sentencepiece_of(model, "SentencePieceTokenizer", allow_special=True, vocab_extra_ids=2).encode(text) == theirs.text_to_ids(text)
+
+
+def test_a_saved_sentencepiece_model_is_the_same_tokenizer(tmp_path, model):
+    for number, ours in enumerate([sentencepiece_of(model), sentencepiece_of(model, "SentencePieceTokenizer", vocab_extra_ids=3)]):
+        ours.save(tmp_path / str(number))
+        again = pickle.loads(pickle.dumps(load_directory(tmp_path / str(number))))
+        assert (again.fingerprint, again.bos, again.eod, again.vocab_size) == (ours.fingerprint, ours.bos, ours.eod, ours.vocab_size)
+        flat, lengths = again.encode_batch([TEXTS[0], "", "x"])
+        assert flat.tolist() == [*ours.encode(TEXTS[0]), *ours.encode("x")]
+        assert lengths.tolist() == [len(ours.encode(TEXTS[0])), 0, len(ours.encode("x"))]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, gpt2):
+    """GPT-2's tokens as the JSON list that Megatron-LM's TikTokenizer reads: the bytes first, then by rank."""
+    import base64
+
+    import gigatoken
+
+    known = gigatoken.Tokenizer.from_json(gpt2._json).vocab
+    tokens = [bytes([b]) for b in range(256)] + [known[i] for i in range(256, 19999)]
+    tokens.insert(300, b" qzjqzxj")  # no two tokens make it: only a word that is it becomes it
+    path = tmp_path_factory.mktemp("ranks") / "tekken.json"
+    path.write_text(json.dumps([{"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": t.decode(errors="replace")} for i, t in enumerate(tokens)]))
+    return path
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def tiktokens(request, ranks):
+    """(ours, megatron-core's, which asks tiktoken)"""
+    from megatron.core.tokenizers.text.libraries.tiktoken_tokenizer import TikTokenTokenizer
+
+    ours = load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(ranks), tokenizer_vocab_size=15000, tiktoken_num_special_tokens=100, tiktoken_pattern=request.param))
+    return ours, TikTokenTokenizer(str(ranks), vocab_size=15000, num_special_tokens=100, pattern=request.param)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=ANY_TEXT)
+def test_tiktoken_ids_are_those_of_tiktoken(tiktokens, text):
+    ours, theirs = tiktokens
+    wanted = theirs.tokenizer.encode_ordinary(text)
+    assert ours.encode(text) == wanted
+    assert ours.decode(wanted) == text
+
+
+def test_tiktokens_special_tokens_come_first(tiktokens):
+    ours, theirs = tiktokens
+    assert (ours.vocab_size, ours.bos, ours.eod) == (15000, theirs.bos_id, theirs.eos_id)
+    assert ours.decode([0, 1, 2, 6, 7, 99]) == "<unk><s></s><sep><SPECIAL_7><SPECIAL_99>"
+    for text in [*TEXTS, PROBE, "a</s>b <SPECIAL_7>", "x qzjqzxj"]:
+        assert ours.encode(text) == theirs.tokenizer.encode_ordinary(text)
+
+
+def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(shared, gpt2, ranks):
+    path = shared / "data/gpt2"
+    settings_ = {"vocab_file": f"{path}/vocab.json", "merge_file": f"{path}/merges.txt"}
+    allowed = load(TokenizerConfig(**settings_), allow_special=True)
+    assert allowed.encode("one<|endoftext|>two") == [*gpt2.encode("one"), gpt2.eod, *gpt2.encode("two")]
+    assert reference(allowed).encode("one<|endoftext|>two") == allowed.encode("one<|endoftext|>two")
+    assert allowed.fingerprint == gpt2.fingerprint, "it is the same vocabulary"
+    tik = load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(ranks)), allow_special=True)
+    assert tik.encode("a</s>") == [*tik.encode("a"), 2]
+
+
+def test_the_beginning_token_is_known_where_the_files_tell_it(tmp_path, shared, gpt2, bpe):
+    bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=str(shared / "data/bert/vocab.txt")))
+    assert (gpt2.bos, bert.bos, bpe.bos) == (50256, 101, None)
+    bert.save(tmp_path)
+    assert load_directory(tmp_path).bos == 101
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": 1}, "is not a JSON list"),
+        ([{"rank": 0, "token_bytes": "AA=="}], "lacks some of the 256 bytes"),
+        ([{"rank": 0, "token_bytes": "AQ=="}], "entry 0 is not token 0 in base64"),
+        ([{"rank": 1, "token_bytes": "AA=="}], "entry 0 is not token 0 in base64"),
+        ([{"rank": 0, "token_bytes": "!"}], "entry 0 is not token 0 in base64"),
+        ([7], "entry 0 is not token 0 in base64"),
+    ],
+)
+def test_ranks_that_are_not_tiktokens_are_named(tmp_path, entries, message):
+    (tmp_path / "r.json").write_text(json.dumps(entries))
+    with pytest.raises(config.UserError, match=message):
+        load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(tmp_path / "r.json")))
+
+
+def test_models_that_do_not_fit_are_named(tmp_path, ranks):
+    (tmp_path / "m.model").write_bytes(b"nonsense")
+    with pytest.raises(config.UserError, match=r"m\.model: is not a model that sentencepiece reads"):
+        sentencepiece_of(tmp_path / "m.model")
+    with pytest.raises(config.UserError, match="nowhere: no such file"):
+        sentencepiece_of("nowhere")
+    with pytest.raises(config.UserError, match="does not read vocab_extra_ids = 3"):
+        sentencepiece_of("m.model", vocab_extra_ids=3)
+    with pytest.raises(config.UserError, match=r"has 20,000 tokens, fewer than tokenizer_vocab_size = 90,000 less the 1,000 special ones"):
+        load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(ranks), tokenizer_vocab_size=90000))
+    with pytest.raises(config.UserError, match="does not read tiktoken_pattern = v1"):
+        TokenizerConfig(tokenizer_type="ByteLevelTokenizer", tiktoken_pattern="v1")

@@ -15,9 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import UserError
-from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset
+from ..config import UserError, option
+from ..indexed.fim import FimDataset
+from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, layout
+from ..indexed.remote import is_remote
 from .parallel.mesh import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """What becomes of the several documents in a sample. By default they are one text to the model."""
+
+    reset_position_ids: bool = option(False, "positions start anew at every document")
+    reset_attention_mask: bool = option(False, "tokens do not see the documents before their own")
+    eod_mask_loss: bool = option(False, "what follows the end of a document is not asked of the model")
+
+    def any(self) -> bool:
+        return self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
+
+    def check_against(self, eod: int | None) -> None:
+        """Raises UserError where documents cannot be told apart. eod: the token that ends them, if the tokenizer has one."""
+        if self.any() and eod is None:
+            raise UserError("reset_position_ids, reset_attention_mask and eod_mask_loss go by the token that ends documents, and this tokenizer has none; leave them out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +47,16 @@ class MicroBatch:
     tokens: Tensor  # (B, T) int64
     labels: Tensor  # (B, T) int64: the token after each
     loss_mask: Tensor  # (B, T) float32: each target's weight in the loss
+    positions: Tensor | None = None  # (B, T) int64; None: 0, 1, 2 ...
+    mask: Tensor | None = None  # (B, 1, T, T) bool, True where a query may look; None: at all that came before
 
 
 class Batches:
-    """This rank's share of a dataset's global batches."""
+    """This rank's share of a dataset's global batches. eod: the token that ends documents, which `packing` goes by."""
 
-    def __init__(self, dataset: Dataset, *, micro_batch_size: int, vocab_size: int, mesh: Mesh):
+    def __init__(self, dataset: Dataset, *, micro_batch_size: int, vocab_size: int, mesh: Mesh, packing: PackingConfig, eod: int | None):
         self.dataset, self.micro_batch_size, self.vocab_size, self.mesh = dataset, micro_batch_size, vocab_size, mesh
+        self.packing, self.eod = packing, eod
 
     def over(self, steps: Iterable[tuple[int, int]]) -> Iterator[list[MicroBatch]]:
         """The global batches of (consumed samples, size) pairs, each read while the one before it is in use."""
@@ -57,11 +79,24 @@ class Batches:
         start = consumed + index * self.micro_batch_size
         samples = self.dataset.batch(np.arange(start, start + self.micro_batch_size))
         _check_range(samples, self.vocab_size)
-        samples = torch.from_numpy(samples)
-        if self.mesh.device.type == "cuda":
-            samples = samples.pin_memory().to(self.mesh.device, non_blocking=True)
+        packed = layout(samples[:, :-1], self.eod) if self.packing.any() else None
+        samples = self._to_device(samples)
         tokens, labels = samples[:, :-1], samples[:, 1:]
-        return MicroBatch(index, tokens, labels, torch.ones(labels.shape, device=labels.device))
+        loss_mask = (tokens != self.eod).float() if self.packing.eod_mask_loss else torch.ones(labels.shape, device=labels.device)
+        positions = self._to_device(packed.position_ids) if self.packing.reset_position_ids else None
+        mask = same_document(self._to_device(packed.document_ids)) if self.packing.reset_attention_mask else None
+        return MicroBatch(index, tokens, labels, loss_mask, positions, mask)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.mesh.device, non_blocking=True) if self.mesh.device.type == "cuda" else tensor
+
+
+def same_document(document_ids: Tensor) -> Tensor:
+    """(B, 1, T, T) bool: which keys a query sees that sees its own document alone, and nothing later. document_ids: (B, T)."""
+    T = document_ids.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
+    return ((document_ids[:, :, None] == document_ids[:, None, :]) & causal)[:, None]
 
 
 def _check_range(tokens: np.ndarray, vocab_size: int) -> None:
@@ -82,9 +117,7 @@ def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
     share = np.zeros(vocab_size)
     for weight, source in _sources(dataset):
         counts = np.zeros(vocab_size, np.int64)
-        tokens = _tokens(source)[:COUNTED_TOKENS]
-        for start in range(0, len(tokens), 1 << 22):
-            block = tokens[start : start + (1 << 22)]
+        for block in _tokens(source):
             _check_range(block, vocab_size)
             counts += np.bincount(block, minlength=vocab_size)
         share += weight * counts / counts.sum()
@@ -93,16 +126,23 @@ def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
 
 
 COUNTED_TOKENS = 1 << 30  # some five seconds
+COUNTED_REMOTE_TOKENS = 1 << 25  # what a network gives in that time
+COUNTED_AT_A_TIME = 1 << 22
 
 
-def _tokens(source: GPTDataset) -> np.ndarray:
-    """Every token of the source's range of sequences, which lie back to back in its file."""
+def _tokens(source: GPTDataset) -> Iterator[np.ndarray]:
+    """The first tokens of the source's range of sequences, which lie back to back in its file, in blocks."""
     indexed, (first, end) = source.indexed, source.range
     start = int(indexed.pointers[first]) // indexed.dtype.itemsize
-    return indexed.tokens[start : start + int(indexed.lengths[first:end].sum(dtype=np.int64))]
+    most = COUNTED_REMOTE_TOKENS if is_remote(indexed.prefix) else COUNTED_TOKENS
+    stop = start + min(most, int(indexed.lengths[first:end].sum(dtype=np.int64)))
+    for at in range(start, stop, COUNTED_AT_A_TIME):
+        yield indexed.tokens[at : min(stop, at + COUNTED_AT_A_TIME)]
 
 
 def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset]]:
+    if isinstance(dataset, FimDataset):
+        return _sources(dataset.dataset)
     return list(zip(dataset.weights, dataset.datasets)) if isinstance(dataset, BlendedDataset) else [(1.0, dataset)]
 
 

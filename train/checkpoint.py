@@ -30,6 +30,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from .. import manifest
@@ -79,8 +80,11 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     mesh.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
     writer = FileSystemWriter(partial)
     writer.save_id = final.name  # in place of a random one: the same run writes the same bytes
-    with _one_process_is_fine():
-        dcp.save(_tensors(model, optimizer), storage_writer=writer, no_dist=mesh.world_size == 1)
+    try:
+        with _one_process_is_fine():
+            dcp.save(_tensors(model, optimizer), storage_writer=writer, no_dist=mesh.world_size == 1)
+    except CheckpointException as error:  # no Exception: `except Exception` would miss it
+        raise UserError(f"{final}: could not be written ({_cause(error)}); most likely the disk is full: free some space and run the same command again, it goes on from the checkpoint before") from None
 
     def seal() -> None:
         with manifest.atomic_write(partial / "config.yaml", "w") as file:
@@ -100,6 +104,12 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
     mesh.on_main(seal)
     return final
+
+
+def _cause(error: CheckpointException) -> str:
+    """The first rank's error, in its own first line."""
+    rank, (cause, _) = min(error.failures.items())
+    return f"rank {rank}: {cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).splitlines()[0]}"
 
 
 @contextlib.contextmanager

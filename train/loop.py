@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from .. import manifest
 from ..config import Failure, UserError, check, option
+from ..indexed.fim import FimConfig, FimDataset
 from ..indexed.gpt import DataConfig, build_datasets
-from ..tokenizer import TokenizerConfig
+from ..tokenizer import Tokenizer, TokenizerConfig
 from ..tokenizer import load as load_tokenizer
 from . import checkpoint
-from .batches import Batches, MicroBatch, identity, unigram_entropy
+from .batches import Batches, MicroBatch, PackingConfig, identity, unigram_entropy
 from .checkpoint import CheckpointConfig, Progress
 from .metrics import LogConfig, RunLog
 from .model.gpt import GPT
@@ -72,6 +73,8 @@ class TrainConfig:
 
     model: ModelConfig
     data: DataConfig
+    packing: PackingConfig
+    fim: FimConfig
     tokenizer: TokenizerConfig
     parallel: ParallelConfig
     optimizer: OptimizerConfig
@@ -128,12 +131,13 @@ def _course(config: TrainConfig, mesh: Mesh) -> Course:
 def _train(config: TrainConfig, mesh: Mesh) -> dict | None:
     course = _course(config, mesh)
     tokenizer = load_tokenizer(config.tokenizer)
+    config.packing.check_against(tokenizer.eod)
     shape = resolve(config.model, vocab_size=tokenizer.vocab_size, seq_length=config.data.seq_length)
     if shape.vocab_size < tokenizer.vocab_size:
         raise UserError(f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; raise it, or leave it out")
     elsewhere = _elsewhere(config.checkpoint)
     source = mesh.broadcast(mesh.on_main(lambda: checkpoint.find(elsewhere) if elsewhere else None))
-    train_data, valid_data = _datasets(config, course, mesh)
+    train_data, valid_data = _datasets(config, course, tokenizer, mesh)
     entropy = mesh.on_main(lambda: unigram_entropy(train_data, shape.vocab_size))
     if source is not None:
         mesh.on_main(lambda: _check_source(source, config, course, shape, identity(train_data, config.data)))
@@ -157,12 +161,15 @@ def _elsewhere(config: CheckpointConfig) -> str | None:
     return None if own else config.load
 
 
-def _datasets(config: TrainConfig, course: Course, mesh: Mesh):
+def _datasets(config: TrainConfig, course: Course, tokenizer: Tokenizer, mesh: Mesh):
     """(training, validation) datasets; rank 0 builds what is not cached yet, the others then read it."""
     valid_samples = config.train.eval_iters * course.batch_size.full
     build = lambda: build_datasets(config.data, (course.total_samples, valid_samples, 0))
     datasets = mesh.on_main(build)
-    return (datasets if mesh.rank == 0 else build())[:2]
+    datasets = (datasets if mesh.rank == 0 else build())[:2]
+    if not config.fim.fim_rate:
+        return datasets
+    return tuple(d and FimDataset(d, tokenizer, config.fim, config.data.seed) for d in datasets)
 
 
 def _check_source(source: Path, config: TrainConfig, course: Course, shape: ModelConfig, data: dict) -> None:
@@ -199,9 +206,12 @@ class Trainer:
         """config: resolved. source: the step directory of --load."""
         self.config, self.course, self.mesh, self.tokenizer = config, course, mesh, tokenizer
         self.folder, self.data = Path(config.checkpoint.save), identity(train_data, config.data)
-        sizes = {"micro_batch_size": config.train.micro_batch_size, "vocab_size": config.model.vocab_size}
-        self.batches = Batches(train_data, mesh=mesh, **sizes)
-        self.valid_batches = Batches(valid_data, mesh=mesh, **sizes) if valid_data is not None else None
+        how = {
+            "micro_batch_size": config.train.micro_batch_size, "vocab_size": config.model.vocab_size,
+            "mesh": mesh, "packing": config.packing, "eod": tokenizer.eod,
+        }
+        self.batches = Batches(train_data, **how)
+        self.valid_batches = Batches(valid_data, **how) if valid_data is not None else None
         use_fast_float32_products()
         self.model = GPT(config.model)
         initialize(self.model, config.data.seed)
@@ -290,7 +300,7 @@ class Trainer:
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
             for micro in batch:
                 with autocast(self.config.train.bf16, micro.tokens.device):
-                    loss = self.model.loss(micro.tokens, micro.labels, micro.loss_mask)
+                    loss = self.model.loss(micro.tokens, micro.labels, micro.loss_mask, positions=micro.positions, mask=micro.mask)
                 sums += torch.stack([loss.double(), micro.loss_mask.sum(dtype=torch.float64)])
         reshard(self.model)
         self.model.train()
@@ -318,7 +328,7 @@ def forward_backward(model: nn.Module, batch: list[MicroBatch], num_tokens: Tens
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{micro.index}".encode()).digest()[:8], "little") % 2**63)
         synchronise_gradients(model, last=position == len(batch) - 1)
         with autocast(bf16, micro.tokens.device):
-            loss = model.loss(micro.tokens, micro.labels, micro.loss_mask)
+            loss = model.loss(micro.tokens, micro.labels, micro.loss_mask, positions=micro.positions, mask=micro.mask)
         (loss / num_tokens).backward()
         total += loss.detach()
     return total

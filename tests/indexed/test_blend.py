@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from mt.indexed import blend
 from mt.indexed.blend import blending_indices, exhaustive_blending_indices
 
 
@@ -19,8 +20,10 @@ def test_orders_are_the_golden_ones(shared):
         assert (datasets.tolist(), samples.tolist()) == (case["dataset_index"], case["dataset_sample_index"])
 
 
+@pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
 @pytest.mark.parametrize("seed", range(5))
-def test_orders_are_those_of_megatrons_compiled_helper(seed):
+def test_orders_are_those_of_megatrons_compiled_helper(monkeypatch, seed, compile_from):
+    monkeypatch.setattr(blend, "COMPILE_FROM", compile_from)
     helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
     random = np.random.RandomState(seed)
     weights = random.dirichlet(np.ones(2 + seed))

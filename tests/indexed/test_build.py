@@ -21,17 +21,10 @@ import zstandard
 
 from mt import config
 from mt.indexed import build
-from mt.indexed.build import (
-    InspectConfig,
-    MergeConfig,
-    TokenizeConfig,
-    VerifyConfig,
-    inspect,
-    merge,
-    tokenize,
-    verify,
-)
+from mt.indexed.build import TokenizeConfig, tokenize
+from mt.indexed.check import InspectConfig, VerifyConfig, inspect, verify
 from mt.indexed.format import IndexedDataset
+from mt.indexed.merge import MergeConfig, merge
 
 BYTES = {"tokenizer_type": "ByteLevelTokenizer"}
 
@@ -60,6 +53,8 @@ def files(prefix):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Batches of a few documents and a commit after each, so that small inputs have many."""
+    monkeypatch.setattr(build, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(build, "START_SECONDS", -1.0)
     monkeypatch.setattr(build, "BATCH_BYTES", 2000)
     monkeypatch.setattr(build, "COMMIT_SECONDS", -1.0)
 
@@ -120,9 +115,25 @@ def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_bat
         assert files(tmp_path / "workers_text_document") == wanted, name
 
 
-def test_results_come_in_order_however_long_each_takes():
+def test_results_come_in_order_however_long_each_takes(small_batches):
     batches = iter([build.Batch((), bytes=n) for n in range(100)])
-    assert list(build._in_order(slow, batches, 3)) == list(range(100))
+    assert list(build._in_order(slow, batches, 3, 4950)) == list(range(100))
+
+
+def test_other_processes_are_started_only_where_enough_is_left_to_do(monkeypatch):
+    alone = [os.getpid()] * 100
+    batches = [build.Batch((), bytes=10)] * 100
+    assert list(build._in_order(where, iter(batches), 3, 1000)) == alone
+    monkeypatch.setattr(build, "START_SECONDS", 0.05)
+    assert list(build._in_order(where, iter(batches), 1, 1000)) == alone
+    found = list(build._in_order(where, iter(batches), 3, 1000))
+    assert found[0] == os.getpid()
+    assert len(set(found)) > 1
+
+
+def where(batch):
+    time.sleep(0.002)
+    return os.getpid()
 
 
 def slow(batch):
@@ -130,9 +141,9 @@ def slow(batch):
     return batch.bytes
 
 
-def test_a_worker_that_dies_ends_the_run_with_one_line():
+def test_a_worker_that_dies_ends_the_run_with_one_line(small_batches):
     with pytest.raises(config.Failure, match=r"a worker process died.*run the same command again"):
-        list(build._in_order(die, iter([build.Batch(())] * 50), 2))
+        list(build._in_order(die, iter([build.Batch(())] * 50), 2, 0))
 
 
 def die(batch):
@@ -189,7 +200,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     path = write(tmp_path / "in.jsonl", prose(40000))
     flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "2"]
     script = (
-        "import sys; from mt.indexed import build; build.BATCH_BYTES = 200_000; build.COMMIT_SECONDS = 0.0; "
+        "import sys; from mt.indexed import build; build.BATCH_BYTES = 200_000; build.COMMIT_SECONDS = 0.0; build.START_SECONDS = -1.0; "
         "from mt import cli; cli.main(['data', 'tokenize', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", script, *flags, "--output-prefix"]
@@ -313,8 +324,51 @@ def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
     summary = inspect(InspectConfig(prefix=prefix))
     assert summary["histogram"] == {"<= 4": 1, "<= 8": 2}
     assert (summary["documents"], summary["empty_documents"], summary["tokens"], summary["median"]) == (3, 1, 14, 5)
-    assert inspect(InspectConfig(prefix=prefix, document=0))["text"] == "document 0: 1 sequences, 3 tokens\n97 98 99"
+    assert inspect(InspectConfig(prefix=prefix, document=0))["text"] == "document 0: 1 sequence, 3 tokens\n97 98 99"
     assert inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["decoded"] == ["Hello", "world!"]
     assert inspect(InspectConfig(prefix=prefix, document=1))["sequences"] == []
     with pytest.raises(config.UserError, match="has no document 3; it has 3, counted from 0"):
         inspect(InspectConfig(prefix=prefix, document=3))
+
+
+def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, shared):
+    vocabulary = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": str(shared / "data/bert/vocab.txt")}
+    records = [{"text": ["one", "", "two"]}, {"text": ""}, {"text": "three"}, {"text": ["[SEP]"]}]
+    one, two, three = 2028, 2048, 2093
+    _, data = run(tmp_path, records, append_eod=True, prepend_bos=True, **vocabulary)
+    assert [s.tolist() for s in data][:3] == [[101, one], [two, 102], [101, three, 102]]
+    assert 102 not in data[3][:-1], "a literal is text"
+    _, data = run(tmp_path, records, "begun", prepend_bos=True, allow_special=True, **vocabulary)
+    assert [s.tolist() for s in data] == [[101, one], [two], [101, three], [101, 102]]
+    _, data = run(tmp_path, [{"text": "one"}, {"text": "two"}], "plain", append_eod=True, prepend_bos=True, **vocabulary)
+    assert [s.tolist() for s in data] == [[101, one, 102], [101, two, 102]]
+    with pytest.raises(config.UserError, match="prepend_bos: the tokenizer has no token that begins a document"):
+        run(tmp_path, records, "none", prepend_bos=True)
+
+
+def test_parquet_rows_that_are_no_text_are_set_aside_whole(tmp_path):
+    table = pyarrow.table({"text": ["a", None, "c"], "n": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    _, data = run(tmp_path, str(tmp_path / "in.parquet"), on_error="skip")
+    assert [s.tolist() for s in data] == [[97], [99]]
+    reject = json.loads((tmp_path / "p_rejects.jsonl").read_text())
+    assert (reject["place"], reject["reason"], json.loads(reject["raw"])) == ("row 2", "'text' is null, not a text", {"text": None, "n": 2})
+    pyarrow.parquet.write_table(pyarrow.table({"text": [["a", "b"], ["c"]], "other": ["x", "y"]}), tmp_path / "lists.parquet")
+    _, data = run(tmp_path, str(tmp_path / "lists.parquet"), "lists", json_keys=("text", "other"))
+    assert [s.tolist() for s in data] == [[97], [98], [99]]
+
+
+def test_blank_lines_are_no_records(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n \n{"text": "b"}\r\n\r\n{"text": "c"}')
+    _, data = run(tmp_path, str(tmp_path / "in.jsonl"))
+    assert [s.tolist() for s in data] == [[97], [98], [99]]
+
+
+def test_inspect_shows_the_beginnings_of_documents_and_numbers_their_sequences(tmp_path):
+    run(tmp_path, [{"text": "x" * 40}, {"text": ""}, {"text": ["Hello\nyou", "world!"]}])
+    prefix = str(tmp_path / "p_text_document")
+    assert inspect(InspectConfig(prefix=prefix, samples=3, **BYTES))["samples"] == ["x" * 32 + " ...", "", "Hello you ..."]
+    said = inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["text"]
+    assert said == "document 2: 2 sequences, 15 tokens\nsequence 1 (9 tokens): Hello\nyou\nsequence 2 (6 tokens): world!"
+    with pytest.raises(config.UserError, match="two views"):
+        InspectConfig(prefix=prefix, samples=1, document=0)

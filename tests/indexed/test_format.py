@@ -1,6 +1,10 @@
 """The .bin/.idx bytes, beside the golden example, megatron-core's reader, and every way to damage them."""
 
 import json
+import os
+import pickle
+import re
+import shutil
 import struct
 
 import numpy as np
@@ -144,7 +148,6 @@ def test_every_truncation_is_refused(pair):
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, b"TNTIDX\0\0", "in the format of before 2023 (TNTIDX)"),
         (0, b"PK", "it is not the index of a .bin file"),
         (9, struct.pack("<Q", 2), "is of version 2; mt reads version 1"),
         (17, b"\x09", "has the dtype code 9, which must be one of 1, 2, 3, 4, 5, 6, 7, 8"),
@@ -167,11 +170,143 @@ def test_a_refusal_says_what_is_wrong(pair, position, value, message):
     assert message in str(error.value)
 
 
-def test_a_multimodal_index_is_named(pair):
+def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset as Theirs
+
     path = pair.with_suffix(".idx")
-    path.write_bytes(path.read_bytes() + b"\0\1")
-    with pytest.raises(config.UserError, match="a multimodal index, which mt does not read"):
+    plain = path.read_bytes()
+    with pytest.raises(config.UserError, match=r"makes 90; it is an index without modes: open it with multimodal=False"):
+        IndexedDataset(pair, multimodal=True)
+    path.write_bytes(plain + b"\0\1")
+    with pytest.raises(config.UserError, match=r"makes 90; it is a multimodal index: open it with multimodal=True"):
         IndexedDataset(pair)
+    ours, theirs = IndexedDataset(pair, multimodal=True), Theirs(str(pair), multimodal=True)
+    assert (ours.modes.tolist(), ours.modes.dtype) == ([0, 1], np.int8)
+    for i in range(2):
+        tokens, mode = theirs[i]
+        assert (ours[i].tolist(), ours.modes[i]) == (tokens.tolist(), mode)
+    assert pickle.loads(pickle.dumps(ours)).modes.tolist() == [0, 1]
+    path.write_bytes(plain + b"\0\1\0")
+    with pytest.raises(config.UserError, match="fetch or build the pair again"):
+        IndexedDataset(pair, multimodal=True)
+
+
+def legacy_index(lengths, per_document, *, code=4, item=4) -> bytes:
+    """An index as Megatron-LM's `lazy` and `cached` builders wrote it until 2023 (their IndexedDatasetBuilder.finalize)."""
+    out = b"TNTIDX\0\0" + struct.pack("<QQQ", 1, code, item) + struct.pack("<QQQ", len(lengths), len(lengths), len(per_document) + 1)
+    for values in (range(len(lengths) + 1), np.cumsum([0, *lengths]), lengths, np.cumsum([0, *per_document])):
+        out += b"".join(struct.pack("<q", int(v)) for v in values)
+    return out
+
+
+@pytest.fixture
+def legacy(tmp_path):
+    (tmp_path / "old.idx").write_bytes(legacy_index(LENGTHS, PER_DOCUMENT))
+    (tmp_path / "old.bin").write_bytes(np.array(TOKENS, "<i4").tobytes())
+    return tmp_path / "old"
+
+
+def test_an_index_of_before_2023_is_read(legacy, pair):
+    old, new = IndexedDataset(legacy), IndexedDataset(pair)
+    assert (old.dtype, old.lengths.dtype) == (np.int32, np.int32)
+    assert [s.tolist() for s in old] == [s.tolist() for s in new]
+    assert old.document_indices.tolist() == new.document_indices.tolist()
+    assert old.pointers.tolist() == [0, 12]
+    assert old.get(1, 1, 2).tolist() == [100, 101]
+    assert old.fingerprint != new.fingerprint
+
+
+def test_every_flipped_bit_and_every_truncation_of_an_index_of_before_2023_is_refused(legacy):
+    path = legacy.with_suffix(".idx")
+    good = path.read_bytes()
+    accepted = []
+    for position in range(len(good)):
+        for bit in range(8):
+            data = bytearray(good)
+            data[position] ^= 1 << bit
+            path.write_bytes(data)
+            said = refusal(legacy)
+            if said is None:
+                accepted.append((position, bit))
+            else:
+                assert said.startswith(str(legacy))
+                assert "\n" not in said
+    # As in test_every_flipped_bit_of_the_index_is_refused: the empty document changes its place.
+    assert accepted == [(56 + 8 * (3 + 3 + 2 + 1), 0)]
+    for size in range(len(good)):
+        path.write_bytes(good[:size])
+        assert refusal(legacy)
+    path.write_bytes(good + b"\0")
+    assert refusal(legacy)
+    path.write_bytes(good)
+    data = legacy.with_suffix(".bin").read_bytes()
+    for size in range(len(data)):
+        legacy.with_suffix(".bin").write_bytes(data[:size])
+        assert "cut short" in refusal(legacy)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (legacy_index(LENGTHS, PER_DOCUMENT, code=6, item=4), "has the dtype code 6 with items of 4 bytes, which are not those of a text"),
+        (legacy_index(LENGTHS, PER_DOCUMENT, code=7, item=4), "has the dtype code 7 with items of 4 bytes"),
+        (legacy_index(LENGTHS, PER_DOCUMENT, code=4, item=8), "has the dtype code 4 with items of 8 bytes"),
+        (legacy_index([3, -4], PER_DOCUMENT), "has a sequence of -4 or 3 tokens"),
+        (legacy_index([3, 5], PER_DOCUMENT), "old.bin: has 28 bytes where"),
+        (legacy_index(LENGTHS, PER_DOCUMENT)[:20], "has 20 bytes, fewer than the 56 of a header"),
+        (legacy_index(LENGTHS, PER_DOCUMENT)[:-8], "makes 152"),
+    ],
+)
+def test_a_refusal_of_an_index_of_before_2023_says_what_is_wrong(legacy, index, message):
+    legacy.with_suffix(".idx").write_bytes(index)
+    assert message in refusal(legacy)
+
+
+def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_by_verify(tmp_path, shared):
+    from mt.indexed.build import TokenizeConfig, tokenize
+    from mt.indexed.check import VerifyConfig, verify
+
+    (tmp_path / "in.jsonl").write_text('{"text": "ab"}\n{"text": ""}\n{"text": "cde"}\n')
+    tokenize(TokenizeConfig(input=(str(tmp_path / "in.jsonl"),), output_prefix=str(tmp_path / "p"), tokenizer_type="ByteLevelTokenizer", workers=1))
+    prefix = tmp_path / "p_text_document"
+    assert "whole" in verify(VerifyConfig(prefix=str(prefix)))["text"]
+    for suffix in (".idx", ".bin"):
+        path = prefix.with_suffix(suffix)
+        good, times = path.read_bytes(), path.stat()
+        for position in range(len(good)):
+            for value in {0, 1, 7, 255, good[position] ^ 1, good[position] ^ 128} - {good[position]}:
+                path.write_bytes(good[:position] + bytes([value]) + good[position + 1 :])
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that errs does not change the time
+                with pytest.raises(config.UserError, match=r"^" + re.escape(str(prefix))):
+                    verify(VerifyConfig(prefix=str(prefix)))
+        path.write_bytes(good)
+
+
+def test_a_file_that_changed_after_it_was_tokenized_is_noticed_at_open_and_a_copy_is_not_read_through_twice(tmp_path, monkeypatch):
+    from mt.indexed.build import TokenizeConfig, tokenize
+
+    (tmp_path / "in.jsonl").write_text('{"text": "some text"}\n{"text": "and more"}\n')
+    (tmp_path / "made").mkdir()
+    tokenize(TokenizeConfig(input=(str(tmp_path / "in.jsonl"),), output_prefix=str(tmp_path / "made/p"), tokenizer_type="ByteLevelTokenizer", workers=1))
+    folder = tmp_path / "copied"
+    shutil.copytree(tmp_path / "made", folder, copy_function=shutil.copyfile)
+    prefix = folder / "p_text_document"
+    assert prefix.with_suffix(".bin").stat().st_mtime_ns != (tmp_path / "made/p_text_document.bin").stat().st_mtime_ns
+    IndexedDataset(prefix)
+    with monkeypatch.context() as patch:
+        patch.setattr("mt.manifest.file_digest", None)
+        IndexedDataset(prefix)
+    data = bytearray(prefix.with_suffix(".bin").read_bytes())
+    data[4] ^= 1
+    prefix.with_suffix(".bin").write_bytes(data)
+    with pytest.raises(config.UserError, match=r"p_text_document.bin: its bytes are not those that `mt data tokenize` wrote on .*; fetch it again, or tokenize again"):
+        IndexedDataset(prefix)
+
+
+def test_a_manifest_of_another_program_beside_the_data_is_no_obstacle(pair):
+    for content in ("[1]", '{"outputs": 3}', '{"outputs": [4]}', "{}"):
+        (pair.parent / "manifest.json").write_text(content)
+        assert len(IndexedDataset(pair)) == 2
 
 
 def test_a_missing_file_is_named_with_the_prefix_rule(tmp_path):

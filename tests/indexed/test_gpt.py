@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from mt import config
+from mt.indexed.ahead import IndexConfig, index
 from mt.indexed.format import IndexedDataset, IndexedWriter
-from mt.indexed.gpt import DataConfig, GPTDataset, IndexConfig, build_datasets, build_indices, index
+from mt.indexed.gpt import (
+    PAD,
+    DataConfig,
+    GPTDataset,
+    build_datasets,
+    build_indices,
+    layout,
+)
 
 
 @pytest.fixture
@@ -62,8 +70,9 @@ def test_sample_indices_are_those_of_megatrons_compiled_helper(seq_length):
     assert np.array_equal(found[1], theirs)
 
 
+@pytest.mark.parametrize(("extra", "drop_last"), [(1, True), (1, False), (0, True), (0, False)])
 @pytest.mark.parametrize("num_samples", [None, 100, 1068, 1123, 2000])  # 1068 and 1123: 0.76 and 0.85 of a second epoch
-def test_samples_are_those_of_megatron_core(make, lengths, num_samples):
+def test_samples_are_those_of_megatron_core(make, lengths, num_samples, extra, drop_last):
     from megatron.core.datasets.gpt_dataset import GPTDataset as Theirs
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset as TheirIndexed
@@ -74,14 +83,51 @@ def test_samples_are_those_of_megatron_core(make, lengths, num_samples):
     settings = GPTDatasetConfig(
         random_seed=7, sequence_length=16, blend=([prefix], None), split="1,0,0", tokenizer=NullTokenizer(100000),
         reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
-        path_to_cache=str(prefix + "-theirs"), mid_level_dataset_surplus=0.005,
+        path_to_cache=str(prefix + "-theirs"), mid_level_dataset_surplus=0.005, add_extra_token_to_sequence=bool(extra),
+        drop_last_partial_validation_sequence=drop_last,
     )
-    theirs = Theirs(TheirIndexed(prefix), prefix, np.arange(20, 480, dtype=np.int32), num_samples, Split.train, settings)
-    ours = GPTDataset(IndexedDataset(prefix), (20, 480), num_samples, 16, 7)
+    theirs = Theirs(TheirIndexed(prefix), prefix, np.arange(20, 480, dtype=np.int32), num_samples, Split.valid, settings)
+    ours = GPTDataset(IndexedDataset(prefix), (20, 480), num_samples, 16, 7, add_extra_token=extra, drop_last=drop_last)
     assert len(ours) == len(theirs)
+    short = 0
     for k in range(len(ours)):
-        item = theirs[k]
-        assert ours[k].tolist() == [*item["tokens"].tolist(), item["labels"][-1].item()]
+        theirs._pad_token_id = PAD
+        text, _ = theirs._query_document_sample_shuffle_indices(k)
+        assert ours[k].tolist() == text.tolist()
+        short += PAD in ours[k]
+    assert short == (not drop_last)
+
+
+def test_the_layout_of_documents_is_that_of_megatron_core():
+    import torch
+    from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids as theirs
+
+    eod = 9
+    tokens = np.random.RandomState(0).randint(0, 10, size=(20, 32))
+    tokens[0], tokens[1], tokens[2, 0], tokens[3, -1], tokens[4, 5:8] = 1, eod, eod, eod, eod
+    found = layout(tokens, eod)
+    for row in range(20):
+        mask, loss_mask, positions = theirs(torch.from_numpy(tokens[row]), eod, True, True, True, True)
+        assert found.position_ids[row].tolist() == positions.tolist()
+        assert (tokens[row] != eod).tolist() == loss_mask.bool().tolist()
+        ids = found.document_ids[row]
+        sees = (ids[:, None] == ids[None, :]) & (np.arange(32)[:, None] >= np.arange(32)[None, :])
+        assert np.array_equal(~sees, mask[0].numpy())
+
+
+def test_cumulative_lengths_are_those_of_a_plain_loop():
+    eod = 9
+    tokens = np.random.RandomState(1).randint(0, 10, size=(7, 16))
+    bounds, at = [0], 0
+    for row in tokens.tolist():
+        for column, token in enumerate(row):
+            at += 1
+            if token == eod or column == 15:
+                bounds.append(at)
+    found = layout(tokens, eod)
+    assert (found.cu_seqlens.dtype, found.cu_seqlens.tolist()) == (np.int32, bounds)
+    assert found.max_seqlen == np.diff(bounds).max()
+    assert (found.document_ids.dtype, found.position_ids.dtype) == (np.int32, np.int64)
 
 
 def test_a_batch_is_its_samples_and_every_token_of_an_epoch_comes_once(make, lengths):
@@ -184,6 +230,39 @@ def test_prefixes_without_weights_are_used_for_one_epoch(make, lengths):
     assert len(part) == 50
     with pytest.raises(config.UserError, match=r"one epoch of its 2 prefixes has [\d,]+ train samples, fewer than the 9,999 asked for; give every prefix a weight"):
         build_datasets(data(*paths, split="1"), (9999, 0, 0))
+
+
+def test_a_batch_of_a_mixture_is_its_samples_in_order(make, lengths):
+    (train, *_) = build_datasets(data("3", make("a", lengths), "1", make("b", lengths[:20]), "2", make("c", lengths[7:300]), split="1"), (300, 0, 0))
+    order = np.random.RandomState(0).permutation(len(train))[:50]
+    assert train.batch(order).tolist() == [train[k].tolist() for k in order]
+
+
+def test_the_order_of_a_mixture_is_cached(make, lengths, tmp_path, monkeypatch):
+    settings = data("3", make("a", lengths), "1", make("b", lengths[:20]), split="1")
+    (train, *_) = build_datasets(settings, (300, 0, 0))
+    monkeypatch.setattr("mt.indexed.gpt.blending_indices", None)
+    (again, *_) = build_datasets(settings, (300, 0, 0))
+    assert again.dataset_index.tolist() == train.dataset_index.tolist()
+    with pytest.raises(TypeError):
+        build_datasets(settings, (301, 0, 0))
+
+
+def test_splits_with_paths_of_their_own_use_all_of_them(make, lengths):
+    a, b, c = make("a", lengths), make("b", lengths[:100]), make("c", lengths[100:200])
+    settings = DataConfig(train_data_path=("0.3", a, "0.7", b), valid_data_path=(c,), seq_length=16)
+    train, valid, test = build_datasets(settings, (200, None, 0))
+    assert [r["prefix"] for r in train.describe()] == [a, b]
+    assert [d.range for d in train.datasets] == [(0, 500), (0, 100)]
+    assert valid.range == (0, 100)
+    assert test is None
+    assert settings.files() == [f"{p}.{s}" for p in (a, b, c) for s in ("bin", "idx")]
+    with pytest.raises(config.UserError, match="test_data_path names nothing, but test samples are asked for"):
+        build_datasets(settings, (200, 5, 5))
+    with pytest.raises(config.UserError, match="data_path and paths of their own for train, valid or test are given; leave one of them out"):
+        DataConfig(data_path=(a,), valid_data_path=(c,))
+    with pytest.raises(config.UserError, match="valid_data_path: 'x' stands where a weight must"):
+        DataConfig(train_data_path=(a,), valid_data_path=("0.5", a, "x", b))
 
 
 def test_an_empty_split_is_an_error_that_says_so(make):

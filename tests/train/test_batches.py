@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 import torch
 
 from mt.config import UserError
+from mt.indexed.fim import FimConfig, FimDataset
 from mt.indexed.gpt import DataConfig, build_datasets
-from mt.train.batches import Batches, unigram_entropy
+from mt.train.batches import Batches, PackingConfig, identity, unigram_entropy
 from mt.train.parallel.mesh import Mesh
 
 
@@ -23,7 +25,7 @@ class Numbered:
 
 
 def share(rank: int, world: int, *, vocab_size=1000):
-    return Batches(Numbered(), micro_batch_size=2, vocab_size=vocab_size, mesh=Mesh(rank, world, torch.device("cpu")))
+    return Batches(Numbered(), micro_batch_size=2, vocab_size=vocab_size, mesh=Mesh(rank, world, torch.device("cpu")), packing=PackingConfig(), eod=None)
 
 
 def by_hand(consumed: int, world: int, rank: int, count: int) -> list[list[int]]:
@@ -58,7 +60,7 @@ def test_reading_ahead_gives_the_same_batches_in_order():
 def test_a_label_is_the_token_after(corpus):
     data = DataConfig(data_path=(corpus,), seq_length=16, split="100,0,0")
     dataset = build_datasets(data, (10, 0, 0))[0]
-    (micro,) = Batches(dataset, micro_batch_size=3, vocab_size=60, mesh=Mesh(0, 1, torch.device("cpu"))).global_batch(0, 3)
+    (micro,) = Batches(dataset, micro_batch_size=3, vocab_size=60, mesh=Mesh(0, 1, torch.device("cpu")), packing=PackingConfig(), eod=None).global_batch(0, 3)
     for row in range(3):
         assert micro.tokens[row].tolist() == dataset[row][:-1].tolist()
         assert micro.labels[row].tolist() == dataset[row][1:].tolist()
@@ -78,3 +80,22 @@ def test_the_unigram_entropy_is_that_of_the_training_splits_tokens(corpus):
     assert unigram_entropy(dataset, 60) == pytest.approx(-sum(p * math.log(p) for p in shares))
     with pytest.raises(UserError, match=r"holds token 59, but model.vocab_size = 59"):
         unigram_entropy(dataset, 59)
+
+
+def test_what_wraps_or_fetches_a_dataset_does_not_change_what_is_counted(corpus, monkeypatch, tmp_path):
+    class Letters:
+        vocab_size, eod, fingerprint = 64, 0, "letters"
+
+        def decode(self, ids):
+            return {60: "<fim_prefix>", 61: "<fim_middle>", 62: "<fim_suffix>", 63: "<fim_pad>"}.get(ids[0], "x")
+
+    data = DataConfig(data_path=(corpus,), seq_length=16, split="50,50,0")
+    dataset = build_datasets(data, (10, 0, 0))[0]
+    wrapped = FimDataset(dataset, Letters(), FimConfig(fim_rate=0.5), seed=1)
+    assert unigram_entropy(wrapped, 60) == unigram_entropy(dataset, 60)
+    ours, theirs = identity(wrapped, data), identity(dataset, data)
+    assert ours.pop("order") != theirs.pop("order")
+    assert ours == theirs
+    monkeypatch.setattr("mt.train.batches.COUNTED_AT_A_TIME", 7)
+    distant = dataclasses.replace(data, data_path=(f"file://{corpus}",), data_cache_path=str(tmp_path / "cache"))
+    assert unigram_entropy(build_datasets(distant, (10, 0, 0))[0], 60) == unigram_entropy(dataset, 60)

@@ -27,11 +27,12 @@ class GPT(nn.Module):
         self.norm = Norm(config)
         self.output = Linear(D, V, bias=False, std=std) if config.untie_embeddings_and_output_weights else None
 
-    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states (B, T, D), normalised, of tokens (B, T) int64.
 
-        positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. cache: from
-        `new_cache`; the tokens are added to it and see what it holds.
+        positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. mask: (B, 1, T, T)
+        bool, True where a query may look; by default at everything before it. cache: from `new_cache`, instead of a
+        mask; the tokens are added to it and see what it holds.
         """
         B, T = tokens.shape
         if positions is None:
@@ -45,7 +46,7 @@ class GPT(nn.Module):
             cos, sin = rotary_table(positions, self.config.kv_channels, self.config.rotary_base)
             rotary = (cos[:, None], sin[:, None])
         x = F.dropout(x, self.config.hidden_dropout, self.training)
-        caches, mask = cache.at(positions) if cache is not None else ([None] * len(self.layers), None)
+        caches, mask = cache.at(positions) if cache is not None else ([None] * len(self.layers), mask)
         for layer, layer_cache in zip(self.layers, caches):
             x = layer(x, rotary=rotary, mask=mask, cache=layer_cache)
         return self.norm(x)
@@ -54,9 +55,9 @@ class GPT(nn.Module):
         """(..., V) from hidden states (..., D); the padding of the vocabulary has minus infinity."""
         return logits_of(hidden, self._head(), self.config.vocab_size)
 
-    def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""
-        hidden = GPT.forward(self, tokens)  # not self(...): data parallelism hooks this method as it hooks forward
+        hidden = GPT.forward(self, tokens, positions=positions, mask=mask)  # not self(...): data parallelism hooks this method as it hooks forward
         return cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:

@@ -1,0 +1,181 @@
+"""Token files on s3://, gs://, hf:// and whatever else fsspec reads: the index here, the tokens through a block cache.
+
+An .idx is copied once to a folder of this machine, under a name that changes when the remote file does. A .bin stays
+where it is: it is read in blocks, of which those used last stay in memory, so that memory does not depend on its size.
+Credentials and endpoints are those that fsspec's packages find themselves (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from .. import manifest
+from ..config import Failure, UserError
+
+TRIES = 4  # of a read, before a failing network ends the run
+FIRST_PAUSE = 1.0  # seconds before the second try; it doubles
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """How remote files are read."""
+
+    folder: Path | None = None  # for copies of .idx; by default ~/.cache/mt
+    block_bytes: int = 1 << 20  # of a read: samples in random order use a small part of each
+    cache_bytes: int = 256 << 20  # of blocks kept in memory, for each pair and process
+
+
+def is_remote(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def fetch(path: str, settings: Remote) -> Path:
+    """The local copy of a remote file, made where there is none of its present state."""
+    with _said(path):
+        files, place = _locate(path)
+        state = files.ukey(place)
+    copy = _folder(settings) / xxhash.xxh3_128(f"{path}\n{state}".encode()).hexdigest() / path.rsplit("/", 1)[-1]
+    if not copy.exists():
+        with exclusive(copy.parent):
+            if not copy.exists():
+                with _said(path), files.open(place, "rb") as source, manifest.atomic_write(copy) as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+    return copy
+
+
+def size(path: str) -> int:
+    """Bytes of a remote file."""
+    with _said(path):
+        files, place = _locate(path)
+        return files.size(place)
+
+
+def sample_digest(path: str) -> str:
+    """manifest.sample_digest of a remote file: what the file would have here."""
+    with _said(path):
+        files, place = _locate(path)
+        return manifest.sample_digest(place, open=files.open)
+
+
+class RemoteTokens:
+    """A remote .bin as a read-only array of tokens, which can be sliced, or indexed with an array of places."""
+
+    def __init__(self, path: str, dtype: np.dtype, settings: Remote):
+        self.path, self.dtype = path, np.dtype(dtype)
+        self.nbytes = size(path)
+        self._per_block = max(1, settings.block_bytes // self.dtype.itemsize)
+        self._kept = max(2, settings.cache_bytes // settings.block_bytes)
+        self._blocks: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()  # the last used at the end
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.nbytes // self.dtype.itemsize
+
+    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+        if isinstance(where, slice):
+            start, stop, step = where.indices(len(self))
+            if step != 1:
+                raise IndexError(f"{self.path}: tokens are read one after the other, not in steps of {step}")
+            return self._range(start, max(start, stop))
+        out = np.empty(where.shape, self.dtype)
+        numbers = where // self._per_block
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            out[here] = self._block(number)[where[here] - number * self._per_block]
+        return out
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        first, last = start // self._per_block, max(start, stop - 1) // self._per_block
+        if first == last:
+            base = first * self._per_block
+            return self._block(first)[start - base : stop - base] if stop > start else np.empty(0, self.dtype)
+        out = np.empty(stop - start, self.dtype)
+        for number in range(first, last + 1):
+            base = number * self._per_block
+            a, b = max(start, base), min(stop, base + self._per_block)
+            out[a - start : b - start] = self._block(number)[a - base : b - base]
+        return out
+
+    def _block(self, number: int) -> np.ndarray:
+        with self._lock:
+            block = self._blocks.get(number)
+            if block is not None:
+                self._blocks.move_to_end(number)
+                return block
+        start = number * self._per_block
+        block = self._read(start, min(start + self._per_block, len(self)))
+        with self._lock:
+            self._blocks[number] = block
+            while len(self._blocks) > self._kept:
+                self._blocks.popitem(last=False)
+        return block
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        item, pause = self.dtype.itemsize, FIRST_PAUSE
+        for attempt in range(1, TRIES + 1):
+            try:
+                files, place = _locate(self.path)
+                raw = files.cat_file(place, start=start * item, end=stop * item)
+                break
+            except Exception as error:  # every protocol has its own
+                if attempt == TRIES:
+                    raise Failure(f"{self.path}: cannot be read after {TRIES} tries ({error}); run the same command again when it can: what is finished is kept") from error
+                time.sleep(pause)
+                pause *= 2
+        if len(raw) != (stop - start) * item:
+            raise Failure(f"{self.path}: gave {len(raw):,} bytes where {(stop - start) * item:,} were asked for: it has changed while it was read; start again")
+        return np.frombuffer(raw, self.dtype)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes a folder and lets one process at a time work in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: files are still written whole
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _folder(settings: Remote) -> Path:
+    return settings.folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt"
+
+
+def _locate(path: str):
+    """(fsspec's file system, the path in it); raises UserError for a protocol that cannot be read here."""
+    try:
+        import fsspec.core
+    except ImportError:
+        raise UserError(f"{path}: reading from there needs the package fsspec; install it with: pip install 'mt[remote]'") from None
+    protocol = path.split("://", 1)[0]
+    try:
+        return fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise UserError(f"{path}: reading from {protocol}:// needs another package ({error})") from None
+    except ValueError:
+        raise UserError(f"{path}: fsspec cannot read {protocol}://; check the path: s3://, gs:// and hf:// are known") from None
+
+
+@contextlib.contextmanager
+def _said(path: str) -> Iterator[None]:
+    """Says a refusal of a remote file system in one line."""
+    try:
+        yield
+    except (UserError, Failure):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension") from None
+    except Exception as error:  # credentials, permissions, networks: every protocol has its own
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); check the path, the credentials and the network") from None
