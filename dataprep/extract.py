@@ -1,35 +1,32 @@
-"""Dumps and packages to documents.
+"""Dumps and packages to documents: `--source wikipedia` and `warc` read `--input`, `python` reads this installation.
 
-`--source python` takes the English prose that every Python installation carries: the language reference in
-`pydoc_data.topics`, and the docstrings of the standard library and of installed packages (numpy's and torch's run to
-megabytes). It is real text, with its real duplicates, and needs no download. Files are parsed, never imported, so no
-code of a package runs. One document is one reference topic, or the docstrings of one module in source order under
-headings of their own names.
+Every source yields documents, and says of every page that gives none why (wikipedia.py, warc.py, docstrings.py). The
+output directory is that of every document stage (stage.py), `rejects.jsonl` with the pages that cannot be parsed.
 """
 
 from __future__ import annotations
 
-import ast
+import collections
+import concurrent.futures
 import dataclasses
 import functools
+import glob
 import importlib.metadata
-import inspect
-import platform
-import sysconfig
-import warnings
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from .. import manifest
+from .. import documents, manifest
 from ..config import UserError, check, option
 from ..documents import Document, Writer
-from ..executor import default_workers, map_shards
-from .stage import STEMS, finish
+from ..executor import default_workers, map_shards, processes, progress
+from . import docstrings, warc, wikipedia
+from .stage import STEMS, Removed, finish
 
-# Where a package keeps docstrings of its compiled parts: numpy's and torch's calls of these names carry them as text.
-DOCSTRING_CALLS = {"add_newdoc", "add_docstr", "_add_docstr", "add_newdoc_for_scalar_type", "add_docstr_all"}
-SHARD_FILES = 256
+SHARD_FILES = 256  # Python files
+LIBRARIES = {"wikipedia": ("mwparserfromhell",), "warc": ("resiliparse", "fastwarc")}
+EXTENSIONS = {"wikipedia": wikipedia.EXTENSIONS, "warc": warc.EXTENSIONS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +34,12 @@ class ExtractConfig:
     """The settings of `mt data extract`."""
 
     output: str = option(help="directory for the documents", role="output")
-    source: Literal["python"] = option("python", "python: the prose in the standard library and in installed packages")
-    packages: tuple[str, ...] = option(("numpy", "torch"), "installed distributions whose docstrings to take beside the standard library's")
-    min_chars: int = option(40, "docstrings shorter than this are left out")
-    max_chars: int = option(5_000, "a module with more than this is cut into several documents at its headings")
+    source: Literal["python", "wikipedia", "warc"] = option("python", "wikipedia: XML dumps; warc: web crawls; python: the prose in the standard library and in installed packages")
+    input: tuple[str, ...] = option((), "wikipedia: .xml(.bz2 .gz); warc: .warc(.gz .zst): files, folders or globs", role="input")
+    block_bytes: int = option(16_000_000, "wikipedia: XML that makes one output file, in bytes")
+    packages: tuple[str, ...] = option(("numpy", "torch"), "python: installed distributions whose docstrings to take beside the standard library's")
+    min_chars: int = option(40, "python: docstrings shorter than this are left out")
+    max_chars: int = option(5_000, "python: a module with more than this is cut into several documents at its headings")
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
     workers: int = option(default_workers(), "processes", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
@@ -49,126 +48,139 @@ class ExtractConfig:
         check(
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (self.max_chars >= 1, f"max_chars = {self.max_chars} must be at least 1"),
+            (self.block_bytes >= 1 << 10, f"block_bytes = {self.block_bytes} must be at least {1 << 10}"),
+            (bool(self.input) == (self.source != "python"), f"source = {self.source} {'reads this installation: leave input away' if self.input else 'reads files: name them with --input'}"),
         )
 
 
 def extract(config: ExtractConfig) -> dict:
     """Writes the documents of a source; returns the stage's manifest."""
-    files, versions = python_files(config.packages)
+    return {"python": _python, "wikipedia": _wikipedia, "warc": _warc}[config.source](config)
+
+
+def _python(config: ExtractConfig) -> dict:
+    files, versions = docstrings.python_files(config.packages)
     run = manifest.begin("data extract", config, [], facts={"versions": versions})
     if run.finished:
         return run.manifest
     shards = [files[i : i + SHARD_FILES] for i in range(0, len(files), SHARD_FILES)]
-    work = functools.partial(_write_shard, config=config)
+    work = functools.partial(_write_modules, config=config)
     results = map_shards(work, list(enumerate(shards)), done=run.output / "parts", workers=config.workers, label="data extract")
     return finish(run, results, versions=versions)
 
 
-def python_files(packages: tuple[str, ...]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(name, path) of the Python files of the standard library and of installed distributions, in a fixed order.
-
-    Also returns the version of each, on which the text depends. Raises UserError for one that is not installed.
-    """
-    library = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
-    files = [
-        (str(path.relative_to(library)), str(path))
-        for path in sorted(library.rglob("*.py"))
-        if not skip & set(path.relative_to(library).parts)
-    ]
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            distribution = importlib.metadata.distribution(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"packages: {package!r} is not installed; install it, or leave it out") from None
-        versions[package] = distribution.version
-        for file in sorted(distribution.files or [], key=str):
-            if file.suffix in (".py", ".pyi") and "tests" not in file.parts and "test" not in file.parts and ".." not in file.parts:
-                files.append((str(file), str(distribution.locate_file(file))))
-    return files, versions
-
-
-def _write_shard(item: tuple[int, list[tuple[str, str]]], *, config: ExtractConfig) -> dict:
+def _write_modules(item: tuple[int, list[tuple[str, str]]], *, config: ExtractConfig) -> dict:
     index, files = item
+    found = (("", d) for name, path in files for d in docstrings.module_documents(name, path, config.min_chars, config.max_chars))
+    return write_shard(index, found, config)
+
+
+def _warc(config: ExtractConfig) -> dict:
+    files, versions = input_files(config), library_versions(config.source)
+    run = manifest.begin("data extract", config, files, facts={"versions": versions})
+    if run.finished:
+        return run.manifest
+    results = map_shards(
+        functools.partial(_write_crawl, config=config), list(enumerate(map(str, files))), done=run.output / "parts",
+        workers=config.workers, label="data extract", sizes=[f.stat().st_size for f in files],
+    )
+    return finish(run, results, versions=versions)
+
+
+def _write_crawl(item: tuple[int, str], *, config: ExtractConfig) -> dict:
+    return write_shard(item[0], warc.documents(item[1]), config)
+
+
+def _wikipedia(config: ExtractConfig) -> dict:
+    files, versions = input_files(config), library_versions(config.source)
+    run = manifest.begin("data extract", config, files, facts={"versions": versions})
+    if run.finished:
+        return run.manifest
+    blocks = enumerate(block for file in files for block in wikipedia.blocks(str(file), config.block_bytes))
+    with progress("data extract", sum(f.stat().st_size for f in files), "B") as advance:
+        results = _write_blocks(blocks, config, run.output / "parts", advance)
+    return finish(run, results, versions=versions)
+
+
+def _write_blocks(blocks: Iterator[tuple[int, wikipedia.Block]], config: ExtractConfig, done: Path, advance) -> list[dict]:
+    """The results of all blocks in order. Blocks of an earlier, killed run are read again but not parsed again.
+
+    Not executor.map_shards, which wants all shards at once: a dump can be cut only by whoever decompresses it. Two
+    blocks a worker are in memory at any time.
+    """
+    done.mkdir(parents=True, exist_ok=True)
+    results: dict[int, dict] = {}
+
+    def keep(index: int, result: dict) -> None:
+        manifest.write_json(done / f"{index:05d}.json", result)
+        results[index] = result
+
+    with processes(config.workers) as pool:
+        running: dict[concurrent.futures.Future, int] = {}
+        for index, block in blocks:
+            advance(block.read)
+            if (done / f"{index:05d}.json").exists():
+                results[index] = manifest.read_json(done / f"{index:05d}.json")
+                continue
+            if config.workers == 1:
+                keep(index, _write_block(index, block, config))
+                continue
+            if len(running) >= 2 * config.workers:
+                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                    keep(running.pop(future), future.result())
+            running[pool.submit(_write_block, index, block, config)] = index
+        for future, index in running.items():
+            keep(index, future.result())
+    return [results[i] for i in sorted(results)]
+
+
+def _write_block(index: int, block: wikipedia.Block, config: ExtractConfig) -> dict:
+    return write_shard(index, wikipedia.documents(block), config)
+
+
+def write_shard(index: int, found: Iterable[tuple[str, Document | Removed | documents.Reject]], config: ExtractConfig) -> dict:
+    """Writes one shard's documents and removed/ lines; returns its counts, for stage.finish."""
     root = Path(config.output)
-    with Writer(root / f"{index:05d}{STEMS[config.format]}", root=root) as writer:
-        for name, path in files:
-            for document in module_documents(name, path, config.min_chars, config.max_chars):
-                writer.write(document)
-    n = writer.documents
+    removed: collections.Counter = collections.Counter()
+    rejects: list[dict] = []
+    removed_path = root / "removed" / f"{index:05d}.jsonl"
+    with Writer(root / f"{index:05d}{STEMS[config.format]}", root=root) as writer, manifest.atomic_write(removed_path, "w") as log:
+        for identity, outcome in found:
+            if isinstance(outcome, Document):
+                writer.write(outcome)
+            elif isinstance(outcome, Removed):
+                removed[outcome.reason] += 1
+                log.write(json.dumps({"id": identity, "reason": outcome.reason, **outcome.facts}, ensure_ascii=False) + "\n")
+            else:
+                rejects.append(outcome.as_json())
     return {
-        "outputs": [writer.record], "rows_in": n, "rows_kept": n, "documents": n,
-        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": {}, "tallies": {}, "rejects": [],
+        "outputs": [writer.record, {**manifest.record(removed_path, root), "documents": False}],
+        "rows_in": writer.documents + sum(removed.values()), "rows_kept": writer.documents, "documents": writer.documents,
+        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": dict(removed), "tallies": {}, "rejects": rejects,
     }
 
 
-def module_documents(name: str, path: str, min_chars: int, max_chars: int) -> Iterator[Document]:
-    """The documents in one Python source file; none where it does not parse or says nothing."""
+def input_files(config: ExtractConfig) -> list[Path]:
+    """The files behind files, folders and globs, sorted within each; raises UserError for one that gives none."""
+    known = EXTENSIONS[config.source]
+    files: list[Path] = []
+    for item in config.input:
+        path = Path(item)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(known))
+        else:
+            found = [path] if path.exists() else sorted(map(Path, glob.glob(item, recursive=True)))
+        if not found:
+            raise UserError(f"{item}: {'holds no ' + ', '.join(known) if path.is_dir() else 'no such file or directory'}; check the path")
+        if wrong := next((p for p in found if not p.name.endswith(known)), None):
+            raise UserError(f"{wrong}: not a kind of file that --source {config.source} reads; use one of {', '.join(known)}")
+        files += found
+    return files
+
+
+def library_versions(source: str) -> dict[str, str]:
+    """The versions of the libraries on which a source's text depends; raises UserError where one is missing."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another project's invalid escapes are not our user's concern
-            tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
-        return  # templates and files for other Python versions: not ours to mend
-    if name == "pydoc_data/topics.py":
-        for topic, text in sorted(_topics(tree).items()):
-            yield Document(f"pydoc_data.topics/{topic}", text, {"title": topic})
-        return
-    pieces = [(heading, text) for heading, text in docstrings(tree) if len(text) >= min_chars]
-    module = name.removesuffix(".py").removesuffix(".pyi").replace("/", ".").removesuffix(".__init__")
-    part: list[str] = []
-    number = size = 0
-    for heading, text in pieces:
-        if part and size + len(text) > max_chars:
-            yield _module_document(module, number, part)
-            part, size, number = [], 0, number + 1
-        part.append(f"{heading}\n\n{text}" if heading else text)
-        size += len(part[-1])
-    if part:
-        yield _module_document(module, number, part)
-
-
-def _module_document(module: str, number: int, part: list[str]) -> Document:
-    return Document(f"{module}/{number}", "\n\n\n".join(part), {"title": module})
-
-
-def _topics(tree: ast.Module) -> dict[str, str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            return ast.literal_eval(node.value)
-    return {}
-
-
-def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(dotted name, cleaned docstring) in source order; the module's own has the name ""."""
-    stack: list[tuple[str, ast.AST]] = [("", tree)]
-    while stack:
-        name, node = stack.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=True)
-            if text:
-                yield name, text
-        elif isinstance(node, ast.Call) and _called(node) in DOCSTRING_CALLS:
-            for argument in node.args:
-                text = _longest_text(argument)
-                if len(text) > 100:
-                    yield "", inspect.cleandoc(text)
-            continue
-        inner = [(_qualified(name, child), child) for child in ast.iter_child_nodes(node)]
-        stack += reversed(inner)
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-
-
-def _qualified(name: str, node: ast.AST) -> str:
-    own = getattr(node, "name", "") if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else ""
-    return f"{name}.{own}".strip(".")
-
-
-def _longest_text(node: ast.AST) -> str:
-    """The longest text constant within an argument: the docstring in `add_docstr(f, r'...'.format(**common))`."""
-    texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return max(texts, key=len, default="")
+        return {name: importlib.metadata.version(name) for name in LIBRARIES[source]}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"--source {source} needs the package {error.name}; install it with: pip install 'mt[extract]'") from None

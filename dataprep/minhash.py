@@ -1,8 +1,9 @@
-"""texts -> word n-grams as 64-bit hashes -> MinHash signatures -> band keys, in numpy, a batch of texts at a time.
+"""texts -> n-grams as 64-bit hashes -> MinHash signatures -> band keys, in numpy, a batch of texts at a time.
 
 A *word* is a run of letters, digits and underscores (`\\w+`), lower-cased; a *shingle* is n words in a row (all words,
 where a text has fewer). Texts that are ASCII are cut into words by bytes; the others pass through the regular
-expression first, which gives the same words. All arithmetic is on unsigned integers that wrap around.
+expression first, which gives the same words. Where n-grams are of characters, each one of the lower-cased text stands
+for a word, and whitespace between words counts as one blank. All arithmetic is on unsigned integers that wrap around.
 
 MinHash and banding: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", chapter 3.
@@ -36,6 +37,13 @@ def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     starts, lengths = edges[0::2], edges[1::2] - edges[0::2]
     offsets = np.cumsum([1, *(len(p) + 1 for p in pieces)])
     return _hash_spans(data, starts, lengths), np.searchsorted(starts, offsets)
+
+
+def batch_characters(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What batch_words gives, for characters: hashes of those of the lower-cased text, runs of whitespace as one blank."""
+    pieces = [" ".join(t.lower().split()) for t in texts]
+    points = np.frombuffer("".join(pieces).encode("utf-32-le"), "<u4").astype(np.uint64)
+    return _mix(points), np.cumsum([0, *map(len, pieces)])
 
 
 def _hash_spans(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

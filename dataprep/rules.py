@@ -18,6 +18,8 @@ import numpy as np
 import yaml
 
 from ..config import UserError, nearest
+from .language import language as detect_language
+from .language import languages
 from .repair import repair
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
@@ -89,18 +91,23 @@ def _step(item: str) -> tuple[str, Callable, bool]:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"rules: {item!r}: {name} has no parameter {key!r}{nearest(key, known)}; {takes}")
         parameters[key] = _value(item, key, value if equals else None, known[key])
+    for code in parameters["keep"].split(",") if "keep" in parameters else ():
+        if code not in languages():
+            raise UserError(f"rules: {item!r}: {code!r} is not a language that is known{nearest(code, languages())}; write ISO codes, as in keep=en,de")
     return name, functools.partial(function, **parameters), name in EDITS
 
 
 def _value(item: str, key: str, text: str | None, default):
     """A parameter's value, of the type of its default."""
+    if isinstance(default, str) and text:
+        return text
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         value = None
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
     fits = isinstance(value, bool) if isinstance(default, bool) else isinstance(value, int if isinstance(default, int) else int | float) and not isinstance(value, bool)
-    if not fits:
+    if isinstance(default, str) or not fits:
         raise UserError(f"rules: {item!r}: {key} must be {wanted}, as in {key}={str(default).lower()}")
     return type(default)(value)
 
@@ -128,6 +135,18 @@ def javascript(view: Text, *, max_chars: int = 256) -> str | None:
     Megatron-LM tools/openwebtext/cleanup_fix_dataset.py, task remove_256_javascript.
     """
     return "javascript_notice" if len(view.text) < max_chars and "javascript" in view.text.lower() else None
+
+
+def language(view: Text, *, keep: str = "en", min_score: float = 0.65) -> str | None:
+    """A text in another language than those of `keep` (ISO codes, commas between), or in none that can be told.
+
+    FineWeb wants English with a score above 0.65 (arXiv 2406.17557, section 3.1); Megatron-LM's openwebtext tools want
+    English, whatever the score (langdetect's, which changes from run to run).
+    """
+    code, score = detect_language(view.text)
+    if code not in keep.split(","):
+        return f"language_{code}"
+    return "language_unsure" if score < min_score else None
 
 
 def gopher_quality(
@@ -362,5 +381,5 @@ def join_lines(view: Text) -> str:
     return re.sub(r"  +|\b\n+ |\b\n+", " ", view.text)
 
 
-RULES = {f.__name__: f for f in (length, javascript, gopher_quality, gopher_repetition, fineweb)}
+RULES = {f.__name__: f for f in (length, language, javascript, gopher_quality, gopher_repetition, fineweb)}
 EDITS = {f.__name__: f for f in (fix_text, whitespace, join_lines, c4)}

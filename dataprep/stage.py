@@ -79,18 +79,18 @@ def begin(verb: str, config: DocumentStage, *, facts: dict | None = None, more_i
     return run, shards
 
 
-def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard], make: Callable[[int], Change], **facts) -> dict:
+def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard], make: Callable[[int], Change], more_outputs=(), **facts) -> dict:
     """Runs a change over every document and seals the stage; returns its manifest.
 
     make: picklable; called in the worker with the shard's index, returns the function that is applied to each of
-    its documents in order.
+    its documents in order. more_outputs: as for `finish`.
     """
     work = functools.partial(run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
     results = map_shards(
         work, list(enumerate(shards)), done=run.output / "parts", workers=config.workers,
         label=run.verb, sizes=[s.bytes for s in shards],
     )
-    return finish(run, results, **facts)
+    return finish(run, results, more_outputs=more_outputs, **facts)
 
 
 def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, make) -> dict:

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.config import UserError
-from mt.dataprep import dedup as dedup_module
-from mt.dataprep.dedup import DedupConfig, components, dedup
+from mt.dataprep import saved
+from mt.dataprep.dedup import DedupConfig, components, dedup, url_key
 
 
 def write(path, rows):
@@ -107,13 +107,12 @@ def test_without_verification_every_proposed_pair_is_a_duplicate(tmp_path):
     assert manifest["near_pairs"] == manifest["candidate_pairs"] == verified["candidate_pairs"] > verified["near_pairs"]
 
 
-def test_neither_workers_nor_ranges_nor_a_kill_change_a_byte(tmp_path, monkeypatch):
+def test_neither_workers_nor_ranges_nor_a_kill_change_a_byte(tmp_path):
     rows = corpus(families=200)
     settings = {"shard_bytes": 1 << 16}
     first, _, _ = run(tmp_path, rows, "one", **settings)
     run(tmp_path, rows, "two", workers=2, **settings)
-    monkeypatch.setattr(dedup_module, "RANGE_KEYS", 100)
-    run(tmp_path, rows, "ranges", **settings)
+    run(tmp_path, rows, "ranges", range_keys=100, **settings)
 
     command = [sys.executable, "-m", "mt", "data", "dedup", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "killed"), "--workers", "1", "--shard-bytes", "65536"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -129,6 +128,90 @@ def test_neither_workers_nor_ranges_nor_a_kill_change_a_byte(tmp_path, monkeypat
     assert len(outputs("one")) == len(first["outputs"]) > 6
     assert outputs("one") == outputs("two") == outputs("ranges") == outputs("killed")
     assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "one"))
+
+
+def split_runs(tmp_path, records, share, settings):
+    """The last documents deduplicated against the saved signatures of the first, which are gone by then."""
+    half = int(len(records) * share)
+    _, old_kept, _ = run(tmp_path, records[:half], "old", save_signatures=True, **settings)
+    for text in [*(tmp_path / "old").glob("*.jsonl"), *(tmp_path / "old/removed").glob("*.jsonl")]:
+        text.unlink()
+    _, kept, removed = run(tmp_path, records[half:], "new", against=(str(tmp_path / "old"),), **settings)
+    return half, old_kept, kept, removed
+
+
+@pytest.mark.parametrize("settings", [{"bands": 60, "rows": 3}, {"bands": 40, "rows": 2, "shard_bytes": 1 << 16}, {"method": "exact"}, {"bands": 30, "rows": 4, "ngram_unit": "char"}])
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_crawl_loses_against_saved_signatures_what_it_loses_beside_the_old_text(tmp_path, settings, share):
+    rows = corpus(seed=3, families=80)
+    _, together, gone = run(tmp_path, rows, "together", survivor="first", **settings)
+    half, old_kept, kept, removed = split_runs(tmp_path, rows, share, {"survivor": "first", **settings})
+    new = {r["id"] for r in rows[half:]}
+    assert [r for r in together if r["id"] in new] == kept
+    assert removed
+    assert {r["survivor"] for r in removed} <= {r["id"] for r in old_kept + kept}  # who was removed is stood for by its own survivor
+    if settings.get("ngram_unit") != "char":
+        text, of = {r["id"]: r["text"] for r in rows}, {r["id"]: r["survivor"] for r in gone}
+        for r in removed:
+            cluster = [i for i in text if of.get(i, i) == of[r["id"]]]
+            assert any(r["similarity"] == round(jaccard(shingles(text[r["id"]]), shingles(text[i])), 4) for i in cluster if i != r["id"])
+
+
+def test_the_signatures_of_several_old_outputs_serve_and_a_crawl_saves_its_own(tmp_path):
+    rows = corpus(seed=4, families=60)
+    near = {"bands": 40, "rows": 3, "survivor": "first", "save_signatures": True}
+    parts = [rows[:100], rows[100:150], rows[150:]]
+    kept = []
+    for n, part in enumerate(parts):
+        kept += run(tmp_path, part, f"crawl{n}", against=tuple(str(tmp_path / f"crawl{i}") for i in range(n)), **near)[1]
+    assert kept == run(tmp_path, rows, "together", **near)[1]
+
+
+def test_old_outputs_that_cannot_be_compared_are_refused(tmp_path):
+    rows = corpus(families=5)
+    run(tmp_path, rows, "plain")
+    run(tmp_path, rows, "exact", method="exact", save_signatures=True)
+    run(tmp_path, rows, "near", save_signatures=True)
+    for against, settings, message in [
+        ("nowhere", {}, "nowhere: holds no signatures; name the output of a finished"),
+        ("plain", {}, "plain: holds no signatures"),
+        ("exact", {}, "exact: its signatures were made with method = exact, which cannot be compared with near; use --method exact"),
+        ("near", {"ngram": 4}, "near: its signatures have ngram = 5 there and 4 here; give both runs the same settings"),
+        ("near", {"bands": 7, "rows": 2}, r"bands = \d+ there and 7 here, band_rows = \d there and 2 here"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, rows, "out", against=(str(tmp_path / against),), **settings)
+
+
+@given(st.sets(st.integers(0, 5000), max_size=1500), st.sets(st.integers(0, 5000), max_size=1500), st.randoms())
+def test_sketches_tell_the_similarity_exactly_where_they_are_whole_and_nearly_where_not(a, b, random):
+    hash_of = np.random.default_rng(random.randrange(1 << 30)).integers(0, 1 << 64, 5001, np.uint64)
+    similarity = saved.sketch_jaccard(*(saved.sketch(hash_of[list(s)]) for s in (a, b)))
+    exact = jaccard(a, b)
+    whole = max(len(a), len(b)) < saved.SKETCH
+    assert similarity == pytest.approx(exact, abs=1e-9 if whole else 0.12)
+
+
+def test_documents_of_one_url_are_one(tmp_path):
+    urls = ["http://a.org/x", "https://A.org:443/x/#top", "https://a.org/X", "https://a.org/x?q=1", None, "", "http://[", "http://["]
+    rows = [{"id": str(i), "text": "t" * (i + 1), "link": u} for i, u in enumerate(urls)]
+    manifest, kept, removed = run(tmp_path, rows, method="url", url_key="link", survivor="first")
+    assert [r["id"] for r in kept] == ["0", "2", "3", "4", "5", "6"]
+    assert removed == [{"id": "1", "reason": "url", "survivor": "0"}, {"id": "7", "reason": "url", "survivor": "6"}]
+    assert manifest["without_url"] == 2
+    with pytest.raises(UserError, match="url_key = url: no document has a text under this key; name the key of the URLs with --url-key"):
+        run(tmp_path, rows, "none", method="url")
+    assert url_key("https://a.org:8443/x") != url_key("https://a.org/x") == url_key("http://a.org/x/")
+
+
+def test_character_ngrams_are_compared_where_that_is_asked_for(tmp_path):
+    a = "今日は天気がいいから散歩に行きましょうと友達が言いました"
+    rows = [{"id": "a", "text": a}, {"id": "b", "text": a.replace("友達", "先生")}, {"id": "c", "text": "まったく別の文章でありますからこのままのこる"}]
+    assert len(run(tmp_path, rows)[1]) == 3  # three words, all different
+    _, kept, removed = run(tmp_path, rows, "char", ngram_unit="char", ngram=2, bands=50, rows=2)
+    assert [r["id"] for r in kept] == ["a", "c"]
+    grams = [{r["text"][i : i + 2] for i in range(len(r["text"]) - 1)} for r in rows]
+    assert removed == [{"id": "b", "reason": "near", "survivor": "a", "similarity": round(jaccard(grams[0], grams[1]), 4)}]
 
 
 def test_many_documents_with_one_template_do_not_make_all_pairs(tmp_path):

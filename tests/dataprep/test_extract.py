@@ -7,7 +7,8 @@ import pydoc_data.topics
 import pytest
 
 from mt.config import UserError
-from mt.dataprep.extract import ExtractConfig, docstrings, extract, module_documents
+from mt.dataprep.docstrings import docstrings, module_documents
+from mt.dataprep.extract import ExtractConfig, extract
 
 SOURCE = '''
 """The module's own words, long enough to keep in the corpus."""

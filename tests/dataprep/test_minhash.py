@@ -26,6 +26,16 @@ def test_words_are_those_of_the_regular_expression(texts):
     assert len(set(hashes.tolist())) == len(set(flat)) == len(set(zip(flat, hashes.tolist())))
 
 
+@given(TEXTS)
+def test_characters_are_those_of_the_lower_cased_text_with_single_blanks(texts):
+    hashes, first = minhash.batch_characters(texts)
+    flat = [" ".join(t.lower().split()) for t in texts]
+    assert np.diff(first).tolist() == [len(t) for t in flat]
+    points = list("".join(flat))
+    assert len(hashes) == len(points)
+    assert len(set(hashes.tolist())) == len(set(points)) == len(set(zip(points, hashes.tolist())))
+
+
 def test_long_words_that_differ_in_any_byte_differ():
     words = ["x" * 23 + "y", "x" * 24, "x" * 25, "x" * 8, "x" * 16, "y" + "x" * 23, "x" * 8 + "y" + "x" * 15]
     assert len(set(minhash.batch_words(words)[0].tolist())) == len(words)

@@ -1,0 +1,157 @@
+"""Wikipedia dumps: what of the markup stays, which pages go, and dumps that are cut short."""
+
+import bz2
+import gzip
+import json
+import sys
+from xml.sax.saxutils import escape
+
+import pytest
+
+from mt import cli
+from mt.config import UserError
+from mt.dataprep.extract import ExtractConfig, extract
+from mt.dataprep.wikipedia import plain_text
+
+HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
+  <siteinfo>
+    <sitename>Wikipedia</sitename>
+    <base>https://de.wikipedia.org/wiki/Hauptseite</base>
+    <namespaces>
+      <namespace key="0" case="first-letter" />
+      <namespace key="1" case="first-letter">Diskussion</namespace>
+      <namespace key="6" case="first-letter">Datei</namespace>
+      <namespace key="14" case="first-letter">Kategorie</namespace>
+    </namespaces>
+  </siteinfo>
+"""
+
+
+def page(number, title, text, ns=0, redirect=""):
+    target = f'<redirect title="{redirect}" />' if redirect else ""
+    return f'  <page>\n    <title>{escape(title)}</title>\n    <ns>{ns}</ns>\n    <id>{number}</id>\n    {target}<revision>\n      <id>{number}77</id>\n      <text bytes="9" xml:space="preserve">{escape(text)}</text>\n    </revision>\n  </page>\n'
+
+
+PAGES = [
+    page(1, "Haus", "Ein '''Haus''' ist ein [[Gebäude|Bau]] & mehr.\n[[Datei:Haus.jpg|mini|Ein [[Haus]]]]\n[[Kategorie:Bau]]"),
+    page(2, "Heim", "#REDIRECT [[Haus]]", redirect="Haus"),
+    page(3, "Diskussion:Haus", "Ich finde, nein.", ns=1),
+    page(4, "Leer", "{{Stub}}"),
+    *(page(10 + i, f"Zahl {i}", f"Die Zahl {i} ist <ref>Quelle</ref>größer als die Zahl {i - 1}. " * 9) for i in range(200)),
+]
+
+
+def dump(folder, pages=PAGES, name="dewiki.xml.bz2", pack=bz2.compress):
+    (folder / name).write_bytes(pack((HEAD + "".join(pages) + "</mediawiki>\n").encode()))
+    return str(folder / name)
+
+
+def config(source, output, **more):
+    return ExtractConfig(source="wikipedia", input=(source,), output=str(output), **{"workers": 1, "block_bytes": 20_000} | more)
+
+
+def read(folder):
+    return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) if path.name[0].isdigit() for line in path.open()]
+
+
+def test_articles_come_with_address_and_title_and_every_other_page_with_its_reason(tmp_path):
+    summary = extract(config(dump(tmp_path), tmp_path / "out"))
+    found = read(tmp_path / "out")
+    assert found[0] == {"id": "1", "text": "Ein Haus ist ein Bau & mehr.", "url": "https://de.wikipedia.org/wiki?curid=1", "title": "Haus"}
+    assert [d["id"] for d in found[1:]] == [str(10 + i) for i in range(200)]
+    assert found[2]["text"] == " ".join(["Die Zahl 1 ist größer als die Zahl 0."] * 9)
+    assert summary["counts"]["rows_in"] == 204
+    assert summary["counts"]["removed"] == {"empty": 1, "not_an_article": 1, "redirect": 1}
+    removed = [json.loads(line) for line in (tmp_path / "out/removed/00000.jsonl").open()]
+    assert removed[0] == {"id": "2", "reason": "redirect", "title": "Heim"}
+
+
+def test_neither_workers_nor_packing_nor_an_earlier_kill_change_a_byte(tmp_path):
+    def two_streams(data):
+        return bz2.compress(data[:5000]) + bz2.compress(data[5000:])
+    sources = {"1": dump(tmp_path), "2": dump(tmp_path, name="streams.xml.bz2", pack=two_streams), "3": dump(tmp_path, name="a.xml.gz", pack=gzip.compress), "4": dump(tmp_path, name="b.xml", pack=bytes)}
+    for name, source in sources.items():
+        extract(config(source, tmp_path / name, workers=int(name) % 2 + 1))
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "1").glob("0*.jsonl")}
+    assert len(whole) > 3
+    for name in "234":
+        assert {p.name: p.read_bytes() for p in (tmp_path / name).glob("0*.jsonl")} == whole
+
+
+def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    module = sys.modules["mt.dataprep.extract"]
+    source, written = dump(tmp_path), []
+    original = module._write_block
+
+    def dies_at_two(index, *rest):
+        if index == 2:
+            raise KeyboardInterrupt
+        return original(index, *rest)
+
+    monkeypatch.setattr(module, "_write_block", dies_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        extract(config(source, tmp_path / "out"))
+    assert len(list((tmp_path / "out/parts").glob("*.json"))) == 2
+    monkeypatch.setattr(module, "_write_block", lambda *a: written.append(a[0]) or original(*a))
+    extract(config(source, tmp_path / "out"))
+    assert written[0] == 2
+    assert not (tmp_path / "out/parts").exists()
+    assert len(read(tmp_path / "out")) == 201
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{Infobox|a={{b}}|c=[[d]]}}Text.", "Text."),
+        ("A<ref name=x>{{cite}} hidden</ref> b<ref name=y /> c<!-- no -->.", "A b c."),
+        ("'''Ada''' ({{lang|el|x}}; born 1815) was ({{small}}) ''here''.", "Ada (born 1815) was here."),
+        ("{| class=wikitable\n|-\n| a || b\n|}\nAfter.", "After."),
+        ("[[File:a.jpg|thumb|The [[b]] caption]]In [[2001: A Space Odyssey]], [[:Category:Films|films]] and [[:Category:X]].", "In 2001: A Space Odyssey, films and Category:X."),
+        ("[[de:Haus]][[zh-min-nan:X]][[Category:Houses]]House.", "House."),
+        ("See [http://a.org the site] or http://b.org [http://c.org].", "See the site or http://b.org."),
+        ("Intro.\n== Full ==\n=== Inner ===\n* one\n* two\n== Empty ==\n{{x}}\n== References ==\n<references />", "Intro.\nFull\nInner\none\ntwo"),
+        ("1&nbsp;000 &lt;b&gt; <b>bold</b><br/>next __NOTOC__", "1 000 <b> bold\nnext"),
+        ("Euler: <math>e^{i\\pi} = -1</math>.", "Euler: e^{i\\pi} = -1."),
+        ("== {{only}} ==\n'''", ""),
+    ],
+)
+def test_what_a_reader_sees_stays_and_markup_goes(wikitext, text):
+    assert plain_text(wikitext) == text
+
+
+def test_a_dump_that_is_cut_short_or_is_none_is_refused_in_one_line(tmp_path):
+    (tmp_path / "cut.xml.bz2").write_bytes((tmp_path / dump(tmp_path)).read_bytes()[:-40])
+    (tmp_path / "bad.xml.bz2").write_bytes(b"no bzip2 at all")
+    (tmp_path / "short.xml").write_text(HEAD + PAGES[0] + "  <page>\n    <title>Ha")
+    (tmp_path / "none.xml").write_text(HEAD + "</mediawiki>")
+    (tmp_path / "odd.xml").write_text("<rss>" + PAGES[0])
+    for name, message in {
+        "cut.xml.bz2": r"cut\.xml\.bz2: the compressed data ends or breaks \(.*\); fetch the file again",
+        "bad.xml.bz2": r"bad\.xml\.bz2: the compressed data ends or breaks \(Invalid data stream\)",
+        "short.xml": r"short\.xml: ends before its </mediawiki>",
+        "none.xml": "holds no <page>",
+        "odd.xml": "does not begin with <mediawiki>",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            extract(config(str(tmp_path / name), tmp_path / f"out-{name}"))
+    with pytest.raises(UserError, match=r"x\.json: no such file or directory; check the path"):
+        extract(config(str(tmp_path / "x.json"), tmp_path / "out"))
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UserError, match=r"x\.json: not a kind of file that --source wikipedia reads; use one of \.xml, "):
+        extract(config(str(tmp_path / "x.json"), tmp_path / "out"))
+
+
+def test_a_page_that_is_not_xml_is_set_aside(tmp_path, capsys):
+    source = dump(tmp_path, [PAGES[0], "  <page><title>A & B</title></page>\n", PAGES[4]])
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["data", "extract", "--source", "wikipedia", "--input", source, "--output", str(tmp_path / "out"), "--workers", "1"])
+    assert exit.value.code == 3
+    assert json.loads((tmp_path / "out/rejects.jsonl").read_text())["reason"].startswith("not valid XML")
+    assert len(read(tmp_path / "out")) == 2
+
+
+def test_input_and_source_must_fit(tmp_path):
+    with pytest.raises(UserError, match="source = wikipedia reads files: name them with --input"):
+        ExtractConfig(source="wikipedia", output=str(tmp_path))
+    with pytest.raises(UserError, match="source = python reads this installation: leave input away"):
+        ExtractConfig(input=("a",), output=str(tmp_path))
