@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--datatrove-python", help="interpreter of an environment with datatrove")
+    parser.add_argument("--peers", nargs="*", default=["gigatoken", "megatron", "fast", "datatrove"], help="which of the tokenizing peers (default all)")
     parser.add_argument("--only", nargs="*", default=["tokenize", "merge", "samples"], help="which of tokenize, merge, samples (default all)")
     parser.add_argument("--contestant", nargs=4, metavar=("NAME", "INPUT", "TOKENIZER", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -84,12 +85,15 @@ def tokenize(arguments, folder: Path) -> None:
         "mt, 1 worker": ours(path, 1),
         f"mt, Parquet input, {arguments.workers} workers": ours(parquet, arguments.workers),
         "mt, Parquet input, 1 worker": ours(parquet, 1),
-        "gigatoken alone, in memory, 1 thread": peer("gigatoken"),
-        f"Megatron-LM's algorithm, {arguments.workers} workers": peer("megatron"),
-        "Megatron-LM's gigatoken algorithm, in memory": peer("fast"),
+    }
+    peers = {
+        "gigatoken": ("gigatoken alone, in memory, 1 thread", peer("gigatoken")),
+        "megatron": (f"Megatron-LM's algorithm, {arguments.workers} workers", peer("megatron")),
+        "fast": ("Megatron-LM's gigatoken algorithm, in memory", peer("fast")),
     }
     if arguments.datatrove_python:
-        contestants[f"datatrove MegatronDocumentTokenizer, {arguments.workers} tasks"] = peer("datatrove", arguments.datatrove_python, folder / "split")
+        peers["datatrove"] = (f"datatrove MegatronDocumentTokenizer, {arguments.workers} tasks", peer("datatrove", arguments.datatrove_python, folder / "split"))
+    contestants |= dict(peers[name] for name in arguments.peers if name in peers)
     measured = {name: [] for name in contestants}
     digests = {}
     for _ in range(arguments.repeat):
@@ -219,7 +223,9 @@ def corpus(arguments, folder: Path) -> Path:
         return Path(arguments.input)
     text = (SHARED / "corpus/reviews.jsonl").read_bytes()
     path = folder / "corpus.jsonl"
-    path.write_bytes(text * -(-TARGET_BYTES // len(text)))
+    with open(path, "wb") as file:
+        for _ in range(-(-TARGET_BYTES // len(text))):
+            file.write(text)
     return path
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from .build import work_folder
 from .check import prefix_of
 from .format import BLOCK, IndexedDataset, IndexedWriter
 
-READ_BYTES = 1 << 22
+READ_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +67,13 @@ def merge(config: MergeConfig) -> dict:
 def _token_blocks(path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
     """The tokens of a file in blocks, each good until the next is asked for.
 
-    Read into two buffers in turn, by a thread while the block before is written: through the memory map it took three
-    times as long, without the thread a third longer.
+    Always in the same memory, which stays in the processor's cache: as fast as a copy inside the kernel, where blocks of
+    4 MB took twice as long and the memory map three times.
     """
-    buffers = [memoryview(bytearray(READ_BYTES)) for _ in range(2)]
-    with open(path, "rb") as file, concurrent.futures.ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(file.readinto, buffers[0])
-        for turn in itertools.count():
-            count = coming.result()
-            if not count:
-                return
-            coming = reader.submit(file.readinto, buffers[(turn + 1) % 2])
-            yield np.frombuffer(buffers[turn % 2][:count], dtype)
+    buffer = memoryview(bytearray(READ_BYTES))
+    with open(path, "rb") as file:
+        while count := file.readinto(buffer):
+            yield np.frombuffer(buffer[:count], dtype)
 
 
 def _pairs(item: str) -> list[str]:

@@ -3,7 +3,7 @@
 Punkt (Kiss and Strunk, "Unsupervised multilingual sentence boundary detection", 2006) asks of every `.`, `?` and `!` that
 something follows whether it ends a sentence, by the words around it and four tables learnt from text. `SentenceSplitter`
 gives the sentences that `nltk.tokenize.sent_tokenize` gives, without importing NLTK (which takes a second in every
-process), and some ten times faster: most periods end a plain word that no table knows, and need no further look.
+process), and some six times faster: most periods end a plain word that no table knows, and need no further look.
 
 The tables are four text files, NLTK's `punkt_tab` layout, in a folder named for the language:
 
