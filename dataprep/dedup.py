@@ -90,7 +90,7 @@ def dedup(config: DedupConfig) -> dict:
     keys = run.output / saved.FOLDER if config.save_signatures else work / "sign"
     sizes = [s.bytes for s in shards]
     sign = functools.partial(_sign, config=config, folder=keys, ids=work / "sign", bands=bands, rows=rows)
-    signed = map_shards(sign, list(enumerate(shards)), done=work / "sign", workers=config.workers, label="data dedup: sign", sizes=sizes)
+    signed = map_shards(sign, list(enumerate(shards)), done=work / "sign", **config.where, label="data dedup: sign", sizes=sizes)
     without_url = sum(s["without_url"] for s in signed)
     if config.method == "url" and without_url == sum(s["documents"] for s in signed) > 0:
         run.abandon()
@@ -106,7 +106,7 @@ def dedup(config: DedupConfig) -> dict:
     gather = functools.partial(_gather, folder=work / "gather", config=config)
     in_shard = lambda numbers, shard: corpus.rows_in_part(numbers, len(old) + shard)
     items = [(i, s, in_shard(joined, i), in_shard(np.unique(pairs), i)) for i, s in enumerate(shards)]
-    map_shards(gather, items, done=work / "gather", workers=config.workers, label="data dedup: gather", sizes=sizes)
+    map_shards(gather, items, done=work / "gather", **config.where, label="data dedup: gather", sizes=sizes)
 
     similar = _Similarity(work / "gather", corpus, len(old), config)
     candidates = len(pairs)
@@ -247,7 +247,7 @@ class _Similarity:
         """float64 (len(pairs),); pairs: int64 (N, 2) document numbers."""
         compare = functools.partial(_compare, folder=self.folder, first=self.corpus.first, old=self.corpus.parts[: self.num_old])
         blocks = [pairs[i : i + PAIR_BLOCK] for i in range(0, len(pairs), PAIR_BLOCK)]
-        results = map_shards(compare, blocks, done=self.folder / name, workers=self.config.workers, label=f"data dedup: {name}", sizes=None)
+        results = map_shards(compare, blocks, done=self.folder / name, **self.config.where, label=f"data dedup: {name}", unit="blocks")
         return np.array([value for r in results for value in r["similarity"]], np.float64)
 
 

@@ -75,7 +75,7 @@ def holdout(config: HoldoutConfig) -> dict:
         return run.manifest
     work = functools.partial(_set_aside, config=config)
     parts = run.output / "parts"
-    results = map_shards(work, list(enumerate(shards)), done=parts, workers=config.workers, label=run.verb, sizes=[s.bytes for s in shards])
+    results = map_shards(work, list(enumerate(shards)), done=parts, **config.where, label=run.verb, sizes=[s.bytes for s in shards])
     whole = run.output / "heldout.jsonl"
     with manifest.atomic_write(whole) as file:
         for index in range(len(shards)):

@@ -37,7 +37,7 @@ def language(text: str) -> tuple[str, float]:
 
 def languages() -> frozenset[str]:
     """The codes that `language` can return."""
-    labels, _ = _model().predict("a", -1)  # the scores of all of them
+    labels, _ = _model().predict("a", -1, -1.0)  # all of them, whatever their scores
     return frozenset(label.removeprefix("__label__") for label in labels)
 
 

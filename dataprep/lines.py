@@ -58,7 +58,7 @@ def dedup_lines(config: DedupLinesConfig) -> dict:
     work = run.output / "parts"
     sign = functools.partial(_sign, config=config, folder=work / "sign")
     signed = map_shards(
-        sign, list(enumerate(shards)), done=work / "sign", workers=config.workers, label=f"{run.verb}: sign", sizes=[s.bytes for s in shards]
+        sign, list(enumerate(shards)), done=work / "sign", **config.where, label=f"{run.verb}: sign", sizes=[s.bytes for s in shards]
     )
     corpus = Corpus([Part(work / "sign" / f"{i:05d}", s["lines"]) for i, s in enumerate(signed)], config.range_keys)
     repeated = []

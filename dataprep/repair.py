@@ -8,15 +8,25 @@ list of fixes, and `needs_repair` asks for them in the order of their cost:
     no character that one of its character maps names (quotes, ligatures, widths, line breaks, controls, surrogates)
     no mojibake: ftfy.badness.is_bad is false         (which takes two neighbours beyond ASCII, or one of a few letters)
     the segment is NFC
+
+What does not pass is squeezed first: the middles of long runs of printable ASCII are taken out, ftfy mends the rest, and
+they are put back. Nothing that ftfy does can tell the difference: its character maps and NFC see a character and its
+neighbours, its expressions at most six ASCII characters, and where it encodes and decodes a segment as a whole, all its
+encodings leave ASCII as it is. What can reach further (HTML entities, terminal escapes) is left to ftfy whole. On the
+film reviews ftfy then reads 1 % of the characters, and repair is 9 times as fast as ftfy where the gate alone is twice.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 
 SEGMENT_CHARS = 1_000_000  # TextFixerConfig.max_decode_length
+CONTEXT_CHARS = 16  # that stay on either side of what is taken out
+LONG_RUN = re.compile(f"[ -~]{{{2 * CONTEXT_CHARS + 8},}}")
+MARK = "<~>"  # stands where something was; cannot overlap with itself
 ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 ASCII_CONTROLS = bytes([*range(0x09), 0x0B, *range(0x0D, 0x20), 0x7F])  # those that ftfy removes or makes a newline
 
@@ -38,6 +48,24 @@ def repair(text: str) -> str:
 def _segment(segment: str, unescape: bool) -> str:
     if not needs_repair(segment, unescape):
         return segment
+    if "&" in segment or "\x1b" in segment or MARK in segment:
+        return _mended(segment, unescape)
+    middles: list[str] = []
+
+    def shorten(run: re.Match) -> str:
+        middles.append(run[0][CONTEXT_CHARS:-CONTEXT_CHARS])
+        return run[0][:CONTEXT_CHARS] + MARK + run[0][-CONTEXT_CHARS:]
+
+    squeezed = LONG_RUN.sub(shorten, segment)
+    if not middles:
+        return _mended(segment, unescape)
+    pieces = _mended(squeezed, unescape).split(MARK)
+    if len(pieces) != len(middles) + 1 or any("&" in piece for piece in pieces):
+        return _mended(segment, unescape)  # a wide ampersand or the like became part of something
+    return "".join(itertools.chain.from_iterable(zip(pieces, middles))) + pieces[-1]
+
+
+def _mended(segment: str, unescape: bool) -> str:
     # Curly quotes alone are the commonest fault by far: when nothing else is wrong before or after straightening
     # them, that is all ftfy's loop would do.
     straight = _gate().quote.sub(lambda found: _gate().quotes[found[0]], segment)
@@ -81,9 +109,10 @@ class _Gate:
         named = "".join(map(re.escape, sorted(mapped))) + "\r\u2028\u2029\x80-\x9f\ud800-\udfff"
         self.unsafe_but_quotes = re.compile(f"[{named}]")
         self.unsafe = re.compile(f"[{named}{''.join(map(re.escape, quotes))}]")
-        # Characters that take part in mojibake: every one beyond ASCII that ftfy's expression names, classes and all.
+        # Characters that take part in mojibake: every one beyond ASCII that ftfy's expression names or has in a class.
+        classes = re.compile(f"[{''.join(badness.MOJIBAKE_CATEGORIES.values())}]")
         clues = {c for c in badness.BADNESS_RE.pattern if ord(c) >= 0x80}
-        clues |= set(map(chr, range(0x80, 0x100))) | set(map(chr, range(0x2550, 0x256D)))  # written as ranges there
+        clues |= {chr(c) for c in range(0x80, 0x10000) if classes.match(chr(c))}
         clue = "".join(map(re.escape, sorted(clues)))
         # Every alternative of the expression takes two adjacent clues, or one of these letters beside ASCII.
         self.risky = re.compile(f"[{clue}][{clue}]|[ÂÃŒœ]")

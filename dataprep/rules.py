@@ -18,13 +18,15 @@ import numpy as np
 import yaml
 
 from ..config import UserError, nearest
+from .boilerplate import POLICY_PHRASES, without_boilerplate
+from .boilerplate import unique_lines as drop_repeated_lines
 from .language import language as detect_language
 from .language import languages
+from .redact import redact as redact_text
 from .repair import repair
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 END_PUNCTUATION = (".", "!", "?", '"', "'")
-POLICY_PHRASES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
 
@@ -201,17 +203,20 @@ def gopher_repetition(
     """
     text = view.text
     chars = max(len(text), 1)
-    paragraphs = re.split(r"\n{2,}", text.strip())
+    paragraphs = re.split(r"\n{2,}", text.strip()) if "\n\n" in text else [text.strip()]
     count, repeated = duplicates(paragraphs)
     if count > max_dup_paragraphs * len(paragraphs) or repeated > max_dup_paragraph_chars * chars:
         return "repeated_paragraphs"
-    lines = re.split(r"\n+", text)
+    lines = re.split(r"\n+", text) if "\n" in text else [text]
     count, repeated = duplicates(lines)
     if count > max_dup_lines * len(lines) or repeated > max_dup_line_chars * chars:
         return "repeated_lines"
     words = view.words
     grams = _Grams(words)
-    for n, limit in ((2, max_top_2gram), (3, max_top_3gram), (4, max_top_4gram)):
+    tops = ((2, max_top_2gram), (3, max_top_3gram), (4, max_top_4gram))
+    # No 3- or 4-gram is more frequent than the most frequent 2-gram: as nearly always, one look is enough for the three.
+    near = len(words) < 4 or grams.most(2) * (grams.longest(4) + 3) > min(limit for _, limit in tops) * chars
+    for n, limit in tops if near else ():
         if len(words) >= n and grams.top_exceeds(n, limit * chars):
             return f"top_{n}gram"
     limits = (max_dup_5gram, max_dup_6gram, max_dup_7gram, max_dup_8gram, max_dup_9gram, max_dup_10gram)
@@ -257,6 +262,12 @@ class _Grams:
             self.keys = self.keys[:-1] * np.uint64(0x94D049BB133111EB) + self.words[self.n :]
             self.n += 1
         return self.keys
+
+    def most(self, n: int) -> int:
+        """How often the most frequent n-gram stands there."""
+        ordered = np.sort(self._of(n))
+        starts = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(ordered)]))
+        return int((starts[1:] - starts[:-1]).max())
 
     def top_exceeds(self, n: int, chars: float) -> bool:
         """Whether the most frequent n-gram, the first of several equally frequent ones, takes more than chars."""
@@ -332,7 +343,7 @@ def c4(
     for line in view.text.splitlines():
         line = line.strip()
         words = line.split()
-        if any(len(word) > max_word_chars for word in words):
+        if len(line) > max_word_chars and max(map(len, words)) > max_word_chars:
             continue
         line = CITATION.sub("", line)
         if terminal_punctuation and (not line.endswith(END_PUNCTUATION) or line.endswith("...")):
@@ -373,6 +384,24 @@ def whitespace(view: Text) -> str:
 _TRAILING = re.compile(r"[^\S\n](?:\n|\Z)")
 
 
+def unique_lines(view: Text, *, min_chars: int = 20) -> str:
+    """No line of min_chars or more that has stood further up in the text."""
+    return drop_repeated_lines(view.text, min_chars)
+
+
+def boilerplate_lines(view: Text, *, max_chars: int = 200) -> str:
+    """No line of at most max_chars that speaks of JavaScript, cookies or terms of use, or begins lorem ipsum.
+
+    C4's phrases, without the rest of C4: pages stay, and so do paragraphs that are about these things.
+    """
+    return without_boilerplate(view.text, max_chars)
+
+
+def redact(view: Text, *, email: bool = True, ip: bool = True, phone: bool = True) -> str:
+    """Email addresses, public IP addresses and telephone numbers replaced by ones that belong to nobody."""
+    return redact_text(view.text, email=email, ip=ip, phone=phone)
+
+
 def join_lines(view: Text) -> str:
     """Line breaks after a word and runs of spaces become one space.
 
@@ -382,4 +411,4 @@ def join_lines(view: Text) -> str:
 
 
 RULES = {f.__name__: f for f in (length, language, javascript, gopher_quality, gopher_repetition, fineweb)}
-EDITS = {f.__name__: f for f in (fix_text, whitespace, join_lines, c4)}
+EDITS = {f.__name__: f for f in (fix_text, whitespace, join_lines, unique_lines, boilerplate_lines, redact, c4)}

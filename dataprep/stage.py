@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,13 +41,22 @@ class DocumentStage:
     shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, in bytes")
     on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
     workers: int = option(default_workers(), "processes", role="runtime")
+    executor: Literal["local", "ray"] = option("local", "where shards are worked on: processes here, or tasks on a Ray cluster that sees the same files", role="runtime")
+    ray_address: str = option("local", "the Ray cluster: HOST:PORT, auto for one that runs, local to start one here", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
         check(
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (self.executor == "local" or importlib.util.find_spec("ray") is not None, "executor = ray needs the package ray; install it with: pip install 'mt[ray]'"),
+            (self.executor == "ray" or self.ray_address == "local", f"ray_address = {self.ray_address} has no effect with executor = local; pass --executor ray"),
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
         )
+
+    @property
+    def where(self) -> dict:
+        """The arguments of map_shards that say who does the work."""
+        return {"workers": self.workers, "ray_address": self.ray_address if self.executor == "ray" else None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +97,7 @@ def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard],
     """
     work = functools.partial(run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
     results = map_shards(
-        work, list(enumerate(shards)), done=run.output / "parts", workers=config.workers,
+        work, list(enumerate(shards)), done=run.output / "parts", **config.where,
         label=run.verb, sizes=[s.bytes for s in shards],
     )
     return finish(run, results, more_outputs=more_outputs, **facts)

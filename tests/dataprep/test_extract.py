@@ -3,6 +3,7 @@
 import ast
 import json
 import pydoc_data.topics
+import sys
 
 import pytest
 
@@ -65,3 +66,10 @@ def test_the_language_reference_is_taken_whole_and_any_number_of_workers_gives_t
 def test_a_package_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(UserError, match="'no-such-package' is not installed"):
         extract(ExtractConfig(output=str(tmp_path), packages=("no-such-package",)))
+
+
+def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules["mt.dataprep.extract"].LIBRARIES, "warc", ("no-such-library",))
+    (tmp_path / "a.warc").write_bytes(b"")
+    with pytest.raises(UserError, match=r"--source warc needs the package no-such-library; install it with: pip install 'mt\[extract\]'"):
+        extract(ExtractConfig(source="warc", input=(str(tmp_path / "a.warc"),), output=str(tmp_path / "out")))

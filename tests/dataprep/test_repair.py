@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mt.dataprep.repair import SEGMENT_CHARS, needs_repair, repair
 
 # Every character that takes part in mojibake, and what the other fixes look for, so that faults are common.
-CLUES = sorted({c for c in badness.BADNESS_RE.pattern if ord(c) > 127} | {chr(c) for c in range(0x80, 0x100)})
+CLUES = sorted({c for c in badness.BADNESS_RE.pattern if ord(c) > 127} | {chr(c) for c in (*range(0x80, 0x100), *range(0x370, 0x460))})
 PIECES = [
     *"aZ9 <&;\n\r\t -.,?!'\x00\x07\x7f", "&amp;", "&lt;", "&#233;", "&foo;", "‘", "’", "“", "”", "\u2028", "e\u0301", "ﬁ", "ｆ", "Ж", "中", "\x1b[3m",
     "Â ", "Ã ", "œ", "…", "é", "\ud800", "\ufeff", "â€œ", "Ã©", "ï¬\x81",
@@ -22,6 +22,16 @@ MIXED = st.lists(st.sampled_from(PIECES) | st.sampled_from(CLUES) | st.character
 @settings(max_examples=1000, deadline=None)
 @given(MIXED)
 def test_repair_equals_ftfy_on_any_text(text):
+    assert repair(text) == ftfy.fix_text(text)
+
+
+# Runs of ASCII long enough that their middles are taken out, with what could notice.
+RUNS = st.sampled_from(["a" * 200, "word " * 40, " " * 90, "x" * 67, "y" * 68, "z" * 69, "3;" * 50, "amp;" * 30, "<~>" * 40, "quele " * 20, "\x1b[" + "1;" * 60 + "m", "＆" + "amp;" * 20 + "lt;", "A" * 70 + "~"])
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(RUNS | st.sampled_from(PIECES) | st.sampled_from(CLUES) | st.characters(), max_size=12).map("".join))
+def test_repair_equals_ftfy_on_texts_with_long_sound_stretches(text):
     assert repair(text) == ftfy.fix_text(text)
 
 
@@ -38,6 +48,9 @@ def test_what_the_gate_lets_through_needs_nothing(segment):
         ("voilÃ le travail", "voilà le travail"),
         ("good Â day", "good \xa0day"),
         ("“quotes” and ’s", "\"quotes\" and 's"),
+        ("aп¬ЃЕ“a", "afiœa"),  # Cyrillic letters, which ftfy's expression has as a range
+        ("fÃ quele" + "x" * 80, "fàquele" + "x" * 80),  # as far as ftfy looks around
+        ("x" * 80 + " Ã " + "y" * 80, "x" * 80 + " à " + "y" * 80),
         ("a\r\nb", "a\nb"),
         ("AT&amp;T", "AT&T"),
         ("<b>AT&amp;T</b>", "<b>AT&amp;T</b>"),

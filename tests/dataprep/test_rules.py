@@ -129,7 +129,7 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("gopher_qualty", r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are c4, "),
+        ("gopher_qualty", r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are boilerplate_lines, c4, "),
         ("length min_char=3", r"length has no parameter 'min_char'; did you mean min_chars\?; it takes min_chars, max_chars"),
         ("whitespace all=true", r"whitespace has no parameter 'all'; it takes none"),
         ("length min_chars", r"min_chars must be a whole number, as in min_chars=0"),

@@ -1,0 +1,33 @@
+"""Lines that a text is better without: those it has said before, and those that only web pages say."""
+
+from __future__ import annotations
+
+# What lines about cookies and terms say (C4: Raffel et al. 2020, JMLR 21/140, section 2.2, and its released code).
+POLICY_PHRASES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+BOILERPLATE = ("javascript", "lorem ipsum", *POLICY_PHRASES)
+
+
+def unique_lines(text: str, min_chars: int) -> str:
+    """The text without lines of min_chars or more that have stood further up, whatever whitespace is around them."""
+    lines = text.split("\n")
+    seen: set[str] = set()
+    kept = []
+    for line in lines:
+        bare = line.strip()
+        if len(bare) >= min_chars:
+            if bare in seen:
+                continue
+            seen.add(bare)
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def without_boilerplate(text: str, max_chars: int) -> str:
+    """The text without lines of at most max_chars that speak of JavaScript, cookies or terms of use, or lorem ipsum."""
+    if not _is_boilerplate(text.lower()):
+        return text
+    return "\n".join(line for line in text.split("\n") if len(line) > max_chars or not _is_boilerplate(line.lower()))
+
+
+def _is_boilerplate(lower: str) -> bool:
+    return any(phrase in lower for phrase in BOILERPLATE)

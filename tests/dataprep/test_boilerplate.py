@@ -1,0 +1,31 @@
+"""Edits of lines: repeated ones, and those that only web pages say."""
+
+import pytest
+
+from mt.dataprep.rules import compile_rules
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("A line that is long enough.\nb\nA line that is long enough.\nb\nend", "A line that is long enough.\nb\nb\nend"),
+        ("  A line that is long enough.\nA line that is long enough. \n", "  A line that is long enough.\n"),
+        ("one\n\n\ntwo\none", "one\n\n\ntwo\none"),
+    ],
+)
+def test_a_line_that_has_stood_before_goes_and_short_ones_stay(text, left):
+    assert compile_rules(["unique_lines"])(text) == left
+
+
+def test_short_lines_go_too_where_that_is_asked_for():
+    assert compile_rules(["unique_lines min_chars=1"])("one\n\n\ntwo\none") == "one\n\n\ntwo"
+
+
+def test_lines_of_web_pages_go_and_paragraphs_about_them_stay():
+    paragraph = "JavaScript is a programming language that every browser understands, " * 4
+    text = f"The story.\nPlease enable JavaScript.\nThis site uses cookies.\nRead our Privacy Policy\nLorem ipsum dolor sit amet.\n{paragraph}\nThe end."
+    apply = compile_rules(["boilerplate_lines"])
+    assert apply(text) == f"The story.\n{paragraph}\nThe end."
+    assert apply("Nothing of the kind,\nhere.") == "Nothing of the kind,\nhere."
+    assert apply.edited == {"boilerplate_lines": 1}
+    assert "JavaScript" not in compile_rules(["boilerplate_lines max_chars=1000"])(text)
