@@ -100,7 +100,7 @@ def _result(m: dict) -> str:
     if m.get("tokens_per_second"):
         words.append(f"{m['tokens_per_second']:,.0f} tokens/s")
     words += [f"{k} {_short(v)}" for k, v in (m.get("scores") or {}).items() if isinstance(v, int | float) and not k.endswith("stderr")]
-    words += [f"{k} {_short(counts[k])}" for k in ("vocab_size", "chunks", "samples") if k in counts]
+    words += [f"{k} {_short(counts[k])}" for k in ("vocab_size", "chunks", "train_samples") if k in counts]
     return ", ".join(words)
 
 
