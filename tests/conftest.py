@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as cli.main does, before anything imports torch
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.main does, before anything imports torch
 
 
 @pytest.fixture(scope="session")

@@ -49,9 +49,19 @@ def test_clipping_is_torchs_over_the_whole_gradient(limit):
     for a, b in zip(ours.parameters(), theirs.parameters()):
         b.grad = a.grad.clone()
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
-    torch.testing.assert_close(clip_gradients(ours, limit, ALONE), expected)
+    torch.testing.assert_close(clip_gradients(ours, limit, ALONE), expected.double())
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_the_norm_of_millions_of_gradients_does_not_depend_on_how_they_are_cut():
+    whole, cut = nn.Linear(2048, 1024, bias=False), nn.ModuleList(nn.Linear(2048, 512, bias=False) for _ in range(2))
+    give_gradients(whole, 1)
+    for part, gradient in zip(cut, whole.weight.grad.chunk(2)):
+        part.weight.grad = gradient.clone()
+    norm = clip_gradients(whole, 0.0, ALONE)
+    torch.testing.assert_close(norm, whole.weight.grad.double().norm(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(norm, clip_gradients(cut, 0.0, ALONE), rtol=1e-12, atol=0)
 
 
 def test_a_limit_of_zero_clips_nothing():
