@@ -127,26 +127,32 @@ def manifest_of(path: str | Path) -> dict | None:
     path = Path(path)
     if path.is_dir():
         own = path / "manifest.json"
-        return _read_manifest(own, own.stat().st_mtime_ns) if own.exists() else None
-    for folder in list(path.parents)[:3]:  # outputs lie at most two folders below their manifest
-        for candidate in (folder / "manifest.json", *folder.glob("*.manifest.json")):
-            if candidate.exists():
-                manifest = _read_manifest(candidate, candidate.stat().st_mtime_ns)
-                if any(o["name"] == os.path.relpath(path, folder) for o in _outputs(manifest)):
-                    return manifest
+        return _read_manifest(own, own.stat().st_mtime_ns)[0] if own.exists() else None
+    found = _listing(path)
+    return found[0] if found else None
+
+
+def _listing(path: Path) -> tuple[dict, dict] | None:
+    """(manifest, its entry for the file) of the stage that wrote a file."""
+    # Outputs lie at most two folders below a directory's manifest, and beside that of a prefix, which their names begin
+    # with: a few dozen looks a file, where listing the folder would take as many for each file as it holds.
+    folders = [(folder, folder / "manifest.json") for folder in list(path.parents)[:3]]
+    prefixes = [(path.parent, path.with_name(f"{path.name[:n]}.manifest.json")) for n in range(1, len(path.name))]
+    for folder, candidate in folders + prefixes:
+        if candidate.exists():
+            manifest, outputs = _read_manifest(candidate, candidate.stat().st_mtime_ns)
+            if entry := outputs.get(os.path.relpath(path, folder)):
+                return manifest, entry
     return None
 
 
-def _outputs(manifest) -> list[dict]:
-    """What a manifest lists; nothing where another program wrote a manifest.json of its own."""
-    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
-    return outputs if isinstance(outputs, list) and all(isinstance(o, dict) and "name" in o for o in outputs) else []
-
-
 @functools.lru_cache(maxsize=64)
-def _read_manifest(path: Path, mtime_ns: int) -> dict:
-    """A manifest, read once for the many files that it lists."""
-    return read_json(path)
+def _read_manifest(path: Path, mtime_ns: int) -> tuple[dict, dict[str, dict]]:
+    """A manifest and its outputs by name (none where another program wrote it), read once for the many files in it."""
+    manifest = read_json(path)
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    whole = isinstance(outputs, list) and all(isinstance(o, dict) and "name" in o for o in outputs)
+    return manifest, {o["name"]: o for o in outputs} if whole else {}
 
 
 def identity(path: str | Path) -> dict:
@@ -154,17 +160,15 @@ def identity(path: str | Path) -> dict:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; check the path")
-    manifest = manifest_of(path)
-    if manifest is not None:
-        if path.is_dir():
-            return {"key": manifest["key"]}
-        stat = path.stat()
-        for output in manifest["outputs"]:
-            if Path(output["name"]).name == path.name and (output["bytes"], output["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
-                return {"name": path.name, "key": manifest["key"]}
     if path.is_dir():
+        manifest = manifest_of(path)
+        if manifest is not None:
+            return {"key": manifest["key"]}
         return {"name": path.name, "files": [identity(p) for p in sorted(path.rglob("*")) if p.is_file()]}
     stat = path.stat()
+    found = _listing(path)
+    if found and (found[1]["bytes"], found[1]["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+        return {"name": path.name, "key": found[0]["key"]}
     return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sample": sample_digest(path)}
 
 

@@ -18,7 +18,7 @@ import functools
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -186,10 +186,3 @@ def write_rejects(folder: Path, rejects: list[dict]) -> dict:
         for reject in rejects:
             file.write(json.dumps(reject, ensure_ascii=False) + "\n")
     return {**manifest.record(path, folder), "documents": False}
-
-
-def each_document(shards: list[Shard], reject=None) -> Iterator[tuple[int, Document]]:
-    """(shard index, document) of every document, in order, in this process."""
-    for index, shard in enumerate(shards):
-        for document in documents.read(shard, reject):
-            yield index, document

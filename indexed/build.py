@@ -22,7 +22,6 @@ import dataclasses
 import gc
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -34,9 +33,9 @@ from typing import Literal
 import numpy as np
 
 from .. import documents, manifest
-from ..config import Failure, UserError, check, option
+from ..config import UserError, check, option
 from ..documents import Shard
-from ..executor import default_workers, progress
+from ..executor import default_workers, processes, progress
 from ..tokenizer import Tokenizer, TokenizerConfig, load
 from .format import IndexedWriter, token_dtype
 from .sentences import SentenceSplitter, find_parameters
@@ -350,29 +349,19 @@ def _in_order(function: Callable[[Batch], Encoded], batches: Iterator[Batch], wo
 def _on_processes(function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int) -> Iterator[Encoded]:
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     running: list[concurrent.futures.Future] = []
-    context = multiprocessing.get_context("spawn")  # as in executor.py
-    with concurrent.futures.ProcessPoolExecutor(workers - 1, mp_context=context, initializer=_start, initargs=(function,)) as pool:
-        try:
-            for batch in batches:
-                running = [f for f in running if not f.done()]
-                if len(running) < 2 * workers:
-                    waiting.append(pool.submit(_call, batch))
-                    running.append(waiting[-1])
-                else:
-                    waiting.append(concurrent.futures.Future())
-                    waiting[-1].set_result(function(batch))
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * workers + AHEAD):
-                    yield waiting.popleft().result()
-            while waiting:
+    with processes(workers - 1, initializer=_start, initargs=(function,)) as pool:
+        for batch in batches:
+            running = [f for f in running if not f.done()]
+            if len(running) < 2 * workers:
+                waiting.append(pool.submit(_call, batch))
+                running.append(waiting[-1])
+            else:
+                waiting.append(concurrent.futures.Future())
+                waiting[-1].set_result(function(batch))
+            while waiting and (waiting[0].done() or len(waiting) >= 2 * workers + AHEAD):
                 yield waiting.popleft().result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise Failure(
-                "a worker process died, possibly killed for want of memory. What is written is kept: run the same command "
-                "again, with fewer --workers if memory was short"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @contextlib.contextmanager
