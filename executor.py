@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -18,14 +20,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from .config import Failure, UserError
+from .config import Failure, UserError, check, option
 from .manifest import read_json, write_json
 
 
 def default_workers() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The settings of every stage that works on shards: who does it, which cannot change a byte."""
+
+    workers: int = option(default_workers(), "processes", role="runtime")
+    executor: Literal["local", "ray"] = option("local", "where shards are worked on: processes here, or tasks on a Ray cluster that sees the same files", role="runtime")
+    ray_address: str = option("local", "the Ray cluster: HOST:PORT, auto for one that runs, local to start one here", role="runtime")
+
+    def __post_init__(self):
+        check(
+            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (self.executor == "local" or importlib.util.find_spec("ray") is not None, "executor = ray needs the package ray; install it with: pip install 'mt[ray]'"),
+            (self.executor == "ray" or self.ray_address == "local", f"ray_address = {self.ray_address} has no effect with executor = local; pass --executor ray"),
+        )
+
+    @property
+    def where(self) -> dict:
+        """The arguments of map_shards that say who does the work."""
+        return {"workers": self.workers, "ray_address": self.ray_address if self.executor == "ray" else None}
 
 
 def map_shards(

@@ -32,7 +32,7 @@ from typing import Any
 
 import xxhash
 
-from . import __version__
+from . import __version__, sources
 from .config import UserError, settings, to_dict
 
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536
@@ -123,7 +123,7 @@ def sample_digest(path: str | Path, open=open) -> str:
 
 
 def manifest_of(path: str | Path) -> dict | None:
-    """The manifest of the finished stage that wrote this file or directory, or None."""
+    """The manifest of the finished stage that wrote this file or directory, or None; another program's is none."""
     path = Path(path)
     if path.is_dir():
         own = path / "manifest.json"
@@ -147,16 +147,24 @@ def _listing(path: Path) -> tuple[dict, dict] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _read_manifest(path: Path, mtime_ns: int) -> tuple[dict, dict[str, dict]]:
-    """A manifest and its outputs by name (none where another program wrote it), read once for the many files in it."""
+def _read_manifest(path: Path, mtime_ns: int) -> tuple[dict | None, dict[str, dict]]:
+    """A manifest and its outputs by name (None and none where another program wrote it), read once for the many files in it."""
     manifest = read_json(path)
-    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
-    whole = isinstance(outputs, list) and all(isinstance(o, dict) and "name" in o for o in outputs)
-    return manifest, {o["name"]: o for o in outputs} if whole else {}
+    ours = _is_ours(manifest)
+    return manifest if ours else None, {o["name"]: o for o in manifest["outputs"]} if ours else {}
+
+
+def _is_ours(manifest) -> bool:
+    """Whether mt wrote this manifest.json: the name is a common one."""
+    if not isinstance(manifest, dict) or not {"verb", "key", "settings", "inputs", "outputs", "counts"} <= manifest.keys():
+        return False
+    return isinstance(manifest["outputs"], list) and all(isinstance(o, dict) and "name" in o for o in manifest["outputs"])
 
 
 def identity(path: str | Path) -> dict:
     """What an input is, for the key of the stage that reads it; raises UserError when it does not exist."""
+    if (no_file := sources.identity(str(path))) is not None:
+        return no_file
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; check the path")
@@ -236,7 +244,8 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     not write, and when another process is at work on it.
     """
     roles = {s.name: s.role for s in settings(type(config))}
-    values = _flat(to_dict(config))
+    tree = to_dict(config)
+    values = {s.name: functools.reduce(lambda branch, key: branch[key], s.path, tree) for s in settings(type(config))}
     name = next(n for n, role in roles.items() if role == "output")
     target = Path(output if output is not None else values[name])
     prefix = name.endswith("prefix")
@@ -252,6 +261,8 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     sealed, unfinished = run.path("manifest.json"), run.path("run.json")
     if sealed.exists():
         manifest = read_json(sealed)
+        if not _is_ours(manifest):
+            raise UserError(f"{sealed}: is there already, and mt did not write it; choose another output, or move it away yourself")
         if manifest["key"] == key and all(_intact(o, sealed.parent) for o in manifest["outputs"]):
             run.finished, run.manifest = True, manifest
             return run
@@ -274,13 +285,6 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}, file, indent=1, default=str)
     return run
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _intact(output: Mapping, root: Path) -> bool:

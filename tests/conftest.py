@@ -15,3 +15,13 @@ def shared() -> Path:
     if not folder.exists():
         pytest.skip("../shared is not here: it lies beside a developer's checkout only")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One Ray on two processors for every test that asks: starting one takes seconds. `--executor ray` finds and uses it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()

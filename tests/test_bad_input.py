@@ -1,5 +1,6 @@
 """Bad input anywhere in the chain: one clear line and exit code 2, or set aside and exit code 3. Nothing half-written."""
 
+import gzip
 import json
 import random
 import resource
@@ -7,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 
 from mt import cli
 from mt.manifest import file_digest
@@ -62,7 +66,7 @@ def reads_documents(tmp_path, vocabulary):
         "clean": ["data", "clean", "--preset", "prose", "--workers", 1, "--output", out],
         "dedup": ["data", "dedup", "--workers", 1, "--output", out],
         "holdout": ["data", "holdout", "--workers", 1, "--fraction", 0.2, "--output", out],
-        "decontaminate": ["data", "decontaminate", "--workers", 1, "--against", evaluation, "--output", out],
+        "decontaminate": ["data", "decontaminate", "--workers", 1, "--evaluation", evaluation, "--output", out],
         "train-tokenizer": ["data", "train-tokenizer", "--vocab-size", 300, "--output", out],
         "tokenize": ["data", "tokenize", *tokenizer, "--output-prefix", out / "p"],
         "stats": ["data", "stats", *tokenizer, "--output", out],
@@ -97,6 +101,35 @@ def test_an_empty_or_a_missing_file_is_named(tmp_path, vocabulary, capsys, name)
     assert "empty.jsonl" in capsys.readouterr().err
     assert run(*command, "--input", tmp_path / "none.jsonl") == 2
     assert f"{tmp_path / 'none.jsonl'}: no such file" in capsys.readouterr().err
+
+
+def broken_files(folder):
+    """{name: what the message says} of files that no reader can make sense of."""
+    data = write(folder / "good").read_bytes()
+    packed = {"cut.jsonl.gz": gzip.compress(data), "cut.jsonl.zst": zstandard.compress(data)}
+    for name, content in packed.items():
+        (folder / name).write_bytes(content[: len(content) // 2])
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), folder / "other.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "other.parquet").read_bytes()[:-9])
+    (folder / "surrogate.jsonl").write_bytes(b'{"text": "a \\ud83d b"}\n')
+    (folder / "bytes.txt").write_bytes(b"caf\xe9")
+    (folder / "blank.jsonl").write_bytes(b"\n \n")
+    return {
+        "cut.jsonl.gz": "the compressed data ends or breaks", "cut.jsonl.zst": "the compressed data ends or breaks", "other.parquet": "has no column 'text' (it has body)",
+        "cut.parquet": "not a whole Parquet file", "surrogate.jsonl": "line 1: malformed JSON at column 13", "bytes.txt": "line 1: byte 3 of the file is not UTF-8", "blank.jsonl": "",
+    }
+
+
+@pytest.mark.parametrize("name", ["clean", "dedup", "decontaminate", "tokenize"])
+def test_a_broken_file_is_one_line_and_leaves_nothing_that_looks_finished(tmp_path, vocabulary, capsys, name):
+    command = reads_documents(tmp_path, vocabulary)[name]
+    for file, reason in broken_files(tmp_path).items():
+        capsys.readouterr()
+        assert run(*command, "--input", tmp_path / file) == 2, file
+        (said,) = capsys.readouterr().err.strip().split("\n")
+        assert reason in said
+        assert not list((tmp_path / "out").rglob("*manifest.json"))
+    assert run(*command, "--input", write(tmp_path / "in.jsonl")) == 0, "what failed is in nobody's way"
 
 
 @pytest.mark.parametrize("name", ["clean", "dedup", "tokenize"])

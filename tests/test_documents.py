@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from mt.config import UserError
-from mt.documents import Document, Writer, expand, plan, read
+from mt.documents import Document, expand, plan, read, read_values
 
 ROWS = [{"id": str(i), "text": f"document {i} ✓\nline", "n": i} for i in range(50)]
 
@@ -38,6 +38,16 @@ def test_a_file_cut_into_shards_of_any_size_gives_every_line_once(tmp_path, shar
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl())
     assert texts(path, shard_bytes=shard_bytes) == [r["text"] for r in ROWS]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10, 7000])
+def test_a_cut_between_two_lines_gives_neither_twice(tmp_path, lines):
+    row = b'{"text": "%07d"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b"".join(row % i for i in range(14_000)))
+    shards = plan([str(tmp_path / "a.jsonl")], shard_bytes=lines * len(row % 0))[:50]
+    assert shards[0].end == lines * len(row % 0)
+    found = [d.text for s in shards for d in read(s)]
+    assert found == [f"{i:07d}" for i in range(len(shards) * lines)]
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 300, 10**6])
@@ -125,25 +135,74 @@ def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
         expand([str(tmp_path / "c.csv")])
 
 
-@pytest.mark.parametrize("name", ["o.jsonl", "o.jsonl.zst", "o.parquet"])
-def test_what_is_written_is_read_back_with_every_field(tmp_path, name):
-    documents = [Document(r["id"], r["text"], {"n": r["n"], "deep": {"a": [1, 2]}}) for r in ROWS]
-    with Writer(tmp_path / name, root=tmp_path) as writer:
-        for document in documents:
-            writer.write(document)
-    assert [d for s in plan([str(tmp_path / name)]) for d in read(s)] == documents
-    from mt.manifest import file_digest
+def test_lines_with_and_without_ids_blank_ones_and_bad_ones_all_get_their_own_place(tmp_path):
+    lines = [b'{"text": "a", "n": 1}', b"", b'{"id": 7, "text": "b"}', b'{"id": "x", "text": "c"}', b"nonsense", b'{"id": null, "text": "d"}', b'"text"']
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    rejects = []
+    (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip")
+    found = list(read(shard, rejects.append))
+    offsets = [3 + sum(len(line) + 2 for line in lines[:i]) for i in range(len(lines))]
+    assert found == [Document("a.jsonl:0", "a", {"n": 1}), Document("7", "b"), Document("x", "c"), Document(f"a.jsonl:{offsets[5]}", "d")]
+    assert [(r.place, r.reason, r.raw) for r in rejects] == [
+        ("line 5", "malformed JSON at column 1 (invalid literal, expected 'null')", "nonsense"), ("line 7", "is a text, not a JSON object", '"text"'),
+    ]
 
-    assert writer.record["xxh3"] == file_digest(tmp_path / name)
+
+def test_far_into_a_large_file_a_bad_line_is_named_by_its_offset(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.documents.COUNTED_BYTES", 20)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n7\n{"text": "b"}\n7\n')
+    rejects = []
+    (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip")
+    assert len(list(read(shard, rejects.append))) == 2
+    assert [r.place for r in rejects] == ["line 2", "byte 30"]
 
 
-@pytest.mark.parametrize("name", ["o.jsonl", "o.parquet"])
-def test_a_writer_that_fails_leaves_no_file(tmp_path, name):
-    def fill():
-        with Writer(tmp_path / name, root=tmp_path) as writer:
-            writer.write(Document("1", "x"))
-            raise OSError(28, "No space left on device")
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    shards = plan([str(tmp_path / "a.jsonl")])
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS[:3]))
+    with pytest.raises(UserError, match="is shorter than when this command began"):
+        list(read(shards[0]))
 
-    with pytest.raises(OSError, match="No space"):
-        fill()
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("line_bytes", [1, 100, 70_000])
+def test_blocks_of_lines_lose_none_whatever_their_length(tmp_path, name, line_bytes):
+    rows = [{"id": str(i), "text": "x" * line_bytes} for i in range(300)] + [{"id": "y", "text": "é" * 200_000}]
+    data = jsonl(rows)
+    pack = {"a.jsonl": bytes, "a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstandard.compress}[name]
+    (tmp_path / name).write_bytes(pack(data))
+    for shard_bytes in (5_000, 1 << 30):
+        shards = plan([str(tmp_path / name)], shard_bytes=shard_bytes)
+        assert [(d.id, len(d.text)) for s in shards for d in read(s)] == [(r["id"], len(r["text"])) for r in rows]
+        assert [v for s in shards for v in read_values(s, ("id",))] == [(r["id"],) for r in rows]
+
+
+def test_a_stage_reads_on_where_a_shard_kept_nothing(tmp_path):
+    """A shard of which nothing stays leaves an empty file, which is no mistake of anybody's."""
+    from mt.dataprep.clean import CleanConfig, clean
+
+    rows = [{"id": str(i), "text": "short" if i < 4000 else "long enough " * 20} for i in range(4700)]
+    (tmp_path / "in.jsonl").write_bytes(jsonl(rows))
+    common = {"rules": ("length min_chars=100",), "workers": 1, "shard_bytes": 1 << 16}
+    clean(CleanConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "one"), **common))
+    assert (tmp_path / "one/00000.jsonl").stat().st_size == 0
+    summary = clean(CleanConfig(input=(str(tmp_path / "one"),), output=str(tmp_path / "two"), **common))
+    assert summary["counts"]["rows_in"] == 700
+
+
+def test_another_programs_manifest_is_no_manifest(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    for content in ('{"name": "extension", "version": 3}', "[1, 2]", '{"outputs": [], "key": 1}'):
+        (tmp_path / "manifest.json").write_text(content)
+        assert len(texts(tmp_path)) == len(ROWS)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 40), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[60:400] = bytes(340)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet: (row group 0 cannot be read|not a whole Parquet file)"):
+        texts(path)

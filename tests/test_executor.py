@@ -1,15 +1,15 @@
 """Work over shards: order, resume, and workers that die."""
 
-import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mt.config import Failure, UserError
-from mt.dataprep.dedup import DedupConfig, dedup
+from mt.dataprep.stats import StatsConfig
 from mt.executor import map_shards, progress
 
 
@@ -59,48 +59,48 @@ def test_progress_off_a_terminal_says_plain_lines(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[0] == "clean: 1 of 4 MB, 0.1 MB/s, 33 s left"
 
 
-@pytest.fixture
-def ray_cluster():
-    """A Ray cluster is started by the work itself, and ends with the test."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
-    yield
-    ray.shutdown()
-
-
-def test_on_ray_a_stage_writes_the_same_bytes_and_mistakes_reach_the_user(tmp_path, monkeypatch, ray_cluster):
-    monkeypatch.chdir(tmp_path)
-    lines = [json.dumps({"id": str(i), "text": f"words of document {i // 2} " + " ".join(str(i // 2 * n) for n in range(40))}) for i in range(1200)]
-    Path("in.jsonl").write_text("\n".join(lines))
-    common = {"input": ("in.jsonl",), "shard_bytes": 1 << 16, "workers": 2}
-    here = dedup(DedupConfig(output="here", **common))
-    there = dedup(DedupConfig(output="there", executor="ray", **common))
-    assert there["key"] == here["key"]
-    assert [o["xxh3"] for o in there["outputs"]] == [o["xxh3"] for o in here["outputs"]]
-    assert len(there["outputs"]) > 4
-    assert there["counts"]["removed"] == {"exact": 600}
+def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistakes_reach_the_user(tmp_path, ray_cluster):
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
+    on_ray = {"workers": 2, "label": "x", "ray_address": "local"}
     with pytest.raises(UserError, match=r"^line 3 is bad$"):
-        map_shards(refuse, [1, 2, 3], done=tmp_path / "parts", workers=2, label="x", ray_address="local")
+        map_shards(refuse, [1, 2, 3], done=tmp_path / "parts", **on_ray)
     shards = [(str(tmp_path), n) for n in range(5)]
-    assert [r["value"] for r in map_shards(square, shards, done=tmp_path / "squares", workers=2, label="x", ray_address="local")] == [0, 1, 4, 9, 16]
+    assert [r["value"] for r in map_shards(square, shards, done=tmp_path / "squares", **on_ray)] == [0, 1, 4, 9, 16]
     (tmp_path / "squares/00003.json").unlink()
     (tmp_path / "ran-2").unlink()
-    map_shards(square, shards, done=tmp_path / "squares", workers=2, label="x", ray_address="local")
+    map_shards(square, shards, done=tmp_path / "squares", **on_ray)
     assert not (tmp_path / "ran-2").exists()
+    with pytest.raises(Failure, match=r"a Ray worker failed \(.*\)\. Finished work is kept: run the same command again"):
+        map_shards(die, [1], done=tmp_path / "dead", **on_ray)
 
 
-def test_an_address_where_no_cluster_is_and_one_without_ray_are_refused(tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
+def test_an_address_where_no_cluster_is_is_refused_and_auto_finds_one_that_runs(tmp_path, ray_cluster):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"127.0.0.1:{server.getsockname()[1]}"
-    for address in ("auto", closed, f"ray://{closed}", "cluster"):
-        with pytest.raises(UserError, match=rf"ray_address = {address}: no Ray cluster answers \(.*\); start one with `ray start --head`, or use local"):
-            map_shards(square, [(str(tmp_path), 1)], done=tmp_path / "parts", workers=2, label="x", ray_address=address)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="executor = ray needs the package ray; install it with: pip install 'mt"):
-        DedupConfig(input=("x",), output="y", executor="ray")
+    # In a process of its own: this one is connected to the tests' cluster already.
+    code = (
+        "import sys; from mt.config import UserError; from mt.dataprep.stats import StatsConfig, stats\n"
+        "for address in sys.argv[3:]:\n"
+        "  try: stats(StatsConfig(input=(sys.argv[1],), output=sys.argv[2], executor='ray', ray_address=address))\n"
+        "  except UserError as error: print(error)\n"
+    )
+    addresses = [closed, f"ray://{closed}", "cluster", "auto"]
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "in.jsonl"), str(tmp_path / "out"), *addresses], capture_output=True, text=True)
+    said = ended.stdout.splitlines()
+    assert len(said) == 3, ended.stderr
+    assert (tmp_path / "out/manifest.json").exists()
+    for line, address in zip(said, addresses):
+        assert line.startswith(f"ray_address = {address}: no Ray cluster answers (")
+        assert line.endswith("start one with `ray start --head`, or use local")
+
+
+def test_ray_that_is_missing_and_an_address_without_it_are_refused(monkeypatch):
     with pytest.raises(UserError, match="ray_address = auto has no effect with executor = local; pass --executor ray"):
-        DedupConfig(input=("x",), output="y", ray_address="auto")
+        StatsConfig(input=("x",), output="y", ray_address="auto")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"executor = ray needs the package ray; install it with: pip install 'mt\[ray\]'"):
+        StatsConfig(input=("x",), output="y", executor="ray")
 
 
 def test_progress_counts_in_the_unit_it_is_given(tmp_path, capsys, monkeypatch):

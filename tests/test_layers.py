@@ -7,12 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What each room may import, beside itself. `cli` reaches the verbs as names in a table, not by import.
-BASE = {"config", "manifest", "executor", "documents", "vocabulary", "tokenizer", "train_tokenizer"}
+BASE = {"config", "compiled", "sources", "files", "manifest", "executor", "documents", "writer", "vocabulary", "tokenizer", "train_tokenizer"}
 MAY_IMPORT = {
     "config": set(),
-    "manifest": {"config"},
+    "compiled": set(),
+    "sources": {"config"},
+    "files": {"config"},
+    "manifest": {"config", "sources"},
     "executor": {"config", "manifest"},
-    "documents": {"config", "manifest"},
+    "documents": {"config", "sources", "files", "manifest"},
+    "writer": {"config", "manifest", "documents"},
     "vocabulary": {"config"},
     "tokenizer": {"config", "manifest", "vocabulary"},
     "train_tokenizer": {"config", "manifest", "executor", "documents", "vocabulary"},

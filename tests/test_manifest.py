@@ -141,6 +141,20 @@ def test_sampled_identity_sees_a_change_in_the_middle_of_a_large_file_by_its_tim
     assert manifest.identity(path) != before
 
 
+def test_another_programs_manifest_in_an_input_is_one_file_more_and_in_an_output_is_refused(tmp_path):
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text('{"name": "extension", "outputs": ["a"]}')
+        (tmp_path / name / "a").write_text("x")
+    assert manifest.manifest_of(tmp_path / "in") is None
+    assert manifest.manifest_of(tmp_path / "in/a") is None
+    assert [f["name"] for f in manifest.identity(tmp_path / "in")["files"]] == ["a", "manifest.json"]
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"out/manifest\.json: is there already, and mt did not write it; choose another output"):
+            manifest.begin("copy", Config(str(tmp_path / "out"), overwrite=overwrite), [tmp_path / "in"])
+    assert (tmp_path / "out/a").exists()
+
+
 def test_a_missing_input_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         manifest.identity(tmp_path / "none")

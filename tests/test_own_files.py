@@ -17,7 +17,7 @@ def test_a_users_own_corpus_goes_through_the_whole_pipeline(shared, tmp_path, na
         "clean": {"run": "data clean", "input": str(shared / f"data/corpus/{name}.jsonl"), "preset": "prose"},
         "dedup": {"run": "data dedup", "input": "${clean}"},
         "holdout": {"run": "data holdout", "input": "${dedup}", "fraction": 0.01, "lambada": 20},
-        "decontaminate": {"run": "data decontaminate", "input": "${holdout}", "against": ["${holdout}/wikitext.txt", "${holdout}/lambada.jsonl"]},
+        "decontaminate": {"run": "data decontaminate", "input": "${holdout}", "evaluation": ["${holdout}/wikitext.txt", "${holdout}/lambada.jsonl"]},
         "tokens": {"run": "data tokenize", "input": "${decontaminate}", "append_eod": True, **tokenizer},
         "train": {
             "run": "train", "preset": "tiny", "data_path": tokens, "split": "99,1,0", "num_layers": 1, "hidden_size": 32, "num_attention_heads": 2,
