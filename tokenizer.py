@@ -27,6 +27,7 @@ import xxhash
 from . import manifest
 from .config import UserError, check, option
 from .vocabulary import (
+    TIKTOKEN_SPECIALS,
     Ends,
     add_specials,
     bert_tree,
@@ -49,6 +50,10 @@ PROBE = (
     + "<b>html</b> &amp; http://a.b/c?d=e#f `code` {\"k\": [1, 2]} // /* */ --- *** ... !!! ??? ——— “q” ‘r’ …  end "
 )
 
+# What Megatron-LM puts between two spaces, that sentencepiece keeps both: a sign that few texts and vocabularies have.
+MARK = "☯"
+EXTRA_SPACE = re.compile(r"(?<= )(?= )|^ | $")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -63,16 +68,18 @@ class TokenizerConfig:
     tokenizer_model: str | None = option(None, "a tokenizer.json or its directory (HuggingFaceTokenizer), a .model file (SentencePiece, Llama2), tiktoken's ranks as JSON", role="input")
     vocab_extra_ids: int = option(0, "number of sentinels <extra_id_0>, <extra_id_1>, ... to add to the vocabulary (T5 uses 100)")
     tokenizer_vocab_size: int | None = option(None, "NullTokenizer: number of ids, the last of which ends documents; ByteLevelTokenizer: default 512; TikTokenizer: ids to keep (131072)")
+    tokenizer_special_tokens: tuple[str, ...] = option((), "special tokens to add; TikTokenizer: all that come before the ranks, <unk> <s> </s> <mask> <pad> <cls> <sep> among them")
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = option(True, "sentencepiece: leave out spaces beyond the first where the model does so")
+    null_tokenizer_eod_id: int | None = option(None, "NullTokenizer: the id that ends documents (default: the last)")
     tiktoken_pattern: Literal["v1", "v2"] = option("v2", "TikTokenizer: how text is split before its bytes are merged")
     tiktoken_num_special_tokens: int = option(1000, "TikTokenizer: number of special tokens before the ranks")
 
     def __post_init__(self):
         kind = self.kind
         needs, may = READS.get(kind, ((), ()))
-        given = {n for n in ("vocab_file", "merge_file", "tokenizer_model", "tokenizer_vocab_size") if getattr(self, n) is not None}
-        given |= {"vocab_extra_ids"} if self.vocab_extra_ids else set()
-        given |= {n for n in ("tiktoken_pattern", "tiktoken_num_special_tokens") if kind and getattr(self, n) != getattr(TokenizerConfig, n)}
-        size, specials = self.tokenizer_vocab_size, self.tiktoken_num_special_tokens
+        given = {f.name for f in dataclasses.fields(TokenizerConfig) if f.name != "tokenizer_type" and getattr(self, f.name) != f.default}
+        size, specials, names, eod = self.tokenizer_vocab_size, self.tiktoken_num_special_tokens, self.tokenizer_special_tokens, self.null_tokenizer_eod_id
+        lacking = [n for n in TIKTOKEN_SPECIALS if n not in names] if kind == "TikTokenizer" and names else []
         least = {"ByteLevelTokenizer": 258, "TikTokenizer": specials + 256}.get(kind, 2)
         check(
             *((n in given, f"tokenizer_type = {kind} needs --{n.replace('_', '-')}") for n in needs),
@@ -80,6 +87,10 @@ class TokenizerConfig:
             (size is None or size >= least, f"tokenizer_vocab_size = {size} is too small for {kind}: at least {least}"),
             (self.vocab_extra_ids >= 0, f"vocab_extra_ids = {self.vocab_extra_ids} must not be negative"),
             (specials >= 7, f"tiktoken_num_special_tokens = {specials} must be at least 7: <unk> <s> </s> <mask> <pad> <cls> <sep>"),
+            (len(set(names)) == len(names) and all(names), f"tokenizer_special_tokens = {' '.join(names)} names a token twice, or an empty one; name each once"),
+            (not lacking, f"tokenizer_special_tokens lacks {' '.join(lacking)}, which TikTokenizer needs; add them"),
+            (kind != "TikTokenizer" or len(names) <= specials, f"tokenizer_special_tokens names {len(names)} tokens, more than tiktoken_num_special_tokens = {specials}; raise that"),
+            (eod is None or size is None or 0 <= eod < size, f"null_tokenizer_eod_id = {eod} must be in [0, {size}), the ids of tokenizer_vocab_size = {size}"),
         )
 
     @property
@@ -92,15 +103,15 @@ class TokenizerConfig:
 
 # For every kind of tokenizer: the settings it needs, and those it may be given.
 READS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "GPT2BPETokenizer": (("vocab_file", "merge_file"), ("vocab_extra_ids",)),
-    "HuggingFaceTokenizer": (("tokenizer_model",), ("vocab_extra_ids",)),
-    "BertWordPieceLowerCase": (("vocab_file",), ("vocab_extra_ids",)),
-    "BertWordPieceCase": (("vocab_file",), ("vocab_extra_ids",)),
-    "SentencePieceTokenizer": (("tokenizer_model",), ("vocab_extra_ids",)),
-    "GPTSentencePieceTokenizer": (("tokenizer_model",), ()),
-    "Llama2Tokenizer": (("tokenizer_model",), ()),
-    "TikTokenizer": (("tokenizer_model",), ("tokenizer_vocab_size", "tiktoken_pattern", "tiktoken_num_special_tokens", "vocab_extra_ids")),
-    "NullTokenizer": (("tokenizer_vocab_size",), ()),
+    "GPT2BPETokenizer": (("vocab_file", "merge_file"), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "HuggingFaceTokenizer": (("tokenizer_model",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "BertWordPieceLowerCase": (("vocab_file",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "BertWordPieceCase": (("vocab_file",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "SentencePieceTokenizer": (("tokenizer_model",), ("vocab_extra_ids", "tokenizer_special_tokens", "tokenizer_sentencepiece_ignore_extra_whitespaces")),
+    "GPTSentencePieceTokenizer": (("tokenizer_model",), ("tokenizer_sentencepiece_ignore_extra_whitespaces",)),
+    "Llama2Tokenizer": (("tokenizer_model",), ("tokenizer_sentencepiece_ignore_extra_whitespaces",)),
+    "TikTokenizer": (("tokenizer_model",), ("tokenizer_vocab_size", "tokenizer_special_tokens", "tiktoken_pattern", "tiktoken_num_special_tokens", "vocab_extra_ids")),
+    "NullTokenizer": (("tokenizer_vocab_size",), ("null_tokenizer_eod_id",)),
     "ByteLevelTokenizer": ((), ("tokenizer_vocab_size",)),
 }
 
@@ -139,21 +150,23 @@ def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
     if kind is None:
         raise UserError("no tokenizer is given; pass --vocab-file and --merge-file, --tokenizer-model, or --tokenizer-type")
     if kind == "NullTokenizer":
-        return NullTokenizer(config.tokenizer_vocab_size)
+        return NullTokenizer(config.tokenizer_vocab_size, config.null_tokenizer_eod_id)
     if kind == "ByteLevelTokenizer":
         return ByteLevelTokenizer(config.tokenizer_vocab_size or 512)
     if kind in ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"):
         extra = config.vocab_extra_ids if kind == "SentencePieceTokenizer" else None
-        return SentencePieceTokenizer(config.tokenizer_model, extra, allow_special)
+        spaces = not config.tokenizer_sentencepiece_ignore_extra_whitespaces
+        return SentencePieceTokenizer(config.tokenizer_model, extra, allow_special, config.tokenizer_special_tokens, spaces)
     if kind == "GPT2BPETokenizer":
         tree, ends = gpt2_tree(config.vocab_file, config.merge_file)
     elif kind == "HuggingFaceTokenizer":
         tree, ends = hugging_face_tree(Path(config.tokenizer_model))
     elif kind == "TikTokenizer":
-        tree, ends = tiktoken_tree(config.tokenizer_model, config.tiktoken_pattern, config.tiktoken_num_special_tokens, config.tokenizer_vocab_size)
+        tree, ends = tiktoken_tree(config.tokenizer_model, config.tiktoken_pattern, config.tiktoken_num_special_tokens, config.tokenizer_vocab_size, config.tokenizer_special_tokens)
     else:
         tree, ends = bert_tree(config.vocab_file, lowercase=kind == "BertWordPieceLowerCase")
-    add_specials(tree, [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)])
+    added = {t["content"] for t in tree["added_tokens"]}
+    add_specials(tree, [t for t in (*(f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)), *config.tokenizer_special_tokens) if t not in added])
     return VocabularyTokenizer(tree, ends, allow_special)
 
 
@@ -161,11 +174,13 @@ def load_directory(path: str | Path) -> Tokenizer:
     """The tokenizer in a directory that `save`, `mt data train-tokenizer` or Hugging Face wrote."""
     path = Path(path)
     facts = read_json_file(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    trivial = {"NullTokenizer": NullTokenizer, "ByteLevelTokenizer": ByteLevelTokenizer}.get(facts.get("mt_tokenizer"))
-    if trivial:
-        return trivial(facts["vocab_size"])
-    if facts.get("mt_tokenizer") == "SentencePieceTokenizer":
-        return SentencePieceTokenizer(path / "tokenizer.model", facts["vocab_extra_ids"])
+    kind = facts.get("mt_tokenizer")
+    if kind == "NullTokenizer":
+        return NullTokenizer(facts["vocab_size"], facts.get("eod"))
+    if kind == "ByteLevelTokenizer":
+        return ByteLevelTokenizer(facts["vocab_size"])
+    if kind == "SentencePieceTokenizer":
+        return SentencePieceTokenizer(path / "tokenizer.model", facts["vocab_extra_ids"], False, facts.get("special_tokens", ()), facts.get("keep_spaces", False))
     return VocabularyTokenizer(*hugging_face_tree(path))
 
 
@@ -246,16 +261,19 @@ class SentencePieceTokenizer:
 
     extra_ids: None for the pieces of the model alone, whose `</s>` ends documents (GPTSentencePieceTokenizer,
     Llama2Tokenizer); a number for Megatron-LM's SentencePieceTokenizer, which adds <CLS> <SEP> <EOD> <MASK>, the
-    padding, beginning and end pieces where the model has none, and so many <extra_id_i>; <EOD> ends documents.
+    padding, beginning and end pieces where the model has none, so many <extra_id_i>, and `special_tokens`; <EOD> ends
+    documents. keep_spaces: keep every space of a run where the model itself would drop all but one.
     """
 
-    def __init__(self, path: str | Path, extra_ids: int | None, allow_special: bool = False):
-        self._path, self._extra_ids, self._allow_special = path, extra_ids, allow_special
+    def __init__(self, path: str | Path, extra_ids: int | None, allow_special: bool = False, special_tokens: Sequence[str] = (), keep_spaces: bool = False):
+        self._path, self._extra_ids, self._allow_special, self._added = path, extra_ids, allow_special, list(special_tokens)
         try:
             self._model = Path(path).read_bytes()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
         library = self._library
+        self._keep_spaces = keep_spaces and library.encode_as_ids("x  y") == library.encode_as_ids("x y")
+        self._mark_ids = len(library.encode_as_ids(f"x{MARK}")) - len(library.encode_as_ids("x"))
         own = [library.id_to_piece(i) for i in range(library.get_piece_size())]
         ids = {piece: i for i, piece in enumerate(own)}
         ends = [(library.pad_id(), "<PAD>"), (library.bos_id(), "<BOS>"), (library.eos_id(), "<EOS>")]
@@ -263,13 +281,14 @@ class SentencePieceTokenizer:
         if extra_ids is None:
             specials = [piece for i, piece in enumerate(own) if library.is_control(i)]
         else:
-            specials = ["<CLS>", "<SEP>", "<EOD>", "<MASK>", pad, begin, end, *(f"<extra_id_{i}>" for i in range(extra_ids))]
+            specials = ["<CLS>", "<SEP>", "<EOD>", "<MASK>", pad, begin, end, *(f"<extra_id_{i}>" for i in range(extra_ids)), *special_tokens]
         for special in specials:
             ids.setdefault(special, len(ids))
         self._specials = {special: ids[special] for special in specials}
         self.vocab_size = max(ids.values()) + 1
         self.bos, self.eod = ids.get(begin), ids.get(end if extra_ids is None else "<EOD>")
-        self.fingerprint = xxhash.xxh3_128(self._model + f"sentencepiece {extra_ids}".encode()).hexdigest()
+        options = f"sentencepiece {extra_ids}" + (f" {self._added}" if self._added else "") + (" spaces" if self._keep_spaces else "")
+        self.fingerprint = xxhash.xxh3_128(self._model + options.encode()).hexdigest()
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_library", "_cut")}
@@ -294,10 +313,17 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         if not self._allow_special or not self._specials:
-            return self._library.encode_as_ids(text)
+            return self._encode(text)
         return list(itertools.chain.from_iterable(
-            [self._specials[part]] if i % 2 else self._library.encode_as_ids(part) for i, part in enumerate(self._cut.split(text))
+            [self._specials[part]] if i % 2 else self._encode(part) for i, part in enumerate(self._cut.split(text))
         ))
+
+    def _encode(self, text: str) -> list[int]:
+        if not self._keep_spaces:
+            return self._library.encode_as_ids(text)
+        # Megatron-LM's way, whose ids these are: a sign stands between the spaces of a run, and its own ids are cut off.
+        parts = EXTRA_SPACE.sub(f" {MARK} ", text).rstrip().split(MARK)
+        return [i for part in parts if part for i in self._library.encode_as_ids(part + MARK)[: -self._mark_ids]]
 
     def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(self.encode(text), np.int32) for text in texts]
@@ -313,15 +339,16 @@ class SentencePieceTokenizer:
     def save(self, directory: str | Path) -> None:
         with manifest.atomic_write(Path(directory) / "tokenizer.model") as file:
             file.write(self._model)
-        manifest.write_json(Path(directory) / "tokenizer_config.json", {"mt_tokenizer": "SentencePieceTokenizer", "vocab_extra_ids": self._extra_ids})
+        facts = {"mt_tokenizer": "SentencePieceTokenizer", "vocab_extra_ids": self._extra_ids, "special_tokens": self._added, "keep_spaces": self._keep_spaces}
+        manifest.write_json(Path(directory) / "tokenizer_config.json", facts)
 
 
 class NullTokenizer:
-    """Text that already is ids: "1 2 3" -> [1, 2, 3]. The last id ends documents (Megatron-LM's convention)."""
+    """Text that already is ids: "1 2 3" -> [1, 2, 3]. The last id ends documents (Megatron-LM's convention), or `eod`."""
 
-    def __init__(self, vocab_size: int):
-        self.vocab_size, self.bos, self.eod = vocab_size, None, vocab_size - 1
-        self.fingerprint = f"null-{vocab_size}"
+    def __init__(self, vocab_size: int, eod: int | None = None):
+        self.vocab_size, self.bos, self.eod = vocab_size, None, vocab_size - 1 if eod is None else eod
+        self.fingerprint = f"null-{vocab_size}" + ("" if eod in (None, vocab_size - 1) else f"-{eod}")
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -343,7 +370,7 @@ class NullTokenizer:
         return " ".join(str(int(i)) for i in ids)
 
     def save(self, directory: str | Path) -> None:
-        manifest.write_json(Path(directory) / "tokenizer_config.json", {"mt_tokenizer": "NullTokenizer", "vocab_size": self.vocab_size})
+        manifest.write_json(Path(directory) / "tokenizer_config.json", {"mt_tokenizer": "NullTokenizer", "vocab_size": self.vocab_size, "eod": self.eod})
 
 
 class ByteLevelTokenizer:

@@ -41,7 +41,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> dict:
     Output directory: tokenizer.json and tokenizer_config.json (for --tokenizer-model DIR, and for transformers),
     vocab.json and merges.txt (for --vocab-file and --merge-file), the same ids either way.
     """
-    shards = documents.plan(config.input, key=config.text_key, on_error=config.on_error)
+    shards = documents.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
     run = manifest.begin("data train-tokenizer", config, dict.fromkeys(s.path for s in shards))
     if run.finished:
         return run.manifest

@@ -11,6 +11,7 @@ import base64
 import binascii
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,8 +126,10 @@ def _named(folder: Path, *roles: str) -> list[str]:
     ]
 
 
-def tiktoken_tree(path: str, pattern: str, num_special_tokens: int, vocab_size: int | None) -> tuple[dict, Ends]:
+def tiktoken_tree(path: str, pattern: str, num_special_tokens: int, vocab_size: int | None, special_tokens: Sequence[str] = ()) -> tuple[dict, Ends]:
     """Megatron-LM's TikTokenizer: special tokens first, then the ranks, cut to `vocab_size` ids in all.
+
+    special_tokens: instead of TIKTOKEN_SPECIALS; <SPECIAL_i> follow up to num_special_tokens.
 
     tiktoken merges the pair whose result has the lowest rank; `tokenizers` merges by a list of pairs: every split of
     every token into two, in the order of the token's rank, is the same.
@@ -135,7 +138,8 @@ def tiktoken_tree(path: str, pattern: str, num_special_tokens: int, vocab_size: 
     room = (vocab_size or TIKTOKEN_VOCAB_SIZE) - num_special_tokens
     if vocab_size is not None and len(ranks) < room:
         raise UserError(f"{path}: has {len(ranks):,} tokens, fewer than tokenizer_vocab_size = {vocab_size:,} less the {num_special_tokens:,} special ones; leave --tokenizer-vocab-size out")
-    names = list(itertools.islice(itertools.chain(TIKTOKEN_SPECIALS, (f"<SPECIAL_{i}>" for i in itertools.count(len(TIKTOKEN_SPECIALS)))), num_special_tokens))
+    first = special_tokens or TIKTOKEN_SPECIALS
+    names = list(itertools.islice(itertools.chain(first, (f"<SPECIAL_{i}>" for i in itertools.count(len(first)))), num_special_tokens))
     vocab = {name: i for i, name in enumerate(names)}
     shown = _byte_characters()
     tokens = ["".join(map(shown.__getitem__, token)) for token in ranks[:room]]

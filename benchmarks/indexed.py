@@ -162,7 +162,10 @@ def samples(arguments, folder: Path) -> None:
 
     from mt.indexed.format import IndexedDataset, IndexedWriter
     from mt.indexed.gpt import GPTDataset, _sample_index, build_indices
+    from mt.train.batches import Batches, PackingConfig
+    from mt.train.parallel.mesh import Mesh
 
+    end = 50256
     random = np.random.RandomState(0)
     sizes = random.multinomial(10**9, np.full(10**6, 1e-6)).astype(np.int32)
     order = random.permutation(10**6).astype(np.int32)
@@ -189,8 +192,9 @@ def samples(arguments, folder: Path) -> None:
     whole = time.process_time() - start
 
     writer = IndexedWriter(folder / "samples", np.uint16, folder / "work")
-    tokens = random.randint(0, 50257, size=50_000_000).astype(np.uint16)
+    tokens = random.randint(0, end, size=50_000_000).astype(np.uint16)
     lengths = random.multinomial(50_000_000, np.full(70_000, 1 / 70_000)).astype(np.int32)
+    tokens[np.cumsum(lengths) - 1] = end
     writer.add(tokens, lengths, np.ones(len(lengths), np.int64))
     writer.finish()
     prefix = str(folder / "samples")
@@ -199,23 +203,36 @@ def samples(arguments, folder: Path) -> None:
     assert all(np.array_equal(ours[i], theirs[i]) for i in picks[:1000])
     compare("`dataset[i]`, random sequences; megatron-core IndexedDataset", lambda: [ours[i] for i in picks], lambda: [theirs[i] for i in picks], scale=1e6 / len(picks), unit="us")
 
-    settings = GPTDatasetConfig(
-        random_seed=1, sequence_length=2048, blend=([prefix], None), split="1,0,0", tokenizer=NullTokenizer(50257), reset_position_ids=False,
-        reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False, path_to_cache=str(folder / "cache"), mid_level_dataset_surplus=0.005,
-    )
-    their_set = Theirs(theirs, prefix, np.arange(len(lengths), dtype=np.int32), 20_000, Split.train, settings)
     our_set = GPTDataset(ours, (0, len(lengths)), 20_000, 2048, 1)
+
+    def their_set(reset: bool) -> Theirs:
+        settings = GPTDatasetConfig(
+            random_seed=1, sequence_length=2048, blend=([prefix], None), split="1,0,0", tokenizer=NullTokenizer(end), reset_position_ids=reset,
+            reset_attention_mask=False, eod_mask_loss=reset, create_attention_mask=False, path_to_cache=str(folder / "cache"), mid_level_dataset_surplus=0.005,
+        )
+        dataset = Theirs(theirs, prefix, np.arange(len(lengths), dtype=np.int32), 20_000, Split.train, settings)
+        dataset._pad_token_id = -1
+        return dataset
+
+    plain, reset = their_set(False), their_set(True)
     batches = random.randint(0, 20_000, size=(200, 8)).tolist()
-    their_set._pad_token_id = -1
-    plain = lambda batch: np.stack([their_set._query_document_sample_shuffle_indices(i)[0] for i in batch])
-    assert np.array_equal(our_set.batch(batches[0]), plain(batches[0]))
+    stacked = lambda batch: np.stack([plain._query_document_sample_shuffle_indices(i)[0] for i in batch])
+    assert np.array_equal(our_set.batch(batches[0]), stacked(batches[0]))
     scale = 1e6 / (len(batches) * 8)
-    compare("a sample of a batch of 8 of 2049 tokens, tokens alone; megatron-core GPTDataset's query, stacked", lambda: [our_set.batch(b) for b in batches], lambda: [plain(b) for b in batches], scale=scale, unit="us")
+    compare("tokens alone, stacked; GPTDataset's query for them", lambda: [our_set.batch(b) for b in batches], lambda: [stacked(b) for b in batches], scale=scale, unit="us")
+    positions = torch.arange(2048).expand(8, 2048)  # our models count for themselves: the field is None
     collate = torch.utils.data.default_collate
-    compare("the same; megatron-core GPTDataset[i], collated (with its masks and positions)", lambda: [our_set.batch(b) for b in batches], lambda: [collate([their_set[i] for i in b]) for b in batches], scale=scale, unit="us")
+    starts = range(0, 1600, 8)
+    for name, dataset, packing in (("what training receives: tokens, labels, loss mask, positions", plain, PackingConfig()), ("the same, --reset-position-ids --eod-mask-loss", reset, PackingConfig(reset_position_ids=True, eod_mask_loss=True))):
+        made = Batches(our_set, micro_batch_size=8, vocab_size=end + 1, mesh=Mesh(0, 1, torch.device("cpu")), packing=packing, eod=end)
+        (mine,), other = made.global_batch(0, 8), collate([dataset[i] for i in range(8)])
+        same = {"tokens": mine.tokens, "labels": mine.labels, "loss_mask": mine.loss_mask, "position_ids": positions if mine.positions is None else mine.positions}
+        assert all(torch.equal(other[key], value) for key, value in same.items())
+        compare(f"{name}; GPTDataset[i], collated", lambda made=made: [made.global_batch(at, 8) for at in starts], lambda dataset=dataset: [collate([dataset[i] for i in range(at, at + 8)]) for at in starts], scale=scale, unit="us")
     print("\n### Indices and samples (CPU time, best of 5)\n")
     table(("what; the peer", "mt", "peer", "peer / mt"), rows)
-    print(f"\nDocument, sample and shuffle index of 10^9 tokens together: {whole:.2f} CPU s.")
+    print("\nSamples: of 2049 tokens, in batches of 8, the time of one sample.")
+    print(f"Document, sample and shuffle index of 10^9 tokens together: {whole:.2f} CPU s, numba loaded.")
 
 
 def corpus(arguments, folder: Path) -> Path:

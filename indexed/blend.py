@@ -8,10 +8,11 @@ Each choice depends on the one before, which numpy cannot vectorise: the loop is
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from ..compiled import compile_loop
 
 ENDLESS = np.iinfo(np.int64).max
 COMPILE_FROM = 50_000  # steps of a loop: some 50 ms of plain Python, less than it takes to load numba
@@ -52,18 +53,5 @@ def _greedy(weights, limits, dataset_index, sample_index):
 
 
 def compiled(function: Callable, steps: int) -> Callable:
-    """A loop over numpy arrays, as it is where it is short, else compiled by numba: the same numbers either way.
-
-    numba compiles on the first use, in a second, and keeps the result beside the source for later processes.
-    """
-    return function if steps < COMPILE_FROM else _compile(function)
-
-
-@functools.cache
-def _compile(function: Callable) -> Callable:
-    import numba
-
-    try:
-        return numba.njit(cache=True)(function)
-    except RuntimeError:  # no folder that may be written: compile again in every process
-        return numba.njit(function)
+    """A loop over numpy arrays, as it is where it is short, else compiled: the same numbers either way."""
+    return function if steps < COMPILE_FROM else compile_loop(function)

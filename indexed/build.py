@@ -37,7 +37,7 @@ from ..config import UserError, check, option
 from ..documents import Shard
 from ..executor import default_workers, processes, progress
 from ..tokenizer import Tokenizer, TokenizerConfig, load
-from .format import IndexedWriter, token_dtype
+from .format import IndexedWriter, token_dtype, work_folder
 from .sentences import SentenceSplitter, find_parameters
 
 SHARD_BYTES = 8_000_000  # of input that is planned as one piece
@@ -115,7 +115,7 @@ def tokenize(config: TokenizeConfig) -> dict:
     splitter = SentenceSplitter(find_parameters(config.lang, config.punkt), config.keep_newlines) if config.split_sentences else None
     begin = [tokenizer.bos] if config.prepend_bos else []
     end = [tokenizer.eod] if config.append_eod else []
-    shards = documents.plan(config.input, key=config.json_keys[0], shard_bytes=SHARD_BYTES, on_error=config.on_error)
+    shards = documents.plan(config.input, key=config.json_keys[0], shard_bytes=SHARD_BYTES, on_error=config.on_error, output=config.output_prefix)
     depends = {"tokenizer": tokenizer.fingerprint, "ends": [begin, end], "punkt": splitter and splitter.fingerprint}
     run = manifest.begin("data tokenize", config, dict.fromkeys(s.path for s in shards), facts=depends)
     if run.finished:
@@ -213,11 +213,6 @@ class _Work:
         self.run.release()
 
 
-def work_folder(prefix: Path) -> Path:
-    """Where a verb whose output is a prefix works; manifest.begin removes it with what else a stale run left."""
-    return prefix.with_name(f".{prefix.name}.partial")
-
-
 @dataclasses.dataclass(frozen=True)
 class _Encoder:
     """A batch -> its tokens: what a worker does."""
@@ -298,7 +293,7 @@ def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[Batch]:
     """
     group: list[Shard] = []
     for shard in itertools.chain.from_iterable(map(_pieces, shards)):
-        whole = shard.bytes <= 4 * SHARD_BYTES and not shard.path.endswith((".gz", ".zst"))
+        whole = shard.bytes <= 4 * SHARD_BYTES and not shard.path.endswith((".gz", ".zst")) and not shard.path.startswith("hf:")
         if group and (not whole or sum(s.bytes for s in group) + shard.bytes > BATCH_BYTES):
             yield Batch(tuple(group), bytes=sum(s.bytes for s in group))
             group = []

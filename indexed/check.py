@@ -10,14 +10,9 @@ import numpy as np
 from .. import manifest
 from ..config import UserError, check, option
 from ..tokenizer import TokenizerConfig, load
-from .format import BLOCK, IndexedDataset
+from .format import BLOCK, IndexedDataset, prefix_of
 
 BEGINNING = 32  # tokens of a document that `inspect --samples` shows
-
-
-def prefix_of(path: str) -> str:
-    """A prefix, also where a user's shell completed it to one of the two files."""
-    return path[:-4] if path.endswith((".bin", ".idx")) else path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +31,7 @@ def verify(config: VerifyConfig) -> dict:
     manifest. Where the vocabulary is known (by the manifest, or a tokenizer's settings): every token.
     """
     prefix = prefix_of(config.prefix)
-    dataset = IndexedDataset(prefix)
+    dataset = IndexedDataset(prefix, multimodal=None)
     sealed = manifest.manifest_of(f"{prefix}.bin")
     checked = ["sizes, lengths, pointers and documents"]
     if sealed is not None:
@@ -54,17 +49,19 @@ def verify(config: VerifyConfig) -> dict:
         _check_tokens(dataset, vocab_size)
         checked.append(f"every token below {vocab_size:,}")
     counts = {"documents": dataset.num_documents, "sequences": len(dataset), "tokens": len(dataset.tokens)}
-    text = f"{prefix}: whole: {counts['documents']:,} documents, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens ({dataset.dtype}); checked: {', '.join(checked)}"
-    return {"text": text, "prefix": prefix, "counts": counts, "dtype": str(dataset.dtype), "checked": checked}
+    text = f"{prefix}: whole: {counts['documents']:,} documents, {counts['sequences']:,} sequences, {counts['tokens']:,} tokens ({dataset.dtype}{', multimodal' if dataset.multimodal else ''}); checked: {', '.join(checked)}"
+    return {"text": text, "prefix": prefix, "counts": counts, "dtype": str(dataset.dtype), "multimodal": dataset.multimodal, "checked": checked}
 
 
 def _check_tokens(dataset: IndexedDataset, vocab_size: int) -> None:
     for at in range(0, len(dataset.tokens), BLOCK):
         block = dataset.tokens[at : at + BLOCK]
-        wrong = (block < 0) | (block >= vocab_size)
-        if wrong.any():
-            bad = at + int(np.argmax(wrong))
-            sequence = int(np.searchsorted(dataset.pointers, bad * dataset.dtype.itemsize, side="right")) - 1
+        places = at + np.flatnonzero((block < 0) | (block >= vocab_size))
+        sequences = np.searchsorted(dataset.pointers, places * dataset.dtype.itemsize, side="right") - 1
+        if dataset.multimodal:  # the bytes of an image are no tokens
+            places, sequences = places[dataset.modes[sequences] == 0], sequences[dataset.modes[sequences] == 0]
+        if len(places):
+            bad, sequence = int(places[0]), int(sequences[0])
             raise UserError(f"{dataset.prefix}.bin: token {dataset.tokens[bad]} in sequence {sequence} is outside the vocabulary of {vocab_size:,}; it was written with another tokenizer or is damaged")
 
 
@@ -88,7 +85,7 @@ class InspectConfig(TokenizerConfig):
 
 def inspect(config: InspectConfig) -> dict:
     """What a pair holds: counts, the histogram of its lengths and the beginnings of some documents; or one document."""
-    dataset = IndexedDataset(prefix_of(config.prefix))
+    dataset = IndexedDataset(prefix_of(config.prefix), multimodal=None)
     if config.document is not None:
         return _inspect_document(dataset, config)
     lengths = dataset.lengths
@@ -96,7 +93,11 @@ def inspect(config: InspectConfig) -> dict:
         "prefix": dataset.prefix, "dtype": str(dataset.dtype), "documents": dataset.num_documents, "sequences": len(dataset),
         "tokens": len(dataset.tokens), "empty_documents": int((np.diff(dataset.document_indices) == 0).sum()),
     }
-    lines = [f"{name:<16}{value:,}" if isinstance(value, int) else f"{name:<16}{value}" for name, value in summary.items()]
+    if dataset.multimodal:
+        numbers, counts = np.unique(dataset.modes, return_counts=True)
+        summary["modes"] = {str(mode): int(n) for mode, n in zip(numbers, counts)}
+    shown = {**summary, **({"modes": ", ".join(f"{n:,} of mode {mode}" for mode, n in summary["modes"].items())} if dataset.multimodal else {})}
+    lines = [f"{name:<16}{value:,}" if isinstance(value, int) else f"{name:<16}{value}" for name, value in shown.items()]
     if len(lengths):
         points = dict(zip(("shortest", "median", "longest"), (int(lengths.min()), int(np.median(lengths)), int(lengths.max()))))
         bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
@@ -136,6 +137,8 @@ def _inspect_document(dataset: IndexedDataset, config: InspectConfig) -> dict:
     first, last = dataset.document_indices[number : number + 2].tolist()
     sequences = [dataset[i].tolist() for i in range(first, last)]
     found = {"prefix": dataset.prefix, "document": number, "first_sequence": first, "sequences": sequences}
+    if dataset.multimodal:
+        found["modes"] = dataset.modes[first:last].tolist()
     shown = list(map(_shown_by(config), sequences))
     if config.kind:
         found["decoded"] = shown

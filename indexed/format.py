@@ -58,21 +58,22 @@ class IndexedDataset:
     """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not whole.
 
     prefix: without extension; s3://, gs:// ... are read as remote.py says. multimodal: whether the index ends with a
-    mode for every sequence, which nothing in it tells. lengths: (S,) int32 tokens of every sequence. pointers: (S,)
+    mode for every sequence, which nothing in it tells but its size; None: as the size tells. lengths: (S,) int32 tokens of every sequence. pointers: (S,)
     int64 bytes. document_indices: (documents + 1,) int64 sequences. modes: (S,) int8, or None. tokens: (sum of lengths,)
     every token in order, not copied. local_folder: where files that belong to the pair may lie.
 
     A pair that mt wrote is compared with its manifest: size, then time, then, where that differs, every byte.
     """
 
-    def __init__(self, prefix: str | Path, *, multimodal: bool = False, remote: Remote | None = None):
-        self.prefix, self.multimodal, self.remote = str(prefix), multimodal, remote or Remote()
+    def __init__(self, prefix: str | Path, *, multimodal: bool | None = False, remote: Remote | None = None):
+        self.prefix, self.remote = str(prefix), remote or Remote()
         distant = is_remote(self.prefix)
         where = fetch(self.prefix + ".idx", self.remote) if distant else self.prefix + ".idx"
         self.local_folder = Path(where).parent
         index = _map(str(where))
         tables = _legacy_tables if bytes(index[:8]) == LEGACY_MAGIC else _tables
         self.dtype, self.lengths, self.pointers, self.document_indices, self.modes = tables(self.prefix + ".idx", index, multimodal)
+        self.multimodal = self.modes is not None
         self._check()
         if distant:
             self.tokens = RemoteTokens(self.prefix + ".bin", self.dtype, self.remote)
@@ -148,6 +149,11 @@ class IndexedDataset:
 _REMEDY = "fetch or build the pair again"
 
 
+def prefix_of(path: str) -> str:
+    """A prefix, also where a user's shell completed it to one of the two files."""
+    return path[:-4] if path.endswith((".bin", ".idx")) else path
+
+
 def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
@@ -163,7 +169,7 @@ def _map(path: str):
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+def _tables(name: str, index, multimodal: bool | None) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """(dtype, lengths, pointers, document indices, modes) of an .idx file, not copied.
 
     Raises UserError where its header is wrong or its size is not what follows from it.
@@ -180,9 +186,12 @@ def _tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, n
     if entries < 1:
         raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
     plain = HEADER.size + 12 * sequences + 8 * entries
+    if multimodal is None:
+        multimodal = len(index) == plain + sequences > plain
     if len(index) != plain + (sequences if multimodal else 0):
         other = len(index) == plain + (0 if multimodal else sequences)
-        more = f"it is {'an index without modes' if multimodal else 'a multimodal index'}: open it with multimodal={not multimodal}" if other else _REMEDY
+        kind = "an index without modes: open it with multimodal=False" if multimodal else "a multimodal index, which is no text to train on: open it with multimodal=True"
+        more = f"it is {kind}" if other else _REMEDY
         raise UserError(f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,} documents) makes {plain:,}; {more}")
     dtype, at = np.dtype(DTYPES[code]).newbyteorder("<"), HEADER.size
     lengths = np.frombuffer(index, "<i4", sequences, at)
@@ -191,7 +200,7 @@ def _tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, n
     return dtype, lengths, pointers, documents, np.frombuffer(index, "i1", sequences, plain) if multimodal else None
 
 
-def _legacy_tables(name: str, index, multimodal: bool) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
+def _legacy_tables(name: str, index, multimodal: bool | None) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
     """The same of an index of before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`), which this reads:
 
     magic "TNTIDX\\0\\0"; u64 version 1, dtype code, item size, N items, Z sizes, C document indices; then i64
@@ -237,16 +246,21 @@ def _check_manifest(prefix: str) -> None:
             os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
 
 
+def work_folder(prefix: Path) -> Path:
+    """Where a verb whose output is a prefix works; manifest.begin removes it with what else a stale run left."""
+    return prefix.with_name(f".{prefix.name}.partial")
+
+
 class IndexedWriter:
     """Writes a pair of files as a stream, in memory that does not grow with it.
 
     While it works, its files lie in `folder`, which is the caller's to remove once the result is sealed: NAME.bin,
-    NAME.lengths and NAME.ends. `commit` makes what was added so far survive a crash and returns the state from which
+    NAME.lengths and NAME.ends (and NAME.modes of multimodal data). `commit` makes what was added so far survive a crash and returns the state from which
     a later writer goes on, whatever was written after it. `finish` puts the pair in its place.
     """
 
-    def __init__(self, prefix: str | Path, dtype, folder: str | Path, state: dict | None = None):
-        self.prefix, self.dtype, self.folder = Path(prefix), np.dtype(dtype), Path(folder)
+    def __init__(self, prefix: str | Path, dtype, folder: str | Path, state: dict | None = None, *, multimodal: bool = False):
+        self.prefix, self.dtype, self.folder, self.multimodal = Path(prefix), np.dtype(dtype), Path(folder), multimodal
         self.folder.mkdir(parents=True, exist_ok=True)
         state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
         self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
@@ -258,6 +272,8 @@ class IndexedWriter:
         self._files = {
             "bin": self._open("bin", self.bytes), "lengths": self._open("lengths", 4 * self.sequences), "ends": self._open("ends", 8 * self.documents)
         }
+        if multimodal:
+            self._files["modes"] = self._open("modes", self.sequences)
 
     def _path(self, suffix: str) -> Path:
         return self.folder / f"{self.prefix.name}.{suffix}"
@@ -269,7 +285,7 @@ class IndexedWriter:
         path = self._path(suffix)
         path.touch()
         if path.stat().st_size < size:
-            raise UserError(f"{path}: has lost bytes since the run before; pass --overwrite to begin again")
+            raise UserError(f"{path}: has lost bytes since the run before; remove the folder {self.folder} and run the same command again")
         file = open(path, "r+b")  # noqa: SIM115 - closed by finish
         file.truncate(size)  # what came after the commit goes
         if suffix == "bin":
@@ -278,10 +294,11 @@ class IndexedWriter:
         file.seek(size)
         return file
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, sequences_per_document: np.ndarray) -> None:
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, sequences_per_document: np.ndarray, modes: np.ndarray | None = None) -> None:
         """Appends tokens (any number), lengths of sequences and numbers of sequences in documents.
 
-        The three are streams of their own: they must agree at `finish`, not at every call.
+        The three are streams of their own: they must agree at `finish`, not at every call. modes: one for each of the
+        lengths, of multimodal data.
         """
         raw = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
         self._digest.update(raw)
@@ -289,6 +306,8 @@ class IndexedWriter:
         self._files["bin"].write(raw)
         self._files["lengths"].write(np.asarray(lengths, "<i4").tobytes())
         self._files["ends"].write(ends.astype("<i8").tobytes())
+        if self.multimodal:
+            self._files["modes"].write(np.asarray(() if modes is None else modes, "i1").tobytes())
         self.bytes += len(raw)
         self.sequences += len(lengths)
         self.documents += len(ends)
@@ -299,6 +318,10 @@ class IndexedWriter:
             file.flush()
             os.fsync(file.fileno())
         return {"bytes": self.bytes, "sequences": self.sequences, "documents": self.documents, "ends": self._ends}
+
+    def sync_tokens(self) -> None:
+        """Brings the tokens that were added to the disk; another thread may add more meanwhile."""
+        os.fsync(self._files["bin"].fileno())
 
     def finish(self) -> list[dict]:
         """Writes the index and puts the pair in its place, the index last; returns their `manifest.record`s."""
@@ -332,6 +355,10 @@ class IndexedWriter:
         assert self._ends == self.sequences, f"{self.prefix}: documents of {self._ends} sequences for {self.sequences}"
         yield struct.pack("<q", 0)
         yield from _blocks(self._path("ends"), 8)
+        if self.multimodal:
+            size = self._path("modes").stat().st_size
+            assert size == self.sequences, f"{self.prefix}: {size} modes for {self.sequences} sequences"
+            yield from _blocks(self._path("modes"), 1)
 
 
 def _blocks(path: Path, item: int) -> Iterator[bytes]:

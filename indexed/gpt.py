@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ import xxhash
 
 from .. import manifest
 from ..config import UserError, check, option
-from .blend import blending_indices, exhaustive_blending_indices
+from .blend import blending_indices, compiled, exhaustive_blending_indices
 from .format import IndexedDataset
 from .remote import Remote, exclusive, is_remote
 from .splits import NAMES, ranges, shares
@@ -186,33 +187,40 @@ class GPTDataset:
         self.document_index, self.sample_index, self.shuffle_index = arrays
         self.num_samples = len(self) if num_samples is None else num_samples
 
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_views"}
+
     def __len__(self) -> int:
         return len(self.shuffle_index)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        out = np.empty(self.seq_length + self.extra, np.int64)
-        self._read(k, out)
-        return out
+        return self.batch([k])[0]
 
     def batch(self, indices: Sequence[int]) -> np.ndarray:
         out = np.empty((len(indices), self.seq_length + self.extra), np.int64)
-        for row, k in zip(out, indices):
-            self._read(k, row)
+        if len(indices):
+            np.concatenate(list(itertools.chain.from_iterable(map(self._pieces, indices))), out=out.reshape(-1))
         return out
 
-    def _read(self, k: int, out: np.ndarray) -> None:
-        """Sample k: from its first token to the first token of the next sample, which both hold."""
-        j = int(self.shuffle_index[k])
-        (position, offset), (last, stop) = self.sample_index[j : j + 2].tolist()
-        documents, get, filled = self.document_index, self.indexed.get, 0
+    def _pieces(self, k: int) -> list[np.ndarray]:
+        """Sample k, piece by piece: from its first token to the first token of the next sample, which both hold."""
+        documents, samples, shuffle = self._views
+        j, get = shuffle[k], self.indexed.get
+        position, offset, last, stop = samples[2 * j : 2 * j + 4]
+        pieces = []
         while position < last:
-            piece = get(documents[position], offset)
-            out[filled : filled + len(piece)] = piece
-            filled, position, offset = filled + len(piece), position + 1, 0
-        piece = get(documents[last], offset, stop + self.extra - offset)
-        end = filled + len(piece)
-        out[filled:end] = piece
-        out[end:] = PAD
+            pieces.append(get(documents[position], offset))
+            position, offset = position + 1, 0
+        pieces.append(get(documents[last], offset, stop + self.extra - offset))
+        if j == len(shuffle) - 1:  # the last of the stream, the only one that need not be full
+            missing = self.seq_length + self.extra - sum(map(len, pieces))
+            pieces.append(np.full(missing, PAD, np.int64))
+        return pieces
+
+    @functools.cached_property
+    def _views(self) -> tuple[memoryview, memoryview, memoryview]:
+        """The three indices, flat: a memoryview gives Python integers three times faster than an array."""
+        return tuple(np.ascontiguousarray(a).reshape(-1).data for a in (self.document_index, self.sample_index, self.shuffle_index))
 
     def describe(self, weight: float | None = None, samples: int | None = None) -> list[dict]:
         samples = self.num_samples if samples is None else samples
@@ -367,16 +375,29 @@ def _sample_index(lengths: np.ndarray, document_index: np.ndarray, tokens: int, 
     fits = max(len(document_index), int(lengths.max())) <= np.iinfo(np.int32).max
     # The original counts a last part in single precision; so do we, or the counts differ beyond 16 million tokens.
     count = (tokens - extra) // seq_length if drop_last else math.ceil(np.float32(tokens - extra) / np.float32(seq_length))
-    sizes = lengths[document_index]
-    ends = np.cumsum(sizes, dtype=np.int64)
-    until = np.clip((ends - extra) // seq_length, 0, count)  # samples after the first that begin before a sequence's end
-    position = np.repeat(np.arange(len(ends), dtype=np.int32 if fits else np.int64), np.diff(until, prepend=0))
-    index = np.zeros((count + 1, 2), position.dtype)
-    inside = 1 + len(position)
-    index[1:inside, 0] = position
-    index[1:inside, 1] = np.arange(1, inside) * seq_length - (ends - sizes)[position]
-    index[inside:] = len(ends) - 1, sizes[-1] - extra
+    index = np.empty((count + 1, 2), np.int32 if fits else np.int64)
+    steps = (len(document_index) + count) // 16  # each a quarter of a microsecond: below 800,000 they take less than numba to load
+    found = compiled(_walk, steps)(lengths, document_index, seq_length, extra, index)
+    index[found:] = len(document_index) - 1, lengths[document_index[-1]] - extra
     return index
+
+
+def _walk(lengths, document_index, seq_length, extra, index):
+    """Fills the rows of a sample index from the stream; returns how many begin before its end. numba compiles it.
+
+    The lengths are looked up a block at a time, so that the processor fetches many at once: a third faster.
+    """
+    index[0, 0] = index[0, 1] = 0
+    found, distance = 1, seq_length  # of the next sample's place from the start of the sequence
+    for block in range(0, len(document_index), 2048):
+        sizes = lengths[document_index[block : block + 2048]]
+        for i in range(len(sizes)):
+            size = int(sizes[i])
+            while distance <= size - extra and found < len(index):
+                index[found, 0], index[found, 1] = block + i, distance
+                found, distance = found + 1, distance + seq_length
+            distance -= size
+    return found
 
 
 def cached(folder: Path, stem: str, names: Sequence[str], build: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,10 @@ import numpy as np
 from .. import manifest
 from ..config import UserError, option
 from ..executor import progress
-from .build import work_folder
-from .check import prefix_of
-from .format import BLOCK, IndexedDataset, IndexedWriter
+from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, work_folder
 
 READ_BYTES = 1 << 18
+SYNC_BYTES = 1 << 28  # written, before the disk is asked to take them while more are read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,13 @@ class MergeConfig:
 def merge(config: MergeConfig) -> dict:
     """Several pairs of the same dtype into one, in order, as a stream; returns the manifest."""
     prefixes = [p for item in config.input for p in _pairs(item)]
-    datasets = [IndexedDataset(p) for p in prefixes]
+    datasets = [IndexedDataset(p, multimodal=None) for p in prefixes]
+    multimodal = next((d.multimodal for d in datasets if len(d)), False)
     for prefix, dataset in zip(prefixes, datasets):
         if dataset.dtype != datasets[0].dtype:
             raise UserError(f"{prefix}: its tokens are {dataset.dtype}, those of {prefixes[0]} {datasets[0].dtype}; tokenize both with one tokenizer")
+        if len(dataset) and dataset.multimodal != multimodal:
+            raise UserError(f"{prefix}: {'has' if dataset.multimodal else 'lacks'} the modes of multimodal data, unlike those before it; merge the two kinds apart")
     facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]  # None where mt did not write it
     known = [(p, f) for p, f in zip(prefixes, facts) if f]
     other = next((p for p, f in known if f != known[0][1]), None)
@@ -46,14 +49,13 @@ def merge(config: MergeConfig) -> dict:
         return run.manifest
     folder = work_folder(run.output)
     shutil.rmtree(folder, ignore_errors=True)  # a killed merge is done again: it is as fast as the disk
-    writer = IndexedWriter(run.output, datasets[0].dtype, folder)
+    writer = IndexedWriter(run.output, datasets[0].dtype, folder, multimodal=multimodal)
     with progress("merge", sum(d.tokens.nbytes for d in datasets), "B") as advance:
+        _copy_tokens(writer, datasets, advance)
         for dataset in datasets:
-            for block in _token_blocks(f"{dataset.prefix}.bin", dataset.dtype):
-                writer.add(block, (), ())
-                advance(block.nbytes)
             for at in range(0, len(dataset), BLOCK):
-                writer.add((), dataset.lengths[at : at + BLOCK], ())
+                modes = dataset.modes[at : at + BLOCK] if multimodal else None
+                writer.add((), dataset.lengths[at : at + BLOCK], (), modes)
             for at in range(0, dataset.num_documents, BLOCK):
                 writer.add((), (), np.diff(dataset.document_indices[at : at + BLOCK + 1]))
     counts = {"inputs": len(datasets), "documents": writer.documents, "sequences": writer.sequences, "tokens": sum(len(d.tokens) for d in datasets)}
@@ -62,6 +64,24 @@ def merge(config: MergeConfig) -> dict:
     sealed = run.finish(outputs, counts, dtype=str(datasets[0].dtype), **same)
     shutil.rmtree(folder, ignore_errors=True)
     return sealed
+
+
+def _copy_tokens(writer: IndexedWriter, datasets: Sequence[IndexedDataset], advance: Callable[[int], None]) -> None:
+    """Appends the tokens of all, while a thread has the disk take what is written: at the end little is left to wait for."""
+    syncing: Future | None = None
+    waiting = 0
+    with ThreadPoolExecutor(1, "sync") as pool:
+        for dataset in datasets:
+            for block in _token_blocks(f"{dataset.prefix}.bin", dataset.dtype):
+                writer.add(block, (), ())
+                advance(block.nbytes)
+                waiting += block.nbytes
+                if waiting >= SYNC_BYTES and (syncing is None or syncing.done()):
+                    if syncing is not None:
+                        syncing.result()  # the system tells of a failed write once only
+                    syncing, waiting = pool.submit(writer.sync_tokens), 0
+        if syncing is not None:
+            syncing.result()
 
 
 def _token_blocks(path: str, dtype: np.dtype) -> Iterator[np.ndarray]:

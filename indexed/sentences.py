@@ -236,7 +236,7 @@ class TrainPunktConfig:
 
 def train_punkt(config: TrainPunktConfig) -> dict:
     """Learns Punkt's parameters from documents with NLTK's trainer; OUTPUT/LANG/ holds the four files."""
-    shards = documents.plan(config.input, key=config.text_key, on_error=config.on_error)
+    shards = documents.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
     run = manifest.begin("data train-punkt", config, dict.fromkeys(s.path for s in shards))
     if run.finished:
         return run.manifest

@@ -19,6 +19,7 @@ from mt.tokenizer import (
     load_directory,
 )
 from mt.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+from mt.vocabulary import TIKTOKEN_SPECIALS
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, doesn't it? 12345 times!",
@@ -172,6 +173,9 @@ def test_the_trivial_tokenizers_follow_megatron():
     assert (level.eod, level.vocab_size) == (theirs.eod, theirs.vocab_size)
     assert level.decode([*level.encode("naïve 🙂"), level.eod, 300]) == "naïve 🙂"
     assert null.decode([1, 2]) == "1 2"
+    other = load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=100, null_tokenizer_eod_id=7))
+    assert (other.eod, other.vocab_size) == (7, 100)
+    assert other.fingerprint != null.fingerprint
 
 
 def test_a_batch_is_its_texts_one_by_one(bpe):
@@ -243,6 +247,12 @@ def test_merges_of_another_vocabulary_are_named(tmp_path):
         ({"tokenizer_type": "NullTokenizer"}, "needs --tokenizer-vocab-size"),
         ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_vocab_size": 200}, "200 is too small"),
         ({"tokenizer_type": "ByteLevelTokenizer", "vocab_extra_ids": 2}, "does not read vocab_extra_ids"),
+        ({"tokenizer_type": "ByteLevelTokenizer", "tokenizer_special_tokens": ("<a>",)}, "does not read tokenizer_special_tokens"),
+        ({"tokenizer_model": "x", "tokenizer_sentencepiece_ignore_extra_whitespaces": False}, "HuggingFaceTokenizer does not read tokenizer_sentencepiece_ignore_extra_whitespaces = False"),
+        ({"tokenizer_model": "x", "tokenizer_special_tokens": ("<a>", "<a>")}, "names a token twice"),
+        ({"tokenizer_type": "TikTokenizer", "tokenizer_model": "x", "tokenizer_special_tokens": ("<unk>", "<s>", "</s>")}, "lacks <mask> <pad> <cls> <sep>, which TikTokenizer needs"),
+        ({"tokenizer_type": "TikTokenizer", "tokenizer_model": "x", "tokenizer_special_tokens": (*TIKTOKEN_SPECIALS, "<a>"), "tiktoken_num_special_tokens": 7}, "names 8 tokens, more than tiktoken_num_special_tokens = 7"),
+        ({"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": 9, "null_tokenizer_eod_id": 9}, r"null_tokenizer_eod_id = 9 must be in \[0, 9\)"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):
@@ -319,8 +329,26 @@ def test_the_legacy_sentencepiece_adds_its_special_tokens_after_the_pieces(model
     assert sentencepiece_of(model, "SentencePieceTokenizer", allow_special=True, vocab_extra_ids=2).encode(text) == theirs.text_to_ids(text)
 
 
+def test_spaces_beyond_the_first_are_kept_where_that_is_asked_as_megatrons_wrapper_keeps_them(model):
+    from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    keep = {"tokenizer_sentencepiece_ignore_extra_whitespaces": False}
+    plain, ours = sentencepiece_of(model), sentencepiece_of(model, **keep)
+    texts = ["  two  spaces ", "a   b", "one space", "", " ", *TEXTS]
+    assert ours.decode(ours.encode("a   b")) == "a   b" != plain.decode(plain.encode("a   b"))
+    assert ours.fingerprint != plain.fingerprint
+    if "unigram" in str(model):  # where bytes stand for unknown characters, the original leaves two bytes of its sign in
+        theirs = SentencePieceTokenizer(str(model), ignore_extra_whitespaces=False)
+        assert [ours.encode(t) for t in texts] == [theirs.text_to_ids(t) for t in texts]
+    legacy = sentencepiece_of(model, "SentencePieceTokenizer", tokenizer_special_tokens=("<a>", "<b>"), **keep)
+    assert legacy.encode("a   b") == ours.encode("a   b")
+    assert legacy.decode([legacy.vocab_size - 2, legacy.vocab_size - 1]) == "<a><b>"
+
+
 def test_a_saved_sentencepiece_model_is_the_same_tokenizer(tmp_path, model):
-    for number, ours in enumerate([sentencepiece_of(model), sentencepiece_of(model, "SentencePieceTokenizer", vocab_extra_ids=3)]):
+    special = {"tokenizer_special_tokens": ("<a>",), "tokenizer_sentencepiece_ignore_extra_whitespaces": False}
+    several = [sentencepiece_of(model), *(sentencepiece_of(model, "SentencePieceTokenizer", **more) for more in ({"vocab_extra_ids": 3}, special))]
+    for number, ours in enumerate(several):
         ours.save(tmp_path / str(number))
         again = pickle.loads(pickle.dumps(load_directory(tmp_path / str(number))))
         assert (again.fingerprint, again.bos, again.eod, again.vocab_size) == (ours.fingerprint, ours.bos, ours.eod, ours.vocab_size)
@@ -368,6 +396,28 @@ def test_tiktokens_special_tokens_come_first(tiktokens):
     assert ours.decode([0, 1, 2, 6, 7, 99]) == "<unk><s></s><sep><SPECIAL_7><SPECIAL_99>"
     for text in [*TEXTS, PROBE, "a</s>b <SPECIAL_7>", "x qzjqzxj"]:
         assert ours.encode(text) == theirs.tokenizer.encode_ordinary(text)
+
+
+def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path, shared, gpt2, ranks):
+    path = shared / "data/gpt2"
+    names = {"tokenizer_special_tokens": ("<think>", "<|endoftext|>")}
+    files = {"vocab_file": f"{path}/vocab.json", "merge_file": f"{path}/merges.txt"}
+    ours = load(TokenizerConfig(**files, **names))
+    assert (ours.vocab_size, ours.decode([gpt2.vocab_size]), ours.eod) == (gpt2.vocab_size + 1, "<think>", gpt2.eod)
+    assert ours.encode("a <think> b") == gpt2.encode("a <think> b")
+    assert gpt2.vocab_size in load(TokenizerConfig(**files, **names), allow_special=True).encode("a <think> b")
+    ours.save(tmp_path)
+    assert load_directory(tmp_path).encode("a <think> b") == ours.encode("a <think> b")
+
+    from megatron.core.tokenizers.text.libraries.tiktoken_tokenizer import TikTokenTokenizer
+
+    several = ("<a>", *reversed(TIKTOKEN_SPECIALS), "<b>")
+    settings_ = {"tokenizer_vocab_size": 15000, "tiktoken_num_special_tokens": 100}
+    ours = load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(ranks), tokenizer_special_tokens=several, **settings_))
+    theirs = TikTokenTokenizer(str(ranks), vocab_size=15000, num_special_tokens=100, special_tokens=list(several))
+    assert (ours.vocab_size, ours.bos, ours.eod) == (15000, theirs.bos_id, theirs.eos_id)
+    assert ours.decode([0, 8, 9, 99]) == "<a><b><SPECIAL_9><SPECIAL_99>"
+    assert ours.encode(TEXTS[0]) == theirs.tokenizer.encode_ordinary(TEXTS[0])
 
 
 def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(shared, gpt2, ranks):

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mt import config
+from mt import cli, config
 from mt.indexed import build
 from mt.indexed.build import TokenizeConfig, tokenize
 from mt.indexed.check import InspectConfig, VerifyConfig, inspect, verify
@@ -196,7 +196,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_bat
     assert tokenize(config_)["finished"] == sealed["finished"], "a finished run is not run again"
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
     path = write(tmp_path / "in.jsonl", prose(40000))
     flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "2"]
     script = (
@@ -218,6 +218,62 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     ended = subprocess.run([*command, str(tmp_path / "p")], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
+
+
+# Runs the command so many times in a fork and kills it; what ends before is compared, removed and begun again.
+KILLER = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from mt import cli
+from mt.indexed import build
+
+build.BATCH_BYTES, build.COMMIT_SECONDS = 100_000, 0.0
+moments, whole, prefix, *flags = sys.argv[1:]
+generator, killed, ended = random.Random(2), 0, 0
+while killed < int(moments):
+    child = os.fork()
+    if child == 0:
+        try:
+            cli.main(["data", "tokenize", *flags, "--output-prefix", prefix])
+        finally:
+            os._exit(0)
+    time.sleep(generator.uniform(0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    if Path(f"{prefix}.manifest.json").exists():
+        for suffix in ("bin", "idx"):
+            assert Path(f"{prefix}_text_document.{suffix}").read_bytes() == Path(f"{whole}_text_document.{suffix}").read_bytes(), killed
+        for path in Path(prefix).parent.glob(f"{Path(prefix).name}[._]*"):
+            path.unlink()
+        shutil.rmtree(Path(prefix).parent / f".{Path(prefix).name}.partial", ignore_errors=True)
+        ended += 1
+print("killed", killed, "times; ended", ended, "times")
+"""
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "BATCH_BYTES", 100_000)  # as in KILLER, or the journal would count other batches
+    path = write(tmp_path / "in.jsonl", prose(20000))
+    flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "1"]
+    tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "whole"), append_eod=True, workers=1, **BYTES))
+    killer = [sys.executable, "-c", KILLER, "20", str(tmp_path / "whole"), str(tmp_path / "p"), *flags]
+    said = subprocess.run(killer, capture_output=True, text=True)
+    assert "killed 20 times" in said.stdout, said.stderr
+    tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "p"), append_eod=True, workers=1, **BYTES))
+    assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
+
+
+def test_unfinished_work_that_has_lost_bytes_is_named_with_the_folder_to_remove(tmp_path, small_batches, monkeypatch):
+    path = write(tmp_path / "in.jsonl", prose(200))
+    with monkeypatch.context() as patch:
+        patch.setattr(build._Work, "finish", None)  # stops at the end of the work
+        with pytest.raises(TypeError):
+            run(tmp_path, path)
+    (tmp_path / ".p.partial/p_text_document.bin").unlink()
+    with pytest.raises(config.UserError, match=r"p_text_document.bin: has lost bytes since the run before; remove the folder .*\.p\.partial and run the same command again"):
+        run(tmp_path, path)
+    shutil.rmtree(tmp_path / ".p.partial")
+    assert run(tmp_path, path)[0]["counts"]["documents"] == 200
 
 
 def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
@@ -244,6 +300,18 @@ def test_settings_that_cannot_work_are_named(tmp_path, shared):
     (tmp_path / "m.txt").write_text("")
     with pytest.raises(config.UserError, match="append_eod: the tokenizer has no end-of-document token"):
         run(tmp_path, [{"text": "a"}], append_eod=True, **vocabulary, tokenizer_type=None)
+
+
+def test_every_tokenizer_flag_of_megatrons_script_is_taken(tmp_path, capsys):
+    path = write(tmp_path / "in.jsonl", [{"text": "1 2 3"}, {"text": "4"}])
+    old = (
+        f"data tokenize --input {path} --output-prefix {tmp_path / 'p'} --workers 1 --append-eod --partitions 1 --tokenizer-type NullTokenizer --vocab-size 100"
+        " --null-tokenizer-eod-id 0 --null-tokenizer-pad-id -1 --tokenizer-metadata x.json --trust-remote-code --chat-template none --use-gigatoken"
+        " --tokenizer-hf-no-use-fast --tokenizer-hf-no-include-special-tokens --tokenizer-sentencepiece-legacy --padded-vocab-size 128 --dataset-impl mmap"
+    )
+    assert cli.command(old.split()) == 0
+    assert [s.tolist() for s in IndexedDataset(tmp_path / "p_text_document")] == [[1, 2, 3, 0], [4, 0]]
+    assert "--null-tokenizer-pad-id is accepted and not needed: no text is filled up with padding" in capsys.readouterr().err
 
 
 def test_files_that_mt_did_not_write_are_not_overwritten(tmp_path):
@@ -277,6 +345,54 @@ def test_a_merge_is_the_tokenization_of_all_inputs_in_order(tmp_path):
     merge(MergeConfig(input=(str(folder),), output_prefix=str(tmp_path / "folder_merged")))
     assert files(tmp_path / "folder_merged") == files(tmp_path / "merged")
     assert "every token below 512" in verify(VerifyConfig(prefix=str(tmp_path / "merged")))["text"]
+
+
+def multimodal(prefix, lengths, modes):
+    """A pair of one document as megatron-core's builder writes multimodal data; images hold any int32."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    random = np.random.RandomState(len(lengths))
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32, multimodal=True)
+    builder.add_document(np.concatenate([random.randint(-999 if m else 0, 999 if m else 200, n) for n, m in zip(lengths, modes)]), lengths, modes)
+    builder.finalize(f"{prefix}.idx")
+
+
+def test_multimodal_pairs_are_merged_verified_and_shown_as_megatron_core_has_them(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    multimodal(tmp_path / "a", [3, 4], [0, 1])
+    multimodal(tmp_path / "b", [2, 5, 1], [0, 1, 0])
+    pairs = tuple(str(tmp_path / name) for name in "ab")
+    merge(MergeConfig(input=pairs, output_prefix=str(tmp_path / "ours")))
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32, multimodal=True)
+    for pair in pairs:
+        builder.add_index(pair)
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
+    found = verify(VerifyConfig(prefix=str(tmp_path / "ours"), **BYTES))
+    assert (found["multimodal"], found["counts"]["sequences"]) == (True, 5)
+    assert "every token below 512" in found["text"], "the bytes of images are no tokens"
+    assert inspect(InspectConfig(prefix=str(tmp_path / "ours")))["modes"] == {"0": 3, "1": 2}
+    assert inspect(InspectConfig(prefix=str(tmp_path / "ours"), document=1))["modes"] == [0, 1, 0]
+    run(tmp_path, [{"text": "1 70000"}], "text", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
+    with pytest.raises(config.UserError, match=r"text_text_document: lacks the modes of multimodal data, unlike those before it; merge the two kinds apart"):
+        merge(MergeConfig(input=(pairs[0], str(tmp_path / "text_text_document")), output_prefix=str(tmp_path / "m")))
+
+
+def test_tokens_are_brought_to_the_disk_while_more_are_merged_and_a_failure_there_ends_the_merge(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.indexed.merge.SYNC_BYTES", 1)
+    run(tmp_path, prose(50), "a")
+    pair = str(tmp_path / "a_text_document")
+    merge(MergeConfig(input=(pair, pair), output_prefix=str(tmp_path / "m")))
+    assert files(tmp_path / "m")[0] == 2 * files(pair)[0]
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mt.indexed.format.IndexedWriter.sync_tokens", full)
+    with pytest.raises(OSError, match="No space left"):
+        merge(MergeConfig(input=(pair,), output_prefix=str(tmp_path / "n")))
+    assert not (tmp_path / "n.bin").exists()
 
 
 def test_a_merge_of_two_dtypes_is_refused(tmp_path):

@@ -178,7 +178,7 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
     with pytest.raises(config.UserError, match=r"makes 90; it is an index without modes: open it with multimodal=False"):
         IndexedDataset(pair, multimodal=True)
     path.write_bytes(plain + b"\0\1")
-    with pytest.raises(config.UserError, match=r"makes 90; it is a multimodal index: open it with multimodal=True"):
+    with pytest.raises(config.UserError, match=r"makes 90; it is a multimodal index, which is no text to train on: open it with multimodal=True"):
         IndexedDataset(pair)
     ours, theirs = IndexedDataset(pair, multimodal=True), Theirs(str(pair), multimodal=True)
     assert (ours.modes.tolist(), ours.modes.dtype) == ([0, 1], np.int8)
@@ -186,6 +186,9 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
         tokens, mode = theirs[i]
         assert (ours[i].tolist(), ours.modes[i]) == (tokens.tolist(), mode)
     assert pickle.loads(pickle.dumps(ours)).modes.tolist() == [0, 1]
+    assert IndexedDataset(pair, multimodal=None).modes.tolist() == [0, 1]
+    path.write_bytes(plain)
+    assert IndexedDataset(pair, multimodal=None).modes is None
     path.write_bytes(plain + b"\0\1\0")
     with pytest.raises(config.UserError, match="fetch or build the pair again"):
         IndexedDataset(pair, multimodal=True)

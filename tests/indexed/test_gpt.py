@@ -3,11 +3,13 @@
 import hashlib
 import json
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
 
 from mt import config
+from mt.indexed import blend
 from mt.indexed.ahead import IndexConfig, index
 from mt.indexed.format import IndexedDataset, IndexedWriter
 from mt.indexed.gpt import (
@@ -58,9 +60,11 @@ def test_indices_are_the_golden_ones(shared):
     assert [hashlib.sha256(a.tobytes()).hexdigest() for a in found] == [big[f"{n}_sha256"] for n in names]
 
 
+@pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
 @pytest.mark.parametrize("seq_length", [1, 7, 64, 1000])
-def test_sample_indices_are_those_of_megatrons_compiled_helper(seq_length):
+def test_sample_indices_are_those_of_megatrons_compiled_helper(monkeypatch, seq_length, compile_from):
     helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
+    monkeypatch.setattr(blend, "COMPILE_FROM", compile_from)
     random = np.random.RandomState(seq_length)
     sizes = random.randint(1, 300, size=400).astype(np.int32)
     found = build_indices(sizes, np.arange(400), 5000 // seq_length * 40, seq_length, 5)
@@ -68,6 +72,15 @@ def test_sample_indices_are_those_of_megatrons_compiled_helper(seq_length):
     epochs = len(found[0]) // 400
     theirs = helpers.build_sample_idx_int32(sizes, found[0], seq_length, epochs, tokens, True, 1)
     assert np.array_equal(found[1], theirs)
+
+
+def test_lengths_as_they_lie_in_a_file_make_the_same_compiled_index(monkeypatch):
+    monkeypatch.setattr(blend, "COMPILE_FROM", 0)
+    sizes = np.random.RandomState(1).randint(1, 300, size=5000).astype(np.int32)
+    mapped = np.frombuffer(b"ab" + sizes.tobytes(), "<i4", offset=2)  # read-only, and at no multiple of four bytes
+    whole, same = (build_indices(s, np.arange(5000), 20_000, 64, 5) for s in (sizes, mapped))
+    assert np.array_equal(whole[1], same[1])
+    assert whole[1].dtype == np.int32
 
 
 @pytest.mark.parametrize(("extra", "drop_last"), [(1, True), (1, False), (0, True), (0, False)])
@@ -135,6 +148,8 @@ def test_a_batch_is_its_samples_and_every_token_of_an_epoch_comes_once(make, len
     batch = dataset.batch(range(len(dataset)))
     assert (batch.dtype, batch.shape) == (np.int64, (len(dataset), 17))
     assert all((batch[k] == dataset[k]).all() for k in range(0, len(dataset), 7))
+    assert np.array_equal(pickle.loads(pickle.dumps(dataset)).batch([3, 1]), batch[[3, 1]])
+    assert dataset.batch([]).shape == (0, 17)
     seen = np.bincount(batch[:, :-1].ravel(), minlength=sum(lengths))
     assert seen.max() == 1
     assert (seen == 0).sum() < 17 + 1
