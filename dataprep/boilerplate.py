@@ -1,6 +1,8 @@
-"""Lines that a text is better without: those it has said before, and those that only web pages say."""
+"""Lines that a text is better without: those it has said before, those that only web pages say, and rows of marks."""
 
 from __future__ import annotations
+
+from .features import SYMBOL, classes
 
 # What lines about cookies and terms say (C4: Raffel et al. 2020, JMLR 21/140, section 2.2, and its released code).
 POLICY_PHRASES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -31,3 +33,16 @@ def without_boilerplate(text: str, max_chars: int) -> str:
 
 def _is_boilerplate(lower: str) -> bool:
     return any(phrase in lower for phrase in BOILERPLATE)
+
+
+def without_symbol_lines(text: str) -> str:
+    """The text without lines of marks, control characters and spaces alone; lines of whitespace stay."""
+    return "\n".join(line for line in text.split("\n") if not _is_symbols(line))
+
+
+def _is_symbols(line: str) -> bool:
+    bare = line.strip()
+    if not bare or bare[0].isalnum() or bare[-1].isalnum():  # as nearly always
+        return False
+    table = classes("")
+    return all(character == " " or table[ord(character)] & SYMBOL for character in line)

@@ -11,6 +11,7 @@ import functools
 
 from ..config import check, option
 from ..documents import Document
+from ..tokenizer import TokenizerConfig, load
 from . import stage
 from .rules import Drop, compile_rules
 from .stage import DocumentStage, Removed
@@ -26,23 +27,33 @@ class CleanConfig(DocumentStage):
         ("fix_text", "whitespace", "length min_chars=1"),
         "edits and rules in order, each a name and its parameters: 'length min_chars=512'",
     )
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)  # of the rule `tokens`
 
     def __post_init__(self):
         super().__post_init__()
-        check((bool(self.rules), "rules is empty: nothing would be done; name at least one"))
+        check(
+            (bool(self.rules), "rules is empty: nothing would be done; name at least one"),
+            (self.tokenizer.kind is not None or self.tokenizer == TokenizerConfig(), "a vocabulary alone does not say what it is of: name --tokenizer-type, or --merge-file for GPT-2's"),
+            (self.tokenizer.kind is None or self.counts_tokens, "a tokenizer has no effect: no rule counts tokens; leave it out, or add 'tokens min_tokens=128' to rules"),
+        )
         compile_rules(self.rules)
+
+    @property
+    def counts_tokens(self) -> bool:
+        return any(item.split()[:1] == ["tokens"] for item in self.rules)
 
 
 def clean(config: CleanConfig) -> dict:
     """Mends and filters documents; returns the stage's manifest."""
-    run, shards = stage.begin("data clean", config)
+    tokenizer = config.tokenizer if config.tokenizer.kind else None
+    run, shards = stage.begin("data clean", config, facts={"tokenizer": load(tokenizer).fingerprint} if tokenizer else None)
     if run.finished:
         return run.manifest
-    return stage.map_documents(run, config, shards, functools.partial(_cleaner, config.rules))
+    return stage.map_documents(run, config, shards, functools.partial(_cleaner, config.rules, tokenizer))
 
 
-def _cleaner(rules: tuple[str, ...], shard_index: int):
-    apply = compile_rules(rules)
+def _cleaner(rules: tuple[str, ...], tokenizer: TokenizerConfig | None, shard_index: int):
+    apply = compile_rules(rules, load(tokenizer) if tokenizer else None)
 
     def change(document: Document) -> Document | Removed:
         text = apply(document.text)

@@ -1,11 +1,12 @@
 """evaluation n-grams out: training documents that hold text of an evaluation file lose it, or go.
 
-Words are runs of `\\w`, lower-cased. An evaluation text of `max_ngram` words or more gives each of its n-grams of that
-many words; one of at least `min_ngram` is one n-gram as a whole; a shorter one gives nothing. An evaluation file is
-JSONL or Parquet with a text a record (LAMBADA), or else plain text with a text a line (WikiText). Where a training document
-holds one of these n-grams, that much of it goes: from the last end of a sentence at least `remove_chars_each_side`
-before it to the first one as far behind it. Pieces that are long enough stay, as documents `id#1`, `id#2`; a document
-that breaks into too many goes whole. N-grams that many training documents hold are nobody's test and are let be.
+Words are runs of `\\w`, lower-cased. An evaluation text (evaluation.py tells what a file's texts are) of `max_ngram` words
+or more gives each of its n-grams of that many words; one of at least `min_ngram` is one n-gram as a whole; a shorter one
+gives nothing. Where a training document holds one of these n-grams, that much of it goes: from the last end of a sentence
+at least `remove_chars_each_side` before it to the first one as far behind it. Pieces that are long enough stay, as
+documents `id#1`, `id#2`; a document that breaks into too many goes whole. N-grams that many training documents hold are
+nobody's test and are let be. Beside what every stage writes (stage.py), `cut/NNNNN.jsonl` has a line for every document
+that was cut: id, pieces, against (the tasks), example (the text that was found).
 
 Two passes: `parts/found/NNNNN.npy` notes which document holds which n-gram; then documents are cut. The procedure is
 GPT-3's (Brown et al. 2020, appendix C) as Megatron-LM's tools/openwebtext/filter_ngrams.py has it, except that
@@ -19,6 +20,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -30,21 +32,21 @@ from .. import documents, manifest
 from ..config import UserError, check, option
 from ..documents import Document, Shard
 from ..executor import map_shards
-from . import stage
+from . import evaluation, stage
+from .evaluation import Task
 from .minhash import WORD, batch_words, ngram_hashes
 from .stage import DocumentStage, Removed
 
 BATCH_CHARS = 500_000
 SENTENCE_END = re.compile(r"[.!?]")
-RECORD_FILES = tuple(e for e in documents.EXTENSIONS if e != ".txt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecontaminateConfig(DocumentStage):
     """Which evaluation text, and how much around it goes."""
 
-    against: tuple[str, ...] = option(help="evaluation files: .jsonl and .parquet have a text a record, all others a text a line", role="input")
-    against_key: str = option("text", "the key that holds the text in evaluation records")
+    evaluation: tuple[str, ...] = option(help="evaluation files, NAME=PLACE or PLACE each: RACE, MNLI, QQP, WikiText, LAMBADA, other JSONL or Parquet or text, folders or globs of them, hf:NAME[:CONFIG][:SPLIT]", role="input")
+    evaluation_key: str = option("text", "the key that holds the text in evaluation records of no known task")
     mode: Literal["split", "document"] = option("split", "cut the evaluation text out, or remove the whole document")
     max_ngram: int = option(13, "words in an n-gram")
     min_ngram: int = option(8, "evaluation texts of fewer words are not looked for")
@@ -56,7 +58,7 @@ class DecontaminateConfig(DocumentStage):
     def __post_init__(self):
         super().__post_init__()
         check(
-            (bool(self.against), "against is empty: name the evaluation files"),
+            (bool(self.evaluation), "evaluation is empty: name the evaluation files"),
             (1 <= self.min_ngram <= self.max_ngram, f"min_ngram = {self.min_ngram} must lie between 1 and max_ngram = {self.max_ngram}"),
             *((getattr(self, n) >= 0, f"{n} = {getattr(self, n)} must not be negative") for n in ("remove_chars_each_side", "min_piece_chars", "key_threshold")),
             (self.max_pieces >= 1, f"max_pieces = {self.max_pieces} must be at least 1"),
@@ -64,53 +66,59 @@ class DecontaminateConfig(DocumentStage):
 
 
 def decontaminate(config: DecontaminateConfig) -> dict:
-    """Removes evaluation text; returns the stage's manifest, whose `against` tells what each file matched."""
-    files = evaluation_files(config.against)
-    keys = read_keys(files, config)  # first, so that a mistake in an evaluation file leaves nothing behind
-    run, shards = stage.begin("data decontaminate", config, more_inputs=files)
+    """Removes evaluation text; returns the stage's manifest, whose `evaluation` tells what each task matched."""
+    tasks = evaluation.tasks(config.evaluation)
+    keys, malformed = read_keys(tasks, config)  # first, so that a mistake in an evaluation file leaves nothing behind
+    run, shards = stage.begin("data decontaminate", config, facts={"tasks": keys.names}, more_inputs=evaluation.inputs(tasks))
     if run.finished:
         return run.manifest
     work = run.output / "parts"
     keys.save(work / "keys.npz")
     find = functools.partial(_find, folder=work / "found", keys_path=work / "keys.npz")
-    map_shards(
-        find, list(enumerate(shards)), done=work / "found", **config.where, label="data decontaminate: find", sizes=[s.bytes for s in shards]
-    )
+    sizes = [s.bytes for s in shards]
+    try:
+        map_shards(find, list(enumerate(shards)), done=work / "found", **config.where, label="data decontaminate: find", sizes=sizes)
+    except UserError:
+        if not any((work / "found").iterdir()):
+            run.abandon()  # nothing but the keys is there, and they must not be in the way of the mended input
+        raise
     found = [work / "found" / f"{i:05d}.npy" for i in range(len(shards))]
     counts = sum((np.bincount(np.load(f)[:, 1], minlength=len(keys.hashes)) for f in found), np.zeros(len(keys.hashes), np.int64))
     common = counts >= config.key_threshold if config.key_threshold else np.zeros(len(counts), bool)
     _save(work / "common.npy", common)
-    make = functools.partial(_cutter, config, str(work))
-    return stage.map_documents(run, config, shards, make, against=keys.report(counts, common, found))
+    cutting = functools.partial(_cut_shard, config=config, folder=str(run.output))
+    results = map_shards(cutting, list(enumerate(shards)), done=work, **config.where, label=run.verb, sizes=sizes)
+    logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
+    return stage.finish(run, results, more_outputs=logs, evaluation=keys.report(counts, common, found, malformed))
 
 
 @dataclasses.dataclass
 class Keys:
-    """The n-grams of all evaluation files, each once, sorted by (words in it, hash)."""
+    """The n-grams of all tasks, each once, sorted by (words in it, hash)."""
 
     names: list[str]
-    texts: list[int]  # of each file
-    too_short: list[int]  # texts of fewer than min_ngram words, of each file
+    texts: list[int]  # of each task
+    too_short: list[int]  # texts of fewer than min_ngram words, of each task
     hashes: np.ndarray  # uint64 (K,)
     lengths: np.ndarray  # int64 (K,): words
     owner_key: np.ndarray  # int64 (O,), sorted: key ...
-    owner_file: np.ndarray  # int64 (O,): ... and a file that holds it
+    owner_task: np.ndarray  # int64 (O,): ... and a task that holds it
 
     def save(self, path: Path) -> None:
         with manifest.atomic_write(path) as file:
-            np.savez(file, names=self.names, texts=self.texts, too_short=self.too_short, hashes=self.hashes, lengths=self.lengths, owner_key=self.owner_key, owner_file=self.owner_file)
+            np.savez(file, names=self.names, texts=self.texts, too_short=self.too_short, hashes=self.hashes, lengths=self.lengths, owner_key=self.owner_key, owner_task=self.owner_task)
 
     @classmethod
     def load(cls, path: Path) -> Keys:
         with np.load(path) as stored:
             return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
 
-    def files_of(self, keys: np.ndarray) -> list[str]:
-        """Names of the files that hold any of these keys."""
-        return sorted({str(self.names[f]) for f in self.owner_file[np.isin(self.owner_key, keys)]})
+    def tasks_of(self, keys: np.ndarray) -> list[str]:
+        """Names of the tasks that hold any of these keys."""
+        return sorted({str(self.names[f]) for f in self.owner_task[np.isin(self.owner_key, keys)]})
 
-    def report(self, counts: np.ndarray, common: np.ndarray, found: list[Path]) -> list[dict]:
-        """What each file gave and matched. counts: training documents that hold each key; common: keys let be."""
+    def report(self, counts: np.ndarray, common: np.ndarray, found: list[Path], malformed: list[int]) -> dict[str, dict[str, int]]:
+        """What each task gave and matched. counts: training documents that hold each key; common: keys let be."""
         matched = np.zeros(len(self.names), np.int64)
         for path in found:
             pairs = np.load(path)
@@ -118,56 +126,36 @@ class Keys:
             first, last = (np.searchsorted(self.owner_key, pairs[:, 1], side) for side in ("left", "right"))
             rows = np.repeat(pairs[:, 0], last - first)
             places = np.concatenate([np.arange(a, b) for a, b in zip(first, last)]) if len(pairs) else np.empty(0, np.int64)
-            held = np.unique(np.stack((rows, self.owner_file[places]), axis=1), axis=0)
+            held = np.unique(np.stack((rows, self.owner_task[places]), axis=1), axis=0)
             matched += np.bincount(held[:, 1], minlength=len(self.names))
-        of = lambda chosen: np.bincount(self.owner_file[chosen[self.owner_key]], minlength=len(self.names)).tolist()
-        columns = zip(self.names, self.texts, self.too_short, of(counts >= 0), of((counts > 0) & ~common), of(common), matched.tolist())
-        titles = ("name", "texts", "texts_too_short", "ngrams", "ngrams_matched", "ngrams_too_common", "documents_matched")
-        return [dict(zip(titles, (str(name), *map(int, rest)))) for name, *rest in columns]
+        of = lambda chosen: np.bincount(self.owner_task[chosen[self.owner_key]], minlength=len(self.names)).tolist()
+        columns = (self.texts, self.too_short, malformed, of(counts >= 0), of((counts > 0) & ~common), of(common), matched.tolist())
+        titles = ("texts", "texts_too_short", "rows_malformed", "ngrams", "ngrams_matched", "ngrams_too_common", "documents_matched")
+        return {name: dict(zip(titles, map(int, values))) for name, *values in zip(self.names, *columns)}
 
 
-def read_keys(files: list[Path], config: DecontaminateConfig) -> Keys:
-    """The n-grams of the evaluation files; raises UserError for a file that has none."""
-    plain = [p.name for p in files]
-    names = [p.name if plain.count(p.name) == 1 else str(p) for p in files]
-    rows: list[np.ndarray] = []  # (words, hash, file) of every n-gram
-    texts, too_short = [0] * len(files), [0] * len(files)
-    for number, path in enumerate(files):
+def read_keys(tasks: list[Task], config: DecontaminateConfig) -> tuple[Keys, list[int]]:
+    """The n-grams of the tasks, and the malformed rows of each; raises UserError for a task that has none."""
+    rows: list[np.ndarray] = []  # (words, hash, task) of every n-gram
+    texts, too_short = [0] * len(tasks), [0] * len(tasks)
+    for number, task in enumerate(tasks):
         seen = 0
-        for batch in _batches(_evaluation_texts(path, config.against_key)):
-            words, first = batch_words(batch)
-            for start, end in itertools.pairwise(first):
-                texts[number] += 1
-                if end - start < config.min_ngram:
-                    too_short[number] += 1
-                    continue
+        for pieces in evaluation.texts(task, config.evaluation_key):
+            texts[number] += 1
+            words, first = batch_words(pieces)
+            long_enough = [(a, b) for a, b in itertools.pairwise(first) if b - a >= config.min_ngram]
+            too_short[number] += not long_enough
+            for start, end in long_enough:
                 n = min(end - start, config.max_ngram)
                 hashes = np.unique(ngram_hashes(words[start:end], n))
                 seen += len(hashes)
                 rows.append(np.stack((np.full(len(hashes), n, np.uint64), hashes, np.full(len(hashes), number, np.uint64))))
         if not seen:
-            raise UserError(f"{path}: none of its {texts[number]:,} texts has {config.min_ngram} words: there is nothing to look for; check the file and --against-key, or lower --min-ngram")
+            raise UserError(f"{', '.join(task.places)}: none of its {texts[number]:,} texts has {config.min_ngram} words: there is nothing to look for; check the file and --evaluation-key, or lower --min-ngram")
     every = np.unique(np.concatenate(rows, axis=1), axis=1)
     fresh = np.concatenate(([True], (every[:2, 1:] != every[:2, :-1]).any(axis=0)))
-    return Keys(names, texts, too_short, every[1, fresh], every[0, fresh].astype(np.int64), np.cumsum(fresh) - 1, every[2].astype(np.int64))
-
-
-def evaluation_files(against: tuple[str, ...]) -> list[Path]:
-    """The files behind names, folders and globs; a file may have any name (`wiki.test.tokens` is plain text)."""
-    return [path for item in against for path in ([Path(item)] if Path(item).is_file() else documents.expand([item]))]
-
-
-def _evaluation_texts(path: Path, key: str):
-    def refuse(reject: documents.Reject) -> None:
-        place = f", {reject.place}" if reject.place else ""
-        raise UserError(f"{path}{place}: {reject.reason}; mend the evaluation file, or name the key of its texts with --against-key")
-
-    records = path.name.endswith(RECORD_FILES)
-    size = path.stat().st_size
-    shards = documents.plan([str(path)], key=key, on_error="skip") if records else [Shard(str(path), 0, size, size, key, "skip")]
-    for shard in shards:
-        for document in documents.read(shard, refuse):
-            yield from [document.text] if records else document.text.splitlines()
+    keys = Keys([t.name for t in tasks], texts, too_short, every[1, fresh], every[0, fresh].astype(np.int64), np.cumsum(fresh) - 1, every[2].astype(np.int64))
+    return keys, [task.skipped for task in tasks]
 
 
 def _batches(texts):
@@ -227,8 +215,15 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def _cutter(config: DecontaminateConfig, folder: str, shard_index: int):
-    """The change of one shard's documents."""
+def _cut_shard(item: tuple[int, Shard], *, config: DecontaminateConfig, folder: str) -> dict:
+    """Writes one shard's documents, its removed/ and its cut/ lines; returns its counts, for stage.finish."""
+    with manifest.atomic_write(Path(folder, "cut", f"{item[0]:05d}.jsonl"), "w") as log:
+        make = functools.partial(_cutter, config, str(Path(folder, "parts")), log)
+        return stage.run_shard(item, output=folder, key=config.text_key, suffix=stage.STEMS[config.format], max_bytes=config.shard_bytes, rejects=config.rejects, make=make)
+
+
+def _cutter(config: DecontaminateConfig, folder: str, log, shard_index: int):
+    """The change of one shard's documents. log: takes a line for each that is cut."""
     keys = Keys.load(Path(folder, "keys.npz"))
     find, common = _Finder(keys), np.load(Path(folder, "common.npy"))
     pairs = np.load(Path(folder, "found", f"{shard_index:05d}.npy"))
@@ -242,7 +237,7 @@ def _cutter(config: DecontaminateConfig, folder: str, shard_index: int):
         if row not in contaminated:
             return document
         spans, matched = _matches(document.text, find, common)
-        why = {"against": keys.files_of(matched), "example": document.text[slice(*spans[0])]}
+        why = {"against": keys.tasks_of(matched), "example": document.text[slice(*spans[0])]}
         if config.mode == "document":
             return Removed("contaminated", why)
         pieces = cut(document.text, spans, config.remove_chars_each_side, config.min_piece_chars)
@@ -251,6 +246,7 @@ def _cutter(config: DecontaminateConfig, folder: str, shard_index: int):
         if len(pieces) > config.max_pieces:
             return Removed("too_many_pieces", {**why, "pieces": len(pieces)})
         outcomes["trimmed" if len(pieces) == 1 else "split"] += 1
+        log.write(json.dumps({"id": document.id, "pieces": len(pieces), **why}, ensure_ascii=False) + "\n")
         return [Document(f"{document.id}#{n}", piece, document.meta) for n, piece in enumerate(pieces, 1)]
 
     change.tallies = {"cut": outcomes}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..config import UserError
 from ..documents import Document
+from .stage import Removed
 
 # Where a package keeps docstrings of its compiled parts: numpy's and torch's calls of these names carry them as text.
 DOCSTRING_CALLS = {"add_newdoc", "add_docstr", "_add_docstr", "add_newdoc_for_scalar_type", "add_docstr_all"}
@@ -49,17 +50,21 @@ def python_files(packages: tuple[str, ...]) -> tuple[list[tuple[str, str]], dict
     return files, versions
 
 
-def module_documents(name: str, path: str, min_chars: int, max_chars: int) -> Iterator[Document]:
-    """The documents in one Python source file; none where it does not parse or says nothing."""
+def module_documents(name: str, path: str, min_chars: int, max_chars: int) -> Iterator[tuple[str, Document | Removed]]:
+    """(the file's name, a document) for those in one Python source file; none where it says nothing.
+
+    A file that does not parse (a template, code for another Python) is removed: not ours to mend.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # another project's invalid escapes are not our user's concern
             tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
-        return  # templates and files for other Python versions: not ours to mend
+    except (SyntaxError, ValueError, RecursionError) as error:
+        yield name, Removed("not_python", {"why": str(error)})
+        return
     if name == "pydoc_data/topics.py":
         for topic, text in sorted(_topics(tree).items()):
-            yield Document(f"pydoc_data.topics/{topic}", text, {"title": topic})
+            yield name, Document(f"pydoc_data.topics/{topic}", text, {"title": topic})
         return
     pieces = [(heading, text) for heading, text in docstrings(tree) if len(text) >= min_chars]
     module = name.removesuffix(".py").removesuffix(".pyi").replace("/", ".").removesuffix(".__init__")
@@ -67,12 +72,12 @@ def module_documents(name: str, path: str, min_chars: int, max_chars: int) -> It
     number = size = 0
     for heading, text in pieces:
         if part and size + len(text) > max_chars:
-            yield _module_document(module, number, part)
+            yield name, _module_document(module, number, part)
             part, size, number = [], 0, number + 1
         part.append(f"{heading}\n\n{text}" if heading else text)
         size += len(part[-1])
     if part:
-        yield _module_document(module, number, part)
+        yield name, _module_document(module, number, part)
 
 
 def _module_document(module: str, number: int, part: list[str]) -> Document:

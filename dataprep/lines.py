@@ -1,13 +1,14 @@
 """lines or paragraphs that stand elsewhere already are cut: the first occurrence in the corpus stays.
 
 Two lines are the same if they are so but for whitespace; shorter ones than `min_chars` are let be, since headings and
-closing brackets repeat in honest text. Two passes over the text:
+closing brackets repeat in honest text.
 
     sign     the keys of each shard's lines, sorted, to parts/sign/NNNNN.*.npy (keys.py): 20 bytes a line
-    write    documents without the lines noted in parts/cut/, and removed/NNNNN.jsonl for those of which nothing is left
+    search   the repeated lines of every range of keys, to parts/search/: 16 bytes each
+    write    documents without those lines, and removed/NNNNN.jsonl for documents of which nothing is left
 
-Between them this process looks for equal keys, a range of keys at a time, and notes a range's repeated lines in a file,
-8 bytes each, so that memory holds 20 x range_keys bytes and what is cut from one shard, whatever the corpus.
+Two passes over the text. A task of the search holds 60 x range_keys bytes and 16 for each repeated line that it finds, one
+of the last pass what is cut from its shard, whatever the corpus.
 (CCNet, Wenzek et al. 2019, arXiv 1911.00359, section 3.1, cuts paragraphs so, within groups of shards.)
 """
 
@@ -28,7 +29,7 @@ from ..documents import Document, Shard
 from ..executor import map_shards
 from . import stage
 from .dedup import exact_key
-from .keys import Corpus, Part, save_array, save_exact
+from .keys import Corpus, Part, between, exact_copies, key_ranges, save_array, save_exact
 from .stage import DocumentStage, Removed
 
 SEPARATOR = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n\s*\n)")}
@@ -40,7 +41,7 @@ class DedupLinesConfig(DocumentStage):
 
     unit: Literal["line", "paragraph"] = option("line", "what is cut: lines, or paragraphs between empty lines")
     min_chars: int = option(30, "shorter lines or paragraphs may repeat")
-    range_keys: int = option(1 << 23, "keys compared at a time, 20 bytes of memory each; more are quicker on a large corpus", role="runtime")
+    range_keys: int = option(1 << 23, "keys that a task compares at a time, 60 bytes of memory each; more are quicker on a large corpus", role="runtime")
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,11 +61,12 @@ def dedup_lines(config: DedupLinesConfig) -> dict:
     signed = map_shards(
         sign, list(enumerate(shards)), done=work / "sign", **config.where, label=f"{run.verb}: sign", sizes=[s.bytes for s in shards]
     )
-    corpus = Corpus([Part(work / "sign" / f"{i:05d}", s["lines"]) for i, s in enumerate(signed)], config.range_keys)
-    repeated = []
-    for number, pairs in enumerate(corpus.exact_pairs()):
-        repeated.append(work / "cut" / f"{number:05d}.npy")
-        save_array(repeated[-1], np.sort(pairs[:, 1]))
+    corpus = Corpus([Part(work / "sign" / f"{i:05d}", s["lines"]) for i, s in enumerate(signed)])
+    ranges = key_ranges(len(corpus), config.range_keys)
+    found = work / f"search/{len(ranges)}"  # other ranges on a rerun find the same, in other files
+    search = functools.partial(_search, corpus=corpus, folder=found)
+    map_shards(search, list(enumerate(ranges)), done=found, **config.where, label=f"{run.verb}: search", unit="ranges")
+    repeated = [found / f"{number:05d}.npy" for number in range(len(ranges))]
     return stage.map_documents(run, config, shards, functools.partial(_cutter, config, repeated, corpus.first))
 
 
@@ -85,13 +87,17 @@ def _sign(item: tuple[int, Shard], *, config: DedupLinesConfig, folder: Path) ->
     return {"lines": len(keys)}
 
 
+def _search(task: tuple[int, tuple[int, int]], *, corpus: Corpus, folder: Path) -> dict:
+    """Writes the lines that repeat an earlier one, of a range of keys: int64 (2, N), (line, the first like it), sorted."""
+    number, (low, high) = task
+    save_array(folder / f"{number:05d}.npy", exact_copies(corpus, low, high))
+    return {}
+
+
 def _cutter(config: DedupLinesConfig, repeated: list[Path], first: np.ndarray, shard_index: int):
-    """The change of one shard's documents. repeated: files of sorted line numbers; first: each shard's first line."""
+    """The change of one shard's documents. repeated: files of `_search`; first: each shard's first line."""
     start, end = first[shard_index : shard_index + 2]
-    cut: set[int] = set()
-    for path in repeated:
-        numbers = np.load(path, mmap_mode="r")
-        cut.update((numbers[slice(*np.searchsorted(numbers, (start, end)))] - start).tolist())
+    cut = set((between(repeated, start, end)[0] - start).tolist())
     counts: Counter = Counter()
     line = 0
 

@@ -1,9 +1,10 @@
 """texts -> n-grams as 64-bit hashes -> MinHash signatures -> band keys, in numpy, a batch of texts at a time.
 
 A *word* is a run of letters, digits and underscores (`\\w+`), lower-cased; a *shingle* is n words in a row (all words,
-where a text has fewer). Texts that are ASCII are cut into words by bytes; the others pass through the regular
-expression first, which gives the same words. Where n-grams are of characters, each one of the lower-cased text stands
+where a text has fewer). Texts are cut into words by bytes; those that are not ASCII are lower-cased first, and what else
+may not stand in a word is made a blank. Where n-grams are of characters, each one of the lower-cased text stands
 for a word, and whitespace between words counts as one blank. All arithmetic is on unsigned integers that wrap around.
+loops.py does the same in compiled loops, for much text.
 
 MinHash and banding: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", chapter 3.
@@ -12,11 +13,15 @@ MinHash and banding: Broder 1997, "On the resemblance and containment of documen
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 WORD = re.compile(r"\w+")
+NO_WORD = re.compile(r"\W+")
+HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+BLANKS = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"  # what str.split drops of ASCII, and beyond
+HIGH_BLANKS = re.compile(rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80")
 SEPARATOR = b" "
 # Lower-cased word bytes stay, everything else becomes zero; bytes beyond ASCII stand in words only (see `batch_words`).
 WORD_BYTES = bytes(
@@ -25,11 +30,61 @@ WORD_BYTES = bytes(
 MIX_A, MIX_B, FOLD = (np.uint64(c) for c in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15))
 LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(8)] + [(1 << 64) - 1], np.uint64)  # a mask of the first n bytes
 PERMUTATION_SEED = 1
+BATCH_CHARS = 500_000  # texts signed together: their arrays fit the second-level cache
+COMPILE_FROM = 32_000_000  # characters of a process from which the compiled loops repay the half second that loads them
+
+
+def batches(items: Iterable) -> Iterator[list]:
+    """Documents in lists of about BATCH_CHARS characters."""
+    batch, size = [], 0
+    for document in items:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def text_shingles(texts: Sequence[str], n: int, unit: str, compiled: bool) -> tuple[np.ndarray, np.ndarray, list]:
+    """(hashes of the shingles of texts, where each text's begin, each text's bytes without whitespace or None).
+
+    unit: "word" or "char". compiled: whether the loops of loops.py do it, which give those bytes of ASCII texts too.
+    """
+    if unit == "char" or not compiled:
+        words = (batch_characters if unit == "char" else batch_words)(texts)
+        return *shingle(*words, n), [None] * len(texts)
+    from . import loops
+
+    shingles, first, bare, ends = loops.word_shingles([word_bytes(t) for t in texts], n)
+    view, ends = memoryview(bare), ends.tolist()
+    return shingles, first, [view[a:b] if t.isascii() else None for t, a, b in zip(texts, ends, ends[1:])]
+
+
+def word_bytes(text: str) -> bytes:
+    """UTF-8 of a text in which the words are the runs of bytes that WORD_BYTES does not make zero."""
+    if text.isascii():
+        return text.encode()
+    if "Σ" in text:  # its lower case depends on its neighbours in the word
+        return " ".join(WORD.findall(text)).lower().encode()
+    return HIGH_BYTES.sub(_lower_word_bytes, text.encode())
+
+
+def _lower_word_bytes(found: re.Match[bytes]) -> bytes:
+    """Characters beyond ASCII in lower case, a blank for those that may not stand in a word."""
+    return NO_WORD.sub(" ", found.group().decode()).lower().encode()
+
+
+def bare_bytes(text: str) -> bytes:
+    """`"".join(text.split())` in UTF-8."""
+    data = text.encode().translate(None, BLANKS)
+    return data if text.isascii() else HIGH_BLANKS.sub(b"", data)
 
 
 def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of all words, uint64 (W,); where each text's words begin, int64 (len(texts) + 1,))."""
-    pieces = [t.encode() if t.isascii() else " ".join(WORD.findall(t)).lower().encode() for t in texts]
+    pieces = [word_bytes(t) for t in texts]
     data = SEPARATOR + SEPARATOR.join(pieces) + SEPARATOR * 9  # eight bytes can be read at any word
     data = data.translate(WORD_BYTES)
     is_word = np.frombuffer(data, np.uint8) != 0
@@ -95,14 +150,20 @@ def shingle(words: np.ndarray, first: np.ndarray, n: int) -> tuple[np.ndarray, n
     return grams[whole], shingles_before[first]
 
 
-def signatures(shingles: np.ndarray, first: np.ndarray, num_perm: int) -> np.ndarray:
-    """MinHash signatures, uint32 (number of texts, num_perm); every text must have a shingle.
-
-    The permutations of 32-bit hashes are x -> a x + b with odd a, one multiplication and one addition each.
-    """
+def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b), uint32 (num_perm,) each, of the permutations x -> a x + b of 32-bit hashes; a is odd."""
     random = np.random.Generator(np.random.PCG64(PERMUTATION_SEED))
     factors = random.integers(0, 1 << 32, num_perm, np.uint32) | np.uint32(1)
-    offsets = random.integers(0, 1 << 32, num_perm, np.uint32)
+    return factors, random.integers(0, 1 << 32, num_perm, np.uint32)
+
+
+def signatures(shingles: np.ndarray, first: np.ndarray, num_perm: int, compiled: bool = False) -> np.ndarray:
+    """MinHash signatures, uint32 (number of texts, num_perm); every text must have a shingle."""
+    if compiled:
+        from . import loops
+
+        return loops.signatures(shingles, first, num_perm)
+    factors, offsets = permutations(num_perm)
     values = (shingles >> np.uint64(32)).astype(np.uint32)
     result = np.empty((num_perm, len(first) - 1), np.uint32)
     permuted = np.empty_like(values)
@@ -115,14 +176,11 @@ def signatures(shingles: np.ndarray, first: np.ndarray, num_perm: int) -> np.nda
 
 def band_keys(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
     """A 64-bit key for every band of `rows` signature values, uint64 (bands, number of texts)."""
-    keys = np.empty((bands, len(signature)), np.uint64)
-    for band in range(bands):
-        columns = signature[:, band * rows : (band + 1) * rows].astype(np.uint64)
-        key = columns[:, 0].copy()
-        for k in range(1, rows):
-            key = _mix(key) * FOLD + columns[:, k]
-        keys[band] = _mix(key)
-    return keys
+    columns = np.ascontiguousarray(signature[:, : bands * rows].T).reshape(bands, rows, -1).astype(np.uint64)
+    keys = columns[:, 0].copy()
+    for k in range(1, rows):
+        keys = _mix(keys) * FOLD + columns[:, k]
+    return _mix(keys)
 
 
 def choose_bands(threshold: float, num_perm: int, missed_weight: float) -> tuple[int, int]:
@@ -145,10 +203,21 @@ def choose_bands(threshold: float, num_perm: int, missed_weight: float) -> tuple
     return best
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of common shingles; a, b: sorted hashes without repetition."""
-    both = np.concatenate((a, b))
-    both.sort()
-    common = int(np.count_nonzero(both[1:] == both[:-1]))
-    union = len(both) - common
-    return common / union if union else 1.0
+def jaccards(hashes: Sequence[np.ndarray], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The share of common shingles of pairs of sets, float64 (P,).
+
+    hashes: sets of 64-bit hashes, each once; a, b: int (P,), which sets make a pair.
+    """
+    count = len(a)
+    bits = np.uint64(max(1, count - 1).bit_length())
+    sizes = np.array([len(h) for h in hashes], np.int64)
+    # All sets of all pairs are sorted at once: the number of the pair above, as much of a hash below as there is room.
+    # 4096 pairs leave 52 bits: a false match in some 10^10 pairs.
+    members = np.concatenate([np.empty(0, np.uint64), *(hashes[i] for pair in zip(a.tolist(), b.tolist()) for i in pair)]) >> bits
+    numbers = np.repeat(np.arange(count, dtype=np.uint64), sizes[a] + sizes[b])
+    members |= numbers << (np.uint64(64) - bits)
+    members.sort()
+    twice = members[1:][members[1:] == members[:-1]] >> (np.uint64(64) - bits)
+    common = np.bincount(twice.astype(np.int64), minlength=count)
+    union = sizes[a] + sizes[b] - common
+    return np.divide(common, union, out=np.ones(count), where=union > 0)

@@ -12,7 +12,10 @@ import ipaddress
 import re
 
 # Bounded and begun at a boundary, so that a megabyte of letters costs no more than reading it.
-EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+'-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+EMAIL = re.compile(
+    r"(?<![\w.%+-])(?:[\w.%+'-]{1,64}|[\w.%+'!#$&*/=?^`{|}~-]{0,63}[!#$&*/=?^`{|}~])@"
+    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,126}(?:[xX][nN]--[a-zA-Z0-9-]{1,59}|[^\W\d_]{2,24})(?![\w-])"
+)
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:]|\.\d)")
 PHONE = re.compile(
@@ -23,14 +26,14 @@ PHONE = re.compile(
 )
 
 
-def redact(text: str, *, email: bool = True, ip: bool = True, phone: bool = True) -> str:
-    """The text with the kinds of addresses that are asked for replaced."""
+def redact(text: str, *, email: bool = True, ip: bool = True, phone: bool = True, private_ip: bool = False) -> str:
+    """The text with the kinds of addresses that are asked for replaced. private_ip: also IP addresses of no public host."""
     if email and "@" in text:
         text = EMAIL.sub("email@example.com", text)
     if ip and text.count(".") >= 3:
-        text = IPV4.sub(lambda found: _public(found[0], "192.0.2.1"), text)
+        text = IPV4.sub(lambda found: _instead(found[0], "192.0.2.1", private_ip), text)
     if ip and text.count(":") >= 2:
-        text = IPV6.sub(lambda found: _public(found[0], "2001:db8::1"), text)
+        text = IPV6.sub(lambda found: _instead(found[0], "2001:db8::1", private_ip), text)
     if phone and DIGIT.search(text):
         text = PHONE.sub(lambda found: "555-0100" if 8 <= sum(map(str.isdigit, found[0])) <= 15 else found[0], text)
     return text
@@ -39,8 +42,8 @@ def redact(text: str, *, email: bool = True, ip: bool = True, phone: bool = True
 DIGIT = re.compile("[0-9]{2}")
 
 
-def _public(address: str, instead: str) -> str:
+def _instead(address: str, instead: str, private_too: bool) -> str:
     try:
-        return instead if ipaddress.ip_address(address).is_global else address
+        return instead if ipaddress.ip_address(address).is_global or private_too else address
     except ValueError:  # 300.1.1.1, 12:30:45
         return address

@@ -3,7 +3,7 @@
 `--save-signatures` leaves in OUTPUT/signatures, beside the keys of every document read (keys.py), removed ones too:
 
     NNNNN.sketch.npy, .sketch_ends.npy    a sketch of each document's n-grams, and where it ends (int64, from 0)
-    NNNNN.names.json                      each document's id, or that of the survivor it was removed for
+    NNNNN.names.npy, .name_ends.npy       each document's id, or that of the survivor it was removed for (as keys.py has ids)
 
 A *sketch* is the SKETCH least of the n-gram hashes, cut to 32 bits, each once and sorted: at most 2 KB a document, where
 all n-grams would be larger than the text. Of documents with fewer n-grams it is all of them, and their Jaccard
@@ -69,19 +69,6 @@ def read_parts(against: tuple[str, ...], method: str, needed: dict) -> list[Part
             raise UserError(f"{name}: its signatures have {', '.join(differ)}; give both runs the same settings")
         parts += [Part(Path(name, stem), np.load(Path(name, f"{stem}.exact_rows.npy"), mmap_mode="r").shape[0]) for stem in stems]
     return parts
-
-
-def write_names(folder: Path, ids: Path, survivors: list[dict[int, str]]) -> list[dict]:
-    """Writes NNNNN.names.json; returns the records of all files in the folder.
-
-    ids: a folder of NNNNN.ids.json, all ids of each shard; survivors: for each shard {row: id of its survivor}.
-    """
-    for shard, of_rows in enumerate(survivors):
-        names = manifest.read_json(ids / f"{shard:05d}.ids.json")
-        for row, name in of_rows.items():
-            names[row] = name
-        manifest.write_json(folder / f"{shard:05d}.names.json", names)
-    return [manifest.record(path, folder.parent) for path in sorted(folder.iterdir())]
 
 
 def sketches_of(part: Part):

@@ -2,8 +2,10 @@
 
 Output directory:
 
-    NNNNN.jsonl           the documents kept, one file a shard (also .jsonl.zst, .parquet)
+    NNNNN.jsonl           the documents kept, one file a shard (also .jsonl.zst, .parquet), and where it would grow
+                          beyond --shard-bytes of text NNNNN_001.jsonl ...
     removed/NNNNN.jsonl   a line for every document removed: id, reason, and what else explains it
+    rejects/NNNNN.jsonl   with --rejects: those documents themselves, the reason in a field `removed`
     rejects.jsonl         records that could not be read, with file, place and reason (only if there are any)
     manifest.json         settings, inputs, counts; written last
 
@@ -13,9 +15,9 @@ Rows in = rows kept + rows removed by reason + rows set aside, or the stage fail
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -24,39 +26,31 @@ from typing import Literal
 
 from .. import documents, manifest
 from ..config import Failure, UserError, check, option
-from ..documents import Document, Shard, Writer
-from ..executor import default_workers, map_shards
+from ..documents import Document, Shard
+from ..executor import Workers, map_shards
+from ..writer import Writer
 
 STEMS = {"jsonl": ".jsonl", "jsonl.zst": ".jsonl.zst", "parquet": ".parquet"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DocumentStage:
+class DocumentStage(Workers):
     """The settings that every stage from documents to documents has."""
 
-    input: tuple[str, ...] = option(help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input")
+    input: tuple[str, ...] = option(help="files, folders or globs (.jsonl .jsonl.gz .jsonl.zst .parquet .arrow .txt), - for standard input, hf:NAME[:CONFIG][:SPLIT] for an HF dataset", role="input")
     output: str = option(help="directory for the result", role="output")
     text_key: str = option("text", "the record's key that holds the text")
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
-    shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, in bytes")
+    shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, and text from which a file of the output ends, in bytes")
     on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
-    workers: int = option(default_workers(), "processes", role="runtime")
-    executor: Literal["local", "ray"] = option("local", "where shards are worked on: processes here, or tasks on a Ray cluster that sees the same files", role="runtime")
-    ray_address: str = option("local", "the Ray cluster: HOST:PORT, auto for one that runs, local to start one here", role="runtime")
+    rejects: bool = option(False, "keep every removed document too, with text and fields and its reason, in rejects/")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
+        super().__post_init__()
         check(
-            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
-            (self.executor == "local" or importlib.util.find_spec("ray") is not None, "executor = ray needs the package ray; install it with: pip install 'mt[ray]'"),
-            (self.executor == "ray" or self.ray_address == "local", f"ray_address = {self.ray_address} has no effect with executor = local; pass --executor ray"),
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
         )
-
-    @property
-    def where(self) -> dict:
-        """The arguments of map_shards that say who does the work."""
-        return {"workers": self.workers, "ray_address": self.ray_address if self.executor == "ray" else None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +68,7 @@ Change = Callable[[Document], "Document | list[Document] | Removed"]
 
 def begin(verb: str, config: DocumentStage, *, facts: dict | None = None, more_inputs=()) -> tuple[manifest.Run, list[Shard]]:
     """Claims the stage's output and cuts its inputs into shards."""
-    shards = documents.plan(config.input, key=config.text_key, shard_bytes=config.shard_bytes, on_error=config.on_error)
+    shards = documents.plan(config.input, key=config.text_key, shard_bytes=config.shard_bytes, on_error=config.on_error, output=config.output)
     inputs = list(dict.fromkeys(s.path for s in shards))
     output = Path(config.output).resolve()
     for path in inputs:
@@ -95,7 +89,7 @@ def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard],
     make: picklable; called in the worker with the shard's index, returns the function that is applied to each of
     its documents in order. more_outputs: as for `finish`.
     """
-    work = functools.partial(run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], make=make)
+    work = functools.partial(run_shard, output=str(run.output), key=config.text_key, suffix=STEMS[config.format], max_bytes=config.shard_bytes, rejects=config.rejects, make=make)
     results = map_shards(
         work, list(enumerate(shards)), done=run.output / "parts", **config.where,
         label=run.verb, sizes=[s.bytes for s in shards],
@@ -103,36 +97,42 @@ def map_documents(run: manifest.Run, config: DocumentStage, shards: list[Shard],
     return finish(run, results, more_outputs=more_outputs, **facts)
 
 
-def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, make) -> dict:
-    """Writes one shard's survivors and removed/ lines; returns its counts, for `finish`."""
+def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, max_bytes: int, rejects: bool, make) -> dict:
+    """Writes one shard's survivors and removed/ lines, and its rejects/ where asked; returns its counts, for `finish`."""
     index, shard = item
     root = Path(output)
     change = make(index)
     removed: collections.Counter = collections.Counter()
     rows_in = kept_rows = text_bytes_in = 0
-    rejects: list[documents.Reject] = []
+    unread: list[documents.Reject] = []
     removed_path = root / "removed" / f"{index:05d}.jsonl"
-    with Writer(root / f"{index:05d}{suffix}", root=root, key=key) as kept, manifest.atomic_write(removed_path, "w") as log:
-        for document in documents.read(shard, rejects.append):
+    with contextlib.ExitStack() as open_files:
+        kept = open_files.enter_context(Writer(root / f"{index:05d}{suffix}", root=root, key=key, max_bytes=max_bytes))
+        log = open_files.enter_context(manifest.atomic_write(removed_path, "w"))
+        aside = open_files.enter_context(Writer(root / "rejects" / f"{index:05d}.jsonl", root=root, key=key, max_bytes=max_bytes)) if rejects else None
+        for document in documents.read(shard, unread.append):
             rows_in += 1
             text_bytes_in += len(document.text.encode())
+            text = document.text
             outcome = change(document)
             if isinstance(outcome, Removed):
                 removed[outcome.reason] += 1
                 log.write(json.dumps({"id": document.id, "reason": outcome.reason, **outcome.facts}, ensure_ascii=False) + "\n")
+                if aside is not None:
+                    aside.write(Document(document.id, text, {**document.meta, "removed": {"reason": outcome.reason, **outcome.facts}}))
                 continue
             kept_rows += 1
             for piece in outcome if isinstance(outcome, list) else [outcome]:
                 kept.write(piece)
     return {
-        "outputs": [kept.record, {**manifest.record(removed_path, root), "documents": False}],
+        "outputs": [*kept.records, *({**r, "documents": False} for r in [manifest.record(removed_path, root), *(aside.records if aside else ())])],
         "rows_in": rows_in,
         "rows_kept": kept_rows,
         "documents": kept.documents,
         "text_bytes_in": text_bytes_in,
         "text_bytes": kept.text_bytes,
         "removed": dict(removed),
-        "rejects": [r.as_json() for r in rejects],
+        "rejects": [r.as_json() for r in unread],
         "tallies": getattr(change, "tallies", {}),
     }
 

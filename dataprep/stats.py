@@ -14,7 +14,7 @@ from typing import Literal
 from .. import documents, manifest
 from ..config import check, option
 from ..documents import Shard
-from ..executor import default_workers, map_shards
+from ..executor import Workers, map_shards
 from ..tokenizer import TokenizerConfig, load
 from .stage import discard_parts, write_rejects
 
@@ -23,28 +23,27 @@ COUNTED = ("documents", "text_bytes", "words", "tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StatsConfig:
+class StatsConfig(Workers):
     """What to count."""
 
-    input: tuple[str, ...] = option(help="files or directories of documents, each counted on its own", role="input")
+    input: tuple[str, ...] = option(help="files, directories, - or hf:NAME[:CONFIG][:SPLIT], each counted on its own", role="input")
     output: str = option(help="directory for stats.json", role="output")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     text_key: str = option("text", "the record's key that holds the text")
     on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
-    workers: int = option(default_workers(), "processes", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
+        super().__post_init__()
         check(
             (bool(self.input), "input is empty: name files or directories"),
             (len(set(self.input)) == len(self.input), "input names the same place twice; name each once"),
-            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
         )
 
 
 def stats(config: StatsConfig) -> dict:
     """Counts every input; returns the manifest, whose `rows` are the counts and whose `text` is their table."""
-    plans = [documents.plan([name], key=config.text_key, on_error=config.on_error) for name in config.input]
+    plans = [documents.plan([name], key=config.text_key, on_error=config.on_error, output=config.output) for name in config.input]
     shards = [s for plan in plans for s in plan]
     tokenizer = config.tokenizer if config.tokenizer.kind else None
     facts = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
@@ -54,7 +53,7 @@ def stats(config: StatsConfig) -> dict:
         discard_parts(run)
         return run.manifest
     work = functools.partial(_count, tokenizer=tokenizer)
-    results = map_shards(work, shards, done=run.output / "parts", workers=config.workers, label=run.verb, sizes=[s.bytes for s in shards])
+    results = map_shards(work, shards, done=run.output / "parts", **config.where, label=run.verb, sizes=[s.bytes for s in shards])
     rows, start = [], 0
     for name, plan in zip(config.input, plans):
         of_input = results[start : start + len(plan)]
@@ -66,7 +65,8 @@ def stats(config: StatsConfig) -> dict:
     outputs = [{**manifest.record(path, run.output), "documents": False}]
     if rejects:
         outputs.append(write_rejects(run.output, rejects))
-    counts = {"rejected": len(rejects), "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
+    kept = sum(row["documents"] for row in rows)
+    counts = {"rows_in": kept + len(rejects), "documents": kept, "rejected": len(rejects), "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
     sealed = run.finish(outputs, counts, rows=rows, text=table(rows))
     discard_parts(run)
     return sealed

@@ -30,7 +30,7 @@ import xxhash
 
 from .. import manifest
 from ..config import UserError, check, option
-from ..executor import default_workers, map_shards
+from ..executor import Workers, map_shards
 from .stage import finish
 
 LISTS = Path(__file__).parent / "lists"
@@ -42,7 +42,7 @@ LIST_LINE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UrlsConfig:
+class UrlsConfig(Workers):
     """The settings of `mt data urls`."""
 
     input: tuple[str, ...] = option(help="text files with one URL to a line, folders of .txt, or globs", role="input")
@@ -51,12 +51,12 @@ class UrlsConfig:
     extensions: str = option(str(LISTS / "extensions.txt"), "file of unwanted endings, without a dot", role="input")
     min_chars: int = option(9, "URLs shorter than this go")
     shard_bytes: int = option(64_000_000, "size of the pieces that inputs are cut into, in bytes")
-    workers: int = option(default_workers(), "processes", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
+        super().__post_init__()
         check(
-            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (bool(self.input), "input is empty: name files or directories"),
             (self.min_chars >= 0, f"min_chars = {self.min_chars} must be at least 0"),
             (self.shard_bytes >= 1 << 10, f"shard_bytes = {self.shard_bytes} must be at least {1 << 10}"),
         )
@@ -72,10 +72,10 @@ def urls(config: UrlsConfig) -> dict:
     if not run.finished:
         shards = list(enumerate(_pieces(files, config.shard_bytes)))
         judge = functools.partial(_judge_shard, work=work, lists=lists, min_chars=config.min_chars)
-        rows = [r["rows"] for r in map_shards(judge, shards, done=run.output / "parts/judged", workers=config.workers, label="data urls", sizes=[e - s for _, (_, s, e) in shards])]
+        rows = [r["rows"] for r in map_shards(judge, shards, done=run.output / "parts/judged", **config.where, label="data urls", sizes=[e - s for _, (_, s, e) in shards])]
         _mark_duplicates(work, rows)
         write = functools.partial(_write_shard, work=work, root=run.output)
-        finish(run, map_shards(write, shards, done=run.output / "parts/written", workers=config.workers, label="data urls"))
+        finish(run, map_shards(write, shards, done=run.output / "parts/written", **config.where, label="data urls"))
     shutil.rmtree(work, ignore_errors=True)
     return run.manifest
 

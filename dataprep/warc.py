@@ -1,8 +1,9 @@
-"""WARC files to the main text of their pages: id, url, date, text.
+"""WARC and WET files to the main text of their pages: id, url, date, text.
 
 A crawl is thousands of `.warc.gz` files of about a gigabyte, so a file is a shard. Every `response` record with an HTML
 page becomes a document; navigation, headers, footers and the like go by resiliparse's main-content rules. The encoding
-is the HTTP header's (UTF-8 without one) where the bytes obey it, else the page's own or guessed. `.warc.zst` and plain `.warc` are read as well.
+is the HTTP header's (UTF-8 without one) where the bytes obey it, else the page's own or guessed. A WET file (`.warc.wet.gz`) has the text already, in `conversion` records: it stays as it is.
+Files may be packed with gzip, zstandard or not at all.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from ..config import UserError
 from ..documents import Document, Reject
 from .stage import Removed
 
-EXTENSIONS = (".warc", ".warc.gz", ".warc.zst")
+EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
 def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
-    """(record id, its document, or why there is none) of every response in a file, in order.
+    """(record id, its document, or why there is none) of every response and conversion in a file, in order.
 
     Raises UserError where the file is cut short or broken.
     """
@@ -35,6 +36,8 @@ def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
                 if record.record_type == WarcRecordType.response:
                     record.set_bytes_content(raw)
                     yield _identity(record), _page(record, path)
+                elif record.record_type == WarcRecordType.conversion:
+                    yield _identity(record), _converted(record, raw, path)
     except (EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -70,3 +73,16 @@ def _page(record, path: str) -> Document | Removed | Reject:
     if not text:
         return Removed("empty", {"url": url})
     return Document(_identity(record), text, {"url": url, "date": record.headers.get("WARC-Date") or ""})
+
+
+def _converted(record, raw: bytes, path: str) -> Document | Removed | Reject:
+    """The text of a WET record; `language` is what the crawler took it for."""
+    url = record.headers.get("WARC-Target-URI") or ""
+    try:
+        text = raw.decode().strip()
+    except UnicodeDecodeError as error:
+        return Reject(path, f"record {_identity(record)}", f"byte {error.start} of the text is not UTF-8", url)
+    if not text:
+        return Removed("empty", {"url": url})
+    meta = {"url": url, "date": record.headers.get("WARC-Date") or "", "language": record.headers.get("WARC-Identified-Content-Language")}
+    return Document(_identity(record), text, {k: v for k, v in meta.items() if v is not None})

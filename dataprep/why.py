@@ -1,7 +1,8 @@
 """why a document is gone: its id through the stages of a run, up to what survived in its place.
 
 Reads what the stages left beside their documents (stage.py): `removed/NNNNN.jsonl` gives the reason and, for a
-duplicate, the survivor, whose own way is then followed too; `rejects.jsonl` the records that could not be read. Which
+duplicate, the survivor, whose own way is then followed too; `cut/` what decontamination cut; `rejects.jsonl` the records
+that could not be read. Which
 stage reads which is told by the keys in their manifests. Documents themselves are searched only where a run ends.
 """
 
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import orjson
 
-from .. import documents, manifest
+from .. import manifest
 from ..config import UserError, check, option
+from ..files import open_binary
+
+CUT = "cut"  # the reason of a step whose document goes on in pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,9 @@ def why(config: WhyConfig) -> dict:
         found = list(_steps(stage, looked_for))
         steps += found
         survivors = {step["survivor"] for step in found if "survivor" in step}
-        stage.ids = (looked_for | survivors) - {step["id"] for step in found}
+        # Of a URL that stands in a list again, the first copy goes on.
+        goes_on = {step["id"] for step in found if step["reason"] == CUT or (step["stage"] == "data urls" and step["reason"] == "duplicate")}
+        stage.ids = (looked_for | survivors) - ({step["id"] for step in found} - goes_on)
     read = {id(s) for stage in stages for s in stage.reads}
     kept = [place for stage in stages if id(stage) not in read for place in _kept(stage, stage.ids)]
     if not steps and not kept:
@@ -119,6 +125,10 @@ def _steps(stage: _Stage, ids: set[str]) -> Iterator[dict]:
         for line in _lines(path):
             if needles.search(line) and _same((facts := orjson.loads(line))["id"], ids):
                 yield {**place, **facts}
+    for path in stage.files("cut/"):
+        for line in _lines(path):
+            if needles.search(line) and _same((facts := orjson.loads(line))["id"], ids):
+                yield {**place, "id": facts.pop("id"), "reason": CUT, **facts}
     for path in stage.files("rejects.jsonl"):
         for line in _lines(path):
             reject = orjson.loads(line)
@@ -134,6 +144,8 @@ def _kept(stage: _Stage, ids: set[str]) -> Iterator[dict]:
     needles = _needles(ids)
     for output in stage.manifest["outputs"]:
         path = stage.folder / output["name"]
+        if stage.manifest["verb"] == "data urls" and path.suffix == ".txt":
+            yield from ({"id": line, "file": str(path)} for raw in _lines(path) if (line := raw.decode().strip()) in ids)
         if not output.get("documents", True):
             continue
         if path.suffix == ".parquet":
@@ -148,7 +160,7 @@ def _kept(stage: _Stage, ids: set[str]) -> Iterator[dict]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with documents.open_binary(path) as file:
+        with open_binary(path) as file:
             yield from file
     except FileNotFoundError:
         raise UserError(f"{path}: is listed in the manifest beside it, but gone; run the stage's command again") from None
@@ -158,7 +170,7 @@ def _text(name: str, steps: list[dict], kept: list[dict]) -> str:
     said = []
     for step in steps:
         explained = {k: v for k, v in step.items() if k not in ("stage", "folder", "id", "reason", "survivor")}
-        line = f"{step['id']}: removed by {step['stage']} ({step['folder']}): {step['reason']}"
+        line = f"{step['id']}: {'changed' if step['reason'] == CUT else 'removed'} by {step['stage']} ({step['folder']}): {step['reason']}"
         if "survivor" in step:
             line += f", survived by {step['survivor']}"
         said.append(line + "".join(f", {k} {json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v}" for k, v in explained.items()))

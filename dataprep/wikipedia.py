@@ -1,15 +1,14 @@
 """A Wikipedia XML dump to documents, as WikiExtractor's `--json` gives them: id, url, title, text.
 
-A dump is `.xml`, `.xml.bz2` (one stream or many) or `.xml.gz`: a `<siteinfo>` and then millions of `<page>`. The parent
-process decompresses it and cuts it between pages into blocks; workers turn blocks to text, which takes some ten
-times as long as decompression, so that one reader keeps about that many workers busy. Of a page's wikitext stay the words that a
-reader sees: templates, tables, references, files, categories, links to other languages and markup go, and so do
-sections that have nothing left. Formulae stay as their TeX.
+A dump is `.xml`, `.xml.bz2` (one stream or many) or `.xml.gz`: a `<siteinfo>` and then millions of `<page>`. It is cut by
+bytes, wherever that may be in the XML, and every part decompressed by itself (bzip2.py); a page belongs to the part in
+which its `<page>` begins. Only `.gz` cannot be cut. Of a page's wikitext stay the words that a reader sees: templates,
+tables, references, files, categories, links to other languages and markup go, and so do sections that have nothing
+left. Formulae stay as their TeX.
 """
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
 import gzip
 import html
@@ -21,9 +20,12 @@ from pathlib import Path
 
 from ..config import UserError
 from ..documents import Document, Reject
+from . import bzip2
 from .stage import Removed
 
 READ_BYTES = 1 << 20
+HEAD_BYTES = 16 << 20  # in which the first <page> must come
+EXPANSION = 4  # bytes of XML for a byte of .bz2, and a little less than there are
 EXTENSIONS = (".xml", ".xml.bz2", ".xml.gz")
 # Tags that go with all they hold.
 DROPPED_TAGS = frozenset((
@@ -44,54 +46,75 @@ class Site:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """Whole pages of one dump: XML from one `<page>` to a `</page>`. read: compressed bytes read since the last block."""
+class Part:
+    """Bytes [start, end) of a dump, and what its head says."""
 
     path: str
+    start: int
+    end: int
     site: Site
-    xml: bytes
-    read: int
 
 
-def blocks(path: str, block_bytes: int) -> Iterator[Block]:
-    """A dump cut after the first page that ends beyond block_bytes; raises UserError where it is cut short or broken."""
-    buffer, site, told = bytearray(), None, 0
-    with open(path, "rb") as raw, _plain(raw, path) as file:
-        while data := _read(file, path, READ_BYTES):
-            buffer += data
-            if site is None:
-                begin = buffer.find(b"<page>")
-                if begin < 0:
-                    if len(buffer) > 16 * READ_BYTES:
-                        break
-                    continue
-                site = _site(bytes(buffer[:begin]), path)
-                del buffer[:begin]
-            while (end := buffer.find(b"</page>", block_bytes) + 7) > 6:  # the same cuts whatever a read returns
-                yield Block(path, site, bytes(buffer[:end]), raw.tell() - told)
-                told = raw.tell()
-                del buffer[:end]
-        if site is None:
-            raise UserError(f"{path}: holds no <page>; give a dump of pages, as in enwiki-20251101-pages-articles.xml.bz2")
-        end = buffer.rfind(b"</page>") + 7
-        if b"</mediawiki>" not in buffer[max(end, 7) - 7 :]:
-            raise UserError(f"{path}: ends before its </mediawiki>; fetch the file again")
-        if end > 6:
-            yield Block(path, site, bytes(buffer[:end]), raw.tell() - told)
+def parts(path: str, part_bytes: int) -> list[Part]:
+    """A dump in parts of at most part_bytes of XML, more or less; raises UserError where its head is none."""
+    size, site = Path(path).stat().st_size, _read_site(path)
+    count = {".xml": -(-size // part_bytes), ".bz2": -(-size * EXPANSION // part_bytes), ".gz": 1}[Path(path).suffix]
+    return [Part(path, size * i // count, size * (i + 1) // count, site) for i in range(count)]
 
 
-def _plain(raw, path: str):
-    opener = {".bz2": bz2.open, ".gz": gzip.open}.get(Path(path).suffix)
-    return opener(raw, "rb") if opener else raw
+def _read_site(path: str) -> Site:
+    head = bytearray()
+    for text, _ in _text(path, 0, Path(path).stat().st_size):
+        head += text
+        if (begin := head.find(b"<page>")) >= 0:
+            return _site(bytes(head[:begin]), path)
+        if len(head) > HEAD_BYTES:
+            break
+    raise UserError(f"{path}: holds no <page>; give a dump of pages, as in enwiki-20251101-pages-articles.xml.bz2")
 
 
-def _read(file, path: str, size: int) -> bytes:
+def _text(path: str, start: int, end: int) -> Iterator[tuple[bytes, bool]]:
+    """(XML, whether it belongs to the part of the bytes [start, end)) from start on, and beyond end to the end of the file."""
     try:
-        return file.read(size)
+        if path.endswith(".bz2"):
+            yield from bzip2.text_from(path, start, end)
+            return
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            file.seek(start)
+            left = end - start if path.endswith(".xml") else float("inf")
+            while data := file.read(min(READ_BYTES, left) if left > 0 else READ_BYTES):
+                yield data, left > 0
+                left -= len(data)
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path}: the compressed data ends or breaks ({error}); fetch the file again") from None
+
+
+def _pages(part: Part) -> Iterator[bytes]:
+    """The XML of the pages that begin in a part; UserError where the dump ends amid them."""
+    buffer, mine = bytearray(), 0  # the bytes of the buffer that belong to the part
+    seen = closed = False
+    for text, own in _text(part.path, part.start, part.end):
+        buffer += text
+        if own:
+            mine, seen = len(buffer), True
+        while 0 <= (begin := buffer.find(b"<page>")) < mine:
+            end = buffer.find(b"</page>", begin) + 7
+            if end < 7:
+                break
+            yield bytes(buffer[begin:end])
+            del buffer[:end]
+            mine = max(0, mine - end)
+        else:
+            if not own:
+                return
+            closed = closed or b"</mediawiki>" in buffer
+            spent = max(0, len(buffer) - len(b"</mediawiki>"))  # a tag may go on in what is read next
+            del buffer[:spent]
+            mine -= min(mine, spent)
+    if seen and not closed:
+        raise UserError(f"{part.path}: ends before its </mediawiki>; fetch the file again")
 
 
 def _site(head: bytes, path: str) -> Site:
@@ -104,14 +127,13 @@ def _site(head: bytes, path: str) -> Site:
     return Site(html.unescape(base[1]).rsplit("/", 1)[0] if base else "", prefixes)
 
 
-def documents(block: Block) -> Iterator[tuple[str, Document | Removed | Reject]]:
-    """(page id, its document, or why there is none) of every page of a block, in order."""
-    for piece in block.xml.split(b"</page>")[:-1]:
-        xml = piece[piece.find(b"<page>") :] + b"</page>"
+def documents(part: Part) -> Iterator[tuple[str, Document | Removed | Reject]]:
+    """(page id, its document, or why there is none) of every page of a part, in order."""
+    for xml in _pages(part):
         try:
             page = ElementTree.fromstring(xml)
         except ElementTree.ParseError as error:
-            yield "", Reject(block.path, "a page", f"not valid XML ({error})", xml[:2000].decode("utf-8", "replace"))
+            yield "", Reject(part.path, "a page", f"not valid XML ({error})", xml[:2000].decode("utf-8", "replace"))
             continue
         identity, title = page.findtext("id", ""), page.findtext("title", "")
         if page.findtext("ns", "0") != "0":
@@ -119,19 +141,19 @@ def documents(block: Block) -> Iterator[tuple[str, Document | Removed | Reject]]
         elif page.find("redirect") is not None:
             yield identity, Removed("redirect", {"title": title})
         else:
-            yield identity, _article(block, identity, title, page.findtext("revision/text") or "")
+            yield identity, _article(part, identity, title, page.findtext("revision/text") or "")
 
 
-def _article(block: Block, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
+def _article(part: Part, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
     from mwparserfromhell.parser import ParserError
 
     try:
-        text = plain_text(wikitext, block.site.prefixes)
+        text = plain_text(wikitext, part.site.prefixes)
     except (ParserError, RecursionError) as error:
-        return Reject(block.path, f"page {identity} ({title})", f"the wikitext cannot be parsed ({error})", wikitext)
+        return Reject(part.path, f"page {identity} ({title})", f"the wikitext cannot be parsed ({error})", wikitext)
     if not text:
         return Removed("empty", {"title": title})
-    return Document(identity, text, {"url": f"{block.site.base}?curid={identity}", "title": title})
+    return Document(identity, text, {"url": f"{part.site.base}?curid={identity}", "title": title})
 
 
 def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> str:
@@ -140,7 +162,8 @@ def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> st
 
     parts: list[str] = []
     _flatten(mwparserfromhell.parse(wikitext, skip_style_tags=True), prefixes, parts)
-    text = re.sub(r"'{2,5}", "", "".join(parts))
+    text = "".join(parts).encode("utf-8", "replace").decode()  # `&#xD800;` is no character
+    text = re.sub(r"'{2,5}", "", text)
     text = re.sub(r"__[A-Z]+__", "", text).replace("\u00a0", " ")
     # What templates and references leave behind: "( ; born 1912)", "word ( )", "word , word".
     text = re.sub(r"\(\s*[,;:]\s*", "(", text)

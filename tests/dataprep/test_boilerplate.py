@@ -1,6 +1,8 @@
 """Edits of lines: repeated ones, and those that only web pages say."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt.dataprep.rules import compile_rules
 
@@ -29,3 +31,14 @@ def test_lines_of_web_pages_go_and_paragraphs_about_them_stay():
     assert apply("Nothing of the kind,\nhere.") == "Nothing of the kind,\nhere."
     assert apply.edited == {"boilerplate_lines": 1}
     assert "JavaScript" not in compile_rules(["boilerplate_lines max_chars=1000"])(text)
+
+
+def test_rows_of_marks_go_and_empty_lines_stay():
+    assert compile_rules(["symbol_lines"])("Title\n=====\n\n * * *\na - b\n~~~ 1\n…") == "Title\n\na - b\n~~~ 1"
+
+
+@given(st.lists(st.sampled_from(["***", "- -", " ", "", "a", "--- x", "“”", "•", "\x07", "é", "。"]), max_size=6))
+def test_rows_of_marks_are_those_of_datatrove(lines):
+    formatters = pytest.importorskip("datatrove.pipeline.formatters", reason="datatrove is not installed: pip install 'mt[dev]'")
+    text = "\n".join(lines)
+    assert compile_rules(["symbol_lines"])(text).rstrip("\n") == formatters.SymbolLinesFormatter().format(text).rstrip("\n")

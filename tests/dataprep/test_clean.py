@@ -7,6 +7,7 @@ import pytest
 from mt import cli
 from mt.config import UserError
 from mt.dataprep.clean import CleanConfig, clean
+from mt.tokenizer import TokenizerConfig, load
 
 ROWS = [
     {"id": "a", "text": "A sound text of some words.", "source": "x"},
@@ -35,18 +36,48 @@ def test_texts_are_mended_filtered_and_counted_by_reason(tmp_path):
     assert clean(config) == manifest
 
 
+def test_removed_documents_are_kept_whole_where_that_is_asked_for(tmp_path):
+    rows = [*ROWS, {"id": "e", "text": "brief", "source": "y"}]
+    config = {"input": (write(tmp_path / "in.jsonl", rows),), "rules": ("fix_text", "length min_chars=27"), "workers": 1}
+    manifest = clean(CleanConfig(**config, output=str(tmp_path / "out"), rejects=True))
+    gone = {"removed": {"reason": "too_short"}}
+    assert lines(tmp_path / "out/rejects/00000.jsonl") == [{**row, **gone} for row in rows[1:]]
+    assert lines(tmp_path / "out/00000.jsonl") == rows[:1]
+    assert [o["name"] for o in manifest["outputs"] if o.get("documents", True)] == ["00000.jsonl"]
+    again = clean(CleanConfig(input=(str(tmp_path / "out"),), output=str(tmp_path / "again"), rules=("whitespace",)))
+    assert again["counts"]["rows_in"] == 1, "a later stage reads what was kept alone"
+
+
+def test_openwebtext_counts_gpt2s_tokens_where_its_vocabulary_is_named(tmp_path, shared):
+    text = "The people of this town have seen it all before. "
+    rows = [{"id": "long", "text": text * 12}, {"id": "short", "text": text * 9}]
+    gpt2 = {"vocab_file": str(shared / "data/gpt2/vocab.json"), "merge_file": str(shared / "data/gpt2/merges.txt")}
+    tokenizer = TokenizerConfig(**gpt2)
+    counts = [len(load(tokenizer).encode(r["text"])) + 1 for r in rows]
+    assert counts == [134, 101]
+    source = write(tmp_path / "in.jsonl", rows)
+    exact = clean(CleanConfig(input=(source,), output=str(tmp_path / "exact"), rules=("tokens min_tokens=134",), tokenizer=tokenizer))
+    assert (exact["counts"]["documents"], exact["counts"]["removed"]) == (1, {"too_few_tokens": 1})
+    with pytest.raises(UserError, match="2 too_few_tokens"):
+        clean(CleanConfig(input=(source,), output=str(tmp_path / "one_more"), rules=("tokens min_tokens=135",), tokenizer=tokenizer))
+    with pytest.raises(UserError, match="a tokenizer has no effect: no rule counts tokens"):
+        CleanConfig(input=(source,), output=str(tmp_path / "none"), tokenizer=tokenizer)
+    with pytest.raises(UserError, match="a vocabulary alone does not say what it is of"):
+        CleanConfig(input=(source,), output=str(tmp_path / "none"), rules=("tokens",), tokenizer=TokenizerConfig(vocab_file="vocab.json"))
+
+
 def test_the_number_of_workers_does_not_change_a_byte(tmp_path):
     rows = [{"id": str(i), "text": f"Number {i} of the texts, " * (i % 60)} for i in range(400)]
     source = write(tmp_path / "in.jsonl", rows)
     outputs = []
     for workers in (1, 2):
-        clean(CleanConfig(input=(source,), output=str(tmp_path / f"{workers}"), workers=workers, shard_bytes=1 << 16, rules=("length min_words=20",)))
+        clean(CleanConfig(input=(source,), output=str(tmp_path / f"{workers}"), workers=workers, shard_bytes=1 << 16, rules=("length min_words=20",), rejects=True))
         outputs.append({str(p.relative_to(tmp_path / f"{workers}")): p.read_bytes() for p in sorted((tmp_path / f"{workers}").rglob("*.jsonl"))})
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) > 2
 
 
-@pytest.mark.parametrize("preset", ["prose", "openwebtext", "fineweb", "gopher", "c4"])
+@pytest.mark.parametrize("preset", ["prose", "openwebtext", "wikipedia", "fineweb", "gopher", "c4"])
 def test_every_preset_runs_from_the_command_line(tmp_path, shared, preset):
     source = shared / "data/corpus/speeches.jsonl"
     summary = cli.call(("data", "clean"), ["--input", str(source), "--output", str(tmp_path / "out"), "--preset", preset, "--workers", "1"])

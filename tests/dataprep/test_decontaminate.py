@@ -26,7 +26,7 @@ def run(tmp_path, records, against, name="out", **settings):
         path = tmp_path / file
         path.write_text(content if isinstance(content, str) else "".join(json.dumps({"text": t}) + "\n" for t in content), encoding="utf-8")
         files.append(str(path))
-    manifest = decontaminate(DecontaminateConfig(**{"input": (source,), "output": str(tmp_path / name), "against": tuple(files), "workers": 1, **settings}))
+    manifest = decontaminate(DecontaminateConfig(**{"input": (source,), "output": str(tmp_path / name), "evaluation": tuple(files), "workers": 1, **settings}))
     return manifest, lines(tmp_path / name), lines(tmp_path / name / "removed")
 
 
@@ -113,7 +113,7 @@ def test_common_ngrams_are_let_be(tmp_path):
     records = [{"id": str(i), "text": f"{secret} in number {i}"} for i in range(5)]
     manifest, kept, _ = run(tmp_path, records, {"t.jsonl": [secret]}, key_threshold=5)
     assert len(kept) == 5
-    assert manifest["against"][0]["ngrams_too_common"] == 1
+    assert manifest["evaluation"]["t.jsonl"]["ngrams_too_common"] == 1
     with pytest.raises(UserError, match=r"no document is left \(5 in: 5 contaminated\)"):
         run(tmp_path, records, {"t.jsonl": [secret]}, "more", key_threshold=6)
 
@@ -131,8 +131,8 @@ def test_the_report_says_which_file_matched_what(tmp_path):
     records = [{"id": "1", "text": one}, {"id": "2", "text": f"{words('one', 13)} {two}"}, {"id": "3", "text": "clean"}]
     against = {"one.jsonl": [one, "too short"], "both.txt": f" = {two} = \n\n {one} \n", "wiki.test.tokens": f"{words('three', 13)}\n"}
     manifest, _, _ = run(tmp_path, records, against, mode="document")
-    report = {r["name"]: r for r in manifest["against"]}
-    assert report["one.jsonl"] == {"name": "one.jsonl", "texts": 2, "texts_too_short": 1, "ngrams": 8, "ngrams_matched": 8, "ngrams_too_common": 0, "documents_matched": 2}
+    report = manifest["evaluation"]
+    assert report["one.jsonl"] == {"texts": 2, "texts_too_short": 1, "rows_malformed": 0, "ngrams": 8, "ngrams_matched": 8, "ngrams_too_common": 0, "documents_matched": 2}
     assert (report["both.txt"]["ngrams_matched"], report["both.txt"]["documents_matched"]) == (9, 2)
     assert (report["wiki.test.tokens"]["ngrams"], report["wiki.test.tokens"]["documents_matched"]) == (1, 0)
 
@@ -166,8 +166,8 @@ def test_cut_removes_up_to_sentence_ends_on_both_sides(spans, expected):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "one two three"}\n', r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and --against-key, or lower --min-ngram"),
-        ('{"text": "a"}\n{"txt": "b"}\n', r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); mend the evaluation file, or name the key of its texts with --against-key"),
+        ('{"text": "one two three"}\n', r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and --evaluation-key, or lower --min-ngram"),
+        ('{"text": "a"}\n{"txt": "b"}\n', r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); mend the evaluation file, or name the key of its texts with --evaluation-key"),
         ('{"text": null}\n', r"t\.jsonl, line 1: 'text' is null, not a text; mend the evaluation file"),
         ("", r"t\.jsonl, line 1: the file is empty; mend the evaluation file"),
     ],
@@ -180,6 +180,6 @@ def test_an_evaluation_file_without_a_usable_ngram_is_refused(tmp_path, content,
 def test_a_missing_evaluation_file_and_senseless_settings_are_refused(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": "x"}])
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
-        decontaminate(DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), against=(str(tmp_path / "none.jsonl"),)))
+        decontaminate(DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), evaluation=(str(tmp_path / "none.jsonl"),)))
     with pytest.raises(UserError, match="min_ngram = 14 must lie between 1 and max_ngram = 13"):
-        DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), against=("x",), min_ngram=14)
+        DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), evaluation=("x",), min_ngram=14)

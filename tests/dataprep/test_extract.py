@@ -39,18 +39,18 @@ def test_docstrings_come_in_source_order_with_their_dotted_names():
 
 def test_a_module_is_cut_at_headings_and_short_docstrings_are_left_out(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)
-    whole = list(module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 20_000))
+    whole = [d for _, d in module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 20_000)]
     assert [d.id for d in whole] == ["pkg.m/0"]
     assert "Short." not in whole[0].text
-    pieces = list(module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 100))
+    pieces = [d for _, d in module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 100)]
     assert [d.id for d in pieces] == [f"pkg.m/{i}" for i in range(len(pieces))]
     assert "\n\n\n".join(d.text for d in pieces) == whole[0].text
 
 
-@pytest.mark.parametrize("source", ["def (", "x = '\0'", ""])
-def test_a_file_that_does_not_parse_gives_nothing(tmp_path, source):
+@pytest.mark.parametrize(("source", "reasons"), [("def (", ["not_python"]), ("x = '\0'", ["not_python"]), ("", []), ("x = 1", [])])
+def test_a_file_that_does_not_parse_gives_its_reason_and_one_that_says_nothing_none(tmp_path, source, reasons):
     (tmp_path / "m.py").write_text(source)
-    assert list(module_documents("m.py", str(tmp_path / "m.py"), 1, 100)) == []
+    assert [(name, removed.reason) for name, removed in module_documents("m.py", str(tmp_path / "m.py"), 1, 100)] == [("m.py", r) for r in reasons]
 
 
 def test_the_language_reference_is_taken_whole_and_any_number_of_workers_gives_the_same_bytes(tmp_path):

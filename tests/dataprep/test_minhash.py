@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from datasketch import MinHash
 from datasketch.lsh import _optimal_param
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.dataprep import minhash
@@ -36,6 +37,11 @@ def test_characters_are_those_of_the_lower_cased_text_with_single_blanks(texts):
     assert len(set(hashes.tolist())) == len(set(points)) == len(set(zip(points, hashes.tolist())))
 
 
+@given(st.text() | st.text("a \x1c\u2003\u3000é\x85\xa0", max_size=30))
+def test_bare_bytes_are_those_of_the_text_without_what_split_drops(text):
+    assert minhash.bare_bytes(text) == "".join(text.split()).encode()
+
+
 def test_long_words_that_differ_in_any_byte_differ():
     words = ["x" * 23 + "y", "x" * 24, "x" * 25, "x" * 8, "x" * 16, "y" + "x" * 23, "x" * 8 + "y" + "x" * 15]
     assert len(set(minhash.batch_words(words)[0].tolist())) == len(words)
@@ -61,10 +67,27 @@ def test_signatures_agree_as_often_as_the_sets_are_similar(similarity):
         base = random.integers(0, 1 << 64, 2 * size - common, np.uint64)
         a, b = base[:size], base[size - common :]
         signature = minhash.signatures(np.concatenate((a, b)), np.array([0, size, 2 * size]), permutations)
-        errors.append((signature[0] == signature[1]).mean() - minhash.jaccard(np.sort(a), np.sort(b)))
+        errors.append((signature[0] == signature[1]).mean() - minhash.jaccards([a, b], np.array([0]), np.array([1]))[0])
     expected = np.sqrt(similarity * (1 - similarity) / permutations)  # of a binomial variable
     assert abs(np.mean(errors)) < 4 * expected / np.sqrt(60)
     assert np.std(errors) < 1.3 * expected
+
+
+def test_signatures_estimate_the_similarity_of_sets_no_worse_than_those_of_datasketch():
+    random, size, permutations = np.random.default_rng(1), 300, 128
+    ours, theirs = [], []
+    for common in range(100, 300, 4):
+        base = random.integers(0, 1 << 64, 2 * size - common, np.uint64)
+        sets = base[:size], base[size - common :]
+        exact = common / len(base)
+        signature = minhash.signatures(np.concatenate(sets), np.array([0, size, 2 * size]), permutations)
+        ours.append((signature[0] == signature[1]).mean() - exact)
+        sketches = [MinHash(permutations) for _ in sets]
+        for sketch, hashes in zip(sketches, sets):
+            sketch.update_batch([h.tobytes() for h in hashes])
+        theirs.append(sketches[0].jaccard(sketches[1]) - exact)
+    assert np.std(ours) < 1.3 * np.std(theirs)
+    assert abs(np.mean(ours)) < 3 * np.std(theirs) / np.sqrt(len(theirs))
 
 
 @pytest.mark.parametrize(("threshold", "permutations", "missed"), [(0.7, 128, 0.5), (0.5, 64, 0.5), (0.9, 32, 0.5), (0.8, 48, 0.9), (0.7, 100, 0.98)])
@@ -79,7 +102,26 @@ def test_equal_bands_have_equal_keys_and_others_do_not():
     assert keys[1, 0] == keys[1, 2] != keys[1, 1]
 
 
-@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
-def test_jaccard_is_that_of_sets(a, b):
-    expected = len(a & b) / len(a | b) if a | b else 1.0
-    assert minhash.jaccard(np.array(sorted(a), np.uint64), np.array(sorted(b), np.uint64)) == expected
+@given(st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=8), st.data())
+def test_jaccards_are_those_of_sets(sets, data):
+    place = st.integers(0, len(sets) - 1)
+    pairs = data.draw(st.lists(st.tuples(place, place), min_size=1, max_size=20))
+    a, b = np.array(pairs).T
+    hashes = [np.array(sorted(s), np.uint64) * np.uint64(0x9E3779B97F4A7C15) for s in sets]
+    expected = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) if sets[i] | sets[j] else 1.0 for i, j in pairs]
+    assert minhash.jaccards(hashes, a, b).tolist() == expected
+
+
+@settings(deadline=None)  # the first call compiles
+@given(TEXTS, st.integers(1, 6))
+def test_compiled_loops_give_the_same_numbers(texts, n):
+    loops = pytest.importorskip("mt.dataprep.loops", reason="numba is missing")
+    hashes, first = minhash.shingle(*minhash.batch_words(texts), n)
+    compiled, starts, bare, ends = loops.word_shingles([minhash.word_bytes(t) for t in texts], n)
+    assert (hashes.tolist(), first.tolist()) == (compiled.tolist(), starts.tolist())
+    for text, start, end in zip(texts, ends, ends[1:]):
+        if text.isascii():
+            assert bare[start:end].tobytes().decode() == "".join(text.split())
+    if len(texts := [t for t in texts if words_of(t)]):
+        hashes, first = minhash.shingle(*minhash.batch_words(texts), n)
+        assert (minhash.signatures(hashes, first, 7) == minhash.signatures(hashes, first, 7, compiled=True)).all()

@@ -1,6 +1,8 @@
 """Redaction: what is found, what is left alone, and that long texts cost no more than reading."""
 
 import ipaddress
+import json
+import re
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from mt.dataprep.rules import compile_rules
     [
         ("Write to jane.doe+x@mail.example-site.co.uk, please.", "Write to email@example.com, please."),
         ("<a@b.de>; (müller@bücher.de).", "<email@example.com>; (email@example.com)."),
+        ("x@почта.xn--p1ai.", "email@example.com."),
         ("mailto:x_y@z.org", "mailto:email@example.com"),
         ("The host 8.8.8.8 and 2001:4860:4860::8888 answer.", "The host 192.0.2.1 and 2001:db8::1 answer."),
         ("Ping 93.184.216.34.", "Ping 192.0.2.1."),
@@ -45,6 +48,26 @@ def test_what_only_looks_like_one_stays(text):
 def test_every_public_address_goes_and_every_other_one_stays(address, around):
     said = redact(f"{around} {address} x", phone=False)
     assert (str(address) in said) == (not ipaddress.ip_address(address).is_global)
+
+
+@given(st.emails(), st.sampled_from(["", " ", "<", "(", ",", "mailto:"]), st.sampled_from(["", " ", ">", ").", ", "]))
+def test_every_email_address_that_datatrove_finds_goes(address, before, after):
+    pii = pytest.importorskip("datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt[dev]'")
+    found = pii.PIIFormatter().emails_replacer.regex.findall(redact(f"{before}{address}{after}", phone=False))
+    assert all(left.endswith("email@example.com") for left in found)
+
+
+def test_the_addresses_that_datatrove_finds_in_reviews_go(shared):
+    pii = pytest.importorskip("datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt[dev]'")
+    texts = [json.loads(line)["text"] for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()]
+    theirs = pii.PIIFormatter()
+    for text in (t for t in texts if "@" in t):
+        wanted = [w for w in theirs.emails_replacer.regex.findall(text) if re.search(r"\.[a-z]{2,}$", w)]
+        assert not any(w in redact(text) for w in wanted if w != "email@example.com")
+
+
+def test_private_addresses_go_where_that_is_asked_for():
+    assert redact("10.0.0.7 and fe80::1, 300.1.1.1", private_ip=True) == "192.0.2.1 and 2001:db8::1, 300.1.1.1"
 
 
 def test_each_kind_can_be_left_out_and_the_edit_is_counted():

@@ -49,6 +49,8 @@ def test_what_the_gate_lets_through_needs_nothing(segment):
         ("good Â day", "good \xa0day"),
         ("“quotes” and ’s", "\"quotes\" and 's"),
         ("aп¬ЃЕ“a", "afiœa"),  # Cyrillic letters, which ftfy's expression has as a range
+        ("x" * 250 + " РґРµРЅСЊ", "x" * 250 + " день"),  # a pair far from all else
+        ("x" * 250 + "a\x07", "x" * 250 + "a"),
         ("fÃ quele" + "x" * 80, "fàquele" + "x" * 80),  # as far as ftfy looks around
         ("x" * 80 + " Ã " + "y" * 80, "x" * 80 + " à " + "y" * 80),
         ("a\r\nb", "a\nb"),

@@ -1,74 +1,24 @@
-"""Rules and edits: each against a plain reading of its paper, and at both sides of its thresholds."""
+"""The language of rules: each rule and edit at both sides of its thresholds, parameters, and what is refused."""
 
-import json
+import inspect
 import re
-from collections import Counter
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mt.config import UserError
-from mt.dataprep.rules import Drop, Text, compile_rules, gopher_repetition
+from mt.dataprep import rules
+from mt.dataprep.rules import Drop, compile_rules
+from mt.tokenizer import TokenizerConfig, load
 
 SENTENCE = "The people that have seen the old house speak of it with a smile"
+LONG = f"{SENTENCE}, and then there were others, of whom we know nothing since nobody has ever written down what these have said"
 
 
 def verdict(rule, text):
     """The reason why a rule drops a text, or None."""
     outcome = compile_rules([rule])(text)
     return str(outcome) if isinstance(outcome, Drop) else None
-
-
-def reference_repetition(text, words):
-    """Gopher's table A1 word by word, with strings and loops."""
-    chars = len(text)
-
-    def repeated(items):
-        seen, count, size = set(), 0, 0
-        for item in items:
-            if item in seen:
-                count, size = count + 1, size + len(item)
-            seen.add(item)
-        return count, size
-
-    for name, items in (("repeated_paragraphs", re.split(r"\n{2,}", text.strip())), ("repeated_lines", re.split(r"\n+", text))):
-        count, size = repeated(items)
-        if count / len(items) > 0.3 or size / chars > 0.2:
-            return name
-    for n, limit in ((2, 0.2), (3, 0.18), (4, 0.16)):
-        grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-        if grams:
-            gram, count = Counter(grams).most_common(1)[0]
-            if len(gram) * count / chars > limit:
-                return f"top_{n}gram"
-    for n, limit in zip(range(5, 11), (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)):
-        seen, size, i = set(), 0, 0
-        while i < len(words) - n + 1:
-            gram = tuple(words[i : i + n])
-            if gram in seen:
-                size += sum(map(len, gram))
-                i += n
-            else:
-                seen.add(gram)
-                i += 1
-        if size / chars > limit:
-            return f"repeated_{n}grams"
-    return None
-
-
-@given(st.lists(st.sampled_from(["a", "bc", "def", "ghij", "one", "two", "three", "\n", "\n\n"]) | st.text("xyz", min_size=1, max_size=9), min_size=1, max_size=120))
-def test_gopher_repetition_agrees_with_loops_over_strings(words):
-    text = " ".join(words)
-    view = Text(text)
-    assert gopher_repetition(view) == reference_repetition(text, view.words)
-
-
-def test_gopher_repetition_agrees_with_loops_over_strings_on_the_speeches(shared):
-    texts = [json.loads(line)["text"] for line in (shared / "data/corpus/speeches.jsonl").read_bytes().splitlines()[:60]]
-    for text in [*texts, *(t[:300] * 3 for t in texts[:20]), *(t[:80] + t[:2000] + t[:80] for t in texts[:20])]:
-        view = Text(text)
-        assert gopher_repetition(view) == reference_repetition(text, view.words)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +29,12 @@ def test_gopher_repetition_agrees_with_loops_over_strings_on_the_speeches(shared
         ("length min_words=3", "a b c", "a b", "too_few_words"),
         ("length max_words=2", "a b", "a b c", "too_many_words"),
         ("length", "a", " \n ", "too_short"),
+        ("gopher_repetition", LONG, f"{LONG} {' out west '.join('0123456789')}", "top_2gram"),
+        ("gopher_repetition", f"{LONG}\n\nOther people", f"{LONG}\n\n" * 2, "repeated_paragraphs"),
+        ("c4_paragraphs", f"{'x' * 200}\n" * 3, f"{'x' * 200}\n" * 2, "c4_too_few_paragraphs"),
+        ("tokens", "x" * 512, "x" * 511, "too_few_tokens"),
+        ("tokens min_tokens=0 max_tokens=3", "x" * 12, "x" * 13, "too_many_tokens"),
+        ("language max_chars=60", "Alle Menschen sind frei und gleich an Würde und Rechten geboren.", "Alle Menschen sind frei und gleich an Würde", "language_de"),
         ("javascript", "x" * 240 + " javascript here", "Please enable JavaScript", "javascript_notice"),
         ("gopher_quality", f"{SENTENCE} " * 4, f"{SENTENCE} " * 3, "gopher_too_few_words"),
         ("gopher_quality min_words=1 max_words=14", SENTENCE, f"{SENTENCE} more", "gopher_too_many_words"),
@@ -112,12 +68,44 @@ def test_c4_keeps_the_lines_that_read_like_prose():
     assert compile_rules(["c4 min_sentences=1 terminal_punctuation=false"])(text).startswith("Home | About | Contact\nThe first")
 
 
+def test_the_page_of_documentation_names_every_rule_and_parameter():
+    page = (Path(rules.__file__).parents[1] / "docs/cleaning.md").read_text(encoding="utf-8")
+    rows = {found[1]: found[0] for found in re.finditer(r"^\| `(\w+)` \|.*$", page.partition("## Presets")[0], re.MULTILINE)}
+    for name, function in (rules.RULES | rules.EDITS).items():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and not re.match(r"tokenizer|max_(top_3|dup_[6-9])gram", parameter.name):
+                assert f"{parameter.name}=" in rows[name], f"{name}: {parameter.name}"
+    assert set(rules.RULES | rules.EDITS) <= set(rows)
+
+
+def test_tokens_are_counted_by_the_tokenizer_that_is_named_and_only_where_it_matters():
+    apply = compile_rules(["tokens min_tokens=5 sure_chars=8"], load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")))
+    assert apply("four") == "four"  # four bytes and the end of the document
+    assert apply("3by") == "too_few_tokens"
+    counted = []
+
+    class Counting:
+        def encode(self, text):
+            counted.append(text)
+            return [0]
+
+    apply = compile_rules(["tokens min_tokens=5 sure_chars=8"], Counting())
+    assert apply("x" * 40) == "x" * 40
+    assert apply("x" * 39) == "too_few_tokens"
+    assert counted == ["x" * 39]
+
+
 def test_whitespace_leaves_indentation_and_single_empty_lines():
     assert compile_rules(["whitespace"])("\n\n  a \t\n    b\u00a0 \n\n\n\n\nc  ") == "  a\n    b\n\nc"
 
 
 def test_join_lines_does_what_megatrons_general_cleaning_does():
     assert compile_rules(["join_lines"])("a word\n\nnext  two\nend.\nStart") == "a word next two end.\nStart"
+
+
+def test_unicode_is_normalized_on_request():
+    assert compile_rules(["normalize_unicode"])("e\u0301 ﬁ") == "é ﬁ"
+    assert compile_rules(["normalize_unicode form=NFKC"])("e\u0301 ﬁ") == "é fi"
 
 
 def test_edits_and_rules_run_in_order_and_edits_are_counted():
@@ -129,13 +117,17 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("gopher_qualty", r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are boilerplate_lines, c4, "),
+        ("gopher_qualty", r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are boilerplate_lines, c4, c4_paragraphs, "),
         ("length min_char=3", r"length has no parameter 'min_char'; did you mean min_chars\?; it takes min_chars, max_chars"),
         ("whitespace all=true", r"whitespace has no parameter 'all'; it takes none"),
         ("length min_chars", r"min_chars must be a whole number, as in min_chars=0"),
         ("length min_chars=0.5", "min_chars must be a whole number"),
         ("c4 terminal_punctuation=3", "terminal_punctuation must be true or false, as in terminal_punctuation=true"),
         ("fineweb max_short_lines=many", "max_short_lines must be a number"),
+        ("c4 split=pages", "split must be lines or sentences, as in split=lines"),
+        ("gopher_quality words=", "words must be space or apart, as in words=space"),
+        ("fineweb line_ends=", "line_ends must be a text, as in line_ends=.!?"),
+        ("tokens tokenizer=gpt2", "tokens has no parameter 'tokenizer'; it takes min_tokens, max_tokens, sure_chars"),
         ("", "no such rule"),
     ],
 )

@@ -70,6 +70,33 @@ def test_every_file_is_a_shard_and_packing_does_not_matter(tmp_path):
     assert (tmp_path / "out/00000.jsonl").read_bytes() == (tmp_path / "out/00001.jsonl").read_bytes()
 
 
+def converted(identity, text, language="eng", pack=gzip.compress):
+    head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:uuid:{identity}>\r\nWARC-Target-URI: http://a.org/{identity}\r\nWARC-Date: 2024-05-01T00:00:00Z\r\n"
+    spoken = f"WARC-Identified-Content-Language: {language}\r\n" if language else ""
+    return pack(f"{head}{spoken}Content-Type: text/plain\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text + b"\r\n\r\n")
+
+
+def test_the_text_of_a_wet_file_stays_as_it_is(tmp_path):
+    text = "Überschrift\n\nHome | About\nA story.\n"
+    write(tmp_path, RECORDS[0] + converted("one", text.encode()) + converted("two", b" \n", None) + converted("three", b"caf\xe9") + converted("four", b"Last.", None), "a.warc.wet.gz")
+    write(tmp_path, b"".join(converted("five", b"Plain.", pack=bytes) for _ in range(2)), "b.wet")
+    summary = extract(config(tmp_path))
+    found = [json.loads(line) for name in ("00000", "00001") for line in (tmp_path / f"out/{name}.jsonl").open()]
+    assert found[0] == {"id": "one", "text": text.strip(), "url": "http://a.org/one", "date": "2024-05-01T00:00:00Z", "language": "eng"}
+    assert [(d["id"], d["text"], "language" in d) for d in found[1:]] == [("four", "Last.", False), ("five", "Plain.", True), ("five", "Plain.", True)]
+    assert summary["counts"]["removed"] == {"empty": 1}
+    assert summary["counts"]["rows_in"] == 6
+    (reject,) = map(json.loads, (tmp_path / "out/rejects.jsonl").open())
+    assert (reject["place"], reject["reason"]) == ("record three", "byte 3 of the text is not UTF-8")
+
+
+def test_a_crawl_file_becomes_several_files_where_the_text_of_one_would_be_too_much(tmp_path):
+    write(tmp_path, b"".join(converted(f"{i}", f"{i} {STORY}".encode()) for i in range(20)), "a.warc.wet.gz")
+    summary = extract(config(tmp_path, shard_bytes=2000))
+    files = [(o["name"], o["rows"]) for o in summary["outputs"] if "rows" in o]
+    assert files == [("00000.jsonl", 7), ("00000_001.jsonl", 7), ("00000_002.jsonl", 6)]
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path, share):
     data = response("last", page(STORY * 9))

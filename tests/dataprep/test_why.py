@@ -8,6 +8,7 @@ from mt import cli
 from mt.config import UserError
 from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
 from mt.dataprep.dedup import DedupConfig, dedup
+from mt.dataprep.urls import UrlsConfig, urls
 from mt.dataprep.why import WhyConfig, why
 
 SENTENCE = "A sentence of some words that says little but says it at length. "
@@ -36,7 +37,7 @@ def ran(tmp_path):
     common = {"workers": 1, "on_error": "skip"}
     dedup(DedupConfig(input=(source,), output=str(run / "c-exact"), method="exact", **common))
     dedup(DedupConfig(input=(str(run / "c-exact"),), output=str(run / "b-near"), bands=50, rows=2, **common))
-    decontaminate(DecontaminateConfig(input=(str(run / "b-near"),), output=str(run / "a-clean"), against=(test,), **common))
+    decontaminate(DecontaminateConfig(input=(str(run / "b-near"),), output=str(run / "a-clean"), evaluation=(test,), **common))
     return run
 
 
@@ -68,12 +69,23 @@ def test_contamination_and_what_could_not_be_read_are_told(ran):
 def test_a_document_that_was_cut_is_found_as_its_pieces(ran):
     found = ask(ran, "cut")
     assert [k["id"] for k in found["kept"]] == ["cut#1", "cut#2"]
-    assert found["steps"] == []
+    (step,) = found["steps"]
+    assert (step["id"], step["reason"], step["pieces"], step["against"], step["example"]) == ("cut", "cut", 2, ["test.jsonl"], SECRET)
+    assert found["text"].startswith("cut: changed by data decontaminate")
 
 
 def test_stages_named_one_by_one_tell_the_same_in_any_order(ran):
     named = why(WhyConfig(id="copy", run_dir=tuple(str(ran / n) for n in ("a-clean", "b-near", "c-exact"))))
     assert named == ask(ran, "copy")
+
+
+def test_a_url_that_stood_before_is_both_removed_and_kept(tmp_path):
+    (tmp_path / "urls.txt").write_text("http://example.org/a\nhttp://example.org/b\nhttp://example.org/a\nhttp://imgur.com/c\n")
+    urls(UrlsConfig(input=(str(tmp_path / "urls.txt"),), output=str(tmp_path / "out"), workers=1))
+    found = ask(tmp_path / "out", "http://example.org/a")
+    assert [s["reason"] for s in found["steps"]] == ["duplicate"]
+    assert found["kept"] == [{"id": "http://example.org/a", "file": str(tmp_path / "out/00000.txt")}]
+    assert ask(tmp_path / "out", "http://imgur.com/c")["kept"] == []
 
 
 @pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])

@@ -3,13 +3,16 @@
 import bz2
 import gzip
 import json
+import random
 import sys
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
 
 from mt import cli
 from mt.config import UserError
+from mt.dataprep import bzip2, wikipedia
 from mt.dataprep.extract import ExtractConfig, extract
 from mt.dataprep.wikipedia import plain_text
 
@@ -47,7 +50,7 @@ def dump(folder, pages=PAGES, name="dewiki.xml.bz2", pack=bz2.compress):
 
 
 def config(source, output, **more):
-    return ExtractConfig(source="wikipedia", input=(source,), output=str(output), **{"workers": 1, "block_bytes": 20_000} | more)
+    return ExtractConfig(source="wikipedia", input=(source,), output=str(output), **{"workers": 1, "shard_bytes": 20_000} | more)
 
 
 def read(folder):
@@ -66,33 +69,80 @@ def test_articles_come_with_address_and_title_and_every_other_page_with_its_reas
     assert removed[0] == {"id": "2", "reason": "redirect", "title": "Heim"}
 
 
-def test_neither_workers_nor_packing_nor_an_earlier_kill_change_a_byte(tmp_path):
-    def two_streams(data):
-        return bz2.compress(data[:5000]) + bz2.compress(data[5000:])
-    sources = {"1": dump(tmp_path), "2": dump(tmp_path, name="streams.xml.bz2", pack=two_streams), "3": dump(tmp_path, name="a.xml.gz", pack=gzip.compress), "4": dump(tmp_path, name="b.xml", pack=bytes)}
-    for name, source in sources.items():
-        extract(config(source, tmp_path / name, workers=int(name) % 2 + 1))
-    whole = {p.name: p.read_bytes() for p in (tmp_path / "1").glob("0*.jsonl")}
-    assert len(whole) > 3
-    for name in "234":
-        assert {p.name: p.read_bytes() for p in (tmp_path / name).glob("0*.jsonl")} == whole
+def pack_streams(data, size=5_000):
+    """As a parallel bzip2 packs: a stream wherever it likes, amid pages and tags."""
+    return b"".join(bz2.compress(data[i : i + size]) for i in range(0, len(data), size))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "files"),
+    [("one.xml.bz2", bz2.compress, 2), ("many.xml.bz2", pack_streams, 7), ("odd.xml.bz2", lambda d: pack_streams(d, 1_777), 9), ("a.xml.gz", gzip.compress, 1), ("a.xml", bytes, 20)],
+)
+def test_however_a_dump_is_packed_and_cut_every_page_is_read_once_by_any_number_of_workers(tmp_path, name, pack, files):
+    extract(config(dump(tmp_path), tmp_path / "whole"))
+    source = dump(tmp_path, name=name, pack=pack)
+    size = max(1 << 10, wikipedia.EXPANSION * Path(source).stat().st_size // files) if name.endswith("bz2") else 8_000
+    for workers in (1, 2):
+        extract(config(source, tmp_path / f"{workers}", workers=workers, shard_bytes=size))
+    assert read(tmp_path / "1") == read(tmp_path / "whole")
+    of = lambda folder: {str(p.relative_to(tmp_path / folder)): p.read_bytes() for p in (tmp_path / folder).rglob("*.jsonl")}
+    assert of("1") == of("2")
+    assert len(list((tmp_path / "1").glob("0*.jsonl"))) >= files
+    assert len(wikipedia.parts(source, size)) >= min(files, 2) or name.endswith(".gz")
+
+
+def test_a_single_stream_of_many_blocks_is_cut_between_them(tmp_path):
+    letters = random.Random(3)
+    noise = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz ", k=20_000)) for _ in range(150)]
+    source = dump(tmp_path, [page(i, f"P {i}", text) for i, text in enumerate(noise)])
+    size = Path(source).stat().st_size
+    pieces = [list(bzip2.text_from(source, size * i // 4, size * (i + 1) // 4)) for i in range(4)]
+    mine = [b"".join(text for text, own in piece if own) for piece in pieces]
+    assert b"".join(mine) == bz2.decompress(Path(source).read_bytes())
+    assert sum(map(bool, mine)) > 2
+    summary = extract(config(source, tmp_path / "out", shard_bytes=size))
+    assert len([o for o in summary["outputs"] if o.get("rows")]) > 2
+    assert [d["id"] for d in read(tmp_path / "out")] == [str(i) for i in range(150)]
+
+
+def test_bits_inside_a_block_that_look_like_the_beginning_of_one_do_no_harm_and_damage_is_noticed(tmp_path, monkeypatch):
+    text = bytes(random.Random(1).choices(b"abcdefgh ", k=500_000))
+    path = tmp_path / "a.bz2"
+    path.write_bytes(bz2.compress(text, 1))
+    original = bzip2._Window.marks
+
+    def with_a_false_one(self):
+        for number, (bit, mark) in enumerate(original(self)):
+            yield bit, mark
+            if number == 1:
+                yield bit + 1001, bzip2.BLOCK
+
+    monkeypatch.setattr(bzip2._Window, "marks", with_a_false_one)
+    assert b"".join(t for t, _ in bzip2.text_from(str(path), 0, 10**9)) == text
+    monkeypatch.undo()
+    packed = path.read_bytes()
+    chance = random.Random(2)
+    for place in [len(packed) // 2, *(chance.randrange(20, len(packed) - 20) for _ in range(5))]:
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :])
+        with pytest.raises((OSError, EOFError)):
+            list(bzip2.text_from(str(path), 0, 10**9))
 
 
 def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     module = sys.modules["mt.dataprep.extract"]
-    source, written = dump(tmp_path), []
-    original = module._write_block
+    source, written = dump(tmp_path, name="a.xml", pack=bytes), []
+    original = module.write_shard
 
-    def dies_at_two(index, *rest):
-        if index == 2:
+    def dies_at_two(item, **how):
+        if item[0] == 2:
             raise KeyboardInterrupt
-        return original(index, *rest)
+        return original(item, **how)
 
-    monkeypatch.setattr(module, "_write_block", dies_at_two)
+    monkeypatch.setattr(module, "write_shard", dies_at_two)
     with pytest.raises(KeyboardInterrupt):
         extract(config(source, tmp_path / "out"))
     assert len(list((tmp_path / "out/parts").glob("*.json"))) == 2
-    monkeypatch.setattr(module, "_write_block", lambda *a: written.append(a[0]) or original(*a))
+    monkeypatch.setattr(module, "write_shard", lambda item, **how: written.append(item[0]) or original(item, **how))
     extract(config(source, tmp_path / "out"))
     assert written[0] == 2
     assert not (tmp_path / "out/parts").exists()
@@ -113,6 +163,7 @@ def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypa
         ("1&nbsp;000 &lt;b&gt; <b>bold</b><br/>next __NOTOC__", "1 000 <b> bold\nnext"),
         ("Euler: <math>e^{i\\pi} = -1</math>.", "Euler: e^{i\\pi} = -1."),
         ("== {{only}} ==\n'''", ""),
+        ("No &#xD800; character", "No ? character"),
     ],
 )
 def test_what_a_reader_sees_stays_and_markup_goes(wikitext, text):
