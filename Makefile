@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint layouts clean
 demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
@@ -13,6 +13,10 @@ test: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+
+# Every parallel layout beside one process: the table of docs/parallelism.md.
+layouts: $(VENV)/.installed-dev
+	$(BIN)/python -W ignore -m tests.train.layouts
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mt needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11"; exit 1; }

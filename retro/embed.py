@@ -64,7 +64,7 @@ class Embedder:
         """tokens (B, T) int64, lengths (B,) -> (B, D)."""
         positions = torch.arange(tokens.shape[1])
         present = positions < lengths[:, None]
-        hidden = self.model(tokens, attention_mask=present)  # (B, T, D)
+        hidden = self.model(tokens, present)  # (B, T, D)
         counted = present if self.own_rule else (positions >= 1) & (positions < lengths[:, None] - 1)
         weights = counted.to(hidden.dtype)[..., None]
         mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,14 +1,15 @@
 """here tokens become batches: order, this rank's share, inputs, targets, loss mask, position to resume from.
 
 The only position is the number of samples consumed. A global batch of size b after c samples is samples c to c + b of
-the dataset's shuffled order, cut into micro-batches one after the other; rank r of w takes micro-batches r, r + w,
-r + 2w, ... (Megatron-LM's order). So every data-parallel size sees the same global batches.
+the dataset's shuffled order, cut into micro-batches one after the other; replica r of w takes micro-batches r, r + w,
+r + 2w, ... (Megatron-LM's order). So every data-parallel size sees the same global batches. The ranks of a replica read
+the same samples, and context-parallel ones keep their tokens of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,9 +18,33 @@ from torch import Tensor
 
 from ..config import UserError, option
 from ..indexed.fim import FimDataset
-from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, layout
+from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets, layout
+from ..indexed.masked import BertConfig, MaskedDataset, T5Config, build_bert_datasets, build_t5_datasets
 from ..indexed.remote import is_remote
+from ..tokenizer import Tokenizer
+from .model.attention import Documents
+from .model.layers import ModelConfig
+from .parallel.context import cut
 from .parallel.mesh import Mesh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(T5Config):
+    """The data settings of training: those of every family, and those that only BERT's and T5's samples have."""
+
+    def __post_init__(self):
+        DataConfig.__post_init__(self)  # the rest is checked where such samples are built
+
+
+def build_samples(model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]) -> tuple[Dataset | None, ...]:
+    """The train, valid and test datasets of a family of models: see indexed.gpt.build_datasets."""
+    if model.family == "gpt":
+        return build_datasets(data, num_samples)
+    shared = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    if model.family == "t5":
+        return build_t5_datasets(T5Config(**shared), tokenizer, num_samples)
+    shared.pop("decoder_seq_length")
+    return build_bert_datasets(BertConfig(**shared, bert_binary_head=model.bert_binary_head), tokenizer, num_samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +66,23 @@ class PackingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass on one rank. B samples of T tokens."""
+    """One forward pass on one rank: B samples of T tokens. None: the model's family does not read it."""
 
     index: int  # its place in the global batch, the same at every data-parallel size
-    tokens: Tensor  # (B, T) int64
-    labels: Tensor  # (B, T) int64: the token after each
-    loss_mask: Tensor  # (B, T) float32: each target's weight in the loss
-    positions: Tensor | None = None  # (B, T) int64; None: 0, 1, 2 ...
-    mask: Tensor | None = None  # (B, 1, T, T) bool, True where a query may look; None: at all that came before
+    tokens: Tensor  # (B, T) int64; t5: the decoder's
+    labels: Tensor  # (B, T) int64: the token after each; bert: the one that was masked
+    loss_mask: Tensor  # (B, T) float32: each label's weight in the loss
+    positions: Tensor | None = None  # gpt: (B, T) int64; None: 0, 1, 2 ...
+    documents: Documents | None = None  # gpt: tokens see their own document alone; None: all that came before
+    token_types: Tensor | None = None  # bert: (B, T) int64, 0 in the first segment, 1 in the second
+    padding_mask: Tensor | None = None  # (B, T) bool, true where there is a token; t5: (B, S), of encoder_tokens
+    swapped: Tensor | None = None  # bert: (B,) int64, 1 where the second segment came first
+    encoder_tokens: Tensor | None = None  # t5: (B, S) int64
+
+    def arguments(self) -> dict:
+        """For the model's `loss`."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "index"}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Batches:
@@ -71,32 +105,47 @@ class Batches:
                 yield reading.result()
 
     def global_batch(self, consumed: int, size: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the `size` samples after the first `consumed`. size: a multiple of micro-batch x ranks."""
+        """This rank's micro-batches of the `size` samples after the first `consumed`. size: a multiple of micro-batch x replicas."""
         count = size // self.micro_batch_size
-        return [self._micro_batch(consumed, index) for index in range(self.mesh.rank, count, self.mesh.world_size)]
+        return [self._micro_batch(consumed, index) for index in range(self.mesh.dp.rank, count, self.mesh.dp.size)]
 
     def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
         start = consumed + index * self.micro_batch_size
         samples = self.dataset.batch(np.arange(start, start + self.micro_batch_size))
+        return self._masked(index, samples) if isinstance(samples, dict) else self._causal(index, samples)
+
+    def _causal(self, index: int, samples: np.ndarray) -> MicroBatch:
+        """samples: (B, T + 1) int64."""
         _check_range(samples, self.vocab_size)
         packed = layout(samples[:, :-1], self.eod) if self.packing.any() else None
         samples = self._to_device(samples)
         tokens, labels = samples[:, :-1], samples[:, 1:]
         loss_mask = (tokens != self.eod).float() if self.packing.eod_mask_loss else torch.ones(labels.shape, device=labels.device)
         positions = self._to_device(packed.position_ids) if self.packing.reset_position_ids else None
-        mask = same_document(self._to_device(packed.document_ids)) if self.packing.reset_attention_mask else None
-        return MicroBatch(index, tokens, labels, loss_mask, positions, mask)
+        documents = None
+        if self.packing.reset_attention_mask:
+            documents = Documents(self._to_device(packed.document_ids), self._to_device(packed.cu_seqlens), packed.max_seqlen)
+        return cut(MicroBatch(index, tokens, labels, loss_mask, positions, documents), self.mesh.cp)
+
+    def _masked(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
+        """samples: as indexed.masked gives them, BERT's or T5's."""
+        bert = "text" in samples
+        for name in ("text",) if bert else ("text_enc", "text_dec"):
+            _check_range(samples[name], self.vocab_size)
+        here = {name: self._to_device(array) for name, array in samples.items()}
+        labels = here["labels"].clamp(min=0)  # -1 stands where the loss mask is 0
+        if bert:
+            return MicroBatch(
+                index, here["text"], labels, here["loss_mask"].float(), token_types=here["types"],
+                padding_mask=here["padding_mask"].bool(), swapped=here["is_random"],
+            )
+        return MicroBatch(
+            index, here["text_dec"], labels, here["loss_mask"].float(), padding_mask=here["enc_mask"].bool(), encoder_tokens=here["text_enc"],
+        )
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.mesh.device, non_blocking=True) if self.mesh.device.type == "cuda" else tensor
-
-
-def same_document(document_ids: Tensor) -> Tensor:
-    """(B, 1, T, T) bool: which keys a query sees that sees its own document alone, and nothing later. document_ids: (B, T)."""
-    T = document_ids.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
-    return ((document_ids[:, :, None] == document_ids[:, None, :]) & causal)[:, None]
 
 
 def _check_range(tokens: np.ndarray, vocab_size: int) -> None:
@@ -130,9 +179,11 @@ COUNTED_REMOTE_TOKENS = 1 << 25  # what a network gives in that time
 COUNTED_AT_A_TIME = 1 << 22
 
 
-def _tokens(source: GPTDataset) -> Iterator[np.ndarray]:
-    """The first tokens of the source's range of sequences, which lie back to back in its file, in blocks."""
+def _tokens(source: GPTDataset | MaskedDataset) -> Iterator[np.ndarray]:
+    """The first tokens of the source's range, which lie back to back in its file, in blocks."""
     indexed, (first, end) = source.indexed, source.range
+    if isinstance(source, MaskedDataset):  # whose range is one of documents
+        first, end = (int(indexed.document_indices[i]) for i in (first, end))
     start = int(indexed.pointers[first]) // indexed.dtype.itemsize
     most = COUNTED_REMOTE_TOKENS if is_remote(indexed.prefix) else COUNTED_TOKENS
     stop = start + min(most, int(indexed.lengths[first:end].sum(dtype=np.int64)))
@@ -140,7 +191,7 @@ def _tokens(source: GPTDataset) -> Iterator[np.ndarray]:
         yield indexed.tokens[at : min(stop, at + COUNTED_AT_A_TIME)]
 
 
-def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset]]:
+def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | MaskedDataset]]:
     if isinstance(dataset, FimDataset):
         return _sources(dataset.dataset)
     return list(zip(dataset.weights, dataset.datasets)) if isinstance(dataset, BlendedDataset) else [(1.0, dataset)]

@@ -2,19 +2,22 @@
 
     SAVE/step_00000300/
         .metadata, __R_N.distcp     model and optimizer tensors, each rank's pieces (torch.distributed.checkpoint);
-                                    their names: model.NAME, exp_avg.NAME, exp_avg_sq.NAME
+                                    their names: model.NAME, exp_avg.NAME, exp_avg_sq.NAME (momentum_buffer.NAME)
         config.yaml                 the resolved configuration
         tokenizer/                  the tokenizer
-        state.json                  step, samples and tokens consumed, the data's identity, what of the log is
-                                    pending, and the size and digest of every other file; written last
+        state.json                  progress (step, samples and tokens consumed ...), the data's identity, and the size
+                                    and digest of every other file; written last
 
-A checkpoint is written beside, under a name with a leading dot, and renamed when it is whole. No state of a random
-generator is kept, because none lasts longer than a micro-batch (loop.forward_backward).
+A checkpoint is written beside, under a name with a leading dot, and renamed when it is whole. With --async-save that is
+done by a thread from copies, while training goes on; the bytes are the same. Weights are float32 whatever the model
+computes in. No state of a random generator is kept, because none lasts longer than a micro-batch
+(step.forward_backward).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import os
@@ -22,23 +25,26 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from .. import manifest
 from ..config import Failure, UserError, build, check, option, read_yaml, to_dict
-from ..indexed.gpt import DataConfig
-from ..tokenizer import Tokenizer, TokenizerConfig, load_directory
-from .model.gpt import GPT
+from ..tokenizer import Tokenizer, load_directory
+from .convert.foreign import ForeignReader, is_foreign, open_foreign
+from .model.build import build_model
 from .model.layers import ModelConfig
+from .optimizer import MOMENTS, moments
 from .parallel.mesh import Mesh
 
 
@@ -47,15 +53,25 @@ class CheckpointConfig:
     """Where checkpoints go and come from."""
 
     save: str = option(help="directory for checkpoints, log and manifest", role="output")
-    load: str | None = option(None, "start from the checkpoint in another run's directory (or from one of its step_* directories)", role="input")
+    load: str | None = option(None, "start from the checkpoint in another run's directory (or from one of its step_* directories); with --finetune also a directory of Hugging Face or Megatron-LM", role="input")
     finetune: bool = option(False, "take only the weights from --load: steps, data position and optimizer start anew")
+    ckpt_step: int | None = option(None, "the step of --load to start from (default: its newest)")
+    no_load_optim: bool = option(False, "take weights and position from --load, and begin with new moments")
+    use_checkpoint_opt_param_scheduler: bool = option(False, "take all settings of the optimizer from --load (default: those given here count)")
+    exit_on_missing_checkpoint: bool = option(False, "end at once where there is nothing to go on from, instead of beginning anew", role="runtime")
     save_interval: int = option(1000, "steps from one checkpoint to the next; the last step is always saved", role="runtime")
+    async_save: bool = option(False, "write checkpoints while training goes on; takes their size in memory once more", role="runtime")
+    no_save_optim: bool = option(False, "checkpoints without the optimizer's moments: a third of the size, but what goes on from one begins with new moments")
     keep_last: int = option(2, "checkpoints kept; 0 keeps all", role="runtime")
+    save_retain_interval: int | None = option(None, "checkpoints of steps that are multiples of this are kept for ever", role="runtime")
 
     def __post_init__(self):
         check(
             (self.save_interval >= 1, f"checkpoint.save_interval = {self.save_interval} must be at least 1"),
             (self.keep_last >= 0, f"checkpoint.keep_last = {self.keep_last} must not be negative"),
+            (self.save_retain_interval is None or self.save_retain_interval >= 1, f"checkpoint.save_retain_interval = {self.save_retain_interval} must be at least 1"),
+            (self.ckpt_step is None or self.load is not None, "checkpoint.ckpt_step needs --load: the run whose step it is"),
+            (not self.no_load_optim or self.load is not None, "checkpoint.no_load_optim needs --load: the checkpoint to start from"),
             (not self.finetune or self.load is not None, "checkpoint.finetune needs --load: the checkpoint to start from"),
         )
 
@@ -67,43 +83,91 @@ class Progress:
     step: int = 0
     consumed_samples: int = 0
     consumed_tokens: int = 0
+    updates: int = 0  # steps that changed the weights since the moments began
+    skipped_steps: int = 0  # that changed none
+    skipped_samples: int = 0  # and what they consumed, which the schedules do not count
+    loss_scale: dict = dataclasses.field(default_factory=dict)  # precision.LossScale.state
+    recent: list[list[float]] = dataclasses.field(default_factory=list)  # (loss, gradient norm) that spikes are measured against
     pending_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last log line
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, config, tokenizer: Tokenizer, data: dict, keep_last: int, mesh: Mesh) -> Path:
-    """Writes `folder/step_N` whole, from all ranks, then removes all but the newest `keep_last`; returns its path.
+class Saver:
+    """Writes the checkpoints of one run, from all ranks; with --async-save in a thread, one at a time."""
 
-    config: the resolved configuration. data: the training data's batches.identity.
-    """
-    final = folder / f"step_{progress.step:08d}"
-    partial = folder / f".{final.name}.partial"
-    mesh.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
-    writer = FileSystemWriter(partial)
-    writer.save_id = final.name  # in place of a random one: the same run writes the same bytes
-    try:
-        with _one_process_is_fine():
-            dcp.save(_tensors(model, optimizer), storage_writer=writer, no_dist=mesh.world_size == 1)
-    except CheckpointException as error:  # no Exception: `except Exception` would miss it
-        raise UserError(f"{final}: could not be written ({_cause(error)}); most likely the disk is full: free some space and run the same command again, it goes on from the checkpoint before") from None
+    def __init__(self, config, *, tokenizer: Tokenizer, data: dict, mesh: Mesh):
+        """config: the run's, resolved. data: the training data's batches.identity."""
+        self.config, self.tokenizer, self.data = config, tokenizer, data
+        self.folder = Path(config.checkpoint.save)
+        self.mesh = mesh.aside() if config.checkpoint.async_save else mesh
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
-    def seal() -> None:
+    def save(self, model: nn.Module, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Writes `step_N`, then removes what is not to be kept. Waits for the one before; raises what that one raised."""
+        self.wait()
+        tensors = named_tensors(model, weights, None if self.config.checkpoint.no_save_optim else optimizer)
+        if not self.config.checkpoint.async_save:
+            self._write(tensors, progress)
+            return
+        copies = {name: t.clone() if t.device.type == "cpu" else t.cpu() for name, t in tensors.items()}
+        self._thread = threading.Thread(target=self._write_aside, args=(copies, copy.deepcopy(progress)), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write_aside(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+        try:
+            self._write(tensors, progress)
+        except BaseException as error:  # whatever it is, the next `wait` raises it where it is heard
+            self._error = error
+
+    def _write(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+        final = self.folder / f"step_{progress.step:08d}"
+        partial = self.folder / f".{final.name}.partial"
+        self.mesh.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+        writer = FileSystemWriter(partial)
+        writer.save_id = final.name  # in place of a random one: the same run writes the same bytes
+        try:
+            with one_process_is_fine():
+                dcp.save(tensors, storage_writer=writer, process_group=self.mesh.group, no_dist=self.mesh.world_size == 1)
+        except CheckpointException as error:  # no Exception: `except Exception` would miss it
+            raise UserError(f"{final}: could not be written ({_cause(error)}); most likely the disk is full: free some space and run the same command again, it goes on from the checkpoint before") from None
+        self.mesh.on_main(lambda: self._seal(partial, final, progress))
+
+    def _seal(self, partial: Path, final: Path, progress: Progress) -> None:
         with manifest.atomic_write(partial / "config.yaml", "w") as file:
-            yaml.safe_dump(to_dict(config), file, sort_keys=False)
-        tokenizer.save(partial / "tokenizer")
-        files = [manifest.record(p, partial) for p in sorted(partial.rglob("*")) if p.is_file()]
-        files = [{k: f[k] for k in ("name", "bytes", "xxh3")} for f in files]
-        manifest.write_json(partial / "state.json", {**dataclasses.asdict(progress), "data": data, "files": files})
+            yaml.safe_dump(to_dict(self.config), file, sort_keys=False)
+        self.tokenizer.save(partial / "tokenizer")
+        seal(partial, progress, self.data)
         shutil.rmtree(final, ignore_errors=True)  # a broken one that was fallen back from
         os.rename(partial, final)
-        manifest.sync_directory(folder)
-        later = [p for p in _steps(folder) if _step(p) > progress.step]  # broken ones that were fallen back from
-        mine = [p for p in _steps(folder) if _step(p) <= progress.step]
-        for old in later + (mine[keep_last:] if keep_last else []):
-            os.rename(old, doomed := folder / f".{old.name}.partial")
+        manifest.sync_directory(self.folder)
+        for old in _superfluous(_steps(self.folder), progress.step, self.config.checkpoint):
+            os.rename(old, doomed := self.folder / f".{old.name}.partial")
             shutil.rmtree(doomed)
 
-    mesh.on_main(seal)
-    return final
+
+def seal(folder: Path, progress: Progress, data: dict | None) -> None:
+    """Writes state.json. data: batches.identity; None where there are weights alone."""
+    files = [manifest.record(p, folder) for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "state.json")]
+    files = [{k: f[k] for k in ("name", "bytes", "xxh3")} for f in files]
+    manifest.write_json(folder / "state.json", {**dataclasses.asdict(progress), "data": data, "files": files})
+
+
+def _superfluous(steps: list[Path], step: int, config: CheckpointConfig) -> list[Path]:
+    """What goes once `step` is written. steps: newest first."""
+    later = [p for p in steps if _step(p) > step]  # broken ones that were fallen back from
+    mine = [p for p in steps if _step(p) <= step]
+    every = config.save_retain_interval
+    old = [p for p in mine[config.keep_last :] if every is None or _step(p) % every] if config.keep_last else []
+    return later + old
 
 
 def _cause(error: CheckpointException) -> str:
@@ -113,24 +177,39 @@ def _cause(error: CheckpointException) -> str:
 
 
 @contextlib.contextmanager
-def _one_process_is_fine():
-    """Without torch.distributed's warning that it is not started."""
+def one_process_is_fine():
+    """Without torch.distributed's warning that it is not started; a mistake of the user's that it wraps comes out as itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((cause for cause in causes if isinstance(cause, UserError)), error) from None
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """Name -> tensor (or DTensor) of everything kept; made with zeros where the optimizer has not stepped yet."""
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            moments = optimizer.state[parameter]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if moment not in moments:
-                    moments[moment] = torch.zeros_like(parameter)
-                tensors[f"{moment}.{name}"] = moments[moment]
+def named_tensors(model: nn.Module, weights: Mapping[str, Tensor] | None = None, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Name -> tensor (or DTensor) of everything kept, zeros where the optimizer has not stepped yet.
+
+    weights: the float32 ones by name, where the model computes in others; the optimizer steps these.
+    """
+    weights = dict(model.named_parameters()) if weights is None else weights
+    tensors = {f"model.{name}": p.detach() for name, p in weights.items()}
+    tensors |= {f"model.{name}": b for name, b in _buffers(model).items()}
+    for name, weight in weights.items() if optimizer is not None else ():
+        state = optimizer.state[weight]
+        for moment in moments(optimizer):
+            if state.get(moment) is None:
+                state[moment] = torch.zeros_like(weight)
+                state.setdefault("step", torch.zeros((), device=weight.device))
+            tensors[f"{moment}.{name}"] = state[moment]
     return tensors
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that last longer than a step."""
+    lasting = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in lasting}
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -214,11 +293,20 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
-def find(path: str | Path) -> Path:
-    """The step directory meant by a path: itself, or the newest whole one in a run's directory."""
+def find(path: str | Path, step: int | None = None) -> Path:
+    """The step directory meant by a path: itself, or in a run's directory that of a step, by default the newest whole one.
+
+    Another library's checkpoint is what it is: see convert.foreign.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; check the path")
+    if is_foreign(path) and step is None:
+        return path
+    if step is not None:
+        run, path = path, path / f"step_{step:08d}"
+        if not path.exists():
+            raise UserError(f"{run}: has no checkpoint of step {step}, only of {', '.join(str(_step(p)) for p in reversed(_steps(run))) or 'none'}; choose one with --ckpt-step")
     if (path / "state.json").exists() or re.fullmatch(r"step_\d+", path.name):
         if wrong := whats_wrong(path):
             raise UserError(f"{path}: {wrong}; use another checkpoint")
@@ -232,37 +320,61 @@ def find(path: str | Path) -> Path:
     return found
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, mesh: Mesh | None = None) -> Progress:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, mesh: Mesh | None = None, *, weights: Mapping[str, Tensor] | None = None) -> Progress:
     """Fills a model and, if given, its optimizer from a step directory written at any layout; returns its progress.
 
-    Raises UserError when the checkpoint is of another shape.
+    weights: see named_tensors. Raises UserError when the checkpoint is of another shape, or has no moments for the optimizer.
     """
-    state = manifest.read_json(path / "state.json")
+    state = {} if is_foreign(path) else manifest.read_json(path / "state.json")
     check_shapes(path, model)
-    tensors = _tensors(model, optimizer)
-    with _one_process_is_fine():
-        dcp.load(tensors, storage_reader=Reader(path), no_dist=mesh is None or mesh.world_size == 1)
-    if optimizer is not None:
-        for moments in optimizer.state.values():
-            moments["step"] = torch.tensor(float(state["step"]), device=moments["exp_avg"].device)
-    return Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
+    if optimizer is not None and (missing := [m for m in moments(optimizer) if m not in held_moments(path)]):
+        raise UserError(f"{path}: has no {missing[0]} for the optimizer; give --no-load-optim to begin with new moments")
+    tensors = named_tensors(model, weights, optimizer)
+    with one_process_is_fine():
+        dcp.load(tensors, storage_reader=reader(path, model.config), no_dist=mesh is None or mesh.world_size == 1)
+    progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
+    progress.updates = state.get("updates", progress.step) if optimizer is not None else 0
+    for own in optimizer.state.values() if optimizer is not None else ():
+        if "step" in own:
+            own["step"].fill_(progress.updates)
+    return progress
 
 
-def position(path: Path) -> tuple[dict, int]:
-    """(identity of the data, samples consumed of it) of a step directory."""
+def reader(path: Path, config: ModelConfig) -> StorageReader:
+    """What reads a step directory, or another library's checkpoint. config: of the model to fill."""
+    return ForeignReader(open_foreign(path), config) if is_foreign(path) else Reader(path)
+
+
+def held_moments(path: Path) -> set[str]:
+    """Which of an optimizer's moments a step directory holds."""
+    return {name.split(".", 1)[0] for name in Reader(path).read_metadata().state_dict_metadata} & set(MOMENTS)
+
+
+def position(path: Path) -> tuple[dict, int] | None:
+    """(identity of the data, samples consumed of it) of a step directory; None where it holds weights alone."""
+    if is_foreign(path) or manifest.read_json(path / "state.json")["data"] is None:
+        return None
     state = manifest.read_json(path / "state.json")
     return state["data"], state["consumed_samples"]
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
     """Raises UserError, with the first difference, where a step directory holds another model's weights."""
-    held = Reader(path).read_metadata().state_dict_metadata
+    held = reader(path, model.config).read_metadata().state_dict_metadata
     held = {name.removeprefix("model."): tuple(m.size) for name, m in held.items() if name.startswith("model.")}
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {name: tuple(p.shape) for name, p in [*model.named_parameters(), *_buffers(model).items()]}
     for name in [*wanted, *held]:
         if held.get(name) != wanted.get(name):
             there, here = (f"{shapes[name]}" if name in shapes else "absent" for shapes in (held, wanted))
-            raise UserError(f"{path}: holds another model: {name} is {there} there and {here} here; give the model's settings as in {path / 'config.yaml'}")
+            remedy = f"--hf {path}" if (path / "config.json").exists() else f"the model's settings as in {path / 'config.yaml'}"
+            raise UserError(f"{path}: holds another model: {name} is {there} there and {here} here; give {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Of the samples that a model was trained on."""
+
+    seq_length: int = option(help="tokens of a sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,49 +382,24 @@ class ModelSettings:
     """The part of a saved configuration that a model's users need."""
 
     model: ModelConfig
-    data: DataConfig
-    tokenizer: TokenizerConfig
+    data: Lengths
 
 
 def saved_settings(path: Path) -> ModelSettings:
-    """From a step directory's config.yaml."""
+    """From a step directory's config.yaml, or from another library's settings."""
+    if is_foreign(path):
+        foreign = open_foreign(path)
+        return ModelSettings(foreign.config, Lengths(foreign.seq_length))
     tree = read_yaml(path / "config.yaml")
-    return build(ModelSettings, (str(path / "config.yaml"), {k: tree.get(k, {}) for k in ("model", "data", "tokenizer")}))
+    data = {name: value for name, value in tree.get("data", {}).items() if name == "seq_length"}
+    return build(ModelSettings, (str(path / "config.yaml"), {"model": tree.get("model", {}), "data": data}))
 
 
-def load_model(path: str | Path) -> tuple[GPT, Tokenizer, ModelSettings]:
-    """(model in eval mode on the GPU if there is one, its tokenizer, its settings) from a run's or a step's directory."""
+def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer, ModelSettings]:
+    """(model in eval mode on the GPU if there is one, its tokenizer, its settings) from a run's or a step's directory, or from Hugging Face's."""
     path = find(path)
     settings = saved_settings(path)
-    model = GPT(settings.model).eval().requires_grad_(False)
-    load(path, model, None)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_directory(path / "tokenizer"), settings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    POSITIONAL = "checkpoint"
-
-    checkpoint: str = option(help="a run's directory, or one of its step_* directories", role="input")
-
-
-def inspect(config: InspectConfig) -> dict:
-    """What a checkpoint holds: progress, settings, and every tensor's name, shape and dtype."""
-    path = find(config.checkpoint)
-    state = manifest.read_json(path / "state.json")
-    held = Reader(path).read_metadata().state_dict_metadata
-    tensors = {name: {"shape": list(m.size), "dtype": str(m.properties.dtype).removeprefix("torch.")} for name, m in held.items()}
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    parameters = sum(torch.Size(t["shape"]).numel() for t in weights.values())
-    size = sum(f["bytes"] for f in state["files"])
-    width = max(map(len, weights))
-    lines = [
-        f"{path}: step {state['step']:,}, {state['consumed_samples']:,} samples, {state['consumed_tokens']:,} tokens",
-        f"{parameters:,} parameters, {size / 1e6:,.1f} MB with the optimizer's moments",
-        *(f"  {name:<{width}}  {t['dtype']} {' x '.join(map(str, t['shape']))}" for name, t in weights.items()),
-    ]
-    return {
-        "text": "\n".join(lines), "path": str(path), "parameters": parameters, "bytes": size,
-        **{k: state[k] for k in ("step", "consumed_samples", "consumed_tokens", "data")},
-        "settings": read_yaml(path / "config.yaml"), "tensors": tensors,
-    }
+    tokenizer = open_foreign(path).tokenizer() if is_foreign(path) else load_directory(path / "tokenizer")
+    model = build_model(settings.model).eval().requires_grad_(False)
+    load(path, model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings

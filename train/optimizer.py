@@ -1,22 +1,28 @@
-"""AdamW with its decay groups, the learning rate's settings, and the clipping of gradients by their global norm."""
+"""AdamW and SGD with their decay groups, the schedules' settings, and the clipping of gradients by their global norm.
+
+What is stepped are the float32 weights, by name: a model's own, or their masters where it computes in narrower numbers
+(precision.py).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..config import UserError, check, option
-from .parallel.mesh import Mesh, local
-from .schedule import LearningRate
+from .parallel.mesh import Mesh, local, replicas
+from .schedule import LearningRate, WeightDecay
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) and the learning rate's course."""
+    """AdamW (Loshchilov and Hutter 2019) or SGD, and the courses of learning rate and weight decay."""
 
+    optimizer: Literal["adam", "sgd"] = option("adam", "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient")
     lr: float = option(3e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end of the decay")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option("cosine", "how it falls after the warm-up")
@@ -25,26 +31,37 @@ class OptimizerConfig:
     lr_warmup_fraction: float | None = option(None, "warm-up, as a fraction of the decay")
     lr_warmup_iters: int = option(0, "warm-up in steps")
     lr_warmup_samples: int = option(0, "warm-up in samples")
+    lr_warmup_init: float = option(0.0, "learning rate at the beginning of the warm-up")
     lr_wsd_decay_iters: int | None = option(None, "WSD: steps over which the rate falls at the end")
     lr_wsd_decay_samples: int | None = option(None, "WSD: samples over which the rate falls at the end")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = option("exponential", "WSD: how it falls")
     weight_decay: float = option(0.01, "decoupled weight decay; biases and other vectors have none")
+    start_weight_decay: float | None = option(None, "weight decay at the beginning, where it changes over the run")
+    end_weight_decay: float | None = option(None, "weight decay at the end")
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option("constant", "how it goes from start to end")
     adam_beta1: float = option(0.9, "decay of the first moment")
     adam_beta2: float = option(0.999, "decay of the second moment")
     adam_eps: float = option(1e-8, "added to the root of the second moment")
+    sgd_momentum: float = option(0.9, "of sgd")
     clip_grad: float = option(1.0, "largest norm of the whole gradient; 0 for no limit")
 
     def __post_init__(self):
         warmups = [n for n in ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples") if getattr(self, n)]
         pairs = [(a, b) for a, b in (("lr_decay_iters", "lr_decay_samples"), ("lr_wsd_decay_iters", "lr_wsd_decay_samples")) if getattr(self, a) and getattr(self, b)]
+        ends = (self.start_weight_decay, self.end_weight_decay)
+        constant = self.weight_decay_incr_style == "constant"
         check(
             (self.lr > 0, f"optimizer.lr = {self.lr} must be above 0"),
             (0 <= self.min_lr <= self.lr, f"optimizer.min_lr = {self.min_lr} must lie between 0 and lr = {self.lr}"),
+            (0 <= self.lr_warmup_init <= self.lr, f"optimizer.lr_warmup_init = {self.lr_warmup_init} must lie between 0 and lr = {self.lr}"),
             (len(warmups) <= 1, f"{' and '.join(warmups)} are both given; keep one"),
             (self.lr_warmup_fraction is None or 0 <= self.lr_warmup_fraction < 1, f"optimizer.lr_warmup_fraction = {self.lr_warmup_fraction} must be at least 0 and below 1"),
             *((False, f"{a} and {b} are both given; keep one") for a, b in pairs),
+            (constant or None not in ends, f"optimizer.weight_decay_incr_style = {self.weight_decay_incr_style} needs start_weight_decay and end_weight_decay"),
+            (not constant or ends == (None, None), "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine; for one value all along give weight_decay"),
             *((getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative") for n in ("weight_decay", "clip_grad", "lr_warmup_iters", "lr_warmup_samples")),
-            *((0 <= getattr(self, n) < 1, f"optimizer.{n} = {getattr(self, n)} must be at least 0 and below 1") for n in ("adam_beta1", "adam_beta2")),
+            *((getattr(self, n) is None or getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative") for n in ("start_weight_decay", "end_weight_decay")),
+            *((0 <= getattr(self, n) < 1, f"optimizer.{n} = {getattr(self, n)} must be at least 0 and below 1") for n in ("adam_beta1", "adam_beta2", "sgd_momentum")),
         )
 
 
@@ -68,34 +85,72 @@ def learning_rate(config: OptimizerConfig, *, total_samples: int, global_batch_s
         (warmup < decay, f"the learning rate's warm-up ({warmup} samples) must be shorter than its decay ({decay} samples); shorten the warm-up"),
         (config.lr_decay_style != "WSD" or 0 < wsd_decay <= decay - warmup, f"lr_decay_style = WSD needs lr_wsd_decay_iters (or _samples) between 1 and the decay after the warm-up ({(decay - warmup) // global_batch_size} steps)"),
     )
-    return LearningRate(config.lr, config.min_lr, config.lr_decay_style, warmup, decay, wsd_decay, config.lr_wsd_decay_style)
+    return LearningRate(config.lr, config.min_lr, config.lr_decay_style, warmup, decay, wsd_decay, config.lr_wsd_decay_style, config.lr_warmup_init)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters of a (sharded or plain) model; matrices decay, vectors and biases do not."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
+    """The weight decay's course in samples."""
+    if config.weight_decay_incr_style == "constant":
+        return WeightDecay(config.weight_decay, config.weight_decay, "constant", total_samples)
+    return WeightDecay(config.start_weight_decay, config.end_weight_decay, config.weight_decay_incr_style, total_samples)
+
+
+def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over weights by name; matrices decay, vectors and biases do not (a stack of experts' biases is a matrix)."""
+    free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in weights.items() if name not in free], "weight_decay": config.weight_decay, "decays": True},
+        {"params": [p for name, p in weights.items() if name in free], "weight_decay": 0.0, "decays": False},
     ]
+    groups = [g for g in groups if g["params"]]
     # fused: one pass over parameter, gradient and moments instead of a dozen.
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True)
 
 
-@torch.no_grad()
-def clip_gradients(model: nn.Module, limit: float, mesh: Mesh) -> Tensor:
-    """Scales the gradients so that their global 2-norm is at most `limit` (0: no limit); returns the norm before.
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of an optimizer's state, those that are tensors like their weight
 
-    torch's own clip_grad_norm_ refuses parameters of different meshes, so this works on the local shards: every
-    parameter is cut over all ranks, and the squares add up.
+
+def moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer keeps for every weight, by torch's names."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return MOMENTS[:2]
+    return MOMENTS[2:] if optimizer.defaults["momentum"] else ()
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
+    """The learning rate and weight decay of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if group["decays"]:
+            group["weight_decay"] = decay
+
+
+@torch.no_grad()
+def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
+    """The 2-norm of all gradients together, over all ranks.
+
+    torch's own get_total_norm refuses parameters of different meshes, so this works on the local shards. The squares of
+    all ranks add up; what several ranks hold alike counts once.
     """
-    gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in weights if p.grad is not None]
+    copies = [replicas(g) for g in gradients]
+    gradients = [local(g) for g in gradients]
     # On CPU torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another
     # amount in each way of cutting them over ranks. GPUs sum in trees, where float32 does.
     wide = torch.float32 if mesh.device.type == "cuda" else torch.float64
-    norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide))
-    square = norms.square().sum()
-    norm = mesh.sum(square).sqrt() if mesh.world_size > 1 else square.sqrt()
-    if limit > 0:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
-    return norm
+    squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide)).square()
+    if mesh.world_size == 1:
+        return squares.sum().sqrt()
+    return mesh.sum((squares / torch.tensor(copies, device=squares.device)).sum()).sqrt()
+
+
+def clip_gradients(weights: Iterable[nn.Parameter], norm: float, limit: float, scale: float = 1.0) -> None:
+    """Divides the gradients by `scale`, then scales them so that their norm is at most `limit` (0: no limit).
+
+    norm: theirs once they are divided by `scale`.
+    """
+    factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / scale
+    if factor != 1.0:
+        torch._foreach_mul_([local(p.grad) for p in weights if p.grad is not None], factor)

@@ -1,8 +1,9 @@
-"""learning rate and batch size as pure functions of consumed samples.
+"""learning rate, weight decay and batch size as pure functions of consumed samples.
 
 The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py): everything is
-counted in samples, and a step uses the rate at the samples consumed before it. So with any warm-up the first step has
-learning rate `lr_init` = 0 and moves nothing but the optimizer's moments.
+counted in samples, and a step uses the rate at the samples consumed before it. So with a warm-up from 0 the first step
+has learning rate 0 and moves nothing but the optimizer's moments. Nothing of a schedule is kept in a checkpoint: what
+the settings say and how many samples are consumed is all there is.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ class LearningRate:
     decay: int  # the samples at which the minimum is reached, warm-up included
     wsd_decay: int = 0  # WSD: the samples before `decay` over which the rate falls
     wsd_style: str = "exponential"
+    initial: float = 0.0  # where the warm-up begins
 
     def at(self, samples: int) -> float:
         """The learning rate of the step that begins after `samples` samples."""
         if self.warmup > 0 and samples <= self.warmup:
-            return self.peak * samples / self.warmup
+            return self.initial + (self.peak - self.initial) * samples / self.warmup
         if self.style == "constant":
             return self.peak
         if samples > self.decay:
@@ -55,6 +57,24 @@ class LearningRate:
             "exponential": 2.0 * 0.5**ratio - 1.0,
             "minus_sqrt": 1.0 - math.sqrt(ratio),
         }[self.wsd_style]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDecay:
+    """The weight decay's course, from the first sample of a run to its last."""
+
+    start: float
+    end: float
+    style: str  # constant, linear or cosine
+    total: int  # samples
+
+    def at(self, samples: int) -> float:
+        """The weight decay of the step that begins after `samples` samples."""
+        if self.style == "constant" or samples > self.total:
+            return self.end
+        ratio = samples / self.total
+        share = ratio if self.style == "linear" else 0.5 * (math.cos(math.pi * (1 - ratio)) + 1.0)
+        return self.start + share * (self.end - self.start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,20 +45,27 @@ def _tree(corpus: str, save: Path, **settings) -> dict:
     groups = {leaf: group for group, leaves in GROUPS.items() for leaf in leaves}
     for name, value in settings.items():
         if name in groups:
-            base[groups[name]][name] = value
+            base.setdefault(groups[name], {})[name] = value
         else:
             base[name] = value
     return base
 
 
 GROUPS = {
-    "model": ("num_layers", "hidden_size", "hidden_dropout", "attention_dropout", "vocab_size", "max_position_embeddings", "num_attention_heads"),
+    "parallel": ("tensor_model_parallel_size", "sequence_parallel", "context_parallel_size", "expert_model_parallel_size", "data_parallel_sharding"),
+    "model": ("num_layers", "hidden_size", "hidden_dropout", "attention_dropout", "vocab_size", "max_position_embeddings", "num_attention_heads", "num_experts", "moe_router_enable_expert_bias", "moe_router_score_function"),
     "data": ("seq_length", "data_path", "seed", "split"),
     "tokenizer": ("tokenizer_vocab_size",),
-    "optimizer": ("lr", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_style"),
-    "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "eval_iters", "bf16", "exit_interval"),
-    "checkpoint": ("save", "load", "finetune", "save_interval", "keep_last"),
-    "log": ("log_interval",),
+    "optimizer": ("lr", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_style", "optimizer", "weight_decay"),
+    "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "eval_iters", "eval_interval", "compile", "deterministic_mode"),
+    "precision": ("bf16", "fp16", "fp8_format", "initial_loss_scale", "loss_scale_window", "hysteresis"),
+    "recompute": ("recompute_granularity", "recompute_method", "recompute_num_layers"),
+    "guard": ("exit_interval", "exit_duration_in_mins", "on_nan", "on_spike", "spike_factor", "spike_window"),
+    "checkpoint": (
+        "save", "load", "finetune", "save_interval", "keep_last", "save_retain_interval", "async_save", "no_save_optim", "no_load_optim",
+        "ckpt_step", "exit_on_missing_checkpoint", "use_checkpoint_opt_param_scheduler",
+    ),
+    "log": ("log_interval", "wandb_project"),
 }
 
 
@@ -94,3 +101,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by rank."""
+    from tests.train.processes import Pool
+
+    pool = Pool()
+    yield pool
+    pool.close()

@@ -10,17 +10,22 @@ import torch
 import yaml
 
 from mt.config import Failure, UserError
+from mt.indexed.gpt import build_datasets
 from mt.train import loop
 from mt.train.checkpoint import load_model
+from mt.train.determinism import RULES
 from mt.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+RATES = ("seconds", "tokens_per_second", "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes")
+
+
 def lines(save):
     """The log's lines, but for the rates."""
     log = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in log]
+    return [{k: v for k, v in line.items() if k not in RATES} for line in log]
 
 
 def same_weights(one, other) -> bool:
@@ -53,11 +58,11 @@ def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settin
     """Three steps against a loop that knows nothing of micro-batches, chunks or schedules."""
     config = settings(tmp_path / "run", train_iters=3, lr_decay_style="constant", lr_warmup_iters=0, log_interval=1, eval_iters=0)
     train(config)
-    model = loop.GPT(load_model(tmp_path / "run")[2].model)
+    model = loop.build_model(load_model(tmp_path / "run")[2].model)
     loop.initialize(model, config.data.seed)
     groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01}, {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2)
-    dataset = loop.build_datasets(config.data, (24, 0, 0))[0]
+    dataset = build_datasets(config.data, (24, 0, 0))[0]
     for step, line in enumerate(lines(tmp_path / "run")):
         samples = torch.from_numpy(dataset.batch(range(8 * step, 8 * step + 8)))
         logits = model.logits(model(samples[:, :-1]))[..., :60]
@@ -157,6 +162,68 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, setting
     assert lines(save) == lines(finished[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_batch_systems_warning_and_ctrl_c_end_a_run_as_well(settings, tmp_path, monkeypatch, number):
+    step = loop.Trainer.step
+    monkeypatch.setattr(loop.Trainer, "step", lambda trainer, batch: (os.kill(os.getpid(), number), step(trainer, batch))[1])
+    with pytest.raises(Failure, match=f"stopped by {number.name} after step 1; its checkpoint is saved") as stopped:
+        train(settings(tmp_path / "run"))
+    assert stopped.value.exit_code == 128 + number
+    assert (tmp_path / "run" / "step_00000001").exists()
+
+
+def test_a_run_ends_when_its_time_is_up_and_goes_on_with_the_same_command(finished, settings, tmp_path):
+    save, ends = tmp_path / "run", 0
+    while "finished" not in (summary := train(settings(save, exit_duration_in_mins=1e-6))):
+        assert "stopped after step" in summary["text"]
+        ends += 1
+    assert ends == 7  # every step but the last takes longer than that
+    assert lines(save) == lines(finished[0])
+
+
+def test_deterministic_mode_gives_the_same_bits_whole_twice_or_cut_anywhere(settings, tmp_path, monkeypatch):
+    """With dropout and accumulation. On a CPU everything else is, too: what this adds is that it runs at all."""
+    for name in RULES:
+        monkeypatch.setenv(name, RULES[name][0])
+    how = {"deterministic_mode": True, "hidden_dropout": 0.1, "attention_dropout": 0.1, "keep_last": 0, "log_interval": 1}
+    try:
+        train(settings(tmp_path / "whole", **how))
+        train(settings(tmp_path / "twice", **how))
+        while "finished" not in train(settings(tmp_path / "cut", **how, exit_interval=3)):
+            pass
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "twice") == lines(tmp_path / "cut")
+    tensors = [(tmp_path / name / "step_00000008" / "__0_0.distcp").read_bytes() for name in ("whole", "twice", "cut")]
+    assert tensors[0] == tensors[1] == tensors[2]
+
+
+def test_an_environment_that_contradicts_deterministic_mode_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(UserError, match=r"(?s)CUBLAS_WORKSPACE_CONFIG = :0:0 is not deterministic; unset it, or use :4096:8 or :16:8.*NCCL_ALGO = Tree is not deterministic"):
+        train(settings(tmp_path / "run", deterministic_mode=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"recompute_granularity": "full"}, {"recompute_granularity": "selective"}, {"async_save": True}])
+def test_settings_that_change_no_number_change_none(finished, settings, tmp_path, changes):
+    train(settings(tmp_path / "run", **changes))
+    assert lines(tmp_path / "run") == lines(finished[0])
+
+
+@pytest.mark.parametrize(("where", "call"), [("step", 5), ("rename", 2)])
+def test_a_kill_while_a_checkpoint_is_written_aside_never_shadows_the_good_one(finished, settings, tree, tmp_path, where, call):
+    save = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save, async_save=True))], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    train(settings(save, async_save=True))
+    assert lines(save) == lines(finished[0])
+    assert same_weights(save, finished[0])
+    assert not list(save.glob(".*"))
+
+
 def test_a_broken_newest_checkpoint_costs_its_steps_only(finished, settings, tmp_path, capsys):
     save = tmp_path / "run"
     train(settings(save, exit_interval=6))
@@ -224,6 +291,20 @@ def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
     assert len(list((tmp_path / "two" / "step_00000006").glob("*.distcp"))) == 2
 
 
+def test_two_processes_compute_in_float16_and_save_aside_as_one_does(settings, tree, tmp_path):
+    """The loss scale overflows at first, on all ranks alike."""
+    config = tmp_path / "two.yaml"
+    changes = {"fp16": True, "initial_loss_scale": 2.0**23, "hysteresis": 1, "log_interval": 1, "eval_iters": 0, "split": "100,0,0", "save_interval": 3}
+    config.write_text(yaml.safe_dump(tree(tmp_path / "two", async_save=True, **changes)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    together, alone = json.loads(done.stdout), train(settings(tmp_path / "one", **changes))
+    assert together["skipped_steps"] == alone["skipped_steps"] > 0
+    assert [loss for _, loss in together["curve"]] == pytest.approx([loss for _, loss in alone["curve"]], rel=2e-3)
+    assert same_weights(tmp_path / "two" / "step_00000008", tmp_path / "two")
+
+
 def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "bad", data_path=["absent"])))
@@ -270,6 +351,6 @@ def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
         needed = {"data.data_path": [corpus], "tokenizer.tokenizer_type": "ByteLevelTokenizer", "checkpoint.save": "x", "train.train_iters": 1}
         config = build(loop.TrainConfig, ("preset", read_preset(loop.TrainConfig, name)), ("test", needed))
         with torch.device("meta"):
-            model = loop.GPT(loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length))
+            model = loop.build_model(loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length))
         if name == "gpt-345m":
             assert sum(p.numel() for p in model.parameters()) == 354_871_296  # GPT-2 medium with its vocabulary padded to 50,304

@@ -1,11 +1,14 @@
+import copy
 import hashlib
 
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
+import torch.utils.checkpoint
 
 from mt.config import UserError
+from mt.train.model.attention import Seen, see
+from mt.train.model.block import activate
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, cross_entropy, initialize, resolve
 
@@ -26,72 +29,19 @@ def random_tokens(rows=3, length=24):
     return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def fused(query, key, value, groups):
-    """Separate projections (heads x C, D) as our one matrix, group by group."""
-    parts = [w.unflatten(0, (groups, -1)) for w in (query, key, value)]
-    return torch.cat(parts, dim=1).flatten(0, 1)
-
-
-def as_gpt2(ours: GPT):
-    config = transformers.GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=2, n_head=4, attn_implementation="eager")
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-def load_gpt2(ours: GPT, theirs) -> None:
-    w = {k: v.detach() for k, v in theirs.transformer.named_parameters()}
-    state = {"embedding.weight": torch.cat([w["wte.weight"], torch.full((3, 32), 9.0)]), "positions.weight": w["wpe.weight"], "norm.weight": w["ln_f.weight"], "norm.bias": w["ln_f.bias"]}
-    for i in range(2):
-        h, o = f"h.{i}.", f"layers.{i}."
-        for ln, norm in (("ln_1", "mixer_norm"), ("ln_2", "ffn_norm")):
-            state |= {f"{o}{norm}.{k}": w[f"{h}{ln}.{k}"] for k in ("weight", "bias")}
-        state[f"{o}mixer.qkv.weight"] = fused(*w[f"{h}attn.c_attn.weight"].T.chunk(3), groups=4)
-        state[f"{o}mixer.qkv.bias"] = fused(*w[f"{h}attn.c_attn.bias"].chunk(3), groups=4)
-        for conv, name in (("attn.c_proj", "mixer.out"), ("mlp.c_fc", "ffn.up"), ("mlp.c_proj", "ffn.down")):
-            state |= {f"{o}{name}.weight": w[f"{h}{conv}.weight"].T, f"{o}{name}.bias": w[f"{h}{conv}.bias"]}
-    ours.load_state_dict(state)
-
-
-def test_gpt2_gives_the_logits_loss_and_gradients_of_transformers():
-    ours = gpt(activation="gelu_tanh")
-    theirs = as_gpt2(ours)
-    load_gpt2(ours, theirs)
-    tokens = random_tokens()
-    expected = theirs(tokens).logits
-    logits = ours.logits(ours(tokens))
-    torch.testing.assert_close(logits[..., :61], expected, rtol=1e-5, atol=1e-5)
+def test_the_padding_of_the_vocabulary_has_no_probability_and_learns_nothing():
+    model, tokens = gpt(), random_tokens()
+    logits = model.logits(model(tokens))
+    assert logits.shape == (3, 24, 64)
     assert (logits[..., 61:] == float("-inf")).all()
-    inputs, labels = tokens[:, :-1], tokens[:, 1:]
-    loss = ours.loss(inputs, labels, torch.ones(labels.shape))
-    reference = F.cross_entropy(theirs(inputs).logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:], torch.ones(3, 23))
+    reference = F.cross_entropy(logits[:, :-1, :61].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(loss, reference, rtol=1e-6, atol=0)
     loss.backward()
-    reference.backward()
-    torch.testing.assert_close(ours.embedding.weight.grad[:61], theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-4)
-    assert (ours.embedding.weight.grad[61:] == 0).all()  # the padding of the vocabulary learns nothing
-    torch.testing.assert_close(ours.layers[0].ffn.up.weight.grad, theirs.transformer.h[0].mlp.c_fc.weight.grad.T, rtol=1e-4, atol=1e-4)
+    assert (model.embedding.weight.grad[61:] == 0).all()
 
 
-def test_the_llama_shape_gives_the_logits_of_transformers():
-    ours = gpt(**LLAMA)
-    config = transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=ours.config.ffn_hidden_size, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=24, rms_norm_eps=1e-5, tie_word_embeddings=False, attn_implementation="eager",
-    )
-    theirs = transformers.LlamaForCausalLM(config).eval()
-    w = {k: v.detach() for k, v in theirs.named_parameters()}
-    pad = torch.zeros(3, 32)
-    state = {"embedding.weight": torch.cat([w["model.embed_tokens.weight"], pad]), "output.weight": torch.cat([w["lm_head.weight"], pad]), "norm.weight": w["model.norm.weight"]}
-    for i in range(2):
-        h, o = f"model.layers.{i}.", f"layers.{i}."
-        state[f"{o}mixer.qkv.weight"] = fused(*(w[f"{h}self_attn.{n}_proj.weight"] for n in "qkv"), groups=2)
-        for theirs_name, name in (("input_layernorm", "mixer_norm"), ("post_attention_layernorm", "ffn_norm"), ("self_attn.o_proj", "mixer.out"), ("mlp.gate_proj", "ffn.gate"), ("mlp.up_proj", "ffn.up"), ("mlp.down_proj", "ffn.down")):
-            state[f"{o}{name}.weight"] = w[f"{h}{theirs_name}.weight"]
-    ours.load_state_dict(state)
-    tokens = random_tokens()
-    torch.testing.assert_close(ours.logits(ours(tokens))[..., :61], theirs(tokens).logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("shape", [{}, LLAMA, {**LLAMA, "window_size": 5}], ids=["gpt2", "llama", "window"])
 def test_with_a_cache_the_hidden_states_are_those_without(shape):
     model, tokens = gpt(**shape).eval(), random_tokens()
     with torch.no_grad():
@@ -115,18 +65,21 @@ def test_rows_of_different_lengths_share_a_cache_when_padded_on_the_right():
             lengths = lengths + 1
 
 
-@pytest.mark.parametrize("rows", [5, 140])  # one chunk, and several (chunks of 128 rows at this vocabulary)
-def test_the_chunked_cross_entropy_is_torchs_with_its_gradients(rows):
+@pytest.mark.parametrize(("rows", "with_bias"), [(5, True), (140, False), (140, True)])  # one chunk, and several (of 128 rows at this vocabulary)
+def test_the_chunked_cross_entropy_is_torchs_with_its_gradients(rows, with_bias):
     generator = torch.Generator().manual_seed(0)
     V, vocab_size = 1 << 17, (1 << 17) - 5
     hidden = torch.randn(rows, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(V, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, vocab_size, (rows,), generator=generator)
     mask = torch.rand(rows, generator=generator, dtype=torch.float64)
-    loss = cross_entropy(hidden, weight, labels, mask, vocab_size) * 0.5
-    ours = torch.autograd.grad(loss, (hidden, weight))
-    expected = (F.cross_entropy(hidden @ weight[:vocab_size].T, labels, reduction="none") * mask).sum() * 0.5
-    theirs = torch.autograd.grad(expected, (hidden, weight))
+    bias = torch.randn(V, generator=generator, dtype=torch.float64, requires_grad=True) if with_bias else None
+    inputs = (hidden, weight, bias) if with_bias else (hidden, weight)
+    loss = cross_entropy(hidden, weight, labels, mask, vocab_size, bias) * 0.5
+    ours = torch.autograd.grad(loss, inputs)
+    logits = hidden @ weight[:vocab_size].T + (bias[:vocab_size] if with_bias else 0)
+    expected = (F.cross_entropy(logits, labels, reduction="none") * mask).sum() * 0.5
+    theirs = torch.autograd.grad(expected, inputs)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(ours, theirs)
 
@@ -154,6 +107,65 @@ def test_a_weight_starts_from_its_name_seed_and_full_shape_alone():
     assert (shallow.norm.bias == 0).all()
 
 
+def cut(module, rank, ranks):
+    """A module with its share of every weight, as `split` has it."""
+    for part in module.modules():
+        split = getattr(part, "split", None)
+        if split is not None:
+            part.weight = torch.nn.Parameter(part.weight.chunk(ranks, dim=0 if split == "column" else 1)[rank].clone())
+            if part.bias is not None:  # that of a row-split is added once, after the sum
+                part.bias = torch.nn.Parameter(part.bias.chunk(ranks)[rank].clone() if split == "column" else part.bias / ranks)
+    return module
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {**LLAMA, "num_query_groups": 2, "qk_layernorm": True, "window_size": 5}, {"num_query_groups": 2, "activation": "geglu"}],
+    ids=["gpt2", "qwen3", "grouped"],
+)
+def test_the_shares_of_a_cut_block_add_up(settings):
+    model, x = gpt(**settings), torch.randn(3, 24, 32, generator=torch.Generator().manual_seed(1))
+    context = {"seen": see(model.config, x[..., 0], x.dtype), "rotary": model._rotary(torch.arange(24)[None])}
+    mixer, ffn = model.layers[0].mixer, model.layers[0].ffn
+    whole = mixer(x, **context), ffn(x)
+    shares = [(cut(copy.deepcopy(mixer), rank, 2)(x, **context), cut(copy.deepcopy(ffn), rank, 2)(x)) for rank in range(2)]
+    for expected, *parts in zip(whole, *shares):
+        torch.testing.assert_close(sum(parts), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "by_hand"), [("relu", lambda x: x.clamp(min=0)), ("squared_relu", lambda x: x.clamp(min=0) ** 2), ("gelu", lambda x: x * torch.special.ndtr(x))])
+def test_an_activation_is_its_formula(activation, by_hand):
+    x = torch.linspace(-3, 3, 50)
+    torch.testing.assert_close(activate(x, activation), by_hand(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pattern_makes_a_block_of_each_symbol():
+    model = gpt(num_layers=None, hybrid_override_pattern="*-*-")
+    plain = gpt()
+    assert [(layer.mixer is None, layer.ffn is None) for layer in model.layers] == [(False, True), (True, False)] * 2
+    weights = {name: w for name, w in plain.state_dict().items() if ".ffn" not in name and ".mixer" not in name}
+    for i in range(2):
+        for part, at in (("mixer", 2 * i), ("ffn", 2 * i + 1)):
+            weights |= {name.replace(f"layers.{i}.", f"layers.{at}."): w for name, w in plain.state_dict().items() if name.startswith(f"layers.{i}.{part}")}
+    model.load_state_dict(weights)
+    torch.testing.assert_close(model(random_tokens()), plain(random_tokens()))
+
+
+def test_dropout_is_the_same_again_under_recomputation():
+    model, tokens = gpt(hidden_dropout=0.2, attention_dropout=0.2).train(), random_tokens()
+    losses, gradients = [], []
+    for layer_call in (lambda layer, *a, **k: layer(*a, **k), lambda layer, *a, **k: torch.utils.checkpoint.checkpoint(layer, *a, use_reentrant=False, **k)):
+        torch.manual_seed(3)
+        x = model.embedding(tokens)
+        for layer in model.layers:
+            x = layer_call(layer, x, seen=Seen(causal=True))
+        loss = model.norm(x).square().sum()
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, model.embedding.weight)[0])
+    assert losses[0] == losses[1]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -162,6 +174,18 @@ def test_a_weight_starts_from_its_name_seed_and_full_shape_alone():
         ({"hidden_size": 36, "num_attention_heads": 12, "position_embedding_type": "rope"}, "rope needs an even number of channels a head, not 3"),
         ({"hidden_dropout": 1.0}, "hidden_dropout = 1.0 must be at least 0 and below 1"),
         ({"num_layers": 0}, "num_layers = 0 must be at least 1"),
+        ({"window_size": 0}, "window_size = 0 must be at least 1"),
+        ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "longrope"}}, "rope_scaling has rope_type 'longrope'; use linear, llama3, yarn"),
+        ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "has no original_max_position_embeddings, which rope_type yarn needs"),
+        ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "linear", "factor": 2.0, "fast": 1}}, "has fast, which rope_type linear does not know; use factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is for model.position_embedding_type = rope"),
+        ({"hybrid_override_pattern": "M*x"}, "hybrid_override_pattern has 'x'; use M for Mamba-2"),
+        ({"hybrid_override_pattern": "*-", "num_layers": 3}, r"num_layers = 3, but model.hybrid_override_pattern has 2 symbols; leave num_layers out"),
+        ({"family": "bert", "position_embedding_type": "rope"}, "position_embedding_type = rope does not fit model.family = bert; use learned"),
+        ({"family": "t5", "window_size": 3}, "window_size bounds what comes before a token, and model.family = t5 looks both ways; leave it out"),
+        ({"post_norm": True}, "post_norm is BERT's way; leave it out for model.family = gpt"),
+        ({"decoder_num_layers": 3}, "decoder_num_layers is for model.family = t5"),
+        ({"family": "bert", "attention_backend": "flash"}, "attention_backend = flash knows causal attention alone; leave it out for model.family = bert"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(settings, message):

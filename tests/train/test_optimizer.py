@@ -4,9 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from mt.config import UserError
+from mt.train.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    set_rates,
+)
 from mt.train.parallel.mesh import Mesh
-from mt.train.precision import use_fast_float32_products
 
 ALONE = Mesh(0, 1, torch.device("cpu"))
 
@@ -26,7 +32,7 @@ def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
     config = OptimizerConfig(lr=0.1, weight_decay=0.5, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6)
     model = network()
     by_hand = {name: (p.detach().double().clone(), 0.0, 0.0) for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(dict(model.named_parameters()), config)
     for step in range(1, 5):
         give_gradients(model, step)
         for name, p in model.named_parameters():
@@ -41,15 +47,46 @@ def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
         torch.testing.assert_close(p.detach().double(), by_hand[name][0], rtol=1e-5, atol=1e-6)
 
 
+def test_sgd_steps_as_torchs_whose_weight_decay_is_part_of_the_gradient():
+    ours, theirs = network(), network()
+    optimizer = build_optimizer(dict(ours.named_parameters()), OptimizerConfig(optimizer="sgd", lr=0.1, weight_decay=0.5, sgd_momentum=0.8))
+    matrices, vectors = ([p for p in theirs.parameters() if (p.ndim == 2) == wanted] for wanted in (True, False))
+    expected = torch.optim.SGD([{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}], lr=0.1, momentum=0.8, foreach=False)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        expected.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_stack_of_experts_biases_does_not_decay_though_it_is_a_matrix():
+    weights = {"experts.up": nn.Parameter(torch.ones(2, 3, 4)), "experts.up_bias": nn.Parameter(torch.ones(2, 3)), "norm.weight": nn.Parameter(torch.ones(3))}
+    decays, free = build_optimizer(weights, OptimizerConfig(weight_decay=0.1)).param_groups
+    assert [len(g["params"]) for g in (decays, free)] == [1, 2]
+    assert (decays["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_steps_rates_reach_the_groups_that_they_are_for():
+    optimizer = build_optimizer(dict(network().named_parameters()), OptimizerConfig())
+    set_rates(optimizer, 0.5, 0.25)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.25), (0.5, 0.0)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4096.0])
 @pytest.mark.parametrize("limit", [0.5, 1000.0])
-def test_clipping_is_torchs_over_the_whole_gradient(limit):
+def test_clipping_is_torchs_over_the_whole_gradient(limit, scale):
     ours = network()
     give_gradients(ours, 1)
     theirs = copy.deepcopy(ours)
     for a, b in zip(ours.parameters(), theirs.parameters()):
         b.grad = a.grad.clone()
+        a.grad *= scale  # as a loss scale does
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
-    torch.testing.assert_close(clip_gradients(ours, limit, ALONE), expected.double())
+    norm = gradient_norm(ours.parameters(), ALONE) / scale
+    torch.testing.assert_close(norm, expected.double())
+    clip_gradients(ours.parameters(), norm.item(), limit, scale)
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -59,27 +96,28 @@ def test_the_norm_of_millions_of_gradients_does_not_depend_on_how_they_are_cut()
     give_gradients(whole, 1)
     for part, gradient in zip(cut, whole.weight.grad.chunk(2)):
         part.weight.grad = gradient.clone()
-    norm = clip_gradients(whole, 0.0, ALONE)
+    norm = gradient_norm(whole.parameters(), ALONE)
     torch.testing.assert_close(norm, whole.weight.grad.double().norm(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(norm, clip_gradients(cut, 0.0, ALONE), rtol=1e-12, atol=0)
+    torch.testing.assert_close(norm, gradient_norm(cut.parameters(), ALONE), rtol=1e-12, atol=0)
 
 
 def test_a_limit_of_zero_clips_nothing():
     model = network()
     give_gradients(model, 1)
     before = model[0].weight.grad.clone()
-    assert clip_gradients(model, 0.0, ALONE) > 1
+    clip_gradients(model.parameters(), 17.0, 0.0)
     assert torch.equal(model[0].weight.grad, before)
 
 
-def test_fast_float32_products_are_kept_only_where_they_are_float32():
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    try:
-        used = use_fast_float32_products()
-        a, b = torch.randn(300, 700), torch.randn(500, 700)
-        error = (torch.nn.functional.linear(a, b).double() - a.double() @ b.double().T).abs().max()
-        assert error < 1e-3  # bfloat16's would be 1e-1
-        assert settings.fp32_precision == ("bf16" if used else before)
-    finally:
-        settings.fp32_precision = before
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_decay_incr_style": "linear"}, "weight_decay_incr_style = linear needs start_weight_decay and end_weight_decay"),
+        ({"end_weight_decay": 0.1}, "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine"),
+        ({"lr": 0.1, "lr_warmup_init": 0.2}, "optimizer.lr_warmup_init = 0.2 must lie between 0 and lr = 0.1"),
+        ({"sgd_momentum": 1.0}, "optimizer.sgd_momentum = 1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**settings)

@@ -44,7 +44,7 @@ def model(request):
 
 def test_each_document_by_itself_has_the_loss_that_it_has_alone(model):
     packed = micro_batch(reset_position_ids=True, reset_attention_mask=True, eod_mask_loss=True)
-    loss = model.loss(packed.tokens, packed.labels, packed.loss_mask, positions=packed.positions, mask=packed.mask)
+    loss = model.loss(**packed.arguments())
     alone = 0.0
     for document in DOCUMENTS:
         labels = [*document[1:], 46]  # the last one's is masked, except in the document that the sample cuts off
@@ -57,11 +57,11 @@ def test_each_document_by_itself_has_the_loss_that_it_has_alone(model):
 def test_by_default_they_are_one_text(model):
     default = micro_batch()
     assert default.positions is None
-    assert default.mask is None
+    assert default.documents is None
     assert default.loss_mask.all()
     seen = model.loss(default.tokens, default.labels, default.loss_mask)
     hidden = micro_batch(reset_attention_mask=True)
-    assert not torch.isclose(seen, model.loss(hidden.tokens, hidden.labels, hidden.loss_mask, mask=hidden.mask), rtol=1e-3)
+    assert not torch.isclose(seen, model.loss(**hidden.arguments()), rtol=1e-3)
 
 
 def test_a_run_takes_the_settings_and_they_change_its_loss(settings, tmp_path):
@@ -76,4 +76,7 @@ def test_what_a_run_cannot_do_is_refused_before_it_claims_anything(settings, tmp
         train(settings(tmp_path / "run", fim={"fim_rate": 0.5}))
     with pytest.raises(UserError, match="this tokenizer has none; leave them out"):
         PackingConfig(eod_mask_loss=True).check_against(None)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"model\.attention_backend = flex needs a GPU, and this runs on cpu; use auto"):
+            train(settings(tmp_path / "run", attention_backend="flex"))
     assert not (tmp_path / "run" / "run.json").exists()

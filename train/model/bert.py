@@ -1,42 +1,93 @@
-"""BERT (Devlin et al. 2018): tokens -> hidden states that look both ways, as Hugging Face's BertModel computes them."""
+"""BERT (Devlin et al. 2018): tokens -> hidden states that look both ways -> what was masked, and which segment came first.
+
+With config.post_norm it is the original and Hugging Face's, a norm on the embedding and after every sum; without,
+Megatron-LM's, a norm before every part and after the last.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
-from .block import Block, FeedForward
-from .layers import Embedding, ModelConfig, Norm
+from .attention import Attention, see_tokens
+from .block import Block, FeedForward, activate
+from .layers import GATED, Embedding, Linear, ModelConfig, Norm, cross_entropy, logits_of
 
-TOKEN_TYPES = 2  # first and second sentence
+TOKEN_TYPES = 2  # first and second segment
 
 
 class Bert(nn.Module):
-    """The encoder without heads. config must be resolved and say LayerNorm, learned positions, biases."""
+    """config must be resolved. heads: false for the encoder alone."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, *, heads: bool = True):
         super().__init__()
         self.config = config
         std, D = config.init_method_std, config.hidden_size
-        self.embedding = Embedding(config.padded_vocab_size, D, std=std)
+        self.embedding = Embedding(config.padded_vocab_size, D, std=std, split="column")
         self.positions = Embedding(config.max_position_embeddings, D, std=std)
         self.token_types = Embedding(TOKEN_TYPES, D, std=std)
-        self.norm = Norm(config)
-        self.layers = nn.ModuleList(
-            Block(config, Attention(config, causal=False), FeedForward(config), post_norm=True)
-            for _ in range(config.num_layers)
-        )
+        self.norm = Norm(config)  # of the embedding where norms stand after the parts, else of the last layer
+        self.layers = nn.ModuleList(Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers))
+        self.head = MaskedHead(config) if heads else None
+        binary = heads and config.bert_binary_head
+        self.pooler = Linear(D, D, bias=True, std=std) if binary else None
+        self.binary_head = Linear(D, 2, bias=True, std=std) if binary else None
+        self.cross_entropy = cross_entropy  # the parallel floor puts another here, where ranks have parts of the vocabulary
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T) int64.
 
-        attention_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by default 0.
+        padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by default 0.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         types = torch.zeros_like(tokens) if token_types is None else token_types
-        x = self.norm(self.embedding(tokens) + self.token_types(types) + self.positions(positions))
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        x = self.embedding(tokens) + self.token_types(types) + self.positions(positions)
+        if self.config.post_norm:
+            x = self.norm(x)
+        x = F.dropout(x, self.config.hidden_dropout, self.training)
+        seen = see_tokens(padding_mask)
         for layer in self.layers:
-            x = layer(x, mask=mask)
-        return x
+            x = layer(x, seen=seen)
+        return x if self.config.post_norm else self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) from hidden states (..., D): what stands there; the padding of the vocabulary has minus infinity."""
+        return logits_of(self.head(hidden), self.embedding.weight, self.config.vocab_size, self.head.bias)
+
+    def order_logits(self, hidden: Tensor) -> Tensor:
+        """(B, 2) from hidden states (B, T, D): that the segments stand in their order, that they are swapped."""
+        return self.binary_head(self.pooler(hidden[:, 0]).tanh())
+
+    def loss(
+        self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, token_types: Tensor | None = None, padding_mask: Tensor | None = None,
+        swapped: Tensor | None = None,
+    ) -> Tensor:
+        """Summed negative log-likelihood in nats, a scalar, of the masked tokens and, with a binary head, of the order.
+
+        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels. swapped: (B,) int64. The order of a
+        sample weighs as much as its masked tokens do together: the sum is divided by their number later on, and
+        so becomes the mean over tokens plus the mean over samples, however samples are cut into batches.
+        """
+        hidden = Bert.forward(self, tokens, padding_mask, token_types)  # not self(...): see GPT.loss
+        rows = loss_mask.flatten().nonzero()[:, 0]  # the head costs as much as several layers, and one token in seven is asked
+        asked = self.head(hidden.flatten(0, 1)[rows])
+        loss = self.cross_entropy(asked, self.embedding.weight, labels.flatten()[rows], loss_mask.flatten()[rows], self.config.vocab_size, self.head.bias)
+        if self.binary_head is None:
+            return loss
+        order = self.order_logits(hidden).to(loss.dtype)
+        return loss + (F.cross_entropy(order, swapped, reduction="none") * loss_mask.sum(1)).sum()
+
+
+class MaskedHead(nn.Module):
+    """(..., D) -> (..., D), to be compared with the embedding; `bias` (V,) comes on top of that."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.activation = "gelu" if config.activation in GATED else config.activation
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=True, std=config.init_method_std)
+        self.norm = Norm(config)
+        self.bias = nn.Parameter(torch.empty(config.padded_vocab_size))  # cut as the embedding's rows are
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(activate(self.dense(hidden), self.activation))

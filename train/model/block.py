@@ -1,50 +1,101 @@
-"""One residual block: a mixer over the sequence, then a feed-forward layer, with the norm before or after each."""
+"""One residual block: a mixer over the sequence, a look at another sequence, a feed-forward layer, each of them or not.
+
+`layer_kinds` says which blocks make a decoder: by default attention and a feed-forward layer (or experts) in each, or
+one of them in each, as a pattern of Megatron-LM's hybrid models has it.
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Linear, ModelConfig, Norm
+from .attention import Attention
+from .layers import GATED, Linear, ModelConfig, Norm, expert_layers
 
 
 class Block(nn.Module):
-    """x (B, T, D) -> (B, T, D).
+    """x (B, T, D) -> (B, T, D): x plus what each part adds, in the order mixer, cross, ffn.
 
-    mixer, ffn: modules from (B, T, D) to (B, T, D). post_norm: normalise the sum (BERT, Devlin et al. 2018) instead
-    of what goes in (GPT-2).
+    mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm stands before each part, or, with
+    config.post_norm, after each sum (BERT, Devlin et al. 2018).
     """
 
-    def __init__(self, config: ModelConfig, mixer: nn.Module, ffn: nn.Module, *, post_norm: bool = False):
+    def __init__(self, config: ModelConfig, *, mixer: nn.Module | None = None, cross: nn.Module | None = None, ffn: nn.Module | None = None):
         super().__init__()
-        self.post_norm, self.dropout = post_norm, config.hidden_dropout
-        self.mixer_norm, self.mixer = Norm(config), mixer
-        self.ffn_norm, self.ffn = Norm(config), ffn
+        self.post_norm, self.dropout = config.post_norm, config.hidden_dropout
+        self.mixer_norm, self.mixer = Norm(config) if mixer is not None else None, mixer
+        self.cross_norm, self.cross = Norm(config) if cross is not None else None, cross
+        self.ffn_norm, self.ffn = Norm(config) if ffn is not None else None, ffn
 
     def forward(self, x: Tensor, **context) -> Tensor:
-        """context: what the mixer needs beside x (positions, mask, cache)."""
-        if self.post_norm:
-            x = self.mixer_norm(x + self._drop(self.mixer(x, **context)))
-            return self.ffn_norm(x + self._drop(self.ffn(x)))
-        x = x + self._drop(self.mixer(self.mixer_norm(x), **context))
-        return x + self._drop(self.ffn(self.ffn_norm(x)))
+        """context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or None.
+        cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,),
+        how many tokens of a row are no padding, or None. memory, memory_seen: the other sequence (B, S, D), and what is seen of it.
+        """
+        if self.mixer is not None:
+            x = self._add(x, self.mixer_norm, self.mixer, context)
+        if self.cross is not None:
+            x = self._add(x, self.cross_norm, self.cross, context)
+        return x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
+
+    def _add(self, x: Tensor, norm: Norm, part: nn.Module, context: dict) -> Tensor:
+        if self.post_norm:
+            return norm(x + F.dropout(part(x, **context), self.dropout, self.training))
+        return x + F.dropout(part(norm(x), **context), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
-    """Two layers with a GELU between, or the gated SwiGLU of Shazeer 2020 (gate and up stay two matrices, so that slices of their rows match)."""
+    """Two layers with an activation between, or gated (Shazeer 2020); gate and up stay two matrices, so that slices of their rows match."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         size, inner, bias, std = config.hidden_size, config.ffn_hidden_size, config.add_bias_linear, config.init_method_std
         self.activation = config.activation
-        self.gate = Linear(size, inner, bias=bias, std=std) if self.activation == "swiglu" else None
-        self.up = Linear(size, inner, bias=bias, std=std)
-        self.down = Linear(inner, size, bias=bias, std=std / (2 * config.num_layers) ** 0.5)
+        self.gate = Linear(size, inner, bias=bias, std=std, split="column") if self.activation in GATED else None
+        self.up = Linear(size, inner, bias=bias, std=std, split="column")
+        self.down = Linear(inner, size, bias=bias, std=config.residual_std, split="row")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is not None:
-            return self.down(F.silu(self.gate(x)) * self.up(x))
-        return self.down(F.gelu(self.up(x), approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+            return self.down(activate(self.gate(x), self.activation) * self.up(x))
+        return self.down(activate(self.up(x), self.activation))
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The activation of that name in ModelConfig; of a gated one, what is done to the gate."""
+    if activation == "swiglu":
+        return F.silu(x)
+    if activation in ("gelu_tanh", "geglu"):
+        return F.gelu(x, approximate="tanh")
+    if activation == "gelu":
+        return F.gelu(x)
+    return F.relu(x) if activation == "relu" else F.relu(x).square()
+
+
+def layer_kinds(config: ModelConfig) -> list[str]:
+    """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for Mamba-2 ..."""
+    if config.hybrid_override_pattern:
+        return list(config.hybrid_override_pattern)
+    if config.num_experts is None:
+        return ["*-"] * config.num_layers
+    return ["*E" if experts else "*-" for experts in expert_layers(config.moe_layer_freq, config.num_layers)]
+
+
+def build_block(config: ModelConfig, kind: str) -> Block:
+    """The block of an entry of `layer_kinds`."""
+    mixer = ffn = None
+    if "*" in kind:
+        mixer = Attention(config)
+    elif "M" in kind:
+        from .mamba import Mamba
+
+        mixer = Mamba(config)
+    if "-" in kind:
+        ffn = FeedForward(config)
+    elif "E" in kind:
+        from .moe import MoE
+
+        ffn = MoE(config)
+    return Block(config, mixer=mixer, ffn=ffn)

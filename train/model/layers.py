@@ -1,4 +1,4 @@
-"""Linear, Embedding, Norm, rotary positions and the cross-entropy of the head; the model's settings; how weights start.
+"""Linear, Embedding, Norm and the cross-entropy of the head; the model's settings; how weights start.
 
 Every layer at world size one is plain torch. A weight's first value depends on the seed, its name and its full shape
 alone (`initialize`), so that every parallel layout starts from the same numbers.
@@ -9,6 +9,7 @@ layer, V padded vocabulary, N rows (B x T).
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 from typing import Literal
@@ -18,38 +19,77 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import check, option
+from .positions import scaling_mistake
+
+GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
+LAYER_SYMBOLS = "M*-E"
+CHUNK_BYTES = 128 << 20  # the cross-entropy's: logits and what is made of them
+WORTH_COMPILING = 1 << 22  # logits of a micro-batch: for fewer the loops of softmax.py take longer to load than they save
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A transformer's shape. `resolve` fills in what is None."""
 
-    num_layers: int = option(12, "transformer layers")
+    family: Literal["gpt", "bert", "t5"] = option("gpt", "gpt: what comes next (Llama, Mistral, hybrids ...); bert: what was masked; t5: encoder and decoder")
+    num_layers: int | None = option(None, "transformer layers; t5: of the encoder (default: 12, or as many as the pattern has)")
+    decoder_num_layers: int | None = option(None, "t5: layers of the decoder (default: num-layers)")
+    hybrid_override_pattern: str | None = option(None, "a symbol for each layer: M Mamba-2, * attention, - feed-forward, E experts (default: attention and feed-forward in every layer)")
     hidden_size: int = option(768, "width of the residual stream")
-    ffn_hidden_size: int | None = option(None, "width of the feed-forward layer (default: 4 x hidden-size; for swiglu 8/3 of it, rounded down to a multiple of 64)")
+    ffn_hidden_size: int | None = option(None, "width of the feed-forward layer (default: 4 x hidden-size; where it is gated, 8/3 of it, rounded down to a multiple of 64)")
     num_attention_heads: int = option(12, "attention heads")
-    num_query_groups: int | None = option(None, "key-value heads, each shared by heads / groups query heads (default: one per head)")
+    num_query_groups: int | None = option(None, "key-value heads, each shared by heads / groups query heads; 1: multi-query attention (default: one per head)")
     kv_channels: int | None = option(None, "channels of a head (default: hidden-size / num-attention-heads)")
+    window_size: int | None = option(None, "tokens that a query sees, its own and those just before it (default: all before it)")
+    qk_layernorm: bool = option(False, "normalise every head's queries and keys")
+    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash"] = option("auto", "what computes attention where documents or a window bound it: torch's SDPA, FlexAttention or variable-length kernel, or the package flash-attn")
     max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
-    position_embedding_type: Literal["learned", "rope"] = option("learned", "how positions enter")
-    rotary_base: float = option(10000.0, "base of the rotary frequencies")
+    position_embedding_type: Literal["learned", "rope", "relative", "none"] = option("learned", "how positions enter; relative: by T5's buckets of distances, added to scores that are not divided by the root of kv-channels")
+    rotary_base: float = option(10000.0, "rope: base of the frequencies")
+    rope_scaling: dict | None = option(None, "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json (rope_type: linear, llama3, yarn; factor: ...)")  # noqa: RUF009 - a frozen default: None
     normalization: Literal["LayerNorm", "RMSNorm"] = option("LayerNorm", "kind of normalisation")
     layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = option("gelu", "of the feed-forward layer; gelu_tanh is GPT-2's approximation")
+    post_norm: bool = option(False, "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of what goes in, as Megatron-LM does")
+    activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu"] = option("gelu", "of the feed-forward layer; gelu_tanh is GPT-2's approximation, geglu T5 v1.1's gate")
     add_bias_linear: bool = option(True, "biases in linear layers")
+    add_qkv_bias: bool = option(False, "biases in the projection to queries, keys and values, whatever add-bias-linear says")
+    bert_binary_head: bool = option(True, "bert: samples of two segments, half of them swapped, and a head that tells which came first")
     untie_embeddings_and_output_weights: bool = option(False, "an output matrix of its own instead of the embedding's")
     init_method_std: float = option(0.02, "standard deviation of the first weights")
     hidden_dropout: float = option(0.0, "dropout on the embedding and on what each layer adds")
     attention_dropout: float = option(0.0, "dropout on attention weights")
+    num_experts: int | None = option(None, "experts of a mixture in the place of feed-forward layers; they have no biases (default: no mixture)")
+    moe_layer_freq: str = option("1", "which layers have experts: N for every N-th, or a list of 0 and 1 for all of them, such as [0]*3+[1]*24")
+    moe_ffn_hidden_size: int | None = option(None, "width of an expert (default: ffn-hidden-size)")
+    moe_shared_expert_intermediate_size: int | None = option(None, "width of an expert that every token goes through beside those it is sent to (default: none)")
+    moe_shared_expert_gate: bool = option(False, "weigh the shared expert by a sigmoid of the token")
+    moe_router_topk: int = option(2, "experts that a token is sent to")
+    moe_router_score_function: Literal["softmax", "sigmoid"] = option("softmax", "how the router's logits become weights")
+    moe_router_pre_softmax: bool = option(False, "softmax over all experts, of which the chosen keep their part; default: softmax over the chosen")
+    moe_router_enable_expert_bias: bool = option(False, "balance by a bias on the choice of experts that follows their loads, without a loss; for sigmoid")
+    moe_router_bias_update_rate: float = option(1e-3, "how far that bias moves in a step")
+    moe_aux_loss_coeff: float = option(0.0, "weight of the load-balancing loss; 0.01 is a good start")
+    moe_z_loss_coeff: float = option(0.0, "weight of the loss that keeps the router's logits small; 0.001 is a good start")
+    moe_expert_capacity_factor: float | None = option(None, "in training an expert takes at most this times the mean number of tokens of a micro-batch, and the rest is dropped (default: drop none)")
+    moe_token_drop_policy: Literal["probs", "position"] = option("probs", "beyond the capacity drop those of least weight, or those that come last")
+    mamba_state_dim: int = option(128, "Mamba-2: size of the state of each channel")
+    mamba_head_dim: int = option(64, "Mamba-2: channels of a head")
+    mamba_num_groups: int = option(8, "Mamba-2: groups of heads that share how the state is written and read; as many as tensor-parallel ranks at least")
+    mamba_num_heads: int | None = option(None, "Mamba-2: heads (default: 2 x hidden-size / mamba-head-dim)")
     vocab_size: int | None = option(None, "tokens in the vocabulary (default: the tokenizer's)")
     make_vocab_size_divisible_by: int = option(128, "rows of the embedding are padded to a multiple of this")
 
     def __post_init__(self):
         heads, groups = self.num_attention_heads, self.num_query_groups
-        sizes = ("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by")
+        sizes = (
+            "num_layers", "decoder_num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "window_size",
+            "max_position_embeddings", "vocab_size", "make_vocab_size_divisible_by",
+        )
         check(
-            *((getattr(self, n) >= 1, f"model.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
+            *((getattr(self, n) is None or getattr(self, n) >= 1, f"model.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
             *((0 <= getattr(self, n) < 1, f"model.{n} = {getattr(self, n)} must be at least 0 and below 1") for n in ("hidden_dropout", "attention_dropout")),
+            *_family_rules(self),
+            *_pattern_rules(self),
         )
         check(
             (
@@ -61,17 +101,62 @@ class ModelConfig:
                 f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads}; use {_divisors(heads, groups or 1)}",
             ),
         )
-        channels = self.kv_channels or self.hidden_size // heads
-        check(
-            (
-                self.position_embedding_type != "rope" or channels % 2 == 0,
-                f"model.position_embedding_type = rope needs an even number of channels a head, not {channels}; change --num-attention-heads or --kv-channels",
-            )
-        )
+        check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self))
 
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+
+    @property
+    def residual_std(self) -> float:
+        """Of the first values of a matrix that writes to the residual stream: smaller, the more of them add up (Radford et al. 2019)."""
+        return self.init_method_std / (self.num_layers * (1 if self.hybrid_override_pattern else 2)) ** 0.5
+
+
+def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    family, gpt = config.family, config.family == "gpt"
+    positions = {"gpt": ("learned", "rope", "none"), "bert": ("learned",), "t5": ("learned", "relative", "none")}[family]
+    return [
+        (
+            config.position_embedding_type in positions,
+            f"model.position_embedding_type = {config.position_embedding_type} does not fit model.family = {family}; use {' or '.join(positions)}",
+        ),
+        (gpt or config.window_size is None, f"model.window_size bounds what comes before a token, and model.family = {family} looks both ways; leave it out"),
+        (gpt or config.hybrid_override_pattern is None, f"model.hybrid_override_pattern is for model.family = gpt, not {family}; leave it out"),
+        (gpt or config.attention_backend in ("auto", "sdpa"), f"model.attention_backend = {config.attention_backend} knows causal attention alone; leave it out for model.family = {family}"),
+        (not config.post_norm or family == "bert", f"model.post_norm is BERT's way; leave it out for model.family = {family}"),
+        (config.decoder_num_layers is None or family == "t5", f"model.decoder_num_layers is for model.family = t5; for {family} give --num-layers alone"),
+        (
+            not config.untie_embeddings_and_output_weights or family != "bert",
+            "model.untie_embeddings_and_output_weights: BERT's masked words are read off its embedding; leave it out",
+        ),
+    ]
+
+
+def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    pattern = config.hybrid_override_pattern
+    if pattern is None:
+        return []
+    wrong = next((symbol for symbol in pattern if symbol not in LAYER_SYMBOLS), None)
+    return [
+        (pattern != "", "model.hybrid_override_pattern is empty; give a symbol for each layer, or leave it out"),
+        (wrong is None, f"model.hybrid_override_pattern has {wrong!r}; use M for Mamba-2, * for attention, - for feed-forward, E for experts"),
+        (
+            config.num_layers in (None, len(pattern)),
+            f"model.num_layers = {config.num_layers}, but model.hybrid_override_pattern has {len(pattern)} symbols; leave num_layers out",
+        ),
+    ]
+
+
+def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if config.position_embedding_type != "rope":
+        return [(config.rope_scaling is None, "model.rope_scaling is for model.position_embedding_type = rope; give that too, or leave it out")]
+    channels = config.kv_channels or config.hidden_size // config.num_attention_heads
+    mistake = scaling_mistake(config.rope_scaling) if config.rope_scaling is not None else None
+    return [
+        (channels % 2 == 0, f"model.position_embedding_type = rope needs an even number of channels a head, not {channels}; change --num-attention-heads or --kv-channels"),
+        (mistake is None, f"model.rope_scaling {mistake}"),
+    ]
 
 
 def _divisors(number: int, near: int) -> str:
@@ -80,26 +165,129 @@ def _divisors(number: int, near: int) -> str:
     return " or ".join([", ".join(map(str, found[:-1])), str(found[-1])] if len(found) > 1 else map(str, found))
 
 
+def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    count, topk, pattern = config.num_experts, config.moe_router_topk, config.hybrid_override_pattern
+    if count is None:
+        changed = _changed(config, "moe_")
+        return [
+            (not changed, f"model.{', model.'.join(changed)}: there are no experts to set; give --num-experts too, or leave this out"),
+            (pattern is None or "E" not in pattern, "model.hybrid_override_pattern has layers E of experts; give --num-experts, or use - for feed-forward layers"),
+        ]
+    sizes = ("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk")
+    coefficients = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")
+    softmax, factor = config.moe_router_score_function == "softmax", config.moe_expert_capacity_factor
+    mistake = None
+    try:
+        expert_layers(config.moe_layer_freq, config.num_layers)
+    except ValueError as error:
+        mistake = error
+    return [
+        *((getattr(config, n) is None or getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1") for n in sizes),
+        *((getattr(config, n) >= 0, f"model.{n} = {getattr(config, n)} must not be negative") for n in coefficients),
+        (topk <= count, f"model.moe_router_topk = {topk} is more than model.num_experts = {count}; send a token to fewer"),
+        (config.family == "gpt", f"model.num_experts is for model.family = gpt, not {config.family}; leave it out"),
+        (pattern is None or "E" in pattern, "model.num_experts is given, but model.hybrid_override_pattern has no layer E for them; put E in the place of some -"),
+        (pattern is None or config.moe_layer_freq == "1", "model.moe_layer_freq: the E of model.hybrid_override_pattern say which layers have experts; leave it out"),
+        (mistake is None, f"model.moe_layer_freq = {config.moe_layer_freq} {mistake}"),
+        (softmax or not config.moe_router_pre_softmax, "model.moe_router_pre_softmax is for model.moe_router_score_function = softmax; leave it out for sigmoid"),
+        (
+            not (softmax and topk == 1 and count > 1 and not config.moe_router_pre_softmax),
+            "model.moe_router_topk = 1: a softmax over the one chosen expert is always 1 and teaches the router nothing; give --moe-router-pre-softmax",
+        ),
+        (
+            not (softmax and config.moe_router_enable_expert_bias),
+            "model.moe_router_enable_expert_bias adds to scores between 0 and 1; give --moe-router-score-function sigmoid with it",
+        ),
+        (factor is None or factor > 0, f"model.moe_expert_capacity_factor = {factor} must be above 0; leave it out to drop no tokens"),
+        (factor is not None or config.moe_token_drop_policy == "probs", "model.moe_token_drop_policy needs --moe-expert-capacity-factor: without it no token is dropped"),
+        (
+            not config.moe_shared_expert_gate or config.moe_shared_expert_intermediate_size is not None,
+            "model.moe_shared_expert_gate needs --moe-shared-expert-intermediate-size: the width of the expert that it weighs",
+        ),
+    ]
+
+
+def _mamba_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if "M" not in (config.hybrid_override_pattern or ""):
+        changed = _changed(config, "mamba_")
+        return [(not changed, f"model.{', model.'.join(changed)}: there are no Mamba layers to set; give a --hybrid-override-pattern with M too, or leave this out")]
+    channels, groups = config.mamba_head_dim, config.mamba_num_groups
+    sizes = [(n, getattr(config, n)) for n in ("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads")]
+    wrong = [(n, value) for n, value in sizes if value is not None and value < 1]
+    if wrong:
+        return [(False, f"model.{n} = {value} must be at least 1") for n, value in wrong]
+    heads = config.mamba_num_heads or 2 * config.hidden_size // channels
+    return [
+        (
+            config.mamba_num_heads is not None or 2 * config.hidden_size % channels == 0,
+            f"model.mamba_head_dim = {channels} does not divide twice model.hidden_size = {config.hidden_size}; use {_divisors(2 * config.hidden_size, channels)}, or give --mamba-num-heads",
+        ),
+        (heads % groups == 0, f"model.mamba_num_groups = {groups} does not divide the {heads} heads of a Mamba layer; use {_divisors(heads, groups)}"),
+    ]
+
+
+def _changed(config: ModelConfig, prefix: str) -> list[str]:
+    """The settings of that prefix that are not as they are by default."""
+    return [f.name for f in dataclasses.fields(config) if f.name.startswith(prefix) and getattr(config, f.name) != f.default]
+
+
+def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
+    """Which layers have experts: `moe_layer_freq` as Megatron-LM reads it. Raises ValueError, which says what is wrong.
+
+    num_layers: None where it is not known yet; then nothing is said about the length of a list.
+    """
+    if frequency.isdigit() and int(frequency) >= 1:
+        return [layer % int(frequency) == 0 for layer in range(num_layers or 0)]
+    try:
+        flags = _flags(ast.parse(frequency.strip(), mode="eval").body)
+    except (SyntaxError, ValueError):
+        raise ValueError("must be a whole number from 1, or a list of 0 and 1, such as [0,1]*12 or [0]*3+[1]*24") from None
+    if num_layers is not None and len(flags) != num_layers:
+        raise ValueError(f"is a list of {len(flags)}, but there are {num_layers} layers; say 0 or 1 for each of them")
+    return flags
+
+
+def _flags(node: ast.expr) -> list[bool]:
+    match node:
+        case ast.List() if all(isinstance(e, ast.Constant) and e.value in (0, 1) for e in node.elts):
+            return [bool(e.value) for e in node.elts]
+        case ast.BinOp(op=ast.Add()):
+            return _flags(node.left) + _flags(node.right)
+        case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=int(times)), right=part) | ast.BinOp(op=ast.Mult(), left=part, right=ast.Constant(value=int(times))):
+            return _flags(part) * min(times, 100_000)
+    raise ValueError
+
+
 def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ModelConfig:
     """The configuration with nothing left open. vocab_size, seq_length: what the tokenizer and the data say."""
-    swiglu = config.activation == "swiglu"
-    ffn = config.hidden_size * 8 // 3 // 64 * 64 or 64 if swiglu else 4 * config.hidden_size
+    gated = config.hidden_size * 8 // 3 // 64 * 64 or 64
+    ffn_hidden_size = config.ffn_hidden_size or (gated if config.activation in GATED else 4 * config.hidden_size)
+    mamba = "M" in (config.hybrid_override_pattern or "")
+    num_layers = config.num_layers or len(config.hybrid_override_pattern or "") or 12
     return dataclasses.replace(
         config,
-        ffn_hidden_size=config.ffn_hidden_size or ffn,
+        num_layers=num_layers,
+        decoder_num_layers=(config.decoder_num_layers or num_layers) if config.family == "t5" else None,
+        ffn_hidden_size=ffn_hidden_size,
         num_query_groups=config.num_query_groups or config.num_attention_heads,
         kv_channels=config.kv_channels or config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.max_position_embeddings or seq_length,
+        moe_ffn_hidden_size=(config.moe_ffn_hidden_size or ffn_hidden_size) if config.num_experts else None,
+        mamba_num_heads=config.mamba_num_heads or (2 * config.hidden_size // config.mamba_head_dim if mamba else None),
         vocab_size=config.vocab_size or vocab_size,
     )
 
 
 class Linear(nn.Module):
-    """x (..., in) -> (..., out). std: of the weight's first values."""
+    """x (..., in) -> (..., out). std: of the weight's first values.
 
-    def __init__(self, size_in: int, size_out: int, *, bias: bool, std: float):
+    split: which dimension of the weight tensor parallelism may cut: "column" its rows (the output, and the bias), "row"
+    its columns (the input; what the ranks compute is summed before the bias), None neither.
+    """
+
+    def __init__(self, size_in: int, size_out: int, *, bias: bool, std: float, split: Literal["column", "row"] | None = None):
         super().__init__()
-        self.std = std
+        self.std, self.split = std, split
         self.weight = nn.Parameter(torch.empty(size_out, size_in))
         self.bias = nn.Parameter(torch.empty(size_out)) if bias else None
 
@@ -108,11 +296,11 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """ids (...) int64 -> (..., D)."""
+    """ids (...) int64 -> (..., D). split: as of Linear: "column" cuts the ids, "row" the vectors."""
 
-    def __init__(self, rows: int, size: int, *, std: float):
+    def __init__(self, rows: int, size: int, *, std: float, split: Literal["column", "row"] | None = None):
         super().__init__()
-        self.std = std
+        self.std, self.split = std, split
         self.weight = nn.Parameter(torch.empty(rows, size))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -120,13 +308,18 @@ class Embedding(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019), over the last dimension."""
+    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019), over the last dimension.
 
-    def __init__(self, config: ModelConfig):
+    size: of that dimension, by default D. It is never cut; where what it normalises is (heads, a sequence), its
+    gradient on a rank is a part of a sum.
+    """
+
+    def __init__(self, config: ModelConfig, size: int | None = None):
         super().__init__()
         self.epsilon = config.layernorm_epsilon
-        self.weight = nn.Parameter(torch.empty(config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(config.hidden_size)) if config.normalization == "LayerNorm" else None
+        size = size or config.hidden_size
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size)) if config.normalization == "LayerNorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
@@ -136,96 +329,120 @@ class Norm(nn.Module):
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """First values of every weight, in full: matrices normal from sha256(seed:name), norms 1, biases 0."""
+    """First values of every weight, in full: matrices normal from sha256(seed:name), norms 1, biases 0.
+
+    A module of another kind has a method `first_value(name, shape, generator) -> Tensor`, asked for each of its own
+    parameters and buffers (the latter hold nothing after a model was built on the meta device).
+    """
     for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                parameter.zero_()
+        special = getattr(module, "first_value", None)
+        own = dict(module.named_parameters(recurse=False))
+        if special is not None:
+            own |= module.named_buffers(recurse=False)
+        for name, tensor in own.items():
+            if special is not None:
+                tensor.copy_(special(name, tensor.shape, generator_of(f"{prefix}.{name}", seed)))
+            elif name == "bias":
+                tensor.zero_()
             elif isinstance(module, Norm):
-                parameter.fill_(1.0)
+                tensor.fill_(1.0)
             else:
-                parameter.copy_(first_values(f"{prefix}.{name}", parameter.shape, module.std, seed))
+                tensor.copy_(first_values(f"{prefix}.{name}", tensor.shape, module.std, seed))
 
 
 def first_values(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
     """float32 normal values that depend on the seed, the weight's name and its full shape alone."""
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator_of(name, seed))
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """The random numbers that belong to a weight's name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
-    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
-def rotary_table(positions: Tensor, channels: int, base: float) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (..., T, C) float32, of positions (..., T): RoPE (Su et al. 2021), halves split as in Hugging Face's Llama."""
-    frequencies = base ** (-torch.arange(0, channels, 2, device=positions.device, dtype=torch.float64) / channels)
-    angles = positions[..., None].double() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().float(), angles.sin().float()
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """In which numbers a matrix product of x is computed: autocast's, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, heads, T, C) turned by the angles of its positions; cos, sin broadcast to it."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
-
-
-def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int) -> Tensor:
+def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
     """Sum over rows of loss_mask x the negative log-likelihood of the labels; a float32 (float64) scalar.
 
-    hidden: (N, D). weight: (V, D), the head. labels: (N,) int64. loss_mask: (N,). vocab_size: rows of `weight` that
-    are tokens; the padding after them gets no probability.
+    hidden: (N, D). weight: (V, D), the head; bias: (V,), or none. labels: (N,) int64. loss_mask: (N,). vocab_size:
+    rows of `weight` that are tokens; the padding after them gets no probability.
 
     Works through the rows in chunks and makes the gradients in the forward pass, so that no (N, V) array ever exists:
     at N = 2048, V = 50304 this saves 1.5 GiB and is faster than F.linear_cross_entropy, which also breaks out of
     torch.compile.
     """
-    return _CrossEntropy.apply(hidden, weight, labels, loss_mask, vocab_size)
+    if not torch.is_grad_enabled():  # which a Function does not see: its weight would still ask for a gradient
+        hidden, weight = hidden.detach(), weight.detach()
+    return _CrossEntropy.apply(hidden, weight, labels, loss_mask, vocab_size, bias)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size):
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias):
+        dtype = compute_dtype(weight)
         wide = torch.promote_types(dtype, torch.float32)  # softmax and sums are never narrower than float32
         compute_weight = weight.to(dtype)
         needs_gradient = any(ctx.needs_input_grad[:2])
         if needs_gradient:
             hidden_gradient = torch.empty_like(hidden)
-            weight_gradient = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+            weight_gradient = None  # the first chunk's product, to which the others' are added in `wide`
+            bias_gradient = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = max(128, (1 << 24) // weight.shape[0])  # 64 MiB of float32 logits
+        in_place = (
+            hidden.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and bias is None
+            and len(hidden) * len(weight) >= WORTH_COMPILING and not torch.compiler.is_compiling()
+        )
+        if in_place:
+            from .softmax import softmax_gradient_
+        # Chunks of bfloat16 should be few: adding their products up in float32 costs half as much as the products.
+        logit_bytes = dtype.itemsize if in_place else dtype.itemsize + 2 * wide.itemsize
+        rows = max(128, CHUNK_BYTES * (1 if dtype == wide else 2) // (logit_bytes * len(weight)))
         for chunk in range(0, len(hidden), rows):
             here = slice(chunk, chunk + rows)
             x, mask = hidden[here].to(dtype), loss_mask[here].to(wide)
-            logits = logits_of(x, compute_weight, vocab_size).to(wide)
-            normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            picked = logits.gather(-1, labels[here, None])
-            total += ((normaliser - picked)[:, 0] * mask).sum(dtype=torch.float64)
+            if in_place:
+                gradient = F.linear(x, compute_weight)
+                total += softmax_gradient_(gradient, labels[here], vocab_size).neg() @ loss_mask[here].double()
+            else:
+                log_probabilities = logits_of(x, compute_weight, vocab_size, bias).log_softmax(-1, dtype=wide)
+                picked = log_probabilities.gather(-1, labels[here, None])
+                total -= (picked[:, 0] * mask).sum(dtype=torch.float64)
+                gradient = log_probabilities.exp_().scatter_(-1, labels[here, None], picked.expm1()) if needs_gradient else None
             if needs_gradient:
-                gradient = logits.sub_(normaliser).exp_()
-                gradient.scatter_add_(-1, labels[here, None], gradient.new_full((len(x), 1), -1.0))
-                gradient = gradient.mul_(mask[:, None]).to(dtype)
-                hidden_gradient[here] = gradient @ compute_weight
-                if wide == dtype:
+                if bias is not None:
+                    bias_gradient += mask @ gradient
+                gradient = gradient.to(dtype)
+                # The mask multiplies what is D wide, not V.
+                hidden_gradient[here] = (gradient @ compute_weight) * mask[:, None]
+                x = x * mask[:, None].to(dtype)
+                if weight_gradient is None:
+                    weight_gradient = gradient.T @ x
+                elif wide == dtype:
                     weight_gradient.addmm_(gradient.T, x)
                 else:
-                    weight_gradient += gradient.T @ x
+                    weight_gradient = weight_gradient.to(wide).add_(gradient.T @ x)
         if needs_gradient:
-            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype), None if bias is None else bias_gradient.to(bias.dtype))
         return total.to(wide)
 
     @staticmethod
     def backward(ctx, gradient):
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * gradient, weight_gradient * gradient, None, None, None
+        hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+        return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None if bias_gradient is None else bias_gradient * gradient
 
 
-def logits_of(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
-    """(..., V) from (..., D); minus infinity for the padding of the vocabulary.
+def logits_of(hidden: Tensor, weight: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
+    """(..., V) from (..., D), weight (V, D) and bias (V,); minus infinity for the padding of the vocabulary.
 
     The product keeps the padding, because matrix units want round shapes.
     """
-    logits = hidden @ weight.T
+    logits = F.linear(hidden, weight, bias if bias is None else bias.to(weight.dtype))
     if vocab_size < weight.shape[0]:
         logits[..., vocab_size:] = float("-inf")
     return logits

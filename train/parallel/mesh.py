@@ -1,8 +1,13 @@
-"""the one place that starts torch.distributed and makes groups; data parallelism applied to a model from outside.
+"""the one place that starts torch.distributed and makes groups.
 
 `launch` reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK); without it, or with one process, nothing of
-torch.distributed is started. At more than one process a model's parameters are DTensors, cut over all ranks by
-`fully_shard`, and every rank steps its own piece of the optimizer.
+torch.distributed is started. All ranks stand in one grid, seen in two ways:
+
+    dense   data x context x tensor                  the weights that every rank has a share of
+    sparse  rest x expert x tensor, rest x expert = data x context           the weights of experts
+
+Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then data-parallel ones.
+Ranks that differ in their data-parallel place alone read different samples; all others of a replica read the same.
 """
 
 from __future__ import annotations
@@ -11,30 +16,56 @@ import contextlib
 import dataclasses
 import datetime
 import gc
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from ...config import Failure, UserError, check, option
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How processes work together. Data parallel over all of them: their number is torchrun's."""
+    """How processes work together. Their number is torchrun's; what the other sizes leave is data parallel.
 
+    None of this changes a result but by rounding (and which masks dropout draws), so a run may go on at another layout.
+    """
+
+    tensor_model_parallel_size: int = option(1, "processes among which every matrix is cut", role="runtime")
+    sequence_parallel: bool = option(False, "cut also what lies between the matrices, along the sequence, over the tensor-parallel processes", role="runtime")
+    context_parallel_size: int = option(1, "processes among which a sequence is cut; attention gathers keys and values", role="runtime")
+    expert_model_parallel_size: int = option(1, "data- and context-parallel processes among which experts are dealt out; tokens travel to them", role="runtime")
+    data_parallel_sharding: Literal["optimizer", "full"] = option("optimizer", "what is cut over data- and context-parallel processes beside the optimizer: nothing (ZeRO-1), or weights and gradients too (ZeRO-3)", role="runtime")
     distributed_timeout_minutes: int = option(10, "how long a rank waits for the others before it gives up", role="runtime")
 
     def __post_init__(self):
-        check((self.distributed_timeout_minutes >= 1, f"parallel.distributed_timeout_minutes = {self.distributed_timeout_minutes} must be at least 1"))
+        sizes = ("tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size", "distributed_timeout_minutes")
+        check(
+            *((getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
+            (
+                not self.sequence_parallel or self.tensor_model_parallel_size > 1,
+                "parallel.sequence_parallel cuts sequences over tensor-parallel processes, and there is one; give --tensor-model-parallel-size, or leave it out",
+            ),
+        )
+
+
+class Axis(NamedTuple):
+    """One direction of the grid, from where this rank stands."""
+
+    size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None  # the ranks in this direction; None where there is this one alone
+
+
+ALONE = Axis()
 
 
 @dataclasses.dataclass
@@ -44,12 +75,35 @@ class Mesh:
     rank: int
     world_size: int
     device: torch.device
-    data: DeviceMesh | None = None  # all ranks in one row; None at world size 1
+    group: dist.ProcessGroup | None = None  # None: torch.distributed's own, of all ranks
+    dp: Axis | None = None  # replicas of the model, each with samples of its own; by default all ranks are
+    cp: Axis = ALONE
+    tp: Axis = ALONE
+    ep: Axis = ALONE
+    shards: Axis | None = None  # data x context: the ranks that cut the global batch's tokens among them
+    dense: DeviceMesh | None = None  # "shards", "tp"; None at world size 1
+    sparse: DeviceMesh | None = None  # "rest", "ep", "tp"
+
+    def __post_init__(self):
+        self.dp = self.dp or Axis(self.world_size, self.rank)
+        self.shards = self.shards or self.dp
+
+    def aside(self) -> Mesh:
+        """The same ranks with a group of their own, on the CPU, for a thread that works beside the training."""
+        if self.world_size == 1:
+            return self
+        return Mesh(self.rank, self.world_size, torch.device("cpu"), group=dist.new_group(backend="gloo"))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on all ranks; in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def sum_shards(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks that cut the global batch's tokens among them, on all ranks; in place."""
+        if self.shards.size > 1:
+            dist.all_reduce(tensor, group=self.shards.group)
         return tensor
 
     def any(self, flag: object) -> bool:
@@ -58,7 +112,7 @@ class Mesh:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def on_main(self, function: Callable[[], Any]) -> Any:
         """Runs a function on rank 0 while the others wait; its result there, None on the others.
@@ -84,14 +138,32 @@ class Mesh:
         """Rank 0's value (anything that pickles) on all ranks."""
         box = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
+
+    def gather(self, value: Any) -> list:
+        """Every rank's value (anything that pickles), in the order of the ranks, on all of them."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def leave(self) -> None:
+        """Ends this process quietly, after a mistake that all ranks have found and rank 0 will say."""
+        _leave(0)
 
 
 @contextlib.contextmanager
 def launch(config: ParallelConfig) -> Iterator[Mesh]:
     """The mesh of this job, for the length of a `with` block; shuts torch.distributed down cleanly at its end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        check_sizes(config, world)
+    except UserError:
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        _leave(0)  # rank 0 says it
     on_gpu = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -102,7 +174,7 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
         return
     timeout = datetime.timedelta(minutes=config.distributed_timeout_minutes)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
-    mesh = Mesh(dist.get_rank(), world, device, init_device_mesh(device.type, (world,), mesh_dim_names=("data",)))
+    mesh = _lay_out(config, dist.get_rank(), world, device)
     try:
         yield mesh
     except (UserError, Failure, OSError) as error:
@@ -117,10 +189,59 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     _shut_down(mesh)
 
 
+@contextlib.contextmanager
+def pretend(config: ParallelConfig, world: int) -> Iterator[Mesh]:
+    """The mesh of rank 0 in a job of `world` processes of which no other is there: collectives return at once, with no numbers."""
+    check_sizes(config, world)
+    if world == 1:
+        yield Mesh(0, 1, torch.device("cpu"))
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    mesh = _lay_out(config, 0, world, torch.device("cpu"))
+    try:
+        yield mesh
+    finally:
+        _shut_down(mesh)
+
+
+def check_sizes(config: ParallelConfig, world: int) -> None:
+    """Raises UserError where so many processes cannot be laid out like this."""
+    tensor, context, expert = config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size
+    replica = tensor * context
+    check(
+        (
+            world % replica == 0,
+            f"{world} process{'es' if world > 1 else ''} cannot be cut into replicas of parallel.tensor_model_parallel_size = {tensor} x "
+            f"parallel.context_parallel_size = {context} = {replica}; start {-(-world // replica) * replica} with torchrun --nproc-per-node, or make the sizes smaller",
+        ),
+        (
+            world % replica != 0 or world // tensor % expert == 0,
+            f"parallel.expert_model_parallel_size = {expert} does not divide the {world // tensor} data- and context-parallel processes "
+            f"({world} / parallel.tensor_model_parallel_size = {tensor}); use one of {', '.join(str(n) for n in range(1, world // tensor + 1) if world // tensor % n == 0)}",
+        ),
+    )
+
+
+def _lay_out(config: ParallelConfig, rank: int, world: int, device: torch.device) -> Mesh:
+    """The grid of a started torch.distributed."""
+    tensor, context, expert = config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size
+    grid = init_device_mesh(device.type, (world // (context * tensor), context, tensor), mesh_dim_names=("dp", "cp", "tp"))
+    dense = init_device_mesh(device.type, (world // tensor, tensor), mesh_dim_names=("shards", "tp"))
+    sparse = init_device_mesh(device.type, (world // (expert * tensor), expert, tensor), mesh_dim_names=("rest", "ep", "tp"))
+    axis = lambda view, name: Axis(view[name].size(), view[name].get_local_rank(), view[name].get_group())
+    return Mesh(
+        rank, world, device, dp=axis(grid, "dp"), cp=axis(grid, "cp"), tp=axis(dense, "tp"), ep=axis(sparse, "ep"),
+        shards=axis(dense, "shards"), dense=dense, sparse=sparse,
+    )
+
+
 def _shut_down(mesh: Mesh) -> None:
     # A process group that a DeviceMesh still holds at the interpreter's exit aborts it ("terminate called without an
     # active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36 once the mesh is dropped.
-    mesh.data = None
+    mesh.dense = mesh.sparse = None
+    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.shards = ALONE
     gc.collect()
     dist.destroy_process_group()
 
@@ -136,37 +257,8 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_data_parallel(model: nn.Module, mesh: Mesh) -> None:
-    """Cuts every parameter over the data-parallel ranks, in place; nothing at world size 1.
-
-    The model must have `layers`, its blocks, and `loss`. Parameters stay whole from the first forward to the last
-    backward of a step (Megatron's distributed optimizer: one all-gather and one reduce-scatter a step), and
-    gradients are summed, not averaged: the loss is already divided by the tokens of the whole global batch.
-    """
-    if mesh.world_size == 1:
-        return
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh.data, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh.data, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "loss")
-    for module in _sharded(model):
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # else a factor of one's own becomes PREMUL_SUM, which gloo lacks
-
-
-def synchronise_gradients(model: nn.Module, last: bool) -> None:
-    """Before a micro-batch's backward: only the last of a step sums gradients over the ranks and frees whole parameters."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-        model.set_reshard_after_backward(last)
-        model.set_is_last_backward(last)
-
-
-def reshard(model: nn.Module) -> None:
-    """Frees the whole parameters that a forward pass without a backward pass has gathered."""
-    for module in _sharded(model):
-        module.reshard()
-
-
-def _sharded(model: nn.Module) -> list[FSDPModule]:
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+def replicas(weight: Tensor) -> int:
+    """How many ranks hold the same piece of a weight."""
+    if not isinstance(weight, DTensor):
+        return 1
+    return math.prod(weight.device_mesh.size(i) for i, placement in enumerate(weight.placements) if isinstance(placement, Replicate))

@@ -1,0 +1,109 @@
+"""What parallelism costs: a step with its wrappers at one process, and data parallel on two processes beside two that know nothing of each other.
+
+    python benchmarks/parallel.py
+    python benchmarks/parallel.py --rounds 20 --hidden 512
+
+Every contestant makes a step in turn with the others, in the same processes, each with one thread. Printed are medians
+over the rounds of wall and CPU seconds of rank 0, and the ratio of the medians. A step is `--micro-batches` forward and
+backward passes, the norm of the gradient, and AdamW. On a machine that does other work besides, the ratios of wall
+seconds say little.
+
+alone        the model as it is built
+wrapped      the same after `parallelize` at one process, which is to leave it alone
+independent  two processes with a model each
+dp           two processes that share a model: gradients summed, the optimizer cut
+dp full      the same, weights and gradients cut too
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+VOCABULARY, LENGTH, ROWS = 2048, 256, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--micro-batches", type=int, default=16, help="of a step, on each process")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments)
+        return
+    print("| contestant | processes | wall s | CPU s | ratio of wall | ratio of CPU |\n|---|---|---|---|---|---|", flush=True)
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, "--worker", *sys.argv[1:]]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def work(arguments) -> None:
+    import torch
+
+    from mt.train.parallel.mesh import Mesh, ParallelConfig, launch
+
+    torch.set_num_threads(1)
+    with launch(ParallelConfig()) as mesh:
+        own = Mesh(0, 1, mesh.device)
+        if mesh.world_size == 1:
+            steps = {"alone": step_of(None, "optimizer", arguments), "wrapped": step_of(own, "optimizer", arguments)}
+        else:
+            steps = {
+                "independent": step_of(own, "optimizer", arguments), "dp": step_of(mesh, "optimizer", arguments), "dp full": step_of(mesh, "full", arguments),
+            }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+        for _ in range(arguments.rounds + 1):
+            for name, step in steps.items():
+                mesh.barrier()
+                wall, cpu = time.perf_counter(), time.process_time()
+                step()
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        medians = {name: [statistics.median(column) for column in zip(*taken[1:])] for name, taken in times.items()}
+        base = next(iter(medians.values()))
+        if mesh.rank == 0:
+            for name, (wall, cpu) in medians.items():
+                print(f"| {name} | {mesh.world_size} | {wall:.3f} | {cpu:.3f} | {wall / base[0]:.3f} | {cpu / base[1]:.3f} |", flush=True)
+
+
+def step_of(mesh, sharding: str, arguments) -> Callable[[], None]:
+    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor."""
+    import torch
+
+    from mt.train.batches import MicroBatch
+    from mt.train.loop import forward_backward
+    from mt.train.model.build import build_model
+    from mt.train.model.layers import ModelConfig, initialize, resolve
+    from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
+    from mt.train.parallel.mesh import Mesh, ParallelConfig
+    from mt.train.parallel.sharding import parallelize
+
+    shape = ModelConfig(num_layers=arguments.layers, hidden_size=arguments.hidden, num_attention_heads=4)
+    model = build_model(resolve(shape, vocab_size=VOCABULARY, seq_length=LENGTH))
+    initialize(model, 1)
+    if mesh is not None:
+        parallelize(model, mesh, ParallelConfig(data_parallel_sharding=sharding), torch.float32)
+    mesh = mesh or Mesh(0, 1, torch.device("cpu"))
+    optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig())
+    tokens = torch.randint(VOCABULARY, (arguments.micro_batches, ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(mesh.rank))
+    batch = [MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(ROWS, LENGTH)) for i, sample in enumerate(tokens)]
+    factor = torch.tensor(1 / tokens[:, :, 1:].numel() / mesh.world_size)
+
+    def step() -> None:
+        forward_backward(model, batch, factor, seed="0")
+        gradient_norm(model.parameters(), mesh)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The table of docs/parallelism.md: how far ten steps at each layout are from those of one process.
+
+    make layouts
+"""
+
+import functools
+import sys
+
+from tests.train.parallel_jobs import CASES, differences, train
+from tests.train.processes import Pool
+
+
+def main() -> None:
+    pool = Pool()
+    alone = functools.cache(lambda family, how: pool.run(train, 1, family, **dict(how))[0])
+    print("| layout | processes | loss | gradient norm | weights |\n|---|---|---|---|---|")
+    worst = 0.0
+    for name, (family, world, parallel, *how) in CASES.items():
+        how = dict(*how)
+        found = differences(alone(family, tuple(how.items())), pool.run(train, world, family, parallel, **how)[0])
+        worst = max(worst, *found)
+        print(f"| {name} | {world} | {' | '.join(f'{difference:.0e}' for difference in found)} |", flush=True)
+    pool.close()
+    sys.exit(worst > 1e-10)
+
+
+if __name__ == "__main__":
+    main()

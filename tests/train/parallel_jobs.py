@@ -1,0 +1,226 @@
+"""What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of them."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mt.train import loop
+from mt.train.batches import MicroBatch
+from mt.train.checkpoint import named_tensors
+from mt.train.course import TrainConfig
+from mt.train.loop import forward_backward
+from mt.train.model.attention import Documents
+from mt.train.model.build import build_model
+from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, moments
+from mt.train.parallel.context import cut
+from mt.train.parallel.mesh import Mesh, ParallelConfig, launch, local
+from mt.train.parallel.sharding import _randomness_of_its_own, check_layout, dropout_place, parallelize
+from mt.train.recompute import RecomputeConfig, recompute
+
+VOCABULARY, LENGTH, MICRO_BATCHES, ROWS = 60, 16, 4, 2
+
+FAMILIES = {
+    "gpt": {"num_layers": 2},
+    "llama": {
+        "num_layers": 2, "num_query_groups": 2, "position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu",
+        "add_bias_linear": False, "untie_embeddings_and_output_weights": True, "qk_layernorm": True, "window_size": 9,
+    },
+    "moe": {
+        "num_layers": 2, "num_experts": 4, "moe_layer_freq": "[0,1]", "moe_aux_loss_coeff": 0.01, "moe_z_loss_coeff": 0.001,
+        "moe_shared_expert_intermediate_size": 16, "moe_shared_expert_gate": True, "activation": "swiglu", "add_bias_linear": False,
+    },
+    "bert": {"family": "bert", "num_layers": 2},
+    "bert_post_norm": {"family": "bert", "num_layers": 2, "post_norm": True},
+    "t5": {"family": "t5", "num_layers": 1},
+    "t5_relative": {
+        "family": "t5", "num_layers": 1, "position_embedding_type": "relative", "normalization": "RMSNorm", "activation": "geglu", "add_bias_linear": False,
+    },
+    "mamba": {"hybrid_override_pattern": "M*-", **(MAMBA := {"mamba_head_dim": 8, "mamba_num_groups": 2, "mamba_state_dim": 8, "position_embedding_type": "none"})},
+    "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
+}
+
+TP, SP, CP, EP = ({"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"context_parallel_size": 2}, {"expert_model_parallel_size": 2})
+FULL = {"data_parallel_sharding": "full"}
+CASES = {  # family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are cut
+    "gpt, DP2": ("gpt", 2, {}),
+    "gpt, DP2, weights cut too": ("gpt", 2, FULL),
+    "gpt, TP2": ("gpt", 2, TP),
+    "gpt, TP2, sequence parallel": ("gpt", 2, TP | SP),
+    "gpt, TP4": ("gpt", 4, {"tensor_model_parallel_size": 4}),
+    "gpt, CP2": ("gpt", 2, CP),
+    "gpt, CP2, packed documents": ("gpt", 2, CP, {"packed": True}),
+    "gpt, TP2 x DP2, weights cut too": ("gpt", 4, TP | FULL),
+    "gpt, TP2 x DP2, sequence parallel": ("gpt", 4, TP | SP),
+    "gpt, CP2 x DP2": ("gpt", 4, CP),
+    "gpt, TP2 x CP2, sequence parallel": ("gpt", 4, TP | SP | CP),
+    "llama, TP2": ("llama", 2, TP),
+    "llama, TP2, sequence parallel": ("llama", 2, TP | SP),
+    "llama, CP2": ("llama", 2, CP),
+    "moe, DP2": ("moe", 2, {}),
+    "moe, EP2": ("moe", 2, EP),
+    "moe, TP2": ("moe", 2, TP),
+    "moe, TP2, sequence parallel": ("moe", 2, TP | SP),
+    "moe, CP2 x EP2": ("moe", 2, CP | EP),
+    "moe, EP2 x DP4, weights cut too": ("moe", 4, EP | FULL),
+    "moe, TP2 x EP2, sequence parallel": ("moe", 4, TP | SP | EP),
+    "bert, TP2": ("bert", 2, TP),
+    "bert, TP2, sequence parallel": ("bert", 2, TP | SP),
+    "bert with norms after, TP2, sequence parallel": ("bert_post_norm", 2, TP | SP),
+    "t5, TP2": ("t5", 2, TP),
+    "t5, TP2, sequence parallel": ("t5", 2, TP | SP),
+    "t5 with relative positions, TP2, sequence parallel": ("t5_relative", 2, TP | SP),
+    "bert, DP2, weights cut too": ("bert", 2, FULL),
+    "t5, DP2, weights cut too": ("t5", 2, FULL),
+    "mamba hybrid with experts, EP2, weights cut too": ("mamba_moe", 2, EP | FULL),
+    "mamba hybrid, TP2": ("mamba", 2, TP),
+    "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
+}
+
+
+@dataclasses.dataclass
+class Result:
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]  # in full
+
+
+def model_config(family: str, **changes) -> ModelConfig:
+    settings = {"hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 32, "make_vocab_size_divisible_by": 8, **FAMILIES[family], **changes}
+    return resolve(ModelConfig(**settings), vocab_size=VOCABULARY, seq_length=LENGTH)
+
+
+def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> MicroBatch:
+    """Random, the same on every rank, weights of the loss included."""
+    generator = torch.Generator().manual_seed(index)
+    tokens, labels, encoder = torch.randint(VOCABULARY, (3, ROWS, LENGTH), generator=generator)
+    weights = torch.randint(2, (ROWS, LENGTH), generator=generator).float()
+    present = torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 3]])
+    if config.family == "bert":
+        types = (torch.arange(LENGTH) > 6).long().expand(ROWS, -1)
+        return MicroBatch(index, tokens, labels, weights, token_types=types, padding_mask=present, swapped=torch.tensor([0, 1]))
+    if config.family == "t5":
+        return MicroBatch(index, tokens, labels, weights, padding_mask=present, encoder_tokens=encoder)
+    if not packed:
+        return MicroBatch(index, tokens, labels, weights)
+    ids = (torch.arange(LENGTH) >= torch.tensor([[5], [11]])).int()
+    positions = torch.arange(LENGTH) - ids * torch.tensor([[5], [11]])
+    return MicroBatch(index, tokens, labels, weights, positions, Documents(ids, torch.tensor([0, 5, 16, 27, 32], dtype=torch.int32), 11))
+
+
+def train(
+    family: str, parallel: dict | None = None, *, changes: dict | None = None, steps: int = 10, dtype: torch.dtype = torch.float64,
+    packed: bool = False, granularity: str | None = None, compute_dtype: torch.dtype | None = None,
+) -> Result:
+    """Steps of AdamW on the same global batches at any layout, with gradients clipped."""
+    parallel = ParallelConfig(**(parallel or {}), distributed_timeout_minutes=1)
+    with launch(parallel) as mesh:
+        return _train(mesh, parallel, model_config(family, **(changes or {})), steps, dtype, packed, granularity, compute_dtype or dtype)
+
+
+def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int, dtype, packed: bool, granularity, compute_dtype) -> Result:
+    check_layout(parallel, config, {"seq_length": LENGTH})
+    model = build_model(config)
+    initialize(model, 1234)
+    model.to(dtype)
+    if granularity:
+        recompute(model, RecomputeConfig(recompute_granularity=granularity))
+    parallelize(model, mesh, parallel, compute_dtype)
+    optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
+    losses, norms = [], []
+    for step in range(steps):
+        mine = range(mesh.dp.rank, MICRO_BATCHES, mesh.dp.size)
+        batch = [cut(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp) for index in mine]
+        tokens = mesh.sum_shards(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
+        loss = forward_backward(model, batch, 1 / tokens, seed=f"0:{step}", place=dropout_place(mesh, parallel), experts=bool(config.num_experts))
+        losses.append(float(mesh.sum_shards(loss) / tokens))
+        norms.append(float(gradient_norm(model.parameters(), mesh)))
+        clip_gradients(model.parameters(), norms[-1], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()}
+    return Result(losses, norms, {name: w.clone() for name, w in weights.items()} if mesh.rank == 0 else {})
+
+
+def differences(one: Result, many: Result) -> tuple[float, float, float]:
+    """Of the losses and gradient norms, relative; of the weights after the last step, absolute, key biases left out.
+
+    The gradient of a key's bias is zero in theory (softmax does not see what all scores have in common), so that Adam
+    makes whole steps of its rounding errors.
+    """
+    relative = lambda a, b: max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
+    compared = [name for name in one.weights if not name.endswith(("qkv.bias", "key_value.bias"))]
+    weights = max((one.weights[name] - many.weights[name]).abs().max().item() for name in compared)
+    assert one.weights.keys() == many.weights.keys()
+    return relative(one.losses, many.losses), relative(one.norms, many.norms), weights
+
+
+def bytes_a_parameter(parallel: dict) -> float:
+    """Of weights, gradients and moments that a rank keeps between steps, for each parameter of the model."""
+    parallel = ParallelConfig(**parallel)
+    with launch(parallel) as mesh:
+        config = model_config("gpt")
+        model = build_model(config)
+        initialize(model, 1234)
+        parallelize(model, mesh, parallel, torch.bfloat16)
+        optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
+        forward_backward(model, [micro_batch(config, mesh.dp.rank)], torch.ones(()), seed="0", place=dropout_place(mesh, parallel))
+        optimizer.step()
+        kept = [tensor for p in model.parameters() for tensor in (p, p.grad, *(optimizer.state[p][name] for name in moments(optimizer)))]
+        storages = {storage.data_ptr(): storage.nbytes() for storage in (local(tensor).untyped_storage() for tensor in kept)}
+        return sum(storages.values()) / sum(p.numel() for p in model.parameters())
+
+
+def embedded(parallel: dict) -> Tensor:
+    """This rank's first hidden states, half of them dropped, of a sequence that is one token again and again."""
+    parallel = ParallelConfig(**parallel)
+    with launch(parallel) as mesh:
+        config = model_config("gpt", hidden_dropout=0.5, position_embedding_type="none")
+        model = build_model(config)
+        initialize(model, 1234)
+        parallelize(model, mesh, parallel, torch.float32)
+        states = []
+        model.layers[0].register_forward_pre_hook(lambda _module, arguments: states.append(arguments[0].detach().clone()))
+        micro = dataclasses.replace(micro_batch(config, 0), tokens=torch.zeros(ROWS, LENGTH, dtype=torch.int64))
+        forward_backward(model, [micro], torch.ones(()), seed="0", place=dropout_place(mesh, parallel))
+        return states[0]
+
+
+def draws_of_its_own() -> tuple[Tensor, ...]:
+    """Draws within a rank's own randomness, the same after the common one was set back, the next, and a common one afterwards."""
+    with launch(ParallelConfig(tensor_model_parallel_size=2)) as mesh:
+        draws = []
+        for _ in range(2):
+            torch.manual_seed(7)
+            with _randomness_of_its_own(mesh.tp, mesh.device):
+                draws.append(torch.rand(8))
+        with _randomness_of_its_own(mesh.tp, mesh.device):
+            draws.append(torch.rand(8))
+        return *draws, torch.rand(8)
+
+
+def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | None:
+    """`mt train` on this rank; or, with a step directory, all that a trainer has after it has loaded that, on rank 0 in full."""
+    if only_load is None:
+        return loop.train(config)
+    found: dict = {}
+
+    class Loaded(loop.Trainer):
+        def _start_from(self, source):
+            return self._load(only_load, moments=True)
+
+        def fit(self, began):
+            held = named_tensors(self.model, self.weights.by_name, self.optimizer)
+            found.update({name: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for name, t in held.items()})
+            return False
+
+    original, loop.Trainer = loop.Trainer, Loaded
+    try:
+        loop.train(config)
+    finally:
+        loop.Trainer = original
+    return found if int(os.environ["RANK"]) == 0 else None

@@ -1,0 +1,70 @@
+"""A pool of processes that play the ranks of small jobs: started once, because importing torch takes longer than a job.
+
+    pool.run(function, 4, argument ...)     function(argument ...) on ranks 0 to 3, each with torchrun's variables set;
+                                            returns their results by rank
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+
+
+class Pool:
+    def __init__(self):
+        self.workers = []
+
+    def run(self, function, world_size: int, *arguments, **options) -> list:
+        """Raises AssertionError with the tracebacks of the ranks that failed; new processes then take their place."""
+        context = multiprocessing.get_context("spawn")
+        while len(self.workers) < world_size:
+            here, there = context.Pipe()
+            worker = context.Process(target=_work, args=(there,), daemon=True)
+            worker.start()
+            self.workers.append((worker, here))
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        for rank, (_, pipe) in enumerate(self.workers[:world_size]):
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+            pipe.send((function, arguments, options, {name: str(value) for name, value in variables.items()}))
+        answers, failures = [], []
+        for rank, (worker, pipe) in enumerate(self.workers[:world_size]):
+            while not pipe.poll(1):
+                if not worker.is_alive() and not pipe.poll(0):
+                    failures.append(f"rank {rank} ended with exit code {worker.exitcode}")
+                    break
+            else:
+                try:
+                    result, failure = pipe.recv()
+                except EOFError:
+                    result, failure = None, f"rank {rank} ended"
+                answers.append(result)
+                failures += [f"rank {rank}:\n{failure}"] if failure else []
+            if failures:
+                self.close()  # the other ranks may wait for this one
+                raise AssertionError("\n".join(failures))
+        return answers
+
+    def close(self) -> None:
+        for worker, _ in self.workers:
+            worker.kill()
+            worker.join()
+        self.workers = []
+
+
+def _work(pipe) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # a machine has fewer GPUs than a job has ranks
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, arguments, options, variables = pipe.recv()
+        except EOFError:
+            os._exit(0)  # and so no process group can abort the interpreter's own end
+        os.environ.update(variables)
+        try:
+            pipe.send((function(*arguments, **options), None))
+        except BaseException:
+            pipe.send((None, traceback.format_exc()))

@@ -1,0 +1,110 @@
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from mt.config import UserError
+from mt.train.flops import Flops
+from mt.train.loop import train
+from mt.train.metrics import LogConfig, Rates, RunLog, peak_memory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LINE = {"samples": 8, "tokens": 64, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "skipped": 0, "seconds": 2.0, "tokens_per_second": 32.0}
+
+
+def test_rates_are_of_the_interval_and_of_one_device():
+    rates = Rates(Flops(1000.0, 800.0), devices=2, peak=4000.0)
+    for _ in range(4):
+        rates.count(samples=5, tokens=50)
+        rates.time(seconds=0.5, waited=0.1)
+    taken = rates.take()
+    assert {k: v for k, v in taken.items() if k != "memory_bytes"} == pytest.approx(
+        {"seconds": 2.0, "tokens_per_second": 100.0, "data_wait": 0.2, "flops_per_second": 5000.0, "mfu": 1.25, "mfu_causal": 1.0}
+    )
+    assert taken["memory_bytes"] == peak_memory() > 10_000_000
+    rates.count(1, 10)
+    rates.time(1.0, 0.0)
+    assert rates.take()["tokens_per_second"] == 10.0
+
+
+def test_without_a_known_peak_there_is_no_mfu():
+    rates = Rates(Flops(1.0, 1.0), 1, None)
+    rates.time(1.0, 0.0)
+    assert "mfu" not in rates.take()
+
+
+def test_a_log_is_cut_back_to_the_step_that_counts_and_forgets_a_line_cut_short(tmp_path, capsys):
+    log = RunLog(tmp_path, LogConfig(), step=0, total_steps=9, settings={})
+    for step in (1, 2, 3):
+        log.training(step, **LINE, mfu=0.5)
+        log.validation(step, 3.0)
+    log.close()
+    assert "step 2/9  loss 2.0000  lr 1.00e-03  grad norm 1.00  32 tokens/s  MFU 50.0%" in capsys.readouterr().err
+    with open(log.path, "a") as file:
+        file.write('{"step": 2, "lo')
+    again = RunLog(tmp_path, LogConfig(), step=2, total_steps=9, settings={})
+    assert again.curve("loss") == [[1, 2.0], [2, 2.0]]
+    assert again.tokens_per_second() == 32.0
+    again.training(3, **{**LINE, "loss": None})
+    again.close()
+    assert again.curve("loss") == [[1, 2.0], [2, 2.0]]
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 1, 2, 2, 3]
+    assert "loss none" in capsys.readouterr().err
+
+
+def test_a_run_logs_what_the_docs_promise(finished):
+    line = json.loads((finished[0] / "log.jsonl").read_text().splitlines()[0])
+    assert set(line) == {
+        "step", "samples", "tokens", "loss", "lr", "weight_decay", "grad_norm", "skipped", "seconds", "tokens_per_second",
+        "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes",
+    }
+    assert 0 <= line["data_wait"] < 1
+    assert line["mfu_causal"] < line["mfu"]
+
+
+def test_a_mixture_logs_the_load_of_its_busiest_expert(tree, tmp_path):
+    from mt.config import build
+    from mt.train.course import TrainConfig
+
+    settings = tree(tmp_path / "run", train_iters=2, log_interval=1, lr_warmup_iters=0)
+    settings["model"] |= {"num_experts": 4, "moe_aux_loss_coeff": 0.1}
+    train(build(TrainConfig, ("test", settings)))
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert set(line["experts"]) == {"layers.0.ffn", "layers.1.ffn"}
+    assert all(1.0 <= load <= 4.0 for load in line["experts"].values())
+
+
+def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_there(settings, tmp_path, monkeypatch):
+    """With a stand-in for the package, which needs a server."""
+    opened, logged = [], []
+
+    def init(**arguments):
+        opened.append(arguments)
+        return types.SimpleNamespace(id="abc", log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__ = types.SimpleNamespace(name="wandb")
+    wandb.init, wandb.errors = init, types.SimpleNamespace(Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for _ in range(2):
+        train(settings(tmp_path / "run", wandb_project="p", exit_interval=4))
+    assert [(a["project"], a["name"], a["id"]) for a in opened] == [("p", "run", None), ("p", "run", "abc")]
+    assert opened[0]["config"]["optimizer"]["lr"] == 1e-2
+    assert [step for step, values in logged if "loss" in values] == [2, 4, 6, 8]
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(UserError, match=r"log.wandb_exp_name needs --wandb-project"):
+        LogConfig(wandb_exp_name="x")
+    if "wandb" not in sys.modules:
+        with pytest.raises(UserError, match=r"log.wandb_project needs the package wandb; install it with: pip install wandb"):
+            LogConfig(wandb_project="p")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_memory_is_what_torch_held():
+    torch.ones(1 << 20, device="cuda")
+    assert peak_memory() == torch.cuda.max_memory_reserved() > 0

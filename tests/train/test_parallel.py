@@ -1,0 +1,134 @@
+"""Parallel training against one process: tensor, sequence, context, expert and data parallelism, and what is refused."""
+
+import functools
+
+import pytest
+import torch
+
+from mt.config import UserError, build
+from mt.train.parallel.context import places
+from mt.train.parallel.mesh import ParallelConfig, check_sizes
+from mt.train.parallel.sharding import check_layout
+from tests.train.parallel_jobs import (
+    CASES,
+    bytes_a_parameter,
+    differences,
+    draws_of_its_own,
+    embedded,
+    model_config,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def alone(pool):
+    """alone(family, name=value ...) -> what one process makes of it."""
+    return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case):
+    family, world, parallel, *how = CASES[case]
+    loss, norm, weights = differences(alone(family, **dict(*how)), pool.run(train, world, family, parallel, **dict(*how))[0])
+    assert loss < 1e-12
+    assert norm < 1e-12
+    assert weights < 1e-10
+
+
+def test_float32_differs_by_rounding_and_bfloat16_by_its_own(pool, alone):
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    one = alone("gpt", dtype=torch.float32)
+    many = pool.run(train, 2, "gpt", parallel, dtype=torch.float32)[0]
+    assert one.losses == pytest.approx(many.losses, abs=2e-6)
+    half = pool.run(train, 2, "gpt", parallel, dtype=torch.float32, compute_dtype=torch.bfloat16)[0]
+    assert one.losses == pytest.approx(half.losses, abs=2e-2)
+
+
+def test_losses_differ_from_step_to_step(alone):
+    """Else equal numbers would mean nothing."""
+    losses = alone("gpt").losses
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_recomputation_changes_no_bit_at_a_layout_dropout_included(pool, granularity, sequence_parallel):
+    how = {"steps": 2, "changes": {"hidden_dropout": 0.2, "attention_dropout": 0.3}}
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
+    plain, again = (pool.run(train, 2, "gpt", parallel, granularity=g, **how)[0] for g in (None, granularity))
+    assert plain.losses == again.losses
+    assert all(torch.equal(plain.weights[name], again.weights[name]) for name in plain.weights)
+
+
+def test_masks_of_what_ranks_hold_alike_are_those_of_one_process(pool):
+    how = {"steps": 3, "changes": {"hidden_dropout": 0.3}}
+    assert max(differences(pool.run(train, 1, "gpt", **how)[0], pool.run(train, 2, "gpt", {"tensor_model_parallel_size": 2}, **how)[0])) < 1e-10
+
+
+def test_masks_of_what_ranks_share_differ(pool):
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    first, second = pool.run(embedded, 2, parallel)  # a dropped embedding of the same token at all places
+    assert not torch.equal(first == 0, second == 0)
+    parallel = {"tensor_model_parallel_size": 2}
+    first, second = pool.run(embedded, 2, parallel)
+    assert torch.equal(first, second)
+
+
+def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_them_in_step(pool):
+    (a, again, next_a, after_a), (b, _, next_b, after_b) = pool.run(draws_of_its_own, 2)
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, next_a)
+    assert not torch.equal(next_a, next_b)
+    assert torch.equal(after_a, after_b)
+
+
+def test_ranks_share_what_is_kept_between_steps(pool):
+    """16 bytes a parameter on one process: weight, gradient and two moments in float32. TP does not cut vectors and positions."""
+    assert pool.run(bytes_a_parameter, 1, {}) == [16]
+    assert pool.run(bytes_a_parameter, 2, {}) == pytest.approx([8, 8], rel=0.01)
+    assert pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}) == pytest.approx([4] * 4, rel=0.1)
+
+
+def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
+    assert [places(rank, 2, 8).tolist() for rank in range(2)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
+    assert sorted(torch.cat([places(rank, 3, 24) for rank in range(3)]).tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel", "changes", "length", "message"),
+    [
+        ("gpt", {"tensor_model_parallel_size": 3}, {}, 16, r"parallel.tensor_model_parallel_size = 3 does not divide model.num_attention_heads = 4; use a size that does"),
+        ("llama", {"tensor_model_parallel_size": 4}, {}, 16, r"= 4 does not divide model.num_query_groups = 2"),
+        ("gpt", {"tensor_model_parallel_size": 4}, {"make_vocab_size_divisible_by": 2, "vocab_size": 58}, 16, r"= 4 does not divide model.padded_vocab_size = 58; give a --make-vocab-size-divisible-by that is"),
+        ("mamba", {"tensor_model_parallel_size": 4}, {}, 16, r"= 4 does not divide model.mamba_num_groups = 2"),
+        ("gpt", {"tensor_model_parallel_size": 2, "sequence_parallel": True}, {}, 15, r"data.seq_length = 15 is not a multiple of parallel.tensor_model_parallel_size = 2; use 14 or 16"),
+        ("gpt", {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}, {}, 20, r"data.seq_length = 20 is not a multiple of 2 x parallel.context_parallel_size = 2 x parallel.tensor_model_parallel_size = 2 = 8; use 16 or 24"),
+        ("gpt", {"expert_model_parallel_size": 2}, {}, 16, r"parallel.expert_model_parallel_size = 2, and the model has no experts; give --num-experts"),
+        ("moe", {"expert_model_parallel_size": 3}, {}, 16, r"parallel.expert_model_parallel_size = 3 does not divide model.num_experts = 4"),
+        ("moe", {"context_parallel_size": 2}, {"moe_expert_capacity_factor": 1.0}, 16, r"leave --moe-expert-capacity-factor out"),
+        ("bert", {"context_parallel_size": 2}, {}, 16, r"model.family = bert looks both ways; use --tensor-model-parallel-size"),
+        ("mamba", {"context_parallel_size": 2}, {}, 16, r"the state of a Mamba layer runs along the whole sequence"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, changes, length, message):
+    with pytest.raises(UserError, match=message):
+        check_layout(ParallelConfig(**parallel), model_config(family, **changes), {"seq_length": length})
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world", "message"),
+    [
+        ({"tensor_model_parallel_size": 4, "context_parallel_size": 2}, 12, r"12 processes cannot be cut into replicas of parallel.tensor_model_parallel_size = 4 x parallel.context_parallel_size = 2 = 8; start 16 with"),
+        ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be cut into"),
+        ({"expert_model_parallel_size": 4, "tensor_model_parallel_size": 2}, 4, r"parallel.expert_model_parallel_size = 4 does not divide the 2 data- and context-parallel processes \(4 / parallel.tensor_model_parallel_size = 2\); use one of 1, 2"),
+    ],
+)
+def test_processes_that_cannot_be_laid_out_are_refused(parallel, world, message):
+    with pytest.raises(UserError, match=message):
+        check_sizes(ParallelConfig(**parallel), world)
+
+
+def test_sequence_parallel_alone_is_refused():
+    with pytest.raises(UserError, match="sequence_parallel cuts sequences over tensor-parallel processes, and there is one"):
+        build(ParallelConfig, ("test", {"sequence_parallel": True}))

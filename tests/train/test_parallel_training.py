@@ -1,0 +1,67 @@
+"""`mt train` at a parallel layout: the same batches, losses and checkpoints as one process, and from one layout to another."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from mt.train.checkpoint import load_model
+from tests.train.parallel_jobs import run_mt_train
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def losses(save) -> dict[int, float]:
+    lines = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def tensors(path) -> dict[str, torch.Tensor]:
+    """Everything that a step directory holds, in full."""
+    held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    state = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in held.items()}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    return state
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> bool:
+    """key biases left out: see test_parallel.differences."""
+    return one.keys() == other.keys() and all((one[n] - other[n]).abs().max() < tolerance for n in one if not n.endswith("qkv.bias"))
+
+
+LAYOUTS = {
+    "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "tp2 x dp2": (4, {"tensor_model_parallel_size": 2}),
+    "cp2 x ep2": (2, {"context_parallel_size": 2, "expert_model_parallel_size": 2}),
+}
+MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one(pool, settings, tmp_path, layout):
+    world, parallel = LAYOUTS[layout]
+    changes = {"log_interval": 1, "train_iters": 6, "eval_interval": 3, "save_interval": 2, "keep_last": 0, **(MIXTURE if "ep" in layout else {})}
+    pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
+    save = tmp_path / "run"
+    pool.run(run_mt_train, world, settings(save, exit_interval=2, **changes, **parallel))
+    assert len(list((save / "step_00000002").glob("*.distcp"))) == world
+    assert close(tensors(save / "step_00000002"), tensors(tmp_path / "one" / "step_00000002"), 1e-5)
+    pool.run(run_mt_train, 1, settings(save, exit_interval=2, **changes))
+    pool.run(run_mt_train, world, settings(save, **changes, **parallel))
+    assert losses(save) == pytest.approx(losses(tmp_path / "one"), abs=5e-6)
+    assert close(tensors(save / "step_00000006"), tensors(tmp_path / "one" / "step_00000006"), 1e-4)
+    model, _, _ = load_model(save)
+    assert not model.training
+
+
+def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path):
+    """Saved at TP2 x DP2, loaded by TP4, and by DP2 with weights cut too, moments included: what those save again is the same."""
+    changes = {"train_iters": 2, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "lr_warmup_iters": 0}
+    pool.run(run_mt_train, 4, settings(tmp_path / "first", **changes, tensor_model_parallel_size=2))
+    first = tensors(tmp_path / "first" / "step_00000002")
+    assert {name.split(".")[0] for name in first} == {"model", "exp_avg", "exp_avg_sq"}
+    for world, parallel in ((4, {"tensor_model_parallel_size": 4}), (2, {"data_parallel_sharding": "full"})):
+        again = pool.run(run_mt_train, world, settings(tmp_path / f"unused_{world}", **changes, **parallel), tmp_path / "first" / "step_00000002")[0]
+        assert again.keys() == first.keys()
+        assert all(torch.equal(again[name], first[name]) for name in first)

@@ -1,0 +1,114 @@
+"""One step of one process of a large job, on a machine that has neither the others nor the memory: `mt train --dry-run`.
+
+The real code builds the model, cuts it, lays out the groups, runs a micro-batch forwards and backwards and steps the
+optimizer, on torch's fake tensors (shapes without numbers) and its fake process group (collectives that return at
+once). What would fail for a shape or a group on a thousand GPUs fails here. Nothing is read but the configuration, and
+the tokenizer where the vocabulary is not given; all ranks do alike, and this is rank 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from ..config import UserError
+from .batches import MicroBatch
+from .course import TrainConfig, plot_course
+from .flops import gibibytes
+from .loop import forward_backward
+from .model.build import build_model
+from .model.layers import ModelConfig
+from .optimizer import build_optimizer, moments
+from .parallel.context import cut
+from .parallel.mesh import Mesh, local, pretend
+from .parallel.sharding import check_layout, parallelize
+from .plan import resolve_shape
+from .precision import Weights
+from .recompute import recompute
+
+
+def dry_run(config: TrainConfig) -> dict:
+    """What rank 0 of the job would hold; raises UserError where the job cannot be."""
+    if config.world_size is None:
+        raise UserError("world_size is not given: --dry-run needs the number of processes of the job, --world-size N")
+    began = time.monotonic()
+    shape = resolve_shape(config)
+    lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": config.data.decoder_seq_length} if shape.family == "t5" else {})}
+    with pretend(config.parallel, config.world_size) as mesh:
+        check_layout(config.parallel, shape, lengths)
+        course = plot_course(config, mesh)
+        facts = _step(config, shape, mesh)
+        sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "dp")}
+    facts |= {"world_size": config.world_size, "steps": course.total_steps, "micro_batches": course.batch_size.full // config.train.micro_batch_size // sizes["dp"], **sizes}
+    facts["seconds"] = round(time.monotonic() - began, 1)
+    held = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
+    facts["text"] = (
+        f"rank 0 of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']}, expert {sizes['ep']}, data {sizes['dp']}: "
+        f"{facts['micro_batches']} micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each of {course.total_steps:,} steps\n"
+        f"{facts['parameters'] / 1e9:,.2f} billion parameters; this rank keeps {facts['local_parameters'] / 1e6:,.1f} million of them ({held})\n"
+        f"{facts['checked']} ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
+    )
+    return facts
+
+
+def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(shape, hidden_dropout=0.0, attention_dropout=0.0))  # masks change no shape
+    parameters = sum(p.numel() for p in model.parameters())
+    recompute(model, config.recompute)
+    if mesh.tp.size == 1:
+        model.cross_entropy = _cross_entropy
+    parallelize(model, mesh, config.parallel, config.precision.dtype)
+    with fake:
+        model.to_empty(device="cpu")
+    weights = Weights(model, torch.float32 if mesh.world_size > 1 else config.precision.dtype)
+    optimizer = build_optimizer(weights.by_name, config.optimizer)
+    checked = "shapes and groups hold from the first layer to the optimizer's step"
+    try:
+        with fake:  # not before: meshes are made of real tensors
+            forward_backward(model, [_micro_batch(config, shape, mesh)], torch.ones((), dtype=torch.float64), seed="dry run", experts=bool(shape.num_experts))
+            optimizer.step()
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        assert shape.num_experts or shape.family == "bert", "no other model's shapes depend on numbers, which fake tensors do not have"
+        where = "the first exchange between experts" if shape.num_experts else "BERT's head"
+        checked = f"shapes and groups hold as far as {where}, whose sizes depend on the data"
+    states = [state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state]
+    kept = sum(local(p).numel() for p in weights)
+    return {
+        "parameters": parameters, "local_parameters": kept, "weights": _bytes(weights), "gradients": 4 * kept,
+        "moments": _bytes(states) or 4 * kept * len(moments(optimizer)), "checked": checked,
+    }
+
+
+def _cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
+    """layers.cross_entropy in torch alone: on a CPU that one works on numbers in place."""
+    return (F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none") * loss_mask).sum()
+
+
+def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
+    return sum(local(tensor).nbytes for tensor in tensors)
+
+
+def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBatch:
+    """As train.batches makes them, of this rank's tokens."""
+    B, T = config.train.micro_batch_size, config.data.seq_length
+    length = config.data.decoder_seq_length if shape.family == "t5" else T
+    tokens, labels = torch.empty(2, B, length, dtype=torch.int64)
+    mask = torch.empty(B, length)
+    present = torch.empty(B, T, dtype=torch.bool)
+    if shape.family == "t5":
+        return MicroBatch(0, tokens, labels, mask, padding_mask=present, encoder_tokens=torch.empty(B, T, dtype=torch.int64))
+    if shape.family == "bert":
+        return MicroBatch(0, tokens, labels, mask, token_types=tokens, padding_mask=present, swapped=torch.empty(B, dtype=torch.int64))
+    return cut(MicroBatch(0, tokens, labels, mask), mesh.cp)

@@ -1,0 +1,18 @@
+"""The model that a configuration describes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .bert import Bert
+from .gpt import GPT
+from .layers import ModelConfig
+from .t5 import T5
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """A GPT, Bert or T5 whose weights have no values yet: see layers.initialize. config must be resolved.
+
+    Every one has `layers`, its blocks, and `loss(**arguments)`, a summed float scalar (MicroBatch.arguments).
+    """
+    return {"gpt": GPT, "bert": Bert, "t5": T5}[config.family](config)

@@ -1,0 +1,105 @@
+"""How positions enter attention: rotated queries and keys (RoPE, Su et al. 2021), or T5's biases by distance (Raffel et al. 2020).
+
+Legend: B batch, T sequence, C channels of a head, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: those that must be there, and the others.
+SCALING_KEYS = {
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (("factor", "original_max_position_embeddings"), ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
+}
+
+
+def scaling_mistake(scaling: dict) -> str | None:
+    """What is wrong with a mapping for longer sequences, or None."""
+    kind = scaling.get("rope_type")
+    if kind not in SCALING_KEYS:
+        return f"has rope_type {kind!r}; use {', '.join(SCALING_KEYS)}"
+    needed, allowed = SCALING_KEYS[kind]
+    if missing := [key for key in needed if key not in scaling]:
+        return f"has no {missing[0]}, which rope_type {kind} needs"
+    if unknown := [key for key in scaling if key not in ("rope_type", *needed, *allowed)]:
+        return f"has {unknown[0]}, which rope_type {kind} does not know; use {', '.join((*needed, *allowed))}"
+    return None
+
+
+def rotary_table(positions: Tensor, channels: int, base: float, scaling: dict | None = None) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves split as in Hugging Face's Llama."""
+    frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device)
+    angles = positions[..., None].double() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return (angles.cos() * factor).float(), (angles.sin() * factor).float()
+
+
+def rotary_frequencies(channels: int, base: float, scaling: dict | None = None, *, device: torch.device | None = None) -> tuple[Tensor, float]:
+    """((channels / 2,) float64 radians per position, what cosine and sine are multiplied by).
+
+    scaling: see SCALING_KEYS. linear: positions are divided (Chen et al. 2023). llama3: only the waves that are long
+    for the original length, those between by degrees (Dubey et al. 2024). yarn: likewise, counted in turns over that
+    length, with attention sharpened to match (Peng et al. 2023).
+    """
+    frequencies = base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
+    if scaling is None:
+        return frequencies, 1.0
+    kind, factor = scaling["rope_type"], scaling["factor"]
+    if kind == "linear":
+        return frequencies / factor, 1.0
+    original = scaling["original_max_position_embeddings"]
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)  # 1: the frequency stays as it is
+        return frequencies * (kept + (1 - kept) / factor), 1.0
+
+    def channel_of(turns: float) -> float:
+        """Which pair of channels makes so many turns over the original length."""
+        return channels * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = channel_of(scaling.get("beta_fast") or 32), channel_of(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, channels - 1)
+    divided = ((torch.arange(channels // 2, dtype=torch.float64, device=device) - first) / (last - first or 0.001)).clamp(0, 1)
+    return frequencies * (1 - divided + divided / factor), _yarn_attention_factor(scaling)
+
+
+def _yarn_attention_factor(scaling: dict) -> float:
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    sharpened = lambda scale: 0.1 * scale * math.log(scaling["factor"]) + 1 if scaling["factor"] > 1 else 1.0
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return sharpened(scaling["mscale"]) / sharpened(scaling["mscale_all_dim"])
+    return sharpened(1.0)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, heads, T, C) turned by the angles of its positions; cos, sin broadcast to it."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+def distance_buckets(queries: Tensor, keys: Tensor, *, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
+    """(..., T, K) int64: the bucket of the distance from each query to each key. queries (..., T), keys (K,): positions.
+
+    The first half of the buckets are single distances, the others grow up to max_distance. both_ways: keys after the
+    query have buckets of their own, half of them all; else they count as distance 0 (they are masked anyway).
+    """
+    ahead = keys - queries[..., None]
+    first = torch.zeros_like(ahead)
+    if both_ways:
+        buckets //= 2
+        first = (ahead > 0) * buckets
+        distance = ahead.abs()
+    else:
+        distance = (-ahead).clamp(min=0)
+    single = buckets // 2
+    # In float32 and in this order of operations, as in the original: a bucket's edge may hang on the last bit.
+    grown = torch.log(distance.float().clamp(min=1) / single) / math.log(max_distance / single) * (buckets - single)
+    return first + torch.where(distance < single, distance, (single + grown.long()).clamp(max=buckets - 1))

@@ -1,0 +1,395 @@
+"""what a layout costs before it runs: memory of a rank, bubble, communication, expected MFU; `mt plan` ranks the layouts that fit.
+
+Parameters and activations are counted (footprint.py). Time follows from them and from what a GPU's maker promises:
+
+    micro-batch   (3 forward FLOPs + those computed again) / (MATMUL x peak)  +  TRAFFIC x activations / memory bandwidth
+                  + tensor-, context- and expert-parallel bytes / their bandwidth
+    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages: 1F1B, interleaved in v parts
+                  + what data-parallel bytes take beyond one micro-batch, which hides them
+                  + OPTIMIZER_BYTES x a rank's parameters / memory bandwidth
+    MFU           FLOPs of a global batch / (GPUs x step x peak), attention counted in full, nothing that is computed twice
+
+Data parallel: with `optimizer` a step gathers weights and sums gradients once, with `full` every micro-batch gathers
+twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs (docs/parallelism.md has the table).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..config import UserError, check, nearest, option
+from ..tokenizer import load as load_tokenizer
+from .batches import SampleConfig
+from .checkpoint import CheckpointConfig
+from .course import LoopConfig, TrainConfig
+from .flops import PEAKS, training_flops
+from .footprint import Cut, Part, Parts, count_parts
+from .model.layers import ModelConfig, resolve
+from .parallel.mesh import ParallelConfig, check_sizes
+from .parallel.sharding import check_layout
+
+MATMUL = 0.64  # of the peak that products of matrices reach
+TRAFFIC = 5  # how often the bytes of an activation cross the memory's bus, forward and backward
+OPTIMIZER_BYTES = 36  # weight, gradient and two moments read, three of them written, and the gradient's norm and clipping
+USABLE = 0.92  # of a GPU's memory; CUDA, NCCL and fragmentation take the rest
+GPUS_OF_A_MACHINE = 8
+GIB = 2**30
+
+
+class Gpu(NamedTuple):
+    memory: float  # GiB
+    bandwidth: float  # of it, GB/s
+    link: float  # to the GPUs of the same machine, GB/s in each direction
+    network: float  # to other machines, GB/s for each GPU
+
+
+GPUS = {  # from the makers' data sheets; the names are those of flops.PEAKS
+    "GB200": Gpu(184, 8000, 900, 50), "B200": Gpu(179, 8000, 900, 50), "H200": Gpu(140, 4800, 450, 50), "H100": Gpu(80, 3350, 450, 50),
+    "H20": Gpu(96, 4000, 450, 50), "A100": Gpu(80, 2039, 300, 25), "V100": Gpu(32, 900, 150, 12.5), "L40S": Gpu(45, 864, 25, 25),
+    "A40": Gpu(45, 696, 28, 25), "A10": Gpu(22.5, 600, 25, 12.5), "L4": Gpu(22.5, 300, 25, 12.5), "MI300": Gpu(192, 5300, 448, 50),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanData(SampleConfig):
+    """As of training, but that nothing is read."""
+
+    def __post_init__(self):
+        check((self.seq_length >= 1, f"data.seq_length = {self.seq_length} must be at least 1"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanLoop(LoopConfig):
+    """As of training, but that the run's length may be left out."""
+
+    def __post_init__(self):
+        sizes = ("micro_batch_size", "global_batch_size")
+        check(*((getattr(self, n) is None or getattr(self, n) >= 1, f"train.{n} = {getattr(self, n)} must be at least 1") for n in sizes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanCheckpoint(CheckpointConfig):
+    """As of training, but that nothing is written."""
+
+    save: str = option("", "not written to")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """A training run and the machine that it is planned for."""
+
+    data: PlanData
+    train: PlanLoop
+    checkpoint: PlanCheckpoint
+    gpu: str = option("H100", f"kind of GPU: {', '.join(GPUS)}", role="runtime")
+    gpu_memory_gib: float | None = option(None, "memory of one, where it is not as usual", role="runtime")
+    pipeline_stages: tuple[int, ...] = option((1,), "numbers of pipeline stages to consider; `mt train` runs 1", role="runtime")
+    virtual_stages: int = option(1, "parts of the model that each pipeline rank has, interleaved (num-layers / stages / num-layers-per-virtual-pipeline-stage)", role="runtime")
+    show: int = option(12, "layouts to show", role="runtime")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            (not self.dry_run, "dry_run is for `mt train`; a plan runs nothing"),
+            (self.world_size is not None and self.world_size >= 1, f"world_size = {self.world_size}: give the number of GPUs, --world-size N"),
+            (self.gpu in GPUS, f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}"),
+            (self.gpu_memory_gib is None or self.gpu_memory_gib > 0, f"gpu_memory_gib = {self.gpu_memory_gib} must be above 0"),
+            (bool(self.pipeline_stages) and min(self.pipeline_stages) >= 1, f"pipeline_stages = {self.pipeline_stages} must be at least 1"),
+            (self.virtual_stages >= 1, f"virtual_stages = {self.virtual_stages} must be at least 1"),
+            (self.show >= 1, f"show = {self.show} must be at least 1"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run is spread over GPUs."""
+
+    tensor: int
+    context: int
+    expert: int
+    pipeline: int
+    data: int  # replicas
+    sequence_parallel: bool
+    sharding: str  # optimizer, full
+    micro_batch_size: int
+    num_micro_batches: int  # of a step, on each replica
+    granularity: str | None  # of recomputation
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a rank of the fullest stage holds, in bytes, and what a step takes."""
+
+    layout: Layout
+    parameters: int  # of that stage on a rank, before they are cut over data-parallel ranks
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+    fits: bool
+    bubble: float  # share of a step in which a stage waits
+    communication: dict[str, float]  # bytes that a rank sends in a step, by axis
+    seconds: float  # of a step
+    mfu: float
+    tokens_per_second: float  # of one GPU
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.gradients + self.moments + self.activations
+
+
+def plan(config: PlanConfig) -> dict:
+    """Estimates of this configuration as it is and of the fastest layouts that fit."""
+    shape = resolve_shape(config)
+    planner = Planner(config, shape)
+    given = planner.estimate(planner.given()) if config.pipeline_stages == (1,) else None
+    ranked = sorted((planner.estimate(layout) for layout in planner.layouts()), key=lambda e: (not e.fits, round(e.seconds, 4) if e.fits else 0, e.memory))
+    if not ranked:
+        raise UserError(f"no layout of {config.world_size} GPUs divides pipeline_stages = {list(config.pipeline_stages)}, the model's {len(planner.parts(Cut()).blocks)} blocks and a global batch of {planner.global_batch_size}; change one of them")
+    fitting = [e for e in ranked if e.fits]
+    shown = fitting[: config.show] or ranked[:3]
+    return {
+        "text": _text(config, planner, given, shown, len(fitting), len(ranked)),
+        "parameters": planner.total_parameters, "given": given and _plain(given), "layouts": [_plain(e) for e in shown], "fitting": len(fitting),
+    }
+
+
+def resolve_shape(config: TrainConfig) -> ModelConfig:
+    """The model with nothing left open; the tokenizer is read only where the vocabulary is not given."""
+    if config.model.vocab_size is None and config.tokenizer == type(config.tokenizer)():
+        raise UserError("model.vocab_size is not known; give --vocab-size, or the tokenizer")
+    size = config.model.vocab_size or load_tokenizer(config.tokenizer).vocab_size
+    return resolve(config.model, vocab_size=size, seq_length=config.data.seq_length)
+
+
+class Planner:
+    """The estimates of one model on one number of GPUs."""
+
+    def __init__(self, config: PlanConfig, shape: ModelConfig):
+        self.config, self.shape, self.gpu, self.peak = config, shape, GPUS[config.gpu], PEAKS[config.gpu] * 1e12
+        self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
+        self.decoder_length = config.data.decoder_seq_length if shape.family == "t5" else 0
+        self.lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": self.decoder_length} if self.decoder_length else {})}
+        self.tokens = self.decoder_length or config.data.seq_length
+        self.num_moments = 2 if config.optimizer.optimizer == "adam" else 1
+        self.dtype = config.precision.dtype
+        self.global_batch_size = config.train.global_batch_size or config.train.micro_batch_size * config.world_size
+        self.parts = functools.cache(self._parts)
+        whole = self.parts(Cut())
+        self.total_parameters = whole.stage(0, len(whole.blocks)).parameters
+
+    def _parts(self, cut: Cut) -> Parts:
+        return count_parts(self.shape, cut, seq_length=self.config.data.seq_length, decoder_seq_length=self.decoder_length, dtype=self.dtype)
+
+    def given(self) -> Layout:
+        """The layout of the configuration itself; raises UserError where it cannot be."""
+        config, parallel = self.config, self.config.parallel
+        check_sizes(parallel, config.world_size)
+        check_layout(parallel, self.shape, self.lengths)
+        data = config.world_size // (parallel.tensor_model_parallel_size * parallel.context_parallel_size)
+        unit = data * config.train.micro_batch_size
+        full = config.train.global_batch_size or unit
+        if full % unit:
+            raise UserError(f"train.global_batch_size = {full} is not a multiple of train.micro_batch_size = {config.train.micro_batch_size} x {data} data-parallel processes = {unit}; use {-(-full // unit) * unit}")
+        return Layout(
+            parallel.tensor_model_parallel_size, parallel.context_parallel_size, parallel.expert_model_parallel_size, 1, data, parallel.sequence_parallel,
+            parallel.data_parallel_sharding, config.train.micro_batch_size, full // unit, config.recompute.recompute_granularity,
+        )
+
+    def layouts(self) -> Iterator[Layout]:
+        """Every layout worth a thought: tensor parallel within a machine, powers of two."""
+        config, shape, world = self.config, self.shape, self.config.world_size
+        powers = [2**i for i in range(world.bit_length())]
+        contexts = [c for c in powers if c == 1 or (shape.family == "gpt" and c <= 64 and config.data.seq_length // c >= 4096)]
+        experts = [e for e in powers if e == 1 or (shape.num_experts and shape.num_experts % e == 0)]
+        for tensor in (t for t in powers if t <= GPUS_OF_A_MACHINE):
+            for context in contexts:
+                for expert in experts:
+                    for stages in config.pipeline_stages:
+                        if self._possible(tensor, context, expert, stages):
+                            yield from self._batched(tensor, context, expert, stages, world // (tensor * context * stages))
+
+    def _possible(self, tensor: int, context: int, expert: int, stages: int) -> bool:
+        if self.config.world_size % stages or stages > len(self.parts(Cut()).blocks):
+            return False
+        try:
+            parallel = ParallelConfig(
+                tensor_model_parallel_size=tensor, sequence_parallel=tensor > 1, context_parallel_size=context, expert_model_parallel_size=expert,
+            )
+            check_sizes(parallel, self.config.world_size // stages)
+            check_layout(parallel, self.shape, self.lengths)
+        except UserError:
+            return False
+        return True
+
+    def _batched(self, tensor: int, context: int, expert: int, stages: int, data: int) -> Iterator[Layout]:
+        full = self.global_batch_size
+        if full % data:
+            return
+        for micro in (2**i for i in range(7)):
+            if full % (data * micro) == 0:
+                for sharding in ("optimizer", "full") if data * context > 1 else ("optimizer",):
+                    for granularity in (None, "selective", "full"):
+                        yield Layout(tensor, context, expert, stages, data, tensor > 1, sharding, micro, full // (data * micro), granularity)
+
+    def estimate(self, layout: Layout) -> Estimate:
+        parts = self.parts(Cut(layout.tensor, layout.context, layout.expert, layout.sequence_parallel and layout.tensor > 1))
+        ends = divide([*self._costs(parts)], layout.pipeline)
+        stages = [(begin, end, parts.stage(begin, end)) for begin, end in zip([0, *ends], ends)]
+        held = [self._held(layout, parts, *stage, in_flight=self._in_flight(layout, i)) for i, stage in enumerate(stages)]
+        fullest = max(range(len(stages)), key=lambda i: sum(held[i]))
+        sent = max((self._sent(layout, parts, *stage) for stage in stages), key=lambda bytes: sum(bytes.values()))
+        micro = max(self._micro_seconds(layout, parts, *stage, sent) for stage in stages)
+        m, waiting = layout.num_micro_batches, (layout.pipeline - 1) / self._virtual(layout)
+        local = max(self._local(layout, stage) for _, _, stage in stages)
+        step = (m + waiting) * micro + self._exposed(layout, sent, micro) + OPTIMIZER_BYTES * local / (self.gpu.bandwidth * 1e9)
+        samples = layout.num_micro_batches * layout.micro_batch_size * layout.data
+        mfu = training_flops(self.shape, self.config.data.seq_length, self.decoder_length).full * samples / (self.config.world_size * step * self.peak)
+        return Estimate(
+            layout, stages[fullest][2].parameters, *held[fullest], sum(held[fullest]) <= USABLE * self.memory, waiting / (m + waiting),
+            {axis: per * (1 if axis == "data" else m) for axis, per in sent.items()}, step, mfu, samples * self.tokens / step / self.config.world_size,
+        )
+
+    def _virtual(self, layout: Layout) -> int:
+        return min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // layout.pipeline) if layout.pipeline > 1 else 1
+
+    def _in_flight(self, layout: Layout, stage: int) -> float:
+        """Micro-batches whose activations a stage holds: 1F1B's, and what interleaving adds (Korthikanti et al. 2022)."""
+        p, v = layout.pipeline, self._virtual(layout)
+        return min(layout.num_micro_batches, (p - stage) + ((p - 1) / v if v > 1 else 0.0))
+
+    def _costs(self, parts: Parts) -> Iterator[float]:
+        """Of each block; the head's is the last one's."""
+        for i, block in enumerate(parts.blocks):
+            yield block.flops + (parts.last.flops if i == len(parts.blocks) - 1 else 0.0)
+
+    def _local(self, layout: Layout, stage: Part) -> float:
+        """Parameters that a rank keeps and steps."""
+        shards = layout.data * layout.context
+        return (stage.parameters - stage.expert_parameters) / shards + stage.expert_parameters * layout.expert / shards
+
+    def _held(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, in_flight: float) -> tuple[float, float, float, float]:
+        """Bytes of (weights, gradients, moments, activations)."""
+        width, alone = self.dtype.itemsize, self.config.world_size == 1
+        local, blocks = self._local(layout, stage), parts.blocks[begin:end]
+        # What is whole for a moment: the block at work and the one that is gathered ahead, and what belongs to no block.
+        moving = 2 * max(b.parameters for b in blocks) + stage.parameters - sum(b.parameters for b in blocks)
+        if alone:
+            weights, gradients = local * (4 + (width if width < 4 else 0)), local * 4
+        elif layout.sharding == "full":
+            weights, gradients = 4 * local + width * moving, 4 * local + (width + 4) * moving
+        else:
+            several = layout.num_micro_batches > 1  # sums of whole gradients, float32, until the last of a step
+            weights, gradients = 4 * local + width * stage.parameters, 4 * local + (4 * stage.parameters if several else (width + 4) * moving)
+        kept = stage.activations[layout.granularity] * in_flight
+        if layout.granularity is not None:
+            kept += max(b.activations[None] for b in blocks)
+        workspace = parts.workspace if end == len(parts.blocks) else 0
+        return weights, gradients, 4 * self.num_moments * local, kept * layout.micro_batch_size + workspace
+
+    def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part) -> dict[str, float]:
+        """Bytes that a rank sends: tensor, context, expert and pipeline for a micro-batch, data for a step."""
+        shape, width = self.shape, self.dtype.itemsize
+        blocks = parts.blocks[begin:end]
+        t, c, e, shards = layout.tensor, layout.context, layout.expert, layout.data * layout.context
+        residual = layout.micro_batch_size * self.tokens / c * shape.hidden_size * width
+        again = 1.5 if layout.granularity == "full" else 1.0
+        sublayers = sum((b.attention or b.flops > 0) + (b.attention and shape.hybrid_override_pattern is None) for b in blocks)
+        keys = layout.micro_batch_size * self.tokens / c * 2 * shape.num_query_groups * shape.kv_channels / t * width
+        dense = stage.parameters - stage.expert_parameters
+        over = lambda parameters, ranks: parameters * (ranks - 1) / ranks if ranks > 1 else 0.0
+        gathered = over(dense, shards) + over(stage.expert_parameters, max(shards // e, 1))
+        whole = 2 * width + 4 if layout.sharding == "full" else (width + 4) / layout.num_micro_batches
+        return {
+            "tensor": again * sublayers * 4 * (t - 1) / t * residual,
+            "context": again * sum(b.attention for b in blocks) * 2 * (c - 1) * keys,
+            "expert": again * sum(b.experts for b in blocks) * 4 * (e - 1) / e * residual * (shape.moe_router_topk if shape.num_experts else 0),
+            "pipeline": 2 * residual / (t if layout.sequence_parallel else 1) if layout.pipeline > 1 else 0.0,
+            "data": gathered * whole * layout.num_micro_batches,
+        }
+
+    def _micro_seconds(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, sent: dict[str, float]) -> float:
+        size = layout.micro_batch_size
+        again = {None: (0, 0.0), "selective": (0, 0.25), "full": (1, 0.25)}[layout.granularity]
+        blocks = sum(b.flops for b in parts.blocks[begin:end])
+        products = (3 * stage.flops + again[0] * blocks) * size / (MATMUL * self.peak)
+        traffic = TRAFFIC * (1 + again[1]) * stage.activations[None] * size / (self.gpu.bandwidth * 1e9)
+        reach = {"tensor": layout.tensor, "context": layout.tensor * layout.context, "expert": layout.tensor * layout.context * layout.expert, "pipeline": self.config.world_size}
+        return products + traffic + sum(sent[axis] / self._speed(ranks) for axis, ranks in reach.items())
+
+    def _speed(self, ranks: int) -> float:
+        """Bytes a second among so many neighbouring ranks."""
+        return (self.gpu.link if ranks <= GPUS_OF_A_MACHINE else self.gpu.network) * 1e9
+
+    def _exposed(self, layout: Layout, sent: dict[str, float], micro: float) -> float:
+        """Seconds of a step that data-parallel communication takes and no computation hides."""
+        seconds = sent["data"] / self._speed(self.config.world_size)
+        hides = micro * (layout.num_micro_batches if layout.sharding == "full" else 1)
+        return max(0.0, seconds - hides)
+
+
+def divide(costs: list[float], stages: int) -> list[int]:
+    """Where each stage ends: consecutive blocks, the dearest stage as cheap as can be. len(costs) >= stages."""
+    return list(_divide(tuple(costs), stages))
+
+
+@functools.lru_cache(4096)
+def _divide(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
+    low, high = max(costs), sum(costs)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_fill(costs, middle)) <= stages else (middle, high)
+    ends = _fill(costs, high)
+    while len(ends) < stages:  # a stage of several blocks gives one away: the limit still holds
+        begins = [0, *ends]
+        longest = max(range(len(ends)), key=lambda i: ends[i] - begins[i])
+        ends.insert(longest, ends[longest] - 1)
+    return tuple(ends)
+
+
+def _fill(costs: tuple[float, ...], limit: float) -> list[int]:
+    ends, total = [], 0.0
+    for i, cost in enumerate(costs):
+        if total + cost > limit * (1 + 1e-12) and i > 0:
+            ends.append(i)
+            total = 0.0
+        total += cost
+    return [*ends, len(costs)]
+
+
+def _plain(estimate: Estimate) -> dict:
+    return {**dataclasses.asdict(estimate), "memory": estimate.memory}
+
+
+def _text(config: PlanConfig, planner: Planner, given: Estimate | None, shown: list[Estimate], fitting: int, considered: int) -> str:
+    lines = [
+        f"{planner.total_parameters / 1e9:,.2f} billion parameters on {config.world_size:,} {config.gpu} of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x {planner.tokens:,} tokens", "",
+        "  TP  CP  EP  PP     DP  sharding   micro  recompute   weights   grads  moments  activ.  GiB in all   fits  bubble  step s   MFU  tokens/s/GPU",
+    ]
+    if given is not None:
+        lines += [_row(given) + "   this configuration", ""]
+    lines += [_row(e) for e in shown]
+    best = given or shown[0] if shown else None
+    if best is not None:
+        sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in best.communication.items() if bytes)
+        lines += ["", f"GB that a rank of the first of these sends in a step: {sent or 'none'}"]
+    lines.append(
+        f"{fitting:,} of {considered:,} layouts fit, the fastest first" if fitting
+        else f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size), or others (--gpu)"
+    )
+    lines.append(f"MFU = FLOPs of a global batch, attention in full / (GPUs x step x {planner.peak / 1e12:,.0f} TFLOP/s); products at {MATMUL:.0%} of the peak, links as the maker says")
+    if planner.dtype.itemsize == 4:
+        lines.append("this configuration computes in float32, and the time is that of 16-bit products: give --bf16")
+    return "\n".join(lines)
+
+
+def _row(e: Estimate) -> str:
+    where = e.layout
+    gib = "".join(f"{size / GIB:>8.1f}" for size in (e.weights, e.gradients, e.moments, e.activations))
+    return (
+        f"{where.tensor:>4}{where.context:>4}{where.expert:>4}{where.pipeline:>4}{where.data:>7}  {where.sharding:<10}{where.micro_batch_size:>6}  {where.granularity or 'none':<10}"
+        f"{gib}{e.memory / GIB:>12.1f}   {'yes' if e.fits else 'no':<5}{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
+    )
