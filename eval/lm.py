@@ -11,7 +11,7 @@ B batch, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,13 +20,10 @@ import torch
 from ..config import UserError
 from ..train.checkpoint import load_model
 from ..train.precision import use_fast_float32_products
+from .batching import Batch
+from .sampling import Continuation, Sampling
 
-# Draws the next ids (B,) int64 from logits (B, V) fp32, given each row's prompt by its number.
-Choose = Callable[[torch.Tensor, list[int]], torch.Tensor]
-# Whether a continuation is over: the number of its prompt, its ids so far.
-Stopped = Callable[[int, list[int]], bool]
-
-LOGIT_ROWS = 256  # rows of logits held at once: 64 and 1024 were slower on a CPU with V = 50257
+LOGIT_ROWS = 1024  # rows of logits held at once: 256 take 1.5 times as long on a CPU with V = 50257, D = 256 where freed memory is kept, see results.ranks
 SLAB_BATCHES = 32
 
 
@@ -42,6 +39,13 @@ class LanguageModel:
         self.device = next(model.parameters()).device
         self.slab = batch_size * SLAB_BATCHES  # sequences read ahead, to sort them by length
 
+    @property
+    def start(self) -> int:
+        """What stands for an empty text: the end-of-document token; raises UserError where the vocabulary has none."""
+        if self.tokenizer.eod is None:
+            raise UserError("the tokenizer has no token that ends a document, so that an empty text has nothing to start from; give a longer text")
+        return self.tokenizer.eod
+
     def loglikelihood(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """For each (context ids, continuation ids): the continuation's log-probability in nats, and whether it is greedy.
 
@@ -53,7 +57,7 @@ class LanguageModel:
         keys = []
         for context, continuation in requests:
             assert len(continuation) <= self.max_length, "a continuation longer than the model's positions cannot be scored"
-            sequence = (*(context or [self._end_of_document()]), *continuation)[-(self.max_length + 1) :]
+            sequence = (*(context or [self.start]), *continuation)[-(self.max_length + 1) :]
             first_scored[sequence] = min(first_scored.get(sequence, len(sequence)), len(sequence) - len(continuation))
             keys.append(sequence)
         scored = dict(zip(first_scored, self._score(first_scored.items(), greedy=True)))
@@ -73,58 +77,22 @@ class LanguageModel:
         for logprobs, _ in self._score(windows, greedy=False):
             yield logprobs
 
-    @torch.inference_mode()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choose: Choose | None = None, stopped: Stopped | None = None
-    ) -> list[tuple[list[int], list[float]]]:
-        """For each prompt: the ids that follow it, at most max_new_tokens >= 1, and their log-probabilities in nats.
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()) -> list[Continuation]:
+        """What follows each prompt: see sampling.Continuation. An empty prompt is the end-of-document token.
 
-        choose: draws the next ids; the most probable one where it is None. The log-probabilities are the model's own,
-        before choose changes anything. A continuation ends with the end-of-document token, or when `stopped` says so;
-        the ids that ended it are part of it. An empty prompt is the end-of-document token.
+        sampling: the same for all, or one for each. seeds: what numpy's default_rng takes, for each; without them
+        prompt n draws from (0, n). A prompt and its max_new_tokens must fit max_length.
         """
-        starts = [list(prompt) or [self._end_of_document()] for prompt in prompts]
-        results: list = [None] * len(starts)
-        for numbers in batched(sorted(range(len(starts)), key=lambda i: len(starts[i])), self.batch_size):
-            batch = self._generate_batch(numbers, [starts[i] for i in numbers], max_new_tokens, choose, stopped)
-            for number, result in zip(numbers, batch):
-                results[number] = result
-        return results
-
-    def _generate_batch(self, numbers, prompts, max_new_tokens, choose, stopped) -> list[tuple[list[int], list[float]]]:
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        longest = max(map(len, prompts))
-        assert longest + max_new_tokens <= self.max_length, "a prompt and its continuation must fit the model's positions"
-        # A token's cache slot is its position. Prompts are padded on the right, and each row's own tokens overwrite its
-        # padding before they could see it.
-        tokens = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
-        positions = torch.arange(longest, device=self.device).expand(len(prompts), longest)
-        cache = self.model.new_cache(len(prompts), longest + max_new_tokens)
-        hidden = self.model(tokens, positions=positions, cache=cache)[torch.arange(len(prompts), device=self.device), lengths - 1]
-        results: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-        alive = set(range(len(prompts)))
-        for step in range(max_new_tokens):
-            logits = self.model.logits(hidden).float()  # (B, V)
-            chosen = logits.argmax(1) if choose is None else choose(logits, numbers)
-            logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
-            for row, token, logprob in zip(range(len(prompts)), chosen.tolist(), logprobs.tolist()):
-                if row not in alive:
-                    continue
-                ids, ids_logprobs = results[row]
-                ids.append(token)
-                ids_logprobs.append(logprob)
-                if token == self.tokenizer.eod or (stopped is not None and stopped(numbers[row], ids)):
-                    alive.discard(row)
-            if not alive or step == max_new_tokens - 1:
-                return results
-            # a row that has ended is carried along; nobody reads what it says
-            hidden = self.model(chosen[:, None], positions=(lengths + step)[:, None], cache=cache)[:, 0]
-        return results
-
-    def _end_of_document(self) -> int:
-        if self.tokenizer.eod is None:
-            raise UserError("the tokenizer has no token that ends a document, so that an empty text has nothing to start from; give a longer text")
-        return self.tokenizer.eod
+        rules = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        seeds = seeds or [(0, n) for n in range(len(prompts))]
+        continuations = [
+            Continuation(list(prompt) or [self.start], rule, self.tokenizer, np.random.default_rng(seed) if rule.draws else None)
+            for prompt, rule, seed in zip(prompts, rules, seeds, strict=True)
+        ]
+        batch = Batch(self.model, self.tokenizer, max_length=self.max_length, max_rows=self.batch_size)
+        for _ in batch.run(sorted(continuations, key=lambda c: len(c.prompt))):
+            pass
+        return continuations
 
     def _score(self, windows: Iterable[tuple[Sequence[int], int]], *, greedy: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """(log-probabilities, whether each is the most probable) of the scored tokens of each window, in order."""
@@ -163,6 +131,8 @@ def open_model(load: str, length: int | Literal["trained", "positions"], batch_s
     """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its positions allow, or a number."""
     use_fast_float32_products()
     model, tokenizer, config = load_model(load)
+    if config.model.family != "gpt":
+        raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt")
     positions = config.model.max_position_embeddings
     lengths = {"trained": min(config.data.seq_length, positions), "positions": positions}
     wanted = lengths.get(length, length)

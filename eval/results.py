@@ -12,7 +12,9 @@ and the same command again returns what it holds. An evaluation ended by a user'
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,31 +22,38 @@ from pathlib import Path
 from .. import documents, manifest
 from ..config import UserError, to_dict
 from ..documents import Document, Reject, Shard
+from ..train.parallel.mesh import Mesh, ParallelConfig, launch
+from ..train.speed import keep_freed_memory
+from .lm import batched
 
 
 class Results:
     """The results of one evaluation, in a `with` block; `finished` is the summary where the output directory holds it already.
 
     config: has a field `output` (role "output") that may be None. inputs: every file or directory that is read.
+    mesh: the ranks of this command, of which the first writes.
     """
 
-    def __init__(self, verb: str, config, inputs: Iterable[str | Path]):
+    def __init__(self, verb: str, config, inputs: Iterable[str | Path], mesh: Mesh | None = None):
         self.verb, self.config = verb, config
-        self.run = manifest.begin(verb, config, inputs) if config.output is not None else None
-        self.finished = self.run.manifest if self.run is not None and self.run.finished else None
+        begin = lambda: manifest.begin(verb, config, inputs) if config.output is not None else None
+        self.run = begin() if mesh is None else mesh.on_main(begin)
+        finished = self.run.manifest if self.run is not None and self.run.finished else None
+        self.finished = finished if mesh is None else mesh.broadcast(finished)
+        self.silent = mesh is not None and mesh.rank != 0
         self.rejects: list[dict] = []
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None and issubclass(kind, UserError) and self.run is not None and self.run.manifest is None:
+        if kind is not None and issubclass(kind, UserError) and self.run is not None and self.run.manifest is None and not any(self.run.output.glob("step_*")):
             self.run.abandon()  # the mended input would be refused as another run's
 
     def reject(self, reject: Reject) -> None:
         """Sets a record aside, and says so where no file will."""
         self.rejects.append(reject.as_json())
-        if self.run is None:
+        if self.run is None and not self.silent:
             print(f"mt: {reject.file}, {reject.place}: {reject.reason}; set aside", file=sys.stderr)
 
     def refuse(self, shard: Shard, place: str, problem: str, document: Document) -> None:
@@ -62,18 +71,48 @@ class Results:
         with manifest.atomic_write(self.run.output / "predictions.jsonl", "w") as file:
             yield lambda prediction: file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
 
-    def finish(self, counts: dict, **facts) -> dict:
-        """The summary: counts, `facts` (scores, samples) and the settings; sealed in the output directory if there is one."""
+    def finish(self, counts: dict, files: Iterable[Path] = (), **facts) -> dict:
+        """The summary: counts, `facts` (scores, samples) and the settings; sealed in the output directory if there is one.
+
+        files: what else lies there.
+        """
         counts = {**counts, "rejected": len(self.rejects)}
         if self.run is None:
             return {"verb": self.verb, "settings": to_dict(self.config), "counts": counts, **facts}
         root = self.run.output
-        outputs = [manifest.record(root / "predictions.jsonl", root)]
+        outputs = [manifest.record(path, root) for path in (root / "predictions.jsonl", *files)]
         if self.rejects:
             with manifest.atomic_write(root / "rejects.jsonl", "w") as file:
                 file.writelines(json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.rejects)
-            outputs.append(manifest.record(root / "rejects.jsonl", root))
+            outputs.append({**manifest.record(root / "rejects.jsonl", root), "documents": False})
         return self.run.finish(outputs, counts, **facts)
+
+
+@contextlib.contextmanager
+def ranks() -> Iterator[Mesh]:
+    """All processes of this command, torchrun's or this one alone. A user's mistake, which all find, is said by the first."""
+    with launch(ParallelConfig()) as mesh:
+        if mesh.device.type == "cpu":
+            keep_freed_memory()
+        try:
+            yield mesh
+        except UserError:
+            if mesh.rank != 0:
+                mesh.leave()
+            raise
+
+
+def shared(mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: int) -> Iterator[tuple]:
+    """(item, its answer) of all items, in order and on every rank; the ranks work on different blocks of `at_once` at a time.
+
+    work: the answers for a list of items. Nothing is worked on twice, and what is worked on together does not depend on
+    the number of ranks.
+    """
+    blocks = batched(items, at_once)
+    while turn := list(itertools.islice(blocks, mesh.world_size)):
+        mine = work(turn[mesh.rank]) if mesh.rank < len(turn) else None
+        for block, answers in zip(turn, mesh.gather(mine)):
+            yield from zip(block, answers, strict=True)
 
 
 def records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
@@ -88,3 +127,21 @@ def records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
     for document in documents.read(shard, reject):
         number += 1
         yield f"record {number}", document
+
+
+class Mean:
+    """A running mean and its standard error, in constant memory (Welford 1962)."""
+
+    def __init__(self):
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        change = value - self.mean
+        self.mean += change / self.count
+        self._squares += change * (value - self.mean)
+
+    @property
+    def stderr(self) -> float | None:
+        """The sample's standard deviation over the root of the count; None below two values."""
+        return math.sqrt(self._squares / (self.count - 1) / self.count) if self.count > 1 else None

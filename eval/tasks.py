@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,13 @@ import numpy as np
 from .. import documents
 from ..config import UserError, check, option
 from ..executor import progress
+from ..files import open_binary
+from ..train.parallel.mesh import Mesh
 from .detokenize import DETOKENIZERS
-from .lm import LanguageModel, batched, open_model
-from .results import Results, records
+from .lm import LanguageModel, open_model
+from .results import Mean, Results, ranks, records, shared
 
-EXAMPLES_AT_ONCE = 1024
+PASSAGES_AT_ONCE = 256  # that a rank scores before it tells the others; those of like length share a forward pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,36 +64,38 @@ class LambadaConfig(Evaluation):
         check((bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."))
 
 
-def lambada(config: LambadaConfig) -> dict:
+def lambada(config: LambadaConfig) -> dict | None:
     """Last-word accuracy and perplexity, by the last token and by the whole word."""
-    shards = documents.plan(config.valid_data, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
-    with Results("eval lambada", config, [config.load, *(shard.path for shard in shards)]) as results:
-        if results.finished:
-            return results.finished
-        model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
-        hits = {"last_token": Mean(), "strict": Mean()}
-        losses = {"last_token": Mean(), "strict": Mean()}
-        truncated = 0
-        with results.predictions() as write, progress("lambada", None, "examples") as advance:
-            for passages in batched(_passages(shards, model, results), EXAMPLES_AT_ONCE):
-                requests = [request for passage in passages for request in passage.requests.values()]
-                answers = iter(model.loglikelihood(requests))
-                for passage in passages:
+    with ranks() as mesh:
+        shards = documents.plan(config.valid_data, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
+        with Results("eval lambada", config, [config.load, *(shard.path for shard in shards)], mesh) as results:
+            if results.finished:
+                return results.finished if mesh.rank == 0 else None
+            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
+            hits, losses = ({"last_token": Mean(), "strict": Mean()} for _ in range(2))
+            truncated = 0
+            with results.predictions() as write, progress("lambada", None, "examples") as advance:
+                for passage, answers in shared(mesh, _passages(shards, model, results), lambda passages: _answers(passages, model), PASSAGES_AT_ONCE):
                     line: dict = {"id": passage.id, "word": passage.word}
-                    for name in passage.requests:
-                        logprob, correct = next(answers)
+                    for name, (logprob, correct) in answers.items():
                         hits[name].add(correct)
                         losses[name].add(-logprob)
                         line[name] = {"correct": correct, "logprob": logprob}
                     truncated += passage.truncated
                     write(line)
-                advance(len(passages))
-        examples = hits["strict"].count
-        if not examples:
-            raise UserError(f"{', '.join(config.valid_data)}: no passage could be scored ({len(results.rejects)} were set aside); check the file")
-        scores = {name: _accuracy_and_perplexity(hits[name], losses[name]) for name in hits}
-        headline = scores["strict" if config.strict_lambada else "last_token"]
-        return results.finish({"truncated": truncated}, examples=examples, scores={**headline, **scores})
+                    advance(1)
+            examples = hits["strict"].count
+            if not examples:
+                raise UserError(f"{', '.join(config.valid_data)}: no passage could be scored ({len(results.rejects)} were set aside); check the file")
+            scores = {name: _accuracy_and_perplexity(hits[name], losses[name]) for name in hits}
+            headline = scores["strict" if config.strict_lambada else "last_token"]
+            return results.finish({"truncated": truncated}, examples=examples, scores={**headline, **scores}) if mesh.rank == 0 else None
+
+
+def _answers(passages: list[Passage], model: LanguageModel) -> list[dict[str, tuple[float, bool]]]:
+    """(log-probability, whether it is greedy) of each passage's requests, under their names."""
+    found = iter(model.loglikelihood([request for passage in passages for request in passage.requests.values()]))
+    return [{name: next(found) for name in passage.requests} for passage in passages]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,24 +136,6 @@ def _passage(document: documents.Document, model: LanguageModel) -> Passage | st
     return Passage(document.id, word, requests, truncated)
 
 
-class Mean:
-    """A running mean and its standard error, in constant memory (Welford 1962)."""
-
-    def __init__(self):
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        change = value - self.mean
-        self.mean += change / self.count
-        self._squares += change * (value - self.mean)
-
-    @property
-    def stderr(self) -> float | None:
-        """The sample's standard deviation over the root of the count; None below two values."""
-        return math.sqrt(self._squares / (self.count - 1) / self.count) if self.count > 1 else None
-
-
 def _accuracy_and_perplexity(hits: Mean, losses: Mean) -> dict:
     """losses: nats per example, so that the perplexity is the one of a whole last word, not of its tokens."""
     scores = {"accuracy": hits.mean, "accuracy_stderr": hits.stderr}
@@ -165,6 +152,7 @@ def _perplexity(name: str, loss: float, stderr: float | None) -> dict:
 class WikitextConfig(Evaluation):
     valid_data: str = option(help="one text file", role="input")
     overlapping_eval: int | None = option(None, "stride in tokens: each window scores only its last N; none: windows do not overlap")
+    by_article: bool = option(True, "also score article by article, by lm-eval's definitions")
     detokenizer: Literal["none", "wikitext", "ptb"] = option("none", "how the file's tokenised spelling is undone before it is tokenised anew")
 
     def __post_init__(self):
@@ -172,34 +160,37 @@ class WikitextConfig(Evaluation):
         check((self.overlapping_eval is None or self.overlapping_eval >= 1, f"overlapping_eval = {self.overlapping_eval} must be at least 1"))
 
 
-def wikitext(config: WikitextConfig) -> dict:
+def wikitext(config: WikitextConfig) -> dict | None:
     """Token and word perplexity, bits per byte and token ratio of a text. `examples` are the tokens that were scored."""
-    raw = _read_text(config.valid_data)
-    with Results("eval wikitext", config, [config.load, config.valid_data]) as results:
-        if results.finished:
-            return results.finished
-        model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
-        seq_length = model.max_length
-        stride = config.overlapping_eval or seq_length
-        if stride > seq_length:
-            raise UserError(f"overlapping_eval = {stride} must be at most seq_length = {seq_length}, or tokens between windows would not be scored")
-        tokens = np.array(model.tokenizer.encode(DETOKENIZERS[config.detokenizer](raw)), np.int64)
-        words = len(raw.strip().split(" "))  # Megatron-LM's count: only spaces part words, so that " \n " is one
-        if len(tokens) < 2 or words < 2:
-            raise UserError(f"{config.valid_data}: words = {words} and tokens = {len(tokens)}; a perplexity needs two of each")
-        windows = list(rolling_windows(len(tokens), seq_length, stride))
-        blocks = np.zeros(-(-(len(tokens) - 1) // seq_length))  # nats in each run of seq_length targets, whatever the stride
-        with results.predictions() as write, progress("wikitext", len(windows), "windows") as advance:
-            scored = model.rolling((tokens[start:end], first - start) for start, first, end in windows)
-            for slab in batched(zip(windows, scored), model.slab):
-                for (_, first, end), logprobs in slab:
+    with ranks() as mesh:
+        raw = _read_text(config.valid_data)
+        with Results("eval wikitext", config, [config.load, config.valid_data], mesh) as results:
+            if results.finished:
+                return results.finished if mesh.rank == 0 else None
+            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
+            seq_length = model.max_length
+            stride = config.overlapping_eval or seq_length
+            if stride > seq_length:
+                raise UserError(f"overlapping_eval = {stride} must be at most seq_length = {seq_length}, or tokens between windows would not be scored")
+            tokens = np.array(model.tokenizer.encode(DETOKENIZERS[config.detokenizer](raw)), np.int64)
+            words = len(raw.strip().split(" "))  # Megatron-LM's count: only spaces part words, so that " \n " is one
+            if len(tokens) < 2 or words < 2:
+                raise UserError(f"{config.valid_data}: words = {words} and tokens = {len(tokens)}; a perplexity needs two of each")
+            windows = list(rolling_windows(len(tokens), seq_length, stride))
+            blocks = np.zeros(-(-(len(tokens) - 1) // seq_length))  # nats in each run of seq_length targets, whatever the stride
+            score = lambda part: list(model.rolling((tokens[start:end], first - start) for start, first, end in part))
+            with results.predictions() as write, progress("wikitext", len(windows), "windows") as advance:
+                for (_, first, end), logprobs in shared(mesh, windows, score, config.micro_batch_size):
                     np.subtract.at(blocks, (np.arange(first, end) - 1) // seq_length, logprobs.astype(np.float64))
                     write({"first_token": first, "tokens": end - first, "logprob": float(logprobs.sum(dtype=np.float64))})
-                advance(len(slab))
-        targets, text_bytes = len(tokens) - 1, len(raw.encode())
-        counts = {"windows": len(windows), "tokens": len(tokens), "words": words, "bytes": text_bytes}
-        scores = text_scores(blocks, seq_length, targets, words, text_bytes)
-        return results.finish(counts, examples=targets, seq_length=seq_length, stride=stride, scores=scores)
+                    advance(1)
+            by_article = {"lm_eval": _article_scores(raw, config, model, mesh)} if config.by_article and model.tokenizer.eod is not None else {}
+            if mesh.rank != 0:
+                return None
+            targets, text_bytes = len(tokens) - 1, len(raw.encode())
+            counts = {"windows": len(windows), "tokens": len(tokens), "words": words, "bytes": text_bytes}
+            scores = {**text_scores(blocks, seq_length, targets, words, text_bytes), **by_article}
+            return results.finish(counts, examples=targets, seq_length=seq_length, stride=stride, scores=scores)
 
 
 def rolling_windows(num_tokens: int, seq_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -212,6 +203,55 @@ def rolling_windows(num_tokens: int, seq_length: int, stride: int) -> Iterator[t
     for start in range(stride, num_tokens - 1 - seq_length + stride, stride):
         first = start + seq_length - stride + 1
         yield start, first, min(start + seq_length + 1, num_tokens)
+
+
+def document_windows(ids: list[int], seq_length: int) -> Iterator[tuple[list[int], int]]:
+    """(a window's ids, the first of them that it scores), for LanguageModel.rolling: lm-eval's windows.
+
+    ids: what the first token follows, then the document. Windows are as long as the model allows and score each
+    token but the first once; only the last may overlap the one before, so that it is as long as the others.
+    """
+    first = 1
+    while first < len(ids):
+        end = min(first + seq_length, len(ids))
+        start = max(0, end - seq_length - 1)
+        yield ids[start:end], first - start
+        first = end
+
+
+def articles(text: str) -> Iterator[str]:
+    """The articles of a WikiText file, as the data set that lm-eval reads was cut: a line `= Title =` begins one."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        title = line.replace("= = =", "===").replace("= =", "==").strip()
+        if title.startswith("= ") and title.endswith(" ="):
+            if "\n".join(lines).strip():
+                yield "\n".join(lines)
+            lines = []
+        lines.append(line)
+    yield "\n".join(lines)
+
+
+def _article_scores(raw: str, config: WikitextConfig, model: LanguageModel, mesh: Mesh) -> dict:
+    """lm-eval's definitions, which treat every article as a text of its own.
+
+    The first token of each follows the token that begins (or else ends) a document and is scored too, windows begin anew, and words are what
+    stands between white space of any kind.
+    """
+    start = model.start if model.tokenizer.bos is None else model.tokenizer.bos
+    nats, words, text_bytes, windows = 0.0, 0, 0, []
+    for article in articles(raw):
+        ids = [start, *model.tokenizer.encode(DETOKENIZERS[config.detokenizer](article))]
+        windows += document_windows(ids, model.max_length)
+        words += len(re.split(r"\s+", article))
+        text_bytes += len(article.encode())
+    score = lambda part: [float(logprobs.sum(dtype=np.float64)) for logprobs in model.rolling(part)]
+    for _, logprob in shared(mesh, windows, score, config.micro_batch_size):
+        nats -= logprob
+    per_byte = nats / text_bytes
+    return {
+        **_perplexity("word_perplexity", nats / words, None), **_perplexity("byte_perplexity", per_byte, None), "bits_per_byte": per_byte / math.log(2),
+    }
 
 
 def text_scores(blocks: np.ndarray, block_length: int, targets: int, words: int, text_bytes: int) -> dict:
@@ -241,7 +281,7 @@ def _read_text(path: str) -> str:
     if path.endswith((".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")):
         raise UserError(f"{path}: holds records, but WikiText is one plain text file; give the text itself")
     try:
-        with documents.open_binary(Path(path)) as file:
+        with open_binary(Path(path)) as file:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None

@@ -130,3 +130,21 @@ def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tm
     said = ended.stderr.splitlines()
     assert said[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no partitions"
     assert sum("padding the vocabulary is the model's business" in line for line in said) == 1, "a reason is said once"
+
+
+def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(monkeypatch, capsys):
+    loop = pytest.importorskip("mt.train.loop", reason="torch is not installed")
+    seen = []
+
+    def train(config: loop.TrainConfig) -> dict:
+        seen.append(config)
+        return {}
+
+    monkeypatch.setattr(loop, "train", train)
+    given = "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
+    cli.call(("train",), [*given.split(), "--data-path", "p", "--train-iters", "1", "--save", "s"])
+    (config,) = seen
+    model = config.model
+    assert (model.num_layers, config.data.seq_length, config.data.decoder_seq_length) == (3, 64, 32)
+    assert (model.activation, model.add_bias_linear, model.layernorm_epsilon, model.bert_binary_head) == ("swiglu", False, 1e-6, False)
+    assert "--use-flash-attn is accepted and not needed: the fastest attention that this machine has" in capsys.readouterr().err

@@ -14,7 +14,7 @@ POSITIONS = 64
 class ByteTokenizer:
     """Ids 0..255 are UTF-8 bytes, 256 ends a document."""
 
-    eod, vocab_size = 256, 257
+    bos, eod, vocab_size = None, 256, 257
 
     def encode(self, text):
         return list(text.encode())
@@ -37,7 +37,7 @@ class TransformersModel(torch.nn.Module):
         super().__init__()
         self.gpt2 = gpt2
 
-    def forward(self, tokens, *, positions=None, cache=None):
+    def forward(self, tokens, *, positions=None, cache=None, lengths=None):
         if cache is None:
             return self.gpt2.transformer(tokens, position_ids=positions).last_hidden_state
         rows = torch.arange(len(tokens))[:, None]
@@ -83,7 +83,7 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     config = types.SimpleNamespace(
-        model=types.SimpleNamespace(max_position_embeddings=POSITIONS), data=types.SimpleNamespace(seq_length=32)
+        model=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS), data=types.SimpleNamespace(seq_length=32)
     )
     monkeypatch.setattr(lm, "load_model", lambda path: (TransformersModel(gpt2), ByteTokenizer(), config))
     return str(folder)

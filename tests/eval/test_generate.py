@@ -1,14 +1,22 @@
 """Generation: transformers' greedy search, a loop without a cache, and the sampling rules by hand."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from mt import documents
 from mt.config import UserError
-from mt.eval.generate import GenerateConfig, candidates, generate, sampler
+from mt.eval import lm
+from mt.eval.generate import GenerateConfig, generate
 from mt.eval.lm import LanguageModel
+from mt.eval.packed import ready_to_generate
+from mt.eval.sampling import Sampling
+from mt.train.convert.architectures import weights_in
+from mt.train.convert.hf_settings import settings_in
+from mt.train.model.build import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, initialize, resolve
 
@@ -31,89 +39,27 @@ def token_ids(model):
     return [model.tokenizer.encode(prompt) for prompt in PROMPTS]
 
 
+GREEDY = Sampling(max_new_tokens=20, greedy=True)
+
+
 def test_greedy_tokens_are_those_of_transformers_for_each_prompt_alone(language_model, gpt2):
-    for prompt, (ids, _) in zip(token_ids(language_model), language_model.generate(token_ids(language_model), 20)):
+    for prompt, found in zip(token_ids(language_model), language_model.generate(token_ids(language_model), GREEDY)):
         start = prompt or [256]
         with torch.no_grad():
             expected = gpt2.generate(torch.tensor([start]), do_sample=False, max_new_tokens=20, pad_token_id=0)[0]
-        assert ids == expected[len(start) :].tolist()
+        assert found.ids == expected[len(start) :].tolist()
 
 
 def test_greedy_tokens_with_the_cache_are_those_without_it(own_model):
-    for prompt, (ids, logprobs) in zip(token_ids(own_model), own_model.generate(token_ids(own_model), 20)):
+    for prompt, found in zip(token_ids(own_model), own_model.generate(token_ids(own_model), GREEDY)):
         sequence = prompt or [256]
-        for token, logprob in zip(ids, logprobs):
+        for token, logprob in zip(found.ids, found.logprobs):
             with torch.no_grad():
                 expected = own_model.model.logits(own_model.model(torch.tensor([sequence]))[0, -1]).log_softmax(-1)
             assert token == int(expected.argmax())
             assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
             sequence = [*sequence, token]
-        assert len(ids) == 20 or ids[-1] == 256
-
-
-def test_a_continuation_ends_with_the_end_of_document(language_model):
-    forced = iter([7, 256, 8, 9])
-    answers = language_model.generate([[1, 2]], 4, choose=lambda logits, numbers: torch.tensor([next(forced)]))
-    assert answers[0][0] == [7, 256]
-
-
-def test_a_row_that_has_ended_does_not_disturb_the_others(own_model):
-    prompts = token_ids(own_model)
-    whole = [ids for ids, _ in own_model.generate(prompts, 12)]
-    stopped = [ids for ids, _ in own_model.generate(prompts, 12, stopped=lambda number, ids: number == 1 and len(ids) == 3)]
-    assert stopped[1] == whole[1][:3]
-    assert [ids for n, ids in enumerate(stopped) if n != 1] == [ids for n, ids in enumerate(whole) if n != 1]
-
-
-LOGITS = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0]])
-
-
-def kept(logits):
-    return torch.isfinite(logits)[0].tolist()
-
-
-def test_the_temperature_divides_the_logits():
-    assert torch.equal(candidates(LOGITS, 0.5, 0, 0.0), LOGITS * 2)
-
-
-def test_top_k_keeps_every_logit_not_below_the_kth():
-    assert kept(candidates(LOGITS, 1.0, 2, 0.0)) == [True, True, True, False, False]
-    assert kept(candidates(LOGITS, 1.0, 99, 0.0)) == [True] * 5
-
-
-def test_top_p_keeps_the_token_that_crosses():
-    probabilities = torch.tensor([[0.2, 0.5, 0.3]])
-    for top_p, expected in [(0.001, [False, True, False]), (0.49, [False, True, False]), (0.6, [False, True, True]), (0.81, [True, True, True]), (1.0, [True, True, True])]:
-        assert kept(candidates(probabilities.log(), 1.0, 0, top_p)) == expected
-
-
-def test_top_p_looks_at_the_distribution_after_the_temperature():
-    probabilities = torch.tensor([[0.6, 0.4]])
-    assert kept(candidates(probabilities.log(), 1.0, 0, 0.7)) == [True, True]
-    assert kept(candidates(probabilities.log(), 0.1, 0, 0.7)) == [True, False]
-
-
-def megatron_top_p(logits, top_p):
-    """modify_logits_for_top_p_filtering of Megatron-LM's text_generation/sampling.py."""
-    ordered, indices = torch.sort(logits, descending=True)
-    removed = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
-    removed[:, 1:] = removed[:, :-1].clone()
-    removed[..., 0] = 0
-    return logits.masked_fill(removed.scatter(1, indices, removed), float("-inf"))
-
-
-def test_top_p_is_megatrons_on_random_logits():
-    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 3
-    for top_p in (0.1, 0.5, 0.9, 0.99):
-        assert torch.equal(candidates(logits, 1.0, 0, top_p), megatron_top_p(logits, top_p))
-
-
-def test_tokens_are_drawn_by_their_probabilities():
-    draw = sampler(2.0, 3, 0.0, [np.random.default_rng(0)])
-    counts = torch.bincount(torch.cat([draw(LOGITS, [0]) for _ in range(20_000)]), minlength=5) / 20_000
-    expected = torch.cat([(LOGITS[0, :3] / 2).softmax(0), torch.zeros(2)])
-    torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
-    assert counts[3:].sum() == 0
+        assert len(found.ids) == 20 or found.ids[-1] == 256
 
 
 def config(checkpoint, **settings):
@@ -139,7 +85,7 @@ def test_prompts_that_are_alike_are_continued_differently_however_many_are_read_
 def test_top_k_1_is_greedy(checkpoint, language_model):
     greedy, single = (generate(config(checkpoint, **more))["samples"] for more in ({"greedy": True}, {"top_k": 1}))
     assert greedy == single
-    assert [s["tokens"] for s in greedy] == [ids for ids, _ in language_model.generate(token_ids(language_model), 10)]
+    assert [s["tokens"] for s in greedy] == [c.ids for c in language_model.generate(token_ids(language_model), Sampling(max_new_tokens=10, greedy=True))]
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_temperature(checkpoint, language_model):
@@ -189,7 +135,80 @@ def test_a_prompt_too_long_is_refused_with_the_numbers(checkpoint, tmp_path):
     assert [s["prompt"] for s in summary["samples"]] == ["c"]
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind):
+    transformers = pytest.importorskip("transformers")
+    small = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.3}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **small)
+    else:
+        config = transformers.LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, **small
+        )
+    torch.manual_seed(3)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    held = theirs.state_dict()
+    model = build_model(settings_in(config.to_dict(), "here"))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    model.load_state_dict(dict(weights_in(kind, shapes, model.config, held, held.__getitem__, "here")))
+    ours = LanguageModel(ready_to_generate(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
+    prompts = [list(range(3, 3 + length)) for length in (1, 9, 4, 30, 2)]
+    for prompt, found in zip(prompts, ours.generate(prompts, GREEDY)):
+        with torch.no_grad():
+            expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0)[0]
+        assert found.ids == expected[len(prompt) :].tolist()
+
+
+class NoEnd:
+    eod = None
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_the_output_is_documents_of_prompt_and_text_if_so_asked(checkpoint, tmp_path):
+    summary = generate(config(checkpoint, echo=True, output=str(tmp_path / "out")))
+    read = [d for shard in documents.plan([str(tmp_path / "out")]) for d in documents.read(shard)]
+    assert [d.text.startswith(prompt) for d, prompt in zip(read, PROMPTS)] == [True] * 5
+    plain = generate(config(checkpoint))
+    assert [s["text"] for s in summary["samples"]] == [s["prompt"] + s["text"] for s in plain["samples"]]
+    assert summary["text"] == plain["text"], "a person sees a prompt once"
+
+
+def test_a_model_that_does_not_continue_text_is_refused(monkeypatch):
+    settings = types.SimpleNamespace(model=types.SimpleNamespace(family="bert", max_position_embeddings=64))
+    monkeypatch.setattr(lm, "load_model", lambda path: (None, None, settings))
+    with pytest.raises(UserError, match="x: is a model of family bert, which does not continue text; give a model of family gpt"):
+        generate(config("x"))
+
+
+def test_beam_search_tells_all_beams_and_the_best_is_the_text(checkpoint):
+    for sample in generate(config(checkpoint, beam_width=3, length_penalty=0.5))["samples"]:
+        assert len(sample["beams"]) == 3
+        assert sample["tokens"] == sample["beams"][0]["tokens"]
+        assert [b["score"] for b in sample["beams"]] == sorted((b["score"] for b in sample["beams"]), reverse=True)
+
+
+def test_the_end_of_document_may_begin_every_prompt(checkpoint, language_model):
+    (sample,) = generate(config(checkpoint, prompts=("ab",), add_bos=True, greedy=True))["samples"]
+    (expected,) = language_model.generate([[256, 97, 98]], Sampling(max_new_tokens=10, greedy=True))
+    assert sample["tokens"] == expected.ids
+
+
 @pytest.mark.parametrize(("settings", "message"), [
+    ({"load": None}, "give either --load CHECKPOINT or --url"),
+    ({"url": "http://x"}, "give either --load CHECKPOINT or --url"),
+    ({"api_key_file": "k"}, "api_key_file has no effect without --url"),
+    ({"top_p_decay": 0.5}, "top_p_decay has no effect without --top-p"),
+    ({"top_p": 0.5, "top_p_bound": 0.2}, "top_p_bound has no effect without --top-p-decay"),
+    ({"top_p": 0.5, "top_p_decay": 0.9, "top_p_bound": 0.6}, r"top_p_bound = 0\.6 must be from 0 to top_p = 0\.5"),
+    ({"beam_width": 2, "greedy": True}, "beam_width draws nothing"),
+    ({"beam_width": 2, "stop": ("a",)}, "beam_width ends texts at --stop-token only"),
+    ({"length_penalty": 2.0}, "length_penalty = 2 has no effect without --beam-width"),
+    ({"stop_token": 3, "stop_on_eol": True}, "stop_token = 3 has no effect with --stop-on-eol"),
     ({"temperature": -1.0}, "temperature = -1 must be above 0 and at most 100; for the most probable token pass --greedy"),
     ({"temperature": 0.0}, "temperature = 0 must be above 0"),
     ({"top_k": -1}, "top_k = -1 must be at least 0"),

@@ -1,6 +1,9 @@
 """A checkpoint that mt train wrote, evaluated by the verbs."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +50,23 @@ def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_pat
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the cat sat on the mat", "and the dog sat on the log")))
     summary = lambada(LambadaConfig(load=trained, valid_data=(str(path),), output=str(tmp_path / "out")))
     assert summary["examples"] == len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(trained, tmp_path):
+    passages, text = tmp_path / "passages.jsonl", tmp_path / "valid.txt"
+    passages.write_text("".join(json.dumps({"text": f"{'the cat ' * (1 + n % 3)}sat on the mat"}) + "\n" for n in range(301)))
+    text.write_text(TEXT * 15)
+    for verb, given, stride in (("lambada", passages, ()), ("wikitext", text, ("--overlapping-eval", "24"))):
+        found = []
+        for processes in (1, 2):
+            out = tmp_path / f"{verb}{processes}"
+            start = ["-m", "mt"] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mt"]
+            command = [sys.executable, *start, "eval", verb, "--load", trained, "--valid-data", str(given), "--output", str(out), "--json", *stride]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0, done.stderr
+            summary = json.loads(done.stdout)
+            found.append((summary["scores"], summary["counts"], summary["examples"], (out / "predictions.jsonl").read_bytes()))
+        assert found[0] == found[1]
 
 
 def test_generation_goes_on_beyond_the_trained_length_as_far_as_there_are_positions(trained):

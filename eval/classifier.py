@@ -1,0 +1,180 @@
+"""a BERT that chooses: its first token's hidden state -> a logit for each choice or class.
+
+In: pairs of texts. Each becomes `[CLS] first [SEP] second [SEP]`, the published input of RACE and GLUE, with token type 0
+up to the first [SEP] and 1 behind it; what is too long loses its end, and keeps a [SEP] there. Out: logits. A question
+with several choices is several sequences, each with one logit (RACE); one with fixed classes is one sequence (MNLI, QQP).
+
+A finetuned classifier lies in step directories like those of training (train/checkpoint.py); its config.yaml also says
+which task it was made for.
+
+B examples, R sequences (B x choices), T positions, D hidden, C choices or classes.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import UserError, build, read_yaml
+from ..indexed.masked import word_pieces
+from ..tokenizer import Tokenizer, load_directory
+from ..train import checkpoint
+from ..train.checkpoint import CheckpointConfig, load_model
+from ..train.model.bert import Bert
+from ..train.model.layers import Linear, ModelConfig, initialize
+from .examples import Example
+
+MAX_QUESTION_TOKENS = 128  # of a question with an option, as Megatron-LM cuts it
+
+
+class Classifier(nn.Module):
+    """config: of a BERT, resolved. outputs: logits of a sequence: 1 where sequences are choices, else the classes."""
+
+    def __init__(self, config: ModelConfig, outputs: int):
+        super().__init__()
+        D, std = config.hidden_size, config.init_method_std
+        self.config = config
+        self.bert = Bert(config, heads=False)
+        self.pooler = Linear(D, D, bias=True, std=std)
+        self.head = Linear(D, outputs, bias=True, std=std)
+
+    def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int) -> Tensor:
+        """(B, C) logits in float32 of (R, T) int64 tokens and types and bool mask. choices: sequences of an example."""
+        pooled = self.pooler(self.bert(tokens, padding_mask, token_types)[:, 0]).tanh()
+        logits = self.head(F.dropout(pooled, self.config.hidden_dropout, self.training))
+        return logits.float().view(len(tokens) // choices, -1)
+
+    def loss(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int, labels: Tensor) -> Tensor:
+        """Summed negative log-likelihood in nats, a scalar. labels: (B,) int64."""
+        return F.cross_entropy(self(tokens, token_types, padding_mask, choices), labels, reduction="sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What the config.yaml of a finetuned classifier says."""
+
+    task: str
+    outputs: int
+    seq_length: int
+    model: ModelConfig
+    checkpoint: CheckpointConfig
+
+
+def pretrained(path: str, outputs: int, seed: int, *, hidden_dropout: float, attention_dropout: float) -> tuple[Classifier, Tokenizer]:
+    """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from `seed`."""
+    source, tokenizer, settings = load_model(path)
+    if settings.model.family != "bert":
+        raise UserError(f"{path}: is a model of family {settings.model.family}, which cannot be finetuned to choose; give a BERT")
+    model = Classifier(dataclasses.replace(settings.model, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout), outputs)
+    initialize(model, seed)
+    ours = model.state_dict()
+    held = {name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in source.state_dict().items()}
+    model.load_state_dict(ours | {name: weight for name, weight in held.items() if name in ours})
+    return model, tokenizer
+
+
+def is_finetuned(path: str) -> bool:
+    """Whether a checkpoint is a classifier's; raises UserError where there is none."""
+    settings = checkpoint.find(path) / "config.yaml"
+    return settings.exists() and "task" in read_yaml(settings)  # another library's checkpoint has no such file
+
+
+def open_classifier(path: str, task: str) -> tuple[Classifier, Tokenizer, int]:
+    """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint."""
+    if not is_finetuned(path):
+        raise UserError(f"{path}: is no finetuned classifier; finetune it with --pretrained-checkpoint {path} --train-data FILE... --output DIR")
+    step = checkpoint.find(path)
+    settings = build(Finetuned, (str(step / "config.yaml"), read_yaml(step / "config.yaml")))
+    if settings.task != task:
+        raise UserError(f"{path}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval {settings.task}`")
+    model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False)
+    checkpoint.load(step, model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_directory(step / "tokenizer"), settings.seq_length
+
+
+class Encoder:
+    """Texts -> the ids that a classifier reads."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_length: int):
+        pieces = word_pieces(tokenizer)
+        pieces.need("cls", "sep", "pad")
+        self.tokenizer, self.seq_length = tokenizer, seq_length
+        self.cls, self.sep, self.pad = pieces.cls, pieces.sep, pieces.pad
+
+    def parts(self, example: Example) -> tuple[list[list[int]], list[int]]:
+        """(ids of each of `first`, ids of `second`)"""
+        limit = MAX_QUESTION_TOKENS if example.options else None
+        return [self.tokenizer.encode(text)[:limit] for text in example.first], self.tokenizer.encode(example.second)
+
+    def sequence(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int]:
+        """(ids, where the second segment begins)"""
+        ids = [self.cls, *first, self.sep, *second][: self.seq_length - 1] + [self.sep]
+        return ids, min(len(first) + 2, len(ids) - 1)
+
+    def batch(self, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]], device: torch.device) -> dict:
+        """What Classifier.forward takes, of the `parts` of examples; as long as the longest of them."""
+        rows = [self.sequence(first, second) for firsts, second in examples for first in firsts]
+        shape = (len(rows), max(len(ids) for ids, _ in rows))
+        tokens, types, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        for row, (ids, border) in enumerate(rows):
+            tokens[row, : len(ids)], types[row, border : len(ids)], mask[row, : len(ids)] = ids, 1, True
+        named = {"tokens": tokens, "token_types": types, "padding_mask": mask}
+        return {name: torch.from_numpy(values).to(device) for name, values in named.items()} | {"choices": len(examples[0][0])}
+
+
+class TrainingSet:
+    """The ids and labels of all examples, 4 bytes a token; questions about the same text share it."""
+
+    def __init__(self, encoder: Encoder, examples):
+        self._ids, self._ends = array.array("i"), array.array("q", [0])
+        self._firsts, self._seconds, self.labels = array.array("q"), array.array("q"), array.array("b")
+        self.choices, before = 0, None
+        for example in examples:
+            if example.label is None:
+                raise UserError(f"{example.file}: has no labels to learn from; give a training set")
+            firsts, second = encoder.parts(example)
+            if second != before:
+                self._text, before = self._keep(second), second
+            self.choices = len(firsts)
+            self._firsts.append(len(self._ends) - 1)
+            for first in firsts:
+                self._keep(first)
+            self._seconds.append(self._text)
+            self.labels.append(example.label)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[list, array.array]:
+        """The `parts` of an example."""
+        first = self._firsts[number]
+        return [self._part(first + n) for n in range(self.choices)], self._part(self._seconds[number])
+
+    def _keep(self, ids: list[int]) -> int:
+        self._ids.extend(ids)
+        self._ends.append(len(self._ids))
+        return len(self._ends) - 2
+
+    def _part(self, number: int) -> array.array:
+        return self._ids[self._ends[number] : self._ends[number + 1]]
+
+
+@torch.inference_mode()
+def answers(model: Classifier, encoder: Encoder, examples: Sequence[Example], batch_size: int) -> list[list[float]]:
+    """For each example the log-probability in nats of every choice or class. Batches are of examples of like length."""
+    parts = [encoder.parts(example) for example in examples]
+    device = next(model.parameters()).device
+    by_length = sorted(range(len(parts)), key=lambda i: -max(map(len, parts[i][0])) - len(parts[i][1]))
+    results: list = [None] * len(parts)
+    for start in range(0, len(parts), batch_size):
+        numbers = by_length[start : start + batch_size]
+        logits = model(**encoder.batch([parts[i] for i in numbers], device))
+        for number, row in zip(numbers, logits.log_softmax(-1).tolist()):
+            results[number] = row
+    return results

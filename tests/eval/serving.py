@@ -1,0 +1,128 @@
+"""A server on a small random model, in two threads of the test's own process."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import httpx
+import torch
+import uvicorn
+
+from mt.eval.engine import Engine
+from mt.eval.guard import Metrics
+from mt.eval.lm import LanguageModel
+from mt.eval.sampling import Sampling
+from mt.eval.serve import ServeConfig, _listen, build_app
+from mt.train.model.gpt import GPT
+from mt.train.model.layers import ModelConfig, initialize, resolve
+
+POSITIONS = 128
+
+
+class ByteTokenizer:
+    """Ids 0..255 are UTF-8 bytes, 256 ends a document."""
+
+    eod, vocab_size = 256, 257
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+def small_model(positions=POSITIONS):
+    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_position_embeddings=positions, init_method_std=0.4)
+    model = GPT(resolve(config, vocab_size=257, seq_length=positions))
+    initialize(model, seed=1)
+    return LanguageModel(model.eval().requires_grad_(False), ByteTokenizer(), positions, batch_size=16)
+
+
+class Running:
+    """The HTTP application and the engine in two threads, at `url`; ends with the `with` block."""
+
+    def __init__(self, model, keys=(), **settings):
+        config = ServeConfig(load="none", port=0, **settings)
+        self.model = model
+        self.engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
+        self.metrics = Metrics(self.engine)
+        app = build_app(self.engine, self.metrics, "small", config, list(keys))
+        listener = _listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
+        self._threads = [threading.Thread(target=self._server.run, args=([listener],)), threading.Thread(target=self._work)]
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def _work(self):
+        torch.set_num_threads(1)
+        self.engine.run()
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self._server.should_exit = True
+        self.engine.close(0)
+        for thread in self._threads:
+            thread.join()
+
+    def api(self, **body):
+        return self.client.put("/api", json=body)
+
+    def complete(self, **body):
+        return self.client.post("/v1/completions", json=body)
+
+    def events(self, **body):
+        """What a stream says, until its end."""
+        with self.client.stream("POST", "/v1/completions", json={"stream": True, **body}) as reply:
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            said = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+        assert said.pop() == "[DONE]"
+        return [json.loads(one) for one in said]
+
+
+def until(holds, patience_s=60.0):
+    """Waits for something that another thread or process does."""
+    end = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+def greedy(server, text, count):
+    (found,) = server.model.generate([server.model.tokenizer.encode(text)], Sampling(max_new_tokens=count, greedy=True))
+    return found
+
+
+class SlowModel(torch.nn.Module):
+    """A model that takes its time, or fails, as a test wants, and never ends a document."""
+
+    def __init__(self, model, seconds=0.01):
+        super().__init__()
+        self.inner, self.seconds, self.fails = model, seconds, False
+
+    def forward(self, *arguments, **named):
+        time.sleep(self.seconds)
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return self.inner(*arguments, **named)
+
+    def logits(self, hidden):
+        logits = self.inner.logits(hidden)
+        logits[..., 256] = float("-inf")
+        return logits
+
+    def new_cache(self, *size):
+        return self.inner.new_cache(*size)
+
+
+def slow_server(seconds=0.01, **settings):
+    model = small_model(1024)
+    model.model = SlowModel(model.model, seconds)
+    return Running(model, **settings)
