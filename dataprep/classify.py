@@ -19,6 +19,7 @@ import math
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable
@@ -46,10 +47,15 @@ class ClassifyConfig(DocumentStage):
         super().__post_init__()
         program = (shlex.split(self.command) or [""])[0]
         check(
-            (shutil.which(program) is not None, f"command = {self.command!r}: there is no program {program!r}; check the path"),
+            (_program(program) is not None, f"command = {self.command!r}: there is no program {program!r}; check the path"),
             ((self.max_score is None) != (self.keep_fraction is None), "give either --max-score X or --keep-fraction F"),
             (self.keep_fraction is None or 0 < self.keep_fraction <= 1, f"keep_fraction = {self.keep_fraction} must be above 0 and at most 1"),
         )
+
+
+def _program(name: str) -> str | None:
+    """Where a program lies; `mt` is found beside the Python that runs this, also where no environment is activated."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def classify(config: ClassifyConfig) -> dict:
@@ -75,8 +81,9 @@ def _score_shard(item: tuple[int, Shard], *, command: str, folder: str) -> dict:
 
 def run_program(command: str, texts: Iterable[Document], place: str) -> list[float]:
     """The score of every document; raises UserError where the program fails or answers something else."""
+    program, *arguments = shlex.split(command)
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8")
+        process = subprocess.Popen([_program(program) or program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8")
         count, wrong = 0, None
 
         def feed() -> None:

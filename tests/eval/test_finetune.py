@@ -197,6 +197,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, bert):
     assert {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != "manifest.json"} == kept
 
 
+@pytest.mark.slow
 def test_two_ranks_finetune_and_score_as_one_does(tmp_path, bert):
     write_race(tmp_path / "train", 9, 1), write_race(tmp_path / "dev", 40, 2)
     common = ("--hidden-dropout", "0.1", "--global-batch-size", "4", "--micro-batch-size", "2", "--epochs", "1")

@@ -26,7 +26,11 @@ def alone(pool):
     return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
 
 
-@pytest.mark.parametrize("case", list(CASES))
+QUICK = ("gpt, TP2 x CP2, sequence parallel", "moe, TP2 x EP2, sequence parallel")  # of the layouts of four processes
+PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (world > 2 and name not in QUICK)) for name, (_, world, *_) in CASES.items()]
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case):
     family, world, parallel, *how = CASES[case]
     loss, norm, weights = differences(alone(family, **dict(*how)), pool.run(train, world, family, parallel, **dict(*how))[0])
