@@ -37,19 +37,19 @@ def total(x: Tensor, axis: Axis) -> Tensor:
 
 
 def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _Gather.apply(x, axis, dim)
+    return _gather(x, axis, dim)
 
 
 def scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _Scatter.apply(x, axis, dim)
+    return _scatter(x, axis, dim)
 
 
 def gather_same(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _GatherSame.apply(x, axis, dim)
+    return _gather_same(x, axis, dim)
 
 
 def share(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _Share.apply(x, axis, dim)
+    return _share(x, axis, dim)
 
 
 def exchange(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
@@ -76,50 +76,6 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient, None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, axis, dim):
-        ctx.axis, ctx.dim = axis, dim
-        return _all_gather(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _reduce_scatter(gradient, ctx.axis, ctx.dim), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, axis, dim):
-        ctx.axis, ctx.dim = axis, dim
-        return _reduce_scatter(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _all_gather(gradient, ctx.axis, ctx.dim), None, None
-
-
-class _GatherSame(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, axis, dim):
-        ctx.axis, ctx.dim = axis, dim
-        return _all_gather(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return part(gradient, ctx.axis, ctx.dim), None, None
-
-
-class _Share(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, axis, dim):
-        ctx.axis, ctx.dim = axis, dim
-        return part(x, axis, dim).clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _all_gather(gradient, ctx.axis, ctx.dim), None, None
 
 
 class _Exchange(torch.autograd.Function):
@@ -158,6 +114,28 @@ def _reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
     found = x.new_empty(x.shape[0] // axis.size, *x.shape[1:])
     _reduce_scatter_single(found, x.contiguous(), group=axis.group)
     return found
+
+
+def _with_transpose(collective, transpose):
+    """An autograd function of (x, axis, dim) whose gradient is another collective of the same axis and dimension."""
+
+    class WithTranspose(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, axis, dim):
+            ctx.axis, ctx.dim = axis, dim
+            return collective(x, axis, dim)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return transpose(gradient, ctx.axis, ctx.dim), None, None
+
+    return WithTranspose.apply
+
+
+_gather = _with_transpose(_all_gather, _reduce_scatter)
+_scatter = _with_transpose(_reduce_scatter, _all_gather)
+_gather_same = _with_transpose(_all_gather, part)
+_share = _with_transpose(lambda x, axis, dim: part(x, axis, dim).clone(), _all_gather)
 
 
 def _all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
