@@ -198,7 +198,7 @@ def _lines(shard: Shard) -> Iterator[tuple[int, int | None, list[bytes]]]:
 
 
 def _read_lines(shard: Shard, reject) -> Iterator[Document]:
-    """`read` of JSONL. A line in order takes the short way, at 0.8 of the speed of orjson.loads alone."""
+    """`read` of JSONL. A line in order takes the short way: 0.95 of the speed of orjson.loads over open(path, "rb"), 0.76 with a buffer of 1 MB there."""
     key, loads = shard.key, orjson.loads
     for start, number, lines in _lines(shard):
         left, offsets = iter(lines), None
