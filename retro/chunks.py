@@ -1,4 +1,4 @@
-"""indexed tokens -> chunks.
+"""indexed tokens -> chunks, and their texts.
 
 In: the datasets of one or several .bin/.idx pairs. Out: `chunks.npy`, (N,) CHUNK (indexed/neighbors.py): every
 document cut every `chunk_length` tokens, without its trailing end-of-document token; the last chunk of a document is
@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import manifest
+from ..config import UserError
 from ..indexed.format import IndexedDataset
-from ..indexed.neighbors import CHUNK, document_offsets
+from ..indexed.neighbors import CHUNK, Chunks, document_offsets
 from ..manifest import atomic_write
+from ..tokenizer import Tokenizer
+from .blocks import write_npy_header
 
 DOCUMENTS_AT_ONCE = 1 << 16
 CHUNKS_AT_ONCE = 1 << 16
@@ -64,14 +68,8 @@ def write_chunks(path: Path, data: Sequence[IndexedDataset], selection: Selectio
             file.write(_cut(number, first, lengths, per_document, selection.chunk_length).tobytes())
 
 
-def write_npy_header(file, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """The head of a .npy file whose rows are then written piece by piece."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
 def own_ranges(table: np.ndarray, start: int, stop: int, chunk_length: int) -> np.ndarray:
-    """(stop - start, 2) int64: for chunks [start, stop) of a table, the first id of the chunk's document and the id past its last."""
+    """(stop - start, 3) int64 for `index.nearest`: of chunks [start, stop) of a table, the row, the first id of its document and the id past its last."""
     rows = table[start:stop]
     first = np.arange(start, stop) - rows["start"] // chunk_length
     after = stop  # past the last chunk of the last row's document
@@ -83,7 +81,56 @@ def own_ranges(table: np.ndarray, start: int, stop: int, chunk_length: int) -> n
             break
     begins = np.unique(first)
     past = np.append(begins[1:], after)
-    return np.stack([first, past[np.searchsorted(begins, first)]], axis=1)
+    return np.stack([np.arange(len(rows)), first, past[np.searchsorted(begins, first)]], axis=1)
+
+
+def document_ranges(table: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """(n, 2) int64: the first id of each document's chunks in a table, and the id past its last; equal where it has none.
+
+    documents: (n, 2) int64, rows (dataset, document). A binary search: the table is read in log2(N) places for each.
+    """
+    keys = (documents[:, 0] << 32) + documents[:, 1]
+    wanted = np.concatenate([keys, keys + 1])  # a document ends where the next one would begin
+    low, high = np.zeros(len(wanted), np.int64), np.full(len(wanted), len(table), np.int64)
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        rows = table[np.minimum(middle, len(table) - 1)]
+        before = (rows["dataset"].astype(np.int64) << 32) + rows["document"] < wanted
+        low, high = np.where(open_ & before, middle + 1, low), np.where(open_ & ~before, middle, high)
+    return low.reshape(2, -1).T
+
+
+def chunk_texts(chunks: Chunks, tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """The texts of chunks of a database; raises UserError for a token that the tokenizer does not know."""
+    return texts_of(*chunks.tokens(ids), tokenizer, ", ".join(d.prefix for d in chunks.data))
+
+
+def texts_of(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer, place: str) -> list[str]:
+    """The texts of chunks without end-of-document tokens; `place` names their data in a message.
+
+    tokens, mask: (n, chunk_length). Raises UserError for a token that the tokenizer does not know.
+    """
+    check_tokens(tokens, tokenizer, place)
+    if tokenizer.eod is not None:
+        mask = mask & (tokens != tokenizer.eod)
+    return [tokenizer.decode(row[keep].tolist()) for row, keep in zip(tokens, mask)]
+
+
+def check_data(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a manifest, or a token among the first million, says that another tokenizer made the data.
+
+    Every other token is looked at when its chunk is embedded.
+    """
+    check_tokens(dataset.tokens[: 1 << 20], tokenizer, dataset.prefix)
+    made = (manifest.manifest_of(f"{dataset.prefix}.bin") or {}).get("tokenizer")
+    if isinstance(made, dict) and made.get("fingerprint") != tokenizer.fingerprint:
+        raise UserError(f"{dataset.prefix}: was tokenised with another tokenizer than the one given; give the same tokenizer files")
+
+
+def check_tokens(tokens: np.ndarray, tokenizer: Tokenizer, place: str) -> None:
+    largest = int(tokens.max(initial=0))
+    if largest >= tokenizer.vocab_size:
+        raise UserError(f"{place}: has the token {largest}, but the tokenizer has only {tokenizer.vocab_size:,}; give the tokenizer that made the data")
 
 
 def _documents(data: Sequence[IndexedDataset], eod: int | None) -> Iterator[tuple[int, int, np.ndarray]]:

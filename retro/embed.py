@@ -17,6 +17,7 @@ import torch
 import xxhash
 
 from ..config import UserError
+from ..indexed.neighbors import Database
 from ..manifest import file_digest, read_json
 from ..train.convert.hf import load_bert, minilm_directory
 from ..train.precision import use_fast_float32_products
@@ -76,6 +77,14 @@ class Embedder:
         """Of the files that decide the vectors, wherever they lie."""
         digests = [(name, file_digest(self.directory / name)) for name in FILES if (self.directory / name).exists()]
         return xxhash.xxh3_128(json.dumps(digests).encode()).hexdigest()
+
+
+def open_same(database: Database, directory: str | None, root: Path) -> Embedder:
+    """The embedder of the database `root`; directory: where it lies now, if it has moved. Raises UserError for another one."""
+    embedder = Embedder(directory or database["embedder"]["directory"])
+    if embedder.digest != database["embedder"]["digest"]:
+        raise UserError(f"{embedder.directory}: is not the model that made the vectors of {root}; name that one with --bert-model")
+    return embedder
 
 
 def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:

@@ -92,21 +92,24 @@ def open_index(path: Path, nprobe: int):
 
 
 def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest ids of every vector, nearest first, without those in its own range.
+    """The k nearest ids of every vector, nearest first, without those in its own ranges.
 
-    vectors: (n, dimension) float32. own: (n, 2) int64, [first, past the last) of the ids of its own document; (0, 0)
-    for none. Returns distances (n, k) float32 and ids (n, k) int64, inf and -1 where there are fewer. A vector whose
-    own document takes the first places is searched again for twice as many, so that no neighbour is missed for that.
+    vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, past the last) of the ids that this vector
+    may not find, those of its own documents; sorted, and ranges of a vector do not overlap. Returns distances (n, k)
+    float32 and ids (n, k) int64, inf and -1 where there are fewer. A vector whose own documents take the first places
+    is searched again for twice as many, so that no neighbour is missed for that.
     """
     distances, ids = np.full((len(vectors), k), np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
     rows, ask = np.arange(len(vectors)), 2 * k
+    # All ranges on one line, those of vector i from i * stride on; an id is in one where an odd number of ends precede it.
+    stride = index.ntotal + 1
+    ends = (own[:, :1] * stride + own[:, 1:]).ravel()
     while len(rows):
         ask = min(ask, index.ntotal)
         short = []
         for some in _slices(rows, max(1, RESULTS_AT_ONCE // ask)):
             found_distances, found = index.search(vectors[some], ask)
-            first, last = own[some, :1], own[some, 1:]
-            usable = (found >= 0) & ((found < first) | (found >= last))
+            usable = (found >= 0) & (np.searchsorted(ends, some[:, None] * stride + found, side="right") % 2 == 0)
             order = np.argsort(~usable, axis=1, kind="stable")[:, :k]
             width = order.shape[1]
             keep = np.take_along_axis(usable, order, 1)

@@ -13,9 +13,10 @@ import pytest
 from mt import cli, config, manifest
 from mt.config import UserError
 from mt.indexed.neighbors import Neighbors, read_database
-from mt.retro import build, chunks, index
-from mt.retro.build import BuildDbConfig, QueryConfig, build_db, query
+from mt.retro import blocks, build, chunks, index
+from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.embed import Embedder
+from mt.retro.query import QueryConfig, query
 
 LENGTH = 16  # bytes, which are the tokens here
 FILES = ("chunks.npy", "index.faiss", "neighbors.npy", "tokenizer/tokenizer_config.json")
@@ -102,7 +103,7 @@ def test_a_second_run_returns_the_first_ones_manifest_and_other_settings_are_ref
 
 
 def test_the_bytes_are_the_same_for_two_workers(built, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_block_size", lambda chunks: 128)
+    monkeypatch.setattr(build, "block_size", lambda chunks: 128)
     build_db(settings(built, output=tmp_path / "again", workers=2))
     assert contents(tmp_path / "again") == contents(built / "db")
 
@@ -139,7 +140,8 @@ def test_a_run_interrupted_in_any_of_its_writes_goes_on_to_the_same_bytes(built,
 
     for module in (manifest, chunks, index):
         monkeypatch.setattr(module, "atomic_write", dying_write)
-    monkeypatch.setattr(build, "Embedder", QuickEmbedder)
+    for module in (build, blocks):
+        monkeypatch.setattr(module, "Embedder", QuickEmbedder)
     build_db(settings(built, output=tmp_path / "whole"))
     writes = 10**9 - left[0]
     assert writes >= 12
@@ -315,7 +317,7 @@ def test_a_database_moves_with_its_data_and_refuses_other_data(built, write_text
 def test_a_database_with_a_file_cut_short_is_refused_and_built_again(built, tmp_path, name):
     db = copy_of(built, tmp_path)
     os.truncate(db / name, 200)
-    with pytest.raises(UserError, match=rf"{name}: has 200 bytes where the manifest promises .*; run the command that built the database again"):
+    with pytest.raises(UserError, match=rf"{name}: has 200 bytes where the manifest promises .*; run the command that made it again"):
         read_database(db)
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from mt.indexed.neighbors import CHUNK
 from mt.retro import chunks
-from mt.retro.chunks import own_ranges, select_chunks, write_chunks
+from mt.retro.chunks import document_ranges, own_ranges, select_chunks, write_chunks
 
 EOD = 0
 
@@ -92,4 +92,13 @@ def test_the_range_of_a_chunks_own_document_is_that_of_a_loop(write_data, tmp_pa
     table = np.load(tmp_path / "chunks.npy")
     expected = [[next(i for i, r in enumerate(rows) if r[:2] == row[:2]), 1 + max(i for i, r in enumerate(rows) if r[:2] == row[:2])] for row in rows]
     for start, stop in [(0, len(rows)), (3, 4), (7, 31), (len(rows) - 2, len(rows))]:
-        assert own_ranges(table, start, stop, 2).tolist() == expected[start:stop]
+        assert own_ranges(table, start, stop, 2).tolist() == [[i, *e] for i, e in enumerate(expected[start:stop])]
+
+
+def test_the_chunks_of_a_document_are_found_by_its_number_and_none_where_it_has_none(write_data, tmp_path):
+    data = [write_data("a", random_documents(5, 30)), write_data("b", random_documents(6, 30))]
+    rows, _ = table_of(tmp_path, data, chunk_length=2, max_chunks=70)
+    asked = [(d, n) for d in range(3) for n in range(32)]
+    found = document_ranges(np.load(tmp_path / "chunks.npy", mmap_mode="r"), np.array(asked))
+    for document, (first, past) in zip(asked, found.tolist()):
+        assert list(range(first, past)) == [i for i, row in enumerate(rows) if row[:2] == document]

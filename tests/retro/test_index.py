@@ -37,11 +37,12 @@ def clustered(count, seed=0, clusters=20):
 
 
 def by_loop(vectors, queries, own, k):
-    """Distances to the k nearest that are not in a query's own range."""
+    """Distances to the k nearest that are not in a query's own ranges."""
     found = []
-    for query, (first, past) in zip(queries.astype(np.float64), own):
+    for i, query in enumerate(queries.astype(np.float64)):
         distances = ((vectors.astype(np.float64) - query) ** 2).sum(1)
-        distances[first:past] = np.inf
+        for _, first, past in own[own[:, 0] == i]:
+            distances[first:past] = np.inf
         found.append(np.sort(distances)[:k])
     return np.array(found)
 
@@ -49,7 +50,7 @@ def by_loop(vectors, queries, own, k):
 def documents_of(count, size):
     """Own ranges of documents of `size` vectors."""
     first = np.arange(count) // size * size
-    return np.stack([first, np.minimum(first + size, count)], axis=1)
+    return np.stack([np.arange(count), first, np.minimum(first + size, count)], axis=1)
 
 
 @pytest.mark.parametrize(("spec", "nprobe"), [("Flat", 1), ("IVF8,Flat", 8), ("IVF8_HNSW8,Flat", 8)])
@@ -58,7 +59,7 @@ def test_neighbours_are_those_of_a_loop_and_never_of_the_own_document(tmp_path, 
     vectors, own = clustered(500), documents_of(500, size)
     distances, ids = nearest(built(tmp_path, vectors, spec, nprobe=nprobe), vectors, 10, own)
     assert ids.dtype == np.int64
-    assert not ((ids >= own[:, :1]) & (ids < own[:, 1:])).any()
+    assert not ((ids >= own[:, 1:2]) & (ids < own[:, 2:])).any()
     np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 10), atol=1e-5)
     np.testing.assert_allclose(((vectors[ids] - vectors[:, None]) ** 2).sum(-1), distances, atol=1e-5)
     assert all(len(set(row)) == 10 for row in ids.tolist())
@@ -69,7 +70,7 @@ def test_a_vector_whose_document_fills_the_first_places_still_finds_all_its_neig
     rng = np.random.default_rng(0)
     book = np.ones((300, DIMENSION), np.float32) + 1e-3 * rng.normal(size=(300, DIMENSION)).astype(np.float32)
     vectors = np.concatenate([book, clustered(30)])
-    own = np.array([[0, 300]] * 300 + [[i, i + 1] for i in range(300, 330)])
+    own = np.array([[i, 0, 300] for i in range(300)] + [[i, i, i + 1] for i in range(300, 330)])
     distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 5, own)
     assert (ids[:300] >= 300).all()
     np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 5), atol=1e-4)
@@ -84,9 +85,19 @@ def test_there_are_minus_ones_where_other_documents_have_too_few_chunks(tmp_path
     assert not np.isinf(distances[:10, :7]).any()
 
 
+def test_a_vector_may_have_several_documents_of_its_own_or_none(tmp_path):
+    vectors = clustered(200)
+    rng = np.random.default_rng(1)
+    own = np.array([(i, first, min(first + rng.integers(0, 9), 200)) for i in range(0, 200, 2) for first in range(0, 200, 10 + i % 5)])
+    distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 10, own)
+    np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 10), atol=1e-5)
+    assert not any(((ids[i] >= first) & (ids[i] < past)).any() for i, first, past in own)
+    assert (ids[1::2, 0] == np.arange(1, 200, 2)).all()
+
+
 def test_a_search_without_an_own_document_may_find_everything(tmp_path):
     vectors = clustered(50)
-    ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 1, np.zeros((50, 2), np.int64))[1]
+    ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 1, np.zeros((0, 3), np.int64))[1]
     assert (ids[:, 0] == np.arange(50)).all()
 
 
@@ -96,7 +107,7 @@ def test_the_default_index_above_the_limit_finds_95_of_100_neighbours(tmp_path, 
     spec = choose_index(len(vectors))
     assert spec == "IVF512,Flat"
     check_index(spec, len(vectors), DIMENSION)
-    queries, own = vectors[::100], np.zeros((200, 2), np.int64)
+    queries, own = vectors[::100], np.zeros((0, 3), np.int64)
     distances, _ = nearest(built(tmp_path, vectors, spec, nprobe=choose_nprobe(spec)), queries, 10, own)
     exact = by_loop(vectors, queries, own, 10)
     assert (distances <= exact[:, -1:] + 1e-6).mean() >= 0.95

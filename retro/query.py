@@ -1,0 +1,84 @@
+"""retrieval database + text -> its nearest chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ..config import UserError, check, option
+from ..indexed.neighbors import Chunks, open_data, read_database
+from ..tokenizer import load_directory
+from .chunks import chunk_texts, own_ranges
+from .embed import open_same
+from .index import nearest, open_index
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """The settings of `mt retro query`."""
+
+    POSITIONAL = "text"
+
+    db: str = option(help="a database that `mt retro build-db` made", role="input")
+    text: tuple[str, ...] = option((), "texts to look up")
+    chunk: tuple[int, ...] = option((), "numbers of chunks to look up; their own documents are left out")
+    num_neighbors: int = option(5, "neighbours to show")
+    data_path: tuple[str, ...] = option((), "where the data of the database lie now, if they have moved", role="input")
+    bert_model: str | None = option(None, "where the BERT of the database lies now, if it has moved", role="input")
+
+    def __post_init__(self):
+        check(
+            (bool(self.text or self.chunk), "there is nothing to look up; give --text or --chunk"),
+            (self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"),
+        )
+
+
+def query(config: QueryConfig) -> dict:
+    """The nearest chunks of texts and of chunks: `queries`, each with its text and neighbours, and a table as `text`."""
+    root = Path(config.db)
+    database = read_database(root)
+    table = np.load(root / "chunks.npy", mmap_mode="r")
+    chunks = Chunks(table, open_data(root, database, config.data_path), database["chunk_length"], database["pad_id"])
+    wrong = [n for n in config.chunk if not 0 <= n < len(table)]
+    if wrong:
+        raise UserError(f"chunk {wrong[0]}: {root} has the chunks 0 to {len(table) - 1:,}")
+    embedder = open_same(database, config.bert_model, root)
+    tokenizer = load_directory(root / "tokenizer")
+    texts = [*config.text, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
+    own = [(len(config.text) + i, *own_ranges(table, n, n + 1, chunks.chunk_length)[0, 1:]) for i, n in enumerate(config.chunk)]
+    index = open_index(root / "index.faiss", database["nprobe"])
+    distances, ids = nearest(index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3))
+    found = chunk_texts(chunks, tokenizer, ids.ravel())
+    queries = [
+        {
+            **({"chunk": config.chunk[i - len(config.text)]} if i >= len(config.text) else {}),
+            "text": text,
+            "neighbors": [
+                {
+                    "chunk": int(ids[i, j]), "distance": round(float(distances[i, j]), 6),
+                    "data": chunks.data[row["dataset"]].prefix, "document": int(row["document"]),
+                    "start": int(row["start"]), "end": int(row["end"]), "text": found[i * ids.shape[1] + j],
+                }
+                for j in range(ids.shape[1]) if ids[i, j] >= 0
+                for row in [table[ids[i, j]]]
+            ],
+        }
+        for i, text in enumerate(texts)
+    ]
+    return {"text": "\n\n".join(map(_table, queries)), "queries": queries}
+
+
+def _table(found: dict) -> str:
+    columns = shutil.get_terminal_size((120, 24)).columns
+    name = f"chunk {found['chunk']}: " if "chunk" in found else ""
+    lines = [f"{name}{_line(found['text'])}"[:columns], f"{'distance':>9} {'chunk':>9} {'document':>9}  text"]
+    for n in found["neighbors"]:
+        lines.append(f"{n['distance']:>9.4f} {n['chunk']:>9} {n['document']:>9}  {_line(n['text'])}"[:columns])
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
