@@ -149,9 +149,11 @@ class Trainer:
             use_fast_float32_products()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
-        self.model, self.weights = _build(config, mesh, sample_flops.full * course.total_samples / mesh.world_size)
+        own = mesh.broadcast(mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
+        flops = sample_flops.full * course.total_samples / mesh.world_size
+        self.model, self.weights = _build(config, mesh, flops, filled=own is None and source is None)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
-        self.progress = self._start_from(source)
+        self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
         self.saver = Saver(config, tokenizer=tokenizer, data=data, mesh=mesh)
         self.incidents = Incidents(self.folder / "incidents.jsonl")
@@ -162,10 +164,9 @@ class Trainer:
         if mesh.rank == 0:
             self.log = RunLog(self.folder, config.log, step=self.progress.step, total_steps=course.total_steps, settings=dataclasses.asdict(config))
 
-    def _start_from(self, source: Path | None) -> Progress:
+    def _start_from(self, own: Path | None, source: Path | None) -> Progress:
         """Goes on from this run's own newest checkpoint, else from `source`, else from the beginning."""
         settings = self.config.checkpoint
-        own = self.mesh.broadcast(self.mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
         if own is not None:
             if settings.no_save_optim and moments(self.optimizer):
                 print(f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments", file=sys.stderr)
@@ -342,18 +343,22 @@ class Trainer:
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
 
 
-def _build(config: TrainConfig, mesh: Mesh, total_flops: float) -> tuple[nn.Module, Weights]:
-    """The model on its device, in its numbers, ready to be stepped. total_flops: of this rank in the whole run."""
-    model = build_model(config.model)
-    initialize(model, config.data.seed)
-    if mesh.world_size == 1:
-        model.to(mesh.device)  # else every weight goes there as it is cut, so that no GPU need hold them all
+def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool) -> tuple[nn.Module, Weights]:
+    """The model on its device, in its numbers, ready to be stepped; its weights still without values where a checkpoint is to fill them.
+
+    It is built and cut without memory, so that a rank never holds more of it than its own part. total_flops: of this
+    rank in the whole run.
+    """
+    with torch.device("meta"):
+        model = build_model(config.model)
     model.train()
     dtype = config.precision.dtype
     if config.precision.fp8_format is not None:
         use_float8(model, config.precision.fp8_format)
     apply_speed(model, config.recompute, config.train.compile, mesh.device, total_flops)
     parallelize(model, mesh, config.parallel, dtype)
+    model.to_empty(device=mesh.device)
+    initialize(model, config.data.seed, parameters=filled)
     return model, Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
 
 

@@ -13,6 +13,8 @@ from mt.train.batches import MicroBatch
 from mt.train.checkpoint import named_tensors
 from mt.train.course import TrainConfig
 from mt.train.loop import forward_backward
+from mt.train.metrics import peak_memory
+from mt.train.model import layers
 from mt.train.model.attention import Documents
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
@@ -124,12 +126,13 @@ def train(
 
 def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int, dtype, packed: bool, granularity, compute_dtype) -> Result:
     check_layout(parallel, config, {"seq_length": LENGTH})
-    model = build_model(config)
-    initialize(model, 1234)
-    model.to(dtype)
+    with torch.device("meta"):
+        model = build_model(config).to(dtype)
     if granularity:
         recompute(model, RecomputeConfig(recompute_granularity=granularity))
     parallelize(model, mesh, parallel, compute_dtype)
+    model.to_empty(device=mesh.device)
+    initialize(model, 1234)
     optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
     losses, norms = [], []
     for step in range(steps):
@@ -157,6 +160,33 @@ def differences(one: Result, many: Result) -> tuple[float, float, float]:
     weights = max((one.weights[name] - many.weights[name]).abs().max().item() for name in compared)
     assert one.weights.keys() == many.weights.keys()
     return relative(one.losses, many.losses), relative(one.norms, many.norms), weights
+
+
+def first_weights(parallel: dict) -> dict[str, Tensor]:
+    """In full, drawn by each rank in blocks of very few numbers."""
+    parallel = ParallelConfig(**parallel)
+    block, layers.BLOCK = layers.BLOCK, 40
+    with launch(parallel) as mesh, torch.device("meta"):
+        model = build_model(model_config("mamba_moe", hybrid_override_pattern="M*E"))
+        parallelize(model, mesh, parallel, torch.float32)
+        model.to_empty(device=mesh.device)
+        with torch.device("cpu"):
+            initialize(model, 1234)
+        layers.BLOCK = block
+        return {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in model.named_parameters()}
+
+
+def memory_of_building(parallel: dict) -> tuple[int, int]:
+    """(bytes by which this process's peak has grown while it made a model, bytes of the model)."""
+    parallel = ParallelConfig(**parallel)
+    with launch(parallel) as mesh:
+        with torch.device("meta"):
+            model = build_model(model_config("gpt", hidden_size=1024, ffn_hidden_size=8192))
+        parallelize(model, mesh, parallel, torch.float32)
+        before = peak_memory()
+        model.to_empty(device=mesh.device)
+        initialize(model, 1234)
+        return peak_memory() - before, sum(4 * p.numel() for p in model.parameters())
 
 
 def bytes_a_parameter(parallel: dict) -> float:
@@ -210,7 +240,7 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
     found: dict = {}
 
     class Loaded(loop.Trainer):
-        def _start_from(self, source):
+        def _start_from(self, *_):
             return self._load(only_load, moments=True)
 
         def fit(self, began):

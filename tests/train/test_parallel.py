@@ -15,6 +15,8 @@ from tests.train.parallel_jobs import (
     differences,
     draws_of_its_own,
     embedded,
+    first_weights,
+    memory_of_building,
     model_config,
     train,
 )
@@ -92,6 +94,18 @@ def test_ranks_share_what_is_kept_between_steps(pool):
     assert pool.run(bytes_a_parameter, 1, {}) == [16]
     assert pool.run(bytes_a_parameter, 2, {}) == pytest.approx([8, 8], rel=0.01)
     assert pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}) == pytest.approx([4] * 4, rel=0.1)
+
+
+@pytest.mark.parametrize("parallel", [{}, {"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2}, {"data_parallel_sharding": "full"}])
+def test_ranks_draw_the_pieces_of_the_weights_that_one_process_draws(pool, parallel):
+    one, many = pool.run(first_weights, 1, {})[0], pool.run(first_weights, 2, parallel)[0]
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_no_rank_ever_holds_a_whole_model(pool):
+    grown, model = pool.run(memory_of_building, 2, {})[0]
+    assert grown < 0.75 * model  # its half, and a block
 
 
 def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():

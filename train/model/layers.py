@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import check, option
+from ..parallel.mesh import held
 from .positions import scaling_mistake
 
 GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
 LAYER_SYMBOLS = "M*-E"
+BLOCK = 1 << 22  # numbers of a weight that are drawn at once
 CHUNK_BYTES = 128 << 20  # the cross-entropy's: logits and what is made of them
 WORTH_COMPILING = 1 << 22  # logits of a micro-batch: for fewer the loops of softmax.py take longer to load than they save
 
@@ -328,31 +332,50 @@ class Norm(nn.Module):
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
-    """First values of every weight, in full: matrices normal from sha256(seed:name), norms 1, biases 0.
+def initialize(model: nn.Module, seed: int, *, parameters: bool = True) -> None:
+    """First values of every weight, or of this rank's piece of it: matrices normal from sha256(seed:name), norms 1, biases 0.
 
-    A module of another kind has a method `first_value(name, shape, generator) -> Tensor`, asked for each of its own
-    parameters and buffers (the latter hold nothing after a model was built on the meta device).
+    The model may have been cut before (sharding.parallelize): a rank draws the blocks of rows that its pieces lie in
+    and keeps those, so that no more than a block of a weight is ever whole, and the work is shared as the weights are.
+    A module of another kind has a method `first_value(name, shape, generator) -> Tensor`, asked for blocks of each of
+    its own parameters and buffers (the latter hold nothing after a model was built on the meta device).
+
+    parameters: False for buffers alone, where a checkpoint is to fill the rest.
     """
     for prefix, module in model.named_modules():
-        special = getattr(module, "first_value", None)
-        own = dict(module.named_parameters(recurse=False))
-        if special is not None:
+        first_value = getattr(module, "first_value", None) or functools.partial(_first_value, module)
+        own = dict(module.named_parameters(recurse=False)) if parameters else {}
+        if hasattr(module, "first_value"):
             own |= module.named_buffers(recurse=False)
         for name, tensor in own.items():
-            if special is not None:
-                tensor.copy_(special(name, tensor.shape, generator_of(f"{prefix}.{name}", seed)))
-            elif name == "bias":
-                tensor.zero_()
-            elif isinstance(module, Norm):
-                tensor.fill_(1.0)
-            else:
-                tensor.copy_(first_values(f"{prefix}.{name}", tensor.shape, module.std, seed))
+            fill(tensor, f"{prefix}.{name}", seed, functools.partial(first_value, name))
 
 
-def first_values(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
-    """float32 normal values that depend on the seed, the weight's name and its full shape alone."""
-    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator_of(name, seed))
+def _first_value(module: nn.Module, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    if name == "bias":
+        return torch.zeros(shape)
+    if isinstance(module, Norm):
+        return torch.ones(shape)
+    return torch.empty(shape).normal_(0.0, module.std, generator=generator)
+
+
+def fill(tensor: Tensor, name: str, seed: int, value: Callable[[torch.Size, torch.Generator], Tensor]) -> None:
+    """Gives a weight, or this rank's piece of it, the values of `value(shape, generator)` for each block of its rows.
+
+    A block has at most BLOCK numbers (but a row at least), and random numbers of its own, so that it can be made
+    without those before it. The first one's belong to the name alone.
+    """
+    piece, place = held(tensor)
+    if not tensor.ndim:
+        piece.copy_(value(tensor.shape, generator_of(name, seed)))
+        return
+    first, last = place[0].start, place[0].stop
+    rows = max(1, BLOCK // max(1, tensor.shape[1:].numel()))
+    for block in range(first // rows, -(-last // rows)):
+        start, stop = block * rows, min((block + 1) * rows, tensor.shape[0])
+        values = value(torch.Size([stop - start, *tensor.shape[1:]]), generator_of(f"{name}:{block}" if block else name, seed))
+        here = slice(max(first, start), min(last, stop))
+        piece[here.start - first : here.stop - first] = values[(slice(here.start - start, here.stop - start), *place[1:])]
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:

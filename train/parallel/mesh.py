@@ -257,6 +257,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def held(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+    """(this rank's piece of a DTensor, which part of the whole it is); any other tensor is all of it."""
+    if not isinstance(tensor, DTensor):
+        return tensor, tuple(slice(0, size) for size in tensor.shape)
+    (chunk,) = tensor.__create_chunk_list__()
+    return tensor.to_local(), tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes))
+
+
 def replicas(weight: Tensor) -> int:
     """How many ranks hold the same piece of a weight."""
     if not isinstance(weight, DTensor):

@@ -9,8 +9,8 @@ The model is written for one process. `parallelize` walks it and
    experts exchange rows; attention gathers keys and values where sequences are cut;
 3. hands all weights to `fully_shard`, the one engine of data parallelism: each rank keeps and steps a part of them.
 
-Every weight must have its first values before (layers.initialize makes them in full): what is cut is a slice of them, so
-that all layouts begin with the same numbers.
+The model is built on the meta device, where it takes no memory, and cut there; then each rank makes room for its pieces
+(`to_empty`) and fills them (layers.initialize, or a checkpoint). A model that has values already keeps its slices of them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def dropout_place(mesh: Mesh, config: ParallelConfig) -> str:
 
 
 def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype) -> None:
-    """Spreads a model that has its first values over the ranks, in place; nothing at world size 1.
+    """Spreads a model, built on the meta device or whole, over the ranks, in place; nothing at world size 1.
 
     The model must have `layers`, its blocks, and `loss`. dtype: what it computes in; what each rank keeps of a weight
     stays as wide as it is. Gradients are summed, not averaged: the loss is already divided by the tokens of the whole
