@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -88,8 +88,12 @@ class DataConfig:
 
     def files(self) -> list[str]:
         """Every file that is read and lies here, for `manifest.begin`; the fingerprint of a dataset knows of all."""
-        prefixes = dict.fromkeys(prefix for name in NAMES for _, prefix in self.sources(name))
-        return [f"{prefix}.{suffix}" for prefix in prefixes if not is_remote(prefix) for suffix in ("bin", "idx")]
+        return with_suffixes(dict.fromkeys(prefix for name in NAMES for _, prefix in self.sources(name)))
+
+
+def with_suffixes(prefixes: Iterable[str]) -> list[str]:
+    """The files of .bin/.idx pairs that lie here."""
+    return [f"{prefix}.{suffix}" for prefix in prefixes if not is_remote(prefix) for suffix in ("bin", "idx")]
 
 
 class Dataset(Protocol):
@@ -140,7 +144,7 @@ def build_splits(data: DataConfig, num_samples: Sequence[int | None], make: Make
         parts = []
         for weight, prefix in data.sources(name):
             if prefix not in opened:
-                opened[prefix] = _open(prefix, data)
+                opened[prefix] = open_pair(prefix, data)
             indexed = opened[prefix]
             total = len(indexed) if of == "sequences" else indexed.num_documents
             start, end = (0, total) if data.per_split else ranges(data.split, total)[s] or (0, 0)
@@ -429,7 +433,8 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _open(prefix: str, data: DataConfig) -> IndexedDataset:
+def open_pair(prefix: str, data: DataConfig) -> IndexedDataset:
+    """A pair that lies here or far away, read as the settings say."""
     if prefix.endswith((".bin", ".idx")):
         raise UserError(f"data_path: {prefix}: give the prefix alone, {prefix[:-4]}")
     folder = Path(data.data_cache_path) if data.data_cache_path else None

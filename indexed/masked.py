@@ -140,41 +140,28 @@ class Objective(Protocol):
     def sample(self, sentences: list[np.ndarray], target: int, random: np.random.RandomState) -> dict[str, np.ndarray | int]: ...
 
 
-class MaskedDataset:
-    """Samples of a range of the documents of one .bin/.idx pair.
+class SentenceSamples:
+    """Samples of a range of the documents of one .bin/.idx pair whose sequences are sentences.
 
-    num_samples: how many are wanted (None: what one epoch gives); there may be more. cache: directory of the sample
-    index, or None to keep it in memory. Raises UserError where no document can give a sample.
+    sample_index: (samples, columns), a row for each sample, which begins with its first sentence and the one past its
+    last. num_samples: how many were asked for; None: what there are.
     """
 
-    def __init__(
-        self, indexed: IndexedDataset, document_range: tuple[int, int], num_samples: int | None, objective: Objective,
-        short_seq_prob: float, seed: int, *, name: str = "train", cache: Path | None = None,
-    ):
-        self.indexed, self.range, self.objective, self.seed = indexed, document_range, objective, seed
-        key = ("masked 1", indexed.fingerprint, document_range, num_samples, objective.max_length, objective.min_sentences, short_seq_prob, seed)
-        stem = f"{Path(indexed.prefix).name}-{name}-{xxhash.xxh3_128(repr(key).encode()).hexdigest()}"
-        self.fingerprint = xxhash.xxh3_128(repr((key, objective.identity)).encode()).hexdigest()
-        documents = indexed.document_indices[document_range[0] : document_range[1] + 1]
-
-        def build() -> list[np.ndarray]:
-            try:
-                return [build_mapping(documents, indexed.lengths, num_samples, objective.max_length, short_seq_prob, seed, objective.min_sentences)]
-            except ValueError as error:
-                raise UserError(f"{indexed.prefix}: the {name} split gives no sample: {error}; tokenize with --split-sentences, or give {name} a larger share") from None
-
-        (self.sample_index,) = build() if cache is None else cached(cache, stem, ("masked_index",), build)
+    def __init__(self, indexed: IndexedDataset, document_range: tuple[int, int], seed: int, fingerprint: str, sample_index: np.ndarray, num_samples: int | None):
+        self.indexed, self.range, self.seed, self.fingerprint, self.sample_index = indexed, document_range, seed, fingerprint, sample_index
         self.num_samples = len(self) if num_samples is None else num_samples
 
     def __len__(self) -> int:
         return len(self.sample_index)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray | int]:
-        """Arrays (length,) int64, and two flags that are 0 or 1: see `Bert.sample` and `T5.sample`."""
-        first, end, target = self.sample_index[k].tolist()
+        """Arrays (length,) int64, and flags that are 0 or 1; drawn from the random numbers of seed + k alone."""
         k = int(k) + (len(self) if k < 0 else 0)
-        random = np.random.RandomState((self.seed + k) % (1 << 32))
-        return self.objective.sample([self.indexed[i] for i in range(first, end)], target, random)
+        return self.sample(self.sample_index[k].tolist(), np.random.RandomState((self.seed + k) % (1 << 32)))
+
+    def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
+        """The sample of a row of the sample index."""
+        raise NotImplementedError
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Arrays (len(indices), length) int64; (len(indices),) int64 for flags."""
@@ -188,6 +175,38 @@ class MaskedDataset:
         passes = int((self.sample_index[:, 1] - self.sample_index[:, 0]).sum(dtype=np.int64)) / (end - first)
         epochs = round(samples / len(self) * passes, 4)
         return [{"prefix": self.indexed.prefix, "weight": weight, "sequences": end - first, "tokens": tokens, "samples": samples, "epochs": epochs}]
+
+
+class MaskedDataset(SentenceSamples):
+    """Samples whose words are masked.
+
+    num_samples: how many are wanted (None: what one epoch gives); there may be more. cache: directory of the sample
+    index, or None to keep it in memory. Raises UserError where no document can give a sample.
+    """
+
+    def __init__(
+        self, indexed: IndexedDataset, document_range: tuple[int, int], num_samples: int | None, objective: Objective,
+        short_seq_prob: float, seed: int, *, name: str = "train", cache: Path | None = None,
+    ):
+        self.objective = objective
+        key = ("masked 1", indexed.fingerprint, document_range, num_samples, objective.max_length, objective.min_sentences, short_seq_prob, seed)
+        stem = f"{Path(indexed.prefix).name}-{name}-{xxhash.xxh3_128(repr(key).encode()).hexdigest()}"
+        fingerprint = xxhash.xxh3_128(repr((key, objective.identity)).encode()).hexdigest()
+        documents = indexed.document_indices[document_range[0] : document_range[1] + 1]
+
+        def build() -> list[np.ndarray]:
+            try:
+                return [build_mapping(documents, indexed.lengths, num_samples, objective.max_length, short_seq_prob, seed, objective.min_sentences)]
+            except ValueError as error:
+                raise UserError(f"{indexed.prefix}: the {name} split gives no sample: {error}; tokenize with --split-sentences, or give {name} a larger share") from None
+
+        (sample_index,) = build() if cache is None else cached(cache, stem, ("masked_index",), build)
+        super().__init__(indexed, document_range, seed, fingerprint, sample_index, num_samples)
+
+    def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
+        """See `Bert.sample` and `T5.sample`."""
+        first, end, target = row
+        return self.objective.sample([self.indexed[i] for i in range(first, end)], target, random)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,8 +417,7 @@ def build_mapping(
         if total == 0:
             raise ValueError(f"none of its {len(documents) - 1:,} documents has {min_sentences} or more sentences of at most {LONG_SENTENCE} tokens")
     rows = np.concatenate(parts)
-    compiled(_shuffle, total)(rows, bounded_draws(seed + 1, total))
-    return rows
+    return shuffled(rows, seed)
 
 
 class _Draws:
@@ -427,14 +445,8 @@ def _samples_of_documents(documents, lengths, max_length, ratio, numbers, min_se
         first, last = documents[d], documents[d + 1]
         if last - first < min_sentences:
             continue
-        if last - first > 1:
-            long = False
-            for s in range(first, last):
-                if lengths[s - base] > LONG_SENTENCE:
-                    long = True
-                    break
-            if long:
-                continue
+        if last - first > 1 and lengths[first - base : last - base].max() > LONG_SENTENCE:
+            continue
         start, tokens, target = first, 0, max_length
         if ratio:
             if numbers[used] % ratio == 0:
@@ -452,6 +464,12 @@ def _samples_of_documents(documents, lengths, max_length, ratio, numbers, min_se
                         target = 2 + int(numbers[used]) % (max_length - 1)
                     used += 1
     return count, used
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The rows (n, columns) themselves in Megatron-LM's order, in place: by mt19937_64(seed + 1)."""
+    compiled(_shuffle, len(rows))(rows, bounded_draws(seed + 1, len(rows)))
+    return rows
 
 
 def _shuffle(rows, partners):

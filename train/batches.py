@@ -19,7 +19,8 @@ from torch import Tensor
 from ..config import UserError, option
 from ..indexed.fim import FimDataset
 from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets, layout
-from ..indexed.masked import BertConfig, MaskedDataset, T5Config, build_bert_datasets, build_t5_datasets
+from ..indexed.ict import IctConfig, build_ict_datasets
+from ..indexed.masked import BertConfig, SentenceSamples, T5Config, build_bert_datasets, build_t5_datasets
 from ..indexed.remote import is_remote
 from ..tokenizer import Tokenizer
 from .model.attention import Documents
@@ -29,8 +30,8 @@ from .parallel.mesh import Mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(T5Config):
-    """The data settings of training: those of every family, and those that only BERT's and T5's samples have."""
+class SampleConfig(T5Config, IctConfig):
+    """The data settings of training: those of every family, and those that only the samples of some have."""
 
     def __post_init__(self):
         DataConfig.__post_init__(self)  # the rest is checked where such samples are built
@@ -40,11 +41,16 @@ def build_samples(model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, 
     """The train, valid and test datasets of a family of models: see indexed.gpt.build_datasets."""
     if model.family == "gpt":
         return build_datasets(data, num_samples)
-    shared = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     if model.family == "t5":
-        return build_t5_datasets(T5Config(**shared), tokenizer, num_samples)
-    shared.pop("decoder_seq_length")
-    return build_bert_datasets(BertConfig(**shared, bert_binary_head=model.bert_binary_head), tokenizer, num_samples)
+        return build_t5_datasets(_of_family(T5Config, data), tokenizer, num_samples)
+    if model.family == "ict":
+        return build_ict_datasets(_of_family(IctConfig, data), tokenizer, num_samples)
+    return build_bert_datasets(_of_family(BertConfig, data, bert_binary_head=model.bert_binary_head), tokenizer, num_samples)
+
+
+def _of_family(kind: type[DataConfig], data: SampleConfig, **more) -> DataConfig:
+    """The settings that a family's samples have, checked."""
+    return kind(**{f.name: getattr(data, f.name) for f in dataclasses.fields(kind) if f.name not in more}, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +75,16 @@ class MicroBatch:
     """One forward pass on one rank: B samples of T tokens. None: the model's family does not read it."""
 
     index: int  # its place in the global batch, the same at every data-parallel size
-    tokens: Tensor  # (B, T) int64; t5: the decoder's
-    labels: Tensor  # (B, T) int64: the token after each; bert: the one that was masked
-    loss_mask: Tensor  # (B, T) float32: each label's weight in the loss
+    tokens: Tensor  # (B, T) int64; t5: the decoder's; ict: the queries'
+    labels: Tensor | None  # (B, T) int64: the token after each; bert: the one that was masked; ict: none
+    loss_mask: Tensor  # (B, T) float32: each label's weight in the loss; ict: (B,), each sample's
     positions: Tensor | None = None  # gpt: (B, T) int64; None: 0, 1, 2 ...
     documents: Documents | None = None  # gpt: tokens see their own document alone; None: all that came before
     token_types: Tensor | None = None  # bert: (B, T) int64, 0 in the first segment, 1 in the second
-    padding_mask: Tensor | None = None  # (B, T) bool, true where there is a token; t5: (B, S), of encoder_tokens
+    padding_mask: Tensor | None = None  # bert, ict: (B, T) bool, true where there is a token; t5: (B, S), of encoder_tokens
     swapped: Tensor | None = None  # bert: (B,) int64, 1 where the second segment came first
-    encoder_tokens: Tensor | None = None  # t5: (B, S) int64
+    encoder_tokens: Tensor | None = None  # (B, S) int64; t5: the encoder's; ict: the blocks'
+    encoder_padding_mask: Tensor | None = None  # ict: (B, S) bool
 
     def arguments(self) -> dict:
         """For the model's `loss`."""
@@ -128,11 +135,18 @@ class Batches:
         return cut(MicroBatch(index, tokens, labels, loss_mask, positions, documents), self.mesh.cp)
 
     def _masked(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
-        """samples: as indexed.masked gives them, BERT's or T5's."""
+        """samples: as indexed.masked and indexed.ict give them."""
         bert = "text" in samples
-        for name in ("text",) if bert else ("text_enc", "text_dec"):
-            _check_range(samples[name], self.vocab_size)
+        for name in ("text", "text_enc", "text_dec", "query_tokens", "context_tokens"):
+            if name in samples:
+                _check_range(samples[name], self.vocab_size)
         here = {name: self._to_device(array) for name, array in samples.items()}
+        if "query_tokens" in here:
+            tokens, blocks = here["query_tokens"], here["context_tokens"]
+            return MicroBatch(
+                index, tokens, None, torch.ones(len(tokens), device=tokens.device), padding_mask=here["query_pad_mask"].bool(),
+                encoder_tokens=blocks, encoder_padding_mask=here["context_pad_mask"].bool(),
+            )
         labels = here["labels"].clamp(min=0)  # -1 stands where the loss mask is 0
         if bert:
             return MicroBatch(
@@ -179,10 +193,10 @@ COUNTED_REMOTE_TOKENS = 1 << 25  # what a network gives in that time
 COUNTED_AT_A_TIME = 1 << 22
 
 
-def _tokens(source: GPTDataset | MaskedDataset) -> Iterator[np.ndarray]:
+def _tokens(source: GPTDataset | SentenceSamples) -> Iterator[np.ndarray]:
     """The first tokens of the source's range, which lie back to back in its file, in blocks."""
     indexed, (first, end) = source.indexed, source.range
-    if isinstance(source, MaskedDataset):  # whose range is one of documents
+    if isinstance(source, SentenceSamples):  # whose range is one of documents
         first, end = (int(indexed.document_indices[i]) for i in (first, end))
     start = int(indexed.pointers[first]) // indexed.dtype.itemsize
     most = COUNTED_REMOTE_TOKENS if is_remote(indexed.prefix) else COUNTED_TOKENS
@@ -191,7 +205,7 @@ def _tokens(source: GPTDataset | MaskedDataset) -> Iterator[np.ndarray]:
         yield indexed.tokens[at : min(stop, at + COUNTED_AT_A_TIME)]
 
 
-def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | MaskedDataset]]:
+def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceSamples]]:
     if isinstance(dataset, FimDataset):
         return _sources(dataset.dataset)
     return list(zip(dataset.weights, dataset.datasets)) if isinstance(dataset, BlendedDataset) else [(1.0, dataset)]

@@ -320,13 +320,16 @@ def find(path: str | Path, step: int | None = None) -> Path:
     return found
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, mesh: Mesh | None = None, *, weights: Mapping[str, Tensor] | None = None) -> Progress:
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, mesh: Mesh | None = None, *,
+    weights: Mapping[str, Tensor] | None = None, part: bool = False,
+) -> Progress:
     """Fills a model and, if given, its optimizer from a step directory written at any layout; returns its progress.
 
-    weights: see named_tensors. Raises UserError when the checkpoint is of another shape, or has no moments for the optimizer.
+    weights: see named_tensors. part: whether the checkpoint may hold weights that the model lacks. Raises UserError when the checkpoint is of another shape, or has no moments for the optimizer.
     """
     state = {} if is_foreign(path) else manifest.read_json(path / "state.json")
-    check_shapes(path, model)
+    check_shapes(path, model, part=part)
     if optimizer is not None and (missing := [m for m in moments(optimizer) if m not in held_moments(path)]):
         raise UserError(f"{path}: has no {missing[0]} for the optimizer; give --no-load-optim to begin with new moments")
     tensors = named_tensors(model, weights, optimizer)
@@ -358,12 +361,12 @@ def position(path: Path) -> tuple[dict, int] | None:
     return state["data"], state["consumed_samples"]
 
 
-def check_shapes(path: Path, model: nn.Module) -> None:
-    """Raises UserError, with the first difference, where a step directory holds another model's weights."""
+def check_shapes(path: Path, model: nn.Module, *, part: bool = False) -> None:
+    """Raises UserError, with the first difference, where a step directory holds another model's weights. part: see load."""
     held = reader(path, model.config).read_metadata().state_dict_metadata
     held = {name.removeprefix("model."): tuple(m.size) for name, m in held.items() if name.startswith("model.")}
     wanted = {name: tuple(p.shape) for name, p in [*model.named_parameters(), *_buffers(model).items()]}
-    for name in [*wanted, *held]:
+    for name in [*wanted, *(held if not part else ())]:
         if held.get(name) != wanted.get(name):
             there, here = (f"{shapes[name]}" if name in shapes else "absent" for shapes in (held, wanted))
             remedy = f"--hf {path}" if (path / "config.json").exists() else f"the model's settings as in {path / 'config.yaml'}"

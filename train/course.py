@@ -86,6 +86,10 @@ class TrainConfig:
                 for name, length in lengths.items()
             ),
             (
+                self.model.family == "ict" or not self.data.titles_data_path,
+                f"data.titles_data_path is for the blocks of model.family = ict, not {self.model.family}; leave it out",
+            ),
+            (
                 self.model.family == "gpt" or not (self.packing.any() or self.fim.fim_rate),
                 f"documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for model.family = gpt, not {self.model.family}; leave them out",
             ),
@@ -158,7 +162,13 @@ def other_run(config: CheckpointConfig) -> str | None:
 def check_source(source: Path, config: TrainConfig, course: Course, shape: ModelConfig, data: dict) -> None:
     """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
     with torch.device("meta"):
-        checkpoint.check_shapes(source, build_model(shape))
+        model = build_model(shape)
+    if is_bert_for(source, shape):
+        if not config.checkpoint.finetune:
+            raise UserError(f"{source}: holds a BERT, whose weights both towers can begin with; give --finetune to say so")
+        checkpoint.check_shapes(source, model.query.bert, part=True)
+        return
+    checkpoint.check_shapes(source, model)
     held_model = checkpoint.saved_settings(source).model
     names = [f.name for f in dataclasses.fields(shape) if f.name not in (*ELSEWHERE, "max_position_embeddings")]
     changed = [f"{n} {getattr(held_model, n)} there, {getattr(shape, n)} here" for n in names if getattr(held_model, n) != getattr(shape, n)]
@@ -176,6 +186,11 @@ def check_source(source: Path, config: TrainConfig, course: Course, shape: Model
         raise UserError(f"{source}: has already seen {consumed:,} samples, and this run ends at {course.total_samples:,}; make it longer, or give --finetune to start counting anew")
     if held["order"] != data["order"]:
         print(f"mt: {source}: this run draws another number of samples, so that their order from here on is not that of the earlier run", file=sys.stderr)
+
+
+def is_bert_for(source: Path, model: ModelConfig) -> bool:
+    """Whether --load holds a BERT where two are to be trained."""
+    return model.family == "ict" and checkpoint.saved_settings(source).model.family == "bert"
 
 
 def with_schedules_of(source: Path, config: TrainConfig) -> TrainConfig:

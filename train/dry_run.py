@@ -109,6 +109,8 @@ def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBa
     present = torch.empty(B, T, dtype=torch.bool)
     if shape.family == "t5":
         return MicroBatch(0, tokens, labels, mask, padding_mask=present, encoder_tokens=torch.empty(B, T, dtype=torch.int64))
+    if shape.family == "ict":
+        return MicroBatch(0, tokens, None, mask[:, 0], padding_mask=present, encoder_tokens=labels, encoder_padding_mask=present)
     if shape.family == "bert":
         return MicroBatch(0, tokens, labels, mask, token_types=tokens, padding_mask=present, swapped=torch.empty(B, dtype=torch.int64))
     return cut(MicroBatch(0, tokens, labels, mask), mesh.cp)

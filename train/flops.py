@@ -59,6 +59,8 @@ def block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 
     encoder = [_same(_projections(config) * seq_length + _scores(config, seq_length, seq_length) + ffn * seq_length)] * config.num_layers
     if config.family == "bert":
         return encoder
+    if config.family == "ict":  # a tower that is shared runs twice
+        return [cost * 2 for cost in encoder] if config.biencoder_shared_query_context_model else encoder * 2
     T = decoder_seq_length
     HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
     cross = 4 * D * HC * T + 4 * D * GC * seq_length + _scores(config, T, seq_length)
@@ -68,6 +70,8 @@ def block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 
 def head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
     """Of one sample, forward, of what comes after the blocks."""
     D, V = config.hidden_size, config.padded_vocab_size
+    if config.family == "ict":
+        return 4 * D * config.biencoder_projection_dim
     if config.family == "bert":
         return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
     return 2 * D * V * (decoder_seq_length if config.family == "t5" else seq_length)
@@ -166,7 +170,8 @@ def training_bytes(config: ModelConfig, parameters: int, *, tokens: int, dtype: 
     gated = config.activation in GATED
     # What a block keeps per token: what goes into norms, products and activations.
     values = {None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner, "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner, "full": D}[granularity]
-    layers = len(layer_kinds(config)) if config.family == "gpt" else config.num_layers + (config.decoder_num_layers or config.num_layers) * (config.family == "t5")
+    second = {"t5": config.decoder_num_layers or config.num_layers, "ict": config.num_layers}.get(config.family, 0)
+    layers = len(layer_kinds(config)) if config.family == "gpt" else config.num_layers + second
     head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D  # the head's gradient is made in the forward pass
     narrow = 0 if dtype == torch.float32 else width
     return Bytes(parameters * (4 + narrow), parameters * 4, parameters * 4 * num_moments, layers * values * width * tokens + head)

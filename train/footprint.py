@@ -25,7 +25,7 @@ from .model.layers import ModelConfig
 from .model.moe import Experts
 from .recompute import kept_operations
 
-LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head")  # what a model applies after its blocks
+LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")  # what a model applies after its blocks
 ASKED = 0.15  # of BERT's tokens: those whose loss counts
 CHUNK_BYTES = 320 << 20  # of the chunk of logits that the head works on, in three copies
 
@@ -92,13 +92,15 @@ def count_parts(config: ModelConfig, cut: Cut, *, seq_length: int, decoder_seq_l
                 kept = _count_block(model, block, cut, seq_length, decoder_seq_length, counted)
             if experts and dtype != counted:
                 kept[None] -= 4 * seq_length // cut.context * config.hidden_size  # the router's float32 copy of narrow tokens
+            if config.family == "ict" and config.biencoder_shared_query_context_model:  # queries and blocks go through the same tower
+                kept = {granularity: 2 * size for granularity, size in kept.items()}
             seen[key] = Part(
                 parameters, experts // cut.expert, {name: size * dtype.itemsize // counted.itemsize for name, size in kept.items()},
                 cost.full / (cut.tensor * cut.context), isinstance(block.mixer, Attention), experts > 0,
             )
         blocks.append(seen[key])
-    own = {name for name, _ in model.named_parameters() if name.split(".")[0] in ("layers", "encoder", "decoder")}
-    ends = [(name.split(".")[0] in LAST, p.numel()) for name, p in model.named_parameters() if name not in own]
+    own = {id(p) for block in model.layers for p in block.parameters()}
+    ends = [(bool(set(LAST) & set(name.split("."))), p.numel()) for name, p in model.named_parameters() if id(p) not in own]
     first, last = (sum(n for is_last, n in ends if is_last == which) for which in (False, True))
     V, D, width = share.padded_vocab_size, config.hidden_size, dtype.itemsize
     tokens = (decoder_seq_length or seq_length) // cut.context

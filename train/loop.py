@@ -12,6 +12,7 @@ same number of processes).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import sys
 import time
@@ -26,12 +27,14 @@ from ..tokenizer import load as load_tokenizer
 from . import checkpoint
 from .batches import Batches, MicroBatch, identity, unigram_entropy
 from .checkpoint import Progress, Saver
+from .contrastive import batch_loss, contrastive_backward, start_from_bert
 from .course import (
     Course,
     TrainConfig,
     check_source,
     claim,
     find_source,
+    is_bert_for,
     load_datasets,
     plot_course,
     with_schedules_of,
@@ -49,6 +52,7 @@ from .guard import (
 )
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
+from .model.biencoder import Biencoder
 from .model.build import build_model
 from .model.layers import initialize, resolve
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
@@ -172,6 +176,10 @@ class Trainer:
                 print(f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments", file=sys.stderr)
             return self._load(own, moments=not settings.no_save_optim)
         if source is None:
+            return Progress()
+        if is_bert_for(source, self.config.model):
+            start_from_bert(source, self.model, self.weights.by_name, self.mesh)
+            self.weights.refresh()
             return Progress()
         progress = self._load(source, moments=not (settings.finetune or settings.no_load_optim))
         return Progress() if settings.finetune else progress
@@ -328,9 +336,7 @@ class Trainer:
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
-            for micro in batch:
-                loss = self.model.loss(**micro.arguments())
-                sums += torch.stack([loss.double(), micro.loss_mask.sum(dtype=torch.float64)])
+            sums += torch.stack([batch_loss(self.model, batch), sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
         reshard(self.model)
         self.model.train()
         loss, tokens = self.mesh.sum_shards(sums).tolist()
@@ -373,9 +379,15 @@ def forward_backward(model: nn.Module, batch: list[MicroBatch], factor: Tensor, 
         from .model.moe import set_loss_scale
 
         set_loss_scale(model, factor)
+
+    def prepare(micro: MicroBatch) -> None:
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{micro.index}{place}".encode()).digest()[:8], "little") % 2**63)
+
+    if isinstance(model, Biencoder):
+        return contrastive_backward(model, batch, factor, prepare, functools.partial(synchronise_gradients, model))
     total = torch.zeros((), dtype=torch.float64, device=factor.device)
     for position, micro in enumerate(batch):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{micro.index}{place}".encode()).digest()[:8], "little") % 2**63)
+        prepare(micro)
         synchronise_gradients(model, last=position == len(batch) - 1)
         loss = model.loss(**micro.arguments())
         (loss * factor).backward()

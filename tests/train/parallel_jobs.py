@@ -42,6 +42,8 @@ FAMILIES = {
     "t5_relative": {
         "family": "t5", "num_layers": 1, "position_embedding_type": "relative", "normalization": "RMSNorm", "activation": "geglu", "add_bias_linear": False,
     },
+    "ict": {"family": "ict", "num_layers": 1, "biencoder_projection_dim": 6, "hidden_dropout": 0.1},
+    "ict_shared": {"family": "ict", "num_layers": 2, "biencoder_shared_query_context_model": True, "retriever_score_scaling": True, "post_norm": True},
     "mamba": {"hybrid_override_pattern": "M*-", **(MAMBA := {"mamba_head_dim": 8, "mamba_num_groups": 2, "mamba_state_dim": 8, "position_embedding_type": "none"})},
     "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
 }
@@ -78,6 +80,10 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "t5 with relative positions, TP2, sequence parallel": ("t5_relative", 2, TP | SP),
     "bert, DP2, weights cut too": ("bert", 2, FULL),
     "t5, DP2, weights cut too": ("t5", 2, FULL),
+    "ict, DP2": ("ict", 2, {}),
+    "ict, DP4, weights cut too": ("ict", 4, FULL),
+    "ict, TP2": ("ict", 2, TP),
+    "ict with one tower, TP2 x DP2, sequence parallel": ("ict_shared", 4, TP | SP),
     "mamba hybrid with experts, EP2, weights cut too": ("mamba_moe", 2, EP | FULL),
     "mamba hybrid, TP2": ("mamba", 2, TP),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
@@ -105,6 +111,8 @@ def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> Mic
     if config.family == "bert":
         types = (torch.arange(LENGTH) > 6).long().expand(ROWS, -1)
         return MicroBatch(index, tokens, labels, weights, token_types=types, padding_mask=present, swapped=torch.tensor([0, 1]))
+    if config.family == "ict":
+        return MicroBatch(index, tokens, None, torch.ones(ROWS), padding_mask=present, encoder_tokens=encoder, encoder_padding_mask=present.flip(0))
     if config.family == "t5":
         return MicroBatch(index, tokens, labels, weights, padding_mask=present, encoder_tokens=encoder)
     if not packed:

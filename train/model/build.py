@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from .bert import Bert
+from .biencoder import Biencoder
 from .gpt import GPT
 from .layers import ModelConfig
 from .t5 import T5
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """A GPT, Bert or T5 whose weights have no values yet: see layers.initialize. config must be resolved.
+    """A GPT, Bert, T5 or Biencoder whose weights have no values yet: see layers.initialize. config must be resolved.
 
     Every one has `layers`, its blocks, and `loss(**arguments)`, a summed float scalar (MicroBatch.arguments).
     """
-    return {"gpt": GPT, "bert": Bert, "t5": T5}[config.family](config)
+    return {"gpt": GPT, "bert": Bert, "t5": T5, "ict": Biencoder}[config.family](config)

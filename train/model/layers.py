@@ -35,7 +35,7 @@ WORTH_COMPILING = 1 << 22  # logits of a micro-batch: for fewer the loops of sof
 class ModelConfig:
     """A transformer's shape. `resolve` fills in what is None."""
 
-    family: Literal["gpt", "bert", "t5"] = option("gpt", "gpt: what comes next (Llama, Mistral, hybrids ...); bert: what was masked; t5: encoder and decoder")
+    family: Literal["gpt", "bert", "t5", "ict"] = option("gpt", "gpt: what comes next (Llama, Mistral, hybrids ...); bert: what was masked; t5: encoder and decoder; ict: two BERTs, of queries and of the blocks that answer them")
     num_layers: int | None = option(None, "transformer layers; t5: of the encoder (default: 12, or as many as the pattern has)")
     decoder_num_layers: int | None = option(None, "t5: layers of the decoder (default: num-layers)")
     hybrid_override_pattern: str | None = option(None, "a symbol for each layer: M Mamba-2, * attention, - feed-forward, E experts (default: attention and feed-forward in every layer)")
@@ -58,6 +58,9 @@ class ModelConfig:
     add_bias_linear: bool = option(True, "biases in linear layers")
     add_qkv_bias: bool = option(False, "biases in the projection to queries, keys and values, whatever add-bias-linear says")
     bert_binary_head: bool = option(True, "bert: samples of two segments, half of them swapped, and a head that tells which came first")
+    biencoder_projection_dim: int = option(0, "ict: numbers in an embedding, a projection of the first token's state; 0: that state itself")
+    biencoder_shared_query_context_model: bool = option(False, "ict: one BERT for queries and blocks")
+    retriever_score_scaling: bool = option(False, "ict: divide scores by the root of hidden-size")
     untie_embeddings_and_output_weights: bool = option(False, "an output matrix of its own instead of the embedding's")
     init_method_std: float = option(0.02, "standard deviation of the first weights")
     hidden_dropout: float = option(0.0, "dropout on the embedding and on what each layer adds")
@@ -119,7 +122,8 @@ class ModelConfig:
 
 def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     family, gpt = config.family, config.family == "gpt"
-    positions = {"gpt": ("learned", "rope", "none"), "bert": ("learned",), "t5": ("learned", "relative", "none")}[family]
+    positions = {"gpt": ("learned", "rope", "none"), "bert": ("learned",), "t5": ("learned", "relative", "none"), "ict": ("learned",)}[family]
+    pairs = _changed(config, "biencoder_") + _changed(config, "retriever_")
     return [
         (
             config.position_embedding_type in positions,
@@ -128,10 +132,12 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         (gpt or config.window_size is None, f"model.window_size bounds what comes before a token, and model.family = {family} looks both ways; leave it out"),
         (gpt or config.hybrid_override_pattern is None, f"model.hybrid_override_pattern is for model.family = gpt, not {family}; leave it out"),
         (gpt or config.attention_backend in ("auto", "sdpa"), f"model.attention_backend = {config.attention_backend} knows causal attention alone; leave it out for model.family = {family}"),
-        (not config.post_norm or family == "bert", f"model.post_norm is BERT's way; leave it out for model.family = {family}"),
+        (not config.post_norm or family in ("bert", "ict"), f"model.post_norm is BERT's way; leave it out for model.family = {family}"),
+        (family == "ict" or not pairs, f"model.{', model.'.join(pairs)}: for model.family = ict, not {family}; leave it out"),
+        (config.biencoder_projection_dim >= 0, f"model.biencoder_projection_dim = {config.biencoder_projection_dim} must not be negative (0: no projection)"),
         (config.decoder_num_layers is None or family == "t5", f"model.decoder_num_layers is for model.family = t5; for {family} give --num-layers alone"),
         (
-            not config.untie_embeddings_and_output_weights or family != "bert",
+            not config.untie_embeddings_and_output_weights or family not in ("bert", "ict"),
             "model.untie_embeddings_and_output_weights: BERT's masked words are read off its embedding; leave it out",
         ),
     ]

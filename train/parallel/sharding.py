@@ -30,6 +30,7 @@ from torch.distributed.tensor.placement_types import Placement
 from ...config import check
 from ..model.attention import Attention, CrossAttention
 from ..model.bert import Bert, MaskedHead
+from ..model.biencoder import Biencoder, Tower
 from ..model.block import FeedForward
 from ..model.layers import Embedding, Linear, ModelConfig
 from ..model.mamba import Mamba
@@ -107,6 +108,8 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
         _cut_experts(model, mesh)
     if mesh.cp.size > 1:
         _cut_sequences(model, mesh.cp)
+    if isinstance(model, Biencoder) and mesh.dp.size > 1:
+        model.gather_blocks = lambda blocks: (comm.gather(blocks, mesh.dp, 0), mesh.dp.rank * len(blocks))
     _shard(model, mesh, config.data_parallel_sharding == "full", dtype)
 
 
@@ -126,7 +129,8 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
         partial = {name for name, (placement,) in placements.items() if isinstance(placement, Replicate) and (split or module in of_heads)}
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
     model.cross_entropy = functools.partial(comm.vocabulary_cross_entropy, axis=mesh.tp)
-    _join_states(model, mesh.tp, sequence_parallel)
+    for part in [tower.bert for tower in model.towers] if isinstance(model, Biencoder) else [model]:
+        _join_states(part, mesh.tp, sequence_parallel)
 
 
 def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, dict]:
@@ -151,6 +155,7 @@ def _replicated_modules(model: nn.Module) -> set[nn.Module]:
     roots = [module for module in model.modules() if isinstance(module, MoE | MaskedHead)]
     if isinstance(model, Bert):
         roots += [module for module in (model.pooler, model.binary_head) if module is not None]
+    roots += [module.projection for module in model.modules() if isinstance(module, Tower) and module.projection is not None]
     return {module for root in roots for module in root.modules()}
 
 
@@ -348,7 +353,8 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
     for layer in model.layers:
         fully_shard(layer, reshard_after_forward=full, **how)
     fully_shard(model, reshard_after_forward=False, **how)  # its own weights begin the forward pass and end it
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "embed") if isinstance(model, Biencoder) else ("loss",):
+        register_fsdp_forward_method(model, method)
     model.sharded_fully = full
     for module in _sharded(model):
         module.set_gradient_divide_factor(1.0)

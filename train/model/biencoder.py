@@ -1,0 +1,86 @@
+"""Two BERTs that meet in one space: a query's embedding and the embeddings of blocks of text -> inner products (Lee et al. 2019; Guu et al. 2020).
+
+An embedding is the last state of the first token, [CLS], or a projection of it. In training the other blocks of a global
+batch are the wrong answers, so that the loss is one of whole batches: contrastive.py computes it over micro-batches.
+
+B samples, N samples of the global batch, T positions, D hidden, E numbers in an embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .bert import Bert
+from .block import Block
+from .layers import Linear, ModelConfig
+
+
+class Biencoder(nn.Module):
+    """config must be resolved; its family is "ict"."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.query = Tower(config)
+        self.context = None if config.biencoder_shared_query_context_model else Tower(config)
+        self.gather_blocks = lambda blocks: (blocks, 0)  # the parallel floor puts another here, where ranks have parts of the global batch
+
+    @property
+    def towers(self) -> list[Tower]:
+        return [self.query] if self.context is None else [self.query, self.context]
+
+    @property
+    def layers(self) -> list[Block]:
+        return [layer for tower in self.towers for layer in tower.bert.layers]
+
+    @property
+    def embedding_size(self) -> int:
+        return self.config.biencoder_projection_dim or self.config.hidden_size
+
+    def embed_queries(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """(B, E) of tokens (B, T) int64; padding_mask: (B, T), true where there is a token."""
+        return self.query(tokens, padding_mask)
+
+    def embed_blocks(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """(B, E), likewise."""
+        return self.towers[-1](tokens, padding_mask)
+
+    def embed(self, tokens: Tensor, padding_mask: Tensor, encoder_tokens: Tensor, encoder_padding_mask: Tensor, **_labels) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, E) of queries and of their blocks, encoder_tokens (B, T) int64."""
+        return self.embed_queries(tokens, padding_mask), self.embed_blocks(encoder_tokens, encoder_padding_mask)
+
+    def contrast(self, queries: Tensor, blocks: Tensor) -> Tensor:
+        """Summed negative log-likelihood in nats, a scalar, that each query's own block is chosen among all of the global batch.
+
+        queries, blocks: (n, E), those of this rank, in the same order.
+        """
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        everywhere, first = self.gather_blocks(blocks.to(wide))  # (N, E); this rank's begin at row `first`
+        scores = queries.to(wide) @ everywhere.T
+        if self.config.retriever_score_scaling:
+            scores = scores * self.config.hidden_size**-0.5
+        own = torch.arange(first, first + len(queries), device=scores.device)
+        return F.cross_entropy(scores, own, reduction="sum")
+
+    def loss(self, **arguments) -> Tensor:
+        """`contrast` of one micro-batch, as if it were all that this rank has. arguments: of `embed`."""
+        return self.contrast(*Biencoder.embed(self, **arguments))  # not self(...): see GPT.loss
+
+
+class Tower(nn.Module):
+    """A BERT without its heads, and perhaps a projection."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        plain = {f.name: f.default for f in dataclasses.fields(config) if f.name.startswith(("biencoder_", "retriever_"))}
+        self.bert = Bert(dataclasses.replace(config, family="bert", bert_binary_head=False, **plain), heads=False)
+        size = config.biencoder_projection_dim
+        self.projection = Linear(config.hidden_size, size, bias=True, std=config.init_method_std) if size else None
+
+    def forward(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        first = self.bert(tokens, padding_mask)[:, 0].clone()  # fully_shard's hooks want no view
+        return first if self.projection is None else self.projection(first)
