@@ -40,7 +40,7 @@ def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, None, 
             if not lines or not lines[0]:
                 raise UserError(f"{path}: is shorter than when this command began; leave the input alone and run it again")
             yield position, None, lines
-            position += sum(map(len, lines))
+            position = file.tell()
 
 
 def packed_lines(path: str) -> Iterator[tuple[int, int, list[bytes]]]:

@@ -1,4 +1,4 @@
-"""`mt data clean` beside its public peers in the same run: the filters of FineWeb, ftfy's repair, language identification.
+"""`mt data clean` beside its public peers in the same run: reading JSONL, FineWeb's filters, ftfy's repair, language identification.
 
     python benchmarks/dataprep.py --peers-python PEERS/bin/python     # an environment with datatrove, spaCy, py3langid, pycld2
     python benchmarks/dataprep.py --only repair language
@@ -6,6 +6,8 @@
 (Near duplicates: benchmarks/dedup.py.) Prints Markdown tables of medians; contestants take turns. The corpus is
 ../shared/data/corpus/reviews.jsonl, for whole processes repeated up to 200 MB.
 
+reading   in this process: a JSONL file to documents, beside orjson.loads over the lines of the open file, as people write
+          it and with a larger buffer
 filters   whole processes, reading JSONL to survivors written; wall and CPU are those of benchmarks/indexed.py. datatrove
           runs GopherRepetition, GopherQuality, C4Quality and FineWebQuality one after the other in one process on the first
           --peer-mb, since its speed does not depend on the size: as it is, and with its word and sentence splitter
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers-python", help="interpreter of an environment with the peers")
     parser.add_argument("--peer-mb", type=float, default=3.0, help="MB of the corpus that datatrove gets")
-    parser.add_argument("--only", nargs="*", default=["filters", "repair", "language"], help="which of filters, repair, language (default all)")
+    parser.add_argument("--only", nargs="*", default=["reading", "filters", "repair", "language"], help="which of reading, filters, repair, language (default all)")
     parser.add_argument("--contestant", nargs=3, metavar=("NAME", "INPUT", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -59,7 +61,36 @@ def main() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans of a contestant become ours, and their time is counted
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
-            {"filters": filters, "repair": repair, "language": language}[part](arguments, Path(folder))
+            {"reading": reading, "filters": filters, "repair": repair, "language": language}[part](arguments, Path(folder))
+
+
+def reading(arguments, folder: Path) -> None:
+    import orjson
+
+    from mt import documents
+
+    path = corpus(arguments, folder)
+    megabytes = os.path.getsize(path) / 1e6
+
+    def bare(buffering: int) -> int:
+        with open(path, "rb", buffering=buffering) as file:
+            return sum(1 for line in file if orjson.loads(line))
+
+    def ours() -> int:
+        shards = documents.plan((str(path),), key="text", shard_bytes=1 << 30, on_error="fail", output=str(folder / "out"))
+        return sum(1 for shard in shards for _ in documents.read(shard))
+
+    contestants = {"mt, documents": ours, "orjson, `for line in open(path, \"rb\")`": lambda: bare(-1), "the same with a buffer of 1 MB": lambda: bare(1 << 20)}
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(7 * arguments.repeat):
+        for name, function in contestants.items():
+            start = time.process_time()
+            function()
+            spent[name].append(time.process_time() - start)
+    medians = {name: statistics.median(times) for name, times in spent.items()}
+    print("\n### Reading JSONL, CPU time in one process\n")
+    own = medians["mt, documents"]
+    table(("", "MB of JSONL/CPU-s", "mt's speed / its"), [(name, f"{megabytes / each:.0f}", f"{each / own:.2f}") for name, each in medians.items()])
 
 
 def filters(arguments, folder: Path) -> None:
