@@ -22,7 +22,7 @@ from ..documents import Document
 from ..executor import Workers, map_shards
 from ..writer import Writer
 from . import docstrings, warc, wikipedia
-from .stage import STEMS, Removed, finish
+from .stage import STEMS, Removed, Unread, finish
 
 SHARD_FILES = 256  # Python files
 LIBRARIES = {"wikipedia": ("mwparserfromhell",), "warc": ("resiliparse", "fastwarc")}
@@ -88,13 +88,16 @@ def write_shard(item: tuple[int, object], *, read: Callable[[object], Iterable[t
     index, shard = item
     root = Path(config.output)
     removed: collections.Counter = collections.Counter()
-    rejects: list[dict] = []
     rows_in = 0
     removed_path = root / "removed" / f"{index:05d}.jsonl"
-    with Writer(root / f"{index:05d}{STEMS[config.format]}", root=root, max_bytes=config.shard_bytes) as writer, manifest.atomic_write(removed_path, "w") as log:
+    with (
+        Writer(root / f"{index:05d}{STEMS[config.format]}", root=root, max_bytes=config.shard_bytes) as writer,
+        manifest.atomic_write(removed_path, "w") as log,
+        Unread(root, index) as unread,
+    ):
         for identity, outcome in read(shard):
             if isinstance(outcome, documents.Reject):
-                rejects.append(outcome.as_json())
+                unread.add(outcome)
                 continue
             rows_in += 1
             if isinstance(outcome, Document):
@@ -105,7 +108,7 @@ def write_shard(item: tuple[int, object], *, read: Callable[[object], Iterable[t
     return {
         "outputs": [*writer.records, {**manifest.record(removed_path, root), "documents": False}],
         "rows_in": rows_in, "rows_kept": writer.documents, "documents": writer.documents,
-        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": dict(removed), "tallies": {}, "rejects": rejects,
+        "text_bytes_in": writer.text_bytes, "text_bytes": writer.text_bytes, "removed": dict(removed), "tallies": {}, "rejected": unread.count,
     }
 
 

@@ -104,13 +104,13 @@ def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, ma
     change = make(index)
     removed: collections.Counter = collections.Counter()
     rows_in = kept_rows = text_bytes_in = 0
-    unread: list[documents.Reject] = []
     removed_path = root / "removed" / f"{index:05d}.jsonl"
     with contextlib.ExitStack() as open_files:
         kept = open_files.enter_context(Writer(root / f"{index:05d}{suffix}", root=root, key=key, max_bytes=max_bytes))
         log = open_files.enter_context(manifest.atomic_write(removed_path, "w"))
+        unread = open_files.enter_context(Unread(root, index))
         aside = open_files.enter_context(Writer(root / "rejects" / f"{index:05d}.jsonl", root=root, key=key, max_bytes=max_bytes)) if rejects else None
-        for document in documents.read(shard, unread.append):
+        for document in documents.read(shard, unread.add):
             rows_in += 1
             text_bytes_in += len(document.text.encode())
             text = document.text
@@ -132,7 +132,7 @@ def run_shard(item: tuple[int, Shard], *, output: str, key: str, suffix: str, ma
         "text_bytes_in": text_bytes_in,
         "text_bytes": kept.text_bytes,
         "removed": dict(removed),
-        "rejects": [r.as_json() for r in unread],
+        "rejected": unread.count,
         "tallies": getattr(change, "tallies", {}),
     }
 
@@ -143,22 +143,22 @@ def finish(run: manifest.Run, results: list[dict], *, more_outputs=(), **facts) 
     more_outputs: records of files beside the documents, as manifest.record makes them.
     """
     removed = sum((collections.Counter(r["removed"]) for r in results), collections.Counter())
-    rejects = [reject for r in results for reject in r["rejects"]]
+    rejected = sum(r["rejected"] for r in results)
     outputs = [o for r in results for o in r["outputs"]] + [{**o, "documents": False} for o in more_outputs]
     total = {name: sum(r[name] for r in results) for name in ("rows_in", "rows_kept", "documents", "text_bytes_in", "text_bytes")}
     if total["rows_in"] != total["rows_kept"] + sum(removed.values()):
         raise Failure(f"{run.output}: {total['rows_in']} rows in, but {total['rows_kept']} kept and {sum(removed.values())} removed: please report this")
-    if rejects:
-        outputs.append(write_rejects(run.output, rejects))
+    if rejected:
+        outputs.append(write_rejects(run.output, results))
     if not total["documents"]:
-        why = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5)) or f"{len(rejects)} could not be read"
+        why = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5)) or f"{rejected:,} could not be read"
         run.abandon()
-        raise UserError(f"{run.output}: no document is left ({total['rows_in'] + len(rejects):,} in: {why}); loosen the settings or check the input")
+        raise UserError(f"{run.output}: no document is left ({total['rows_in'] + rejected:,} in: {why}); loosen the settings or check the input")
     counts = {
-        "rows_in": total["rows_in"] + len(rejects),
+        "rows_in": total["rows_in"] + rejected,
         "rows_kept": total["rows_kept"],
         "removed": dict(sorted(removed.items())),
-        "rejected": len(rejects),
+        "rejected": rejected,
         "documents": total["documents"],
         "text_bytes_in": total["text_bytes_in"],
         "text_bytes": total["text_bytes"],
@@ -179,10 +179,39 @@ def discard_parts(run: manifest.Run) -> None:
     shutil.rmtree(run.output / "parts", ignore_errors=True)
 
 
-def write_rejects(folder: Path, rejects: list[dict]) -> dict:
-    """Writes `rejects.jsonl` and returns its entry for the manifest."""
+class Unread:
+    """The records of one shard that cannot be read: in a file, since they may be as large as the shard.
+
+    They wait in parts/rejects/ until `write_rejects` joins them.
+    """
+
+    def __init__(self, root: Path, index: int):
+        self._path, self._stack, self._file = _unread(root, index), contextlib.ExitStack(), None
+        self.count = 0
+
+    def __enter__(self) -> Unread:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, reject: documents.Reject) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(manifest.atomic_write(self._path, "w"))
+        self._file.write(json.dumps(reject.as_json(), ensure_ascii=False) + "\n")
+        self.count += 1
+
+
+def _unread(root: Path, index: int) -> Path:
+    return root / "parts" / "rejects" / f"{index:05d}.jsonl"
+
+
+def write_rejects(folder: Path, results: list[dict]) -> dict:
+    """Joins what the shards' `Unread` have kept to `rejects.jsonl`; returns its entry for the manifest. results: the shards', with `rejected`."""
     path = folder / "rejects.jsonl"
-    with manifest.atomic_write(path, "w") as file:
-        for reject in rejects:
-            file.write(json.dumps(reject, ensure_ascii=False) + "\n")
+    with manifest.atomic_write(path) as file:
+        for index, result in enumerate(results):
+            if result["rejected"]:
+                with open(_unread(folder, index), "rb") as part:
+                    shutil.copyfileobj(part, file, 1 << 20)
     return {**manifest.record(path, folder), "documents": False}

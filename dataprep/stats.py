@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Literal
 
 from .. import documents, manifest
@@ -16,7 +17,7 @@ from ..config import check, option
 from ..documents import Shard
 from ..executor import Workers, map_shards
 from ..tokenizer import TokenizerConfig, load
-from .stage import discard_parts, write_rejects
+from .stage import Unread, discard_parts, write_rejects
 
 BATCH_CHARS = 4_000_000  # texts tokenized in one call
 COUNTED = ("documents", "text_bytes", "words", "tokens")
@@ -52,21 +53,21 @@ def stats(config: StatsConfig) -> dict:
     if run.finished:
         discard_parts(run)
         return run.manifest
-    work = functools.partial(_count, tokenizer=tokenizer)
-    results = map_shards(work, shards, done=run.output / "parts", **config.where, label=run.verb, sizes=[s.bytes for s in shards])
+    work = functools.partial(_count, root=run.output, tokenizer=tokenizer)
+    results = map_shards(work, list(enumerate(shards)), done=run.output / "parts", **config.where, label=run.verb, sizes=[s.bytes for s in shards])
     rows, start = [], 0
     for name, plan in zip(config.input, plans):
         of_input = results[start : start + len(plan)]
         start += len(plan)
         rows.append({"name": name, **{k: None if k == "tokens" and not tokenizer else sum(r[k] for r in of_input) for k in COUNTED}})
-    rejects = [reject for r in results for reject in r["rejects"]]
+    rejected = sum(r["rejected"] for r in results)
     path = run.output / "stats.json"
     manifest.write_json(path, {"rows": rows})
     outputs = [{**manifest.record(path, run.output), "documents": False}]
-    if rejects:
-        outputs.append(write_rejects(run.output, rejects))
+    if rejected:
+        outputs.append(write_rejects(run.output, results))
     kept = sum(row["documents"] for row in rows)
-    counts = {"rows_in": kept + len(rejects), "documents": kept, "rejected": len(rejects), "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
+    counts = {"rows_in": kept + rejected, "documents": kept, "rejected": rejected, "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
     sealed = run.finish(outputs, counts, rows=rows, text=table(rows))
     discard_parts(run)
     return sealed
@@ -83,10 +84,10 @@ def table(rows: list[dict]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells)
 
 
-def _count(shard: Shard, *, tokenizer: TokenizerConfig | None) -> dict:
-    """The counts of one shard, and its records that could not be read."""
+def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | None) -> dict:
+    """The counts of one shard, and of its records that could not be read."""
+    index, shard = item
     counts = dict.fromkeys(COUNTED, 0)
-    rejects: list[documents.Reject] = []
     encode = _tokenizer(tokenizer).encode_batch if tokenizer else None
     batch: list[str] = []
     size = 0
@@ -96,17 +97,18 @@ def _count(shard: Shard, *, tokenizer: TokenizerConfig | None) -> dict:
             counts["tokens"] += len(encode(batch)[0])
         batch.clear()
 
-    for document in documents.read(shard, rejects.append):
-        counts["documents"] += 1
-        counts["text_bytes"] += len(document.text.encode())
-        counts["words"] += len(document.text.split())
-        batch.append(document.text)
-        size += len(document.text)
-        if size >= BATCH_CHARS:
-            flush()
-            size = 0
+    with Unread(root, index) as unread:
+        for document in documents.read(shard, unread.add):
+            counts["documents"] += 1
+            counts["text_bytes"] += len(document.text.encode())
+            counts["words"] += len(document.text.split())
+            batch.append(document.text)
+            size += len(document.text)
+            if size >= BATCH_CHARS:
+                flush()
+                size = 0
     flush()
-    return {**counts, "rejects": [r.as_json() for r in rejects]}
+    return {**counts, "rejected": unread.count}
 
 
 @functools.lru_cache(maxsize=1)

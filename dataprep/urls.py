@@ -225,5 +225,5 @@ def _write_shard(item, *, work: Path, root: Path) -> dict:
     return {
         "outputs": [{**manifest.record(path, root), "documents": False} for path in (kept_path, removed_path)],
         "rows_in": len(codes), "rows_kept": number, "documents": number, "text_bytes_in": text_bytes_in,
-        "text_bytes": text_bytes, "removed": dict(counts), "tallies": {}, "rejects": [],
+        "text_bytes": text_bytes, "removed": dict(counts), "tallies": {}, "rejected": 0,
     }

@@ -121,3 +121,14 @@ def test_wrong_rules_are_refused_before_anything_is_read(tmp_path):
         CleanConfig(input=("none.jsonl",), output=str(tmp_path / "out"), rules=("lenght",))
     with pytest.raises(UserError, match="rules is empty"):
         CleanConfig(input=("none.jsonl",), output=str(tmp_path / "out"), rules=())
+
+
+def test_records_set_aside_by_several_shards_come_in_order_and_wait_in_files(tmp_path):
+    rows = [json.dumps({"id": str(i), "text": "a few words " * 2000}) if i % 3 else f"{{broken {i}" for i in range(30)]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows) + "\n")
+    config = CleanConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), shard_bytes=1 << 16, workers=2, on_error="skip")
+    counts = clean(config)["counts"]
+    assert (counts["rows_in"], counts["rejected"], counts["documents"]) == (30, 10, 20)
+    assert [reject["raw"] for reject in lines(tmp_path / "out/rejects.jsonl")] == rows[::3]
+    assert len(list((tmp_path / "out").glob("0*.jsonl"))) > 1
+    assert not (tmp_path / "out/parts").exists()
