@@ -85,6 +85,8 @@ class MicroBatch:
     swapped: Tensor | None = None  # bert: (B,) int64, 1 where the second segment came first
     encoder_tokens: Tensor | None = None  # (B, S) int64; t5: the encoder's; ict: the blocks'
     encoder_padding_mask: Tensor | None = None  # ict: (B, S) bool
+    neighbors: Tensor | None = None  # Retro: (B, l, k, r) int64: k neighbours of r tokens for each of l chunks
+    neighbor_mask: Tensor | None = None  # Retro: (B, l, k, r) bool, false where there is no token
 
     def arguments(self) -> dict:
         """For the model's `loss`."""

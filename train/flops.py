@@ -6,6 +6,8 @@ not. Per token of a decoder, forward (legend of model/layers.py; S keys that a q
 
     *  attention       2 D (H + 2 G) C + 2 H C D  +  4 H C S
     x  cross           2 D H C + 2 H C D + 4 H C S', and for each token of the other sequence 4 D G C
+       Retro's         S' = k r, and the others are k r / m tokens of neighbours for each token; an encoder has read them, whose
+                       layers are attention (S = r) and feed-forward, the first of them with a cross (S' = m)
     -  feed-forward    4 D F, gated 6 D F
     E  experts         2 D E + K (4 or 6) D F, and the shared expert's
     M  Mamba-2         2 D (2 I + 2 G N + H) + 2 I D + 7 I N    (I inner width, N state, G groups, H heads)
@@ -94,9 +96,24 @@ def _part(config: ModelConfig, symbol: str, T: int) -> Flops:
         experts = config.moe_router_topk * _feed_forward(config, config.moe_ffn_hidden_size)
         shared = _feed_forward(config, config.moe_shared_expert_intermediate_size or 0)
         return _same((2 * D * config.num_experts + experts + shared) * T)
+    if symbol in "xX":
+        return _same(_neighbors(config, T, encodes=symbol == "X"))
     inner = config.mamba_num_heads * config.mamba_head_dim
     projections = 2 * D * (2 * inner + 2 * config.mamba_num_groups * config.mamba_state_dim + config.mamba_num_heads) + 2 * inner * D
     return _same((projections + 7 * inner * config.mamba_state_dim) * T)
+
+
+def _neighbors(config: ModelConfig, T: int, *, encodes: bool) -> float:
+    """Of Retro's reading of neighbours. encodes: with their encoder."""
+    D, HC, GC = config.hidden_size, config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
+    m, k = config.retro_chunk_length, config.retro_num_neighbors
+    chunks, r = -(-T // m), 2 * m
+    tokens = chunks * k * r
+    flops = 4 * D * HC * T + _scores(config, chunks * m, k * r) + 4 * D * GC * tokens
+    if not encodes:
+        return flops
+    layer = _projections(config) * tokens + _scores(config, tokens, r) + _feed_forward(config, config.ffn_hidden_size) * tokens
+    return flops + config.retro_encoder_layers * layer + 4 * D * HC * tokens + _scores(config, tokens, m) + 4 * D * GC * chunks * m
 
 
 def _projections(config: ModelConfig) -> int:
@@ -172,6 +189,8 @@ def training_bytes(config: ModelConfig, parameters: int, *, tokens: int, dtype: 
     values = {None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner, "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner, "full": D}[granularity]
     second = {"t5": config.decoder_num_layers or config.num_layers, "ict": config.num_layers}.get(config.family, 0)
     layers = len(layer_kinds(config)) if config.family == "gpt" else config.num_layers + second
+    if config.retro_add_retriever:  # its encoder's see k r tokens for each m
+        layers += 2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
     head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D  # the head's gradient is made in the forward pass
     narrow = 0 if dtype == torch.float32 else width
     return Bytes(parameters * (4 + narrow), parameters * 4, parameters * 4 * num_moments, layers * values * width * tokens + head)

@@ -23,6 +23,7 @@ from .model.block import Block
 from .model.build import build_model
 from .model.layers import ModelConfig
 from .model.moe import Experts
+from .model.retro import Retrieved
 from .recompute import kept_operations
 
 LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")  # what a model applies after its blocks
@@ -138,7 +139,7 @@ def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
 
 def _count_block(model: nn.Module, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype) -> dict[str | None, int]:
     """Bytes that autograd keeps of one sample's way through a block, by granularity of recomputation."""
-    D, decoder = model.config.hidden_size, block.cross is not None
+    D, decoder = model.config.hidden_size, model.config.family == "t5" and block.cross is not None
     for module in (block, getattr(model, "encoder_bias", None), getattr(model, "decoder_bias", None)):
         _make_fake(module, dtype)
     length = decoder_seq_length if decoder else seq_length
@@ -180,8 +181,20 @@ def _context(model: nn.Module, decoder: bool, length: int, seq_length: int, cut:
             context = {"memory": torch.empty(1, seq_length, config.hidden_size, dtype=dtype), "memory_seen": Seen()}
     elif config.family == "gpt" and (rotary := model._rotary(positions[None, : length // cut.context])):
         context["rotary"] = rotary
+    if config.retro_add_retriever:
+        context["retrieved"] = _neighbors(model, length, dtype)
     shared = [*context.get("rotary", ()), *([context["memory"]] if decoder else []), *([seen.mask] if seen.mask is not None else [])]
     return {**context, "seen": seen}, shared
+
+
+def _neighbors(model: nn.Module, length: int, dtype: torch.dtype) -> Retrieved:
+    """What a layer of Retro is told of a sample's neighbours."""
+    m, k, D = model.config.retro_chunk_length, model.config.retro_num_neighbors, model.config.hidden_size
+    chunks = -(-length // m)
+    states, present = torch.empty(chunks * k, 2 * m, D, dtype=dtype, requires_grad=True), torch.ones(chunks, k, 2 * m, dtype=torch.bool)
+    retrieved = Retrieved(states, present, model._rotary(torch.arange(2 * m)[None]), gate=1.0, chunks=chunks, first=(length - 1) % m + 1)
+    retrieved.encoded = torch.empty(chunks, k * 2 * m, D, dtype=dtype, requires_grad=True)  # the first of these layers makes its own
+    return retrieved
 
 
 def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, ranks: int, **how) -> Tensor:

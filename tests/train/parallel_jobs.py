@@ -45,11 +45,16 @@ FAMILIES = {
     "ict": {"family": "ict", "num_layers": 1, "biencoder_projection_dim": 6, "hidden_dropout": 0.1},
     "ict_shared": {"family": "ict", "num_layers": 2, "biencoder_shared_query_context_model": True, "retriever_score_scaling": True, "post_norm": True},
     "mamba": {"hybrid_override_pattern": "M*-", **(MAMBA := {"mamba_head_dim": 8, "mamba_num_groups": 2, "mamba_state_dim": 8, "position_embedding_type": "none"})},
+    "retro": {"num_layers": 6, **(RETRO := {"retro_add_retriever": True, "retro_chunk_length": 4, "retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0})},
+    "retro_llama": {
+        "num_layers": 9, "num_query_groups": 2, "position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu", "add_bias_linear": False, **RETRO,
+    },
     "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
 }
 
 TP, SP, CP, EP = ({"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"context_parallel_size": 2}, {"expert_model_parallel_size": 2})
 FULL = {"data_parallel_sharding": "full"}
+FEW = {"steps": 3}
 CASES = {  # family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are cut
     "gpt, DP2": ("gpt", 2, {}),
     "gpt, DP2, weights cut too": ("gpt", 2, FULL),
@@ -85,6 +90,12 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "ict, TP2": ("ict", 2, TP),
     "ict with one tower, TP2 x DP2, sequence parallel": ("ict_shared", 4, TP | SP),
     "mamba hybrid with experts, EP2, weights cut too": ("mamba_moe", 2, EP | FULL),
+    "Retro, DP2": ("retro", 2, {}, FEW),
+    "Retro, DP2, weights cut too": ("retro", 2, FULL, FEW),
+    "Retro, TP2": ("retro", 2, TP, FEW),
+    "Retro, TP2, sequence parallel": ("retro", 2, TP | SP, FEW),
+    "Retro, rotated, TP2, sequence parallel": ("retro_llama", 2, TP | SP, FEW),
+    "Retro, TP2 x DP2, sequence parallel, weights cut too": ("retro", 4, TP | SP | FULL, FEW),
     "mamba hybrid, TP2": ("mamba", 2, TP),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
 }
@@ -115,11 +126,21 @@ def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> Mic
         return MicroBatch(index, tokens, None, torch.ones(ROWS), padding_mask=present, encoder_tokens=encoder, encoder_padding_mask=present.flip(0))
     if config.family == "t5":
         return MicroBatch(index, tokens, labels, weights, padding_mask=present, encoder_tokens=encoder)
+    if config.retro_add_retriever:
+        return MicroBatch(index, tokens, labels, weights, **random_neighbors(config, ROWS, LENGTH, generator))
     if not packed:
         return MicroBatch(index, tokens, labels, weights)
     ids = (torch.arange(LENGTH) >= torch.tensor([[5], [11]])).int()
     positions = torch.arange(LENGTH) - ids * torch.tensor([[5], [11]])
     return MicroBatch(index, tokens, labels, weights, positions, Documents(ids, torch.tensor([0, 5, 16, 27, 32], dtype=torch.int32), 11))
+
+
+def random_neighbors(config: ModelConfig, rows: int, length: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """What Retro's `loss` is told of the neighbours of so many samples; some are short, and some are missing."""
+    m, k = config.retro_chunk_length, config.retro_num_neighbors
+    neighbors = torch.randint(config.vocab_size, (rows, -(-length // m), k, 2 * m), generator=generator)
+    lengths = torch.randint(5, (*neighbors.shape[:-1], 1), generator=generator) * m // 2
+    return {"neighbors": neighbors, "neighbor_mask": torch.arange(2 * m) < lengths}
 
 
 def train(

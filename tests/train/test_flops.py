@@ -12,6 +12,7 @@ from mt.train.flops import (
 )
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
+from tests.train.parallel_jobs import random_neighbors
 
 T = 32
 MODELS = {
@@ -21,6 +22,7 @@ MODELS = {
     "mixture": {"num_experts": 4, "moe_ffn_hidden_size": 48, "moe_shared_expert_intermediate_size": 40, "activation": "swiglu"},
     "pattern": {"hybrid_override_pattern": "*--*", "num_layers": None},
     "bert": {"family": "bert"},
+    "Retro": {"num_layers": 9, "num_query_groups": 2, "retro_add_retriever": True, "retro_chunk_length": 8},
     "t5": {"family": "t5", "position_embedding_type": "relative", "decoder_num_layers": 3},
 }
 
@@ -36,6 +38,8 @@ def counted(config: ModelConfig) -> int:
         arguments |= {"padding_mask": torch.ones(1, T, dtype=torch.bool), "token_types": tokens, "swapped": torch.zeros(1, dtype=torch.int64)}
     if config.family == "t5":
         arguments |= {"encoder_tokens": tokens.repeat(1, 2), "padding_mask": torch.ones(1, 2 * T, dtype=torch.bool)}
+    if config.retro_add_retriever:
+        arguments |= random_neighbors(config, 1, T)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(**arguments)
     return counter.get_total_flops()

@@ -126,6 +126,8 @@ def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
         ("moe", {"expert_model_parallel_size": 3}, {}, 16, r"parallel.expert_model_parallel_size = 3 does not divide model.num_experts = 4"),
         ("moe", {"context_parallel_size": 2}, {"moe_expert_capacity_factor": 1.0}, 16, r"leave --moe-expert-capacity-factor out"),
         ("bert", {"context_parallel_size": 2}, {}, 16, r"model.family = bert looks both ways; use --tensor-model-parallel-size"),
+        ("retro", {"context_parallel_size": 2}, {}, 16, r"would cut the chunks that neighbours are read for"),
+        ("retro", {"tensor_model_parallel_size": 4, "sequence_parallel": True}, {"retro_chunk_length": 3}, 16, r"= 4 with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length = 6 tokens"),
         ("mamba", {"context_parallel_size": 2}, {}, 16, r"the state of a Mamba layer runs along the whole sequence"),
     ],
 )

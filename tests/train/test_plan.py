@@ -18,7 +18,7 @@ from mt.train.loop import train
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.plan import Layout, PlanConfig, Planner, divide, resolve_shape
-from tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
+from tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config, random_neighbors
 from tests.train.plan_jobs import held
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,6 +31,7 @@ MODELS = {
     "mixture": {"num_experts": 4, "activation": "swiglu"},
     "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
     "bert": {"family": "bert"},
+    "Retro": {"num_layers": 6, "retro_add_retriever": True, "retro_chunk_length": 16},
     "t5": {"family": "t5"},
     "t5, relative positions": {"family": "t5", "position_embedding_type": "relative"},
 }
@@ -48,6 +49,8 @@ def test_parameters_are_those_of_the_model_and_activations_within_a_tenth_of_wha
         arguments |= {"padding_mask": torch.ones(2, T).bool(), "token_types": tokens, "swapped": tokens[:, 0], "loss_mask": (torch.arange(T) % 7 == 0).float().expand(2, T)}
     if config.family == "t5":
         arguments |= {"encoder_tokens": tokens.repeat(1, 2), "padding_mask": torch.ones(2, 2 * T).bool()}
+    if config.retro_add_retriever:
+        arguments |= random_neighbors(config, 2, T)
     weights, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
 
     def keep(tensor):

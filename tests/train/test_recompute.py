@@ -6,6 +6,7 @@ from mt.config import UserError
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.recompute import RecomputeConfig, recompute, stacks
+from tests.train.parallel_jobs import random_neighbors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,13 +20,14 @@ KINDS = [
 MODELS = {
     "gpt": {"activation": "swiglu", "position_embedding_type": "rope"},
     "mixture": {"num_experts": 4, "moe_aux_loss_coeff": 0.1},
+    "retro": {"num_layers": 9, "retro_add_retriever": True, "retro_chunk_length": 8},
     "t5": {"family": "t5", "position_embedding_type": "relative"},
 }
 
 
 def network(name: str):
     config = resolve(
-        ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=4, hidden_dropout=0.2, attention_dropout=0.2, **MODELS[name]),
+        ModelConfig(**{"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "hidden_dropout": 0.2, "attention_dropout": 0.2, **MODELS[name]}),
         vocab_size=60, seq_length=16,
     )
     model = build_model(config)
@@ -39,6 +41,8 @@ def step(model, name: str):
     arguments = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 16)}
     if name == "t5":
         arguments |= {"encoder_tokens": tokens[:, :-1].flip(1), "padding_mask": torch.ones(2, 16, dtype=torch.bool)}
+    if name == "retro":
+        arguments |= random_neighbors(model.config, 2, 16, torch.Generator().manual_seed(1))
     kept = {}
 
     def pack(tensor):

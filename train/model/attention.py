@@ -236,14 +236,18 @@ class CrossAttention(nn.Module):
         B, T, _ = x.shape
         query = self.query(x).view(B, T, -1, self.channels).transpose(1, 2)
         if cache is None or cache.memory is None:
-            key_value = self.key_value(memory).view(B, memory.shape[1], -1, 2, self.channels)
-            key, value = (key_value[..., i, :].transpose(1, 2) for i in (0, 1))
+            key, value = self.keys_and_values(memory)
             if cache is not None:
                 cache.memory = key, value
         else:
             key, value = cache.memory
         y = attend(query, key, value, memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
         return self.out(y)
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G, S, C) each, of memory (B, S, D)."""
+        key_value = self.key_value(memory).unflatten(-1, (-1, 2, self.channels))
+        return key_value[..., 0, :].transpose(1, 2), key_value[..., 1, :].transpose(1, 2)
 
 
 class LayerCache:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
-from .layers import GATED, Linear, ModelConfig, Norm, expert_layers
+from .layers import GATED, Linear, ModelConfig, Norm, expert_layers, retro_layers
 
 
 class Block(nn.Module):
@@ -33,10 +33,11 @@ class Block(nn.Module):
         seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or None.
         cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,),
         how many tokens of a row are no padding, or None. memory, memory_seen: the other sequence (B, S, D), and what is seen of it.
+        retrieved: what was retrieved (retro.Retrieved). Without another sequence or something retrieved, cross adds nothing.
         """
         if self.mixer is not None:
             x = self._add(x, self.mixer_norm, self.mixer, context)
-        if self.cross is not None:
+        if self.cross is not None and (context.get("memory") is not None or context.get("retrieved") is not None):
             x = self._add(x, self.cross_norm, self.cross, context)
         return x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
 
@@ -75,27 +76,35 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:
-    """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for Mamba-2 ..."""
+    """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for Mamba-2 ...
+
+    Where neighbours are read "x" stands between, and "X" in the first of these layers, whose the encoder is.
+    """
     if config.hybrid_override_pattern:
         return list(config.hybrid_override_pattern)
-    if config.num_experts is None:
-        return ["*-"] * config.num_layers
-    return ["*E" if experts else "*-" for experts in expert_layers(config.moe_layer_freq, config.num_layers)]
+    experts = [False] * config.num_layers if config.num_experts is None else expert_layers(config.moe_layer_freq, config.num_layers)
+    reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
+    cross = ["" if i not in reading else "X" if i == reading[0] else "x" for i in range(config.num_layers)]
+    return [f"*{x}{'E' if e else '-'}" for x, e in zip(cross, experts)]
 
 
 def build_block(config: ModelConfig, kind: str) -> Block:
     """The block of an entry of `layer_kinds`."""
-    mixer = ffn = None
+    mixer = cross = ffn = None
     if "*" in kind:
         mixer = Attention(config)
     elif "M" in kind:
         from .mamba import Mamba
 
         mixer = Mamba(config)
+    if "x" in kind.lower():
+        from .retro import ChunkedCrossAttention
+
+        cross = ChunkedCrossAttention(config, encodes="X" in kind)
     if "-" in kind:
         ffn = FeedForward(config)
     elif "E" in kind:
         from .moe import MoE
 
         ffn = MoE(config)
-    return Block(config, mixer=mixer, ffn=ffn)
+    return Block(config, mixer=mixer, cross=cross, ffn=ffn)

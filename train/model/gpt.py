@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from .attention import Cache, Documents, see
 from .block import build_block, layer_kinds
 from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype, cross_entropy, logits_of
 from .positions import rotary_table
+
+if TYPE_CHECKING:
+    from .retro import Retrieved
 
 
 class GPT(nn.Module):
@@ -29,14 +34,15 @@ class GPT(nn.Module):
         self.see, self.cross_entropy = see, cross_entropy
 
     def forward(
-        self, tokens: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None, cache: Cache | None = None, lengths: Tensor | None = None
+        self, tokens: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None, cache: Cache | None = None,
+        lengths: Tensor | None = None, retrieved: Retrieved | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D), normalised, of tokens (B, T) int64.
 
         positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. documents: tokens see
         their own document alone; by default everything before them. cache: from `new_cache`; the tokens are added to
         it and see what it holds. lengths: (B,), with a cache: a row's tokens from there on are padding; Mamba layers
-        must be told, to attention it does not matter (see Cache).
+        must be told, to attention it does not matter (see Cache). retrieved: what layers of Retro read beside (retro.Retro).
         """
         B, T = tokens.shape
         if positions is None:
@@ -49,7 +55,7 @@ class GPT(nn.Module):
         seen = cache.at(positions) if cache is not None else self.see(self.config, tokens, compute_dtype(x), documents)
         rotary = self._rotary(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths)
+            x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths, retrieved=retrieved)
         return self.norm(x)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -83,6 +83,12 @@ class ModelConfig:
     mamba_head_dim: int = option(64, "Mamba-2: channels of a head")
     mamba_num_groups: int = option(8, "Mamba-2: groups of heads that share how the state is written and read; as many as tensor-parallel ranks at least")
     mamba_num_heads: int | None = option(None, "Mamba-2: heads (default: 2 x hidden-size / mamba-head-dim)")
+    retro_add_retriever: bool = option(False, "gpt: every third layer also reads what was retrieved for the chunks of the tokens; training then needs --retro-project-dir")
+    retro_chunk_length: int = option(64, "Retro: tokens of a chunk, as in the database; a neighbour is twice as long")
+    retro_num_neighbors: int = option(2, "Retro: neighbours of each chunk that are read")
+    retro_encoder_layers: int = option(2, "Retro: layers of the neighbours' encoder")
+    retro_encoder_hidden_dropout: float = option(0.1, "Retro: dropout of the encoder on what each layer adds")
+    retro_encoder_attention_dropout: float = option(0.1, "Retro: dropout of the encoder on attention weights")
     vocab_size: int | None = option(None, "tokens in the vocabulary (default: the tokenizer's)")
     make_vocab_size_divisible_by: int = option(128, "rows of the embedding are padded to a multiple of this")
 
@@ -108,7 +114,7 @@ class ModelConfig:
                 f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads}; use {_divisors(heads, groups or 1)}",
             ),
         )
-        check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self))
+        check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self), *_retro_rules(self))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -234,6 +240,32 @@ def _mamba_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         ),
         (heads % groups == 0, f"model.mamba_num_groups = {groups} does not divide the {heads} heads of a Mamba layer; use {_divisors(heads, groups)}"),
     ]
+
+
+def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if not config.retro_add_retriever:
+        changed = _changed(config, "retro_")
+        return [(not changed, f"model.{', model.'.join(changed)}: there is nothing retrieved to read; give --retro-add-retriever too, or leave this out")]
+    sizes = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
+    dropouts = ("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout")
+    return [
+        *((getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1") for n in sizes),
+        *((0 <= getattr(config, n) < 1, f"model.{n} = {getattr(config, n)} must be at least 0 and below 1") for n in dropouts),
+        (config.family == "gpt", f"model.retro_add_retriever is for model.family = gpt, not {config.family}; leave it out"),
+        (config.hybrid_override_pattern is None, "model.retro_add_retriever: which layers read neighbours follows from their number; leave --hybrid-override-pattern out"),
+        (
+            config.num_layers is None or bool(retro_layers(config.num_layers)),
+            f"model.num_layers = {config.num_layers}, but Retro's layers begin with the {FIRST_RETRO_LAYER}th; use {FIRST_RETRO_LAYER} or more",
+        ),
+    ]
+
+
+FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
+
+
+def retro_layers(num_layers: int) -> range:
+    """Which layers of a Retro model, counted from 0, read neighbours: every third from the 6th, or from the 9th where there are more than 15."""
+    return range((FIRST_RETRO_LAYER if num_layers <= MANY else FIRST_OF_MANY) - 1, num_layers, 3)
 
 
 def _changed(config: ModelConfig, prefix: str) -> list[str]:

@@ -35,6 +35,7 @@ from ..model.block import FeedForward
 from ..model.layers import Embedding, Linear, ModelConfig
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
+from ..model.retro import Encoder
 from ..model.t5 import T5
 from . import comm, context
 from .mesh import Axis, Mesh, ParallelConfig
@@ -74,6 +75,10 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
             not model.num_experts or model.num_experts % expert == 0,
             f"parallel.expert_model_parallel_size = {expert} does not divide model.num_experts = {model.num_experts}; use a size that does",
         ),
+        (
+            not model.retro_add_retriever or 2 * model.retro_chunk_length % over_tensor == 0,
+            f"parallel.tensor_model_parallel_size = {tensor} with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length = {2 * model.retro_chunk_length} tokens; use a size that does",
+        ),
         *(_context_rules(model) if context_size > 1 else []),
     )
 
@@ -82,6 +87,7 @@ def _context_rules(model: ModelConfig) -> list[tuple[bool, str]]:
     return [
         (model.family == "gpt", f"parallel.context_parallel_size cuts what a causal decoder reads, and model.family = {model.family} looks both ways; use --tensor-model-parallel-size with --sequence-parallel"),
         ("M" not in (model.hybrid_override_pattern or ""), "parallel.context_parallel_size: the state of a Mamba layer runs along the whole sequence; use --tensor-model-parallel-size"),
+        (not model.retro_add_retriever, "parallel.context_parallel_size would cut the chunks that neighbours are read for; use --tensor-model-parallel-size with --sequence-parallel"),
         (model.attention_backend in ("auto", "sdpa"), f"parallel.context_parallel_size: attention to gathered keys is computed by sdpa, not model.attention_backend = {model.attention_backend}; leave that out"),
         (model.moe_expert_capacity_factor is None, "parallel.context_parallel_size: the capacity of an expert counts a whole micro-batch's tokens, and no rank sees them all; leave --moe-expert-capacity-factor out"),
     ]
@@ -170,10 +176,10 @@ def _placement(module: nn.Module, name: str) -> Placement:
 
 
 def _join_states(model: nn.Module, tp: Axis, sequence_parallel: bool) -> None:
-    """The last hidden states are whole on every rank; those of T5's encoder go to many parts at once, and are gathered for all of them."""
-    if isinstance(model, T5):
-        enter = functools.partial(comm.gather, axis=tp, dim=1) if sequence_parallel else functools.partial(comm.copy, axis=tp)
-        model.encoder_norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
+    """The last hidden states are whole on every rank; those of an encoder (T5's, Retro's) go to many parts at once, and are gathered for all of them."""
+    enter = functools.partial(comm.gather, axis=tp, dim=1) if sequence_parallel else functools.partial(comm.copy, axis=tp)
+    for norm in [model.encoder_norm] if isinstance(model, T5) else [module.norm for module in model.modules() if isinstance(module, Encoder)]:
+        norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
     if sequence_parallel:
         last = model.decoder_norm if isinstance(model, T5) else model.layers[-1] if model.config.post_norm else model.norm
         last.register_forward_hook(lambda _module, _inputs, states: comm.gather_same(states, tp, 1))
