@@ -61,6 +61,22 @@ def packed_lines(path: str) -> Iterator[tuple[int, int, list[bytes]]]:
         yield 0, 1, [b""]
 
 
+def utf8_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of every line of a plain file with something in it; raises UserError where none is, and for what is not UTF-8."""
+    any_line = False
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+            if line.strip():
+                any_line = True
+                yield number, line
+    if not any_line:
+        raise UserError(f"{path}: the file is empty; check the path")
+
+
 def open_binary(path: str | Path):
     """A file opened for reading bytes, decompressed by its extension (.gz, .zst)."""
     path = str(path)

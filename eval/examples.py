@@ -20,6 +20,7 @@ import orjson
 
 from ..config import UserError
 from ..documents import Reject
+from ..files import utf8_lines
 
 CHOICES = 4
 MNLI_LABELS = ("contradiction", "entailment", "neutral")
@@ -49,7 +50,7 @@ Reader = Callable[[Path, Refuse], Iterator[Example]]
 
 def read_race(path: Path, refuse: Refuse) -> Iterator[Example]:
     """The questions of a RACE file, article by article."""
-    for number, line in _lines(path):
+    for number, line in utf8_lines(path):
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -163,21 +164,5 @@ def clean(text: str) -> str:
 
 def _table(path: Path) -> Iterator[tuple[int, list[str], str]]:
     """(line number, cells, line) of a table; quotation marks are letters, as in the published files."""
-    for number, line in _lines(path):
+    for number, line in utf8_lines(path):
         yield number, line.split("\t"), line
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of every line with something in it; raises UserError for a file without one."""
-    number, any_line = 0, False
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-            if line.strip():
-                any_line = True
-                yield number, line
-    if not any_line:
-        raise UserError(f"{path}: the file is empty; check the path")

@@ -25,7 +25,15 @@ from ..tokenizer import Tokenizer
 from .blend import compiled
 from .format import IndexedDataset
 from .gpt import DataConfig, Dataset, build_splits, cached, open_pair, with_suffixes
-from .masked import DOCUMENTS_AT_A_TIME, LONG_SENTENCE, SentenceSamples, WordPieces, shuffled, word_pieces
+from .masked import (
+    DOCUMENTS_AT_A_TIME,
+    LONG_SENTENCE,
+    SentenceSamples,
+    WordPieces,
+    padded,
+    shuffled,
+    word_pieces,
+)
 from .splits import NAMES
 
 SPECIAL_TOKENS = 3  # of a block: [CLS] title [SEP] sentences [SEP]
@@ -85,11 +93,7 @@ class BlockDataset(SentenceSamples):
         seq_length: int, seed: int, *, query_in_block_prob: float = 0.1, use_one_sent_docs: bool = False, name: str = "train", cache: Path | None = None,
     ):
         words.need("cls", "sep", "pad")
-        if titles is not None and titles.num_documents != indexed.num_documents:
-            raise UserError(
-                f"{titles.prefix}: has {titles.num_documents:,} documents, and {indexed.prefix} has {indexed.num_documents:,}; "
-                "tokenize both from the same records: --json-keys text title"
-            )
+        check_titles(indexed, titles)
         self.titles, self.words, self.seq_length, self.query_in_block_prob = titles, words, seq_length, query_in_block_prob
         key = (
             "ict 1", indexed.fingerprint, None if titles is None else titles.fingerprint, document_range, num_samples, seq_length, use_one_sent_docs, seed,
@@ -100,7 +104,7 @@ class BlockDataset(SentenceSamples):
 
         def build() -> list[np.ndarray]:
             documents = indexed.document_indices[first : end + 1]
-            lengths = np.zeros(end - first, np.int64) if titles is None else np.minimum(title_lengths(titles)[first:end], self.longest_title)
+            lengths = title_lengths(titles, indexed.num_documents, seq_length)[first:end]
             try:
                 rows = build_blocks_mapping(documents, indexed.lengths, lengths, num_samples, seq_length - SPECIAL_TOKENS, seed, use_one_sent_docs)
             except ValueError as error:
@@ -110,11 +114,6 @@ class BlockDataset(SentenceSamples):
 
         (sample_index,) = build() if cache is None else cached(cache, stem, ("ict_index",), build)
         super().__init__(indexed, document_range, seed, fingerprint, sample_index, num_samples)
-
-    @property
-    def longest_title(self) -> int:
-        """Tokens of a title at most; more are cut off."""
-        return self.seq_length // 2
 
     def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
         """query_tokens, context_tokens, and query_pad_mask, context_pad_mask, which are 1 where there is a token: (seq_length,) int64.
@@ -128,43 +127,46 @@ class BlockDataset(SentenceSamples):
         query = sentences[chosen]
         if random.random_sample() >= self.query_in_block_prob and (len(sentences) > 1 or self.titles is not None):
             del sentences[chosen]
-        query_tokens, query_mask = framed(self.words, self.seq_length, query)
-        context_tokens, context_mask = self._block(sentences, document)
+        title = None if self.titles is None else title_of(self.titles, document, self.seq_length)
+        query_tokens, query_mask = self._padded(query, None)
+        context_tokens, context_mask = self._padded(joined(sentences), title)
         return {"query_tokens": query_tokens, "query_pad_mask": query_mask, "context_tokens": context_tokens, "context_pad_mask": context_mask}
 
-    def block(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, mask) of the whole block of row k, as in `sample`."""
-        first, end, document, _ = self.sample_index[k].tolist()
-        return self._block([self.indexed[i] for i in range(first, end)], document)
-
-    def _block(self, sentences: list[np.ndarray], document: int) -> tuple[np.ndarray, np.ndarray]:
-        text = np.concatenate(sentences) if sentences else np.empty(0, np.int64)
-        title = None if self.titles is None else title_of(self.titles, document)[: self.longest_title]
-        return framed(self.words, self.seq_length, text, title)
+    def _padded(self, tokens: np.ndarray, title: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return padded(framed(self.words, self.seq_length, tokens, title), self.seq_length, self.words.pad)
 
 
-def framed(words: WordPieces, length: int, tokens: np.ndarray, title: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """([CLS] title [SEP] tokens [SEP], 1 where there is a token), (length,) int64 each; tokens lose their end where they do not fit.
-
-    Without a title, [CLS] tokens [SEP].
-    """
+def framed(words: WordPieces, length: int, tokens: np.ndarray, title: np.ndarray | None = None) -> list[int]:
+    """[CLS] title [SEP] tokens [SEP], or without a title [CLS] tokens [SEP]; tokens lose their end where they do not fit."""
     head = [words.cls] if title is None else [words.cls, *title.tolist(), words.sep]
-    used = [*head, *tokens[: length - len(head) - 1].tolist(), words.sep]
-    out, mask = np.full(length, words.pad, np.int64), np.zeros(length, np.int64)
-    out[: len(used)], mask[: len(used)] = used, 1
-    return out, mask
+    return [*head, *tokens[: length - len(head) - 1].tolist(), words.sep]
 
 
-def title_of(titles: IndexedDataset, document: int) -> np.ndarray:
-    """A document's title, (n,) tokens, of however many sequences."""
+def joined(sentences: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(sentences) if len(sentences) else np.empty(0, np.int64)
+
+
+def title_of(titles: IndexedDataset, document: int, seq_length: int) -> np.ndarray:
+    """A document's title, (n,) tokens, of however many sequences; what is longer than half a block is cut off."""
     first, end = (int(i) for i in titles.document_indices[document : document + 2])
-    return np.concatenate([titles[i] for i in range(first, end)]) if end > first else np.empty(0, np.int64)
+    return joined([titles[i] for i in range(first, end)])[: seq_length // 2]
 
 
-def title_lengths(titles: IndexedDataset) -> np.ndarray:
-    """(documents,) int64 tokens of every title."""
+def title_lengths(titles: IndexedDataset | None, documents: int, seq_length: int) -> np.ndarray:
+    """(documents,) int64 tokens of every document's title, as `title_of` gives it; zeros without titles."""
+    if titles is None:
+        return np.zeros(documents, np.int64)
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.lengths, dtype=np.int64)])[titles.document_indices]
-    return np.diff(ends)
+    return np.minimum(np.diff(ends), seq_length // 2)
+
+
+def check_titles(indexed: IndexedDataset, titles: IndexedDataset | None) -> None:
+    """Raises UserError where there are not as many titles as documents."""
+    if titles is not None and titles.num_documents != indexed.num_documents:
+        raise UserError(
+            f"{titles.prefix}: has {titles.num_documents:,} documents, and {indexed.prefix} has {indexed.num_documents:,}; "
+            "tokenize both from the same records: --json-keys text title"
+        )
 
 
 def build_blocks_mapping(
@@ -172,12 +174,24 @@ def build_blocks_mapping(
 ) -> np.ndarray:
     """The sample index, (n, 4) uint32 or uint64, as Megatron-LM's build_blocks_mapping makes it, in its order.
 
-    documents: (documents + 1,) int64 their first sentences. lengths: (S,) int32 tokens of every sentence.
-    title_lengths: (documents,). num_samples: None for one epoch. max_length: tokens of a title and its block; a block ends
-    with the sentence that reaches it, unless too few would be left for another one. Column 2 counts from documents[0] on.
-    Raises ValueError where no document has sentences enough, none of them too long.
+    num_samples: None for one epoch. The rest as in `blocks_in_order`. Raises ValueError where no document has sentences
+    enough, none of them too long.
     """
-    least = 1 if use_one_sent_docs else 2
+    rows = blocks_in_order(documents, lengths, title_lengths, max_length, use_one_sent_docs)
+    if not len(rows):
+        raise ValueError(f"none of its {len(documents) - 1:,} documents has {_least(use_one_sent_docs)} or more sentences of at most {LONG_SENTENCE} tokens")
+    epochs = 1 if num_samples is None else -(-num_samples // len(rows))
+    return shuffled(np.tile(rows, (epochs, 1)), seed)
+
+
+def blocks_in_order(documents: np.ndarray, lengths: np.ndarray, title_lengths: np.ndarray, max_length: int, use_one_sent_docs: bool = False) -> np.ndarray:
+    """(n, 4) uint32 or uint64: first sentence, one past the last, document (counted from documents[0] on), block.
+
+    documents: (documents + 1,) int64 their first sentences. lengths: (S,) int32 tokens of every sentence.
+    title_lengths: (documents,). max_length: tokens of a title and its block; a block ends with the sentence that reaches it,
+    unless too few would be left for another one.
+    """
+    least = _least(use_one_sent_docs)
     dtype = np.uint32 if len(lengths) <= np.iinfo(np.uint32).max else np.uint64
     parts, count = [np.empty((0, 4), dtype)], 0
     for start in range(0, len(documents) - 1, DOCUMENTS_AT_A_TIME):
@@ -189,10 +203,12 @@ def build_blocks_mapping(
         rows[:found, 2:] += np.array([start, count], dtype)
         parts.append(rows[:found].copy())
         count += found
-    if not count:
-        raise ValueError(f"none of its {len(documents) - 1:,} documents has {least} or more sentences of at most {LONG_SENTENCE} tokens")
-    epochs = 1 if num_samples is None else -(-num_samples // count)
-    return shuffled(np.tile(np.concatenate(parts), (epochs, 1)), seed)
+    return np.concatenate(parts)
+
+
+def _least(use_one_sent_docs: bool) -> int:
+    """Sentences of a block, and of what may be left for another one."""
+    return 1 if use_one_sent_docs else 2
 
 
 def _blocks_of_documents(documents, lengths, title_lengths, max_length, least, rows):

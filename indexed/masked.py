@@ -311,9 +311,9 @@ class T5:
         used = len(asked) + 1
         if used > self.decoder_seq_length:
             raise UserError(f"decoder_seq_length = {self.decoder_seq_length} is too short for a sample whose masked spans take {used}; raise it, or lower --mask-prob")
-        text_enc, enc_mask = _padded(encoder, self.seq_length, words.pad)
-        text_dec, dec_mask = _padded([words.bos, *asked], self.decoder_seq_length, words.pad)
-        labels, _ = _padded([*asked, words.eos], self.decoder_seq_length, -1)
+        text_enc, enc_mask = padded(encoder, self.seq_length, words.pad)
+        text_dec, dec_mask = padded([words.bos, *asked], self.decoder_seq_length, words.pad)
+        labels, _ = padded([*asked, words.eos], self.decoder_seq_length, -1)
         return {
             "text_enc": text_enc, "text_dec": text_dec, "labels": labels, "loss_mask": dec_mask.copy(),
             "truncated": int(truncated), "enc_mask": enc_mask, "dec_mask": dec_mask,
@@ -379,7 +379,7 @@ def _truncate(a: list[int], b: list[int], target: int, random: np.random.RandomS
     return a[slice(*spans[0])], b[slice(*spans[1])]
 
 
-def _padded(tokens: list[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(tokens: list[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens filled up to length with pad, 1 where there is a token), (length,) int64 each."""
     out, mask = np.full(length, pad, np.int64), np.zeros(length, np.int64)
     out[: len(tokens)], mask[: len(tokens)] = tokens, 1

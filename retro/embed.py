@@ -51,7 +51,7 @@ class Embedder:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for rows in _batches(lengths):
+            for rows in batches_by_length(lengths):
                 width = int(lengths[rows].max())
                 tokens = np.zeros((len(rows), width), np.int64)
                 for i, row in enumerate(rows):
@@ -87,7 +87,7 @@ def open_same(database: Database, directory: str | None, root: Path) -> Embedder
     return embedder
 
 
-def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+def batches_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
     """Rows of texts of about the same length, the longest first, so that little is padded."""
     order = np.argsort(-lengths, kind="stable")
     while len(order):

@@ -1,8 +1,9 @@
 """embeddings -> index -> neighbours of a vector, never from its own document.
 
 An index is named by Faiss's `index_factory` string. Distances are squared L2; for vectors of length one (the default
-embedder's) they rank like the cosine. Searches use one thread a process (map_shards gives the processes), and an index
-whose bytes depend on the number of threads is built on one, so that results never depend on it.
+embedder's) they rank like the cosine. Or they are inner products, and the nearest has the largest (METRICS). Searches
+use one thread a process (map_shards gives the processes), and an index whose bytes depend on the number of threads is
+built on one, so that results never depend on it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from ..config import UserError
 from ..manifest import atomic_write
 
+METRICS = {"l2": faiss.METRIC_L2, "inner product": faiss.METRIC_INNER_PRODUCT}
 FLAT_BELOW = 50_000  # chunks: below, an exact search of all of them against all takes seconds
 POINTS_PER_CENTROID = 39  # fewer make poor cells, says Faiss, and warns thousands of times
 TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64  # at least, where there are so many
@@ -42,9 +44,9 @@ def choose_nprobe(index: str) -> int:
     return max(16, _cells(index) // 8)
 
 
-def check_index(index: str, num_chunks: int, dimension: int) -> None:
+def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2") -> None:
     """Raises UserError for a string that Faiss does not know, and for an index that the chunks are too few for."""
-    _empty_index(index, dimension)
+    _empty_index(index, dimension, metric)
     needed = POINTS_PER_CENTROID * _centroids(index)
     if num_chunks < needed:
         raise UserError(
@@ -63,7 +65,7 @@ def index_bytes(index: str, num_chunks: int, dimension: int) -> int:
     return num_chunks * (code + links + (8 if cells else 0)) + cells * dimension * 4
 
 
-def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Path], num_chunks: int, threads: int) -> None:
+def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Path], num_chunks: int, threads: int, metric: str = "l2") -> None:
     """Writes the index of all vectors; the id of a vector is its place in the blocks.
 
     blocks: .npy files (n, dimension) float32. trained_path: where the trained, empty index is kept meanwhile, since
@@ -74,7 +76,7 @@ def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Pat
         built = _read(trained_path)
     else:
         sample = _training_sample(blocks, num_chunks, min(num_chunks, max(TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID * _centroids(index))))
-        built = _empty_index(index, sample.shape[1])
+        built = _empty_index(index, sample.shape[1], metric)
         built.train(sample)
         _write(built, trained_path)
     for block in blocks:
@@ -96,10 +98,11 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
 
     vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, past the last) of the ids that this vector
     may not find, those of its own documents; sorted, and ranges of a vector do not overlap. Returns distances (n, k)
-    float32 and ids (n, k) int64, inf and -1 where there are fewer. A vector whose own documents take the first places
-    is searched again for twice as many, so that no neighbour is missed for that.
+    float32 and ids (n, k) int64, inf (of inner products -inf) and -1 where there are fewer. A vector whose own documents
+    take the first places is searched again for twice as many, so that no neighbour is missed for that.
     """
-    distances, ids = np.full((len(vectors), k), np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
+    nowhere = -np.inf if index.metric_type == faiss.METRIC_INNER_PRODUCT else np.inf
+    distances, ids = np.full((len(vectors), k), nowhere, np.float32), np.full((len(vectors), k), -1, np.int64)
     rows, ask = np.arange(len(vectors)), 2 * k
     # All ranges on one line, those of vector i from i * stride on; an id is in one where an odd number of ends precede it.
     stride = index.ntotal + 1
@@ -114,7 +117,7 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
             width = order.shape[1]
             keep = np.take_along_axis(usable, order, 1)
             ids[some, :width] = np.where(keep, np.take_along_axis(found, order, 1), -1)
-            distances[some, :width] = np.where(keep, np.take_along_axis(found_distances, order, 1), np.inf)
+            distances[some, :width] = np.where(keep, np.take_along_axis(found_distances, order, 1), nowhere)
             exhausted = (found[:, -1] < 0) | (ask == index.ntotal)
             short.append(some[(usable.sum(1) < k) & ~exhausted])
         rows, ask = np.concatenate(short), 2 * ask
@@ -125,9 +128,9 @@ def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def _empty_index(index: str, dimension: int):
+def _empty_index(index: str, dimension: int, metric: str = "l2"):
     try:
-        return faiss.index_factory(dimension, index)
+        return faiss.index_factory(dimension, index, METRICS[metric])
     except RuntimeError as error:
         reason = re.sub(r"^.*? at \S+:\d+: (Error: )?", "", str(error))
         raise UserError(f"index = {index!r}: Faiss cannot make it for vectors of {dimension} numbers ({reason}); use for example Flat or IVF256,Flat") from None

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "dataprep": BASE,
     "train": BASE | {"indexed"},
     "retro": BASE | {"indexed", "train"},
-    "eval": BASE | {"indexed", "train"},
+    "eval": BASE | {"indexed", "train", "retro"},
     "report": {"config", "manifest"},
     "pipeline": {"config", "manifest", "cli", "report"},
     "doctor": {"config", "executor", "cli"},
