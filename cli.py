@@ -52,6 +52,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("eval", "race"): ("eval.finetune", "race", "reading comprehension: finetune a BERT, or ask a GPT"),
     ("eval", "mnli"): ("eval.finetune", "mnli", "does one sentence follow from another: finetune and evaluate a BERT"),
     ("eval", "qqp"): ("eval.finetune", "qqp", "do two questions ask the same: finetune and evaluate a BERT"),
+    ("eval", "qa"): ("eval.qa", "qa", "open-domain questions, with passages or without: exact match and F1 of what a GPT answers"),
     ("eval", "retrieval"): ("eval.retrieval", "retrieval", "recall@k: do the blocks that a biencoder finds for a question hold its answer?"),
     ("eval", "harness"): ("eval.harness", "harness", "any task of lm-eval, or of a folder of its YAMLs"),
     ("eval", "score"): ("eval.score", "score", "a Hugging Face classifier as a program for `mt data classify`"),

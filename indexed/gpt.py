@@ -141,7 +141,7 @@ def build_splits(data: DataConfig, num_samples: Sequence[int | None], make: Make
         if count == 0:
             built.append(None)
             continue
-        parts = []
+        parts: list[tuple[float | None, IndexedDataset, tuple[int, int]]] = []
         for weight, prefix in data.sources(name):
             if prefix not in opened:
                 opened[prefix] = open_pair(prefix, data)
@@ -157,8 +157,12 @@ def build_splits(data: DataConfig, num_samples: Sequence[int | None], make: Make
         if not parts:
             raise UserError(f"{name}_data_path names nothing, but {name} samples are asked for; give it, or ask for no {name} samples")
         cache = Path(data.data_cache_path) if data.data_cache_path else parts[0][1].local_folder / "cache"
-        built.append(_blend(parts, count, name, cache, make))
+        built.append(mixture([(weight, functools.partial(_make, make, indexed, where, name, cache)) for weight, indexed, where in parts], count, name, cache))
     return tuple(built)
+
+
+def _make(make: Make, indexed: IndexedDataset, where: tuple[int, int], name: str, cache: Path, count: int | None) -> Dataset:
+    return make(indexed, where, count, name, cache)
 
 
 class GPTDataset:
@@ -266,16 +270,16 @@ class BlendedDataset:
         return [row for d, w, n in zip(self.datasets, self.weights, counts) for row in d.describe(w, n)]
 
 
-def _blend(parts: list[tuple[float | None, IndexedDataset, tuple[int, int]]], count: int | None, name: str, cache: Path, make: Make) -> Dataset:
-    """The dataset of one split of one or several sources.
+def mixture(parts: Sequence[tuple[float | None, Callable[[int | None], Dataset]]], count: int | None, name: str, cache: Path) -> Dataset:
+    """The dataset of one split of one or several sources, each a weight or None and what builds its dataset of so many samples.
 
     With weights the datasets repeat as the mixture needs. Without, each is used for one epoch, in shares of its size.
     """
-    weights = [weight for weight, _, _ in parts]
+    weights = [weight for weight, _ in parts]
     if weights[0] is None:
         if len(parts) == 1:
-            return make(*parts[0][1:], count, name, cache)
-        datasets = [make(indexed, where, None, name, cache) for _, indexed, where in parts]
+            return parts[0][1](count)
+        datasets = [make(None) for _, make in parts]
         sizes = [len(d) for d in datasets]
         total = sum(sizes)
         if count is not None and count > total:
@@ -289,10 +293,7 @@ def _blend(parts: list[tuple[float | None, IndexedDataset, tuple[int, int]]], co
     targets = [math.ceil(count * share) for share in shares_]
     order = _order(cache, shares_, sum(targets))
     used = np.bincount(order[0], minlength=len(parts)).tolist()
-    datasets = [
-        make(indexed, where, max(math.ceil(target * (1 + SURPLUS)), n, 1), name, cache)
-        for (_, indexed, where), target, n in zip(parts, targets, used)
-    ]
+    datasets = [make(max(math.ceil(target * (1 + SURPLUS)), n, 1)) for (_, make), target, n in zip(parts, targets, used)]
     return BlendedDataset(datasets, shares_, *order)
 
 

@@ -110,8 +110,8 @@ def _mistake(record) -> str | None:
         return "has neither 'answers' nor 'answer'"
     if not answers:
         return "has no answers"
-    if wrong := next((a for a in answers if not isinstance(a, str)), None):
-        return f"the answer {wrong!r:.60} is not a text"
+    if wrong := [a for a in answers if not isinstance(a, str)]:
+        return f"the answer {wrong[0]!r:.60} is not a text"
     ctxs = record.get("ctxs", [])
     if not isinstance(ctxs, list) or not all(isinstance(c, dict) and isinstance(c.get("text"), str) and isinstance(c.get("title", ""), str) for c in ctxs):
         return "'ctxs' is not a list of objects with a title and a text"

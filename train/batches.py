@@ -9,6 +9,7 @@ the same samples, and context-parallel ones keep their tokens of them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,7 @@ from ..config import UserError, option
 from ..indexed.fim import FimDataset
 from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets, layout
 from ..indexed.ict import IctConfig, build_ict_datasets
+from ..indexed.instruct import InstructConfig, QuestionDataset, build_instruct_datasets
 from ..indexed.masked import BertConfig, SentenceSamples, T5Config, build_bert_datasets, build_t5_datasets
 from ..indexed.remote import is_remote
 from ..tokenizer import Tokenizer
@@ -30,7 +32,7 @@ from .parallel.mesh import Mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(T5Config, IctConfig):
+class SampleConfig(T5Config, IctConfig, InstructConfig):
     """The data settings of training: those of every family, and those that only the samples of some have."""
 
     def __post_init__(self):
@@ -39,6 +41,8 @@ class SampleConfig(T5Config, IctConfig):
 
 def build_samples(model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]) -> tuple[Dataset | None, ...]:
     """The train, valid and test datasets of a family of models: see indexed.gpt.build_datasets."""
+    if data.data_folder is not None:
+        return build_instruct_datasets(data, tokenizer, num_samples)
     if model.family == "gpt":
         return build_datasets(data, num_samples)
     if model.family == "t5":
@@ -121,7 +125,9 @@ class Batches:
     def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
         start = consumed + index * self.micro_batch_size
         samples = self.dataset.batch(np.arange(start, start + self.micro_batch_size))
-        return self._masked(index, samples) if isinstance(samples, dict) else self._causal(index, samples)
+        if not isinstance(samples, dict):
+            return self._causal(index, samples)
+        return self._answers(index, samples) if "answer_mask" in samples else self._masked(index, samples)
 
     def _causal(self, index: int, samples: np.ndarray) -> MicroBatch:
         """samples: (B, T + 1) int64."""
@@ -135,6 +141,12 @@ class Batches:
         if self.packing.reset_attention_mask:
             documents = Documents(self._to_device(packed.document_ids), self._to_device(packed.cu_seqlens), packed.max_seqlen)
         return cut(MicroBatch(index, tokens, labels, loss_mask, positions, documents), self.mesh.cp)
+
+    def _answers(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
+        """samples: as indexed.instruct gives them."""
+        _check_range(samples["text"], self.vocab_size)
+        text, mask = self._to_device(samples["text"]), self._to_device(samples["answer_mask"])
+        return cut(MicroBatch(index, text[:, :-1], text[:, 1:], mask[:, 1:].float()), self.mesh.cp)
 
     def _masked(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
         """samples: as indexed.masked and indexed.ict give them."""
@@ -192,11 +204,15 @@ def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
 
 COUNTED_TOKENS = 1 << 30  # some five seconds
 COUNTED_REMOTE_TOKENS = 1 << 25  # what a network gives in that time
+COUNTED_ANSWERS = 1 << 14
 COUNTED_AT_A_TIME = 1 << 22
 
 
-def _tokens(source: GPTDataset | SentenceSamples) -> Iterator[np.ndarray]:
-    """The first tokens of the source's range, which lie back to back in its file, in blocks."""
+def _tokens(source: GPTDataset | SentenceSamples | QuestionDataset) -> Iterator[np.ndarray]:
+    """The first tokens of the source's range, which lie back to back in its file, in blocks; of questions the answers to the first."""
+    if isinstance(source, QuestionDataset):
+        yield from itertools.islice(source.answer_tokens(), COUNTED_ANSWERS)
+        return
     indexed, (first, end) = source.indexed, source.range
     if isinstance(source, SentenceSamples):  # whose range is one of documents
         first, end = (int(indexed.document_indices[i]) for i in (first, end))
@@ -207,7 +223,7 @@ def _tokens(source: GPTDataset | SentenceSamples) -> Iterator[np.ndarray]:
         yield indexed.tokens[at : min(stop, at + COUNTED_AT_A_TIME)]
 
 
-def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceSamples]]:
+def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceSamples | QuestionDataset]]:
     if isinstance(dataset, FimDataset):
         return _sources(dataset.dataset)
     return list(zip(dataset.weights, dataset.datasets)) if isinstance(dataset, BlendedDataset) else [(1.0, dataset)]
@@ -219,5 +235,6 @@ def identity(dataset: Dataset, config: DataConfig) -> dict:
     `order` is the exact order of the samples, which also depends on how many are asked for; with the rest equal, a
     longer run continues a shorter one on the same data.
     """
-    sources = [[weight, source.indexed.fingerprint] for weight, source in _sources(dataset)]
+    held = lambda source: source.file_digest if isinstance(source, QuestionDataset) else source.indexed.fingerprint
+    sources = [[weight, held(source)] for weight, source in _sources(dataset)]
     return {"sources": sources, "split": config.split, "seq_length": config.seq_length, "seed": config.seed, "order": dataset.fingerprint}

@@ -90,6 +90,14 @@ class TrainConfig:
                 f"data.titles_data_path is for the blocks of model.family = ict, not {self.model.family}; leave it out",
             ),
             (
+                self.model.family == "gpt" or self.data.data_folder is None,
+                f"data.data_folder is for the questions that model.family = gpt answers, not {self.model.family}; leave it out",
+            ),
+            (
+                self.data.data_folder is None or not (self.packing.any() or self.fim.fim_rate),
+                "documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are not for the questions of data.data_folder; leave them out",
+            ),
+            (
                 self.model.family == "gpt" or not (self.packing.any() or self.fim.fim_rate),
                 f"documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for model.family = gpt, not {self.model.family}; leave them out",
             ),

@@ -81,10 +81,10 @@ class Retro(GPT):
         return GPT.forward(self, tokens, positions=positions, documents=documents, cache=cache, lengths=lengths, retrieved=retrieved)
 
     def loss(
-        self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor,
+        self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, neighbors: Tensor | None = None, neighbor_mask: Tensor | None = None,
         positions: Tensor | None = None, documents: Documents | None = None,
     ) -> Tensor:
-        """Summed negative log-likelihood in nats, as GPT.loss. neighbors, neighbor_mask: as in `forward`."""
+        """Summed negative log-likelihood in nats, as GPT.loss. neighbors, neighbor_mask: as in `forward`; without, that of the plain GPT."""
         hidden = Retro.forward(self, tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents)
         return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
 
