@@ -208,8 +208,10 @@ def named_tensors(model: nn.Module, weights: Mapping[str, Tensor] | None = None,
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """Those that last longer than a step."""
-    lasting = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name in lasting}
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer for prefix, module in model.named_modules() for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
 
 
 def _steps(folder: Path) -> list[Path]:

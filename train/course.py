@@ -78,7 +78,7 @@ class TrainConfig:
     world_size: int | None = option(None, "processes of the job that is planned, or tried by --dry-run; those of a run are torchrun's", role="runtime")
 
     def __post_init__(self):
-        lengths = {"seq_length": self.data.seq_length, **({"decoder_seq_length": self.data.decoder_seq_length} if self.model.family == "t5" else {})}
+        lengths = lengths_of(self, self.model)
         positions = self.model.max_position_embeddings or self.data.seq_length
         check(
             *(
@@ -102,6 +102,11 @@ class TrainConfig:
                 f"documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for model.family = gpt, not {self.model.family}; leave them out",
             ),
         )
+
+
+def lengths_of(config: TrainConfig, model: ModelConfig) -> dict[str, int]:
+    """Tokens of a sequence by the setting that says so."""
+    return {"seq_length": config.data.seq_length, **({"decoder_seq_length": config.data.decoder_seq_length} if model.family == "t5" else {})}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""--deterministic-mode: the same numbers, to the last bit, from the same command on the same machine.
+"""Where random numbers come from; and --deterministic-mode: the same numbers, to the last bit, from the same command.
+
+Every micro-batch, and in it every block, draws dropout from a seed of its own, so that masks depend on nothing that was
+drawn elsewhere: they are the same after a resume, at every data-parallel size and on every pipeline stage.
 
 On a CPU they are that anyway. On GPUs some kernels and collectives add in the order in which threads happen to arrive;
 this chooses others. The rules are Megatron-LM's (training/determinism.py): the libraries read them from the environment
@@ -7,11 +10,47 @@ when CUDA starts, what the user has set himself is refused where it contradicts,
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import os
 
 import torch
+from torch import Tensor, nn
 
 from ..config import check
+
+
+def draw_from(text: str) -> None:
+    """Seeds all generators from a text, and so that blocks find it again (`give_blocks_seeds`)."""
+    torch.manual_seed(_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1, 0))
+
+
+def give_blocks_seeds(model: nn.Module) -> None:
+    """Lets every block of a model that drops anything, in place, draw from a seed that follows from the micro-batch's and from its own place.
+
+    Not a biencoder's, through whose blocks a micro-batch goes twice.
+    """
+    drops = any(getattr(model.config, field.name) for field in dataclasses.fields(model.config) if field.name.endswith("_dropout"))
+    if not drops or model.config.family == "ict":
+        return
+    for index, block in enumerate(model.layers):
+        block.register_forward_pre_hook(functools.partial(_draw_for, index + 1))
+    if hasattr(model, "encoder_norm"):  # T5's embedding draws once more after the encoder
+        model.encoder_norm.register_forward_pre_hook(functools.partial(_draw_for, len(model.layers) + 1))
+
+
+def _draw_for(place: int, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    device = arguments[0].device
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    # The upper half of a seed is the micro-batch's: recomputation, which sets generators back, finds it there too.
+    generator.manual_seed(_seed(generator.initial_seed() >> 32, place))
+
+
+def _seed(micro_batch: int, place: int) -> int:
+    """Upper half: the micro-batch, 31 bits. Lower half, which is all that torch takes on a CPU: of both."""
+    return micro_batch << 32 | int.from_bytes(hashlib.sha256(f"{micro_batch}:{place}".encode()).digest()[:4], "little")
+
 
 # Environment variable -> values that are deterministic; the first is set where there is none.
 RULES = {

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -35,11 +34,12 @@ from .course import (
     claim,
     find_source,
     is_bert_for,
+    lengths_of,
     load_datasets,
     plot_course,
     with_schedules_of,
 )
-from .determinism import be_deterministic
+from .determinism import be_deterministic, draw_from, give_blocks_seeds
 from .flops import out_of_memory_message, peak_flops, training_flops
 from .guard import (
     MOST_IN_A_ROW,
@@ -54,10 +54,17 @@ from .metrics import Rates, RunLog
 from .model.attention import attention_backend
 from .model.biencoder import Biencoder
 from .model.build import build_model
-from .model.layers import initialize, resolve
+from .model.layers import ModelConfig, initialize, resolve
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
 from .parallel.mesh import Mesh, launch
-from .parallel.sharding import check_layout, dropout_place, parallelize, reshard, synchronise_gradients
+from .parallel.pipeline import Pipeline
+from .parallel.sharding import (
+    check_layout,
+    dropout_place,
+    parallelize,
+    reshard,
+    synchronise_gradients,
+)
 from .precision import (
     LossScale,
     Weights,
@@ -92,8 +99,7 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     shape = resolve(config.model, vocab_size=tokenizer.vocab_size, seq_length=config.data.seq_length)
     if shape.vocab_size < tokenizer.vocab_size:
         raise UserError(f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; raise it, or leave it out")
-    lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": config.data.decoder_seq_length} if shape.family == "t5" else {})}
-    mesh.on_main(lambda: check_layout(config.parallel, shape, lengths))
+    mesh.on_main(lambda: check_layout(config.parallel, shape, lengths_of(config, shape)))
     bounded = config.packing.reset_attention_mask or (shape.window_size is not None and shape.window_size < config.data.seq_length)
     attention = attention_backend(shape, mesh.device, config.precision.dtype, bounded=bounded)
     if mesh.rank == 0 and attention != "sdpa":
@@ -127,12 +133,15 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
 
 
 def _out_of_memory(config: TrainConfig) -> str:
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config.model).parameters())
     return out_of_memory_message(
-        config.model, parameters, micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
+        config.model, _count_parameters(config.model), micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
         dtype=config.precision.dtype, num_moments=2 if config.optimizer.optimizer == "adam" else 1, granularity=config.recompute.recompute_granularity,
     )
+
+
+def _count_parameters(shape: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(shape).parameters())
 
 
 class Trainer:
@@ -185,7 +194,7 @@ class Trainer:
         return Progress() if settings.finetune else progress
 
     def _load(self, path: Path, *, moments: bool) -> Progress:
-        progress = checkpoint.load(path, self.model, self.optimizer if moments else None, self.mesh, weights=self.weights.by_name)
+        progress = checkpoint.load(path, self.model, self.optimizer if moments else None, self.mesh, weights=self.weights.by_name, part=self.mesh.pp.size > 1)
         self.weights.refresh()
         return progress
 
@@ -247,7 +256,7 @@ class Trainer:
         if self.config.model.num_experts:
             from .model.moe import balance
 
-            self.shares = balance(self.model, self.mesh.sum)
+            self.shares = balance(self.model, self.mesh.sum_shards)
         progress.loss_scale = self.loss_scale.state()
         progress.step += 1
         progress.consumed_samples += size
@@ -317,6 +326,7 @@ class Trainer:
         loss = sum(pending) / len(pending) if pending else None
         rates = self.rates.take()
         groups = self.optimizer.param_groups
+        shares = {layer: share for stage in self.mesh.gather_stages(self.shares) for layer, share in stage.items()} if self.config.model.num_experts else {}
         if self.log is not None:
             values = {
                 "samples": progress.consumed_samples, "tokens": progress.consumed_tokens, "loss": loss, "lr": groups[0]["lr"],
@@ -324,8 +334,8 @@ class Trainer:
             }
             if self.config.precision.fp16:
                 values["loss_scale"] = self.loss_scale.value
-            if self.shares:
-                values["experts"] = {layer: share.max().item() * len(share) for layer, share in self.shares.items()}
+            if shares:
+                values["experts"] = {layer: share.max().item() * len(share) for layer, share in shares.items()}
             self.log.training(progress.step, **values, **rates)
         pending.clear()
 
@@ -336,7 +346,8 @@ class Trainer:
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
-            sums += torch.stack([batch_loss(self.model, batch), sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
+            loss = self.model.losses(batch) if isinstance(self.model, Pipeline) else batch_loss(self.model, batch)
+            sums += torch.stack([loss, sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
         reshard(self.model)
         self.model.train()
         loss, tokens = self.mesh.sum_shards(sums).tolist()
@@ -355,14 +366,18 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
     It is built and cut without memory, so that a rank never holds more of it than its own part. total_flops: of this
     rank in the whole run.
     """
+    dtype, parallel = config.precision.dtype, config.parallel
     with torch.device("meta"):
         model = build_model(config.model)
+    give_blocks_seeds(model)
+    if mesh.pp.size > 1:
+        model = Pipeline(model, mesh, parallel, lengths_of(config, config.model), dtype)
     model.train()
-    dtype = config.precision.dtype
     if config.precision.fp8_format is not None:
         use_float8(model, config.precision.fp8_format)
-    apply_speed(model, config.recompute, config.train.compile, mesh.device, total_flops)
-    parallelize(model, mesh, config.parallel, dtype)
+    setting = "never" if parallel.pipeline_schedule == "zero-bubble" else config.train.compile
+    apply_speed(model, config.recompute, setting, mesh.device, total_flops)
+    parallelize(model, mesh, parallel, dtype)
     model.to_empty(device=mesh.device)
     initialize(model, config.data.seed, parameters=filled)
     return model, Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
@@ -371,18 +386,17 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
 def forward_backward(model: nn.Module, batch: list[MicroBatch], factor: Tensor, *, seed: str, place: str = "", experts: bool = False) -> Tensor:
     """Adds the gradients of factor x the summed loss to the parameters: factor is one over the tokens of the whole global batch, times float16's loss scale.
 
-    Returns this rank's summed loss, float64. Each micro-batch's dropout is drawn from `seed` and its index alone, so
-    that it is the same after a resume and at every data-parallel size, and from `place` where ranks have parts of a
-    sequence (sharding.dropout_place). experts: whether the model has mixtures.
+    Returns this rank's summed loss, float64; of a pipeline that of all its stages. Each micro-batch's dropout is drawn from
+    `seed` and its index alone, so that it is the same after a resume and at every data-parallel size, and from `place`
+    where ranks have parts of a sequence (sharding.dropout_place). experts: whether the model has mixtures.
     """
     if experts:
         from .model.moe import set_loss_scale
 
         set_loss_scale(model, factor)
-
-    def prepare(micro: MicroBatch) -> None:
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{micro.index}{place}".encode()).digest()[:8], "little") % 2**63)
-
+    prepare = lambda micro: draw_from(f"{seed}:{micro.index}{place}")
+    if isinstance(model, Pipeline):
+        return model.forward_backward(batch, factor, prepare)
     if isinstance(model, Biencoder):
         return contrastive_backward(model, batch, factor, prepare, functools.partial(synchronise_gradients, model))
     total = torch.zeros((), dtype=torch.float64, device=factor.device)
@@ -406,7 +420,7 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     return run.finish(
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},
-        parameters=sum(p.numel() for p in trainer.model.parameters()),
+        parameters=_count_parameters(trainer.config.model),
         train_loss=curve[-1][1],
         valid_loss=valid_curve[-1][1] if valid_curve else None,
         unigram_entropy=entropy,

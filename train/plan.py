@@ -30,6 +30,7 @@ from .footprint import Cut, Part, Parts, count_parts
 from .model.layers import ModelConfig, resolve
 from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.sharding import check_layout
+from .parallel.stages import divide
 
 MATMUL = 0.64  # of the peak that products of matrices reach
 TRAFFIC = 5  # how often the bytes of an activation cross the memory's bus, forward and backward
@@ -329,35 +330,6 @@ class Planner:
         seconds = sent["data"] / self._speed(self.config.world_size)
         hides = micro * (layout.num_micro_batches if layout.sharding == "full" else 1)
         return max(0.0, seconds - hides)
-
-
-def divide(costs: list[float], stages: int) -> list[int]:
-    """Where each stage ends: consecutive blocks, the dearest stage as cheap as can be. len(costs) >= stages."""
-    return list(_divide(tuple(costs), stages))
-
-
-@functools.lru_cache(4096)
-def _divide(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
-    low, high = max(costs), sum(costs)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if len(_fill(costs, middle)) <= stages else (middle, high)
-    ends = _fill(costs, high)
-    while len(ends) < stages:  # a stage of several blocks gives one away: the limit still holds
-        begins = [0, *ends]
-        longest = max(range(len(ends)), key=lambda i: ends[i] - begins[i])
-        ends.insert(longest, ends[longest] - 1)
-    return tuple(ends)
-
-
-def _fill(costs: tuple[float, ...], limit: float) -> list[int]:
-    ends, total = [], 0.0
-    for i, cost in enumerate(costs):
-        if total + cost > limit * (1 + 1e-12) and i > 0:
-            ends.append(i)
-            total = 0.0
-        total += cost
-    return [*ends, len(costs)]
 
 
 def _plain(estimate: Estimate) -> dict:

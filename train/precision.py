@@ -56,6 +56,7 @@ class Weights:
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         """Turns the model's weights to `dtype`, in place. Sharded models keep their own: fully_shard does the same for them."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._share = getattr(model, "share_weights", lambda: None)  # of a pipeline, whose stages have copies of each other's
         self._copies: list[Tensor] = []
         if dtype == torch.float32:
             self.by_name = named
@@ -74,6 +75,7 @@ class Weights:
         """Fills the model anew after its masters have changed."""
         if self._copies:
             torch._foreach_copy_(self._copies, [master.detach() for master in self])
+        self._share()
 
 
 def _add_to(master: nn.Parameter):

@@ -56,10 +56,14 @@ def recompute(model: nn.Module, config: RecomputeConfig) -> None:
 
 
 def stacks(model: nn.Module) -> list[list[Block]]:
-    """The rows of blocks that a model runs one after the other (an encoder's, a decoder's); those within a block (Retro's encoder) are its own."""
+    """The rows of blocks that a model runs one after the other (an encoder's, a decoder's; of a pipeline stage those that it has).
+
+    Blocks within a block (Retro's encoder) are its own.
+    """
     within = {inner for block in model.modules() if isinstance(block, Block) for inner in block.modules() if inner is not block}
-    rows = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and module not in within)
-    return [row for row in rows if row and all(isinstance(block, Block) for block in row)]
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in within)
+    rows = ([block for block in blocks if isinstance(block, Block)] for blocks in lists)
+    return [row for row in rows if row]
 
 
 class _Group:

@@ -1,17 +1,18 @@
 """What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of them."""
 
 import dataclasses
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mt.train import loop
 from mt.train.batches import MicroBatch
 from mt.train.checkpoint import named_tensors
 from mt.train.course import TrainConfig
+from mt.train.determinism import give_blocks_seeds
 from mt.train.loop import forward_backward
 from mt.train.metrics import peak_memory
 from mt.train.model import layers
@@ -21,7 +22,15 @@ from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, moments
 from mt.train.parallel.context import cut
 from mt.train.parallel.mesh import Mesh, ParallelConfig, launch, local
-from mt.train.parallel.sharding import _randomness_of_its_own, check_layout, dropout_place, parallelize
+from mt.train.parallel.pipeline import Pipeline
+from mt.train.parallel.sharding import (
+    _randomness_of_its_own,
+    check_layout,
+    dropout_place,
+    parallelize,
+)
+from mt.train.parallel.stages import stages_of
+from mt.train.precision import Weights
 from mt.train.recompute import RecomputeConfig, recompute
 
 VOCABULARY, LENGTH, MICRO_BATCHES, ROWS = 60, 16, 4, 2
@@ -53,6 +62,8 @@ FAMILIES = {
 }
 
 TP, SP, CP, EP = ({"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"context_parallel_size": 2}, {"expert_model_parallel_size": 2})
+PP, PP4, ZERO = {"pipeline_model_parallel_size": 2}, {"pipeline_model_parallel_size": 4}, {"pipeline_schedule": "zero-bubble"}
+VIRTUAL, FOUR = {"num_layers_per_virtual_pipeline_stage": 1}, {"changes": (("num_layers", 4),)}
 FULL = {"data_parallel_sharding": "full"}
 FEW = {"steps": 3}
 CASES = {  # family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are cut
@@ -98,6 +109,27 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "Retro, TP2 x DP2, sequence parallel, weights cut too": ("retro", 4, TP | SP | FULL, FEW),
     "mamba hybrid, TP2": ("mamba", 2, TP),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
+    "gpt, PP2": ("gpt", 2, PP),
+    "gpt, PP2, interleaved": ("gpt", 2, PP | VIRTUAL, FOUR),
+    "gpt, PP2, zero-bubble": ("gpt", 2, PP | ZERO),
+    "gpt, PP4": ("gpt", 4, PP4, FOUR),
+    "gpt, PP2 x TP2, sequence parallel": ("gpt", 4, PP | TP | SP),
+    "gpt, PP2 x TP2, interleaved zero-bubble": ("gpt", 4, PP | TP | VIRTUAL | ZERO, FOUR),
+    "gpt, PP2 x CP2, packed documents": ("gpt", 4, PP | CP, {"packed": True}),
+    "gpt, PP2 x DP2": ("gpt", 4, PP),
+    "gpt, PP2 x DP2, weights cut too": ("gpt", 4, PP | FULL),
+    "llama, PP2": ("llama", 2, PP),
+    "moe, PP2": ("moe", 2, PP),
+    "moe, PP2 x EP2": ("moe", 4, PP | EP),
+    "moe, PP2 x TP2, sequence parallel": ("moe", 4, PP | TP | SP),
+    "bert, PP2": ("bert", 2, PP),
+    "bert, PP2 x TP2, sequence parallel": ("bert", 4, PP | TP | SP),
+    "bert with norms after, PP2": ("bert_post_norm", 2, PP),
+    "t5, PP2": ("t5", 2, PP),
+    "t5, PP2 x TP2, sequence parallel": ("t5", 4, PP | TP | SP),
+    "t5 with relative positions, PP4, interleaved": ("t5_relative", 4, PP4 | VIRTUAL, FOUR),
+    "mamba hybrid, PP2": ("mamba", 2, PP),
+    "mamba hybrid, PP2 x TP2, sequence parallel": ("mamba", 4, PP | TP | SP),
 }
 
 
@@ -144,25 +176,20 @@ def random_neighbors(config: ModelConfig, rows: int, length: int, generator: tor
 
 
 def train(
-    family: str, parallel: dict | None = None, *, changes: dict | None = None, steps: int = 10, dtype: torch.dtype = torch.float64,
+    family: str, parallel: dict | None = None, *, changes: dict | tuple | None = None, steps: int = 10, dtype: torch.dtype = torch.float64,
     packed: bool = False, granularity: str | None = None, compute_dtype: torch.dtype | None = None,
 ) -> Result:
     """Steps of AdamW on the same global batches at any layout, with gradients clipped."""
     parallel = ParallelConfig(**(parallel or {}), distributed_timeout_minutes=1)
     with launch(parallel) as mesh:
-        return _train(mesh, parallel, model_config(family, **(changes or {})), steps, dtype, packed, granularity, compute_dtype or dtype)
+        return _train(mesh, parallel, model_config(family, **dict(changes or ())), steps, dtype, packed, granularity, compute_dtype or dtype)
 
 
 def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int, dtype, packed: bool, granularity, compute_dtype) -> Result:
-    check_layout(parallel, config, {"seq_length": LENGTH})
-    with torch.device("meta"):
-        model = build_model(config).to(dtype)
-    if granularity:
-        recompute(model, RecomputeConfig(recompute_granularity=granularity))
-    parallelize(model, mesh, parallel, compute_dtype)
-    model.to_empty(device=mesh.device)
-    initialize(model, 1234)
-    optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
+    check_layout(parallel, config, lengths_of(config))
+    model = build(mesh, parallel, config, dtype, compute_dtype, granularity)
+    weights = Weights(model, torch.float32)
+    optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))
     losses, norms = [], []
     for step in range(steps):
         mine = range(mesh.dp.rank, MICRO_BATCHES, mesh.dp.size)
@@ -173,9 +200,35 @@ def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int
         norms.append(float(gradient_norm(model.parameters(), mesh)))
         clip_gradients(model.parameters(), norms[-1], 1.0)
         optimizer.step()
+        weights.refresh()
         optimizer.zero_grad()
-    weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()}
-    return Result(losses, norms, {name: w.clone() for name, w in weights.items()} if mesh.rank == 0 else {})
+    return Result(losses, norms, in_full(weights.by_name, mesh))
+
+
+def build(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None = None, granularity: str | None = None) -> nn.Module:
+    """As loop._build does."""
+    with torch.device("meta"):
+        model = build_model(config).to(dtype)
+    give_blocks_seeds(model)
+    if mesh.pp.size > 1:
+        model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
+    if granularity:
+        recompute(model, RecomputeConfig(recompute_granularity=granularity))
+    parallelize(model, mesh, parallel, compute_dtype or dtype)
+    model.to_empty(device=mesh.device)
+    initialize(model, 1234)
+    return model
+
+
+def lengths_of(config: ModelConfig) -> dict[str, int]:
+    return {"seq_length": LENGTH, **({"decoder_seq_length": LENGTH} if config.family == "t5" else {})}
+
+
+def in_full(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, Tensor]:
+    """Whole tensors of all stages, on rank 0; nothing on the others."""
+    own = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in tensors.items()}
+    everyones = mesh.gather(own)
+    return {name: tensor for of_rank in everyones for name, tensor in of_rank.items()} if mesh.rank == 0 else {}
 
 
 def differences(one: Result, many: Result) -> tuple[float, float, float]:
@@ -223,9 +276,7 @@ def bytes_a_parameter(parallel: dict) -> float:
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt")
-        model = build_model(config)
-        initialize(model, 1234)
-        parallelize(model, mesh, parallel, torch.bfloat16)
+        model = build(mesh, parallel, config, torch.float32, torch.bfloat16)
         optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
         forward_backward(model, [micro_batch(config, mesh.dp.rank)], torch.ones(()), seed="0", place=dropout_place(mesh, parallel))
         optimizer.step()
@@ -239,9 +290,7 @@ def embedded(parallel: dict) -> Tensor:
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt", hidden_dropout=0.5, position_embedding_type="none")
-        model = build_model(config)
-        initialize(model, 1234)
-        parallelize(model, mesh, parallel, torch.float32)
+        model = build(mesh, parallel, config, torch.float32)
         states = []
         model.layers[0].register_forward_pre_hook(lambda _module, arguments: states.append(arguments[0].detach().clone()))
         micro = dataclasses.replace(micro_batch(config, 0), tokens=torch.zeros(ROWS, LENGTH, dtype=torch.int64))
@@ -273,8 +322,7 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
             return self._load(only_load, moments=True)
 
         def fit(self, began):
-            held = named_tensors(self.model, self.weights.by_name, self.optimizer)
-            found.update({name: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for name, t in held.items()})
+            found.update(in_full(named_tensors(self.model, self.weights.by_name, self.optimizer), self.mesh))
             return False
 
     original, loop.Trainer = loop.Trainer, Loaded
@@ -282,4 +330,13 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
         loop.train(config)
     finally:
         loop.Trainer = original
-    return found if int(os.environ["RANK"]) == 0 else None
+    return found
+
+
+def build_stages(parallel: dict) -> int:
+    """Numbers of all weights, copies included, that this rank has memory for."""
+    parallel = ParallelConfig(**parallel)
+    with launch(parallel) as mesh:
+        model = build(mesh, parallel, model_config("gpt"), torch.float32)
+        storages = {storage.data_ptr(): storage.nbytes() // 4 for stage in stages_of(model) for p in stage.parameters() for storage in (local(p).untyped_storage(),)}
+        return sum(storages.values())

@@ -28,7 +28,7 @@ def alone(pool):
     return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
 
 
-QUICK = ("gpt, TP2 x CP2, sequence parallel", "moe, TP2 x EP2, sequence parallel")  # of the layouts of four processes
+QUICK = ("gpt, TP2 x CP2, sequence parallel", "moe, TP2 x EP2, sequence parallel", "t5, PP2 x TP2, sequence parallel")  # of the layouts of four processes
 PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (world > 2 and name not in QUICK)) for name, (_, world, *_) in CASES.items()]
 
 
@@ -128,6 +128,8 @@ def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
         ("bert", {"context_parallel_size": 2}, {}, 16, r"model.family = bert looks both ways; use --tensor-model-parallel-size"),
         ("retro", {"context_parallel_size": 2}, {}, 16, r"would cut the chunks that neighbours are read for"),
         ("retro", {"tensor_model_parallel_size": 4, "sequence_parallel": True}, {"retro_chunk_length": 3}, 16, r"= 4 with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length = 6 tokens"),
+        ("gpt", {"pipeline_model_parallel_size": 4}, {}, 16, r"parallel.pipeline_model_parallel_size = 4 is more than the model's 2 blocks; use at most so many"),
+        ("gpt", {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2}, {"num_layers": 6}, 16, r"num_layers_per_virtual_pipeline_stage = 2 x parallel.pipeline_model_parallel_size = 2 does not divide the model's 6 blocks; use one of 1, 3"),
         ("mamba", {"context_parallel_size": 2}, {}, 16, r"the state of a Mamba layer runs along the whole sequence"),
     ],
 )
@@ -141,6 +143,7 @@ def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, ch
     [
         ({"tensor_model_parallel_size": 4, "context_parallel_size": 2}, 12, r"12 processes cannot be cut into replicas of parallel.tensor_model_parallel_size = 4 x parallel.context_parallel_size = 2 = 8; start 16 with"),
         ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be cut into"),
+        ({"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4}, 6, r"parallel.context_parallel_size = 1 x parallel.pipeline_model_parallel_size = 4 = 8; start 8 with"),
         ({"expert_model_parallel_size": 4, "tensor_model_parallel_size": 2}, 4, r"parallel.expert_model_parallel_size = 4 does not divide the 2 data- and context-parallel processes \(4 / parallel.tensor_model_parallel_size = 2\); use one of 1, 2"),
     ],
 )

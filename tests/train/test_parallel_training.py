@@ -1,6 +1,7 @@
 """`mt train` at a parallel layout: the same batches, losses and checkpoints as one process, and from one layout to another."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ LAYOUTS = {
     "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "tp2 x dp2": (4, {"tensor_model_parallel_size": 2}),
     "cp2 x ep2": (2, {"context_parallel_size": 2, "expert_model_parallel_size": 2}),
+    "pp2, interleaved, ep1": (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1, "num_layers": 4}),
+    "tp2 x pp2, zero-bubble": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero-bubble"}),
 }
 MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
 
@@ -42,13 +45,14 @@ MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_
 def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one(pool, settings, tmp_path, layout):
     world, parallel = LAYOUTS[layout]
     changes = {"log_interval": 1, "train_iters": 6, "eval_interval": 3, "save_interval": 2, "keep_last": 0, **(MIXTURE if "ep" in layout else {})}
+    changes |= {"num_layers": parallel["num_layers"]} if "num_layers" in parallel else {}
     pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
     save = tmp_path / "run"
-    pool.run(run_mt_train, world, settings(save, exit_interval=2, **changes, **parallel))
+    pool.run(run_mt_train, world, settings(save, exit_interval=2, **changes | parallel))
     assert len(list((save / "step_00000002").glob("*.distcp"))) == world
     assert close(tensors(save / "step_00000002"), tensors(tmp_path / "one" / "step_00000002"), 1e-5)
     pool.run(run_mt_train, 1, settings(save, exit_interval=2, **changes))
-    pool.run(run_mt_train, world, settings(save, **changes, **parallel))
+    pool.run(run_mt_train, world, settings(save, **changes | parallel))
     assert losses(save) == pytest.approx(losses(tmp_path / "one"), abs=5e-6)
     assert close(tensors(save / "step_00000006"), tensors(tmp_path / "one" / "step_00000006"), 1e-4)
     model, _, _ = load_model(save)
@@ -56,12 +60,13 @@ def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one
 
 
 def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path):
-    """Saved at TP2 x DP2, loaded by TP4, and by DP2 with weights cut too, moments included: what those save again is the same."""
-    changes = {"train_iters": 2, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "lr_warmup_iters": 0}
-    pool.run(run_mt_train, 4, settings(tmp_path / "first", **changes, tensor_model_parallel_size=2))
+    """Saved at TP2 x PP2, loaded by TP4, PP4, DP2 with weights cut too and one process, moments included: what those save again is the same."""
+    changes = {"train_iters": 2, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "lr_warmup_iters": 0, "num_layers": 4}
+    pool.run(run_mt_train, 4, settings(tmp_path / "first", **changes, tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
     first = tensors(tmp_path / "first" / "step_00000002")
     assert {name.split(".")[0] for name in first} == {"model", "exp_avg", "exp_avg_sq"}
-    for world, parallel in ((4, {"tensor_model_parallel_size": 4}), (2, {"data_parallel_sharding": "full"})):
-        again = pool.run(run_mt_train, world, settings(tmp_path / f"unused_{world}", **changes, **parallel), tmp_path / "first" / "step_00000002")[0]
+    for world, parallel in ((4, {"tensor_model_parallel_size": 4}), (4, {"pipeline_model_parallel_size": 4}), (2, {"data_parallel_sharding": "full"}), (1, {})):
+        again = pool.run(run_mt_train, world, settings(tmp_path / "unused", **changes, **parallel), tmp_path / "first" / "step_00000002")[0]
+        shutil.rmtree(tmp_path / "unused", ignore_errors=True)
         assert again.keys() == first.keys()
         assert all(torch.equal(again[name], first[name]) for name in first)

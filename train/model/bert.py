@@ -40,16 +40,19 @@ class Bert(nn.Module):
 
         padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by default 0.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        types = torch.zeros_like(tokens) if token_types is None else token_types
-        x = self.embedding(tokens) + self.token_types(types) + self.positions(positions)
-        if self.config.post_norm:
-            x = self.norm(x)
-        x = F.dropout(x, self.config.hidden_dropout, self.training)
+        x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types)
         seen = see_tokens(padding_mask)
         for layer in self.layers:
             x = layer(x, seen=seen)
         return x if self.config.post_norm else self.norm(x)
+
+    def embed(self, tokens: Tensor, token_types: Tensor) -> Tensor:
+        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
+        if self.config.post_norm:
+            x = self.norm(x)
+        return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) from hidden states (..., D): what stands there; the padding of the vocabulary has minus infinity."""
@@ -69,7 +72,7 @@ class Bert(nn.Module):
         sample weighs as much as its masked tokens do together: the sum is divided by their number later on, and
         so becomes the mean over tokens plus the mean over samples, however samples are cut into batches.
         """
-        hidden = Bert.forward(self, tokens, padding_mask, token_types)  # not self(...): see GPT.loss
+        hidden = self.forward(tokens, padding_mask, token_types)  # not self(...): see GPT.loss
         rows = loss_mask.flatten().nonzero()[:, 0]  # the head costs as much as several layers, and one token in seven is asked
         asked = self.head(hidden.flatten(0, 1)[rows])
         loss = self.cross_entropy(asked, self.embedding.weight, labels.flatten()[rows], loss_mask.flatten()[rows], self.config.vocab_size, self.head.bias)

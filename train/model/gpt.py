@@ -48,15 +48,19 @@ class GPT(nn.Module):
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + T, device=tokens.device).expand(1 if cache is None else B, T)
-        x = self.embedding(tokens)
-        if self.positions is not None:
-            x = x + self.positions(positions)
-        x = F.dropout(x, self.config.hidden_dropout, self.training)
+        x = self.embed(tokens, positions)
         seen = cache.at(positions) if cache is not None else self.see(self.config, tokens, compute_dtype(x), documents)
         rotary = self._rotary(positions)
         for i, layer in enumerate(self.layers):
             x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths, retrieved=retrieved)
         return self.norm(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, D): what goes into the first block, of tokens and positions (B, T) int64."""
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         config = self.config
@@ -71,7 +75,7 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""
-        hidden = GPT.forward(self, tokens, positions=positions, documents=documents)  # not self(...): data parallelism hooks this method as it hooks forward
+        hidden = self.forward(tokens, positions=positions, documents=documents)  # not self(...): data parallelism hooks this method as it hooks calls
         return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:

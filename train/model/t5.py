@@ -66,7 +66,7 @@ class T5(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         present = see_tokens(padding_mask)
         seen = present if self.encoder_bias is None else self.encoder_bias(positions, positions, present)
-        x = self._embed(tokens, positions)
+        x = self.embed(tokens, positions)
         for layer in self.encoder:
             x = layer(x, seen=seen)
         return Memory(self.encoder_norm(x), present)
@@ -84,12 +84,13 @@ class T5(nn.Module):
         if self.decoder_bias is not None:
             slots = torch.arange(cache.length if cache is not None else T, device=tokens.device)
             seen = self.decoder_bias(positions, slots, seen)
-        x = self._embed(tokens, positions)
+        x = self.embed(tokens, positions)
         for i, layer in enumerate(self.decoder):
             x = layer(x, seen=seen, memory=memory.states, memory_seen=memory.seen, cache=cache and cache.layers[i])
         return self.decoder_norm(x)
 
-    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, D): what goes into a stack's first block, of tokens (B, T) and positions (T,) or (B, T), int64."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
@@ -101,7 +102,7 @@ class T5(nn.Module):
 
     def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, encoder_tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""
-        hidden = self._scaled(T5.forward(self, tokens, encoder_tokens, padding_mask))  # not self(...): see GPT.loss
+        hidden = self._scaled(self.forward(tokens, encoder_tokens, padding_mask))  # not self(...): see GPT.loss
         return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
@@ -109,7 +110,8 @@ class T5(nn.Module):
         return Cache([layer.mixer.new_cache(batch, max_length) for layer in self.decoder], max_length)
 
     def _scaled(self, hidden: Tensor) -> Tensor:
-        return hidden if self.output is not None or self.encoder_bias is None else hidden * self.config.hidden_size**-0.5
+        config = self.config
+        return hidden if config.untie_embeddings_and_output_weights or config.position_embedding_type != "relative" else hidden * config.hidden_size**-0.5
 
     def _head(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight

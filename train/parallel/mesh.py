@@ -3,11 +3,12 @@
 `launch` reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK); without it, or with one process, nothing of
 torch.distributed is started. All ranks stand in one grid, seen in two ways:
 
-    dense   data x context x tensor                  the weights that every rank has a share of
-    sparse  rest x expert x tensor, rest x expert = data x context           the weights of experts
+    dense   pipeline x data x context x tensor       the weights that every rank has a share of
+    sparse  pipeline x rest x expert x tensor, rest x expert = data x context     the weights of experts
 
-Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then data-parallel ones.
-Ranks that differ in their data-parallel place alone read different samples; all others of a replica read the same.
+Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then data-parallel ones;
+pipeline stages, which exchange least, stand furthest apart. Ranks that differ in their data-parallel place alone read
+different samples; all others of a replica read the same.
 """
 
 from __future__ import annotations
@@ -42,17 +43,32 @@ class ParallelConfig:
     tensor_model_parallel_size: int = option(1, "processes among which every matrix is cut", role="runtime")
     sequence_parallel: bool = option(False, "cut also what lies between the matrices, along the sequence, over the tensor-parallel processes", role="runtime")
     context_parallel_size: int = option(1, "processes among which a sequence is cut; attention gathers keys and values", role="runtime")
+    pipeline_model_parallel_size: int = option(1, "pipeline stages: processes among which the blocks are dealt out, one after the other", role="runtime")
+    num_layers_per_virtual_pipeline_stage: int | None = option(None, "interleave: every pipeline process has several stages of so many blocks each, and waits less (default: one stage)", role="runtime")
+    pipeline_schedule: Literal["1f1b", "gpipe", "zero-bubble"] = option("1f1b", "order of the stages' work: forward and backward passes in turns; all forward passes first; or turns with the gradients of weights put off to where a stage would wait", role="runtime")
     expert_model_parallel_size: int = option(1, "data- and context-parallel processes among which experts are dealt out; tokens travel to them", role="runtime")
     data_parallel_sharding: Literal["optimizer", "full"] = option("optimizer", "what is cut over data- and context-parallel processes beside the optimizer: nothing (ZeRO-1), or weights and gradients too (ZeRO-3)", role="runtime")
     distributed_timeout_minutes: int = option(10, "how long a rank waits for the others before it gives up", role="runtime")
 
     def __post_init__(self):
-        sizes = ("tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size", "distributed_timeout_minutes")
+        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size", "distributed_timeout_minutes")
         check(
             *((getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
             (
                 not self.sequence_parallel or self.tensor_model_parallel_size > 1,
                 "parallel.sequence_parallel cuts sequences over tensor-parallel processes, and there is one; give --tensor-model-parallel-size, or leave it out",
+            ),
+            (
+                self.pipeline_model_parallel_size > 1 or (self.num_layers_per_virtual_pipeline_stage is None and self.pipeline_schedule == "1f1b"),
+                "parallel.num_layers_per_virtual_pipeline_stage and parallel.pipeline_schedule say how pipeline stages work, and there is one; give --pipeline-model-parallel-size, or leave them out",
+            ),
+            (
+                self.pipeline_schedule != "zero-bubble" or self.data_parallel_sharding == "optimizer",
+                "parallel.pipeline_schedule = zero-bubble keeps whole gradients until the end of a step, and parallel.data_parallel_sharding = full cuts them in every micro-batch; leave one of them out",
+            ),
+            (
+                self.num_layers_per_virtual_pipeline_stage is None or self.num_layers_per_virtual_pipeline_stage >= 1,
+                f"parallel.num_layers_per_virtual_pipeline_stage = {self.num_layers_per_virtual_pipeline_stage} must be at least 1",
             ),
         )
 
@@ -80,9 +96,10 @@ class Mesh:
     cp: Axis = ALONE
     tp: Axis = ALONE
     ep: Axis = ALONE
+    pp: Axis = ALONE
     shards: Axis | None = None  # data x context: the ranks that cut the global batch's tokens among them
-    dense: DeviceMesh | None = None  # "shards", "tp"; None at world size 1
-    sparse: DeviceMesh | None = None  # "rest", "ep", "tp"
+    dense: DeviceMesh | None = None  # "pp", "shards", "tp"; None at world size 1
+    sparse: DeviceMesh | None = None  # "pp", "rest", "ep", "tp"
 
     def __post_init__(self):
         self.dp = self.dp or Axis(self.world_size, self.rank)
@@ -102,9 +119,11 @@ class Mesh:
 
     def sum_shards(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks that cut the global batch's tokens among them, on all ranks; in place."""
-        if self.shards.size > 1:
-            dist.all_reduce(tensor, group=self.shards.group)
-        return tensor
+        return _sum_along(self.shards, tensor)
+
+    def sum_stages(self, tensor: Tensor) -> Tensor:
+        """The sum over pipeline stages, on all of them; in place."""
+        return _sum_along(self.pp, tensor)
 
     def any(self, flag: object) -> bool:
         """Whether a flag is set on any rank; the same answer on all."""
@@ -147,6 +166,13 @@ class Mesh:
             return [value]
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def gather_stages(self, value: Any) -> list:
+        """The values of all pipeline stages (anything that pickles), in their order, on all of them."""
+        values: list = [value] * self.pp.size
+        if self.pp.size > 1:
+            dist.all_gather_object(values, value, group=self.pp.group)
         return values
 
     def leave(self) -> None:
@@ -208,40 +234,54 @@ def pretend(config: ParallelConfig, world: int) -> Iterator[Mesh]:
 
 def check_sizes(config: ParallelConfig, world: int) -> None:
     """Raises UserError where so many processes cannot be laid out like this."""
-    tensor, context, expert = config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size
-    replica = tensor * context
+    tensor, context, expert, stages = _sizes(config)
+    replica = tensor * context * stages
+    shards = world // (tensor * stages)
+    pipeline = f" x parallel.pipeline_model_parallel_size = {stages}" if stages > 1 else ""
     check(
         (
             world % replica == 0,
             f"{world} process{'es' if world > 1 else ''} cannot be cut into replicas of parallel.tensor_model_parallel_size = {tensor} x "
-            f"parallel.context_parallel_size = {context} = {replica}; start {-(-world // replica) * replica} with torchrun --nproc-per-node, or make the sizes smaller",
+            f"parallel.context_parallel_size = {context}{pipeline} = {replica}; start {-(-world // replica) * replica} with torchrun --nproc-per-node, or make the sizes smaller",
         ),
         (
-            world % replica != 0 or world // tensor % expert == 0,
-            f"parallel.expert_model_parallel_size = {expert} does not divide the {world // tensor} data- and context-parallel processes "
-            f"({world} / parallel.tensor_model_parallel_size = {tensor}); use one of {', '.join(str(n) for n in range(1, world // tensor + 1) if world // tensor % n == 0)}",
+            world % replica != 0 or shards % expert == 0,
+            f"parallel.expert_model_parallel_size = {expert} does not divide the {shards} data- and context-parallel processes "
+            f"({world} / parallel.tensor_model_parallel_size = {tensor}{pipeline.replace(' x ', ' / ', 1)}); use one of {', '.join(str(n) for n in range(1, shards + 1) if shards % n == 0)}",
         ),
     )
+
+
+def _sizes(config: ParallelConfig) -> tuple[int, int, int, int]:
+    """Tensor, context, expert, pipeline."""
+    return config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size, config.pipeline_model_parallel_size
 
 
 def _lay_out(config: ParallelConfig, rank: int, world: int, device: torch.device) -> Mesh:
     """The grid of a started torch.distributed."""
-    tensor, context, expert = config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size
-    grid = init_device_mesh(device.type, (world // (context * tensor), context, tensor), mesh_dim_names=("dp", "cp", "tp"))
-    dense = init_device_mesh(device.type, (world // tensor, tensor), mesh_dim_names=("shards", "tp"))
-    sparse = init_device_mesh(device.type, (world // (expert * tensor), expert, tensor), mesh_dim_names=("rest", "ep", "tp"))
+    tensor, context, expert, stages = _sizes(config)
+    shards = world // (tensor * stages)
+    grid = init_device_mesh(device.type, (stages, shards // context, context, tensor), mesh_dim_names=("pp", "dp", "cp", "tp"))
+    dense = init_device_mesh(device.type, (stages, shards, tensor), mesh_dim_names=("pp", "shards", "tp"))
+    sparse = init_device_mesh(device.type, (stages, shards // expert, expert, tensor), mesh_dim_names=("pp", "rest", "ep", "tp"))
     axis = lambda view, name: Axis(view[name].size(), view[name].get_local_rank(), view[name].get_group())
     return Mesh(
-        rank, world, device, dp=axis(grid, "dp"), cp=axis(grid, "cp"), tp=axis(dense, "tp"), ep=axis(sparse, "ep"),
+        rank, world, device, dp=axis(grid, "dp"), cp=axis(grid, "cp"), tp=axis(dense, "tp"), ep=axis(sparse, "ep"), pp=axis(dense, "pp"),
         shards=axis(dense, "shards"), dense=dense, sparse=sparse,
     )
+
+
+def _sum_along(axis: Axis, tensor: Tensor) -> Tensor:
+    if axis.size > 1:
+        dist.all_reduce(tensor, group=axis.group)
+    return tensor
 
 
 def _shut_down(mesh: Mesh) -> None:
     # A process group that a DeviceMesh still holds at the interpreter's exit aborts it ("terminate called without an
     # active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36 once the mesh is dropped.
     mesh.dense = mesh.sparse = None
-    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.shards = ALONE
+    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.pp = mesh.shards = ALONE
     gc.collect()
     dist.destroy_process_group()
 

@@ -32,13 +32,14 @@ from ..model.attention import Attention, CrossAttention
 from ..model.bert import Bert, MaskedHead
 from ..model.biencoder import Biencoder, Tower
 from ..model.block import FeedForward
-from ..model.layers import Embedding, Linear, ModelConfig
+from ..model.layers import Embedding, Linear, ModelConfig, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
 from ..model.retro import Encoder
 from ..model.t5 import T5
 from . import comm, context
 from .mesh import Axis, Mesh, ParallelConfig
+from .stages import check_stages, own_blocks, stages_of
 
 
 def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
@@ -61,6 +62,7 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
     unit = 2 * context_size * over_tensor if context_size > 1 else over_tensor
     factors = (["2", f"parallel.context_parallel_size = {context_size}"] if context_size > 1 else []) + ([f"parallel.tensor_model_parallel_size = {tensor}"] if over_tensor > 1 else [])
     why = " x ".join(factors) + (f" = {unit}" if len(factors) > 1 else "")
+    check_stages(parallel, model, lengths)
     check(
         *(
             (size % tensor == 0, f"parallel.tensor_model_parallel_size = {tensor} does not divide model.{name} = {size}; {remedy.get(name, 'use a size that does')}")
@@ -102,21 +104,22 @@ def dropout_place(mesh: Mesh, config: ParallelConfig) -> str:
 def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype) -> None:
     """Spreads a model, built on the meta device or whole, over the ranks, in place; nothing at world size 1.
 
-    The model must have `layers`, its blocks, and `loss`. dtype: what it computes in; what each rank keeps of a weight
-    stays as wide as it is. Gradients are summed, not averaged: the loss is already divided by the tokens of the whole
-    global batch.
+    The model must have `layers`, its blocks, and `loss`, or be a Pipeline of stages that have. dtype: what it computes
+    in; what each rank keeps of a weight stays as wide as it is. Gradients are summed, not averaged: the loss is already
+    divided by the tokens of the whole global batch.
     """
     if mesh.world_size == 1:
         return
-    if mesh.tp.size > 1:
-        _cut_matrices(model, mesh, config.sequence_parallel)
-    if mesh.tp.size > 1 or mesh.ep.size > 1:
-        _cut_experts(model, mesh)
-    if mesh.cp.size > 1:
-        _cut_sequences(model, mesh.cp)
-    if isinstance(model, Biencoder) and mesh.dp.size > 1:
-        model.gather_blocks = lambda blocks: (comm.gather(blocks, mesh.dp, 0), mesh.dp.rank * len(blocks))
-    _shard(model, mesh, config.data_parallel_sharding == "full", dtype)
+    for stage in stages_of(model):
+        if mesh.tp.size > 1:
+            _cut_matrices(stage, mesh, config.sequence_parallel)
+        if mesh.tp.size > 1 or mesh.ep.size > 1:
+            _cut_experts(stage, mesh)
+        if mesh.cp.size > 1:
+            _cut_sequences(stage, mesh.cp)
+        if isinstance(stage, Biencoder) and mesh.dp.size > 1:
+            stage.gather_blocks = lambda blocks: (comm.gather(blocks, mesh.dp, 0), mesh.dp.rank * len(blocks))
+        _shard(stage, mesh, config.data_parallel_sharding == "full", dtype)
 
 
 # Tensor and sequence parallelism
@@ -176,11 +179,15 @@ def _placement(module: nn.Module, name: str) -> Placement:
 
 
 def _join_states(model: nn.Module, tp: Axis, sequence_parallel: bool) -> None:
-    """The last hidden states are whole on every rank; those of an encoder (T5's, Retro's) go to many parts at once, and are gathered for all of them."""
+    """The last hidden states are whole on every rank; those of an encoder (T5's, Retro's) go to many parts at once, and are gathered for all of them.
+
+    From one pipeline stage to the next states go as they are.
+    """
     enter = functools.partial(comm.gather, axis=tp, dim=1) if sequence_parallel else functools.partial(comm.copy, axis=tp)
     for norm in [model.encoder_norm] if isinstance(model, T5) else [module.norm for module in model.modules() if isinstance(module, Encoder)]:
-        norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
-    if sequence_parallel:
+        if isinstance(norm, Norm):  # and not another stage's
+            norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
+    if sequence_parallel and getattr(model, "is_last", True):
         last = model.decoder_norm if isinstance(model, T5) else model.layers[-1] if model.config.post_norm else model.norm
         last.register_forward_hook(lambda _module, _inputs, states: comm.gather_same(states, tp, 1))
 
@@ -356,7 +363,7 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
         for module in list(model.modules()):
             if isinstance(module, Experts):
                 fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["rest"]}))
-    for layer in model.layers:
+    for layer in own_blocks(model):
         fully_shard(layer, reshard_after_forward=full, **how)
     fully_shard(model, reshard_after_forward=False, **how)  # its own weights begin the forward pass and end it
     for method in ("loss", "embed") if isinstance(model, Biencoder) else ("loss",):
@@ -376,6 +383,22 @@ def synchronise_gradients(model: nn.Module, last: bool) -> None:
         model.set_requires_gradient_sync(last or model.sharded_fully)
         model.set_reshard_after_backward(last or model.sharded_fully)
         model.set_is_last_backward(last)
+
+
+def finish_gradients(model: nn.Module, last: bool) -> None:
+    """After gradients that no backward pass of the model has made (a pipeline puts them off): what fully_shard does at its end.
+
+    There is no public call for it; torch.distributed.pipelining reaches for the same (stage.py, perform_reduce_grad).
+    """
+    synchronise_gradients(model, last)
+    state = fully_shard.state(model)
+    for each in state._state_ctx.all_states:
+        groups = each._fsdp_param_groups if hasattr(each, "_fsdp_param_groups") else [each._fsdp_param_group]  # since torch 2.13, and before
+        for group in groups:
+            if group is not None:
+                group.post_backward()
+    if last:
+        state._root_post_backward_final_callback()
 
 
 def reshard(model: nn.Module) -> None:
