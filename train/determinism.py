@@ -10,7 +10,6 @@ when CUDA starts, what the user has set himself is refused where it contradicts,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -31,8 +30,8 @@ def give_blocks_seeds(model: nn.Module) -> None:
 
     Not a biencoder's, through whose blocks a micro-batch goes twice.
     """
-    drops = any(getattr(model.config, field.name) for field in dataclasses.fields(model.config) if field.name.endswith("_dropout"))
-    if not drops or model.config.family == "ict":
+    config = model.config
+    if not (config.hidden_dropout or config.attention_dropout or config.retro_add_retriever) or config.family == "ict":
         return
     for index, block in enumerate(model.layers):
         block.register_forward_pre_hook(functools.partial(_draw_for, index + 1))
