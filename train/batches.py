@@ -9,8 +9,9 @@ the same samples, and context-parallel ones keep their tokens of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..indexed.gpt import BlendedDataset, DataConfig, Dataset, GPTDataset, build
 from ..indexed.ict import IctConfig, build_ict_datasets
 from ..indexed.instruct import InstructConfig, QuestionDataset, build_instruct_datasets
 from ..indexed.masked import BertConfig, SentenceSamples, T5Config, build_bert_datasets, build_t5_datasets
+from ..indexed.neighbors import SampleNeighbors
 from ..indexed.remote import is_remote
 from ..tokenizer import Tokenizer
 from .model.attention import Documents
@@ -34,6 +36,8 @@ from .parallel.mesh import Mesh
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig(T5Config, IctConfig, InstructConfig):
     """The data settings of training: those of every family, and those that only the samples of some have."""
+
+    retro_project_dir: str | None = option(None, "Retro: the neighbours of the samples, as `mt retro neighbors` made them", role="input")
 
     def __post_init__(self):
         DataConfig.__post_init__(self)  # the rest is checked where such samples are built
@@ -55,6 +59,28 @@ def build_samples(model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, 
 def _of_family(kind: type[DataConfig], data: SampleConfig, **more) -> DataConfig:
     """The settings that a family's samples have, checked."""
     return kind(**{f.name: getattr(data, f.name) for f in dataclasses.fields(kind) if f.name not in more}, **more)
+
+
+Neighbors = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # indices of B samples -> MicroBatch's neighbors and neighbor_mask
+
+
+def open_neighbors(model: ModelConfig, data: SampleConfig, dataset: Dataset | None) -> Neighbors | None:
+    """What looks up the neighbours of a dataset's samples; None where none are read, or there is no dataset.
+
+    A Retro that is tuned on questions reads passages as text, and nothing beside (Wang et al. 2023, section 4.2).
+
+    Raises UserError where they are not there, or do not fit the model or the dataset.
+    """
+    if not model.retro_add_retriever or data.data_folder is not None or dataset is None:
+        return None
+    directory = data.retro_project_dir
+    if directory is None:
+        raise UserError("model.retro_add_retriever needs the neighbours of the samples: give --retro-project-dir, the output of `mt retro neighbors` with the same data settings")
+    found = SampleNeighbors(directory, dataset)
+    if found.chunk_length != model.retro_chunk_length:
+        raise UserError(f"{directory}: has neighbours of chunks of {found.chunk_length} tokens, and model.retro_chunk_length = {model.retro_chunk_length}; give --retro-chunk-length {found.chunk_length}")
+    found.tokens(0, model.retro_num_neighbors)  # that so many are kept is found out now
+    return functools.partial(found.tokens, k=model.retro_num_neighbors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +125,15 @@ class MicroBatch:
 
 
 class Batches:
-    """This rank's share of a dataset's global batches. eod: the token that ends documents, which `packing` goes by."""
+    """This rank's share of a dataset's global batches.
 
-    def __init__(self, dataset: Dataset, *, micro_batch_size: int, vocab_size: int, mesh: Mesh, packing: PackingConfig, eod: int | None):
+    eod: the token that ends documents, which `packing` goes by. neighbors: what looks up those of Retro's samples.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, micro_batch_size: int, vocab_size: int, mesh: Mesh, packing: PackingConfig, eod: int | None, neighbors: Neighbors | None = None,
+    ):
+        self.neighbors = neighbors
         self.dataset, self.micro_batch_size, self.vocab_size, self.mesh = dataset, micro_batch_size, vocab_size, mesh
         self.packing, self.eod = packing, eod
 
@@ -124,10 +156,16 @@ class Batches:
 
     def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
         start = consumed + index * self.micro_batch_size
-        samples = self.dataset.batch(np.arange(start, start + self.micro_batch_size))
-        if not isinstance(samples, dict):
-            return self._causal(index, samples)
-        return self._answers(index, samples) if "answer_mask" in samples else self._masked(index, samples)
+        indices = np.arange(start, start + self.micro_batch_size)
+        samples = self.dataset.batch(indices)
+        if isinstance(samples, dict):
+            return self._answers(index, samples) if "answer_mask" in samples else self._masked(index, samples)
+        micro = self._causal(index, samples)
+        if self.neighbors is None:
+            return micro
+        tokens, mask = self.neighbors(indices)
+        _check_range(tokens, self.vocab_size)
+        return dataclasses.replace(micro, neighbors=self._to_device(tokens), neighbor_mask=self._to_device(mask))
 
     def _causal(self, index: int, samples: np.ndarray) -> MicroBatch:
         """samples: (B, T + 1) int64."""

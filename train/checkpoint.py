@@ -27,7 +27,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -197,6 +197,8 @@ def named_tensors(model: nn.Module, weights: Mapping[str, Tensor] | None = None,
     tensors = {f"model.{name}": p.detach() for name, p in weights.items()}
     tensors |= {f"model.{name}": b for name, b in _buffers(model).items()}
     for name, weight in weights.items() if optimizer is not None else ():
+        if not weight.requires_grad:  # frozen: it has none
+            continue
         state = optimizer.state[weight]
         for moment in moments(optimizer):
             if state.get(moment) is None:
@@ -324,17 +326,20 @@ def find(path: str | Path, step: int | None = None) -> Path:
 
 def load(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, mesh: Mesh | None = None, *,
-    weights: Mapping[str, Tensor] | None = None, part: bool = False,
+    weights: Mapping[str, Tensor] | None = None, part: bool = False, beyond: Callable[[str], bool] | None = None,
 ) -> Progress:
     """Fills a model and, if given, its optimizer from a step directory written at any layout; returns its progress.
 
-    weights: see named_tensors. part: whether the checkpoint may hold weights that the model lacks. Raises UserError when the checkpoint is of another shape, or has no moments for the optimizer.
+    weights: see named_tensors. part: whether the checkpoint may hold weights that the model lacks. beyond: tells by the
+    name which weights of the model the checkpoint lacks; they stay as they are. Raises UserError when the checkpoint is of another shape, or has no moments for the optimizer.
     """
     state = {} if is_foreign(path) else manifest.read_json(path / "state.json")
-    check_shapes(path, model, part=part)
+    check_shapes(path, model, part=part, beyond=beyond)
     if optimizer is not None and (missing := [m for m in moments(optimizer) if m not in held_moments(path)]):
         raise UserError(f"{path}: has no {missing[0]} for the optimizer; give --no-load-optim to begin with new moments")
     tensors = named_tensors(model, weights, optimizer)
+    if beyond is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not beyond(name)}
     with one_process_is_fine():
         dcp.load(tensors, storage_reader=reader(path, model.config), no_dist=mesh is None or mesh.world_size == 1)
     progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
@@ -363,11 +368,11 @@ def position(path: Path) -> tuple[dict, int] | None:
     return state["data"], state["consumed_samples"]
 
 
-def check_shapes(path: Path, model: nn.Module, *, part: bool = False) -> None:
-    """Raises UserError, with the first difference, where a step directory holds another model's weights. part: see load."""
+def check_shapes(path: Path, model: nn.Module, *, part: bool = False, beyond: Callable[[str], bool] | None = None) -> None:
+    """Raises UserError, with the first difference, where a step directory holds another model's weights. part, beyond: see load."""
     held = reader(path, model.config).read_metadata().state_dict_metadata
     held = {name.removeprefix("model."): tuple(m.size) for name, m in held.items() if name.startswith("model.")}
-    wanted = {name: tuple(p.shape) for name, p in [*model.named_parameters(), *_buffers(model).items()]}
+    wanted = {name: tuple(p.shape) for name, p in [*model.named_parameters(), *_buffers(model).items()] if beyond is None or not beyond(name)}
     for name in [*wanted, *(held if not part else ())]:
         if held.get(name) != wanted.get(name):
             there, here = (f"{shapes[name]}" if name in shapes else "absent" for shapes in (held, wanted))

@@ -21,6 +21,7 @@ from .guard import GuardConfig
 from .metrics import LogConfig
 from .model.build import build_model
 from .model.layers import ModelConfig
+from .model.retro import is_retrieval
 from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig
 from .precision import PrecisionConfig
@@ -39,6 +40,7 @@ class LoopConfig:
     train_samples: int | None = option(None, "length of the run in samples")
     eval_interval: int = option(1000, "steps from one validation to the next; the last step is always followed by one")
     eval_iters: int = option(10, "global batches of a validation, the same ones each time; 0 for none")
+    retro_freeze_decoder: bool = option(False, "Retro: train what reads neighbours alone, and leave the GPT of --load as it is")
     compile: Literal["auto", "always", "never"] = option("auto", "torch.compile for the model's blocks; auto: on GPUs, in runs that are long enough to win back its time")
     deterministic_mode: bool = option(False, "the same command gives the same numbers to the last bit, on GPUs too")
 
@@ -78,6 +80,7 @@ class TrainConfig:
     world_size: int | None = option(None, "processes of the job that is planned, or tried by --dry-run; those of a run are torchrun's", role="runtime")
 
     def __post_init__(self):
+        check(*self._retro_rules())
         lengths = lengths_of(self, self.model)
         positions = self.model.max_position_embeddings or self.data.seq_length
         check(
@@ -102,6 +105,33 @@ class TrainConfig:
                 f"documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for model.family = gpt, not {self.model.family}; leave them out",
             ),
         )
+
+    def _retro_rules(self) -> list[tuple[bool, str]]:
+        model, m = self.model, self.model.retro_chunk_length
+        if not model.retro_add_retriever:
+            return [
+                (self.data.retro_project_dir is None, "data.retro_project_dir is read by models that retrieve; give --retro-add-retriever too, or leave it out"),
+                (not self.train.retro_freeze_decoder, "train.retro_freeze_decoder would leave nothing to train; give --retro-add-retriever too, or leave it out"),
+            ]
+        positions = model.max_position_embeddings or self.data.seq_length
+        return [
+            (
+                not self.train.retro_freeze_decoder or self.checkpoint.load is not None,
+                "train.retro_freeze_decoder needs a GPT that has learned: give --load with --finetune, or leave it out",
+            ),
+            (
+                self.data.seq_length % m == 0 or self.data.data_folder is not None,
+                f"data.seq_length = {self.data.seq_length} is not a multiple of model.retro_chunk_length = {m}; use {self.data.seq_length // m * m or m} or {(self.data.seq_length // m + 1) * m}",
+            ),
+            (
+                model.position_embedding_type != "learned" or 2 * m <= positions,
+                f"model.max_position_embeddings = {positions} is less than a neighbour's 2 x model.retro_chunk_length = {2 * m} tokens; raise it",
+            ),
+            (
+                not (self.packing.any() or self.fim.fim_rate),
+                "model.retro_add_retriever: neighbours are those of a sample's plain tokens; leave out --reset-..., --eod-mask-loss and fill-in-the-middle",
+            ),
+        ]
 
 
 def lengths_of(config: TrainConfig, model: ModelConfig) -> dict[str, int]:
@@ -181,9 +211,12 @@ def check_source(source: Path, config: TrainConfig, course: Course, shape: Model
             raise UserError(f"{source}: holds a BERT, whose weights both towers can begin with; give --finetune to say so")
         checkpoint.check_shapes(source, model.query.bert, part=True)
         return
-    checkpoint.check_shapes(source, model)
+    fitting = is_gpt_for(source, shape)
+    if fitting and not config.checkpoint.finetune:
+        raise UserError(f"{source}: holds a GPT without retrieval, which Retro can begin with; give --finetune to say so")
+    checkpoint.check_shapes(source, model, beyond=is_retrieval if fitting else None)
     held_model = checkpoint.saved_settings(source).model
-    names = [f.name for f in dataclasses.fields(shape) if f.name not in (*ELSEWHERE, "max_position_embeddings")]
+    names = [f.name for f in dataclasses.fields(shape) if f.name not in (*ELSEWHERE, "max_position_embeddings") and not (fitting and f.name.startswith("retro_"))]
     changed = [f"{n} {getattr(held_model, n)} there, {getattr(shape, n)} here" for n in names if getattr(held_model, n) != getattr(shape, n)]
     if changed:
         print(f"mt: {source}: is of a model with other settings ({'; '.join(changed)}); those here count", file=sys.stderr)
@@ -199,6 +232,11 @@ def check_source(source: Path, config: TrainConfig, course: Course, shape: Model
         raise UserError(f"{source}: has already seen {consumed:,} samples, and this run ends at {course.total_samples:,}; make it longer, or give --finetune to start counting anew")
     if held["order"] != data["order"]:
         print(f"mt: {source}: this run draws another number of samples, so that their order from here on is not that of the earlier run", file=sys.stderr)
+
+
+def is_gpt_for(source: Path, model: ModelConfig) -> bool:
+    """Whether --load holds a model without retrieval where one that retrieves is to be trained."""
+    return model.retro_add_retriever and not checkpoint.saved_settings(source).model.retro_add_retriever
 
 
 def is_bert_for(source: Path, model: ModelConfig) -> bool:

@@ -64,7 +64,10 @@ def dry_run(config: TrainConfig) -> dict:
 def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
-        model = build_model(dataclasses.replace(shape, hidden_dropout=0.0, attention_dropout=0.0))  # masks change no shape
+        dropouts = ("hidden_dropout", "attention_dropout", *(("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout") if shape.retro_add_retriever else ()))
+        model = build_model(dataclasses.replace(shape, **dict.fromkeys(dropouts, 0.0)))  # masks change no shape
+    if config.train.retro_freeze_decoder:
+        model.freeze_gpt()
     parameters = sum(p.numel() for p in model.parameters())
     recompute(model, config.recompute)
     if mesh.tp.size == 1:
@@ -113,4 +116,7 @@ def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBa
         return MicroBatch(0, tokens, None, mask[:, 0], padding_mask=present, encoder_tokens=labels, encoder_padding_mask=present)
     if shape.family == "bert":
         return MicroBatch(0, tokens, labels, mask, token_types=tokens, padding_mask=present, swapped=torch.empty(B, dtype=torch.int64))
+    if shape.retro_add_retriever:
+        neighbors = torch.empty(B, T // shape.retro_chunk_length, shape.retro_num_neighbors, 2 * shape.retro_chunk_length, dtype=torch.int64)
+        return MicroBatch(0, tokens, labels, mask, neighbors=neighbors, neighbor_mask=neighbors > 0)
     return cut(MicroBatch(0, tokens, labels, mask), mesh.cp)

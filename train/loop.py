@@ -24,7 +24,7 @@ from .. import manifest
 from ..config import Failure, UserError
 from ..tokenizer import load as load_tokenizer
 from . import checkpoint
-from .batches import Batches, MicroBatch, identity, unigram_entropy
+from .batches import Batches, MicroBatch, identity, open_neighbors, unigram_entropy
 from .checkpoint import Progress, Saver
 from .contrastive import batch_loss, contrastive_backward, start_from_bert
 from .course import (
@@ -34,6 +34,7 @@ from .course import (
     claim,
     find_source,
     is_bert_for,
+    is_gpt_for,
     lengths_of,
     load_datasets,
     plot_course,
@@ -55,6 +56,7 @@ from .model.attention import attention_backend
 from .model.biencoder import Biencoder
 from .model.build import build_model
 from .model.layers import ModelConfig, initialize, resolve
+from .model.retro import is_retrieval
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
 from .parallel.mesh import Mesh, launch
 from .parallel.pipeline import Pipeline
@@ -106,6 +108,7 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
         print(f"mt: attention is computed by {attention}", file=sys.stderr)
     source = mesh.broadcast(mesh.on_main(lambda: find_source(config.checkpoint)))
     train_data, valid_data = load_datasets(config, course, tokenizer, mesh)
+    neighbors = [open_neighbors(shape, config.data, dataset) for dataset in (train_data, valid_data)]
     entropy = mesh.on_main(lambda: unigram_entropy(train_data, shape.vocab_size))
     resolved = dataclasses.replace(config, model=shape)
     if source is not None:
@@ -118,7 +121,7 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     if mesh.broadcast(run is not None and run.finished):
         return run.manifest if run is not None else None
     try:
-        trainer = Trainer(resolved, course, mesh, tokenizer, train_data, valid_data, source)
+        trainer = Trainer(resolved, course, mesh, tokenizer, train_data, valid_data, source, neighbors)
         complete = trainer.fit(began)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -147,8 +150,8 @@ def _count_parameters(shape: ModelConfig) -> int:
 class Trainer:
     """A model, its optimizer, its data, and how far it has come."""
 
-    def __init__(self, config: TrainConfig, course: Course, mesh: Mesh, tokenizer, train_data, valid_data, source: Path | None):
-        """config: resolved. source: the step directory of --load."""
+    def __init__(self, config: TrainConfig, course: Course, mesh: Mesh, tokenizer, train_data, valid_data, source: Path | None, neighbors=(None, None)):
+        """config: resolved. source: the step directory of --load. neighbors: of train_data and of valid_data, for Retro."""
         self.config, self.course, self.mesh = config, course, mesh
         self.folder = Path(config.checkpoint.save)
         data = identity(train_data, config.data)
@@ -156,15 +159,15 @@ class Trainer:
             "micro_batch_size": config.train.micro_batch_size, "vocab_size": config.model.vocab_size,
             "mesh": mesh, "packing": config.packing, "eod": tokenizer.eod,
         }
-        self.batches = Batches(train_data, **how)
-        self.valid_batches = Batches(valid_data, **how) if valid_data is not None else None
+        self.batches = Batches(train_data, neighbors=neighbors[0], **how)
+        self.valid_batches = Batches(valid_data, neighbors=neighbors[1], **how) if valid_data is not None else None
         if mesh.device.type == "cpu":
             use_fast_float32_products()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
         own = mesh.broadcast(mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
         flops = sample_flops.full * course.total_samples / mesh.world_size
-        self.model, self.weights = _build(config, mesh, flops, filled=own is None and source is None)
+        self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_gpt_for(source, config.model)))
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
@@ -188,6 +191,10 @@ class Trainer:
             return Progress()
         if is_bert_for(source, self.config.model):
             start_from_bert(source, self.model, self.weights.by_name, self.mesh)
+            self.weights.refresh()
+            return Progress()
+        if is_gpt_for(source, self.config.model):
+            checkpoint.load(source, self.model, None, self.mesh, weights=self.weights.by_name, beyond=is_retrieval)
             self.weights.refresh()
             return Progress()
         progress = self._load(source, moments=not (settings.finetune or settings.no_load_optim))
@@ -369,6 +376,8 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
     dtype, parallel = config.precision.dtype, config.parallel
     with torch.device("meta"):
         model = build_model(config.model)
+    if config.train.retro_freeze_decoder:
+        model.freeze_gpt()
     give_blocks_seeds(model)
     if mesh.pp.size > 1:
         model = Pipeline(model, mesh, parallel, lengths_of(config, config.model), dtype)

@@ -97,6 +97,7 @@ def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
 
 def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over weights by name; matrices decay, vectors and biases do not (a stack of experts' biases is a matrix)."""
+    weights = {name: p for name, p in weights.items() if p.requires_grad}
     free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
     groups = [
         {"params": [p for name, p in weights.items() if name not in free], "weight_decay": config.weight_decay, "decays": True},

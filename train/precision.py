@@ -55,16 +55,17 @@ class Weights:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         """Turns the model's weights to `dtype`, in place. Sharded models keep their own: fully_shard does the same for them."""
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        named = dict(model.named_parameters())
         self._share = getattr(model, "share_weights", lambda: None)  # of a pipeline, whose stages have copies of each other's
         self._copies: list[Tensor] = []
         if dtype == torch.float32:
             self.by_name = named
             return
-        self.by_name = {name: nn.Parameter(p.detach()) for name, p in named.items()}
+        self.by_name = {name: nn.Parameter(p.detach(), requires_grad=p.requires_grad) for name, p in named.items()}
         for name, parameter in named.items():
             parameter.data = parameter.data.to(dtype)
-            parameter.register_post_accumulate_grad_hook(_add_to(self.by_name[name]))
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_add_to(self.by_name[name]))
             self._copies.append(parameter.detach())
 
     def __iter__(self):

@@ -97,6 +97,11 @@ class Retro(GPT):
                 own.memory = layer.cross.new_memory(batch, self.config.retro_num_neighbors * 2 * self.config.retro_chunk_length)
         return RetroCache(cache, self.config, self.embedding.weight.new_zeros(batch, self.config.retro_chunk_length, self.config.hidden_size))
 
+    def freeze_gpt(self) -> None:
+        """Leaves only what reads neighbours to be trained."""
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(is_retrieval(name))
+
     def _look_up(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
         """Neighbours (n, k, r) and their mask, of chunks (n, m)."""
         tokens, mask = self.retrieve(chunks.cpu().numpy())
