@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import typing
 from pathlib import Path
 
@@ -45,7 +46,8 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("retro", "neighbors"): ("retro.samples", "neighbors", "the nearest chunks of every sample that a training run will draw"),
     ("retro", "query"): ("retro.query", "query", "the nearest chunks of a text"),
     ("retro", "embed-blocks"): ("retro.evidence", "embed_blocks", "blocks of text, embedded by a biencoder, and an index of them by inner product"),
-    ("train",): ("train.loop", "train", "train a model; torchrun starts many processes"),
+    ("train",): ("train.loop", "train", "train a model; `mt launch` or torchrun starts many processes"),
+    ("launch",): ("train.parallel.launcher", "launch", "many processes by torchrun's flags, started again where they fail: mt launch --nproc-per-node 8 train ..."),
     ("plan",): ("train.plan", "plan", "what a training run takes on many GPUs, and the layouts that fit, before it runs"),
     ("eval", "lambada"): ("eval.tasks", "lambada", "last-word accuracy and perplexity"),
     ("eval", "wikitext"): ("eval.tasks", "wikitext", "token, word and byte perplexity of a text"),
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command(arguments)
     except (UserError, Failure) as error:
-        code = _say(error, error.exit_code)
+        code = error.exit_code if _another_rank_says_it(error) else _say(error, error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `mt ... | head` is no error
         code = 0
@@ -166,6 +168,9 @@ def command(arguments: list[str]) -> int:
     """Runs one command line; returns its exit code."""
     path, rest = _split(arguments)
     if path is None:
+        return 0
+    if path == ("launch",):  # whose arguments are another command's too
+        verb(path)[0](rest)
         return 0
     as_json = "--json" in rest
     summary = call(path, [a for a in rest if a != "--json"])
@@ -372,6 +377,19 @@ def _say(message, code: int) -> int:
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}mt: {message}{plain}", file=sys.stderr)
     return code
+
+
+def _another_rank_says_it(error: UserError | Failure) -> bool:
+    """Whether this is one of torchrun's processes and not the one to speak.
+
+    All ranks find most mistakes, and rank 0 says them at once; then torchrun ends the others. Where it does not, because
+    rank 0 has found none, they have waited long enough to say their own.
+    """
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if rank != 0 and error.exit_code < 128:
+        time.sleep(10 if local_rank else 5)
+        return False
+    return rank != 0  # a signal, which all have heard of
 
 
 def _system(error: OSError) -> str | None:

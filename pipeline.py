@@ -5,11 +5,11 @@
       clean:  {run: data clean, input: my/*.jsonl, preset: fineweb}
       dedup:  {run: data dedup, input: "${clean}"}
       tokens: {run: data tokenize, input: "${dedup}", vocab_file: v.json, merge_file: m.txt, append_eod: true}
-      train:  {run: train, data.data_path: "${tokens}_text_document", train.train_iters: 1000, launch: torchrun --nproc_per_node=8}
+      train:  {run: train, data.data_path: "${tokens}_text_document", train.train_iters: 1000, launch: mt launch --nproc-per-node 8}
 
 A stage is a command of mt (`run`) with its settings, spelled as in that command's `--config` file. Its output goes to
 `<run_dir>/<stage>` unless it says otherwise; `${stage}` stands for it and `${run_dir}` for the directory of all.
-`launch` puts a launcher (torchrun, srun) before the command. The manifest of each stage carries a key made of its settings and of the keys of what it read, so a stage is
+`launch` puts a launcher (mt launch, torchrun, srun) before the command. The manifest of each stage carries a key made of its settings and of the keys of what it read, so a stage is
 run again exactly when one of its own settings or a stage before it changed, and a killed pipeline goes on where it was.
 """
 

@@ -58,6 +58,7 @@ from .model.build import build_model
 from .model.layers import ModelConfig, initialize, resolve
 from .model.retro import is_retrieval
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
+from .pace import Pace
 from .parallel.mesh import Mesh, launch
 from .parallel.pipeline import Pipeline
 from .parallel.sharding import (
@@ -168,6 +169,7 @@ class Trainer:
         own = mesh.broadcast(mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
         flops = sample_flops.full * course.total_samples / mesh.world_size
         self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_gpt_for(source, config.model)))
+        self.pace = Pace(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
@@ -245,6 +247,7 @@ class Trainer:
     def step(self, batch: list[MicroBatch]) -> float:
         """One update of the weights from this rank's share of a global batch; returns the gradient's norm before clipping."""
         progress, size = self.progress, self.course.batch_size.at(self.progress.consumed_samples)
+        self.mesh.doing = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
         set_rates(self.optimizer, self.course.learning_rate.at(counted), self.course.weight_decay.at(counted))
         result, num_tokens = self.compute(batch)
@@ -331,7 +334,7 @@ class Trainer:
     def write_log(self, grad_norm: float) -> None:
         progress, pending = self.progress, self.progress.pending_losses
         loss = sum(pending) / len(pending) if pending else None
-        rates = self.rates.take()
+        rates = {**self.pace.take(progress.step, self.rates.seconds, self.rates.waited), **self.rates.take()}
         groups = self.optimizer.param_groups
         shares = {layer: share for stage in self.mesh.gather_stages(self.shares) for layer, share in stage.items()} if self.config.model.num_experts else {}
         if self.log is not None:
@@ -350,6 +353,7 @@ class Trainer:
     def validate(self) -> None:
         """The loss per token on the first samples of the validation split, the same ones each time."""
         self.model.eval()
+        self.mesh.doing = f"validation after step {self.progress.step}"
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
@@ -362,6 +366,7 @@ class Trainer:
             self.log.validation(self.progress.step, loss / tokens)
 
     def save(self) -> None:
+        self.mesh.doing = f"the checkpoint of step {self.progress.step}"
         if self.log is not None:
             self.log.flush()
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)

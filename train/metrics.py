@@ -13,6 +13,7 @@
     flops_per_second, mfu       by full attention (flops.py), and that as a share of the device's peak, on one device
     mfu_causal                  the same with half of causal attention's FLOPs
     memory_bytes                largest so far: of a GPU what torch held, else the process's
+    block_seconds, slowest, slow of several ranks: pace.py
 
 and {"step", "valid_loss"} for every validation. A run that is resumed cuts it back to its checkpoint's step, so that it
 reads as if nothing had happened, but for what depends on time and memory.
@@ -87,7 +88,7 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
 
     def _points(self, step: int, values: dict) -> None:
-        flat = {name: value for name, value in values.items() if isinstance(value, int | float) and name not in ("samples", "tokens", "seconds")}
+        flat = {name: value for name, value in values.items() if isinstance(value, int | float) and name not in ("samples", "tokens", "seconds", "slowest")}
         flat |= {f"experts/{layer}": load for layer, load in (values.get("experts") or {}).items()}
         if self._board is not None:
             for name, value in flat.items():

@@ -52,7 +52,7 @@ def _tree(corpus: str, save: Path, **settings) -> dict:
 
 
 GROUPS = {
-    "parallel": ("tensor_model_parallel_size", "sequence_parallel", "context_parallel_size", "expert_model_parallel_size", "data_parallel_sharding", "pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage", "pipeline_schedule"),
+    "parallel": ("tensor_model_parallel_size", "sequence_parallel", "context_parallel_size", "expert_model_parallel_size", "data_parallel_sharding", "pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage", "pipeline_schedule", "distributed_timeout_minutes"),
     "model": ("num_layers", "hidden_size", "hidden_dropout", "attention_dropout", "vocab_size", "max_position_embeddings", "num_attention_heads", "num_experts", "moe_router_enable_expert_bias", "moe_router_score_function"),
     "data": ("seq_length", "data_path", "seed", "split"),
     "tokenizer": ("tokenizer_vocab_size",),

@@ -19,7 +19,7 @@ from mt.train.loop import train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-RATES = ("seconds", "tokens_per_second", "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes")
+RATES = ("seconds", "tokens_per_second", "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes", "block_seconds", "slowest", "slow")
 
 
 def lines(save):

@@ -232,10 +232,10 @@ def test_the_example_of_gpt3_is_a_job_that_can_start():
     assert planned["given"]["fits"]
 
 
-STAND_INS = {  # for Slurm's commands and torchrun; the last one ends well at its third attempt, or when it is told to
+STAND_INS = {  # for Slurm's commands and mt; the last one ends well at its third attempt, or when it is told to
     "scontrol": 'echo "scontrol $*" >> "$RECORD"; echo here',
     "srun": 'shift; "$@" & trap "kill -TERM $!" TERM; wait $!; wait $!',
-    "torchrun": 'echo "torchrun $*" >> "$RECORD"; [ "$(grep -c ^torchrun "$RECORD")" -lt "$LASTS_FROM" ] && exit 1; trap "echo saved >> $RECORD; exit 143" TERM; echo running >> "$RECORD"; for i in $(seq 200); do sleep 0.02; [ -n "$ENDS" ] && exit 0; done',
+    "mt": 'echo "mt $*" >> "$RECORD"; [ -n "$MISTAKE" ] && echo 2 > "$FINAL_EXIT_CODE"; [ "$(grep -c ^mt "$RECORD")" -lt "$LASTS_FROM" ] && exit 1; trap "echo saved >> $RECORD; exit 143" TERM; echo running >> "$RECORD"; for i in $(seq 200); do sleep 0.02; [ -n "$ENDS" ] && exit 0; done',
 }
 
 
@@ -247,8 +247,8 @@ def job(tmp_path):
         (tmp_path / name).chmod(0o755)
     record = tmp_path / "record"
     script = Path(__file__).parents[2] / "examples/slurm/train.sbatch"
-    base = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "ENDS": "", "LASTS_FROM": "1"}
-    return lambda **values: (subprocess.Popen(["bash", str(script), "run.yaml", "--lr", "1"], env=base | values, stdout=subprocess.DEVNULL), record)
+    base = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "ENDS": "", "MISTAKE": "", "LASTS_FROM": "1"}
+    return lambda **values: (subprocess.Popen(["bash", str(script), "run.yaml", "--lr", "1"], env=base | values, stdout=subprocess.DEVNULL, cwd=tmp_path), record)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -260,17 +260,24 @@ def test_a_slurm_job_saves_and_goes_back_into_the_queue(job, number):
     assert process.wait() == 0
     lines = record.read_text().splitlines()
     assert lines[-2:] == ["saved", "scontrol requeue 7"]
-    assert lines[1].endswith("--rdzv-endpoint here:29500 -m mt train --config run.yaml --lr 1")
+    assert lines[1].endswith("--rdzv-endpoint here:29500 train --config run.yaml --lr 1")
 
 
 def test_a_slurm_job_tries_again_what_failed_and_ends_when_it_is_done(job):
     process, record = job(LASTS_FROM="3", ENDS="yes")
     assert process.wait() == 0
-    assert sum(line.startswith("torchrun") for line in record.read_text().splitlines()) == 3
+    assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 3
     assert "requeue" not in record.read_text()
+
+
+def test_a_slurm_job_does_not_try_a_mistake_again(job, tmp_path):
+    process, record = job(LASTS_FROM="9", MISTAKE="yes")
+    assert process.wait() == 2
+    assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 1
+    assert not list(tmp_path.glob(".mt-final*"))
 
 
 def test_a_slurm_job_gives_up_with_the_exit_code_of_its_last_attempt(job):
     process, record = job(LASTS_FROM="9", RETRIES="1")
     assert process.wait() == 1
-    assert sum(line.startswith("torchrun") for line in record.read_text().splitlines()) == 2
+    assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 2

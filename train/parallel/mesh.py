@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from ...config import Failure, UserError, check, option
+from .watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,13 @@ class ParallelConfig:
     pipeline_schedule: Literal["1f1b", "gpipe", "zero-bubble"] = option("1f1b", "order of the stages' work: forward and backward passes in turns; all forward passes first; or turns with the gradients of weights put off to where a stage would wait", role="runtime")
     expert_model_parallel_size: int = option(1, "data- and context-parallel processes among which experts are dealt out; tokens travel to them", role="runtime")
     data_parallel_sharding: Literal["optimizer", "full"] = option("optimizer", "what is cut over data- and context-parallel processes beside the optimizer: nothing (ZeRO-1), or weights and gradients too (ZeRO-3)", role="runtime")
-    distributed_timeout_minutes: int = option(10, "how long a rank waits for the others before it gives up", role="runtime")
+    distributed_timeout_minutes: float = option(10.0, "how long a rank waits for the others; who has not come then is named, and the job ends", role="runtime")
 
     def __post_init__(self):
-        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size", "distributed_timeout_minutes")
+        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size")
         check(
             *((getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
+            (self.distributed_timeout_minutes > 0, f"parallel.distributed_timeout_minutes = {self.distributed_timeout_minutes} must be above 0"),
             (
                 not self.sequence_parallel or self.tensor_model_parallel_size > 1,
                 "parallel.sequence_parallel cuts sequences over tensor-parallel processes, and there is one; give --tensor-model-parallel-size, or leave it out",
@@ -100,6 +102,7 @@ class Mesh:
     shards: Axis | None = None  # data x context: the ranks that cut the global batch's tokens among them
     dense: DeviceMesh | None = None  # "pp", "shards", "tp"; None at world size 1
     sparse: DeviceMesh | None = None  # "pp", "rest", "ep", "tp"
+    doing: str = "its start"  # what this rank works at, for who must say where it hangs
 
     def __post_init__(self):
         self.dp = self.dp or Axis(self.world_size, self.rank)
@@ -186,6 +189,7 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         check_sizes(config, world)
+        check((world == 1 or os.environ.get("MASTER_PORT") != "0", "torchrun --master-port 0: processes cannot find each other at port 0; leave it out, or give --standalone"))
     except UserError:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
@@ -198,19 +202,26 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     if world == 1:
         yield Mesh(0, 1, device)
         return
-    timeout = datetime.timedelta(minutes=config.distributed_timeout_minutes)
+    limit = 60 * config.distributed_timeout_minutes
+    # Torch's own timeout ends a job that is not watched any more, without a name.
+    timeout = datetime.timedelta(seconds=1.25 * limit + 30)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "200")  # of the last collectives, which Watch reads
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
     mesh = _lay_out(config, dist.get_rank(), world, device)
+    watch = Watch(mesh.rank, world, limit, lambda: mesh.doing)
+    watch.start()
     try:
         yield mesh
     except (UserError, Failure, OSError) as error:
         # Whoever shows the message keeps the exception; its frames must not keep the mesh.
         traceback.clear_frames(error.__traceback__)
+        watch.stop()
         _shut_down(mesh)
         raise error.with_traceback(None) from None
     except BaseException:
         traceback.print_exc()
         _leave(1)  # the other ranks may wait for this one for ever: torchrun ends them when it sees this exit
+    watch.stop()
     mesh.barrier()
     _shut_down(mesh)
 

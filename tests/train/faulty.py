@@ -1,0 +1,44 @@
+"""`mt` with a fault planted: `mt launch -m tests.train.faulty ...`.
+
+FAULT is WHAT@RANK@STEP: what a rank does in that step (of the first attempt, unless ONCE names no file): `kill` itself by
+SIGKILL, `sleep` for ever, `stop` itself by SIGSTOP, `kill_in_save` when its checkpoint is written and not yet renamed.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mt import cli
+from mt.train import checkpoint, loop
+
+
+def act(what: str) -> None:
+    once = Path(os.environ["ONCE"])
+    if once.exists():
+        return
+    once.touch()
+    if what == "sleep":
+        time.sleep(3600)
+    os.kill(os.getpid(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)
+
+
+def main() -> None:
+    what, rank, step = os.environ["FAULT"].split("@")
+    if os.environ["RANK"] == rank:
+        target, name = (checkpoint.Saver, "_seal") if what == "kill_in_save" else (loop.Trainer, "update")
+        original = getattr(target, name)
+
+        def faulty(self, *arguments):
+            now = arguments[-1].step if what == "kill_in_save" else self.progress.step + 1
+            if now == int(step):
+                act(what)
+            return original(self, *arguments)
+
+        setattr(target, name, faulty)
+    cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

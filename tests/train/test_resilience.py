@@ -1,0 +1,106 @@
+"""Jobs of two processes by `mt launch` in which something goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from mt.train.pace import slow_ranks, table
+from tests.train.parallel_jobs import run_mt_train, train_with_a_slow_rank
+from tests.train.test_parallel_training import losses
+
+SETTINGS = {"log_interval": 1, "eval_iters": 0, "split": "100,0,0"}
+
+
+@pytest.fixture
+def job(tree, tmp_path):
+    """start(save, fault, *flags, name=value ...) -> the process of a job whose messages are a pipe, as is its summary."""
+
+    def start(save, fault, *flags, **values) -> subprocess.Popen:
+        config = tmp_path / f"{save.name}.yaml"
+        config.write_text(yaml.safe_dump(tree(save, **SETTINGS, **values)))
+        command = [sys.executable, "-m", "mt", "launch", "--nproc-per-node", "2", *flags]
+        command += ["-m", "tests.train.faulty"] if fault else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "ONCE": str(tmp_path / "once")}
+        return subprocess.Popen([*command, "train", "--config", str(config), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pool, settings, tmp_path_factory):
+    save = tmp_path_factory.mktemp("undisturbed") / "run"
+    pool.run(run_mt_train, 2, settings(save, **SETTINGS))
+    return losses(save)
+
+
+def test_a_job_whose_rank_is_killed_in_a_save_goes_on_by_itself_from_the_checkpoint_before_with_the_same_losses(job, undisturbed, tmp_path):
+    save = tmp_path / "run"
+    process = job(save, "kill_in_save@0@6")
+    out, messages = process.communicate()
+    assert process.returncode == 0, messages
+    assert "rank 0 was killed by SIGKILL; starting again (1 of 3)" in messages
+    assert json.loads(out)["counts"]["steps"] == 8
+    assert losses(save) == undisturbed
+    assert sorted(p.name for p in save.iterdir() if "step" in p.name) == ["step_00000006", "step_00000008"]  # the half-written one is gone
+
+
+def test_a_mistake_is_said_once_and_not_tried_again(job, tmp_path):
+    process = job(tmp_path / "run", "", micro_batch_size=3)
+    _, messages = process.communicate()
+    assert process.returncode == 2, messages
+    assert messages.count("train.global_batch_size = 8 is not a multiple of") == 1
+    assert "starting again" not in messages
+
+
+@pytest.mark.parametrize("fault", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
+def test_a_rank_that_hangs_is_named_with_the_step_and_what_the_others_wait_in_and_the_job_ends(job, tmp_path, fault):
+    process = job(tmp_path / "run", f"{fault}@1@4", "--max-restarts", "0", distributed_timeout_minutes=0.05)
+    _, messages = process.communicate(timeout=100)
+    assert process.returncode not in (0, 2), messages
+    (line,) = (line for line in messages.splitlines() if line.startswith("mt: rank 1 (process"))
+    assert ("has not come to " in line and "in which rank 0 has waited for" in line) or "has given no sign of life for" in line
+    assert "at step 4" in line
+    assert fault == "stop" or "mt.train.loop:" in line  # the line from which the sleeping function was called
+
+
+def test_sigterm_saves_the_step_and_ends(job, tmp_path):
+    save = tmp_path / "run"
+    process = job(save, "")
+    for message in process.stderr:
+        if message.startswith("step 2/8"):
+            break
+    process.terminate()
+    _, messages = process.communicate()
+    assert process.returncode == 128 + 15, messages
+    assert messages.count("stopped by SIGTERM after step") == 1
+    assert len(list(save.glob("step_*"))) == 1
+
+
+def test_a_slow_rank_is_found_though_all_take_the_same_time(pool, settings, tmp_path):
+    pool.run(train_with_a_slow_rank, 2, settings(tmp_path / "run", **SETTINGS | {"log_interval": 4}))
+    for line in (json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()):
+        assert line["slow"] == [1]
+        assert line["slowest"] == 1
+        fastest, _, slowest = line["block_seconds"]
+        assert slowest > fastest + 0.02
+
+
+def test_a_rank_is_slow_that_computes_longer_or_waits_longer_for_data_than_the_median():
+    assert slow_ranks((1.0, 1.0, 1.4), (0, 0, 0), 10) == []
+    assert slow_ranks((1.0, 1.0, 1.6, 3.0), (0, 0, 0, 0), 10) == [3, 2]
+    assert slow_ranks((1.0, 1.0, 1.0), (0.0, 1.6, 0.5), 10) == [1]
+    assert slow_ranks((1.0, 1.6), (0, 0), 10) == [1]
+    assert slow_ranks((1.0, 1.0), (5.0, 5.0), 10) == []  # data is slow, not a rank
+
+
+def test_the_table_of_slow_ranks_stands_beside_the_median():
+    assert table(40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]).splitlines() == [
+        "mt: step 40: 1 of 3 ranks keeps the others waiting",
+        "    rank  host    ms a block   data s    all s",
+        "       2  node27       30.00     0.50     2.00",
+        "  median               10.00     0.00     2.00",
+    ]
