@@ -95,7 +95,7 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
-    """layers.cross_entropy in torch alone: on a CPU that one works on numbers in place."""
+    """loss.cross_entropy in torch alone: on a CPU that one works on numbers in place."""
     return (F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none") * loss_mask).sum()
 
 

@@ -110,6 +110,7 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True)
 
 
+NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and few enough that torch wakes no second thread for them
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of an optimizer's state, those that are tensors like their weight
 
 
@@ -138,13 +139,30 @@ def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     gradients = [p.grad for p in weights if p.grad is not None]
     copies = [replicas(g) for g in gradients]
     gradients = [local(g) for g in gradients]
-    # On CPU torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another
-    # amount in each way of cutting them over ranks. GPUs sum in trees, where float32 does.
-    wide = torch.float32 if mesh.device.type == "cuda" else torch.float64
-    squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide)).square()
+    norm = _norm_on_gpu if mesh.device.type == "cuda" else _norm_on_cpu
+    squares = norm(gradients).square()
     if mesh.world_size == 1:
         return squares.sum().sqrt()
     return mesh.sum((squares / torch.tensor(copies, device=squares.device)).sum()).sqrt()
+
+
+def _norm_on_gpu(gradients: list[Tensor]) -> Tensor:
+    """Each one's 2-norm. GPUs sum in trees, where float32 is enough."""
+    return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+
+
+def _norm_on_cpu(gradients: list[Tensor]) -> Tensor:
+    """Each one's 2-norm, summed in float64.
+
+    torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another amount in
+    each way of cutting them over ranks. Asked for float64 it copies the whole tensor to it first, which for a head of
+    50304 x 768 takes 0.4 CPU seconds and 300 MB; pieces that stay in the cache take 0.06.
+    """
+    norms = torch.zeros(len(gradients), dtype=torch.float64)
+    for i, gradient in enumerate(gradients):
+        pieces = gradient.reshape(-1).split(NORM_PIECE)
+        norms[i] = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]).norm()
+    return norms
 
 
 def clip_gradients(weights: Iterable[nn.Parameter], norm: float, limit: float, scale: float = 1.0) -> None:

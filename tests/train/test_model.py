@@ -10,7 +10,8 @@ from mt.config import UserError
 from mt.train.model.attention import Seen, see
 from mt.train.model.block import activate
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, cross_entropy, initialize, resolve
+from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.loss import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

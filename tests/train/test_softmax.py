@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mt.train.model import layers
+from mt.train.model import layers, softmax
 from mt.train.model.softmax import softmax_gradient_
 
 
@@ -46,7 +46,8 @@ def test_the_cross_entropy_is_the_same_either_way_and_in_chunks(monkeypatch, dty
     results = []
     for worth, chunk_bytes in ((1 << 60, 1 << 27), (0, 1 << 27), (0, 0)):
         monkeypatch.setattr(layers, "WORTH_COMPILING", worth)
-        monkeypatch.setattr(layers, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(softmax, "ROWS_BYTES", dict.fromkeys(softmax.ROWS_BYTES, chunk_bytes))
+        monkeypatch.setattr(layers, "chunk_bytes", lambda device: chunk_bytes)
         hidden, weight = (v.clone().requires_grad_() for v in values)
         loss = layers.cross_entropy(hidden, weight, labels, mask, 900)
         (loss / 300).backward()

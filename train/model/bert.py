@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .attention import Attention, see_tokens
 from .block import Block, FeedForward, activate
-from .layers import GATED, Embedding, Linear, ModelConfig, Norm, cross_entropy, logits_of
+from .layers import GATED, Embedding, Linear, ModelConfig, Norm
+from .loss import cross_entropy, logits_of
 
 TOKEN_TYPES = 2  # first and second segment
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .attention import Cache, Documents, see
 from .block import build_block, layer_kinds
-from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype, cross_entropy, logits_of
+from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype
+from .loss import cross_entropy, logits_of
 from .positions import rotary_table
 
 if TYPE_CHECKING:

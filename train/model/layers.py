@@ -27,8 +27,6 @@ from .positions import scaling_mistake
 GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
 LAYER_SYMBOLS = "M*-E"
 BLOCK = 1 << 22  # numbers of a weight that are drawn at once
-CHUNK_BYTES = 128 << 20  # the cross-entropy's: logits and what is made of them
-WORTH_COMPILING = 1 << 22  # logits of a micro-batch: for fewer the loops of softmax.py take longer to load than they save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,84 +425,3 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """In which numbers a matrix product of x is computed: autocast's, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
-
-
-def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
-    """Sum over rows of loss_mask x the negative log-likelihood of the labels; a float32 (float64) scalar.
-
-    hidden: (N, D). weight: (V, D), the head; bias: (V,), or none. labels: (N,) int64. loss_mask: (N,). vocab_size:
-    rows of `weight` that are tokens; the padding after them gets no probability.
-
-    Works through the rows in chunks and makes the gradients in the forward pass, so that no (N, V) array ever exists:
-    at N = 2048, V = 50304 this saves 1.5 GiB and is faster than F.linear_cross_entropy, which also breaks out of
-    torch.compile.
-    """
-    if not torch.is_grad_enabled():  # which a Function does not see: its weight would still ask for a gradient
-        hidden, weight = hidden.detach(), weight.detach()
-    return _CrossEntropy.apply(hidden, weight, labels, loss_mask, vocab_size, bias)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias):
-        dtype = compute_dtype(weight)
-        wide = torch.promote_types(dtype, torch.float32)  # softmax and sums are never narrower than float32
-        compute_weight = weight.to(dtype)
-        needs_gradient = any(ctx.needs_input_grad[:2])
-        if needs_gradient:
-            hidden_gradient = torch.empty_like(hidden)
-            weight_gradient = None  # the first chunk's product, to which the others' are added in `wide`
-            bias_gradient = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        in_place = (
-            hidden.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and bias is None
-            and len(hidden) * len(weight) >= WORTH_COMPILING and not torch.compiler.is_compiling()
-        )
-        if in_place:
-            from .softmax import softmax_gradient_
-        # Chunks of bfloat16 should be few: adding their products up in float32 costs half as much as the products.
-        logit_bytes = dtype.itemsize if in_place else dtype.itemsize + 2 * wide.itemsize
-        rows = max(128, CHUNK_BYTES * (1 if dtype == wide else 2) // (logit_bytes * len(weight)))
-        for chunk in range(0, len(hidden), rows):
-            here = slice(chunk, chunk + rows)
-            x, mask = hidden[here].to(dtype), loss_mask[here].to(wide)
-            if in_place:
-                gradient = F.linear(x, compute_weight)
-                total += softmax_gradient_(gradient, labels[here], vocab_size).neg() @ loss_mask[here].double()
-            else:
-                log_probabilities = logits_of(x, compute_weight, vocab_size, bias).log_softmax(-1, dtype=wide)
-                picked = log_probabilities.gather(-1, labels[here, None])
-                total -= (picked[:, 0] * mask).sum(dtype=torch.float64)
-                gradient = log_probabilities.exp_().scatter_(-1, labels[here, None], picked.expm1()) if needs_gradient else None
-            if needs_gradient:
-                if bias is not None:
-                    bias_gradient += mask @ gradient
-                gradient = gradient.to(dtype)
-                # The mask multiplies what is D wide, not V.
-                hidden_gradient[here] = (gradient @ compute_weight) * mask[:, None]
-                x = x * mask[:, None].to(dtype)
-                if weight_gradient is None:
-                    weight_gradient = gradient.T @ x
-                elif wide == dtype:
-                    weight_gradient.addmm_(gradient.T, x)
-                else:
-                    weight_gradient = weight_gradient.to(wide).add_(gradient.T @ x)
-        if needs_gradient:
-            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype), None if bias is None else bias_gradient.to(bias.dtype))
-        return total.to(wide)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
-        return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None if bias_gradient is None else bias_gradient * gradient
-
-
-def logits_of(hidden: Tensor, weight: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
-    """(..., V) from (..., D), weight (V, D) and bias (V,); minus infinity for the padding of the vocabulary.
-
-    The product keeps the padding, because matrix units want round shapes.
-    """
-    logits = F.linear(hidden, weight, bias if bias is None else bias.to(weight.dtype))
-    if vocab_size < weight.shape[0]:
-        logits[..., vocab_size:] = float("-inf")
-    return logits

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .attention import Attention, Cache, CrossAttention, Seen, see_tokens
 from .block import Block, FeedForward
-from .layers import Embedding, Linear, ModelConfig, Norm, cross_entropy, logits_of
+from .layers import Embedding, Linear, ModelConfig, Norm
+from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
 
 DISTANCE_BUCKETS = 32  # of every T5 that was published

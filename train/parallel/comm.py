@@ -157,7 +157,7 @@ def vocabulary_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
 def vocabulary_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None, *, axis: Axis,
 ) -> Tensor:
-    """layers.cross_entropy where each rank has rows of the head: weight (V / ranks, D), bias (V / ranks,) or none.
+    """loss.cross_entropy where each rank has rows of the head: weight (V / ranks, D), bias (V / ranks,) or none.
 
     hidden, labels and loss_mask are the same on all ranks of `axis`, and so are the loss and the gradient of hidden.
     The rows of logits are computed in chunks, as there; two collectives a chunk, of some numbers a row.
