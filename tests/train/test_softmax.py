@@ -47,7 +47,7 @@ def test_the_cross_entropy_is_the_same_either_way_and_in_chunks(monkeypatch, dty
     for worth, chunk_bytes in ((1 << 60, 1 << 27), (0, 1 << 27), (0, 0)):
         monkeypatch.setattr(layers, "WORTH_COMPILING", worth)
         monkeypatch.setattr(softmax, "ROWS_BYTES", dict.fromkeys(softmax.ROWS_BYTES, chunk_bytes))
-        monkeypatch.setattr(layers, "chunk_bytes", lambda device: chunk_bytes)
+        monkeypatch.setattr(layers, "chunk_bytes", lambda device, most=chunk_bytes: most)
         hidden, weight = (v.clone().requires_grad_() for v in values)
         loss = layers.cross_entropy(hidden, weight, labels, mask, 900)
         (loss / 300).backward()

@@ -40,7 +40,7 @@ def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask
     float32 chunks are small and the product with the head goes by its rows, which keeps oneDNN at 105 instead of 85
     GFLOP a CPU second (Zen 4); in bfloat16 chunks are large, because adding up their products in float32 costs more.
     """
-    N, (V, D) = len(hidden), weight.shape
+    N, V = len(hidden), len(weight)
     wide = weight.dtype == torch.float32
     slices = list(chunks_of(N, max(128, ROWS_BYTES[weight.dtype] // (weight.itemsize * V))))
     logits = hidden.new_empty(slices[0].stop, V)
