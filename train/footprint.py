@@ -28,7 +28,6 @@ from .recompute import kept_operations
 
 LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")  # what a model applies after its blocks
 ASKED = 0.15  # of BERT's tokens: those whose loss counts
-CHUNK_BYTES = 320 << 20  # of the chunk of logits that the head works on, in three copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,8 @@ class Parts:
     blocks: tuple[Part, ...]
     last: Part
     tied: int  # parameters of the embedding, where the head uses them too
-    workspace: int  # bytes that the head needs for a moment
+    workspace: int  # bytes that the head's gradient needs for a moment
+    logits: int  # bytes of those of a sample with what is made of them; the head works on loss.chunk_bytes of them at a time
 
     def stage(self, begin: int, end: int) -> Part:
         """Blocks `begin` to `end`, with what stands before the first and after the last."""
@@ -113,7 +113,7 @@ def count_parts(config: ModelConfig, cut: Cut, *, seq_length: int, decoder_seq_l
     return Parts(
         Part(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0), tuple(blocks),
         Part(last, 0, dict.fromkeys((None, "selective", "full"), kept), head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context)),
-        0 if untied else V * D, workspace=V * D * (4 + width) + CHUNK_BYTES,
+        0 if untied else V * D, workspace=V * D * (4 + width), logits=int(asked) * V * (8 + width),
     )
 
 

@@ -288,7 +288,7 @@ class Planner:
         kept = stage.activations[layout.granularity] * in_flight
         if layout.granularity is not None:
             kept += max(b.activations[None] for b in blocks)
-        workspace = parts.workspace if end == len(parts.blocks) else 0
+        workspace = parts.workspace + min(self.memory // 32, parts.logits * layout.micro_batch_size) if end == len(parts.blocks) else 0
         return weights, gradients, 4 * self.num_moments * local, kept * layout.micro_batch_size + workspace
 
     def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mt.train.model import layers, softmax
+from mt.train.model import loss as head
+from mt.train.model import softmax
 from mt.train.model.softmax import softmax_gradient_
 
 
@@ -45,11 +46,11 @@ def test_the_cross_entropy_is_the_same_either_way_and_in_chunks(monkeypatch, dty
     values = torch.randn(300, 16, generator=generator).to(dtype), torch.randn(1024, 16, generator=generator).to(dtype)
     results = []
     for worth, chunk_bytes in ((1 << 60, 1 << 27), (0, 1 << 27), (0, 0)):
-        monkeypatch.setattr(layers, "WORTH_COMPILING", worth)
+        monkeypatch.setattr(head, "WORTH_COMPILING", worth)
         monkeypatch.setattr(softmax, "ROWS_BYTES", dict.fromkeys(softmax.ROWS_BYTES, chunk_bytes))
-        monkeypatch.setattr(layers, "chunk_bytes", lambda device, most=chunk_bytes: most)
+        monkeypatch.setattr(head, "chunk_bytes", lambda device, most=chunk_bytes: most)
         hidden, weight = (v.clone().requires_grad_() for v in values)
-        loss = layers.cross_entropy(hidden, weight, labels, mask, 900)
+        loss = head.cross_entropy(hidden, weight, labels, mask, 900)
         (loss / 300).backward()
         results.append((loss.detach(), hidden.grad, weight.grad))
     for ours in results[1:]:

@@ -49,14 +49,13 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             total, gradients = _loss_and_gradients(hidden, compute_weight, labels, loss_mask, vocab_size, bias, needs_gradient)
         if needs_gradient:
-            ctx.gradients = tuple(g if g is None else g.to(x.dtype) for g, x in zip((*gradients, None)[:3], (hidden, weight, bias)))
+            ctx.save_for_backward(*(g if g is None else g.to(x.dtype) for g, x in zip((*gradients, None)[:3], (hidden, weight, bias))))
         return total.to(wide)
 
     @staticmethod
     def backward(ctx, gradient):
-        # Scaled where they lie: a second copy of the weight's would be a tenth of all memory. So there is no second backward pass.
-        gradients, ctx.gradients = ctx.gradients, None
-        to_hidden, to_weight, to_bias = (g if g is None else g.mul_(gradient) for g in gradients)
+        # Scaled where they lie: a second copy of the weight's would be a tenth of all memory. A second backward pass raises.
+        to_hidden, to_weight, to_bias = (g if g is None else g.mul_(gradient) for g in ctx.saved_tensors)
         return to_hidden, to_weight, None, None, None, to_bias
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.layers import compute_dtype
+from ..model.loss import chunk_bytes, chunks_of
 from .mesh import Axis
 
 # Their names since torch 2.13, and before.
@@ -180,9 +181,8 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
             weight_gradient = torch.zeros(weight.shape, dtype=wide, device=weight.device)
             bias_gradient = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = max(128, (1 << 24) // len(weight))  # 64 MiB of float32 logits
-        for chunk in range(0, len(hidden), rows):
-            here = slice(chunk, chunk + rows)
+        rows = max(128, chunk_bytes(hidden.device) // ((dtype.itemsize + 2 * wide.itemsize) * len(weight)))
+        for here in chunks_of(len(hidden), rows):
             x, mask = hidden[here].to(dtype), loss_mask[here].to(wide)
             logits = F.linear(x, compute_weight, None if bias is None else bias.to(dtype)).to(wide)
             logits[:, max(0, vocab_size - first) :] = float("-inf")
