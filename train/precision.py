@@ -54,19 +54,24 @@ class Weights:
     """The float32 weights of a model by name; the model itself where it computes in float32, else their masters."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
-        """Turns the model's weights to `dtype`, in place. Sharded models keep their own: fully_shard does the same for them."""
-        named = dict(model.named_parameters())
+        """Turns the model's weights to `dtype`, in place, but for those that a module names in `keeps_float32`.
+
+        Sharded models keep their own: fully_shard does the same for them.
+        """
+        self.by_name = dict(model.named_parameters())
         self._share = getattr(model, "share_weights", lambda: None)  # of a pipeline, whose stages have copies of each other's
-        self._copies: list[Tensor] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []  # (what the model computes with, its master)
         if dtype == torch.float32:
-            self.by_name = named
             return
-        self.by_name = {name: nn.Parameter(p.detach(), requires_grad=p.requires_grad) for name, p in named.items()}
-        for name, parameter in named.items():
+        wide = {f"{prefix}.{name}" for prefix, module in model.named_modules() for name in getattr(module, "keeps_float32", ())}
+        for name, parameter in list(self.by_name.items()):
+            if name in wide:
+                continue
+            master = self.by_name[name] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
             parameter.data = parameter.data.to(dtype)
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_add_to(self.by_name[name]))
-            self._copies.append(parameter.detach())
+                parameter.register_post_accumulate_grad_hook(_add_to(master))
+            self._copies.append((parameter.detach(), master.detach()))
 
     def __iter__(self):
         return iter(self.by_name.values())
@@ -75,7 +80,7 @@ class Weights:
     def refresh(self) -> None:
         """Fills the model anew after its masters have changed."""
         if self._copies:
-            torch._foreach_copy_(self._copies, [master.detach() for master in self])
+            torch._foreach_copy_(*map(list, zip(*self._copies)))
         self._share()
 
 

@@ -37,6 +37,8 @@ DECAYS = (1.0, 16.0)  # -A at the start
 class Mamba(nn.Module):
     """x (B, T, D) -> (B, T, D). config must be resolved."""
 
+    keeps_float32 = ("A_log", "D")  # precision.Weights: a rounding of A is one of every step's decay (Megatron-LM likewise)
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         heads, groups = config.mamba_num_heads, config.mamba_num_groups
