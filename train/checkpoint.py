@@ -402,7 +402,19 @@ def saved_settings(path: Path) -> ModelSettings:
         return ModelSettings(foreign.config, Lengths(foreign.seq_length))
     tree = read_yaml(path / "config.yaml")
     data = {name: value for name, value in tree.get("data", {}).items() if name == "seq_length"}
-    return build(ModelSettings, (str(path / "config.yaml"), {"model": tree.get("model", {}), "data": data}))
+    model = known_settings(ModelConfig, tree.get("model", {}), path)
+    return build(ModelSettings, (str(path / "config.yaml"), {"model": model, "data": data}))
+
+
+def known_settings(cls, tree: dict, path: Path) -> dict:
+    """Of a checkpoint's settings of a group those that there still are; says which are gone, and what they were.
+
+    What such a setting did to the weights' shapes is found by check_shapes.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    if gone := [f"{name} = {value}" for name, value in tree.items() if name not in known]:
+        print(f"mt: {path / 'config.yaml'}: {', '.join(gone)}: no setting of this version of mt, and left out", file=sys.stderr)
+    return {name: value for name, value in tree.items() if name in known}
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer, ModelSettings]:

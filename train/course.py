@@ -249,7 +249,7 @@ def with_schedules_of(source: Path, config: TrainConfig) -> TrainConfig:
 
     A schedule is a function of settings and samples, so nothing of it is loaded: these settings are all there is.
     """
-    there = read_yaml(source / "config.yaml").get("optimizer", {})
+    there = checkpoint.known_settings(OptimizerConfig, read_yaml(source / "config.yaml").get("optimizer", {}), source)
     if config.checkpoint.use_checkpoint_opt_param_scheduler:
         return dataclasses.replace(config, optimizer=build(OptimizerConfig, (str(source / "config.yaml"), there)))
     here = to_dict(config.optimizer)

@@ -36,7 +36,7 @@ from ..config import Failure, check, option
 
 EXIT_REPRODUCIBLE, EXIT_HARDWARE = 16, 17
 MOST_IN_A_ROW = 10  # steps given up one after the other before the run is
-FEWEST_BEFORE_SPIKE = 8  # losses that a spike is measured against
+FEWEST_BEFORE_SPIKE, MOST_BEFORE_SPIKE = 8, 64  # steps that a spike is measured against
 SAME = 1e-4  # relative; what atomic sums of a GPU may differ by, and no fault that makes a loss jump
 
 
@@ -49,14 +49,12 @@ class GuardConfig:
     on_nan: Literal["stop", "skip", "rollback"] = option("stop", "a loss or gradient that is no number: stop; skip the batch; or take the newest checkpoint's weights and go on behind the batch", role="runtime")
     on_spike: Literal["ignore", "stop", "skip", "rollback"] = option("ignore", "a loss or gradient far above those before it: the same choices", role="runtime")
     spike_factor: float = option(3.0, "how far above the median of recent steps a loss's or gradient's spike is", role="runtime")
-    spike_window: int = option(64, "steps that a spike is measured against", role="runtime")
 
     def __post_init__(self):
         check(
             (self.exit_interval is None or self.exit_interval >= 1, f"guard.exit_interval = {self.exit_interval} must be at least 1"),
             (self.exit_duration_in_mins is None or self.exit_duration_in_mins > 0, f"guard.exit_duration_in_mins = {self.exit_duration_in_mins} must be above 0"),
             (self.spike_factor > 1, f"guard.spike_factor = {self.spike_factor} must be above 1"),
-            (self.spike_window >= FEWEST_BEFORE_SPIKE, f"guard.spike_window = {self.spike_window} must be at least {FEWEST_BEFORE_SPIKE}"),
         )
 
 

@@ -43,6 +43,7 @@ from .course import (
 from .determinism import be_deterministic, draw_from, give_blocks_seeds
 from .flops import out_of_memory_message, peak_flops, training_flops
 from .guard import (
+    MOST_BEFORE_SPIKE,
     MOST_IN_A_ROW,
     Incidents,
     Result,
@@ -295,7 +296,7 @@ class Trainer:
         progress.updates += 1
         progress.pending_losses.append(result.loss)
         if self.config.guard.on_spike != "ignore":
-            progress.recent = [*progress.recent, list(result)][-self.config.guard.spike_window :]
+            progress.recent = [*progress.recent, list(result)][-MOST_BEFORE_SPIKE:]
 
     def examine(self, batch: list[MicroBatch], first: Result, what: str) -> bool:
         """Computes a step once more whose numbers cannot be right, reports, and does what the settings say; returns whether to apply it.

@@ -41,7 +41,6 @@ class LogConfig:
     """What is told, and how often."""
 
     log_interval: int = option(10, "steps from one log line to the next", role="runtime")
-    tensorboard_dir: str | None = option(None, "directory for TensorBoard (default: tensorboard inside --save)", role="runtime")
     wandb_project: str | None = option(None, "also log to this project of Weights & Biases", role="runtime")
     wandb_exp_name: str | None = option(None, "name of the run there (default: the name of the directory --save)", role="runtime")
 
@@ -63,7 +62,7 @@ class RunLog:
         with manifest.atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.lines)
         self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = _tensorboard(Path(config.tensorboard_dir or folder / "tensorboard"), purge_step=step + 1)
+        self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
         self._wandb = _weights_and_biases(folder, config, settings) if config.wandb_project else None
 
     def training(self, step: int, **values: float | dict | None) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..config import UserError, check, option
 from .model.layers import Linear
 
+LEAST_LOSS_SCALE = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
@@ -27,21 +29,16 @@ class PrecisionConfig:
     fp16: bool = option(False, "compute in float16, with a loss scale that finds its size by itself")
     fp8_format: Literal["e4m3", "hybrid"] | None = option(None, "products of the blocks in 8 bits (GPUs from compute capability 8.9): e4m3 throughout, or hybrid, with e5m2 for gradients")
     initial_loss_scale: float = option(2.0**32, "float16: the loss scale at the start")
-    min_loss_scale: float = option(1.0, "float16: it never falls below")
     loss_scale_window: int = option(1000, "float16: steps without overflow before it doubles")
     hysteresis: int = option(2, "float16: overflows before it halves")
-    loss_scale: float | None = option(None, "float16: a fixed loss scale instead")
 
     def __post_init__(self):
         check(
             (not (self.bf16 and self.fp16), "bf16 and fp16 are both given; keep one"),
             (self.fp8_format is None or self.bf16, f"precision.fp8_format = {self.fp8_format} needs --bf16: everything but the products stays in bfloat16"),
-            (self.min_loss_scale > 0, f"precision.min_loss_scale = {self.min_loss_scale} must be above 0"),
-            (self.initial_loss_scale >= self.min_loss_scale, f"precision.initial_loss_scale = {self.initial_loss_scale} must not be below min_loss_scale = {self.min_loss_scale}"),
+            (self.initial_loss_scale >= LEAST_LOSS_SCALE, f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least {LEAST_LOSS_SCALE}"),
             (self.loss_scale_window >= 1, f"precision.loss_scale_window = {self.loss_scale_window} must be at least 1"),
             (self.hysteresis >= 1, f"precision.hysteresis = {self.hysteresis} must be at least 1"),
-            (self.loss_scale is None or self.loss_scale > 0, f"precision.loss_scale = {self.loss_scale} must be above 0"),
-            (self.loss_scale is None or self.fp16, "precision.loss_scale needs --fp16: no other numbers underflow"),
         )
 
     @property
@@ -107,9 +104,8 @@ class LossScale:
     def __init__(self, config: PrecisionConfig, state: dict | None = None):
         """state: of an earlier run's `state()`, to go on from."""
         self.config = config
-        first = (config.loss_scale or config.initial_loss_scale) if config.fp16 else 1.0
-        self.value, self.good_steps, self.patience = first, 0, config.hysteresis
-        if state and config.fp16 and config.loss_scale is None:
+        self.value, self.good_steps, self.patience = config.initial_loss_scale if config.fp16 else 1.0, 0, config.hysteresis
+        if state and config.fp16:
             self.value, self.good_steps, self.patience = state["value"], state["good_steps"], state["patience"]
 
     def state(self) -> dict:
@@ -118,17 +114,17 @@ class LossScale:
     @property
     def can_fall(self) -> bool:
         """Whether an overflow may be the scale's own fault."""
-        return self.config.fp16 and self.config.loss_scale is None and self.value > self.config.min_loss_scale
+        return self.config.fp16 and self.value > LEAST_LOSS_SCALE
 
     def update(self, overflow: bool) -> None:
         """After a step's gradients were found finite, or not."""
-        if not self.config.fp16 or self.config.loss_scale is not None:
+        if not self.config.fp16:
             return
         if overflow:
             self.good_steps = 0
             self.patience -= 1
             if self.patience <= 0:
-                self.value = max(self.value / 2, self.config.min_loss_scale)
+                self.value = max(self.value / 2, LEAST_LOSS_SCALE)
             return
         self.good_steps += 1
         if self.good_steps == self.config.loss_scale_window:

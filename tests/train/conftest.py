@@ -60,7 +60,7 @@ GROUPS = {
     "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "eval_iters", "eval_interval", "compile", "deterministic_mode"),
     "precision": ("bf16", "fp16", "fp8_format", "initial_loss_scale", "loss_scale_window", "hysteresis"),
     "recompute": ("recompute_granularity", "recompute_method", "recompute_num_layers"),
-    "guard": ("exit_interval", "exit_duration_in_mins", "on_nan", "on_spike", "spike_factor", "spike_window"),
+    "guard": ("exit_interval", "exit_duration_in_mins", "on_nan", "on_spike", "spike_factor"),
     "checkpoint": (
         "save", "load", "finetune", "save_interval", "keep_last", "save_retain_interval", "async_save", "no_save_optim", "no_load_optim",
         "ckpt_step", "exit_on_missing_checkpoint", "use_checkpoint_opt_param_scheduler",

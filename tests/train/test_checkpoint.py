@@ -5,7 +5,9 @@ import time
 
 import pytest
 import torch
+import yaml
 
+from mt import manifest
 from mt.config import Failure, UserError, build
 from mt.train import checkpoint, loop
 from mt.train.checkpoint import Reader, find, load, load_model, newest_whole
@@ -243,3 +245,20 @@ def test_what_experts_have_learnt_beside_their_weights_is_kept(tree, tmp_path):
     while "finished" not in (cut := run(tmp_path / "cut", exit_interval=3)):
         pass
     assert cut["curve"] == whole["curve"]
+
+
+def test_a_checkpoint_with_settings_that_are_gone_loads_and_says_which(finished, copy, settings, tmp_path, capsys):
+    step = newest_whole(copy)
+    tree = yaml.safe_load((step / "config.yaml").read_text())
+    tree["model"]["moe_lost"], tree["optimizer"]["adam_lost"] = 3, True
+    (step / "config.yaml").write_text(yaml.safe_dump(tree))
+    state = json.loads((step / "state.json").read_text())
+    for file in state["files"]:
+        if file["name"] == "config.yaml":
+            file["bytes"], file["xxh3"] = (step / "config.yaml").stat().st_size, manifest.file_digest(step / "config.yaml")
+    (step / "state.json").write_text(json.dumps(state))
+    held = load_model(copy)[2]
+    assert held.model == load_model(finished[0])[2].model
+    assert "moe_lost = 3: no setting of this version of mt, and left out" in capsys.readouterr().err
+    train(settings(tmp_path / "longer", load=str(copy), use_checkpoint_opt_param_scheduler=True, train_iters=10))
+    assert "adam_lost = True: no setting" in capsys.readouterr().err

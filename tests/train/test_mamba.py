@@ -11,6 +11,7 @@ from mt.train.model.build import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, generator_of, initialize, resolve
 from mt.train.model.mamba import Mamba, convolve, scan, scan_backend
+from mt.train.precision import Weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,3 +255,19 @@ def test_the_kernels_of_mamba_ssm_give_the_scan():
 def test_build_model_makes_hybrids():
     model = build_model(shape(hybrid_override_pattern="M-*E", num_experts=4, position_embedding_type="rope"))
     assert [type(layer.mixer or layer.ffn).__name__ for layer in model.layers] == ["Mamba", "FeedForward", "Attention", "MoE"]
+
+
+def test_in_bfloat16_the_decay_and_the_skip_stay_float32_and_learn():
+    model = build_model(shape(hybrid_override_pattern="M-"))
+    initialize(model, 0)
+    weights, mixer = Weights(model, torch.bfloat16), model.layers[0].mixer
+    assert (mixer.A_log.dtype, mixer.D.dtype, mixer.dt_bias.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    tokens = torch.randint(0, 60, (2, 21))
+    model.loss(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 20)).backward()
+    before = mixer.A_log.detach().clone()
+    optimizer = torch.optim.SGD(list(weights), lr=1.0)
+    optimizer.step()
+    weights.refresh()
+    assert weights.by_name["layers.0.mixer.A_log"] is mixer.A_log
+    assert (mixer.A_log != before).any()
+    assert torch.equal(mixer.projection.weight, weights.by_name["layers.0.mixer.projection.weight"].bfloat16())

@@ -25,7 +25,7 @@ def megatron_scaler(config: PrecisionConfig):
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
 
     scaler = object.__new__(DynamicGradScaler)
-    scaler._scale, scaler.min_scale = torch.tensor([config.initial_loss_scale]), torch.tensor([config.min_loss_scale])
+    scaler._scale, scaler.min_scale = torch.tensor([config.initial_loss_scale]), torch.tensor([1.0])
     scaler.growth_factor, scaler.backoff_factor = torch.tensor([2.0]), torch.tensor([0.5])
     scaler.growth_interval = config.loss_scale_window
     scaler.hysteresis = scaler._hysteresis_tracker = config.hysteresis
@@ -55,9 +55,6 @@ def test_a_loss_scale_goes_on_from_its_state():
     again = LossScale(config, ours.state())
     assert (again.value, again.good_steps, again.patience) == (2.0**31, 1, 0)
     assert LossScale(PrecisionConfig(bf16=True), {}).value == 1.0
-    fixed = LossScale(PrecisionConfig(fp16=True, loss_scale=8.0))
-    fixed.update(True)
-    assert (fixed.value, fixed.can_fall) == (8.0, False)
 
 
 def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
@@ -155,8 +152,7 @@ def test_float8_trains_on_a_gpu():
     [
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both given; keep one"),
         ({"fp8_format": "hybrid"}, "precision.fp8_format = hybrid needs --bf16"),
-        ({"loss_scale": 8.0}, "precision.loss_scale needs --fp16"),
-        ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must not be below min_loss_scale = 1.0"),
+        ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must be at least 1.0"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings, message):
