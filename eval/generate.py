@@ -18,7 +18,7 @@ from ..config import UserError, check, option
 from ..executor import progress
 from .beams import BeamSearch
 from .client import Server
-from .lm import LanguageModel, batched, open_model
+from .lm import LanguageModel, Retrieval, batched, open_model
 from .packed import ready_to_generate
 from .results import Results, records
 from .sampling import Sampling
@@ -58,6 +58,7 @@ class GenerateConfig:
     text_key: str = option("text", "the record's key that holds the prompt")
     on_error: Literal["fail", "skip"] = option("fail", "a prompt that cannot be read or continued: stop, or set it aside", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+    retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
 
     def __post_init__(self):
         lines = self.stop_on_eol or self.stop_on_double_eol
@@ -65,6 +66,7 @@ class GenerateConfig:
         check(
             (bool(self.load) != bool(self.url), "give either --load CHECKPOINT or --url http://HOST:PORT"),
             (self.url is not None or self.api_key_file is None, "api_key_file has no effect without --url; leave it out"),
+            (self.url is None or self.retrieval == Retrieval(), "retro_db and retro_attention_gate have no effect with --url; pass them to `mt serve`"),
             (self.url is None or not self.bf16, "bf16 has no effect with --url; pass it to `mt serve`"),
             (bool(self.prompts) != bool(self.input), "give either --prompts TEXT... or --input FILE..."),
             (self.tokens_to_generate >= 1, f"tokens_to_generate = {self.tokens_to_generate} must be at least 1"),
@@ -98,7 +100,7 @@ def generate(config: GenerateConfig) -> dict:
     predictions.jsonl, and the summary keeps the first few.
     """
     shards = documents.plan(config.input, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error) if config.input else []
-    model_files = [config.load] if config.load else []
+    model_files = [config.load, *config.retrieval.inputs] if config.load else []
     with Results("generate", config, [*model_files, *(shard.path for shard in shards)]) as results:
         if results.finished:
             return _for_people(results.finished, config)
@@ -106,7 +108,7 @@ def generate(config: GenerateConfig) -> dict:
         if config.url:
             source = Server(config.url, config.api_key_file)
         else:
-            source = Local(open_model(config.load, "positions", config.micro_batch_size), config)
+            source = Local(open_model(config.load, "positions", config.micro_batch_size, config.retrieval), config)
         samples: list[dict] = []
         counts = {"prompts": 0, "prompt_tokens": 0, "tokens": 0}
         with results.predictions() as write, progress("generate", None, "prompts") as advance:

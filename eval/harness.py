@@ -57,11 +57,11 @@ class HarnessConfig(Evaluation):
 
 def harness(config: HarnessConfig) -> dict | None:
     """The scores of lm-eval's tasks."""
-    with ranks() as mesh, Results("eval harness", config, [config.load, *([config.include_path] if config.include_path else [])], mesh) as results:
+    with ranks() as mesh, Results("eval harness", config, [config.load, *config.retrieval.inputs, *([config.include_path] if config.include_path else [])], mesh) as results:
         if results.finished:
             return results.finished if mesh.rank == 0 else None
         tasks = mesh.on_main(lambda: _tasks(config))
-        model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
+        model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
         if config.add_bos_token and model.tokenizer.bos is None:
             raise UserError(f"add_bos_token: the tokenizer of {config.load} has no token that begins a text; leave it out")
         adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)

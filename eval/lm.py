@@ -10,6 +10,7 @@ B batch, T positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -17,8 +18,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..config import UserError
+from ..config import UserError, check, option
 from ..train.checkpoint import load_model
+from ..train.model.retro import Retro
 from ..train.precision import use_fast_float32_products
 from .batching import Batch
 from .sampling import Continuation, Sampling
@@ -127,18 +129,55 @@ class LanguageModel:
         return list(zip(_split(logprobs, counts), _split(hits, counts) if greedy else itertools.repeat(None)))
 
 
-def open_model(load: str, length: int | Literal["trained", "positions"], batch_size: int) -> LanguageModel:
-    """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its positions allow, or a number."""
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """What a Retro model reads beside its text."""
+
+    retro_db: str | None = option(None, "Retro: database of `mt retro build-db` in which neighbours are looked up", role="input")
+    retro_attention_gate: float = option(1.0, "Retro: what is read of neighbours is multiplied by it; 0: retrieve nothing, and be the GPT within")
+
+    def __post_init__(self):
+        check((self.retro_attention_gate >= 0, f"retro_attention_gate = {self.retro_attention_gate:g} must not be negative"))
+
+    @property
+    def inputs(self) -> list[str]:
+        return [] if self.retro_db is None else [self.retro_db]
+
+
+NO_RETRIEVAL = Retrieval(retro_attention_gate=0.0)
+
+
+def open_model(load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
+    """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its positions allow, or a number.
+
+    retrieval: for Retro; what it then reads is looked up as chunks become full.
+    """
     use_fast_float32_products()
     model, tokenizer, config = load_model(load)
     if config.model.family != "gpt":
         raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt")
+    _connect(model, tokenizer, retrieval, load)
     positions = config.model.max_position_embeddings
     lengths = {"trained": min(config.data.seq_length, positions), "positions": positions}
     wanted = lengths.get(length, length)
     if wanted > positions:
         raise UserError(f"seq_length = {wanted} must be at most the {positions} positions of the model in {load}")
     return LanguageModel(model, tokenizer, wanted, batch_size)
+
+
+def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
+    """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is nothing to look up for."""
+    if not isinstance(model, Retro):
+        check((retrieval.retro_db is None, f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out"))
+        return
+    model.gate = retrieval.retro_attention_gate
+    if not model.gate:
+        return
+    if retrieval.retro_db is None:
+        raise UserError(f"{load}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give --retro-attention-gate 0 for the GPT within")
+    from ..retro.lookup import Lookup
+
+    model.retrieve = Lookup(retrieval.retro_db, tokenizer, chunk_length=model.config.retro_chunk_length, num_neighbors=model.config.retro_num_neighbors)
 
 
 def _split(pieces: list[torch.Tensor], counts: list[int]) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from ..executor import progress
 from ..indexed.instruct import encode_prompt, set_of
 from ..indexed.questions import Question, read_questions
 from .examples import files_of, reader
-from .lm import LanguageModel, open_model
+from .lm import NO_RETRIEVAL, LanguageModel, open_model
 from .packed import ready_to_generate
 from .results import Mean, Results, ranks, shared
 from .sampling import Sampling
@@ -61,10 +61,10 @@ def qa(config: QaConfig) -> dict | None:
     """Exact match and F1 of generated answers."""
     with ranks() as mesh:
         paths = [path for place in config.valid_data for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))]
-        with Results("eval qa", config, [config.load, *paths], mesh) as results:
+        with Results("eval qa", config, [config.load, *config.retrieval.inputs, *paths], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "positions", config.micro_batch_size)
+            model = open_model(config.load, config.seq_length or "positions", config.micro_batch_size, config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL)
             ready_to_generate(model.model)
             means = {name: Mean() for name in SCORES}
             without_passages = 0

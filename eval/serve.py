@@ -41,7 +41,7 @@ from .beams import BeamSearch
 from .client import read_keys
 from .engine import Busy, Closing, Engine, Job
 from .guard import Guard, Metrics
-from .lm import LanguageModel, open_model
+from .lm import LanguageModel, Retrieval, open_model
 from .packed import ready_to_generate
 from .sampling import Continuation
 
@@ -65,6 +65,7 @@ class ServeConfig:
     max_body_bytes: int = option(1_000_000, "largest request body")
     request_timeout: float = option(600.0, "seconds that a request may take, waiting included")
     shutdown_grace: float = option(30.0, "seconds that requests under way get to finish after SIGTERM")
+    retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
 
     def __post_init__(self):
         check(
@@ -79,7 +80,7 @@ def serve(config: ServeConfig) -> dict:
     """Serves until SIGTERM or Ctrl-C; returns what was done."""
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listener = _listen(config.host, config.port)
-    model = open_model(config.load, "positions", config.max_batch_size)
+    model = open_model(config.load, "positions", config.max_batch_size, config.retrieval)
     ready_to_generate(model.model, bf16=config.bf16)
     engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
     metrics = Metrics(engine)

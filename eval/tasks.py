@@ -29,7 +29,7 @@ from ..executor import progress
 from ..files import open_binary
 from ..train.parallel.mesh import Mesh
 from .detokenize import DETOKENIZERS
-from .lm import LanguageModel, open_model
+from .lm import LanguageModel, Retrieval, open_model
 from .results import Mean, Results, ranks, records, shared
 
 PASSAGES_AT_ONCE = 256  # that a rank scores before it tells the others; those of like length share a forward pass
@@ -44,6 +44,7 @@ class Evaluation:
     seq_length: int | None = option(None, "tokens in a sequence at most; none: as many as the model was trained with")
     micro_batch_size: int = option(16, "sequences scored together")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+    retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
 
     def __post_init__(self):
         check(
@@ -68,10 +69,10 @@ def lambada(config: LambadaConfig) -> dict | None:
     """Last-word accuracy and perplexity, by the last token and by the whole word."""
     with ranks() as mesh:
         shards = documents.plan(config.valid_data, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
-        with Results("eval lambada", config, [config.load, *(shard.path for shard in shards)], mesh) as results:
+        with Results("eval lambada", config, [config.load, *config.retrieval.inputs, *(shard.path for shard in shards)], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
+            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
             hits, losses = ({"last_token": Mean(), "strict": Mean()} for _ in range(2))
             truncated = 0
             with results.predictions() as write, progress("lambada", None, "examples") as advance:
@@ -164,10 +165,10 @@ def wikitext(config: WikitextConfig) -> dict | None:
     """Token and word perplexity, bits per byte and token ratio of a text. `examples` are the tokens that were scored."""
     with ranks() as mesh:
         raw = _read_text(config.valid_data)
-        with Results("eval wikitext", config, [config.load, config.valid_data], mesh) as results:
+        with Results("eval wikitext", config, [config.load, config.valid_data, *config.retrieval.inputs], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size)
+            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
             seq_length = model.max_length
             stride = config.overlapping_eval or seq_length
             if stride > seq_length:
