@@ -3,7 +3,8 @@
 The real code builds the model, cuts it, lays out the groups, runs a micro-batch forwards and backwards and steps the
 optimizer, on torch's fake tensors (shapes without numbers) and its fake process group (collectives that return at
 once). What would fail for a shape or a group on a thousand GPUs fails here. Nothing is read but the configuration, and
-the tokenizer where the vocabulary is not given; all ranks do alike, and this is rank 0.
+the tokenizer where the vocabulary is not given; the ranks of a pipeline stage do alike, and of the stages the first and
+the last are tried.
 """
 
 from __future__ import annotations
@@ -23,65 +24,77 @@ from torch._subclasses.fake_tensor import (
 
 from ..config import UserError
 from .batches import MicroBatch
-from .course import TrainConfig, plot_course
+from .course import TrainConfig, lengths_of, plot_course
 from .flops import gibibytes
 from .loop import forward_backward
-from .model.build import build_model
+from .model.build import build_model, count_parameters
 from .model.layers import ModelConfig
 from .optimizer import build_optimizer, moments
 from .parallel.context import cut
 from .parallel.mesh import Mesh, local, pretend
+from .parallel.pipeline import Pipeline
 from .parallel.sharding import check_layout, parallelize
+from .parallel.stages import stages_of
 from .plan import resolve_shape
 from .precision import Weights
 from .recompute import recompute
 
 
 def dry_run(config: TrainConfig) -> dict:
-    """What rank 0 of the job would hold; raises UserError where the job cannot be."""
+    """What a rank of the job would hold; raises UserError where the job cannot be."""
     if config.world_size is None:
         raise UserError("world_size is not given: --dry-run needs the number of processes of the job, --world-size N")
     began = time.monotonic()
     shape = resolve_shape(config)
-    lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": config.data.decoder_seq_length} if shape.family == "t5" else {})}
-    with pretend(config.parallel, config.world_size) as mesh:
-        check_layout(config.parallel, shape, lengths)
-        course = plot_course(config, mesh)
-        facts = _step(config, shape, mesh)
-        sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "dp")}
+    # Ranks of one pipeline stage do alike; the first stage has the embedding, the last one the head.
+    ranks = [0] if config.parallel.pipeline_model_parallel_size == 1 else [0, config.world_size - 1]
+    found = []
+    for rank in ranks:
+        with pretend(config.parallel, config.world_size, rank) as mesh:
+            check_layout(config.parallel, shape, lengths_of(config, shape))
+            course = plot_course(config, mesh)
+            found.append({"rank": rank, **_step(config, shape, mesh)})
+            sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "pp", "dp")}
+    facts = max(found, key=lambda facts: facts["local_parameters"])
     facts |= {"world_size": config.world_size, "steps": course.total_steps, "micro_batches": course.batch_size.full // config.train.micro_batch_size // sizes["dp"], **sizes}
+    facts["parameters"] = count_parameters(shape)
     facts["seconds"] = round(time.monotonic() - began, 1)
     held = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
+    stages = f"pipeline {sizes['pp']}, " if sizes["pp"] > 1 else ""
     facts["text"] = (
-        f"rank 0 of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']}, expert {sizes['ep']}, data {sizes['dp']}: "
+        f"rank {facts['rank']:,} of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']}, expert {sizes['ep']}, {stages}data {sizes['dp']}: "
         f"{facts['micro_batches']} micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each of {course.total_steps:,} steps\n"
         f"{facts['parameters'] / 1e9:,.2f} billion parameters; this rank keeps {facts['local_parameters'] / 1e6:,.1f} million of them ({held})\n"
-        f"{facts['checked']} ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
+        f"{'; '.join(dict.fromkeys(f['checked'] for f in found))}{', on the first stage and the last' if len(ranks) > 1 else ''} ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
     )
     return facts
 
 
 def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = config.precision.dtype
     with torch.device("meta"):
         dropouts = ("hidden_dropout", "attention_dropout", *(("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout") if shape.retro_add_retriever else ()))
         model = build_model(dataclasses.replace(shape, **dict.fromkeys(dropouts, 0.0)))  # masks change no shape
     if config.train.retro_freeze_decoder:
         model.freeze_gpt()
-    parameters = sum(p.numel() for p in model.parameters())
+    if mesh.pp.size > 1:
+        model = Pipeline(model, mesh, config.parallel, lengths_of(config, shape), dtype)
     recompute(model, config.recompute)
     if mesh.tp.size == 1:
-        model.cross_entropy = _cross_entropy
-    parallelize(model, mesh, config.parallel, config.precision.dtype)
+        for stage in stages_of(model):
+            stage.cross_entropy = _cross_entropy
+    parallelize(model, mesh, config.parallel, dtype)
     with fake:
         model.to_empty(device="cpu")
-    weights = Weights(model, torch.float32 if mesh.world_size > 1 else config.precision.dtype)
+    weights = Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
     optimizer = build_optimizer(weights.by_name, config.optimizer)
     checked = "shapes and groups hold from the first layer to the optimizer's step"
     try:
         with fake:  # not before: meshes are made of real tensors
             forward_backward(model, [_micro_batch(config, shape, mesh)], torch.ones((), dtype=torch.float64), seed="dry run", experts=bool(shape.num_experts))
             optimizer.step()
+            weights.refresh()
     except (DataDependentOutputException, DynamicOutputShapeException):
         assert shape.num_experts or shape.family == "bert", "no other model's shapes depend on numbers, which fake tensors do not have"
         where = "the first exchange between experts" if shape.num_experts else "BERT's head"
@@ -89,7 +102,7 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
     states = [state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state]
     kept = sum(local(p).numel() for p in weights)
     return {
-        "parameters": parameters, "local_parameters": kept, "weights": _bytes(weights), "gradients": 4 * kept,
+        "local_parameters": kept, "weights": _bytes(weights), "gradients": 4 * kept,
         "moments": _bytes(states) or 4 * kept * len(moments(optimizer)), "checked": checked,
     }
 

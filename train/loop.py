@@ -55,8 +55,8 @@ from .guard import (
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
 from .model.biencoder import Biencoder
-from .model.build import build_model
-from .model.layers import ModelConfig, initialize, resolve
+from .model.build import build_model, count_parameters
+from .model.layers import initialize, resolve
 from .model.retro import is_retrieval
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
 from .pace import Pace
@@ -139,14 +139,9 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
 
 def _out_of_memory(config: TrainConfig) -> str:
     return out_of_memory_message(
-        config.model, _count_parameters(config.model), micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
+        config.model, count_parameters(config.model), micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
         dtype=config.precision.dtype, num_moments=2 if config.optimizer.optimizer == "adam" else 1, granularity=config.recompute.recompute_granularity,
     )
-
-
-def _count_parameters(shape: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_model(shape).parameters())
 
 
 class Trainer:
@@ -435,7 +430,7 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     return run.finish(
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},
-        parameters=_count_parameters(trainer.config.model),
+        parameters=count_parameters(trainer.config.model),
         train_loss=curve[-1][1],
         valid_loss=valid_curve[-1][1] if valid_curve else None,
         unigram_entropy=entropy,

@@ -4,7 +4,8 @@ Parameters and activations are counted (footprint.py). Time follows from them an
 
     micro-batch   (3 forward FLOPs + those computed again) / (MATMUL x peak)  +  TRAFFIC x activations / memory bandwidth
                   + tensor-, context- and expert-parallel bytes / their bandwidth
-    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages: 1F1B, interleaved in v parts
+    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages, interleaved in v parts;
+                                                                              zero-bubble waits a third as long
                   + what data-parallel bytes take beyond one micro-batch, which hides them
                   + OPTIMIZER_BYTES x a rank's parameters / memory bandwidth
     MFU           FLOPs of a global batch / (GPUs x step x peak), attention counted in full, nothing that is computed twice
@@ -87,8 +88,8 @@ class PlanConfig(TrainConfig):
     checkpoint: PlanCheckpoint
     gpu: str = option("H100", f"kind of GPU: {', '.join(GPUS)}", role="runtime")
     gpu_memory_gib: float | None = option(None, "memory of one, where it is not as usual", role="runtime")
-    pipeline_stages: tuple[int, ...] = option((1,), "numbers of pipeline stages to consider; `mt train` runs 1", role="runtime")
-    virtual_stages: int = option(1, "parts of the model that each pipeline rank has, interleaved (num-layers / stages / num-layers-per-virtual-pipeline-stage)", role="runtime")
+    pipeline_stages: tuple[int, ...] = option((1, 2, 4, 8, 16), "numbers of pipeline stages to consider", role="runtime")
+    virtual_stages: int = option(1, "parts of the model that each pipeline rank has, interleaved, in the layouts that are considered (num-layers / stages / num-layers-per-virtual-pipeline-stage)", role="runtime")
     show: int = option(12, "layouts to show", role="runtime")
 
     def __post_init__(self):
@@ -118,6 +119,8 @@ class Layout:
     micro_batch_size: int
     num_micro_batches: int  # of a step, on each replica
     granularity: str | None  # of recomputation
+    virtual: int = 1  # stages of each pipeline rank
+    schedule: str = "1f1b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,7 @@ def plan(config: PlanConfig) -> dict:
     """Estimates of this configuration as it is and of the fastest layouts that fit."""
     shape = resolve_shape(config)
     planner = Planner(config, shape)
-    given = planner.estimate(planner.given()) if config.pipeline_stages == (1,) else None
+    given = planner.estimate(planner.given())
     ranked = sorted((planner.estimate(layout) for layout in planner.layouts()), key=lambda e: (not e.fits, round(e.seconds, 4) if e.fits else 0, e.memory))
     if not ranked:
         raise UserError(f"no layout of {config.world_size} GPUs divides pipeline_stages = {list(config.pipeline_stages)}, the model's {len(planner.parts(Cut()).blocks)} blocks and a global batch of {planner.global_batch_size}; change one of them")
@@ -154,7 +157,7 @@ def plan(config: PlanConfig) -> dict:
     shown = fitting[: config.show] or ranked[:3]
     return {
         "text": _text(config, planner, given, shown, len(fitting), len(ranked)),
-        "parameters": planner.total_parameters, "given": given and _plain(given), "layouts": [_plain(e) for e in shown], "fitting": len(fitting),
+        "parameters": planner.total_parameters, "given": _plain(given), "layouts": [_plain(e) for e in shown], "fitting": len(fitting),
     }
 
 
@@ -190,14 +193,16 @@ class Planner:
         config, parallel = self.config, self.config.parallel
         check_sizes(parallel, config.world_size)
         check_layout(parallel, self.shape, self.lengths)
-        data = config.world_size // (parallel.tensor_model_parallel_size * parallel.context_parallel_size)
+        stages, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
+        data = config.world_size // (parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages)
         unit = data * config.train.micro_batch_size
         full = config.train.global_batch_size or unit
         if full % unit:
             raise UserError(f"train.global_batch_size = {full} is not a multiple of train.micro_batch_size = {config.train.micro_batch_size} x {data} data-parallel processes = {unit}; use {-(-full // unit) * unit}")
         return Layout(
-            parallel.tensor_model_parallel_size, parallel.context_parallel_size, parallel.expert_model_parallel_size, 1, data, parallel.sequence_parallel,
+            parallel.tensor_model_parallel_size, parallel.context_parallel_size, parallel.expert_model_parallel_size, stages, data, parallel.sequence_parallel,
             parallel.data_parallel_sharding, config.train.micro_batch_size, full // unit, config.recompute.recompute_granularity,
+            len(self.parts(Cut()).blocks) // (stages * size) if size else 1, parallel.pipeline_schedule,
         )
 
     def layouts(self) -> Iterator[Layout]:
@@ -214,27 +219,26 @@ class Planner:
                             yield from self._batched(tensor, context, expert, stages, world // (tensor * context * stages))
 
     def _possible(self, tensor: int, context: int, expert: int, stages: int) -> bool:
-        if self.config.world_size % stages or stages > len(self.parts(Cut()).blocks):
-            return False
         try:
             parallel = ParallelConfig(
                 tensor_model_parallel_size=tensor, sequence_parallel=tensor > 1, context_parallel_size=context, expert_model_parallel_size=expert,
+                pipeline_model_parallel_size=stages,
             )
-            check_sizes(parallel, self.config.world_size // stages)
+            check_sizes(parallel, self.config.world_size)
             check_layout(parallel, self.shape, self.lengths)
         except UserError:
             return False
         return True
 
     def _batched(self, tensor: int, context: int, expert: int, stages: int, data: int) -> Iterator[Layout]:
-        full = self.global_batch_size
+        full, virtual = self.global_batch_size, min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // stages) if stages > 1 else 1
         if full % data:
             return
         for micro in (2**i for i in range(7)):
             if full % (data * micro) == 0:
                 for sharding in ("optimizer", "full") if data * context > 1 else ("optimizer",):
                     for granularity in (None, "selective", "full"):
-                        yield Layout(tensor, context, expert, stages, data, tensor > 1, sharding, micro, full // (data * micro), granularity)
+                        yield Layout(tensor, context, expert, stages, data, tensor > 1, sharding, micro, full // (data * micro), granularity, virtual)
 
     def estimate(self, layout: Layout) -> Estimate:
         parts = self.parts(Cut(layout.tensor, layout.context, layout.expert, layout.sequence_parallel and layout.tensor > 1))
@@ -244,7 +248,7 @@ class Planner:
         fullest = max(range(len(stages)), key=lambda i: sum(held[i]))
         sent = max((self._sent(layout, parts, *stage) for stage in stages), key=lambda bytes: sum(bytes.values()))
         micro = max(self._micro_seconds(layout, parts, *stage, sent) for stage in stages)
-        m, waiting = layout.num_micro_batches, (layout.pipeline - 1) / self._virtual(layout)
+        m, waiting = layout.num_micro_batches, (layout.pipeline - 1) / layout.virtual / (3 if layout.schedule == "zero-bubble" else 1)
         local = max(self._local(layout, stage) for _, _, stage in stages)
         step = (m + waiting) * micro + self._exposed(layout, sent, micro) + OPTIMIZER_BYTES * local / (self.gpu.bandwidth * 1e9)
         samples = layout.num_micro_batches * layout.micro_batch_size * layout.data
@@ -254,13 +258,13 @@ class Planner:
             {axis: per * (1 if axis == "data" else m) for axis, per in sent.items()}, step, mfu, samples * self.tokens / step / self.config.world_size,
         )
 
-    def _virtual(self, layout: Layout) -> int:
-        return min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // layout.pipeline) if layout.pipeline > 1 else 1
-
     def _in_flight(self, layout: Layout, stage: int) -> float:
         """Micro-batches whose activations a stage holds: 1F1B's, and what interleaving adds (Korthikanti et al. 2022)."""
-        p, v = layout.pipeline, self._virtual(layout)
-        return min(layout.num_micro_batches, (p - stage) + ((p - 1) / v if v > 1 else 0.0))
+        p, v = layout.pipeline, layout.virtual
+        if layout.schedule == "gpipe":
+            return layout.num_micro_batches
+        ahead = p if layout.schedule == "zero-bubble" else p - stage
+        return min(layout.num_micro_batches, ahead + ((p - 1) / v if v > 1 else 0.0))
 
     def _costs(self, parts: Parts) -> Iterator[float]:
         """Of each block; the head's is the last one's."""
@@ -336,18 +340,15 @@ def _plain(estimate: Estimate) -> dict:
     return {**dataclasses.asdict(estimate), "memory": estimate.memory}
 
 
-def _text(config: PlanConfig, planner: Planner, given: Estimate | None, shown: list[Estimate], fitting: int, considered: int) -> str:
+def _text(config: PlanConfig, planner: Planner, given: Estimate, shown: list[Estimate], fitting: int, considered: int) -> str:
     lines = [
         f"{planner.total_parameters / 1e9:,.2f} billion parameters on {config.world_size:,} {config.gpu} of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x {planner.tokens:,} tokens", "",
         "  TP  CP  EP  PP     DP  sharding   micro  recompute   weights   grads  moments  activ.  GiB in all   fits  bubble  step s   MFU  tokens/s/GPU",
     ]
-    if given is not None:
-        lines += [_row(given) + "   this configuration", ""]
+    lines += [_row(given) + "   this configuration", ""]
     lines += [_row(e) for e in shown]
-    best = given or shown[0] if shown else None
-    if best is not None:
-        sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in best.communication.items() if bytes)
-        lines += ["", f"GB that a rank of the first of these sends in a step: {sent or 'none'}"]
+    sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in given.communication.items() if bytes)
+    lines += ["", f"GB that a rank of the first of these sends in a step: {sent or 'none'}"]
     lines.append(
         f"{fitting:,} of {considered:,} layouts fit, the fastest first" if fitting
         else f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size), or others (--gpu)"

@@ -17,7 +17,8 @@ from mt.train.footprint import Cut, count_parts
 from mt.train.loop import train
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
-from mt.train.plan import Layout, PlanConfig, Planner, divide, resolve_shape
+from mt.train.parallel.stages import divide
+from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
 from tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config, random_neighbors
 from tests.train.plan_jobs import held
 
@@ -111,11 +112,11 @@ PUBLISHED = {
 def estimated(heads, hidden, layers, tensor, stages, gpus, batch, *, seq_length=4096, vocab_size=131072, gpu="H100", granularity=None, virtual=1):
     tree = {
         "model": {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": vocab_size}, "data": {"seq_length": seq_length},
-        "train": {"global_batch_size": batch}, "precision": {"bf16": True}, "world_size": gpus, "gpu": gpu, "virtual_stages": virtual, "pipeline_stages": [stages],
+        "train": {"global_batch_size": batch}, "precision": {"bf16": True}, "world_size": gpus, "gpu": gpu,
     }
     config = build(PlanConfig, ("test", tree))
     planner, data = Planner(config, resolve_shape(config)), gpus // (tensor * stages)
-    return planner, planner.estimate(Layout(tensor, 1, 1, stages, data, tensor > 1, "optimizer", 1, batch // data, granularity))
+    return planner, planner.estimate(Layout(tensor, 1, 1, stages, data, tensor > 1, "optimizer", 1, batch // data, granularity, virtual))
 
 
 def test_the_expected_mfu_is_near_megatrons_published_ones():
@@ -178,7 +179,7 @@ def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
     [
         (["--preset", "gpt-345m", "--world-size", "8"], "model.vocab_size is not known; give --vocab-size, or the tokenizer"),
         (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--dry-run"], "dry_run is for `mt train`; a plan runs nothing"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--pipeline-stages", "3"], "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of"),
+        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--global-batch-size", "32", "--pipeline-stages", "3"], "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of"),
         (["--preset", "gpt-345m", "--vocab-size", "9"], "give the number of GPUs, --world-size N"),
         (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--gpu", "H1000"], "gpu = H1000 is not known; did you mean H100?"),
         (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--tensor-model-parallel-size", "3"], "8 processes cannot be cut into replicas"),
@@ -188,6 +189,25 @@ def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
 def test_what_cannot_be_planned_is_refused(arguments, message):
     with pytest.raises(UserError, match="^.*" + message.replace("?", r"\?")):
         cli.call(("plan",), arguments)
+
+
+def test_the_layout_of_the_configuration_is_planned_with_its_pipeline():
+    tree = {"model": {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128}, "train": {"micro_batch_size": 1, "global_batch_size": 32}, "world_size": 8}
+    parallel = {"pipeline_model_parallel_size": 4}
+    for changes, waiting in (({}, 3), ({"num_layers_per_virtual_pipeline_stage": 1}, 1.5), ({"pipeline_schedule": "zero-bubble"}, 1)):
+        config = build(PlanConfig, ("test", tree | {"parallel": parallel | changes}))
+        planner = Planner(config, resolve_shape(config))
+        assert planner.estimate(planner.given()).bubble == pytest.approx(waiting / (16 + waiting))
+
+
+@pytest.mark.parametrize("model", [{}, {"family": "t5", "max_position_embeddings": 128}, {"family": "bert"}, {"num_experts": 4}])
+def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp_path, model):
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero-bubble"}
+    shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCABULARY, **model}
+    found = train(settings(tmp_path / "run", global_batch_size=64, bf16=True, model=shape, dry_run=True, world_size=16, parallel=parallel))
+    assert (found["tp"], found["pp"], found["dp"]) == (2, 2, 4)
+    assert "on the first stage and the last" in found["text"]
+    assert 0 < found["local_parameters"] < found["parameters"] / 8
 
 
 def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settings, tmp_path):
@@ -225,8 +245,8 @@ def test_a_dry_run_refuses_what_the_job_would(settings, tmp_path):
 
 def test_the_example_of_gpt3_is_a_job_that_can_start():
     example = str(Path(__file__).parents[2] / "examples/gpt3_175b.yaml")
-    found = cli.call(("train",), ["--config", example, "--dry-run", "--world-size", "1024", "--num-layers", "1"])
-    assert (found["tp"], found["dp"], found["micro_batches"]) == (8, 128, 3)
+    found = cli.call(("train",), ["--config", example, "--dry-run", "--world-size", "1024", "--num-layers", "16"])
+    assert (found["tp"], found["pp"], found["dp"], found["micro_batches"]) == (8, 16, 8, 192)
     planned = cli.call(("plan",), ["--config", example, "--world-size", "1024", "--gpu", "A100"])
     assert planned["parameters"] == pytest.approx(174.6e9, rel=1e-3)
     assert planned["given"]["fits"]

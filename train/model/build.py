@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .bert import Bert
@@ -18,3 +19,9 @@ def build_model(config: ModelConfig) -> nn.Module:
     Every one has `layers`, its blocks, and `loss(**arguments)`, a summed float scalar (MicroBatch.arguments).
     """
     return {"gpt": Retro if config.retro_add_retriever else GPT, "bert": Bert, "t5": T5, "ict": Biencoder}[config.family](config)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Of the whole model; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(config).parameters())

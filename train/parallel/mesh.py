@@ -227,16 +227,16 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
 
 
 @contextlib.contextmanager
-def pretend(config: ParallelConfig, world: int) -> Iterator[Mesh]:
-    """The mesh of rank 0 in a job of `world` processes of which no other is there: collectives return at once, with no numbers."""
+def pretend(config: ParallelConfig, world: int, rank: int = 0) -> Iterator[Mesh]:
+    """The mesh of a rank in a job of `world` processes of which no other is there: collectives return at once, with no numbers."""
     check_sizes(config, world)
     if world == 1:
         yield Mesh(0, 1, torch.device("cpu"))
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    mesh = _lay_out(config, 0, world, torch.device("cpu"))
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    mesh = _lay_out(config, rank, world, torch.device("cpu"))
     try:
         yield mesh
     finally:
