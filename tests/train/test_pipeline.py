@@ -123,6 +123,15 @@ def test_a_pipeline_gives_the_weights_of_one_process_to_the_last_bit(pool, how):
     assert all(torch.equal(one.weights[name], many.weights[name]) for name in one.weights)
 
 
+def test_gradients_put_off_change_no_bit_in_bfloat16(pool):
+    how = {"steps": 3, "dtype": torch.float32, "compute_dtype": torch.bfloat16}
+    plain, put_off = (
+        pool.run(train, 2, "gpt", {"pipeline_model_parallel_size": 2, "pipeline_schedule": schedule}, **how)[0] for schedule in ("1f1b", "zero-bubble")
+    )
+    assert plain.losses == put_off.losses
+    assert all(torch.equal(plain.weights[name], put_off.weights[name]) for name in plain.weights)
+
+
 def test_a_rank_has_memory_for_its_own_stage_alone(pool):
     whole, *stages = (pool.run(build_stages, ranks, {"pipeline_model_parallel_size": ranks}) for ranks in (1, 2))
     assert sum(stages[0]) == whole[0] + 64 * 16  # the embedding, which is the head too

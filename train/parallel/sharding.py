@@ -390,13 +390,15 @@ def finish_gradients(model: nn.Module, last: bool) -> None:
 
     There is no public call for it; torch.distributed.pipelining reaches for the same (stage.py, perform_reduce_grad).
     """
-    synchronise_gradients(model, last)
     state = fully_shard.state(model)
-    for each in state._state_ctx.all_states:
-        groups = each._fsdp_param_groups if hasattr(each, "_fsdp_param_groups") else [each._fsdp_param_group]  # since torch 2.13, and before
-        for group in groups:
-            if group is not None:
-                group.post_backward()
+    # First they join the sums of earlier micro-batches, which may be wider than they are.
+    for last_pass in (False, True) if last else (False,):
+        synchronise_gradients(model, last_pass)
+        for each in state._state_ctx.all_states:
+            groups = each._fsdp_param_groups if hasattr(each, "_fsdp_param_groups") else [each._fsdp_param_group]  # since torch 2.13, and before
+            for group in groups:
+                if group is not None:
+                    group.post_backward()
     if last:
         state._root_post_backward_final_callback()
 
