@@ -239,6 +239,11 @@ def is_gpt_for(source: Path, model: ModelConfig) -> bool:
     return model.retro_add_retriever and not checkpoint.saved_settings(source).model.retro_add_retriever
 
 
+def is_part_of(source: Path, model: ModelConfig) -> bool:
+    """Whether --load lacks some of a model's weights, which then start from the seed."""
+    return is_bert_for(source, model) or is_gpt_for(source, model)
+
+
 def is_bert_for(source: Path, model: ModelConfig) -> bool:
     """Whether --load holds a BERT where two are to be trained."""
     return model.family == "ict" and checkpoint.saved_settings(source).model.family == "bert"

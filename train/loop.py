@@ -35,6 +35,7 @@ from .course import (
     find_source,
     is_bert_for,
     is_gpt_for,
+    is_part_of,
     lengths_of,
     load_datasets,
     plot_course,
@@ -164,7 +165,7 @@ class Trainer:
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
         own = mesh.broadcast(mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
         flops = sample_flops.full * course.total_samples / mesh.world_size
-        self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_gpt_for(source, config.model)))
+        self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model)))
         self.pace = Pace(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start_from(own, source)

@@ -163,11 +163,15 @@ def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
         run(corpus, tmp_path / "run", checkpoint={"load": str(tmp_path / "bert")})
     with pytest.raises(UserError, match=r"holds another model: embedding.weight is \(128, 32\) there and \(128, 16\) here"):
         run(corpus, tmp_path / "run", model={"hidden_size": 16}, checkpoint={"load": str(tmp_path / "bert"), "finetune": True})
-    run(corpus, tmp_path / "run", checkpoint={"load": str(tmp_path / "bert"), "finetune": True}, optimizer={"lr": 1e-12}, train={"train_iters": 1, "micro_batch_size": 4, "eval_iters": 0})
+    run(corpus, tmp_path / "run", model={"biencoder_projection_dim": 400}, checkpoint={"load": str(tmp_path / "bert"), "finetune": True}, optimizer={"lr": 1e-12}, train={"train_iters": 1, "micro_batch_size": 4, "eval_iters": 0})
     bert, ict = load_model(tmp_path / "bert")[0], load_model(tmp_path / "run")[0]
     for name, weight in ict.query.bert.named_parameters():
         torch.testing.assert_close(weight, bert.get_parameter(name), atol=1e-9, rtol=0)
         torch.testing.assert_close(weight, ict.context.bert.get_parameter(name), atol=1e-9, rtol=0)
+    for tower in ict.towers:  # what a BERT lacks starts from the seed, alike in both
+        assert tower.projection.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert tower.projection.bias.abs().max() < 1e-9
+    assert torch.equal(ict.query.projection.weight.sign(), ict.context.projection.weight.sign())
 
 
 def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
