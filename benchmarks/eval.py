@@ -129,8 +129,8 @@ def generate(arguments) -> None:
     import torch
 
     from mt.eval.lm import LanguageModel
-    from mt.eval.packed import ready_to_generate
     from mt.eval.sampling import Sampling
+    from mt.train.packed import ready_to_run
 
     theirs, ours = gpt2()
     random = torch.Generator().manual_seed(1)
@@ -149,7 +149,7 @@ def generate(arguments) -> None:
     def mt_with(bf16, packed=True):
         model = ours()
         if packed:
-            ready_to_generate(model, bf16=bf16)
+            ready_to_run(model, bf16=bf16)
         language_model = LanguageModel(model, NoTokenizer(), 1024, batch_size=len(prompts))
         return lambda: [c.ids for c in language_model.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS, greedy=True))]
 
@@ -177,10 +177,10 @@ def serve(arguments) -> None:
     from mt.eval.engine import Engine
     from mt.eval.guard import Metrics
     from mt.eval.lm import LanguageModel
-    from mt.eval.packed import ready_to_generate
     from mt.eval.serve import ServeConfig, _listen, build_app
+    from mt.train.packed import ready_to_run
 
-    model = LanguageModel(ready_to_generate(gpt2()[1]()), NoTokenizer(), 1024)
+    model = LanguageModel(ready_to_run(gpt2()[1]()), NoTokenizer(), 1024)
     config = ServeConfig(load="gpt2", port=0)
     engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
     listener = _listen("127.0.0.1", 0)

@@ -16,10 +16,10 @@ from typing import Literal
 from .. import documents
 from ..config import UserError, check, option
 from ..executor import progress
+from ..train.packed import ready_to_run
 from .beams import BeamSearch
 from .client import Server
 from .lm import LanguageModel, Retrieval, batched, open_model
-from .packed import ready_to_generate
 from .results import Results, records
 from .sampling import Sampling
 
@@ -169,7 +169,7 @@ class Local:
 
     def __init__(self, model: LanguageModel, config: GenerateConfig):
         self.model, self.slab = model, model.slab
-        ready_to_generate(model.model, bf16=config.bf16)
+        ready_to_run(model.model, bf16=config.bf16)
         if config.stop_token is not None and not 0 <= config.stop_token < model.tokenizer.vocab_size:
             raise UserError(f"stop_token = {config.stop_token} must be from 0 to {model.tokenizer.vocab_size - 1}, an id of the vocabulary")
 

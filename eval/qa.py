@@ -23,9 +23,9 @@ from ..documents import Reject
 from ..executor import progress
 from ..indexed.instruct import encode_prompt, set_of
 from ..indexed.questions import Question, read_questions
+from ..train.packed import ready_to_run
 from .examples import files_of, reader
 from .lm import NO_RETRIEVAL, LanguageModel, open_model
-from .packed import ready_to_generate
 from .results import Mean, Results, ranks, shared
 from .sampling import Sampling
 from .tasks import Evaluation
@@ -65,7 +65,7 @@ def qa(config: QaConfig) -> dict | None:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
             model = open_model(config.load, config.seq_length or "positions", config.micro_batch_size, config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL)
-            ready_to_generate(model.model)
+            ready_to_run(model.model)
             means = {name: Mean() for name in SCORES}
             without_passages = 0
             with results.predictions() as write, progress("qa", None, "questions") as advance:

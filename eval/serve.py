@@ -36,13 +36,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 
 from ..config import UserError, check, option
+from ..train.packed import ready_to_run
 from .api import MEGATRON_SCHEMA, CompletionRequest, Refusal, Wanted, completion_request, megatron_request
 from .beams import BeamSearch
 from .client import read_keys
 from .engine import Busy, Closing, Engine, Job
 from .guard import Guard, Metrics
 from .lm import LanguageModel, Retrieval, open_model
-from .packed import ready_to_generate
 from .sampling import Continuation
 
 CONNECTIONS = 1000  # at once; beyond, HTTP 503
@@ -81,7 +81,7 @@ def serve(config: ServeConfig) -> dict:
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listener = _listen(config.host, config.port)
     model = open_model(config.load, "positions", config.max_batch_size, config.retrieval)
-    ready_to_generate(model.model, bf16=config.bf16)
+    ready_to_run(model.model, bf16=config.bf16)
     engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
     metrics = Metrics(engine)
     name = config.model_name or Path(config.load).resolve().name

@@ -45,7 +45,8 @@ class Database(TypedDict):
     num_neighbors: int  # kept for each chunk
     index: str  # Faiss factory string
     nprobe: int  # cells that a search visits, where the index has cells
-    embedder: dict  # {"directory": of the model that made the vectors, None for the default one, "digest": of its files}
+    ef_search: int  # how far a search looks around in a graph, where the index has one
+    embedder: dict  # {"directory": of the model that made the vectors, None for the default one, "digest": of its files, "bf16"}
 
 
 class Neighbors:

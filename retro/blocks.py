@@ -96,11 +96,11 @@ def open_tokenizer(root: str) -> Tokenizer:
 
 
 @once
-def open_embedder(directory: str | None) -> Embedder:
-    return Embedder(directory)
+def open_embedder(directory: str | None, bf16: bool) -> Embedder:
+    return Embedder(directory, bf16)
 
 
 @once
-def open_searched(root: str, nprobe: int):
+def open_searched(root: str, nprobe: int, ef_search: int):
     """The index of the database `root`, set to search."""
-    return open_index(Path(root) / "index.faiss", nprobe)
+    return open_index(Path(root) / "index.faiss", nprobe, ef_search)

@@ -17,8 +17,9 @@ from .. import manifest
 from ..config import UserError
 from ..indexed.format import IndexedDataset
 from ..indexed.neighbors import CHUNK, Chunks, document_offsets
+from ..indexed.splits import ranges
 from ..manifest import atomic_write
-from ..tokenizer import Tokenizer
+from ..tokenizer import NullTokenizer, Tokenizer
 from .blocks import write_npy_header
 
 DOCUMENTS_AT_ONCE = 1 << 16
@@ -31,25 +32,30 @@ class Selection:
 
     chunk_length: int  # tokens
     eod: int | None  # the token that ends documents
-    share: float  # of the documents
+    share: float  # of the documents of the training part
+    ends: tuple[int, ...]  # where each dataset's training part ends, in documents
     documents_in: int
+    outside_documents: int  # not in the training part
     empty_documents: int
     chunks_in: int
     documents: int
     chunks: int
 
 
-def select_chunks(data: Sequence[IndexedDataset], chunk_length: int, eod: int | None, max_chunks: int | None) -> Selection:
+def select_chunks(data: Sequence[IndexedDataset], chunk_length: int, eod: int | None, max_chunks: int | None, split: str = "1") -> Selection:
     """Counts the chunks, and where there are more than `max_chunks`, chooses documents evenly over the whole corpus.
 
-    The chosen documents go in whole, but for the last where they are more than max_chunks in all.
+    split: documents that lie whole in its training share, which is one of sequences as in training, are looked at
+    alone. The chosen documents go in whole, but for the last where they are more than max_chunks in all.
     """
-    documents_in = chunks_in = empty = 0
-    for _, _, lengths in _documents(data, eod):
-        documents_in += len(lengths)
+    ends = tuple(training_documents(dataset, split) for dataset in data)
+    seen = chunks_in = empty = 0
+    for _, _, lengths in _documents(data, eod, ends):
+        seen += len(lengths)
         empty += int((lengths == 0).sum())
         chunks_in += int(_num_chunks(lengths, chunk_length).sum())
-    everything = Selection(chunk_length, eod, 1.0, documents_in, empty, chunks_in, documents_in - empty, chunks_in)
+    documents_in = sum(dataset.num_documents for dataset in data)
+    everything = Selection(chunk_length, eod, 1.0, ends, documents_in, documents_in - seen, empty, chunks_in, seen - empty, chunks_in)
     if max_chunks is None or chunks_in <= max_chunks:
         return everything
     selection = dataclasses.replace(everything, share=max_chunks / chunks_in, chunks=max_chunks)
@@ -60,12 +66,20 @@ def select_chunks(data: Sequence[IndexedDataset], chunk_length: int, eod: int | 
     return dataclasses.replace(selection, documents=documents, chunks=chunks)
 
 
-def write_chunks(path: Path, data: Sequence[IndexedDataset], selection: Selection) -> None:
-    """Writes the chunk table of a selection."""
+def training_documents(dataset: IndexedDataset, split: str) -> int:
+    """How many documents lie whole in the training share of a dataset's sequences."""
+    _, end = ranges(split, len(dataset))[0] or (0, 0)
+    return dataset.num_documents if end == len(dataset) else int(np.searchsorted(dataset.document_indices[1:], end, side="right"))
+
+
+def write_chunks(path: Path, data: Sequence[IndexedDataset], selection: Selection, before: np.ndarray | None = None, datasets_before: int = 0) -> None:
+    """Writes the chunk table of a selection, behind the table `before` of so many other datasets where there is one."""
     with atomic_write(path) as file:
-        write_npy_header(file, CHUNK, (selection.chunks,))
-        for (number, first, lengths), (_, _, per_document) in zip(_documents(data, selection.eod), _selected(data, selection), strict=True):
-            file.write(_cut(number, first, lengths, per_document, selection.chunk_length).tobytes())
+        write_npy_header(file, CHUNK, ((0 if before is None else len(before)) + selection.chunks,))
+        for start in range(0, 0 if before is None else len(before), CHUNKS_AT_ONCE):
+            file.write(before[start : start + CHUNKS_AT_ONCE].tobytes())
+        for (number, first, lengths), (_, _, per_document) in zip(_documents(data, selection.eod, selection.ends), _selected(data, selection), strict=True):
+            file.write(_cut(datasets_before + number, first, lengths, per_document, selection.chunk_length).tobytes())
 
 
 def own_ranges(table: np.ndarray, start: int, stop: int, chunk_length: int) -> np.ndarray:
@@ -105,6 +119,14 @@ def chunk_texts(chunks: Chunks, tokenizer: Tokenizer, ids: np.ndarray) -> list[s
     return texts_of(*chunks.tokens(ids), tokenizer, ", ".join(d.prefix for d in chunks.data))
 
 
+def sample_texts(data: Sequence[IndexedDataset], tokenizer: Tokenizer, selection: Selection) -> list[str]:
+    """Some 64 texts of full chunks from the first tokens of the data, to time what is done with texts."""
+    length = selection.chunk_length
+    tokens = max((d.tokens[: 64 * length] for d in data), key=len)
+    rows = tokens[: max(1, len(tokens) // length) * length].reshape(-1, min(length, len(tokens))).astype(np.int64)
+    return texts_of(rows, np.ones(rows.shape, bool), tokenizer, data[0].prefix)
+
+
 def texts_of(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer, place: str) -> list[str]:
     """The texts of chunks without end-of-document tokens; `place` names their data in a message.
 
@@ -122,6 +144,8 @@ def check_data(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
     Every other token is looked at when its chunk is embedded.
     """
     check_tokens(dataset.tokens[: 1 << 20], tokenizer, dataset.prefix)
+    if isinstance(tokenizer, NullTokenizer):
+        raise UserError(f"{dataset.prefix}: retrieval works on texts, and NullTokenizer cannot turn tokens into any; give the tokenizer that made the data")
     made = (manifest.manifest_of(f"{dataset.prefix}.bin") or {}).get("tokenizer")
     if isinstance(made, dict) and made.get("fingerprint") != tokenizer.fingerprint:
         raise UserError(f"{dataset.prefix}: was tokenised with another tokenizer than the one given; give the same tokenizer files")
@@ -133,11 +157,11 @@ def check_tokens(tokens: np.ndarray, tokenizer: Tokenizer, place: str) -> None:
         raise UserError(f"{place}: has the token {largest}, but the tokenizer has only {tokenizer.vocab_size:,}; give the tokenizer that made the data")
 
 
-def _documents(data: Sequence[IndexedDataset], eod: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
+def _documents(data: Sequence[IndexedDataset], eod: int | None, ends: Sequence[int]) -> Iterator[tuple[int, int, np.ndarray]]:
     """(dataset, first document, lengths in tokens without the trailing EOD (n,) int64), some documents at a time."""
     for number, dataset in enumerate(data):
-        for first in range(0, dataset.num_documents, DOCUMENTS_AT_ONCE):
-            bounds = document_offsets(dataset, np.arange(first, min(first + DOCUMENTS_AT_ONCE, dataset.num_documents) + 1))
+        for first in range(0, ends[number], DOCUMENTS_AT_ONCE):
+            bounds = document_offsets(dataset, np.arange(first, min(first + DOCUMENTS_AT_ONCE, ends[number]) + 1))
             lengths = np.diff(bounds)
             filled = np.flatnonzero(lengths)
             if eod is not None:
@@ -148,7 +172,7 @@ def _documents(data: Sequence[IndexedDataset], eod: int | None) -> Iterator[tupl
 def _selected(data: Sequence[IndexedDataset], selection: Selection) -> Iterator[tuple[int, int, np.ndarray]]:
     """(dataset, first document, chunks taken of each document (n,) int64), in step with `_documents`."""
     seen, left = 0, selection.chunks
-    for number, first, lengths in _documents(data, selection.eod):
+    for number, first, lengths in _documents(data, selection.eod, selection.ends):
         # Document i is chosen where the running share reaches a new whole number: share 0.4 takes 0, 2, 5, 7, 10 ...
         reached = np.ceil(np.arange(seen, seen + len(lengths) + 1) * selection.share)
         seen += len(lengths)

@@ -8,6 +8,7 @@ other BERT directory it is Retro's rule: the mean without [CLS] and [SEP], as it
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from ..config import UserError
 from ..indexed.neighbors import Database
 from ..manifest import file_digest, read_json
 from ..train.convert.hf import load_bert, minilm_directory
+from ..train.model.attention import Seen, attend
+from ..train.packed import ready_to_run
 from ..train.precision import use_fast_float32_products
 
 MAX_TOKENS = 256  # of a text, [CLS] and [SEP] included; more are cut off (Megatron-LM's bert_max_chunk_length)
-TOKENS_PER_BATCH = 2048  # 1.4 times faster than 8192 on a CPU: what lies between two layers stays in cache
+# What lies between two layers stays in a core's cache: products of 512 rows are a twelfth faster than of 2,048. A GPU wants many.
+TOKENS_PER_BATCH, TOKENS_PER_BATCH_CUDA = 768, 65536
 # What decides the vectors; modules.json and those after it are in sentence-transformers directories only.
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 
@@ -31,17 +35,25 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tok
 class Embedder:
     """`Embedder(directory)(texts)` -> (len(texts), dimension) float32.
 
-    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt; None: the installed all-MiniLM-L6-v2.
-    Vectors do not depend on the number of threads: all work is on one.
+    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt; None: the installed all-MiniLM-L6-v2. bf16: in
+    bfloat16, two to three times as fast where the processor has it, at a cosine of 0.9998 or better to float32's
+    vectors. On the GPU if there is one; else vectors do not depend on the number of threads: all work is on one.
     """
 
-    def __init__(self, directory: str | Path | None = None):
-        self.directory = Path(directory) if directory is not None else minilm_directory()
+    def __init__(self, directory: str | Path | None = None, bf16: bool = False):
+        self.directory, self.bf16 = Path(directory) if directory is not None else minilm_directory(), bf16
         self.own_rule, self.normalize = _pooling(self.directory)
-        self.model = load_bert(self.directory)
-        self.dimension: int = self.model.config.hidden_size
-        self.tokenizer = _tokenizer(self.directory, self.model.config.max_position_embeddings)
-        use_fast_float32_products()
+        model = load_bert(self.directory)
+        self.dimension: int = model.config.hidden_size
+        self.tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():  # the workers of a machine share its GPUs
+            self.device = torch.device("cuda", os.getpid() % torch.cuda.device_count())
+        else:
+            use_fast_float32_products()
+            for layer in model.layers:
+                layer.mixer.attend = attend_by_products
+        self.model = ready_to_run(model.to(self.device), bf16=bf16, rows=TOKENS_PER_BATCH)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -51,47 +63,62 @@ class Embedder:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for rows in batches_by_length(lengths):
+            for rows in batches_by_length(lengths, TOKENS_PER_BATCH if self.device.type == "cpu" else TOKENS_PER_BATCH_CUDA):
                 width = int(lengths[rows].max())
                 tokens = np.zeros((len(rows), width), np.int64)
                 for i, row in enumerate(rows):
                     tokens[i, : lengths[row]] = encodings[row].ids
-                vectors[rows] = self._embed(torch.from_numpy(tokens), torch.from_numpy(lengths[rows])).numpy()
+                vectors[rows] = self._embed(torch.from_numpy(tokens), torch.from_numpy(lengths[rows])).cpu().numpy()
         finally:
             torch.set_num_threads(threads)
         return vectors
 
     def _embed(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """tokens (B, T) int64, lengths (B,) -> (B, D)."""
-        positions = torch.arange(tokens.shape[1])
+        """tokens (B, T) int64, lengths (B,) -> (B, D) float32."""
+        tokens, lengths = tokens.to(self.device), lengths.to(self.device)
+        positions = torch.arange(tokens.shape[1], device=self.device)
         present = positions < lengths[:, None]
-        hidden = self.model(tokens, present)  # (B, T, D)
+        padded = int(lengths.min()) < tokens.shape[1]
+        hidden = self.model(tokens, present if padded else None).float()  # (B, T, D)
         counted = present if self.own_rule else (positions >= 1) & (positions < lengths[:, None] - 1)
-        weights = counted.to(hidden.dtype)[..., None]
-        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+        weights = counted.to(hidden.dtype)
+        # A product, which sums without a copy of the hidden states.
+        mean = torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
         return torch.nn.functional.normalize(mean, dim=1) if self.normalize else mean
-
 
     @property
     def digest(self) -> str:
         """Of the files that decide the vectors, wherever they lie."""
         digests = [(name, file_digest(self.directory / name)) for name in FILES if (self.directory / name).exists()]
-        return xxhash.xxh3_128(json.dumps(digests).encode()).hexdigest()
+        return xxhash.xxh3_128(json.dumps([*digests, self.bf16]).encode()).hexdigest()
 
 
 def open_same(database: Database, directory: str | None, root: Path) -> Embedder:
     """The embedder of the database `root`; directory: where it lies now, if it has moved. Raises UserError for another one."""
-    embedder = Embedder(directory or database["embedder"]["directory"])
+    embedder = Embedder(directory or database["embedder"]["directory"], database["embedder"]["bf16"])
     if embedder.digest != database["embedder"]["digest"]:
         raise UserError(f"{embedder.directory}: is not the model that made the vectors of {root}; name that one with --bert-model")
     return embedder
 
 
-def batches_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
+def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: Seen, *, scale: float | None, dropout: float) -> torch.Tensor:
+    """`attention.attend` for short texts on a CPU, where all scores fit into its cache: in float32 four times as fast as torch's own.
+
+    (56 tokens, 12 heads of 32 channels, 36 texts: 6.7 ms against 28 on one core of a Zen 4; the same in bfloat16.)
+    """
+    if query.shape[1] != key.shape[1]:
+        return attend(query, key, value, seen, scale=scale, dropout=dropout)
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-1, -2))
+    if seen.mask is not None:
+        scores = scores.masked_fill_(~seen.mask, -torch.inf)
+    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).flatten(2)
+
+
+def batches_by_length(lengths: np.ndarray, tokens_per_batch: int = TOKENS_PER_BATCH) -> Iterator[np.ndarray]:
     """Rows of texts of about the same length, the longest first, so that little is padded."""
     order = np.argsort(-lengths, kind="stable")
     while len(order):
-        size = max(1, TOKENS_PER_BATCH // int(lengths[order[0]]))
+        size = max(1, tokens_per_batch // int(lengths[order[0]]))
         yield order[:size]
         order = order[size:]
 

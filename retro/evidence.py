@@ -45,7 +45,15 @@ from ..train.precision import use_fast_float32_products
 from .blocks import block_size, map_blocks, once
 from .chunks import check_data, check_tokens
 from .embed import batches_by_length
-from .index import build_index, check_index, choose_index, choose_nprobe, open_index
+from .index import (
+    build_index,
+    check_index,
+    choose_ef_search,
+    choose_index,
+    choose_nprobe,
+    open_index,
+    training_sample,
+)
 
 BLOCK = np.dtype([("dataset", "<u2"), ("document", "<u4"), ("first", "<u8"), ("end", "<u8")])  # [first, end): its sentences
 
@@ -95,7 +103,7 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict:
     blocks = find_blocks(data, titles, encoder.seq_length, config.use_one_sent_docs)
     if not len(blocks):
         raise UserError(f"{', '.join(config.data_path)}: holds no block; tokenize with --split-sentences, or pass --use-one-sent-docs")
-    index = config.index or choose_index(len(blocks))
+    index = config.index or choose_index(len(blocks), encoder.model.embedding_size)
     check_index(index, len(blocks), encoder.model.embedding_size, "inner product")
     files = [f"{dataset.prefix}.{suffix}" for dataset in [*data, *titles] for suffix in ("bin", "idx")]
     run = manifest.begin("retro embed-blocks", config, files, facts={"model": encoder.digest})
@@ -114,7 +122,7 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict:
     if not (root / "index.faiss").exists():
         make = functools.partial(_embed, work=_Work(str(root), config.load, config.data_path, config.titles_data_path, run.key))
         parts = map_blocks(make, len(blocks), block_size(len(blocks)), root / "parts" / "embeddings", label="retro embed-blocks", where=config.where)
-        build_index(root / "index.faiss", root / "parts" / "trained.faiss", index, parts, len(blocks), config.workers, "inner product")
+        build_index(root / "index.faiss", root / "parts" / "trained.faiss", index, parts, training_sample(index, [(len(blocks), 1)], None, seed=0), config.workers, "inner product")
     shutil.rmtree(root / "parts", ignore_errors=True)
     files = [root / "blocks.npy", root / "index.faiss", *sorted((root / "tokenizer").iterdir())]
     counts = {"documents": sum(d.num_documents for d in data), "blocks": len(blocks)}
@@ -228,7 +236,7 @@ class Searcher:
         data, titles = (open_data(root, {"data": evidence[name]}, paths) for name, paths in (("data", data_path), ("titles", titles_data_path)))
         self.encoder = encoder
         self.blocks = Blocks(np.load(root / "blocks.npy", mmap_mode="r"), data, titles, evidence["seq_length"])
-        self.index = open_index(root / "index.faiss", evidence["nprobe"])
+        self.index = open_index(root / "index.faiss", evidence["nprobe"], choose_ef_search(evidence["nprobe"]))
 
     def __call__(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(inner products (n, k) float32, block numbers (n, k) int64) of the best blocks, best first; -1 where there are fewer."""

@@ -9,6 +9,7 @@ built on one, so that results never depend on it.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,28 +21,43 @@ from ..manifest import atomic_write
 
 METRICS = {"l2": faiss.METRIC_L2, "inner product": faiss.METRIC_INNER_PRODUCT}
 FLAT_BELOW = 50_000  # chunks: below, an exact search of all of them against all takes seconds
+CODES_FROM = 20_000_000  # chunks: whole vectors of 384 numbers would take 30 GB of RAM
+SHORT_CODES_FROM = 1_000_000_000  # chunks: codes of 64 bytes would take 72 GB
 POINTS_PER_CENTROID = 39  # fewer make poor cells, says Faiss, and warns thousands of times
 TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64  # at least, where there are so many
 RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
 
 
-def choose_index(num_chunks: int) -> str:
-    """The default index: exact below 50,000 chunks, else cells that are searched exactly.
+def choose_index(num_chunks: int, dimension: int) -> str:
+    """The default index: exact below 50,000 chunks, else cells that are searched exactly, else cells of codes.
 
-    About 4 sqrt(N) cells, a power of two (Faiss's guidelines); from 16,384 cells on, a graph finds the nearest ones.
+    About 4 sqrt(N) cells, a power of two (Faiss's guidelines), at most 2^18, which 17 million vectors train; from 16,384
+    cells on, a graph finds the nearest ones. Codes: a learned rotation, then product quantization to 64 or 32 bytes
+    (Megatron-LM's example for 10^10 chunks has 32); vectors too small for that are rounded to a byte a number.
     """
     if num_chunks < FLAT_BELOW:
         return "Flat"
-    cells = 1 << round(np.log2(4 * num_chunks**0.5))
-    return f"IVF{cells}_HNSW32,Flat" if cells >= 16384 else f"IVF{cells},Flat"
+    cells = min(1 << round(np.log2(4 * num_chunks**0.5)), 1 << 18)
+    inverted = f"IVF{cells}_HNSW32" if cells >= 16384 else f"IVF{cells}"
+    if num_chunks < CODES_FROM:
+        return f"{inverted},Flat"
+    if dimension < 256:
+        return f"{inverted},SQ8"
+    return f"OPQ64_256,{inverted},PQ64" if num_chunks < SHORT_CODES_FROM else f"OPQ32_128,{inverted},PQ32"
 
 
 def choose_nprobe(index: str) -> int:
-    """How many cells a search visits: an eighth of them, at least 16.
+    """How many cells a search visits: an eighth of them, at least 16; beyond 1,024 cells, 4 times their root.
 
     recall@10 of IVF256,Flat on 9,248 chunks of speeches: 0.88 with 16 cells, 0.95 with 32, 0.98 with 48.
     """
-    return max(16, _cells(index) // 8)
+    cells = _cells(index)
+    return max(16, min(cells // 8, round(4 * cells**0.5)))
+
+
+def choose_ef_search(nprobe: int) -> int:
+    """How far a search looks around in a graph: a graph over cells must be able to name all that are visited."""
+    return max(256, nprobe)
 
 
 def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2") -> None:
@@ -51,7 +67,7 @@ def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2")
     if num_chunks < needed:
         raise UserError(
             f"index = {index!r} learns {_centroids(index):,} centroids from {POINTS_PER_CENTROID} chunks each, so it needs {needed:,} chunks, "
-            f"but there are {num_chunks:,}; use --index {choose_index(num_chunks)}"
+            f"but there are {num_chunks:,}; use --index {choose_index(num_chunks, dimension)}"
         )
 
 
@@ -65,32 +81,73 @@ def index_bytes(index: str, num_chunks: int, dimension: int) -> int:
     return num_chunks * (code + links + (8 if cells else 0)) + cells * dimension * 4
 
 
-def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Path], num_chunks: int, threads: int, metric: str = "l2") -> None:
+def search_seconds(index: str, nprobe: int, queries: int, num_chunks: int, dimension: int) -> float:
+    """About how long one thread searches, by the speed of comparing whole vectors here; codes and cells take about as long."""
+    sample = np.random.default_rng(0).standard_normal((4096, dimension), dtype=np.float32)
+    flat = faiss.IndexFlatL2(dimension)
+    flat.add(sample)
+    faiss.omp_set_num_threads(1)
+    flat.search(sample[:64], 40)
+    begun = time.perf_counter()
+    flat.search(sample[:256], 40)
+    pairs_per_second = 256 * len(sample) / (time.perf_counter() - begun)
+    compared = num_chunks if not _cells(index) else min(num_chunks, num_chunks * nprobe / _cells(index) + _cells(index))
+    return queries * compared / pairs_per_second
+
+
+def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Path], sample: np.ndarray | None, threads: int, metric: str = "l2", base: tuple[Path, int] | None = None) -> None:
     """Writes the index of all vectors; the id of a vector is its place in the blocks.
 
     blocks: .npy files (n, dimension) float32. trained_path: where the trained, empty index is kept meanwhile, since
-    training is the long part. RAM: the index (for Flat, the vectors) and one block.
+    training is the long part. sample: the places of the vectors that it learns from, in order (`training_sample`).
+    base: an index that holds the first so many vectors already; nothing is trained then. RAM: the index (for Flat, the
+    vectors) and one block.
     """
     faiss.omp_set_num_threads(_build_threads(index, threads))
-    if trained_path.exists():
+    if base is not None:
+        built = _read(base[0])
+    elif trained_path.exists():
         built = _read(trained_path)
     else:
-        sample = _training_sample(blocks, num_chunks, min(num_chunks, max(TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID * _centroids(index))))
-        built = _empty_index(index, sample.shape[1], metric)
-        built.train(sample)
+        vectors = _rows_of(blocks, sample)
+        built = _empty_index(index, vectors.shape[1], metric)
+        built.train(vectors)
         _write(built, trained_path)
+    place = 0
     for block in blocks:
-        built.add(np.load(block))
+        vectors = np.load(block)
+        built.add(vectors[max(0, (base[1] if base else 0) - place) :])
+        place += len(vectors)
     _write(built, path)
 
 
-def open_index(path: Path, nprobe: int):
-    """A built index, memory-mapped and set to search; raises UserError when the file is not whole."""
+def open_index(path: Path, nprobe: int, ef_search: int):
+    """A built index, memory-mapped and set to search; raises UserError when the file is not whole.
+
+    nprobe: cells to visit, where it has cells. ef_search: the same of a graph, be it of cells or of vectors.
+    """
     index = _read(path, faiss.IO_FLAG_MMAP_IFC)
-    if faiss.try_extract_index_ivf(index) is not None:
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None:
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
+    graph = faiss.downcast_index(inverted.quantizer if inverted is not None else index)
+    if hasattr(graph, "hnsw"):
+        graph.hnsw.efSearch = ef_search
     faiss.omp_set_num_threads(1)
     return index
+
+
+def is_lossless(index: str) -> bool:
+    """Whether an index gives back the vectors that were added to it, to the last bit."""
+    return re.fullmatch(r"(IVF\d+k?(_HNSW\d+)?,)?Flat", index) is not None
+
+
+def stored_vectors(index, start: int, stop: int) -> np.ndarray:
+    """Vectors [start, stop) of a lossless index: (n, dimension) float32."""
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None and inverted.direct_map.type == faiss.DirectMap.NoMap:
+        inverted.make_direct_map()  # 8 bytes a vector
+    return index.reconstruct_n(start, stop - start)
 
 
 def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,14 +211,29 @@ def _build_threads(index: str, threads: int) -> int:
     return 1 if re.search("OPQ|PCA|ITQ|HNSW|NSG", index) else threads
 
 
-def _training_sample(blocks: Sequence[Path], num_chunks: int, count: int) -> np.ndarray:
-    """Vectors spread evenly over all blocks. (count, dimension) float32."""
-    rows = np.arange(count) * num_chunks // count
+def training_sample(index: str, parts: Sequence[tuple[int, float]], count: int | None, seed: int) -> np.ndarray:
+    """Places (n,) int64, in order, of the vectors that an index is trained on: a random sample without repetition.
+
+    parts: (number of vectors, weight) of every dataset, in the order of the vectors; as in a mixture, the sample
+    has as much of each as its weight says, or all of it. count: how many; None: what the index needs. (Megatron-LM takes the first chunks of
+    every dataset, which are of its first few documents.)
+    """
+    wanted = count or max(TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID * _centroids(index))
+    total = sum(weight for _, weight in parts)
+    random = np.random.default_rng(seed)
+    places, first = [], 0
+    for size, weight in parts:
+        places.append(first + np.sort(random.choice(size, min(size, round(wanted * weight / total)), replace=False, shuffle=False)))
+        first += size
+    return np.concatenate(places)
+
+
+def _rows_of(blocks: Sequence[Path], places: np.ndarray) -> np.ndarray:
+    """Vectors at ascending places of all blocks laid end to end. (n, dimension) float32."""
     parts, start = [], 0
     for block in blocks:
         vectors = np.load(block, mmap_mode="r")
-        here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(vectors))] - start
-        parts.append(vectors[here])
+        parts.append(vectors[places[np.searchsorted(places, start) : np.searchsorted(places, start + len(vectors))] - start])
         start += len(vectors)
     return np.concatenate(parts)
 

@@ -49,7 +49,7 @@ def query(config: QueryConfig) -> dict:
     tokenizer = load_directory(root / "tokenizer")
     texts = [*config.text, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
     own = [(len(config.text) + i, *own_ranges(table, n, n + 1, chunks.chunk_length)[0, 1:]) for i, n in enumerate(config.chunk)]
-    index = open_index(root / "index.faiss", database["nprobe"])
+    index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
     distances, ids = nearest(index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3))
     found = chunk_texts(chunks, tokenizer, ids.ravel())
     queries = [

@@ -142,13 +142,13 @@ def _search_samples(start: int, stop: int, *, split: str, work: _Work) -> np.nda
     per_sample = dataset_seq_length(dataset) // length
     tokens = dataset.batch(range(start, stop))[:, : per_sample * length].reshape(-1, length)
     texts = texts_of(tokens, np.ones(tokens.shape, bool), open_tokenizer(work.root), f"{split} sample {start} or one soon after")
-    vectors = open_embedder(work.bert_model)(texts)
+    vectors = open_embedder(work.bert_model, work.database["embedder"]["bf16"])(texts)
     own = own_documents(dataset, range(start, stop), table, [d["fingerprint"] for d in work.database["data"]])
     # Every chunk of a sample shuns what its sample does.
     samples, rows = own[:, 0], np.arange(per_sample)
     own = np.column_stack([(samples[:, None] * per_sample + rows).ravel(), np.repeat(own[:, 1:], per_sample, axis=0)])
     own = own[np.lexsort((own[:, 1], own[:, 0]))]
-    ids = nearest(open_searched(work.root, work.database["nprobe"]), vectors, work.config.num_neighbors, own)[1]
+    ids = nearest(open_searched(work.root, work.database["nprobe"], work.database["ef_search"]), vectors, work.config.num_neighbors, own)[1]
     return ids.reshape(stop - start, per_sample, -1)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mt.eval.batching import PASS_TOKENS, Batch, groups
-from mt.eval.packed import packs, ready_to_generate
 from mt.eval.sampling import Continuation, Sampling
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.packed import packs, ready_to_run
 
 VOCABULARY, POSITIONS = 120, 300
 
@@ -149,14 +149,14 @@ def test_packed_matrices_give_the_same_hidden_states_and_logits(settings):
     with torch.inference_mode():
         hidden = model(tokens)
         logits = model.logits(hidden)
-        ready_to_generate(model)
+        ready_to_run(model)
         torch.testing.assert_close(model(tokens), hidden, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.logits(hidden), logits[..., :VOCABULARY], rtol=1e-4, atol=1e-4)
     assert alone(build(**settings), greedy=True)[3][0] == alone(model, greedy=True)[3][0]
 
 
 def test_in_bfloat16_the_text_is_nearly_the_same():
-    model, exact = ready_to_generate(build(), bf16=True), build()
+    model, exact = ready_to_run(build(), bf16=True), build()
     assert next(model.parameters()).dtype == torch.bfloat16
     tokens = torch.arange(30)[None] % VOCABULARY
     with torch.inference_mode():

@@ -12,13 +12,13 @@ from mt.config import UserError
 from mt.eval import lm
 from mt.eval.generate import GenerateConfig, generate
 from mt.eval.lm import LanguageModel
-from mt.eval.packed import ready_to_generate
 from mt.eval.sampling import Sampling
 from mt.train.convert.architectures import weights_in
 from mt.train.convert.hf_settings import settings_in
 from mt.train.model.build import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.packed import ready_to_run
 
 PROMPTS = ["a", "the cat sat on the", "", "naïve", "some longer prompt, of forty characters!"]
 
@@ -151,7 +151,7 @@ def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind)
     model = build_model(settings_in(config.to_dict(), "here"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict(dict(weights_in(kind, shapes, model.config, held, held.__getitem__, "here")))
-    ours = LanguageModel(ready_to_generate(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
+    ours = LanguageModel(ready_to_run(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
     prompts = [list(range(3, 3 + length)) for length in (1, 9, 4, 30, 2)]
     for prompt, found in zip(prompts, ours.generate(prompts, GREEDY)):
         with torch.no_grad():

@@ -323,7 +323,7 @@ from mt.eval import serve
 model = small_model(1024)
 model.model = SlowModel(model.model)
 serve.open_model = lambda *_: model
-serve.ready_to_generate = lambda model, **_: model
+serve.ready_to_run = lambda model, **_: model
 print(serve.serve(serve.ServeConfig(load="small", port=int(sys.argv[1]), shutdown_grace=6))["text"])
 """
 

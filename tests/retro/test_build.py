@@ -13,7 +13,7 @@ import pytest
 from mt import cli, config, manifest
 from mt.config import UserError
 from mt.indexed.neighbors import Neighbors, read_database
-from mt.retro import blocks, build, chunks, index
+from mt.retro import blocks, build, chunks, embed, index
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.embed import Embedder
 from mt.retro.query import QueryConfig, query
@@ -64,7 +64,7 @@ def test_a_database_holds_every_chunk_and_says_what_it_counted(built):
     filled = [t for t in texts(60) if t]
     total = sum(-(-len(t) // LENGTH) for t in filled)
     assert sealed["counts"] == {
-        "documents_in": 60, "empty_documents": 60 - len(filled), "documents": len(filled), "chunks_in": total, "chunks_left_out": 0,
+        "documents_in": 60, "documents_outside_split": 0, "empty_documents": 60 - len(filled), "documents": len(filled), "chunks_in": total, "chunks_left_out": 0,
         "chunks": total, "neighbors": 4 * total, "neighbors_missing": 0,
     }
     assert {o["name"] for o in sealed["outputs"]} == set(FILES)
@@ -103,7 +103,7 @@ def test_a_second_run_returns_the_first_ones_manifest_and_other_settings_are_ref
 
 
 def test_the_bytes_are_the_same_for_two_workers(built, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "block_size", lambda chunks: 128)
+    monkeypatch.setattr(blocks, "block_size", lambda chunks: 128)
     build_db(settings(built, output=tmp_path / "again", workers=2))
     assert contents(tmp_path / "again") == contents(built / "db")
 
@@ -117,7 +117,7 @@ class QuickEmbedder:
 
     digest, dimension = "letters", 26
 
-    def __init__(self, directory):
+    def __init__(self, directory=None, bf16=False):
         self.directory = directory
 
     def __call__(self, pieces):
@@ -224,12 +224,52 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(built, tmp_path):
     for name in ("chunks.npy", "index.faiss", "neighbors.npy"):
         assert plan["bytes"][name] == pytest.approx((built / "db" / name).stat().st_size, abs=200)
     assert "index" in plan["text"]
+    assert plan["seconds"]["embedding"] > 0
+    assert plan["seconds"]["neighbours"] > 0
 
 
 def test_a_limit_says_what_is_left_out(built, tmp_path):
     counts = build_db(settings(built, output=tmp_path / "db", max_chunks=30))["counts"]
     assert 20 <= counts["chunks"] <= 30
     assert counts["chunks_left_out"] == counts["chunks_in"] - counts["chunks"]
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF4,Flat", "SQ8"])
+def test_an_extended_database_is_the_one_that_is_built_from_all_data_at_once(write_texts, tmp_path, monkeypatch, index):
+    for module in (build, blocks, embed):
+        monkeypatch.setattr(module, "Embedder", QuickEmbedder)
+    asked = []
+    counting = lambda self, pieces: (asked.append(len(pieces)), plain(self, pieces))[1]
+    plain = QuickEmbedder.__call__
+    monkeypatch.setattr(QuickEmbedder, "__call__", counting)
+    write_texts("old", texts(60))
+    write_texts("new", texts(25, seed=1))
+    build_db(settings(tmp_path, output="first", data=("old",), index=index))
+    asked.clear()
+    sealed = build_db(settings(tmp_path, output="both", data=("new",), extend=str(tmp_path / "first"), chunk_length=None, num_neighbors=None))
+    assert sealed["database"]["num_neighbors"] == 4
+    old = sealed["counts"]["chunks_extended"]
+    assert sum(asked) == sealed["counts"]["chunks"] - (0 if index == "SQ8" else old)
+    build_db(settings(tmp_path, output="whole", data=("old", "new"), index=index))
+    names = ("chunks.npy", "neighbors.npy", "index.faiss") if index == "Flat" else ("chunks.npy",)  # others are trained on the first data alone
+    for name in names:
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    found = np.load(tmp_path / "both" / "neighbors.npy")
+    assert (found[:old] >= old).any(), "old chunks find new ones"
+    assert (found[old:] < old).any(), "new chunks find old ones"
+    assert len(Neighbors(tmp_path / "both").tokens(np.arange(old, old + 3), 1)[0]) == 3
+    assert len(np.load(tmp_path / "first" / "chunks.npy")) == old, "the old database stays as it is"
+
+
+def test_only_documents_of_the_training_share_go_into_the_database(built, tmp_path, monkeypatch):
+    for module in (build, blocks):
+        monkeypatch.setattr(module, "Embedder", QuickEmbedder)
+    counts = build_db(settings(built, output=tmp_path / "db", split="50,50"))["counts"]
+    filled = [i for i, t in enumerate(texts(60)) if t]
+    table = np.load(tmp_path / "db" / "chunks.npy")
+    assert set(table["document"].tolist()) == set(filled[: round(len(filled) / 2)])
+    assert counts["documents_outside_split"] == 60 - (max(table["document"]) + 1)
+    assert counts["documents_in"] == 60
 
 
 def test_mistakes_end_in_one_line_before_anything_is_written(write_data, write_texts, tmp_path):
@@ -243,6 +283,9 @@ def test_mistakes_end_in_one_line_before_anything_is_written(write_data, write_t
         ({"index": "IVF256,Flat"}, "there are 1; use --index Flat"),
         ({"bert_model": str(tmp_path)}, r"has no config\.json"),
         ({"num_neighbors": 0, "chunk_length": 0}, "chunk_length = 0 must be at least 1\nnum_neighbors = 0 must be at least 1"),
+        ({"tokenizer.tokenizer_type": "NullTokenizer", "tokenizer.tokenizer_vocab_size": 300}, "data: retrieval works on texts, and NullTokenizer cannot turn tokens into any"),
+        ({"extend": str(tmp_path / "no"), "chunk_length": None}, "no: is not a finished retrieval database"),
+        ({"extend": str(tmp_path / "db"), "index": "Flat"}, "chunk_length = 16, index = Flat: are the extended database's own; leave them out, or build a new database\noutput = .*db is the database to extend"),
         ({"data": ()}, "data_path must name at least one prefix"),
     ]:
         with pytest.raises(UserError, match=message):

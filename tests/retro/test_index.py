@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 
@@ -9,8 +10,11 @@ from mt.retro.index import (
     choose_index,
     choose_nprobe,
     index_bytes,
+    is_lossless,
     nearest,
     open_index,
+    stored_vectors,
+    training_sample,
 )
 
 DIMENSION = 16
@@ -25,8 +29,8 @@ def blocks_of(folder, vectors, size=100):
 
 
 def built(folder, vectors, spec, threads=1, nprobe=1):
-    build_index(folder / "index.faiss", folder / "trained.faiss", spec, blocks_of(folder, vectors), len(vectors), threads)
-    return open_index(folder / "index.faiss", nprobe)
+    build_index(folder / "index.faiss", folder / "trained.faiss", spec, blocks_of(folder, vectors), training_sample(spec, [(len(vectors), 1)], None, 0), threads)
+    return open_index(folder / "index.faiss", nprobe, 256)
 
 
 def clustered(count, seed=0, clusters=20):
@@ -104,7 +108,7 @@ def test_a_search_without_an_own_document_may_find_everything(tmp_path):
 def test_the_default_index_above_the_limit_finds_95_of_100_neighbours(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "FLAT_BELOW", 1000)
     vectors = clustered(20_000, clusters=500)
-    spec = choose_index(len(vectors))
+    spec = choose_index(len(vectors), DIMENSION)
     assert spec == "IVF512,Flat"
     check_index(spec, len(vectors), DIMENSION)
     queries, own = vectors[::100], np.zeros((0, 3), np.int64)
@@ -147,10 +151,43 @@ def test_an_index_goes_on_from_its_training_and_has_the_same_bytes(tmp_path):
 
 def test_every_default_index_has_chunks_enough_for_its_training():
     for count in [1, 49_999, 50_000, 70_000, 131_071, 10**6, 10**7, 10**8, 10**10]:
-        check_index(choose_index(count), count, 384)
-    assert choose_index(49_999) == "Flat"
-    assert choose_index(50_000) == "IVF1024,Flat"
-    assert choose_index(10**8) == "IVF32768_HNSW32,Flat"
+        check_index(choose_index(count, 384), count, 384)
+    assert choose_index(49_999, 384) == "Flat"
+    assert choose_index(50_000, 384) == "IVF1024,Flat"
+    assert choose_index(10**8, 384) == "OPQ64_256,IVF32768_HNSW32,PQ64"
+    assert choose_index(10**8, 64) == "IVF32768_HNSW32,SQ8"
+    assert choose_index(16 * 10**9, 384) == "OPQ32_128,IVF262144_HNSW32,PQ32"
+    assert [choose_nprobe(f"IVF{n},Flat") for n in (16, 512, 1024, 65536)] == [16, 64, 128, 1024]
+
+
+def test_an_index_is_trained_on_a_random_sample_with_as_much_of_each_dataset_as_its_weight_says():
+    sample = training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=1)
+    assert (np.diff(sample) > 0).all()
+    assert [int(((sample >= a) & (sample < b)).sum()) for a, b in [(0, 1000), (1000, 3000), (3000, 3010)]] == [60, 20, 10]
+    assert sample[59] > 900
+    assert (sample == training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=1)).all()
+    assert (sample != training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=2)).any()
+    assert len(training_sample("Flat", [(1000, 1000)], None, seed=1)) == 1000
+
+
+@pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16_HNSW8,Flat"])
+def test_a_lossless_index_gives_its_vectors_back(tmp_path, spec):
+    vectors = clustered(1500)
+    assert is_lossless(spec)
+    assert not is_lossless("IVF16,SQ8")
+    assert (stored_vectors(built(tmp_path, vectors, spec), 100, 700) == vectors[100:700]).all()
+
+
+def test_a_graph_is_searched_as_widely_as_asked(tmp_path):
+    vectors = clustered(1500)
+    (tmp_path / "g").mkdir()
+    for spec in ("HNSW8,Flat", "IVF16_HNSW8,Flat"):
+        built(tmp_path / "g", vectors, spec)
+        index = open_index(tmp_path / "g" / "index.faiss", 2, 77)
+        inner = faiss.downcast_index(index.quantizer) if "IVF" in spec else index
+        assert inner.hnsw.efSearch == 77
+        for path in (tmp_path / "g").iterdir():
+            path.unlink()
 
 
 def test_an_index_that_the_chunks_are_too_few_for_is_refused_with_a_smaller_one():
@@ -174,7 +211,7 @@ def test_an_index_file_cut_short_is_refused(tmp_path):
     path = tmp_path / "index.faiss"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(UserError, match=r"index.faiss: Faiss cannot read it .*build it again"):
-        open_index(path, 1)
+        open_index(path, 1, 256)
 
 
 @pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16,SQ8", "HNSW8,Flat"])
