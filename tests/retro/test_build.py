@@ -173,7 +173,7 @@ def test_a_run_killed_while_it_embeds_goes_on_to_the_same_bytes(built, tmp_path)
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_block_that_was_cut_short_is_made_again(built, tmp_path, monkeypatch, damage):
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -185,7 +185,7 @@ def test_neighbours_of_another_database_and_samples_that_are_rearranged_are_refu
 def test_bytes_are_the_same_in_other_blocks_on_two_workers_and_after_an_interruption(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "block_size", lambda chunks: 256)
 
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
