@@ -35,7 +35,7 @@ class Lookup:
         self.root, self.tokenizer, self.num_neighbors = root, tokenizer, num_neighbors
         self.chunks = Chunks(np.load(root / "chunks.npy", mmap_mode="r"), open_data(root, database), chunk_length, database["pad_id"])
         self.embedder = open_same(database, None, root)
-        self.index = open_index(root / "index.faiss", database["nprobe"])
+        self.index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
 
     def __call__(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         texts = texts_of(ids, np.ones(ids.shape, bool), self.tokenizer, "a text")
