@@ -1,8 +1,10 @@
 """What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of them."""
 
 import dataclasses
+import gc
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from mt.train.parallel.sharding import (
     check_layout,
     dropout_place,
     parallelize,
+    synchronise_gradients,
 )
 from mt.train.parallel.stages import stages_of
 from mt.train.precision import Weights
@@ -81,6 +84,12 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "gpt, TP2 x DP2, sequence parallel": ("gpt", 4, TP | SP),
     "gpt, CP2 x DP2": ("gpt", 4, CP),
     "gpt, TP2 x CP2, sequence parallel": ("gpt", 4, TP | SP | CP),
+    "gpt, TP2 x CP2": ("gpt", 4, TP | CP),
+    "gpt, TP2 x CP2, sequence parallel, weights cut too": ("gpt", 4, TP | SP | CP | FULL),
+    "gpt, CP2, weights cut too": ("gpt", 2, CP | FULL),
+    "gpt, CP2, weights cut too, all recomputed": ("gpt", 2, CP | FULL, {"granularity": "full"}),
+    "gpt, TP2, sequence parallel, packed documents": ("gpt", 2, TP | SP, {"packed": True}),
+    "gpt, DP2, weights cut too, packed documents": ("gpt", 2, FULL, {"packed": True}),
     "llama, TP2": ("llama", 2, TP),
     "llama, TP2, sequence parallel": ("llama", 2, TP | SP),
     "llama, CP2": ("llama", 2, CP),
@@ -89,6 +98,9 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "moe, TP2": ("moe", 2, TP),
     "moe, TP2, sequence parallel": ("moe", 2, TP | SP),
     "moe, CP2 x EP2": ("moe", 2, CP | EP),
+    "moe, CP2 x EP2, weights cut too": ("moe", 2, CP | EP | FULL),
+    "moe, TP2 x EP2": ("moe", 4, TP | EP),
+    "moe, TP2 x CP2 x EP2, sequence parallel": ("moe", 4, TP | SP | CP | EP),
     "moe, EP2 x DP4, weights cut too": ("moe", 4, EP | FULL),
     "moe, TP2 x EP2, sequence parallel": ("moe", 4, TP | SP | EP),
     "bert, TP2": ("bert", 2, TP),
@@ -274,18 +286,38 @@ def memory_of_building(parallel: dict) -> tuple[int, int]:
         return peak_memory() - before, sum(4 * p.numel() for p in model.parameters())
 
 
-def bytes_a_parameter(parallel: dict) -> float:
-    """Of weights, gradients and moments that a rank keeps between steps, for each parameter of the model."""
+def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]:
+    """Of all tensors that a rank has, for each parameter of the model: between two micro-batches of a step, and between two steps."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
-        config = model_config("gpt")
-        model = build(mesh, parallel, config, torch.float32, torch.bfloat16)
-        optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3))
-        forward_backward(model, [micro_batch(config, mesh.dp.rank)], torch.ones(()), seed="0", place=dropout_place(mesh, parallel))
-        optimizer.step()
-        kept = [tensor for p in model.parameters() for tensor in (p, p.grad, *(optimizer.state[p][name] for name in moments(optimizer)))]
-        storages = {storage.data_ptr(): storage.nbytes() for storage in (local(tensor).untyped_storage() for tensor in kept)}
-        return sum(storages.values()) / sum(p.numel() for p in model.parameters())
+        config = model_config("gpt", hidden_size=128, ffn_hidden_size=512)
+        before = _all_bytes()
+        with torch.device("meta"):
+            model = build_model(config)
+        parallelize(model, mesh, parallel, dtype)
+        model.to_empty(device=mesh.device)
+        initialize(model, 1234)
+        weights = Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
+        optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))
+        parameters, found = sum(p.numel() for p in model.parameters()), []
+        for last in (True, False):
+            synchronise_gradients(model, last=last)
+            model.loss(**micro_batch(config, mesh.dp.rank).arguments()).backward()
+            if last:
+                optimizer.step()
+                weights.refresh()
+                found.append(_all_bytes() - before)
+                optimizer.zero_grad()
+        return (_all_bytes() - before) / parameters, found[0] / parameters
+
+
+def _all_bytes() -> int:
+    gc.collect()
+    with warnings.catch_warnings(action="ignore"):  # of names that torch is about to drop
+        tensors = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.device.type == "cpu" and t.layout == torch.strided]
+    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]  # which may have no object in Python
+    storages = (local(t).untyped_storage() for t in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def embedded(parallel: dict) -> Tensor:

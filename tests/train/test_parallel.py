@@ -89,11 +89,14 @@ def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_th
     assert torch.equal(after_a, after_b)
 
 
-def test_ranks_share_what_is_kept_between_steps(pool):
-    """16 bytes a parameter on one process: weight, gradient and two moments in float32. TP does not cut vectors and positions."""
-    assert pool.run(bytes_a_parameter, 1, {}) == [16]
-    assert pool.run(bytes_a_parameter, 2, {}) == pytest.approx([8, 8], rel=0.01)
-    assert pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}) == pytest.approx([4] * 4, rel=0.1)
+@pytest.mark.parametrize(("dtype", "alone", "whole", "shared"), [(torch.bfloat16, 18, 6, 12), (torch.float32, 16, 8, 12), (torch.float16, 18, 6, 12)], ids=str)
+def test_bytes_a_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloat16(pool, dtype, alone, whole, shared):
+    """Its README: bf16 18 on one process and 6 + 12 / d on d, fp32 16 and 8 + 8 / d, fp16 20 and 4 + 16 / d."""
+    assert pool.run(bytes_a_parameter, 1, {}, dtype) == [pytest.approx((alone, alone), rel=0.01)]
+    assert pool.run(bytes_a_parameter, 2, {}, dtype) == [pytest.approx((whole + shared / 2, 16 / 2), rel=0.01)] * 2
+    if dtype == torch.bfloat16:
+        assert pool.run(bytes_a_parameter, 2, {"data_parallel_sharding": "full"}, dtype) == [pytest.approx((16 / 2, 16 / 2), rel=0.02)] * 2
+        assert pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}, dtype) == [pytest.approx((whole / 2 + shared / 4, 16 / 4), rel=0.02)] * 4
 
 
 @pytest.mark.parametrize("parallel", [{}, {"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2}, {"data_parallel_sharding": "full"}])
