@@ -24,7 +24,7 @@ from mt.train.model.attention import Documents
 from mt.train.model.block import FeedForward
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
-from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, moments
+from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm
 from mt.train.parallel.context import cut
 from mt.train.parallel.mesh import Mesh, ParallelConfig, launch, local
 from mt.train.parallel.pipeline import Pipeline
@@ -72,6 +72,8 @@ PP, PP4, ZERO = {"pipeline_model_parallel_size": 2}, {"pipeline_model_parallel_s
 VIRTUAL, FOUR = {"num_layers_per_virtual_pipeline_stage": 1}, {"changes": (("num_layers", 4),)}
 FULL = {"data_parallel_sharding": "full"}
 FEW = {"steps": 3}
+DROP = {"changes": (("moe_expert_capacity_factor", 0.7),)}
+DROP_LAST = {"changes": (("moe_expert_capacity_factor", 0.7), ("moe_token_drop_policy", "position"))}
 CASES = {  # family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are cut
     "gpt, DP2": ("gpt", 2, {}),
     "gpt, DP2, weights cut too": ("gpt", 2, FULL),
@@ -122,7 +124,13 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "Retro, TP2, sequence parallel": ("retro", 2, TP | SP, FEW),
     "Retro, rotated, TP2, sequence parallel": ("retro_llama", 2, TP | SP, FEW),
     "Retro, TP2 x DP2, sequence parallel, weights cut too": ("retro", 4, TP | SP | FULL, FEW),
+    "moe that drops tokens, DP2": ("moe", 2, {}, DROP),
+    "moe that drops tokens, CP2": ("moe", 2, CP, DROP),
+    "moe that drops the last tokens, CP2 x EP2": ("moe", 2, CP | EP, DROP_LAST),
     "mamba hybrid, TP2": ("mamba", 2, TP),
+    "mamba hybrid, CP2": ("mamba", 2, CP),
+    "mamba hybrid, CP2, packed documents": ("mamba", 2, CP, {"packed": True}),
+    "mamba hybrid, TP2 x CP2, sequence parallel": ("mamba", 4, TP | SP | CP, {"changes": (("mamba_num_groups", 4),)}),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
     "gpt, PP2": ("gpt", 2, PP),
     "gpt, PP2, interleaved": ("gpt", 2, PP | VIRTUAL, FOUR),

@@ -127,13 +127,12 @@ def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
         ("gpt", {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}, {}, 20, r"data.seq_length = 20 is not a multiple of 2 x parallel.context_parallel_size = 2 x parallel.tensor_model_parallel_size = 2 = 8; use 16 or 24"),
         ("gpt", {"expert_model_parallel_size": 2}, {}, 16, r"parallel.expert_model_parallel_size = 2, and the model has no experts; give --num-experts"),
         ("moe", {"expert_model_parallel_size": 3}, {}, 16, r"parallel.expert_model_parallel_size = 3 does not divide model.num_experts = 4"),
-        ("moe", {"context_parallel_size": 2}, {"moe_expert_capacity_factor": 1.0}, 16, r"leave --moe-expert-capacity-factor out"),
         ("bert", {"context_parallel_size": 2}, {}, 16, r"model.family = bert looks both ways; use --tensor-model-parallel-size"),
         ("retro", {"context_parallel_size": 2}, {}, 16, r"would cut the chunks that neighbours are read for"),
         ("retro", {"tensor_model_parallel_size": 4, "sequence_parallel": True}, {"retro_chunk_length": 3}, 16, r"= 4 with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length = 6 tokens"),
         ("gpt", {"pipeline_model_parallel_size": 4}, {}, 16, r"parallel.pipeline_model_parallel_size = 4 is more than the model's 2 blocks; use at most so many"),
         ("gpt", {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2}, {"num_layers": 6}, 16, r"num_layers_per_virtual_pipeline_stage = 2 x parallel.pipeline_model_parallel_size = 2 does not divide the model's 6 blocks; use one of 1, 3"),
-        ("mamba", {"context_parallel_size": 2}, {}, 16, r"the state of a Mamba layer runs along the whole sequence"),
+        ("mamba", {"context_parallel_size": 2, "tensor_model_parallel_size": 2}, {}, 16, r"parallel.context_parallel_size = 2 \(x parallel.tensor_model_parallel_size = 2\) does not divide model.mamba_num_groups = 2"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, changes, length, message):

@@ -20,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,18 @@ CHUNK = 128  # tokens, as in Megatron-LM; on a CPU 64 takes the same time, 32 an
 WIDTH = 4  # of the convolution, tokens
 TIME_STEPS = (1e-3, 0.1)  # dt at the start, before the input has a say
 DECAYS = (1.0, 16.0)  # -A at the start
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class Exchange(NamedTuple):
+    """What the parallel floor puts here where sequences are cut over ranks: each then has all tokens of some groups."""
+
+    to_groups: Callable[[Tensor], Tensor] = _same  # (B, this rank's tokens, all groups, ...) -> (B, all tokens, its groups, ...)
+    to_tokens: Callable[[Tensor], Tensor] = _same  # and back
+    own: Callable[[Tensor], Tensor] = _same  # of a weight whose rows go by groups, those of this rank's
 
 
 class Mamba(nn.Module):
@@ -53,6 +67,7 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.empty(heads))
         self.norm_weight = nn.Parameter(torch.empty(inner))
         self.out = Linear(inner, config.hidden_size, bias=False, std=config.residual_std, split="row")
+        self.exchange = Exchange()
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """For layers.initialize; as in the paper's code: time steps spread evenly by their logarithm, decays evenly."""
@@ -75,25 +90,29 @@ class Mamba(nn.Module):
         assert documents is None or cache is None, "a cache goes on with one text per row"
         ids = None if documents is None else documents.ids
         per_head = 2 * self.channels + 1
-        parts = self.projection(x).unflatten(-1, (-1, self.heads_per_group * per_head + 2 * self.state))  # (B, T, G, ...)
+        # From here to the last projection each group is by itself: T is the whole sequence, G this rank's groups.
+        parts = self.exchange.to_groups(self.projection(x).unflatten(-1, (-1, self.heads_per_group * per_head + 2 * self.state)))  # (B, T, G, ...)
+        kernel, kernel_bias, dt_bias, A_log, D, norm_weight = (
+            self.exchange.own(weight) for weight in (self.convolution, self.convolution_bias, self.dt_bias, self.A_log, self.D, self.norm_weight)
+        )
         inner = self.heads_per_group * self.channels
         z, mixed, dt = parts.split((inner, inner + 2 * self.state, self.heads_per_group), dim=-1)
         mixed = mixed.flatten(2)
-        convolved = F.silu(convolve(mixed, self.convolution, self.convolution_bias, before=cache and cache.inputs, documents=ids))
+        convolved = F.silu(convolve(mixed, kernel, kernel_bias, before=cache and cache.inputs, documents=ids))
         values, keys, queries = convolved.unflatten(-1, (-1, inner + 2 * self.state)).split((inner, self.state, self.state), dim=-1)
-        values = values.reshape(*x.shape[:2], -1, self.channels)  # (B, T, H, P)
+        values = values.reshape(*parts.shape[:2], -1, self.channels)  # (B, T, H, P)
 
         wide = torch.promote_types(x.dtype, torch.float32)
-        dt = F.softplus(dt.flatten(2).to(wide) + self.dt_bias.to(wide))
+        dt = F.softplus(dt.flatten(2).to(wide) + dt_bias.to(wide))
         if lengths is not None:
             dt = dt * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
-        y, state = scan(values, dt, -self.A_log.to(wide).exp(), keys, queries, state=cache and cache.state, documents=ids)
+        y, state = scan(values, dt, -A_log.to(wide).exp(), keys, queries, state=cache and cache.state, documents=ids)
         if cache is not None:
             cache.keep(mixed, state, lengths)
-        y = y.to(wide) + values * self.D.to(wide)[:, None]
+        y = y.to(wide) + values * D.to(wide)[:, None]
         y = y.unflatten(2, (-1, self.heads_per_group)).flatten(3) * F.silu(z.to(wide))  # (B, T, G, R x P)
-        y = F.rms_norm(y, y.shape[-1:], eps=self.epsilon).flatten(2) * self.norm_weight
-        return self.out(y.to(x.dtype))
+        y = F.rms_norm(y, y.shape[-1:], eps=self.epsilon) * norm_weight.view(y.shape[-2:])
+        return self.out(self.exchange.to_tokens(y.to(x.dtype)).flatten(2))
 
     def new_cache(self, batch: int, max_length: int) -> MambaCache:
         """For rows of any length: a state does not grow with it."""

@@ -52,13 +52,15 @@ class MoE(nn.Module):
         self.shared = FeedForward(dataclasses.replace(config, ffn_hidden_size=shared, add_bias_linear=False)) if shared else None
         gated = config.moe_shared_expert_gate
         self.shared_gate = Linear(config.hidden_size, 1, bias=False, std=config.init_method_std) if gated else None
+        self.within_capacity = within_capacity  # the parallel floor's own where ranks share a micro-batch's tokens
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         experts, weights = self.router(tokens)
         kept = None
         if self.capacity_factor is not None and self.training:
-            kept = within_capacity(experts, weights, self.router.num_experts, self.capacity_factor, self.drop_policy)
+            choices = (t.unflatten(0, x.shape[:-1]) for t in (experts, weights))
+            kept = self.within_capacity(*choices, self.router.num_experts, self.capacity_factor, self.drop_policy).flatten(0, -2)
         sent = dispatch(experts, self.router.num_experts, kept)
         rows = self.experts(permute(tokens, sent), sent.counts)
         y = unpermute(rows, weights, sent).view_as(x)
@@ -232,7 +234,7 @@ def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dic
 
 
 def within_capacity(experts: Tensor, weights: Tensor, num_experts: int, factor: float, policy: Literal["probs", "position"]) -> Tensor:
-    """Which choices are kept (N, K) bool where an expert takes at most ceil(N K / E x factor) of the micro-batch.
+    """Which choices (..., K) are kept, bool, where an expert takes at most ceil(N K / E x factor) of the micro-batch's N tokens.
 
     policy: an expert takes those with the greatest weights, or those that come first in the micro-batch; among equal
     weights also those.

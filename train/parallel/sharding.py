@@ -6,7 +6,7 @@ The model is written for one process. `parallelize` walks it and
    the optimizer and for checkpoints), while the module that reads it sees this rank's plain tensor;
 2. puts collectives where a part begins and ends: attention, feed-forward and Mamba layers take x as every rank has it
    (or, sequence parallel, every rank's tokens gathered) and give back a sum over ranks (or its own tokens of that sum);
-   experts exchange rows; attention gathers keys and values where sequences are cut;
+   experts exchange rows; where sequences are cut, attention gathers keys and values, and Mamba layers exchange tokens for groups;
 3. hands all weights to `fully_shard`, the one engine of data parallelism: each rank keeps and steps a part of them.
 
 The model is built on the meta device, where it takes no memory, and cut there; then each rank makes room for its pieces
@@ -81,17 +81,20 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
             not model.retro_add_retriever or 2 * model.retro_chunk_length % over_tensor == 0,
             f"parallel.tensor_model_parallel_size = {tensor} with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length = {2 * model.retro_chunk_length} tokens; use a size that does",
         ),
-        *(_context_rules(model) if context_size > 1 else []),
+        *(_context_rules(model, tensor, context_size) if context_size > 1 else []),
     )
 
 
-def _context_rules(model: ModelConfig) -> list[tuple[bool, str]]:
+def _context_rules(model: ModelConfig, tensor: int, context: int) -> list[tuple[bool, str]]:
     return [
         (model.family == "gpt", f"parallel.context_parallel_size cuts what a causal decoder reads, and model.family = {model.family} looks both ways; use --tensor-model-parallel-size with --sequence-parallel"),
-        ("M" not in (model.hybrid_override_pattern or ""), "parallel.context_parallel_size: the state of a Mamba layer runs along the whole sequence; use --tensor-model-parallel-size"),
+        (
+            "M" not in (model.hybrid_override_pattern or "") or model.mamba_num_groups % (tensor * context) == 0,
+            f"parallel.context_parallel_size = {context} (x parallel.tensor_model_parallel_size = {tensor}) does not divide model.mamba_num_groups = {model.mamba_num_groups}, "
+            "which these processes share; use sizes that do",
+        ),
         (not model.retro_add_retriever, "parallel.context_parallel_size would cut the chunks that neighbours are read for; use --tensor-model-parallel-size with --sequence-parallel"),
         (model.attention_backend in ("auto", "sdpa"), f"parallel.context_parallel_size: attention to gathered keys is computed by sdpa, not model.attention_backend = {model.attention_backend}; leave that out"),
-        (model.moe_expert_capacity_factor is None, "parallel.context_parallel_size: the capacity of an expert counts a whole micro-batch's tokens, and no rank sees them all; leave --moe-expert-capacity-factor out"),
     ]
 
 
@@ -342,6 +345,10 @@ def _cut_sequences(model: nn.Module, cp: Axis) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = functools.partial(context.attend, axis=cp)
+        elif isinstance(module, Mamba):
+            module.exchange = context.exchange_groups(cp)
+        elif isinstance(module, MoE):
+            module.within_capacity = functools.partial(context.within_capacity, axis=cp)
         elif isinstance(module, Router):
             module.sum_counts = functools.partial(comm.total, axis=cp)
 
