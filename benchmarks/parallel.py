@@ -1,4 +1,4 @@
-"""What parallelism costs: a step with its wrappers at one process, and data parallel on two processes beside two that know nothing of each other.
+"""What parallelism costs: a step with its wrappers at one process, data parallel on two processes beside two that know nothing of each other, and what pipelines wait.
 
     python benchmarks/parallel.py
     python benchmarks/parallel.py --rounds 20 --hidden 512
@@ -13,6 +13,9 @@ wrapped      the same after `parallelize` at one process, which is to leave it a
 independent  two processes with a model each
 dp           two processes that share a model: gradients summed, the optimizer cut
 dp full      the same, weights and gradients cut too
+
+Then pipelines of two stages: the share of a step in which a rank's thread does not compute, beside the formula's
+(p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so that stages are even.
 """
 
 from __future__ import annotations
@@ -34,15 +37,24 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--micro-batches", type=int, default=16, help="of a step, on each process")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("steps", "pipelines"), help="one of the two tables")
+    parser.add_argument("--worker", choices=("steps", "pipelines"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments)
+        {"steps": work, "pipelines": wait}[arguments.worker](arguments)
         return
-    print("| contestant | processes | wall s | CPU s | ratio of wall | ratio of CPU |\n|---|---|---|---|---|---|", flush=True)
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, "--worker", *sys.argv[1:]]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if arguments.only != "pipelines":
+        print("| contestant | processes | wall s | CPU s | ratio of wall | ratio of CPU |\n|---|---|---|---|---|---|", flush=True)
+        for processes in (1, 2):
+            start(processes, "steps")
+    if arguments.only != "steps":
+        print("| pipeline | micro-batches | wall s | waiting | formula | ratio |\n|---|---|---|---|---|---|", flush=True)
+        start(2, "pipelines")
+
+
+def start(processes: int, worker: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, *sys.argv[1:], "--worker", worker]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def work(arguments) -> None:
@@ -71,6 +83,53 @@ def work(arguments) -> None:
         if mesh.rank == 0:
             for name, (wall, cpu) in medians.items():
                 print(f"| {name} | {mesh.world_size} | {wall:.3f} | {cpu:.3f} | {wall / base[0]:.3f} | {cpu / base[1]:.3f} |", flush=True)
+
+
+def wait(arguments) -> None:
+    """The table of pipelines."""
+    import torch
+
+    from mt.train.batches import MicroBatch
+    from mt.train.loop import forward_backward
+    from mt.train.model.build import build_model
+    from mt.train.model.layers import ModelConfig, initialize, resolve
+    from mt.train.parallel.mesh import ParallelConfig, launch
+    from mt.train.parallel.pipeline import Pipeline
+    from mt.train.parallel.sharding import parallelize
+
+    torch.set_num_threads(1)
+    shape = resolve(ModelConfig(num_layers=8, hidden_size=arguments.hidden, num_attention_heads=4), vocab_size=64, seq_length=LENGTH)
+    stages = {"pipeline_model_parallel_size": 2}
+    contestants = {"1f1b": ({}, 1, 1.0), "interleaved": ({"num_layers_per_virtual_pipeline_stage": 2}, 2, 1.0), "zero-bubble": ({"pipeline_schedule": "zero-bubble"}, 1, 1 / 3)}
+    with launch(ParallelConfig(**stages)) as mesh:
+        models = {}
+        for name, (how, _, _) in contestants.items():
+            parallel = ParallelConfig(**stages, **how)
+            with torch.device("meta"):
+                model = Pipeline(build_model(shape), mesh, parallel, {"seq_length": LENGTH}, torch.float32)
+            parallelize(model, mesh, parallel, torch.float32)
+            model.to_empty(device=mesh.device)
+            initialize(model, 1)
+            models[name] = model
+        for count in (2, 4, 8):
+            tokens = torch.randint(64, (count, 2 * ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+            batch = [MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(2 * ROWS, LENGTH)) for i, sample in enumerate(tokens)]
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+            for _ in range(arguments.rounds + 1):
+                for name, model in models.items():
+                    mesh.barrier()
+                    wall, busy = time.perf_counter(), time.thread_time()
+                    forward_backward(model, batch, torch.ones(()), seed="0")
+                    model.zero_grad()
+                    mesh.barrier()
+                    times[name].append((time.perf_counter() - wall, time.thread_time() - busy))
+            for name, taken in times.items():
+                _, stages_of_rank, part = contestants[name]
+                wall, busy = (statistics.median(column) for column in zip(*taken[1:]))
+                busy = float(mesh.sum(torch.tensor(busy, dtype=torch.float64))) / 2
+                formula = part / (count * stages_of_rank + part)
+                if mesh.rank == 0:
+                    print(f"| {name} | {count} | {wall:.3f} | {1 - busy / wall:.1%} | {formula:.1%} | {(1 - busy / wall) / formula:.2f} |", flush=True)
 
 
 def step_of(mesh, sharding: str, arguments) -> Callable[[], None]:

@@ -116,6 +116,10 @@ class TrainConfig:
         positions = model.max_position_embeddings or self.data.seq_length
         return [
             (
+                not self.train.retro_freeze_decoder or self.parallel.pipeline_model_parallel_size == 1,
+                "train.retro_freeze_decoder leaves the first pipeline stage nothing to train; leave --pipeline-model-parallel-size out",
+            ),
+            (
                 not self.train.retro_freeze_decoder or self.checkpoint.load is not None,
                 "train.retro_freeze_decoder needs a GPT that has learned: give --load with --finetune, or leave it out",
             ),

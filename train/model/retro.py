@@ -67,9 +67,8 @@ class Retro(GPT):
         retrieved: Retrieved | None = None
         if self.gate and neighbors is not None:
             assert cache is None, "with a cache neighbours are looked up, not given"
-            assert neighbors.shape[1] == -(-tokens.shape[1] // self.config.retro_chunk_length), "as many chunks must have neighbours as there are"
-            short = (tokens.shape[1] - 1) % self.config.retro_chunk_length + 1
-            retrieved = Retrieved(*self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)), gate=self.gate, chunks=neighbors.shape[1], first=short)
+            embedded = self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1))
+            retrieved = Retrieved(*embedded, gate=self.gate, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
         elif self.gate and isinstance(cache, RetroCache):
             if positions is None:
                 positions = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device).expand(tokens.shape)
@@ -80,12 +79,17 @@ class Retro(GPT):
             retrieved = Retrieved(*self._embed(*found), gate=self.gate, chunks=full, first=m)
         return GPT.forward(self, tokens, positions=positions, documents=documents, cache=cache, lengths=lengths, retrieved=retrieved)
 
+    def first_chunk(self, tokens: Tensor, neighbors: Tensor) -> int:
+        """Tokens of the first chunk, short where m does not divide T. neighbors: as in `forward`."""
+        assert neighbors.shape[1] == -(-tokens.shape[1] // self.config.retro_chunk_length), "as many chunks must have neighbours as there are"
+        return (tokens.shape[1] - 1) % self.config.retro_chunk_length + 1
+
     def loss(
         self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, neighbors: Tensor | None = None, neighbor_mask: Tensor | None = None,
         positions: Tensor | None = None, documents: Documents | None = None,
     ) -> Tensor:
         """Summed negative log-likelihood in nats, as GPT.loss. neighbors, neighbor_mask: as in `forward`; without, that of the plain GPT."""
-        hidden = Retro.forward(self, tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents)
+        hidden = self.forward(tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents)
         return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
@@ -113,7 +117,7 @@ class Retro(GPT):
         x = self.embedding(neighbors.flatten(0, 1))
         if self.positions is not None:
             x = x + self.positions(positions)
-        return F.dropout(x, self.config.retro_encoder_hidden_dropout, self.training), mask, self._rotary(positions)
+        return x, mask, self._rotary(positions)
 
     def _retrieve_growing(self, tokens: Tensor, positions: Tensor, cache: RetroCache, lengths: Tensor | None) -> Growing:
         """Adds tokens (B, T) to the cache and looks up the chunks that they fill."""
@@ -278,6 +282,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         own = dataclasses.replace(config, hidden_dropout=config.retro_encoder_hidden_dropout, attention_dropout=config.retro_encoder_attention_dropout)
+        self.dropout = own.hidden_dropout
         crosses = [NeighborAttention(own) if i == 0 else None for i in range(config.retro_encoder_layers)]
         self.layers = nn.ModuleList(Block(own, mixer=Attention(own), cross=cross, ffn=FeedForward(own)) for cross in crosses)
         self.norm = Norm(config)
@@ -285,7 +290,7 @@ class Encoder(nn.Module):
     def forward(self, states: Tensor, present: Tensor, rotary: tuple[Tensor, Tensor] | None, memory: Tensor, memory_seen: Seen) -> Tensor:
         """(n, k r, D), normalised. states: (n k, r, D). present: (n, k, r) bool. memory: (n, m, D), the chunks."""
         here = present.flatten(0, 1)
-        seen, x = see_tokens(here | ~here.any(1, keepdim=True)), states
+        seen, x = see_tokens(here | ~here.any(1, keepdim=True)), F.dropout(states, self.dropout, self.training)
         for layer in self.layers:
             x = layer(x, seen=seen, rotary=rotary, memory=memory, memory_seen=memory_seen)
         return self.norm(x).reshape(len(present), -1, x.shape[-1])

@@ -8,6 +8,7 @@ one process. What goes from stage to stage:
     GPT, BERT           (B, T, D), after a block
     T5, in the encoder  (B, S, D), after a block of the encoder, or its last
     T5, in the decoder  (B, T, D), after a block, and the encoder's states (B, S, D)
+    Retro               (B, T, D), and from its encoder to the last layer that reads it the neighbours' states (n, k r, D)
 
 A weight that several stages read (an embedding that is the head too, T5's positions and its biases by distance) belongs to
 the first of them; the others have copies (pipeline.py keeps them equal).
@@ -26,7 +27,9 @@ from ..batches import MicroBatch
 from ..flops import block_flops, head_flops
 from ..model.attention import see_tokens
 from ..model.block import Block
-from ..model.layers import ModelConfig
+from ..model.gpt import GPT
+from ..model.layers import ModelConfig, retro_layers
+from ..model.retro import Retrieved, Retro
 from ..model.t5 import T5, Memory
 from .mesh import ParallelConfig
 
@@ -39,8 +42,7 @@ def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     if ranks == 1:
         return
-    kind = "--retro-add-retriever" if model.retro_add_retriever else f"model.family = {model.family}"
-    check((model.family in FAMILIES and not model.retro_add_retriever, f"parallel.pipeline_model_parallel_size = {ranks}: {kind} is not cut into stages; use --tensor-model-parallel-size, or more data-parallel processes"))
+    check((model.family in FAMILIES, f"parallel.pipeline_model_parallel_size = {ranks}: model.family = {model.family} is not cut into stages; use --tensor-model-parallel-size, or more data-parallel processes"))
     blocks = len(_costs(model, lengths))
     check(
         (ranks <= blocks, f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks; use at most so many"),
@@ -109,7 +111,7 @@ def cut_stage(whole: nn.Module, begin: int, end: int) -> nn.Module:
     for name, child in list(model.named_children()):
         if name not in kept and not isinstance(child, nn.ModuleList):
             setattr(model, name, nn.Identity() if name.endswith("norm") else None)
-    kind = _T5Stage if isinstance(model, T5) else _Stage
+    kind = _T5Stage if isinstance(model, T5) else _RetroStage if isinstance(model, Retro) else _Stage
     model.__class__ = type(f"Stage{type(model).__name__}", (kind, type(model)), {})
     model.begin, model.end, model.received = begin, end, []
     model.is_first, model.is_last = begin == 0, end == total
@@ -125,6 +127,8 @@ def _kept(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
         kept |= {"embedding", "positions", "token_types"}
     if config.post_norm:  # BERT's norm is then the embedding's
         kept = kept | {"norm"} if first else kept - {"norm"}
+    if config.retro_add_retriever and begin <= retro_layers(total)[0] < end:  # neighbours are embedded, too
+        kept |= {"embedding", "positions"}
     if config.family == "t5":
         encoder = config.num_layers
         if begin < encoder:
@@ -180,6 +184,25 @@ class _T5Stage(_Stage):
         return x if self.is_last else (x, memory.states.clone())
 
 
+class _RetroStage(_Stage):
+    def forward(self, tokens: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor, **how) -> Tensor | tuple[Tensor, Tensor]:
+        encoding = retro_layers(len(self.layers))[0]
+        retrieved = None
+        if self.begin <= encoding < self.end:
+            retrieved = Retrieved(*self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)), gate=1.0, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
+        elif _reads_on(self.config, self.begin):
+            retrieved = Retrieved(None, neighbor_mask.flatten(0, 1), None, gate=1.0, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
+            retrieved.encoded = self.received.pop()
+        x = GPT.forward(self, tokens, retrieved=retrieved, **how)
+        return (x, retrieved.encoded.clone()) if not self.is_last and _reads_on(self.config, self.end) else x
+
+
+def _reads_on(config: ModelConfig, begin: int) -> bool:
+    """Whether a layer of Retro from `begin` on reads what one before it has encoded."""
+    reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
+    return bool(reading) and reading[0] < begin <= reading[-1]
+
+
 def shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
     """Of what comes to the stage whose first block is `begin`. cut: tensor-parallel ranks over which sequences are cut between blocks."""
     B, T = micro.tokens.shape
@@ -188,7 +211,11 @@ def shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list
         if begin <= config.num_layers:
             return [torch.Size((B, S // cut, config.hidden_size))]
         return [torch.Size((B, T // cut, config.hidden_size)), torch.Size((B, S, config.hidden_size))]
-    return [torch.Size((B, T // cut, config.hidden_size))]
+    states = [torch.Size((B, T // cut, config.hidden_size))]
+    if _reads_on(config, begin):
+        chunks, k, r = micro.neighbors.shape[1:]
+        states.append(torch.Size((B * chunks, k * r, config.hidden_size)))
+    return states
 
 
 def stages_of(model: nn.Module) -> list[nn.Module]:
