@@ -156,6 +156,8 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "t5 with relative positions, PP4, interleaved": ("t5_relative", 4, PP4 | VIRTUAL, FOUR),
     "mamba hybrid, PP2": ("mamba", 2, PP),
     "mamba hybrid, PP2 x TP2, sequence parallel": ("mamba", 4, PP | TP | SP),
+    "mamba hybrid, PP2 x CP2": ("mamba", 4, PP | CP),
+    "moe, PP2 x CP2": ("moe", 4, PP | CP),
 }
 
 
