@@ -31,7 +31,7 @@ from mt.train.course import TrainConfig
 from mt.train.loop import train
 from mt.train.model.layers import ModelConfig
 
-WORDS, PASSAGE, DOCUMENTS, PASSAGES = 200, 48, 600, 3  # words known, words of a passage, documents, passages of a document
+WORDS, PASSAGE, DOCUMENTS, PASSAGES = 100, 32, 300, 3  # words known, words of a passage, documents, passages of a document
 CHUNK, LENGTH, BATCH, VALID = 16, 64, 16, 8  # tokens of a chunk and of a sample, samples of a batch, batches of a validation
 RETRO = {"retro_add_retriever": True, "retro_chunk_length": CHUNK, "retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0}
 
