@@ -327,7 +327,7 @@ def test_models_that_are_not_ours_are_refused_by_name(source, tmp_path):
     out, plain = tmp_path / "out", json.loads((source / "config.json").read_text())
     for settings, message in [
         ({"model_type": "gemma3"}, "model_type is 'gemma3'; only gpt2, gpt_bigcode"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "model.rope_scaling has rope_type 'longrope'; use linear, llama3, yarn"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "model.rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised; give the model as it was before that"),
         ({"attention_bias": True}, "attention_bias is True; only False can be loaded as llama"),
         ({"vocab_size": 7}, "has 7 rows of vocabulary, and the tokenizer 61 tokens; give the model's own tokenizer"),

@@ -176,7 +176,7 @@ def test_dropout_is_the_same_again_under_recomputation():
         ({"hidden_dropout": 1.0}, "hidden_dropout = 1.0 must be at least 0 and below 1"),
         ({"num_layers": 0}, "num_layers = 0 must be at least 1"),
         ({"window_size": 0}, "window_size = 0 must be at least 1"),
-        ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "longrope"}}, "rope_scaling has rope_type 'longrope'; use linear, llama3, yarn"),
+        ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "longrope"}}, "rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn"),
         ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "has no original_max_position_embeddings, which rope_type yarn needs"),
         ({"position_embedding_type": "rope", "rope_scaling": {"rope_type": "linear", "factor": 2.0, "fast": 1}}, "has fast, which rope_type linear does not know; use factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is for model.position_embedding_type = rope"),

@@ -113,9 +113,12 @@ def _rope_in(raw: Mapping, place: str) -> dict:
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or "default")
     base = rope.pop("rope_theta", raw.get("rope_theta", 10000.0))
-    if rope["rope_type"] in ("llama3", "yarn"):
+    if rope["rope_type"] in ("llama3", "yarn", "dynamic"):
         rope.setdefault("original_max_position_embeddings", raw["max_position_embeddings"])
-    return {"rotary_base": base, "rope_scaling": None if rope["rope_type"] == "default" else rope}
+    found = {"rotary_base": base, "rope_scaling": None if rope["rope_type"] == "default" else rope}
+    if rope["rope_type"] == "dynamic":  # whose max_position_embeddings is the original length: it is for longer ones
+        found["max_position_embeddings"] = int(rope["original_max_position_embeddings"] * rope["factor"])
+    return found
 
 
 def settings_out(config: ModelConfig) -> tuple[str, dict]:
@@ -136,6 +139,8 @@ def settings_out(config: ModelConfig) -> tuple[str, dict]:
     if config.position_embedding_type == "rope":
         scaling = config.rope_scaling or {"rope_type": "default"}
         written["rope_parameters"] = {**scaling, "rope_theta": config.rotary_base}
+        if scaling["rope_type"] == "dynamic":
+            written["max_position_embeddings"] = scaling["original_max_position_embeddings"]
         written |= {"rope_theta": config.rotary_base, "rope_scaling": config.rope_scaling and dict(config.rope_scaling)}  # where transformers 4 looks
     if name in ("mistral", "mixtral"):
         written["sliding_window"] = config.window_size
@@ -182,7 +187,8 @@ WITHOUT = {
 
 def _check_same(config: ModelConfig, name: str, written: dict) -> None:
     """Raises UserError unless what is written, read again, is the same model."""
-    elsewhere = {field: getattr(config, field) for field in (*ELSEWHERE, *WITHOUT.get(name, ()))}
+    dynamic = (config.rope_scaling or {}).get("rope_type") == "dynamic"  # config.json then says the original length alone
+    elsewhere = {field: getattr(config, field) for field in (*ELSEWHERE, *WITHOUT.get(name, ()), *(["max_position_embeddings"] if dynamic else []))}
     if config.num_experts is not None:
         sparse = expert_layers(config.moe_layer_freq, config.num_layers)
         config = dataclasses.replace(config, moe_layer_freq=_frequency(sparse))

@@ -48,7 +48,7 @@ class ModelConfig:
     max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
     position_embedding_type: Literal["learned", "rope", "relative", "none"] = option("learned", "how positions enter; relative: by T5's buckets of distances, added to scores that are not divided by the root of kv-channels")
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
-    rope_scaling: dict | None = option(None, "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json (rope_type: linear, llama3, yarn; factor: ...)")  # noqa: RUF009 - a frozen default: None
+    rope_scaling: dict | None = option(None, "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json (rope_type: linear, dynamic, llama3, yarn; factor: ...)")  # noqa: RUF009 - a frozen default: None
     normalization: Literal["LayerNorm", "RMSNorm"] = option("LayerNorm", "kind of normalisation")
     layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
     post_norm: bool = option(False, "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of what goes in, as Megatron-LM does")

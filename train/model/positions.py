@@ -13,6 +13,7 @@ from torch import Tensor
 # The keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: those that must be there, and the others.
 SCALING_KEYS = {
     "linear": (("factor",), ()),
+    "dynamic": (("factor", "original_max_position_embeddings"), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
     "yarn": (("factor", "original_max_position_embeddings"), ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
 }
@@ -33,19 +34,27 @@ def scaling_mistake(scaling: dict) -> str | None:
 
 def rotary_table(positions: Tensor, channels: int, base: float, scaling: dict | None = None) -> tuple[Tensor, Tensor]:
     """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves split as in Hugging Face's Llama."""
-    frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device)
+    length = positions.max() + 1 if scaling is not None and scaling["rope_type"] == "dynamic" else None
+    frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device, length=length)
     angles = positions[..., None].double() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return (angles.cos() * factor).float(), (angles.sin() * factor).float()
 
 
-def rotary_frequencies(channels: int, base: float, scaling: dict | None = None, *, device: torch.device | None = None) -> tuple[Tensor, float]:
+def rotary_frequencies(
+    channels: int, base: float, scaling: dict | None = None, *, device: torch.device | None = None, length: Tensor | None = None,
+) -> tuple[Tensor, float]:
     """((channels / 2,) float64 radians per position, what cosine and sine are multiplied by).
 
     scaling: see SCALING_KEYS. linear: positions are divided (Chen et al. 2023). llama3: only the waves that are long
     for the original length, those between by degrees (Dubey et al. 2024). yarn: likewise, counted in turns over that
-    length, with attention sharpened to match (Peng et al. 2023).
+    length, with attention sharpened to match (Peng et al. 2023). dynamic: the base grows with the sequence once it is
+    longer than the original length (its section 3.3); length: () int64, tokens of the longest one at hand.
     """
+    if scaling is not None and scaling["rope_type"] == "dynamic":
+        stretch = length.double() / scaling["original_max_position_embeddings"]
+        base = base * (scaling["factor"] * stretch.clamp(min=1) - (scaling["factor"] - 1)) ** (channels / (channels - 2))
+        scaling = None
     frequencies = base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
     if scaling is None:
         return frequencies, 1.0

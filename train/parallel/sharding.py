@@ -93,6 +93,7 @@ def _context_rules(model: ModelConfig, tensor: int, context: int) -> list[tuple[
             f"parallel.context_parallel_size = {context} (x parallel.tensor_model_parallel_size = {tensor}) does not divide model.mamba_num_groups = {model.mamba_num_groups}, "
             "which these processes share; use sizes that do",
         ),
+        ((model.rope_scaling or {}).get("rope_type") != "dynamic", "parallel.context_parallel_size: the frequencies of rope_type dynamic go by a sequence's length, and no rank sees it all; use rope_type yarn"),
         (not model.retro_add_retriever, "parallel.context_parallel_size would cut the chunks that neighbours are read for; use --tensor-model-parallel-size with --sequence-parallel"),
         (model.attention_backend in ("auto", "sdpa"), f"parallel.context_parallel_size: attention to gathered keys is computed by sdpa, not model.attention_backend = {model.attention_backend}; leave that out"),
     ]
