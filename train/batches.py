@@ -139,7 +139,9 @@ class Batches:
 
     def over(self, steps: Iterable[tuple[int, int]]) -> Iterator[list[MicroBatch]]:
         """The global batches of (consumed samples, size) pairs, each read while the one before it is in use."""
-        with ThreadPoolExecutor(1, "batches") as pool:
+        # A thread begins on GPU 0, and pinning memory there would leave a context of every rank on it.
+        on_gpu = self.mesh.device.type == "cuda"
+        with ThreadPoolExecutor(1, "batches", torch.cuda.set_device if on_gpu else None, (self.mesh.device,) if on_gpu else ()) as pool:
             reading = None
             for consumed, size in steps:
                 following = pool.submit(self.global_batch, consumed, size)

@@ -149,6 +149,9 @@ def float8_obstacle(device: torch.device) -> str | None:
 def use_float8(model: nn.Module, format: str) -> int:
     """Turns the linear layers of a model's blocks into Float8Linear in place; returns how many.
 
+    Why not a package: torchao's Float8Linear and transformer-engine's Linear are modules in their own right, which know nothing
+    of how ours are cut over ranks and packed; what they would bring is this product (torchao, recipe "tensorwise").
+
     Only those whose sizes are multiples of 16, which the hardware wants; the head and the embeddings stay as they are.
     """
     swapped = 0
