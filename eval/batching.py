@@ -33,7 +33,7 @@ LENGTHS = 128  # cache lengths are multiples of it
 class Batch:
     """The continuations under way on one model.
 
-    model: has `model(tokens (B, T) int64, positions=, cache=, lengths=) -> hidden (B, T, D)`, `model.logits(hidden)` and
+    model: has `model(tokens (B, T) int64, positions=, cache=, lengths=, at=) -> hidden (B, T, D)`, `model.logits(hidden)` and
     `model.new_cache(rows, length)`. max_length: its positions, which every prompt and what follows it must fit. max_rows:
     continuations that grow together. max_tokens: at most so many rows times the positions of the longest (None: no
     limit; one alone may always join).
@@ -124,17 +124,22 @@ class Batch:
         if self._goes_on:
             for tensor in row_tensors(self._cache, self._size[0]):
                 tensor[first : first + len(group)].zero_()
-        hidden = self._forward(tokens, positions, first, lengths=torch.tensor(lengths, device=self.device))
-        for i, continuation in enumerate(group):
-            if continuation.sampling.prompt_logprobs:
-                self._score(continuation, hidden[i, : lengths[i] - 1])
+        told = {"lengths": torch.tensor(lengths, device=self.device)}
+        ends = torch.arange(len(group), device=self.device), told["lengths"] - 1
+        if any(c.sampling.prompt_logprobs for c in group):
+            hidden = self._forward(tokens, positions, first, **told)  # (B, T, D)
+            for i, continuation in enumerate(group):
+                if continuation.sampling.prompt_logprobs:
+                    self._score(continuation, hidden[i, : lengths[i] - 1])
+            last = hidden[ends]
+        else:
+            last = self._forward(tokens, positions, first, at=ends, **told)  # (B, D)
         drawing = [i for i, c in enumerate(group) if c.sampling.max_new_tokens]
         for continuation in group:
             if not continuation.sampling.max_new_tokens:
                 continuation.ended = "length"
         if drawing:
-            last = hidden[drawing, [lengths[i] - 1 for i in drawing]]
-            pick(self.model.logits(last).float(), [group[i] for i in drawing], self._colon)
+            pick(self.model.logits(last[drawing]).float(), [group[i] for i in drawing], self._colon)
 
     def _score(self, continuation: Continuation, hidden: Tensor) -> None:
         """The log-probabilities of prompt[1:], from the hidden states (T - 1, D) before each."""
@@ -146,7 +151,7 @@ class Batch:
                 continuation.prompt_top += top_logprobs(logprobs, [count] * len(logprobs))
 
     def _forward(self, tokens: Tensor, positions: Tensor, first: int, **more) -> Tensor:
-        """Hidden states (B, T, D) of the rows from `first` on."""
+        """Hidden states (B, T, D) of the rows from `first` on; with `at` (N, D)."""
         return forward_rows(self.model, self._cache, self._size[0], tokens, positions, first, **more)
 
     def _reserve(self, rows: int, length: int) -> None:
@@ -202,7 +207,7 @@ def groups(coming: Sequence[Continuation]) -> list[list[Continuation]]:
 def forward_rows(model, cache, rows: int, tokens: Tensor, positions: Tensor, first: int, **more) -> Tensor:
     """Hidden states (B, T, D) of tokens (B, T) that belong to the rows first, first + 1 ... of a cache of `rows` rows.
 
-    more: what else the model is told (lengths).
+    more: what else the model is told (lengths, at).
     """
     view = map_rows(cache, rows, lambda tensor: tensor[first : first + len(tokens)])
     hidden = model(tokens, positions=positions, cache=view, **more)

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from ..config import UserError, check, nearest, option
 from ..train.parallel.mesh import Mesh
-from .lm import LanguageModel, open_model
+from .lm import LanguageModel, open_scorer
 from .results import Results, ranks, shared
 from .sampling import Sampling
 from .tasks import Evaluation, document_windows
@@ -61,7 +61,7 @@ def harness(config: HarnessConfig) -> dict | None:
         if results.finished:
             return results.finished if mesh.rank == 0 else None
         tasks = mesh.on_main(lambda: _tasks(config))
-        model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+        model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
         if config.add_bos_token and model.tokenizer.bos is None:
             raise UserError(f"add_bos_token: the tokenizer of {config.load} has no token that begins a text; leave it out")
         adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)

@@ -16,7 +16,7 @@ from ..executor import progress
 from ..train.parallel.mesh import Mesh
 from .classifier import Classifier, Encoder, answers
 from .examples import Example, Reader, read_mnli, read_qqp, read_race, reader
-from .lm import open_model
+from .lm import open_scorer
 from .results import Mean, Results, shared
 
 EXAMPLES_AT_ONCE = 64  # that a rank judges before it tells the others
@@ -60,7 +60,7 @@ def likelihood(place: str, seq_length: int | None, batch_size: int) -> Judge:
 
     The text is "Article: ...\\n\\nQuestion: ...\\nAnswer:", and then " " and the option. An article too long loses its head.
     """
-    model = open_model(place, seq_length or "trained", batch_size)
+    model = open_scorer(place, seq_length or "trained", batch_size)
     encode = model.tokenizer.encode
 
     def answer(examples: list[Example]) -> list[dict]:

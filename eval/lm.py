@@ -3,7 +3,7 @@
 A task hands token ids in and gets numbers or token ids back; how sequences are batched is decided here and never shows
 in a result beyond float rounding. Sequences are sorted by length, so that little is padded; padding stands on the
 right, where causal attention keeps it from every scored position. Only the hidden states at scored positions meet the
-vocabulary matrix, a few hundred rows at a time, and the log-sum-exp is taken in fp32.
+vocabulary matrix (train/model/likelihood.py), and of the last feed-forward layer.
 
 B batch, T positions, D hidden, V vocabulary.
 """
@@ -21,19 +21,19 @@ import torch
 from ..config import UserError, check, option
 from ..train.checkpoint import load_model
 from ..train.model.retro import Retro
+from ..train.packed import ready_to_run
 from ..train.precision import use_fast_float32_products
 from .batching import Batch
 from .sampling import Continuation, Sampling
 
-LOGIT_ROWS = 1024  # rows of logits held at once: 256 take 1.5 times as long on a CPU with V = 50257, D = 256 where freed memory is kept, see results.ranks
 SLAB_BATCHES = 32
 
 
 class LanguageModel:
     """A model, its tokenizer, and the most positions that it may be given.
 
-    model: as train.checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=) -> hidden (B, T, D)`,
-    `model.logits(hidden) -> (..., V)`, `model.new_cache(batch, max_length)`. batch_size: sequences in one forward pass.
+    model: as train.checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) -> hidden (B, T, D)`,
+    `model.log_likelihoods(hidden (N, D), targets (N,))`, `model.logits(hidden) -> (..., V)`, `model.new_cache(batch, max_length)`. batch_size: sequences in one forward pass.
     """
 
     def __init__(self, model, tokenizer, max_length: int, batch_size: int = 16):
@@ -62,7 +62,7 @@ class LanguageModel:
             sequence = (*(context or [self.start]), *continuation)[-(self.max_length + 1) :]
             first_scored[sequence] = min(first_scored.get(sequence, len(sequence)), len(sequence) - len(continuation))
             keys.append(sequence)
-        scored = dict(zip(first_scored, self._score(first_scored.items(), greedy=True)))
+        scored = dict(zip(first_scored, self._score(first_scored.items())))
         results = []
         for key, (_, continuation) in zip(keys, requests):
             logprobs, greedy = scored[key]
@@ -76,7 +76,7 @@ class LanguageModel:
         ids: at most max_length + 1 of them; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays in the order of the
         windows, which are read a few batches ahead and never held all at once.
         """
-        for logprobs, _ in self._score(windows, greedy=False):
+        for logprobs, _ in self._score(windows):
             yield logprobs
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()) -> list[Continuation]:
@@ -96,18 +96,18 @@ class LanguageModel:
             pass
         return continuations
 
-    def _score(self, windows: Iterable[tuple[Sequence[int], int]], *, greedy: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _score(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(log-probabilities, whether each is the most probable) of the scored tokens of each window, in order."""
         for slab in batched(windows, self.slab):
             results: list = [None] * len(slab)
             by_length = sorted(range(len(slab)), key=lambda i: -len(slab[i][0]))
             for indices in batched(by_length, self.batch_size):
-                for index, result in zip(indices, self._score_batch([slab[i] for i in indices], greedy)):
+                for index, result in zip(indices, self._score_batch([slab[i] for i in indices])):
                     results[index] = result
             yield from results
 
     @torch.inference_mode()
-    def _score_batch(self, windows: list[tuple[Sequence[int], int]], greedy: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _score_batch(self, windows: list[tuple[Sequence[int], int]]) -> list[tuple[np.ndarray, np.ndarray]]:
         assert all(first >= 1 and len(ids) <= self.max_length + 1 for ids, first in windows), "a window does not fit the model"
         length = max(1, len(windows[0][0]) - 1)  # the longest comes first
         tokens = torch.zeros((len(windows), length), dtype=torch.int64)
@@ -118,15 +118,12 @@ class LanguageModel:
         rows = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor(counts))
         columns = torch.cat([torch.arange(first - 1, len(ids) - 1) for ids, first in windows])
         targets = torch.cat([torch.as_tensor(ids[first:], dtype=torch.int64) for ids, first in windows]).to(self.device)
-        hidden = self.model(tokens.to(self.device))[rows.to(self.device), columns.to(self.device)]  # (N, D)
-        logprobs, hits = [], []
-        for start in range(0, len(hidden), LOGIT_ROWS):
-            logits = self.model.logits(hidden[start : start + LOGIT_ROWS]).float()  # (n, V)
-            target = targets[start : start + LOGIT_ROWS]
-            logprobs.append(logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(1))
-            if greedy:
-                hits.append(logits.argmax(1) == target)
-        return list(zip(_split(logprobs, counts), _split(hits, counts) if greedy else itertools.repeat(None)))
+        hidden = self.model(tokens.to(self.device), at=(rows.to(self.device), columns.to(self.device)))  # (N, D)
+        logprobs, hits = (found.cpu().numpy() for found in self.model.log_likelihoods(hidden, targets))
+        if not np.isfinite(logprobs).all():
+            raise UserError("the model's logits are not numbers (NaN): its weights are broken; use another checkpoint")
+        ends = np.cumsum(counts)[:-1]
+        return list(zip(np.split(logprobs, ends), np.split(hits, ends)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +177,11 @@ def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
     model.retrieve = Lookup(retrieval.retro_db, tokenizer, chunk_length=model.config.retro_chunk_length, num_neighbors=model.config.retro_num_neighbors)
 
 
-def _split(pieces: list[torch.Tensor], counts: list[int]) -> list[np.ndarray]:
-    whole = torch.cat(pieces).cpu().numpy() if pieces else np.zeros(0, np.float32)
-    return np.split(whole, np.cumsum(counts)[:-1])
+def open_scorer(load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
+    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py)."""
+    model = open_model(load, length, batch_size, retrieval)
+    ready_to_run(model.model)
+    return model
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

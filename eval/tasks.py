@@ -29,7 +29,7 @@ from ..executor import progress
 from ..files import open_binary
 from ..train.parallel.mesh import Mesh
 from .detokenize import DETOKENIZERS
-from .lm import LanguageModel, Retrieval, open_model
+from .lm import LanguageModel, Retrieval, open_scorer
 from .results import Mean, Results, ranks, records, shared
 
 PASSAGES_AT_ONCE = 256  # that a rank scores before it tells the others; those of like length share a forward pass
@@ -72,7 +72,7 @@ def lambada(config: LambadaConfig) -> dict | None:
         with Results("eval lambada", config, [config.load, *config.retrieval.inputs, *(shard.path for shard in shards)], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
             hits, losses = ({"last_token": Mean(), "strict": Mean()} for _ in range(2))
             truncated = 0
             with results.predictions() as write, progress("lambada", None, "examples") as advance:
@@ -168,7 +168,7 @@ def wikitext(config: WikitextConfig) -> dict | None:
         with Results("eval wikitext", config, [config.load, config.valid_data, *config.retrieval.inputs], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
             seq_length = model.max_length
             stride = config.overlapping_eval or seq_length
             if stride > seq_length:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..config import UserError
+from .model.mamba import scan_backend
 from .recompute import RecomputeConfig, recompute, stacks
 
 COMPILE_FROM_FLOPS = 1e17  # of a run on a GPU: some five minutes. On two cores compiled blocks took as long as others (docs/performance.md).
@@ -61,6 +62,8 @@ def should_compile(setting: Literal["auto", "always", "never"], device: torch.de
 
 def compile_blocks(model: nn.Module) -> None:
     """Compiles every block of a model, in place; blocks alike share the code."""
+    # It marks the function itself; where that is defined it would load the compiler, half a second, for everybody.
+    torch.compiler.assume_constant_result(scan_backend)
     for blocks in stacks(model):
         for block in blocks:
             # Dropout draws as it does without compilation, so that its masks do not depend on this setting.

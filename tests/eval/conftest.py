@@ -37,12 +37,20 @@ class TransformersModel(torch.nn.Module):
         super().__init__()
         self.gpt2 = gpt2
 
-    def forward(self, tokens, *, positions=None, cache=None, lengths=None):
+    def forward(self, tokens, *, positions=None, cache=None, lengths=None, at=None):
+        hidden = self._hidden(tokens, positions, cache)
+        return hidden if at is None else hidden[at]
+
+    def _hidden(self, tokens, positions, cache):
         if cache is None:
             return self.gpt2.transformer(tokens, position_ids=positions).last_hidden_state
         rows = torch.arange(len(tokens))[:, None]
         cache.tokens[rows, positions] = tokens
         return self.gpt2.transformer(cache.tokens).last_hidden_state[rows, positions]
+
+    def log_likelihoods(self, hidden, targets):
+        logprobs = self.logits(hidden).log_softmax(-1)
+        return logprobs.gather(1, targets[:, None])[:, 0], logprobs.argmax(1) == targets
 
     def logits(self, hidden):
         return self.gpt2.lm_head(hidden)

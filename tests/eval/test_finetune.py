@@ -221,7 +221,7 @@ def test_a_gpt_answers_race_by_likelihood(tmp_path, monkeypatch, language_model)
     monkeypatch.setattr("mt.eval.finetune.is_finetuned", lambda place: False)
     monkeypatch.setattr("mt.eval.finetune.find", lambda place: place)
     monkeypatch.setattr("mt.eval.finetune.saved_settings", lambda place: type("S", (), {"model": ModelConfig()}))
-    monkeypatch.setattr("mt.eval.judge.open_model", lambda *_: language_model)
+    monkeypatch.setattr("mt.eval.judge.open_scorer", lambda *_: language_model)
     run = race(build(RaceConfig, ("test", {"load": str(tmp_path), "valid_data": [folder], "output": str(tmp_path / "out")})))
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     examples = [e for path in sorted((tmp_path / "dev").iterdir()) for e in read_race(path, None)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt.eval import lm
+from mt.config import UserError
 from mt.eval.lm import LanguageModel
 
 
@@ -108,11 +108,16 @@ def test_rolling_reads_windows_only_a_few_batches_ahead(language_model):
     assert next(read) <= language_model.slab + 1
 
 
-def test_logits_are_made_for_scored_positions_only_and_never_many_rows_at_once(language_model, monkeypatch):
+def test_only_scored_positions_meet_the_vocabulary(language_model, monkeypatch):
     rows = []
-    logits = language_model.model.logits
-    monkeypatch.setattr(language_model.model, "logits", lambda hidden: (rows.append(len(hidden)), logits(hidden))[1])
-    monkeypatch.setattr(lm, "LOGIT_ROWS", 7)
+    ask = language_model.model.log_likelihoods
+    monkeypatch.setattr(language_model.model, "log_likelihoods", lambda hidden, targets: (rows.append(len(hidden)), ask(hidden, targets))[1])
     language_model.loglikelihood([(list(range(40)), [1, 2])] * 2 + [(list(range(50)), [3] * 9)])
     assert sum(rows) == 11
-    assert max(rows) <= 7
+
+
+def test_a_model_whose_logits_are_not_numbers_is_refused(language_model, monkeypatch):
+    broken = lambda hidden, targets: (torch.full((len(hidden),), float("nan")), targets > 0)
+    monkeypatch.setattr(language_model.model, "log_likelihoods", broken)
+    with pytest.raises(UserError, match="not numbers"):
+        language_model.loglikelihood([([1, 2], [3])])

@@ -49,14 +49,14 @@ class Parrot(torch.nn.Module):
     def new_cache(self, batch, max_length):
         return types.SimpleNamespace(tokens=torch.zeros((batch, max_length), dtype=torch.int64))
 
-    def forward(self, tokens, *, positions=None, cache=None, lengths=None):
+    def forward(self, tokens, *, positions=None, cache=None, lengths=None, at=None):
         rows = torch.arange(len(tokens))[:, None]
         cache.tokens[rows, positions] = tokens
         hidden = torch.full((*tokens.shape, 1), 256.0)
         for row, here in enumerate(positions.tolist()):
             for column, position in enumerate(here):
                 hidden[row, column, 0] = self.next.get(tuple(cache.tokens[row, max(0, position - 39) : position + 1].tolist()), 256)
-        return hidden
+        return hidden if at is None else hidden[at]
 
     def logits(self, hidden):
         return torch.nn.functional.one_hot(hidden[..., 0].long(), 257).float()

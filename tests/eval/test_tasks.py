@@ -90,7 +90,7 @@ def test_the_same_lambada_command_again_returns_the_finished_scores(checkpoint, 
     files = write_lines(tmp_path / "passages.jsonl", PASSAGES)
     config = LambadaConfig(load=checkpoint, valid_data=files, output=str(tmp_path / "out"))
     first = lambada(config)
-    monkeypatch.setattr("mt.eval.tasks.open_model", lambda *_: pytest.fail("the model was opened again"))
+    monkeypatch.setattr("mt.eval.tasks.open_scorer", lambda *_: pytest.fail("the model was opened again"))
     assert lambada(config) == first
 
 

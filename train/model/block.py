@@ -27,8 +27,10 @@ class Block(nn.Module):
         self.cross_norm, self.cross = Norm(config) if cross is not None else None, cross
         self.ffn_norm, self.ffn = Norm(config) if ffn is not None else None, ffn
 
-    def forward(self, x: Tensor, **context) -> Tensor:
-        """context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
+    def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
+        """at: (rows, columns), each (N,): the places of x that are wanted, (N, D); the feed-forward layer is spared the others.
+
+        context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
 
         seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or None.
         cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,),
@@ -39,7 +41,10 @@ class Block(nn.Module):
             x = self._add(x, self.mixer_norm, self.mixer, context)
         if self.cross is not None and (context.get("memory") is not None or context.get("retrieved") is not None):
             x = self._add(x, self.cross_norm, self.cross, context)
-        return x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
+        if at is not None and isinstance(self.ffn, FeedForward):  # a mixture's capacity counts all tokens
+            x, at = x[at], None
+        x = x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
+        return x if at is None else x[at]
 
     def _add(self, x: Tensor, norm: Norm, part: nn.Module, context: dict) -> Tensor:
         if self.post_norm:

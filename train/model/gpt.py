@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .attention import Cache, Documents, see
 from .block import build_block, layer_kinds
 from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype
+from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of
 from .positions import rotary_table
 
@@ -32,13 +33,13 @@ class GPT(nn.Module):
         self.norm = Norm(config)
         self.output = Linear(D, V, bias=False, std=std, split="column") if config.untie_embeddings_and_output_weights else None
         # The parallel floor puts others here, where ranks have parts of a sequence, or of the vocabulary.
-        self.see, self.cross_entropy = see, cross_entropy
+        self.see, self.cross_entropy, self.likelihoods = see, cross_entropy, likelihoods
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None, cache: Cache | None = None,
-        lengths: Tensor | None = None, retrieved: Retrieved | None = None,
+        lengths: Tensor | None = None, retrieved: Retrieved | None = None, at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D), normalised, of tokens (B, T) int64.
+        """Hidden states (B, T, D), normalised, of tokens (B, T) int64; with `at` those of the places (rows, columns) alone, (N, D).
 
         positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. documents: tokens see
         their own document alone; by default everything before them. cache: from `new_cache`; the tokens are added to
@@ -53,7 +54,8 @@ class GPT(nn.Module):
         seen = cache.at(positions) if cache is not None else self.see(self.config, tokens, compute_dtype(x), documents)
         rotary = self._rotary(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths, retrieved=retrieved)
+            more = {"at": at} if at is not None and i == len(self.layers) - 1 else {}
+            x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths, retrieved=retrieved, **more)
         return self.norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -73,6 +75,10 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) from hidden states (..., D); the padding of the vocabulary has minus infinity."""
         return logits_of(hidden, self._head(), self.config.vocab_size)
+
+    def log_likelihoods(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of targets (N,) int64 after hidden states (N, D): see likelihood.likelihoods."""
+        return self.likelihoods(hidden, self._head(), targets, self.config.vocab_size)
 
     def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""

@@ -239,7 +239,6 @@ class _Same:
         self.whole = shaped(ends == previous)
 
 
-@torch.compiler.assume_constant_result
 def scan_backend(device: str) -> str:
     """What computes `scan` on a kind of device: "mamba_ssm" or "torch"."""
     return "mamba_ssm" if device == "cuda" and _fused() is not None else "torch"

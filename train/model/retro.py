@@ -56,7 +56,7 @@ class Retro(GPT):
 
     def forward(
         self, tokens: Tensor, *, neighbors: Tensor | None = None, neighbor_mask: Tensor | None = None, positions: Tensor | None = None,
-        documents: Documents | None = None, cache: Cache | None = None, lengths: Tensor | None = None,
+        documents: Documents | None = None, cache: Cache | None = None, lengths: Tensor | None = None, at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T), as GPT.forward.
 
@@ -77,7 +77,7 @@ class Retro(GPT):
             m = self.config.retro_chunk_length
             found = self._look_up(tokens[:, : full * m].unflatten(1, (full, m)).flatten(0, 1))
             retrieved = Retrieved(*self._embed(*found), gate=self.gate, chunks=full, first=m)
-        return GPT.forward(self, tokens, positions=positions, documents=documents, cache=cache, lengths=lengths, retrieved=retrieved)
+        return GPT.forward(self, tokens, positions=positions, documents=documents, cache=cache, lengths=lengths, retrieved=retrieved, at=at)
 
     def first_chunk(self, tokens: Tensor, neighbors: Tensor) -> int:
         """Tokens of the first chunk, short where m does not divide T. neighbors: as in `forward`."""

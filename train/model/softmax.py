@@ -8,6 +8,7 @@ vector's exponential and bfloat16, is written out here. numba loads when this mo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -77,11 +78,25 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor
     loop = _narrow if narrow else _wide
     values, wanted = (logits.view(torch.uint16) if narrow else logits).numpy(), labels.numpy()
     picked = np.empty(len(logits))
-    parts = np.array_split(np.arange(len(logits)), torch.get_num_threads())
+    _by_rows(len(logits), lambda s: loop(values[s], wanted[s], vocab_size, picked[s], np.empty(vocab_size, np.float32)))
+    return torch.from_numpy(picked)
+
+
+def fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tensor) -> None:
+    """Adds a piece of the vocabulary to what is known of a softmax; see likelihood.Softmax, whose tensors are changed.
+
+    logits: (N, C) float32 of the ids from `first` on, on a CPU; only read.
+    """
+    values, *known = (tensor.numpy() for tensor in (logits, largest, best, total))
+    _by_rows(len(logits), lambda s: _fold(values[s], first, *(tensor[s] for tensor in known)))
+
+
+def _by_rows(count: int, work: Callable[[slice], None]) -> None:
+    """Calls work with as many slices of the rows as there are threads, in threads."""
+    parts = np.array_split(np.arange(count), torch.get_num_threads())
     slices = [slice(p[0], p[-1] + 1) for p in parts if len(p)]
     with ThreadPoolExecutor(len(slices)) as pool:
-        list(pool.map(lambda s: loop(values[s], wanted[s], vocab_size, picked[s], np.empty(vocab_size, np.float32)), slices))
-    return torch.from_numpy(picked)
+        list(pool.map(work, slices))
 
 
 @intrinsic
@@ -109,23 +124,56 @@ def _greatest(row):
     return most
 
 
-@functools.partial(compile_loop, fastmath=frozenset({"contract", "reassoc", "nsz"}))
+LOOSELY = functools.partial(compile_loop, fastmath=frozenset({"contract", "reassoc", "nsz"}))
+
+
+@LOOSELY
+def _exponential(x):
+    x = LOWEST if x < LOWEST else x
+    n = np.floor(x * LOG2_E + HALF)
+    r = x - n * LN_2_HIGH - n * LN_2_LOW
+    p = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
+    return (p * r * r + r + ONE) * _as_float((np.int32(n) + BIAS) << MANTISSA)
+
+
+@LOOSELY
 def _exponentials(row, most):
     """row becomes exp(row - most), whose sum is returned; what is not a number stays so, and makes the sum so."""
     total = 0.0
     for start in range(0, len(row), BLOCK):
         part, block = np.float32(0), row[start : start + BLOCK]  # an index that starts at zero is one that LLVM trusts
         for j in range(len(block)):
-            x = block[j] - most
-            x = LOWEST if x < LOWEST else x
-            n = np.floor(x * LOG2_E + HALF)
-            r = x - n * LN_2_HIGH - n * LN_2_LOW
-            p = ((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5
-            e = (p * r * r + r + ONE) * _as_float((np.int32(n) + BIAS) << MANTISSA)
+            e = _exponential(block[j] - most)
             block[j] = e
             part += e
         total += part
     return total
+
+
+@LOOSELY
+def _sum_of_exponentials(row, most):
+    total = 0.0
+    for start in range(0, len(row), BLOCK):
+        part, block = np.float32(0), row[start : start + BLOCK]
+        for j in range(len(block)):
+            part += _exponential(block[j] - most)
+        total += part
+    return total
+
+
+@compile_loop
+def _fold(logits, first, largest, best, total):
+    for i in range(len(logits)):
+        row = logits[i]
+        most = _greatest(row)
+        if most > largest[i] or most != most:
+            total[i] *= np.exp(np.float64(largest[i]) - most)
+            largest[i] = most
+            for j in range(len(row)):
+                if row[j] == most:
+                    best[i] = first + j
+                    break
+        total[i] += _sum_of_exponentials(row, largest[i])
 
 
 @compile_loop

@@ -1,0 +1,71 @@
+"""How probable given tokens are: the head's softmax read a piece of the vocabulary at a time, and never kept.
+
+N rows, D hidden, V vocabulary, C ids of a piece.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .loss import WORTH_COMPILING
+
+ROWS = 1024  # read together
+PIECE = 1 << 22  # logits: what a processor's cache holds, 16 MiB; of all ids at once they would come back from memory
+
+
+class Softmax(NamedTuple):
+    """What is known of N rows of logits after some ids."""
+
+    largest: Tensor  # (N,) float32, the largest logit
+    best: Tensor  # (N,) int64, the first id that has it
+    total: Tensor  # (N,) float64, the sum of exp(logit - largest)
+    wanted: Tensor  # (N,) float32, the logit of each row's target; 0 where its id is not among them
+
+
+def likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """(log-probabilities in nats (N,) float32, whether each is the most probable (N,) bool) of targets (N,) int64.
+
+    hidden: (N, D). weight: (V, D), the head. vocab_size: rows of `weight` that are tokens.
+    """
+    return answers(read(hidden, weight[:vocab_size], targets), targets)
+
+
+def answers(known: Softmax, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`likelihoods`, from the softmax of all ids."""
+    return (known.wanted.double() - known.largest - known.total.log()).float(), known.best == targets
+
+
+def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Softmax:
+    """The softmax of the ids `first`, first + 1 ..., whose rows of the head are `weight`."""
+    N, on_cpu = len(hidden), hidden.device.type == "cpu"
+    compiled = on_cpu and hidden.dtype == torch.float32 and N * len(weight) >= WORTH_COMPILING
+    if compiled:
+        from .softmax import fold_
+    else:
+        fold_ = _fold_
+    make = lambda value, dtype: torch.full((N,), value, dtype=dtype, device=hidden.device)
+    known = Softmax(make(float("-inf"), torch.float32), make(0, torch.int64), make(0, torch.float64), make(0, torch.float32))
+    for start in range(0, N, ROWS):
+        rows = slice(start, start + ROWS)
+        x, target = hidden[rows], targets[rows] - first
+        columns = max(1, PIECE // len(x)) if on_cpu else len(weight)
+        for c in range(0, len(weight), columns):
+            logits = F.linear(x, weight[c : c + columns]).float()
+            here = (target >= c) & (target < c + logits.shape[1])
+            picked = logits.gather(1, (target - c).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            known.wanted[rows] += picked.masked_fill(~here, 0.0)
+            fold_(logits, first + c, *(tensor[rows] for tensor in known[:3]))
+    return known
+
+
+def _fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tensor) -> None:
+    """As softmax.fold_, anywhere; the logits are used up."""
+    most, place = logits.max(1)
+    new = torch.maximum(most, largest)
+    best.copy_(torch.where(most > largest, place + first, best))
+    total.mul_((largest.double() - new).exp()).add_(logits.sub_(new[:, None]).exp_().sum(1))
+    largest.copy_(new)
