@@ -4,6 +4,8 @@
                                             returns their results by rank
 """
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -68,3 +70,19 @@ def _work(pipe) -> None:
             pipe.send((function(*arguments, **options), None))
         except BaseException:
             pipe.send((None, traceback.format_exc()))
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    """Empties DTensor's caches: they keep the meshes of earlier jobs, and each of their groups three threads that wake up again and again.
+
+    With all of this suite's jobs those were 300 threads in each process, and half a processor.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # names of torch 2.13
+        from torch.distributed.tensor import _collective_utils, _redistribute, debug
+
+        debug._clear_sharding_prop_cache()
+        _redistribute._gen_transform_infos.cache_clear()
+        _redistribute.clear_redistribute_planner_cache()
+        _collective_utils.MeshTopoInfo.build_from_mesh.cache_clear()
+    gc.collect()
