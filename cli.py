@@ -115,6 +115,8 @@ ALIASES = {
     "--moe-permute-fusion": "tokens always move by single gathers",
     "--moe-pad-expert-input-to-capacity": "experts take inputs of any length",
     "--moe-per-layer-logging": "the loads of every layer's experts are always logged",
+    "--ict-head-size": "--biencoder-projection-dim",
+    "--answer-loss-only": "of questions in --data-folder only the answers are ever asked",
     "--bert-no-binary-head": "--no-bert-binary-head",
     "--min-loss-scale": "float16's loss scale never falls below 1",
     "--loss-scale": "float16's loss scale finds its size by itself, from --initial-loss-scale",

@@ -40,7 +40,6 @@ from ..indexed.ict import (
 from ..indexed.masked import word_pieces
 from ..indexed.neighbors import open_data, read_fact
 from ..train import checkpoint
-from ..train.model.biencoder import Biencoder
 from ..train.precision import use_fast_float32_products
 from .blocks import block_size, map_blocks, once
 from .chunks import check_data, check_tokens
@@ -191,10 +190,10 @@ class Encoder:
 
     def __init__(self, load: str):
         step = checkpoint.find(load)
-        model, self.tokenizer, settings = checkpoint.load_model(step)
-        if not isinstance(model, Biencoder):
-            raise UserError(f"{load}: is a model of family {settings.model.family}, which does not embed questions and blocks; give a run of `mt train --family ict`")
-        self.model, self.seq_length, self.words = model, settings.data.seq_length, word_pieces(self.tokenizer)
+        if (family := checkpoint.saved_settings(step).model.family) != "ict":
+            raise UserError(f"{load}: is a model of family {family}, which does not embed questions and blocks; give a run of `mt train --family ict`")
+        self.model, self.tokenizer, settings = checkpoint.load_model(step)
+        self.seq_length, self.words = settings.data.seq_length, word_pieces(self.tokenizer)
         weights = [file for file in manifest.read_json(step / "state.json")["files"] if file["name"].endswith(".distcp")]
         self.digest = xxhash.xxh3_128(repr(weights).encode()).hexdigest()
         use_fast_float32_products()

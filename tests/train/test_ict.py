@@ -13,6 +13,7 @@ from mt.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples
 from mt.train.checkpoint import load_model
 from mt.train.contrastive import batch_loss, start_from_bert
+from mt.train.convert.hf_settings import settings_out
 from mt.train.dry_run import dry_run
 from mt.train.flops import training_flops
 from mt.train.footprint import Cut, count_parts
@@ -182,6 +183,8 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
     with pytest.raises(UserError, match="titles_data_path names 2 and the data 1"):
         run(corpus, tmp_path / "run", data={"titles_data_path": [corpus[1], corpus[1]]})
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"Hugging Face has no such model: model.family = ict is two BERTs"):
+        settings_out(model_config("ict"))
 
 
 def test_parts_and_flops_count_both_towers_and_a_dry_run_takes_a_step(corpus):

@@ -155,6 +155,8 @@ def settings_out(config: ModelConfig) -> tuple[str, dict]:
 
 
 def _nearest(config: ModelConfig) -> str:
+    if config.family == "ict":
+        raise UserError("Hugging Face has no such model: model.family = ict is two BERTs and projections of their states; keep it as it is")
     if config.family != "gpt":
         return config.family
     if (pattern := config.hybrid_override_pattern) is not None:
