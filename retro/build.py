@@ -42,6 +42,7 @@ from .chunks import (
     write_chunks,
 )
 from .embed import Embedder, open_same
+from .exchange import select_exchanged, write_exchanged
 from .index import (
     build_index,
     check_index,
@@ -67,6 +68,7 @@ class BuildDbConfig(Workers):
     tokenizer: TokenizerConfig
     split: str = option("1", "shares of the sequences for training, validation and test, as training has them: only documents of the first go into the database")
     chunk_length: int | None = option(None, "tokens in a chunk (default: 64, or the extended database's)")
+    chunks_hdf5: str | None = option(None, "take the chunks from this db/merged/train.hdf5 of Megatron-LM, made of the same --data-path in the same order", role="input")
     max_chunks: int | None = option(None, "take at most so many chunks, from documents spread evenly over the data (default: all)")
     num_neighbors: int | None = option(None, "neighbours to keep for each chunk (default: 20, or the extended database's)")
     index: str | None = option(None, "Faiss index_factory string (default: Flat, which is exact, below 50,000 chunks, else IVFn,Flat, from 20 million on with PQ)")
@@ -87,6 +89,7 @@ class BuildDbConfig(Workers):
             (bool(self.data_path), "data_path must name at least one prefix of a .bin/.idx pair"),
             *((getattr(self, n) is None or getattr(self, n) >= 1, f"{n} = {getattr(self, n)} must be at least 1") for n in numbers),
             (not alone, f"{', '.join(f'{n} = {v}' for n, v in alone.items())}: are the extended database's own; leave them out, or build a new database"),
+            (self.chunks_hdf5 is None or (self.extend, self.max_chunks, self.split) == (None, None, "1"), "chunks_hdf5 says what all chunks are; leave out --extend, --max-chunks and --split"),
             (self.extend is None or Path(self.extend).resolve() != Path(self.output).resolve(), f"output = {self.output} is the database to extend; give another directory: the old one stays as it is"),
         )
         if self.data_path:
@@ -104,7 +107,10 @@ def build_db(config: BuildDbConfig) -> dict:
     known = base.database if base else None
     embedder = open_same(known, None, config.extend) if known else Embedder(config.bert_model, config.bf16)
     chunk_length = known["chunk_length"] if known else config.chunk_length or 64
-    selection = select_chunks(data, chunk_length, tokenizer.eod, config.max_chunks, config.split)
+    if config.chunks_hdf5:
+        selection = select_exchanged(config.chunks_hdf5, data, chunk_length)
+    else:
+        selection = select_chunks(data, chunk_length, tokenizer.eod, config.max_chunks, config.split)
     if not selection.chunks:
         raise UserError(f"{', '.join(d.prefix for d in data)}: holds no token, in {selection.documents_in:,} documents; give data with text")
     index = known["index"] if known else config.index or choose_index(selection.chunks, embedder.dimension)
@@ -124,7 +130,7 @@ def build_db(config: BuildDbConfig) -> dict:
     if config.dry_run:
         return _plan(data, tokenizer, selection, database, embedder, base, config.workers)
 
-    files = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + ([config.extend] if base else [])
+    files = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + [f for f in (config.extend, config.chunks_hdf5) if f]
     facts = {"tokenizer": tokenizer.fingerprint, "embedder": embedder.digest, "weights": [w for w, _ in sources]}
     run = manifest.begin("retro build-db", config, files, facts=facts)
     if run.finished:
@@ -220,8 +226,11 @@ def _build(
     total = before + selection.chunks
     if not (root / "chunks.npy").exists():
         tokenizer.save(root / "tokenizer")
-        table = np.load(base.root / "chunks.npy", mmap_mode="r") if base else None
-        write_chunks(root / "chunks.npy", data, selection, table, len(base.data) if base else 0)
+        if config.chunks_hdf5:
+            write_exchanged(root / "chunks.npy", config.chunks_hdf5, data, selection)
+        else:
+            table = np.load(base.root / "chunks.npy", mmap_mode="r") if base else None
+            write_chunks(root / "chunks.npy", data, selection, table, len(base.data) if base else 0)
     if not (root / "neighbors.npy").exists():
         prefixes = tuple(d.prefix for d in [*(base.data if base else []), *data])
         work = _Work(str(root), prefixes, str(base.root) if base else None, before, database, run.key)
@@ -263,7 +272,7 @@ def _embed_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
 def _search_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
     """Neighbours of chunks [start, stop): (n, num_neighbors) int64."""
     vectors = np.load(blocks.block_path(Path(work.root) / "parts" / "embeddings", start, stop))
-    own = own_ranges(_chunks(work).table, start, stop, work.database["chunk_length"])
+    own = own_ranges(_chunks(work).table, start, stop)
     index = blocks.open_searched(work.root, work.database["nprobe"], work.database["ef_search"])
     return nearest(index, vectors, work.database["num_neighbors"], own)[1]
 

@@ -82,20 +82,11 @@ def write_chunks(path: Path, data: Sequence[IndexedDataset], selection: Selectio
             file.write(_cut(datasets_before + number, first, lengths, per_document, selection.chunk_length).tobytes())
 
 
-def own_ranges(table: np.ndarray, start: int, stop: int, chunk_length: int) -> np.ndarray:
+def own_ranges(table: np.ndarray, start: int, stop: int) -> np.ndarray:
     """(stop - start, 3) int64 for `index.nearest`: of chunks [start, stop) of a table, the row, the first id of its document and the id past its last."""
     rows = table[start:stop]
-    first = np.arange(start, stop) - rows["start"] // chunk_length
-    after = stop  # past the last chunk of the last row's document
-    while after < len(table):
-        following = table[after : after + CHUNKS_AT_ONCE]
-        other = (following["document"] != rows["document"][-1]) | (following["dataset"] != rows["dataset"][-1])
-        after += int(np.argmax(other)) if other.any() else len(following)
-        if other.any():
-            break
-    begins = np.unique(first)
-    past = np.append(begins[1:], after)
-    return np.stack([np.arange(len(rows)), first, past[np.searchsorted(begins, first)]], axis=1)
+    documents, row_of = np.unique(np.column_stack([rows["dataset"], rows["document"]]).astype(np.int64), axis=0, return_inverse=True)
+    return np.column_stack([np.arange(len(rows)), document_ranges(table, documents)[row_of.ravel()]])
 
 
 def document_ranges(table: np.ndarray, documents: np.ndarray) -> np.ndarray:

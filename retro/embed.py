@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,13 @@ import torch
 import xxhash
 
 from ..config import UserError
+from ..indexed.masked import word_pieces
 from ..indexed.neighbors import Database
 from ..manifest import file_digest, read_json
+from ..train import checkpoint
 from ..train.convert.hf import load_bert, minilm_directory
 from ..train.model.attention import Seen, attend
+from ..train.model.bert import Bert
 from ..train.packed import ready_to_run
 from ..train.precision import use_fast_float32_products
 
@@ -35,17 +38,24 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tok
 class Embedder:
     """`Embedder(directory)(texts)` -> (len(texts), dimension) float32.
 
-    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt; None: the installed all-MiniLM-L6-v2. bf16: in
+    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt, or a run of `mt train --family bert`; None: the installed all-MiniLM-L6-v2. bf16: in
     bfloat16, two to three times as fast where the processor has it, at a cosine of 0.9998 or better to float32's
     vectors. On the GPU if there is one; else vectors do not depend on the number of threads: all work is on one.
     """
 
     def __init__(self, directory: str | Path | None = None, bf16: bool = False):
         self.directory, self.bf16 = Path(directory) if directory is not None else minilm_directory(), bf16
-        self.own_rule, self.normalize = _pooling(self.directory)
-        model = load_bert(self.directory)
+        if is_checkpoint(self.directory):
+            model, self.encode, self.digest = _open_checkpoint(self.directory)
+            self.own_rule, self.normalize = False, False
+        else:
+            self.own_rule, self.normalize = _pooling(self.directory)
+            model = load_bert(self.directory)
+            tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)
+            self.encode = lambda texts: [e.ids for e in tokenizer.encode_batch_fast(list(texts))]
+            self.digest = _digest(self.directory)
+        self.digest += "-bf16" if bf16 else ""  # of what decides the vectors, wherever it lies
         self.dimension: int = model.config.hidden_size
-        self.tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)
         self.device = torch.device("cpu")
         if torch.cuda.is_available():  # the workers of a machine share its GPUs
             self.device = torch.device("cuda", os.getpid() % torch.cuda.device_count())
@@ -57,8 +67,8 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        encodings = self.tokenizer.encode_batch_fast(list(texts))
-        lengths = np.array([len(e.ids) for e in encodings], np.int64)
+        ids = self.encode(texts)
+        lengths = np.array([len(row) for row in ids], np.int64)
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -67,7 +77,7 @@ class Embedder:
                 width = int(lengths[rows].max())
                 tokens = np.zeros((len(rows), width), np.int64)
                 for i, row in enumerate(rows):
-                    tokens[i, : lengths[row]] = encodings[row].ids
+                    tokens[i, : lengths[row]] = ids[row]
                 vectors[rows] = self._embed(torch.from_numpy(tokens), torch.from_numpy(lengths[rows])).cpu().numpy()
         finally:
             torch.set_num_threads(threads)
@@ -86,11 +96,28 @@ class Embedder:
         mean = torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
         return torch.nn.functional.normalize(mean, dim=1) if self.normalize else mean
 
-    @property
-    def digest(self) -> str:
-        """Of the files that decide the vectors, wherever they lie."""
-        digests = [(name, file_digest(self.directory / name)) for name in FILES if (self.directory / name).exists()]
-        return xxhash.xxh3_128(json.dumps([*digests, self.bf16]).encode()).hexdigest()
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory is a run of `mt train`, or a step of one."""
+    return not (directory / "config.json").exists() and ((directory / "state.json").exists() or any(directory.glob("step_*")))
+
+
+def _open_checkpoint(directory: Path) -> tuple[Bert, Callable[[Sequence[str]], list[list[int]]], str]:
+    """(model, texts -> ids with [CLS] and [SEP], digest) of a run of `mt train --family bert`; raises UserError for another family."""
+    step = checkpoint.find(directory)
+    model, tokenizer, settings = checkpoint.load_model(step)
+    if not isinstance(model, Bert):
+        raise UserError(f"{directory}: is a model of family {settings.model.family}; texts are embedded by a BERT: give a run of `mt train --family bert`, or leave --bert-model out")
+    words, room = word_pieces(tokenizer), min(MAX_TOKENS, model.config.max_position_embeddings) - 2
+    model.head = model.pooler = model.binary_head = None
+    weights = [file for file in read_json(step / "state.json")["files"] if file["name"].endswith(".distcp")]
+    encode = lambda texts: [[words.cls, *tokenizer.encode(text)[:room], words.sep] for text in texts]
+    return model.eval(), encode, xxhash.xxh3_128(repr(weights).encode()).hexdigest()
+
+
+def _digest(directory: Path) -> str:
+    digests = [(name, file_digest(directory / name)) for name in FILES if (directory / name).exists()]
+    return xxhash.xxh3_128(json.dumps(digests).encode()).hexdigest()
 
 
 def open_same(database: Database, directory: str | None, root: Path) -> Embedder:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..config import UserError, check, option
 from ..indexed.neighbors import Chunks, open_data, read_database
-from ..tokenizer import load_directory
-from .chunks import chunk_texts, own_ranges
+from ..tokenizer import Tokenizer, load_directory
+from .chunks import chunk_texts, own_ranges, texts_of
 from .embed import open_same
 from .index import nearest, open_index
 
@@ -24,6 +25,7 @@ class QueryConfig:
 
     db: str = option(help="a database that `mt retro build-db` made", role="input")
     text: tuple[str, ...] = option((), "texts to look up")
+    tokens: tuple[str, ...] = option((), "the same as token ids of the database's tokenizer, separated by spaces: \"464 2068 7586\"")
     chunk: tuple[int, ...] = option((), "numbers of chunks to look up; their own documents are left out")
     num_neighbors: int = option(5, "neighbours to show")
     data_path: tuple[str, ...] = option((), "where the data of the database lie now, if they have moved", role="input")
@@ -31,7 +33,7 @@ class QueryConfig:
 
     def __post_init__(self):
         check(
-            (bool(self.text or self.chunk), "there is nothing to look up; give --text or --chunk"),
+            (bool(self.text or self.tokens or self.chunk), "there is nothing to look up; give --text, --tokens or --chunk"),
             (self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"),
         )
 
@@ -42,19 +44,18 @@ def query(config: QueryConfig) -> dict:
     database = read_database(root)
     table = np.load(root / "chunks.npy", mmap_mode="r")
     chunks = Chunks(table, open_data(root, database, config.data_path), database["chunk_length"], database["pad_id"])
-    wrong = [n for n in config.chunk if not 0 <= n < len(table)]
-    if wrong:
-        raise UserError(f"chunk {wrong[0]}: {root} has the chunks 0 to {len(table) - 1:,}")
+    check_chunks(config.chunk, chunks, root)
     embedder = open_same(database, config.bert_model, root)
     tokenizer = load_directory(root / "tokenizer")
-    texts = [*config.text, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
-    own = [(len(config.text) + i, *own_ranges(table, n, n + 1, chunks.chunk_length)[0, 1:]) for i, n in enumerate(config.chunk)]
+    given = [*config.text, *(_decoded(ids, tokenizer) for ids in config.tokens)]
+    texts = [*given, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
+    own = [(len(given) + i, *own_ranges(table, n, n + 1)[0, 1:]) for i, n in enumerate(config.chunk)]
     index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
     distances, ids = nearest(index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3))
     found = chunk_texts(chunks, tokenizer, ids.ravel())
     queries = [
         {
-            **({"chunk": config.chunk[i - len(config.text)]} if i >= len(config.text) else {}),
+            **({"chunk": config.chunk[i - len(given)]} if i >= len(given) else {}),
             "text": text,
             "neighbors": [
                 {
@@ -71,14 +72,30 @@ def query(config: QueryConfig) -> dict:
     return {"text": "\n\n".join(map(_table, queries)), "queries": queries}
 
 
+def check_chunks(numbers: Sequence[int], chunks: Chunks, root: Path) -> None:
+    wrong = [n for n in numbers if not 0 <= n < len(chunks)]
+    if wrong:
+        raise UserError(f"chunk {wrong[0]}: {root} has the chunks 0 to {len(chunks) - 1:,}")
+
+
+def _decoded(ids: str, tokenizer: Tokenizer) -> str:
+    try:
+        numbers = np.array([int(word) for word in ids.replace(",", " ").split()], np.int64)
+    except (ValueError, OverflowError):
+        raise UserError(f"tokens = {ids!r}: must be token ids, whole numbers separated by spaces; give a text with --text") from None
+    if numbers.min(initial=0) < 0:
+        raise UserError(f"tokens = {ids!r}: a token id is not negative")
+    return texts_of(numbers[None], np.ones((1, len(numbers)), bool), tokenizer, "--tokens")[0]
+
+
 def _table(found: dict) -> str:
     columns = shutil.get_terminal_size((120, 24)).columns
     name = f"chunk {found['chunk']}: " if "chunk" in found else ""
-    lines = [f"{name}{_line(found['text'])}"[:columns], f"{'distance':>9} {'chunk':>9} {'document':>9}  text"]
+    lines = [f"{name}{one_line(found['text'])}"[:columns], f"{'distance':>9} {'chunk':>9} {'document':>9}  text"]
     for n in found["neighbors"]:
-        lines.append(f"{n['distance']:>9.4f} {n['chunk']:>9} {n['document']:>9}  {_line(n['text'])}"[:columns])
+        lines.append(f"{n['distance']:>9.4f} {n['chunk']:>9} {n['document']:>9}  {one_line(n['text'])}"[:columns])
     return "\n".join(lines)
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.split())

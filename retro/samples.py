@@ -108,7 +108,21 @@ def neighbors(config: NeighborsConfig) -> dict:
     made = Samples(
         database=os.path.relpath(root, run.output), database_key=manifest.manifest_of(root)["key"], num_neighbors=config.num_neighbors, splits=splits,
     )
-    return run.finish([manifest.record(f, run.output) for f in files], counts, samples=made)
+    return run.finish([manifest.record(f, run.output) for f in files], counts, samples=made, draws=_draws(config))
+
+
+def _draws(config: NeighborsConfig) -> dict:
+    """What `drawn` needs to find the samples again."""
+    names = {f.name for f in dataclasses.fields(DataConfig)}
+    data = {name: value for name, value in to_dict(config).items() if name in names}
+    there = {name: [os.path.abspath(w) if Path(f"{w}.idx").exists() else w for w in data[name]] for name in data if name.endswith("data_path")}
+    return {"data": data | there, "num_samples": list(config.num_samples)}
+
+
+def drawn(draws: dict, split: str) -> GPTDataset | BlendedDataset:
+    """The samples of a split whose neighbours were found, from the fact `draws` of their manifest."""
+    counts = [count if name == split else 0 for name, count in zip(NAMES, draws["num_samples"])]
+    return build_datasets(build(DataConfig, ("samples", draws["data"])), counts)[NAMES.index(split)]
 
 
 def _pairs(datasets) -> list[IndexedDataset]:
@@ -176,9 +190,7 @@ def dataset_seq_length(dataset: GPTDataset | BlendedDataset) -> int:
 @once
 def _dataset(work: _Work, split: str) -> GPTDataset | BlendedDataset:
     """The samples of a split, whose indices the run's own process has left in the cache."""
-    plain = build(DataConfig, ("samples", {k: v for k, v in to_dict(work.config).items() if k in {f.name for f in dataclasses.fields(DataConfig)}}))
-    counts = [count if name == split else 0 for name, count in zip(NAMES, work.config.num_samples)]
-    return build_datasets(plain, counts)[NAMES.index(split)]
+    return drawn(_draws(work.config), split)
 
 
 @once

@@ -323,9 +323,18 @@ def test_a_query_is_a_table_for_people_and_its_data_for_programs(built):
     assert len(shown) == 2
 
 
+def test_token_ids_are_looked_up_as_the_text_they_are(built):
+    ids = " ".join(map(str, b"a river falls"))
+    by_text, by_tokens = query(QueryConfig(db=str(built / "db"), text=("a river falls",), tokens=(ids,)))["queries"]
+    assert by_text == by_tokens
+    for wrong, message in [("12 x", "must be token ids"), ("9999", "has the token 9999, but the tokenizer has only 512"), ("-1", "is not negative")]:
+        with pytest.raises(UserError, match=message):
+            query(QueryConfig(db=str(built / "db"), tokens=(wrong,)))
+
+
 def test_a_question_that_cannot_be_answered_is_refused(built, tmp_path):
     db = str(built / "db")
-    with pytest.raises(UserError, match="there is nothing to look up; give --text or --chunk"):
+    with pytest.raises(UserError, match="there is nothing to look up; give --text, --tokens or --chunk"):
         QueryConfig(db=db)
     with pytest.raises(UserError, match=r"chunk 9999: .*db has the chunks 0 to"):
         query(QueryConfig(db=db, chunk=(9999,)))

@@ -84,15 +84,13 @@ def test_a_limit_smaller_than_the_only_document_cuts_it_off(write_data, tmp_path
     assert (selection.chunks_in, selection.chunks) == (25, 3)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 1000])
-def test_the_range_of_a_chunks_own_document_is_that_of_a_loop(write_data, tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(chunks, "CHUNKS_AT_ONCE", at_once)
+def test_the_range_of_a_chunks_own_document_is_that_of_a_loop(write_data, tmp_path):
     documents = [random_documents(seed, 30) for seed in (5, 6)]
     rows, _ = table_of(tmp_path, [write_data(f"d{i}", d) for i, d in enumerate(documents)], chunk_length=2)
     table = np.load(tmp_path / "chunks.npy")
     expected = [[next(i for i, r in enumerate(rows) if r[:2] == row[:2]), 1 + max(i for i, r in enumerate(rows) if r[:2] == row[:2])] for row in rows]
     for start, stop in [(0, len(rows)), (3, 4), (7, 31), (len(rows) - 2, len(rows))]:
-        assert own_ranges(table, start, stop, 2).tolist() == [[i, *e] for i, e in enumerate(expected[start:stop])]
+        assert own_ranges(table, start, stop).tolist() == [[i, *e] for i, e in enumerate(expected[start:stop])]
 
 
 def test_the_chunks_of_a_document_are_found_by_its_number_and_none_where_it_has_none(write_data, tmp_path):

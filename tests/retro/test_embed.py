@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 
+from mt import cli
 from mt.config import UserError
 from mt.retro import embed
 from mt.retro.embed import Embedder
@@ -98,6 +99,23 @@ def test_the_digest_is_of_what_decides_vectors_and_not_of_the_place(tiny_bert, t
     assert Embedder(moved).digest == before
     (moved / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
     assert Embedder(moved).digest != before
+
+
+def test_a_checkpoint_of_our_own_embeds_as_the_same_bert_of_hugging_face(tiny_bert, tmp_path):
+    (tiny_bert / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"}))
+    ours = tmp_path / "ours"
+    cli.call(("checkpoint", "convert"), [str(tiny_bert), str(ours), "--tokenizer-type", "BertWordPieceLowerCase", "--vocab-file", str(tiny_bert / "vocab.txt")])
+    texts = ["cat dog", "abc zebra " * 30, "", "x"]
+    embedder = Embedder(ours)
+    np.testing.assert_allclose(embedder(texts), Embedder(tiny_bert)(texts), atol=1e-5)
+    assert embedder.digest != Embedder(tiny_bert).digest
+
+
+def test_bfloat16_keeps_the_direction_of_the_vectors_and_has_a_digest_of_its_own(minilm):
+    narrow = Embedder(bf16=True)
+    vectors = narrow(TEXTS)
+    assert (vectors * minilm(TEXTS)).sum(1).min() > 0.9995
+    assert narrow.digest != minilm.digest
 
 
 def test_a_directory_that_is_no_bert_or_embeds_by_another_rule_is_refused(tiny_bert, tmp_path):

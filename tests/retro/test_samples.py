@@ -14,6 +14,7 @@ from mt.indexed.neighbors import SampleNeighbors, sample_documents
 from mt.retro import samples
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.embed import Embedder
+from mt.retro.inspect import InspectConfig, inspect
 from mt.retro.samples import NeighborsConfig, neighbors
 
 LENGTH, SEQ = 16, 64  # bytes, which are the tokens here
@@ -229,3 +230,38 @@ def test_the_command_says_what_it_would_make_and_what_it_made(folder, tmp_path):
     assert planned["bytes"] == {"train.npy": 5 * 4 * 20 * 8}
     assert not (tmp_path / "near").exists()
     assert cli.call(("retro", "neighbors"), arguments)["counts"]["chunks"] == 20
+
+
+def test_a_sample_is_shown_chunk_by_chunk_with_its_neighbours(folder):
+    train, valid, _ = datasets(folder)
+    shown = inspect(InspectConfig(directory=str(folder / "near"), sample=7, num_neighbors=3))
+    assert "".join(c["text"] for c in shown["chunks"]) == bytes(t for t in train[7][:SEQ].tolist() if t).decode()
+    ids = np.load(folder / "near" / "train.npy")[7]
+    assert [[n["chunk"] for n in c["neighbors"]] for c in shown["chunks"]] == ids.tolist()
+    tokens, mask = SampleNeighbors(folder / "near", train).tokens(7, 3)
+    assert shown["chunks"][1]["neighbors"][2]["text"] == bytes(tokens[1, 2][mask[1, 2] & (tokens[1, 2] > 0)].tolist()).decode()
+    assert shown["text"].splitlines()[1].startswith(f"    chunk {ids[0, 0]}: ")
+    first = inspect(InspectConfig(directory=str(folder / "near"), sample=0, sample_split="valid"))["chunks"][0]["text"]
+    assert first == bytes(t for t in valid[0][:LENGTH].tolist() if t).decode()
+    assert inspect(InspectConfig(directory=str(folder / "near")))["facts"]["train_samples"] >= 150
+
+
+def test_a_database_shows_its_facts_and_a_chunk_with_its_neighbours(folder):
+    shown = inspect(InspectConfig(directory=str(folder / "db"), chunk=(5,)))
+    row = np.load(folder / "db" / "chunks.npy")[5]
+    assert shown["facts"]["chunks"] == len(np.load(folder / "db" / "chunks.npy"))
+    assert shown["chunks"][0]["text"] == texts(40, 0)[row["document"]][row["start"] : row["end"]]
+    assert [n["chunk"] for n in shown["chunks"][0]["neighbors"]] == np.load(folder / "db" / "neighbors.npy")[5].tolist()
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"directory": "near", "chunk": (1,)}, "holds the neighbours of samples; ask it with --sample"),
+    ({"directory": "db", "sample": 1}, "is not the finished neighbours of samples"),
+    ({"directory": "db", "chunk": (9999,)}, r"chunk 9999: .*db has the chunks 0 to"),
+    ({"directory": "near", "sample": 9999}, r"sample 9999: .*near has the train samples 0 to"),
+    ({"directory": "near", "sample": 1, "sample_split": "test"}, "sample_split = test: .*near has train, valid"),
+    ({"directory": "nowhere"}, "is not a finished retrieval database"),
+])
+def test_what_cannot_be_shown_is_said(folder, asked, message):
+    with pytest.raises(UserError, match=message):
+        inspect(InspectConfig(**(asked | {"directory": str(folder / asked["directory"])})))
