@@ -103,6 +103,7 @@ def test_the_digest_is_of_what_decides_vectors_and_not_of_the_place(tiny_bert, t
 
 def test_a_checkpoint_of_our_own_embeds_as_the_same_bert_of_hugging_face(tiny_bert, tmp_path):
     (tiny_bert / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"}))
+    transformers.BertForPreTraining(transformers.BertConfig.from_pretrained(tiny_bert)).save_pretrained(tiny_bert)
     ours = tmp_path / "ours"
     cli.call(("checkpoint", "convert"), [str(tiny_bert), str(ours), "--tokenizer-type", "BertWordPieceLowerCase", "--vocab-file", str(tiny_bert / "vocab.txt")])
     texts = ["cat dog", "abc zebra " * 30, "", "x"]
