@@ -147,6 +147,8 @@ ALIASES = {
     "--overlap-grad-reduce": "gradients are always summed while the backward pass goes on",
     "--overlap-param-gather": "weights are always gathered while the forward pass goes on",
     "--use-torch-fsdp2": "--data-parallel-sharding=full",
+    "--ckpt-format": "checkpoints are torch_dist directories, which load at any layout; `mt checkpoint convert --format torch` writes Megatron-LM's other format",
+    "--auto-detect-ckpt-format": "what a checkpoint is, is always found out",
     "--cp-comm-type": "keys and values are always gathered from all context-parallel ranks",
     "--use-flash-attn": "the fastest attention that this machine has is always chosen; --attention-backend names another",
 }

@@ -139,13 +139,16 @@ class Saver:
                 dcp.save(tensors, storage_writer=writer, process_group=self.mesh.group, no_dist=self.mesh.world_size == 1)
         except CheckpointException as error:  # no Exception: `except Exception` would miss it
             raise UserError(f"{final}: could not be written ({_cause(error)}); most likely the disk is full: free some space and run the same command again, it goes on from the checkpoint before") from None
-        self.mesh.on_main(lambda: self._seal(partial, final, progress))
+        # Each rank reads back what it has written: rank 0 alone would take minutes over a large model, while all wait.
+        own = [manifest.record(path, partial) for path in sorted(partial.glob(f"__{self.mesh.rank}_*"))]
+        records = [record for of_rank in self.mesh.gather(own) for record in of_rank]
+        self.mesh.on_main(lambda: self._seal(partial, final, records, progress))
 
-    def _seal(self, partial: Path, final: Path, progress: Progress) -> None:
+    def _seal(self, partial: Path, final: Path, records: list[dict], progress: Progress) -> None:
         with manifest.atomic_write(partial / "config.yaml", "w") as file:
             yaml.safe_dump(to_dict(self.config), file, sort_keys=False)
         self.tokenizer.save(partial / "tokenizer")
-        seal(partial, progress, self.data)
+        seal(partial, progress, self.data, records)
         shutil.rmtree(final, ignore_errors=True)  # a broken one that was fallen back from
         os.rename(partial, final)
         manifest.sync_directory(self.folder)
@@ -154,9 +157,11 @@ class Saver:
             shutil.rmtree(doomed)
 
 
-def seal(folder: Path, progress: Progress, data: dict | None) -> None:
-    """Writes state.json. data: batches.identity; None where there are weights alone."""
-    files = [manifest.record(p, folder) for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "state.json")]
+def seal(folder: Path, progress: Progress, data: dict | None, records: list[dict] = []) -> None:  # noqa: B006 - only read
+    """Writes state.json. data: batches.identity; None where there are weights alone. records: of files that have one already."""
+    known = {record["name"]: record for record in records}
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "state.json")]
+    files = [known.get(p.name) or manifest.record(p, folder) for p in paths]
     files = [{k: f[k] for k in ("name", "bytes", "xxh3")} for f in files]
     manifest.write_json(folder / "state.json", {**dataclasses.asdict(progress), "data": data, "files": files})
 
@@ -225,31 +230,34 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path, mesh: Mesh | None = None) -> Path | None:
     """The newest checkpoint of a run whose files are all there and unchanged; says so when it passes over a broken one.
 
-    Raises Failure when there are checkpoints but all are broken.
+    The same on all ranks of `mesh`, each of which reads a part of the files. Raises Failure when there are checkpoints
+    but all are broken.
     """
-    steps = _steps(folder)
+    mesh = mesh or Mesh(0, 1, torch.device("cpu"))
+    steps = mesh.broadcast(_steps(folder))
     for path in steps:
-        wrong = whats_wrong(path)
+        wrong = next(filter(None, mesh.gather(whats_wrong(path, mesh.rank, mesh.world_size))), None)
         if wrong is None:
             return path
-        print(f"mt: {path}: {wrong}; falling back to the checkpoint before it", file=sys.stderr)
+        if mesh.rank == 0:
+            print(f"mt: {path}: {wrong}; falling back to the checkpoint before it", file=sys.stderr)
     if steps:
         raise Failure(f"{folder}: none of its {len(steps)} checkpoints is whole; start again with --overwrite, or with --load from elsewhere")
     return None
 
 
-def whats_wrong(path: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None."""
+def whats_wrong(path: Path, first: int = 0, every: int = 1) -> str | None:
+    """Why a checkpoint cannot be trusted, or None. Of its files every `every`-th is read, from the first one on."""
     if not (path / "state.json").exists():
         return "has no state.json: not a whole checkpoint"
     try:
         files = manifest.read_json(path / "state.json")["files"]
     except (UserError, KeyError):
         return "its state.json is not whole"
-    for file in files:
+    for file in files[first::every]:
         part = path / file["name"]
         if not part.exists():
             return f"{file['name']} is missing"

@@ -163,7 +163,7 @@ class Trainer:
             use_fast_float32_products()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
-        own = mesh.broadcast(mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
+        own = checkpoint.newest_whole(self.folder, mesh)
         flops = sample_flops.full * course.total_samples / mesh.world_size
         self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model)))
         self.pace = Pace(self.model, mesh)
@@ -307,7 +307,7 @@ class Trainer:
         differ[self.mesh.rank] = float(not Result(local.item(), 0.0).same(Result(self.local_loss.item(), 0.0)))
         ranks = self.mesh.sum(differ).nonzero().flatten().tolist()
         self.saver.wait()
-        own = self.mesh.broadcast(self.mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
+        own = checkpoint.newest_whole(self.folder, self.mesh)
         action = guard.on_nan if what == "nan" else guard.on_spike
         if not first.same(again) or self.given_up + 1 >= MOST_IN_A_ROW or (action == "rollback" and own is None):
             action = "stop"

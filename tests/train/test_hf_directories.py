@@ -266,6 +266,19 @@ def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(lin
         cli.call(("train",), line(source, "--hf", str(tmp_path / "nowhere")))
 
 
+TP2, PP2 = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
+
+
+@pytest.mark.parametrize(("world", "layout"), [(2, TP2), (2, PP2), pytest.param(4, TP2 + PP2, marks=pytest.mark.slow)], ids=["TP2", "PP2", "TP2 x PP2"])
+def test_weights_of_hugging_face_go_in_and_out_at_a_layout_without_losing_a_bit(pool, line, tmp_path, world, layout):
+    source = write(random_model("llama"), tmp_path / "theirs")
+    pool.run(cli.call, world, ("train",), line(source, "--hf", str(source), "--finetune", "--eval-iters", "0", "--split", "100,0,0", *layout))
+    export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "back")))
+    found, expected = weights(tmp_path / "back"), weights(source)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor[: len(found[name])]) for name, tensor in expected.items())
+
+
 def test_a_file_of_settings_may_name_the_directory_and_win_over_it(source):
     tree = {"hf": str(source), "model": {"num_layers": 1}, "data_path": ["x"], "tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": 9, "seq_length": 16, "lr": 1, "train_iters": 1, "save": "y"}
     model = cli.configure(TrainConfig, [("settings.yaml", tree)]).model

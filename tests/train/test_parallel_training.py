@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from mt.train.checkpoint import load_model
+from mt.train.checkpoint import load_model, whats_wrong
 from tests.train.parallel_jobs import run_mt_train
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -70,3 +70,14 @@ def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_pa
         shutil.rmtree(tmp_path / "unused", ignore_errors=True)
         assert again.keys() == first.keys()
         assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_before(pool, settings, tmp_path):
+    save, changes = tmp_path / "run", {"train_iters": 4, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "save_interval": 2, "keep_last": 0}
+    pool.run(run_mt_train, 2, settings(save, exit_interval=3, **changes))
+    before = losses(save)
+    written = sorted((save / "step_00000003").glob("__1_*"))[0]
+    written.write_bytes(bytes([written.read_bytes()[0] ^ 1]) + written.read_bytes()[1:])
+    pool.run(run_mt_train, 2, settings(save, **changes))
+    assert "has changed since it was written" in whats_wrong(save / "step_00000003")
+    assert len(losses(save)) == 4 and losses(save).items() >= before.items()  # the third step was made again
