@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from ..config import UserError, nearest
+from .encoder_decoder import EncoderDecoder
 from .lm import LanguageModel
 from .sampling import Sampling
 
@@ -126,6 +127,7 @@ def _across_fields(given: Mapping, body: Mapping, model: LanguageModel) -> None:
     beams = given["beam_width"] is not None
     rules = (
         (given["tokens_to_generate"] or given["logprobs"], "tokens_to_generate=0 implies logprobs should be True"),
+        (scores_prompts(model) or not given["logprobs"], "logprobs asks for those of the prompt, and an encoder-decoder has none"),
         (not (given["top_p"] and given["top_k"]), "cannot set both top-k and top-p samplings."),
         ("top_p_decay" not in body or given["top_p"], "top_p_decay cannot be set without top_p"),
         ("top_p_bound" not in body or given["top_p"], "top_p_bound cannot be set without top_p"),
@@ -193,6 +195,7 @@ def completion_request(body: Any, model: LanguageModel, name: str, max_tokens: i
     beams, draws = asked.beam_width is not None, asked.top_k or top_p or asked.temperature != 1
     rules = (
         (asked.max_tokens or (asked.echo and asked.logprobs is not None), "max_tokens: 0 needs echo and logprobs"),
+        (scores_prompts(model) or not (asked.echo and asked.logprobs is not None), "echo: with logprobs it asks for the prompt's, and an encoder-decoder has none"),
         (not (asked.top_k and top_p), "top_k: cannot be set together with top_p"),
         (not asked.top_p_decay or top_p, "top_p_decay: cannot be set without top_p"),
         (not asked.top_p_bound or asked.top_p_decay, "top_p_bound: cannot be set without top_p_decay"),
@@ -225,6 +228,11 @@ def completion_request(body: Any, model: LanguageModel, name: str, max_tokens: i
     return Wanted(encoded, sampling, asked.seed, asked.first_prompt, asked.beam_width, asked.length_penalty), asked
 
 
+def scores_prompts(model: LanguageModel) -> bool:
+    """Whether a prompt has log-probabilities: an encoder-decoder's has none."""
+    return not isinstance(model.model, EncoderDecoder)
+
+
 def encode(prompts: list, model: LanguageModel, *, add_bos: bool) -> list[list[int]]:
     """The ids of prompts that are texts or ids, at least one each; raises Refusal."""
     encoded = []
@@ -232,7 +240,7 @@ def encode(prompts: list, model: LanguageModel, *, add_bos: bool) -> list[list[i
         if isinstance(prompt, str):
             try:
                 prompt.encode()
-                prompt = model.tokenizer.encode(prompt)
+                prompt = model.encode(prompt)
             except UnicodeEncodeError:
                 raise Refusal(400, f"prompt: number {number} is not valid Unicode text (a lone surrogate)") from None
             except UserError as error:  # a tokenizer that does not read every text

@@ -95,9 +95,10 @@ class BeamSearch:
         if self._cache is None:
             self._cache = self.model.new_cache(self.width, len(self.prompt) + self.max_new_tokens)
             positions = torch.arange(len(self.prompt), device=self.device)[None]
-            hidden = forward_rows(self.model, self._cache, self.width, torch.tensor([self.prompt], device=self.device), positions, 0)
+            told = {"lengths": torch.tensor([len(self.prompt)], device=self.device), "at": (positions[:, 0], positions[:, -1])}
+            hidden = forward_rows(self.model, self._cache, self.width, torch.tensor([self.prompt], device=self.device), positions, 0, **told)  # (1, D)
             self._keep([0] * self.width)
-            return self.model.logits(hidden[:, -1]).float().expand(self.width, -1).clone()
+            return self.model.logits(hidden).float().expand(self.width, -1).clone()
         place = len(self.prompt) + len(self._running[0]) - 1
         tokens = torch.tensor([[ids[-1]] for ids in self._running], device=self.device)
         hidden = forward_rows(self.model, self._cache, self.width, tokens, torch.full_like(tokens, place), 0)

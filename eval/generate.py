@@ -19,7 +19,7 @@ from ..executor import progress
 from ..train.packed import ready_to_run
 from .beams import BeamSearch
 from .client import Server
-from .lm import LanguageModel, Retrieval, batched, open_model
+from .lm import LanguageModel, Retrieval, batched, open_generator
 from .results import Results, records
 from .sampling import Sampling
 
@@ -108,7 +108,7 @@ def generate(config: GenerateConfig) -> dict:
         if config.url:
             source = Server(config.url, config.api_key_file)
         else:
-            source = Local(open_model(config.load, "positions", config.micro_batch_size, config.retrieval), config)
+            source = Local(open_generator(config.load, config.micro_batch_size, config.retrieval), config)
         samples: list[dict] = []
         counts = {"prompts": 0, "prompt_tokens": 0, "tokens": 0}
         with results.predictions() as write, progress("generate", None, "prompts") as advance:
@@ -193,7 +193,7 @@ class Local:
             yield {"prompt_tokens": max(1, len(prompt)), "text": found.text, "tokens": found.ids, "logprobs": found.logprobs, "ended": found.ended}
 
     def _ids(self, text: str, config: GenerateConfig) -> list[int]:
-        ids = self.model.tokenizer.encode(text)
+        ids = self.model.encode(text)
         return [self.model.start, *ids] if config.add_bos else ids
 
 

@@ -10,6 +10,7 @@ B batch, T positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 
 from ..config import UserError, check, option
-from ..train.checkpoint import load_model
+from ..indexed.masked import word_pieces
+from ..train.checkpoint import find, load_model, saved_settings
 from ..train.model.retro import Retro
 from ..train.packed import ready_to_run
 from ..train.precision import use_fast_float32_products
 from .batching import Batch
+from .encoder_decoder import EncoderDecoder
 from .sampling import Continuation, Sampling
 
 SLAB_BATCHES = 32
@@ -40,6 +43,12 @@ class LanguageModel:
         self.model, self.tokenizer, self.max_length, self.batch_size = model, tokenizer, max_length, batch_size
         self.device = next(model.parameters()).device
         self.slab = batch_size * SLAB_BATCHES  # sequences read ahead, to sort them by length
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt's ids; what an encoder with distances for positions reads ends as it was trained to (Raffel et al. 2020)."""
+        ids = self.tokenizer.encode(text)
+        ends = isinstance(self.model, EncoderDecoder) and self.model.model.encoder_bias is not None
+        return [*ids, self.start] if ends else ids
 
     @property
     def start(self) -> int:
@@ -152,7 +161,7 @@ def open_model(load: str, length: int | Literal["trained", "positions"], batch_s
     use_fast_float32_products()
     model, tokenizer, config = load_model(load)
     if config.model.family != "gpt":
-        raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt")
+        raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt (mt generate and mt serve also take t5)")
     _connect(model, tokenizer, retrieval, load)
     positions = config.model.max_position_embeddings
     lengths = {"trained": min(config.data.seq_length, positions), "positions": positions}
@@ -175,6 +184,20 @@ def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
     from ..retro.lookup import Lookup
 
     model.retrieve = Lookup(retrieval.retro_db, tokenizer, chunk_length=model.config.retro_chunk_length, num_neighbors=model.config.retro_num_neighbors)
+
+
+def open_generator(load: str, batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
+    """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5 a prompt is what it reads."""
+    if saved_settings(find(load)).model.family != "t5":
+        return open_model(load, "positions", batch_size, retrieval)
+    use_fast_float32_products()
+    check((retrieval.retro_db is None, f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out"))
+    model, tokenizer, config = load_model(load)
+    words = word_pieces(tokenizer)
+    words.need("bos", "eos")
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.eod = words.eos
+    return LanguageModel(EncoderDecoder(model, words.bos), tokenizer, config.model.max_position_embeddings, batch_size)
 
 
 def open_scorer(load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:

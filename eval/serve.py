@@ -42,7 +42,7 @@ from .beams import BeamSearch
 from .client import read_keys
 from .engine import Busy, Closing, Engine, Job
 from .guard import Guard, Metrics
-from .lm import LanguageModel, Retrieval, open_model
+from .lm import LanguageModel, Retrieval, open_generator
 from .sampling import Continuation
 
 CONNECTIONS = 1000  # at once; beyond, HTTP 503
@@ -80,7 +80,7 @@ def serve(config: ServeConfig) -> dict:
     """Serves until SIGTERM or Ctrl-C; returns what was done."""
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listener = _listen(config.host, config.port)
-    model = open_model(config.load, "positions", config.max_batch_size, config.retrieval)
+    model = open_generator(config.load, config.max_batch_size, config.retrieval)
     ready_to_run(model.model, bf16=config.bf16)
     engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
     metrics = Metrics(engine)

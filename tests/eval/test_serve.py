@@ -285,7 +285,7 @@ def test_the_client_gives_the_texts_that_the_model_gives_here(server, monkeypatc
     asked = {"prompts": ("ab", "", "naïve", "ab"), "tokens_to_generate": 15, **settings}
     if "beam_width" in settings:
         asked["prompts"] = ("ab",)
-    monkeypatch.setattr("mt.eval.generate.open_model", lambda *_: small_model())
+    monkeypatch.setattr("mt.eval.generate.open_generator", lambda *_: small_model())
     there, here = (generate(GenerateConfig(**where, **asked)) for where in ({"url": server.url}, {"load": "x"}))
     assert there["counts"] == here["counts"]
     for mine, own in zip(there["samples"], here["samples"]):
@@ -322,7 +322,7 @@ from tests.eval.serving import SlowModel, small_model
 from mt.eval import serve
 model = small_model(1024)
 model.model = SlowModel(model.model)
-serve.open_model = lambda *_: model
+serve.open_generator = lambda *_: model
 serve.ready_to_run = lambda model, **_: model
 print(serve.serve(serve.ServeConfig(load="small", port=int(sys.argv[1]), shutdown_grace=6))["text"])
 """

@@ -249,6 +249,11 @@ class CrossAttention(nn.Module):
         key_value = self.key_value(memory).unflatten(-1, (-1, 2, self.channels))
         return key_value[..., 0, :].transpose(1, 2), key_value[..., 1, :].transpose(1, 2)
 
+    def new_memory(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        """Empty keys and values (B, G, length, C)."""
+        shape = (batch, self.key_value.weight.shape[0] // (2 * self.channels), length, self.channels)
+        return self.key_value.weight.new_zeros(shape), self.key_value.weight.new_zeros(shape)
+
 
 class LayerCache:
     """One layer's keys and values, (B, slots, G, C) each; `memory`: those of the encoder's states, (B, G, S, C)."""

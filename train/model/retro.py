@@ -270,11 +270,6 @@ class ChunkedCrossAttention(CrossAttention):
         y = self.out(retrieved.read(self.query(x), key, value, cache, attention))
         return y if retrieved.gate == 1 else y * retrieved.gate
 
-    def new_memory(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Empty keys and values (B, G, length, C)."""
-        shape = (batch, self.key_value.weight.shape[0] // (2 * self.channels), length, self.channels)
-        return self.key_value.weight.new_zeros(shape), self.key_value.weight.new_zeros(shape)
-
 
 class Encoder(nn.Module):
     """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""

@@ -1,0 +1,60 @@
+"""Generation by T5 against transformers' own, in one batch whose rows come and go."""
+
+import pytest
+import torch
+import transformers
+
+from mt.eval.beams import BeamSearch
+from mt.eval.encoder_decoder import EncoderDecoder
+from mt.eval.lm import LanguageModel
+from mt.eval.sampling import Sampling
+from mt.train.convert.architectures import weights_in
+from mt.train.convert.hf_settings import settings_in
+from mt.train.model.t5 import T5
+
+V = 61
+
+
+class Tokenizer:
+    bos, eod, vocab_size = None, 1, V
+
+    def encode(self, text):
+        return [2 + ord(letter) % 50 for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(60 + i) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def both():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 4.0}
+    config = transformers.T5Config(vocab_size=V, **sizes, decoder_start_token_id=0, eos_token_id=1)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    ours = T5(settings_in(config.to_dict(), "config.json")).eval()
+    held, shapes = dict(theirs.named_parameters()), {name: p.shape for name, p in ours.named_parameters()}
+    ours.load_state_dict(dict(weights_in("t5", shapes, ours.config, held, held.__getitem__, "here")))
+    return theirs, EncoderDecoder(ours, 0)
+
+
+PROMPTS = [torch.randint(2, V, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (5, 23, 9, 14, 2, 30, 7)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, rows):
+    theirs, ours = both
+    expected = [theirs.generate(torch.tensor([p]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist() for p in PROMPTS]
+    found = LanguageModel(ours, Tokenizer(), 256, batch_size=rows).generate(PROMPTS, Sampling(max_new_tokens=12, greedy=True))
+    assert [c.ids for c in found] == expected
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_beams_are_those_of_transformers(both, width):
+    theirs, ours = both
+    for prompt in PROMPTS[:3]:
+        beams = BeamSearch(ours, Tokenizer(), prompt, Sampling(max_new_tokens=8), beam_width=width)
+        while not beams.done:
+            beams.step()
+        how = {"num_beams": width, "num_return_sequences": width, "early_stopping": False, "return_dict_in_generate": True, "output_scores": True}
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, **how)
+        assert [beam.score for beam in beams.found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
