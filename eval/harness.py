@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -99,6 +100,8 @@ def _tasks(config: HarnessConfig) -> TaskManager:
 
 
 def _evaluate(config: HarnessConfig, tasks: TaskManager, adapter: Adapter) -> dict:
+    # lm-eval would resample on forks of this process, and a fork of a process with threads (torch's) may wait for ever.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what lm-eval prints is no part of the summary
             return simple_evaluate(
