@@ -15,7 +15,9 @@ dp           two processes that share a model: gradients summed, the optimizer c
 dp full      the same, weights and gradients cut too
 
 Then pipelines of two stages: the share of a step in which a rank's thread does not compute, beside the formula's
-(p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so that stages are even.
+(p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so that stages are even. With
+--sleep S every block sleeps for S seconds forwards and 2 S backwards instead of computing: what is measured is then the
+order of the work and its messages, as with GPUs that compute while the processors are free, and a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--micro-batches", type=int, default=16, help="of a step, on each process")
+    parser.add_argument("--sleep", type=float, default=0.0, help="seconds that a block of a pipeline sleeps for forwards instead of computing")
     parser.add_argument("--only", choices=("steps", "pipelines"), help="one of the two tables")
     parser.add_argument("--worker", choices=("steps", "pipelines"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -110,6 +113,8 @@ def wait(arguments) -> None:
             parallelize(model, mesh, parallel, torch.float32)
             model.to_empty(device=mesh.device)
             initialize(model, 1)
+            if arguments.sleep:
+                put_to_sleep(model, arguments.sleep)
             models[name] = model
         for count in (2, 4, 8):
             tokens = torch.randint(64, (count, 2 * ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -127,9 +132,38 @@ def wait(arguments) -> None:
                 _, stages_of_rank, part = contestants[name]
                 wall, busy = (statistics.median(column) for column in zip(*taken[1:]))
                 busy = float(mesh.sum(torch.tensor(busy, dtype=torch.float64))) / 2
+                if arguments.sleep:
+                    busy = 3 * arguments.sleep * count * shape.num_layers / 2
                 formula = part / (count * stages_of_rank + part)
                 if mesh.rank == 0:
                     print(f"| {name} | {count} | {wall:.3f} | {1 - busy / wall:.1%} | {formula:.1%} | {(1 - busy / wall) / formula:.2f} |", flush=True)
+
+
+def put_to_sleep(pipeline, seconds: float) -> None:
+    """Lets the blocks of a pipeline sleep instead of computing; the gradient of a weight, half of what is done backwards, can be put off."""
+    import torch
+
+    from mt.train.parallel.stages import own_blocks
+
+    class Sleep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.weight = weight
+            time.sleep(seconds)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            time.sleep(seconds)
+            if pipeline.put_off is None:
+                time.sleep(seconds)
+            else:
+                pipeline.put_off.products.append((ctx.weight, lambda: time.sleep(seconds) or torch.zeros_like(ctx.weight)))
+            return gradient, None
+
+    for stage in pipeline.stages:
+        for block in own_blocks(stage):
+            block.forward = lambda x, block=block, **_: Sleep.apply(x, block.mixer_norm.weight)
 
 
 def step_of(mesh, sharding: str, arguments) -> Callable[[], None]:

@@ -116,6 +116,10 @@ class TrainConfig:
         positions = model.max_position_embeddings or self.data.seq_length
         return [
             (
+                self.train.compile != "always" or self.parallel.pipeline_schedule != "zero-bubble",
+                "train.compile = always: what parallel.pipeline_schedule = zero-bubble puts off cannot be compiled; leave one of them out",
+            ),
+            (
                 not self.train.retro_freeze_decoder or self.parallel.pipeline_model_parallel_size == 1,
                 "train.retro_freeze_decoder leaves the first pipeline stage nothing to train; leave --pipeline-model-parallel-size out",
             ),

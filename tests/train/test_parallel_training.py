@@ -18,6 +18,11 @@ def losses(save) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def valid_losses(save) -> dict[int, float]:
+    lines = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["valid_loss"] for line in lines if "valid_loss" in line}
+
+
 def tensors(path) -> dict[str, torch.Tensor]:
     """Everything that a step directory holds, in full."""
     held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -82,3 +87,11 @@ def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_befor
     assert "has changed since it was written" in whats_wrong(save / "step_00000003")
     assert len(losses(save)) == 4
     assert losses(save).items() >= before.items()  # the third step was made again
+
+
+def test_a_pipeline_grows_its_batch_from_fewer_micro_batches_than_stages(pool, settings, tmp_path):
+    changes = {"rampup_batch_size": [2, 2, 12], "train_iters": None, "train_samples": 24, "eval_interval": 3, "log_interval": 1, "lr_warmup_iters": 0, "hidden_dropout": 0.1}
+    pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
+    pool.run(run_mt_train, 2, settings(tmp_path / "run", **changes, pipeline_model_parallel_size=2))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=5e-6)
+    assert valid_losses(tmp_path / "run") == pytest.approx(valid_losses(tmp_path / "one"), abs=5e-6)
