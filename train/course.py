@@ -89,6 +89,10 @@ class TrainConfig:
                 for name, length in lengths.items()
             ),
             (
+                self.train.compile != "always" or self.parallel.pipeline_schedule != "zero-bubble",
+                "train.compile = always: what parallel.pipeline_schedule = zero-bubble puts off cannot be compiled; leave one of them out",
+            ),
+            (
                 self.model.family == "ict" or not self.data.titles_data_path,
                 f"data.titles_data_path is for the blocks of model.family = ict, not {self.model.family}; leave it out",
             ),
@@ -115,10 +119,6 @@ class TrainConfig:
             ]
         positions = model.max_position_embeddings or self.data.seq_length
         return [
-            (
-                self.train.compile != "always" or self.parallel.pipeline_schedule != "zero-bubble",
-                "train.compile = always: what parallel.pipeline_schedule = zero-bubble puts off cannot be compiled; leave one of them out",
-            ),
             (
                 not self.train.retro_freeze_decoder or self.parallel.pipeline_model_parallel_size == 1,
                 "train.retro_freeze_decoder leaves the first pipeline stage nothing to train; leave --pipeline-model-parallel-size out",
