@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -106,8 +107,20 @@ class SlowModel(torch.nn.Module):
     def __init__(self, model, seconds=0.01):
         super().__init__()
         self.inner, self.seconds, self.fails = model, seconds, False
+        self._goes_on = threading.Event()
+        self._goes_on.set()
+
+    @contextlib.contextmanager
+    def held(self):
+        """For the length of a `with` block no forward pass begins."""
+        self._goes_on.clear()
+        try:
+            yield
+        finally:
+            self._goes_on.set()
 
     def forward(self, *arguments, **named):
+        self._goes_on.wait()
         time.sleep(self.seconds)
         if self.fails:
             raise RuntimeError("out of memory")

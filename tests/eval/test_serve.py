@@ -213,9 +213,13 @@ def test_64_clients_at_once_get_what_each_would_get_alone_and_grow_together(serv
 
 def test_a_full_queue_refuses_and_says_when_to_come_again():
     with slow_server(max_batch_size=1, max_queue=2) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(server.complete, prompt="a", max_tokens=40, temperature=0) for _ in range(3)]
-        until(lambda: server.engine.waiting == 2)
-        refused = server.complete(prompt="a", max_tokens=1)
+        ask = lambda: pool.submit(server.complete, prompt="a", max_tokens=4, temperature=0)
+        with server.model.model.held():  # so that nothing ends, however slow this machine is
+            running = [ask()]
+            until(lambda: server.engine.running == 1)
+            running += [ask(), ask()]
+            until(lambda: server.engine.waiting == 2)
+            refused = server.complete(prompt="a", max_tokens=1)
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
         assert "the queue is full (2 of 2 texts wait)" in refused.json()["error"]["message"]
