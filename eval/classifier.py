@@ -28,6 +28,8 @@ from ..train import checkpoint
 from ..train.checkpoint import CheckpointConfig, load_model
 from ..train.model.bert import Bert
 from ..train.model.layers import Linear, ModelConfig, initialize
+from ..train.parallel.mesh import Mesh, ParallelConfig
+from ..train.parallel.sharding import check_layout, cut_for_use
 from .examples import Example
 
 MAX_QUESTION_TOKENS = 128  # of a question with an option, as Megatron-LM cuts it
@@ -66,8 +68,11 @@ class Finetuned:
     checkpoint: CheckpointConfig
 
 
-def pretrained(path: str, outputs: int, seed: int, *, hidden_dropout: float, attention_dropout: float) -> tuple[Classifier, Tokenizer]:
-    """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from `seed`."""
+def pretrained(path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout: float, attention_dropout: float) -> tuple[Classifier, Tokenizer]:
+    """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from `seed`.
+
+    mesh: where it then lies, cut over tensor-parallel ranks; each reads the whole BERT first.
+    """
     source, tokenizer, settings = load_model(path)
     if settings.model.family != "bert":
         raise UserError(f"{path}: is a model of family {settings.model.family}, which cannot be finetuned to choose; give a BERT")
@@ -76,6 +81,9 @@ def pretrained(path: str, outputs: int, seed: int, *, hidden_dropout: float, att
     ours = model.state_dict()
     held = {name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in source.state_dict().items()}
     model.load_state_dict(ours | {name: weight for name, weight in held.items() if name in ours})
+    check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), model.config, {})
+    model.to(mesh.device)
+    cut_for_use(model, mesh)
     return model, tokenizer
 
 
@@ -85,17 +93,19 @@ def is_finetuned(path: str) -> bool:
     return settings.exists() and "task" in read_yaml(settings)  # another library's checkpoint has no such file
 
 
-def open_classifier(path: str, task: str) -> tuple[Classifier, Tokenizer, int]:
-    """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint."""
+def open_classifier(path: str, task: str, mesh: Mesh) -> tuple[Classifier, Tokenizer, int]:
+    """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint; cut over tensor-parallel ranks."""
     if not is_finetuned(path):
         raise UserError(f"{path}: is no finetuned classifier; finetune it with --pretrained-checkpoint {path} --train-data FILE... --output DIR")
     step = checkpoint.find(path)
     settings = build(Finetuned, (str(step / "config.yaml"), read_yaml(step / "config.yaml")))
     if settings.task != task:
         raise UserError(f"{path}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval {settings.task}`")
-    model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False)
-    checkpoint.load(step, model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_directory(step / "tokenizer"), settings.seq_length
+    check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), settings.model, {})
+    model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False).to(mesh.device)
+    cut_for_use(model, mesh)
+    checkpoint.load(step, model, mesh=mesh)
+    return model, load_directory(step / "tokenizer"), settings.seq_length
 
 
 class Encoder:

@@ -41,7 +41,7 @@ from ..train.optimizer import (
     set_rates,
     weight_decay,
 )
-from ..train.parallel.mesh import Mesh
+from ..train.parallel.mesh import Mesh, local
 from ..train.precision import Weights, use_fast_float32_products
 from .classifier import Encoder, Finetuned, TrainingSet, is_finetuned, open_classifier, pretrained
 from .examples import files_of, reader
@@ -76,7 +76,8 @@ class FinetuneConfig:
     output: str | None = option(None, "directory for checkpoints, a line per example and the scores; none: only print the scores", role="output")
     epochs: int = option(5, "times that every example is seen; 0: only evaluate --load")
     micro_batch_size: int = option(8, "examples that a process works on together")
-    global_batch_size: int | None = option(None, "examples of a step (default: micro-batch-size x processes)")
+    global_batch_size: int | None = option(None, "examples of a step (default: micro-batch-size x copies of the model)")
+    tensor_model_parallel_size: int = option(1, "processes that share one copy of the model, for models too large for one; the others share the work", role="runtime")
     seq_length: int | None = option(None, "tokens of a sequence at most (default: 512, or the positions of the model if they are fewer)")
     hidden_dropout: float = option(0.1, "finetuning: dropout on the embedding, on what each layer adds, and before the head")
     attention_dropout: float = option(0.1, "finetuning: dropout on attention weights")
@@ -89,7 +90,7 @@ class FinetuneConfig:
 
     def __post_init__(self):
         training = bool(self.train_data) and self.epochs > 0
-        sizes = ("micro_batch_size", "global_batch_size", "seq_length", "save_interval", "log_interval")
+        sizes = ("micro_batch_size", "tensor_model_parallel_size", "global_batch_size", "seq_length", "save_interval", "log_interval")
         check(
             (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
             *((getattr(self, n) is None or getattr(self, n) >= 1, f"{n} = {getattr(self, n)} must be at least 1") for n in sizes),
@@ -141,7 +142,7 @@ def qqp(config: QqpConfig) -> dict | None:
 
 
 def _run(config: FinetuneConfig, task: Task) -> dict | None:
-    with ranks() as mesh:
+    with ranks(config.tensor_model_parallel_size) as mesh:
         use_fast_float32_products()
         valid = {path: place for place in config.valid_data for path in files_of(place, task.endings)}
         train = [path for place in config.train_data if config.trains for path in files_of(place, task.endings)]
@@ -159,7 +160,7 @@ def _run(config: FinetuneConfig, task: Task) -> dict | None:
 def _evaluate(config: FinetuneConfig, task: Task, valid: dict[Path, str], results: Results, mesh: Mesh, finetuned: Finetuning | None = None) -> dict | None:
     """The scores of --load, or of what was just finetuned, as its checkpoint holds it."""
     place = config.load if finetuned is None else config.output
-    judge = _judge(config, task, place)
+    judge = _judge(config, task, place, mesh)
     with results.predictions() as write:
         scores, counts = score(task, valid, results, mesh, judge, write)
     facts = {"scores": scores, "seq_length": judge.seq_length}
@@ -170,10 +171,10 @@ def _evaluate(config: FinetuneConfig, task: Task, valid: dict[Path, str], result
     return results.finish(counts, files, examples=counts["scored"], **facts) if mesh.rank == 0 else None
 
 
-def _judge(config: FinetuneConfig, task: Task, place: str) -> Judge:
+def _judge(config: FinetuneConfig, task: Task, place: str, mesh: Mesh) -> Judge:
     if task is RACE and not is_finetuned(place) and saved_settings(find(place)).model.family == "gpt":
-        return likelihood(place, config.seq_length, 4 * config.micro_batch_size)
-    model, tokenizer, seq_length = open_classifier(place, task.name)
+        return likelihood(place, config.seq_length, 4 * config.micro_batch_size, mesh)
+    model, tokenizer, seq_length = open_classifier(place, task.name, mesh)
     return chooser(model, Encoder(tokenizer, min(config.seq_length or seq_length, seq_length)), config.micro_batch_size)
 
 
@@ -184,16 +185,16 @@ class Finetuning:
         self.config, self.task, self.valid, self.results, self.mesh = config, task, valid, results, mesh
         self.folder = Path(config.output)
         model, tokenizer = pretrained(
-            config.pretrained_checkpoint, task.outputs, config.seed, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
+            config.pretrained_checkpoint, task.outputs, config.seed, mesh, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
         )
         positions = model.config.max_position_embeddings
         if (config.seq_length or 0) > positions:
             raise UserError(f"seq_length = {config.seq_length} must be at most the {positions} positions of the model in {config.pretrained_checkpoint}")
         self.encoder = Encoder(tokenizer, config.seq_length or min(512, positions))
-        unit = config.micro_batch_size * mesh.world_size
+        unit = config.micro_batch_size * mesh.dp.size
         self.batch_size = config.global_batch_size or unit
         if self.batch_size % unit:
-            raise UserError(f"global_batch_size = {self.batch_size} is not a multiple of micro_batch_size = {config.micro_batch_size} x {mesh.world_size} processes = {unit}")
+            raise UserError(f"global_batch_size = {self.batch_size} is not a multiple of micro_batch_size = {config.micro_batch_size} x {mesh.dp.size} data-parallel process{'es' * (mesh.dp.size > 1)} = {unit}")
         read = reader(task.read, results.reject, config.on_error)
         self.data = TrainingSet(self.encoder, (example for path in train for example in read(path)))
         self.refused = len(results.rejects)
@@ -208,7 +209,7 @@ class Finetuning:
         total_samples = config.epochs * len(self.data)
         self.rate = learning_rate(config.optimizer, total_samples=total_samples, global_batch_size=self.batch_size, by_samples=False)
         self.decay = weight_decay(config.optimizer, total_samples)
-        self.model = model.to(mesh.device).train()
+        self.model = model.train()
         self.weights = Weights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start()
@@ -216,14 +217,14 @@ class Finetuning:
         saved = CheckpointConfig(save=config.output, load=config.pretrained_checkpoint)
         kept = Finetuned(task.name, task.outputs, self.encoder.seq_length, model.config, saved)
         data = {"files": [str(path) for path in train]}
-        self.alone = Mesh(0, 1, mesh.device)  # every rank holds the whole model: the first writes it, and each finds the norm
-        self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=self.alone)
+        self.replica = Mesh(mesh.tp.rank, mesh.tp.size, mesh.device, mesh.tp.group)  # the ranks that hold one copy of the model
+        self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=mesh)
 
     def _start(self) -> Progress:
         newest = self.mesh.broadcast(self.mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
         if newest is None:
             return Progress()
-        found = checkpoint.load(newest, self.model, self.optimizer, weights=self.weights.by_name)
+        found = checkpoint.load(newest, self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name)
         self.weights.refresh()
         return found
 
@@ -255,11 +256,11 @@ class Finetuning:
         set_rates(self.optimizer, rate, self.decay.at(done.consumed_samples))
         numbers = self.examples_of(done.step)
         pieces = [numbers[i : i + config.micro_batch_size] for i in range(0, len(numbers), config.micro_batch_size)]
-        mine = [MicroBatch(i, self.arguments(piece)) for i, piece in enumerate(pieces) if i % self.mesh.world_size == self.mesh.rank]
+        mine = [MicroBatch(i, self.arguments(piece)) for i, piece in enumerate(pieces) if i % self.mesh.dp.size == self.mesh.dp.rank]
         factor = torch.tensor(1 / len(numbers), device=self.mesh.device)
-        loss = self.mesh.sum(forward_backward(self.model, mine, factor, seed=f"{config.seed}:{done.step}")).item() / len(numbers)
+        loss = self.mesh.sum_shards(forward_backward(self.model, mine, factor, seed=f"{config.seed}:{done.step}")).item() / len(numbers)
         self.sum_gradients()
-        norm = gradient_norm(self.weights, self.alone).item()
+        norm = gradient_norm(self.weights, self.replica).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Failure(f"step {done.step + 1:,}: loss {loss}, gradient norm {norm}: finetuning has diverged; start again with a lower --lr or more warm-up")
         clip_gradients(self.weights, norm, config.optimizer.clip_grad)
@@ -283,14 +284,15 @@ class Finetuning:
         return {**self.encoder.batch([self.data[n] for n in numbers], self.mesh.device), "labels": labels}
 
     def sum_gradients(self) -> None:
-        """Over the ranks, all weights in one sum; a rank without a share of the batch adds nothing."""
+        """Over the replicas, all weights in one sum; one without a share of the batch adds nothing."""
         for weight in self.weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        if self.mesh.world_size > 1:
-            flat = self.mesh.sum(torch.cat([weight.grad.flatten() for weight in self.weights]))
-            for weight, summed in zip(self.weights, flat.split([weight.numel() for weight in self.weights])):
-                weight.grad.copy_(summed.view_as(weight))
+        if self.mesh.dp.size > 1:
+            gradients = [local(weight.grad) for weight in self.weights]
+            flat = self.mesh.sum_shards(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+                gradient.copy_(summed.view_as(gradient))
 
     def validate(self, epoch: int) -> None:
         """The scores after an epoch, into the log; what is finetuned in bfloat16 is judged in it."""
@@ -303,7 +305,7 @@ class Finetuning:
 
     def save(self) -> None:
         self.log.flush()
-        self.mesh.on_main(lambda: self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress))
+        self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
 
     def summary(self) -> dict:
         losses = self.log.lines_of("loss")

@@ -58,19 +58,21 @@ class HarnessConfig(Evaluation):
 
 def harness(config: HarnessConfig) -> dict | None:
     """The scores of lm-eval's tasks."""
-    with ranks() as mesh, Results("eval harness", config, [config.load, *config.retrieval.inputs, *([config.include_path] if config.include_path else [])], mesh) as results:
+    with ranks(config.tensor_model_parallel_size) as mesh, Results("eval harness", config, [config.load, *config.retrieval.inputs, *([config.include_path] if config.include_path else [])], mesh) as results:
         if results.finished:
             return results.finished if mesh.rank == 0 else None
         tasks = mesh.on_main(lambda: _tasks(config))
-        model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+        model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh)
         if config.add_bos_token and model.tokenizer.bos is None:
             raise UserError(f"add_bos_token: the tokenizer of {config.load} has no token that begins a text; leave it out")
         adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)
         if mesh.rank != 0:
             adapter.serve()
             return None
-        found = _evaluate(config, tasks, adapter)
-        adapter.dismiss()
+        try:
+            found = _evaluate(config, tasks, adapter)
+        finally:
+            adapter.dismiss()
         with results.predictions() as write:
             for name, samples in found["samples"].items():
                 for sample in samples:
@@ -208,7 +210,8 @@ class Adapter(TemplateLM):
     def serve(self) -> None:
         """On the other ranks: works on what the first is asked, until it dismisses them."""
         while (order := self.mesh.broadcast(None)) is not None:
-            self._work(*order)
+            with contextlib.suppress(UserError):  # which the first has too, and says
+                self._work(*order)
 
     def dismiss(self) -> None:
         self.mesh.broadcast(None)

@@ -55,12 +55,12 @@ def chooser(model: Classifier, encoder: Encoder, batch_size: int) -> Judge:
     return Judge(answer, encoder.seq_length)
 
 
-def likelihood(place: str, seq_length: int | None, batch_size: int) -> Judge:
+def likelihood(place: str, seq_length: int | None, batch_size: int, mesh: Mesh) -> Judge:
     """A GPT's answer: the option of most log-probability behind article and question, and the one of most a byte.
 
     The text is "Article: ...\\n\\nQuestion: ...\\nAnswer:", and then " " and the option. An article too long loses its head.
     """
-    model = open_scorer(place, seq_length or "trained", batch_size)
+    model = open_scorer(place, seq_length or "trained", batch_size, mesh=mesh)
     encode = model.tokenizer.encode
 
     def answer(examples: list[Example]) -> list[dict]:

@@ -24,6 +24,7 @@ from ..indexed.masked import word_pieces
 from ..train.checkpoint import find, load_model, saved_settings
 from ..train.model.retro import Retro
 from ..train.packed import ready_to_run
+from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_products
 from .batching import Batch
 from .encoder_decoder import EncoderDecoder
@@ -153,13 +154,16 @@ class Retrieval:
 NO_RETRIEVAL = Retrieval(retro_attention_gate=0.0)
 
 
-def open_model(load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
+def open_model(
+    load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL, mesh: Mesh | None = None,
+) -> LanguageModel:
     """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its positions allow, or a number.
 
-    retrieval: for Retro; what it then reads is looked up as chunks become full.
+    retrieval: for Retro; what it then reads is looked up as chunks become full. mesh: whose tensor-parallel ranks share
+    the model; they must ask it the same, in the same order.
     """
     use_fast_float32_products()
-    model, tokenizer, config = load_model(load)
+    model, tokenizer, config = load_model(load, mesh)
     if config.model.family != "gpt":
         raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt (mt generate and mt serve also take t5)")
     _connect(model, tokenizer, retrieval, load)
@@ -200,10 +204,13 @@ def open_generator(load: str, batch_size: int, retrieval: Retrieval = NO_RETRIEV
     return LanguageModel(EncoderDecoder(model, words.bos), tokenizer, config.model.max_position_embeddings, batch_size)
 
 
-def open_scorer(load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
-    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py)."""
-    model = open_model(load, length, batch_size, retrieval)
-    ready_to_run(model.model)
+def open_scorer(
+    load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL, mesh: Mesh | None = None,
+) -> LanguageModel:
+    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py), unless ranks share them."""
+    model = open_model(load, length, batch_size, retrieval, mesh)
+    if mesh is None or mesh.tp.size == 1:
+        ready_to_run(model.model)
     return model
 
 

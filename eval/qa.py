@@ -23,9 +23,8 @@ from ..documents import Reject
 from ..executor import progress
 from ..indexed.instruct import encode_prompt, set_of
 from ..indexed.questions import Question, read_questions
-from ..train.packed import ready_to_run
 from .examples import files_of, reader
-from .lm import NO_RETRIEVAL, LanguageModel, open_model
+from .lm import NO_RETRIEVAL, LanguageModel, open_scorer
 from .results import Mean, Results, ranks, shared
 from .sampling import Sampling
 from .tasks import Evaluation
@@ -59,13 +58,12 @@ class QaConfig(Evaluation):
 
 def qa(config: QaConfig) -> dict | None:
     """Exact match and F1 of generated answers."""
-    with ranks() as mesh:
+    with ranks(config.tensor_model_parallel_size) as mesh:
         paths = [path for place in config.valid_data for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))]
         with Results("eval qa", config, [config.load, *config.retrieval.inputs, *paths], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_model(config.load, config.seq_length or "positions", config.micro_batch_size, config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL)
-            ready_to_run(model.model)
+            model = open_scorer(config.load, config.seq_length or "positions", config.micro_batch_size, config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL, mesh)
             means = {name: Mean() for name in SCORES}
             without_passages = 0
             with results.predictions() as write, progress("qa", None, "questions") as advance:

@@ -89,9 +89,9 @@ class Results:
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[Mesh]:
+def ranks(tensor_model_parallel_size: int = 1) -> Iterator[Mesh]:
     """All processes of this command, torchrun's or this one alone. A user's mistake, which all find, is said by the first."""
-    with launch(ParallelConfig()) as mesh:
+    with launch(ParallelConfig(tensor_model_parallel_size=tensor_model_parallel_size)) as mesh:
         if mesh.device.type == "cpu":
             keep_freed_memory()
         try:
@@ -103,15 +103,24 @@ def ranks() -> Iterator[Mesh]:
 
 
 def shared(mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: int) -> Iterator[tuple]:
-    """(item, its answer) of all items, in order and on every rank; the ranks work on different blocks of `at_once` at a time.
+    """(item, its answer) of all items, in order and on every rank; data-parallel ranks work on different blocks of `at_once` at a time.
 
     work: the answers for a list of items. Nothing is worked on twice, and what is worked on together does not depend on
-    the number of ranks.
+    the number of ranks. A mistake of the user's that work finds on one rank is raised on all.
     """
-    blocks = batched(items, at_once)
-    while turn := list(itertools.islice(blocks, mesh.world_size)):
-        mine = work(turn[mesh.rank]) if mesh.rank < len(turn) else None
-        for block, answers in zip(turn, mesh.gather(mine)):
+    blocks, replicas = batched(items, at_once), mesh.dp
+    while turn := list(itertools.islice(blocks, replicas.size)):
+        mine = None
+        if replicas.rank < len(turn):
+            try:
+                mine = work(turn[replicas.rank])
+            except UserError as mistake:
+                mine = mistake
+        # the ranks of a replica are neighbours, and have the same answers
+        found = mesh.gather(mine if mesh.tp.rank == 0 else None)[:: mesh.tp.size]
+        for block, answers in zip(turn, found):
+            if isinstance(answers, UserError):
+                raise answers
             yield from zip(block, answers, strict=True)
 
 

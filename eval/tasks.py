@@ -43,12 +43,14 @@ class Evaluation:
     output: str | None = option(None, "directory for a line per example and the scores; none: only print the scores", role="output")
     seq_length: int | None = option(None, "tokens in a sequence at most; none: as many as the model was trained with")
     micro_batch_size: int = option(16, "sequences scored together")
+    tensor_model_parallel_size: int = option(1, "processes that share one copy of the model, for models too large for one; the others share the work", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
     retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
 
     def __post_init__(self):
         check(
             (self.micro_batch_size >= 1, f"micro_batch_size = {self.micro_batch_size} must be at least 1"),
+            (self.tensor_model_parallel_size >= 1, f"tensor_model_parallel_size = {self.tensor_model_parallel_size} must be at least 1"),
             (self.seq_length is None or self.seq_length >= 1, f"seq_length = {self.seq_length} must be at least 1"),
         )
 
@@ -67,12 +69,12 @@ class LambadaConfig(Evaluation):
 
 def lambada(config: LambadaConfig) -> dict | None:
     """Last-word accuracy and perplexity, by the last token and by the whole word."""
-    with ranks() as mesh:
+    with ranks(config.tensor_model_parallel_size) as mesh:
         shards = documents.plan(config.valid_data, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
         with Results("eval lambada", config, [config.load, *config.retrieval.inputs, *(shard.path for shard in shards)], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh)
             hits, losses = ({"last_token": Mean(), "strict": Mean()} for _ in range(2))
             truncated = 0
             with results.predictions() as write, progress("lambada", None, "examples") as advance:
@@ -163,12 +165,12 @@ class WikitextConfig(Evaluation):
 
 def wikitext(config: WikitextConfig) -> dict | None:
     """Token and word perplexity, bits per byte and token ratio of a text. `examples` are the tokens that were scored."""
-    with ranks() as mesh:
+    with ranks(config.tensor_model_parallel_size) as mesh:
         raw = _read_text(config.valid_data)
         with Results("eval wikitext", config, [config.load, config.valid_data, *config.retrieval.inputs], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
-            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval)
+            model = open_scorer(config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh)
             seq_length = model.max_length
             stride = config.overlapping_eval or seq_length
             if stride > seq_length:

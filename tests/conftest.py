@@ -25,3 +25,13 @@ def ray_cluster():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by rank."""
+    from tests.train.processes import Pool
+
+    pool = Pool()
+    yield pool
+    pool.close()

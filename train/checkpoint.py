@@ -45,7 +45,8 @@ from .convert.foreign import ForeignReader, is_foreign, open_foreign
 from .model.build import build_model
 from .model.layers import ModelConfig
 from .optimizer import MOMENTS, moments
-from .parallel.mesh import Mesh
+from .parallel.mesh import Mesh, ParallelConfig
+from .parallel.sharding import check_layout, cut_for_use
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -425,11 +426,22 @@ def known_settings(cls, tree: dict, path: Path) -> dict:
     return {name: value for name, value in tree.items() if name in known}
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer, ModelSettings]:
-    """(model in eval mode on the GPU if there is one, its tokenizer, its settings) from a run's or a step's directory, or from Hugging Face's."""
+def load_model(path: str | Path, mesh: Mesh | None = None) -> tuple[nn.Module, Tokenizer, ModelSettings]:
+    """(model in eval mode on the GPU if there is one, its tokenizer, its settings) from a run's or a step's directory, or from Hugging Face's.
+
+    mesh: its tensor-parallel ranks share the matrices, and each reads its own parts of them.
+    """
     path = find(path)
     settings = saved_settings(path)
     tokenizer = open_foreign(path).tokenizer() if is_foreign(path) else load_directory(path / "tokenizer")
-    model = build_model(settings.model).eval().requires_grad_(False)
-    load(path, model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings
+    if mesh is None or mesh.tp.size == 1:
+        model = build_model(settings.model).eval().requires_grad_(False)
+        load(path, model)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settings
+    check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), settings.model, {})
+    with torch.device("meta"):
+        model = build_model(settings.model).eval().requires_grad_(False)
+    cut_for_use(model, mesh)
+    model.to_empty(device=mesh.device)
+    load(path, model, mesh=mesh)
+    return model, tokenizer, settings

@@ -1,6 +1,7 @@
 """A tiny random GPT-2 of transformers under the interface of mt's own models, and a byte tokenizer: the oracle's model."""
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,5 +94,7 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
     config = types.SimpleNamespace(
         model=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS), data=types.SimpleNamespace(seq_length=32)
     )
-    monkeypatch.setattr(lm, "load_model", lambda path: (TransformersModel(gpt2), ByteTokenizer(), config))
+    monkeypatch.setattr(lm, "find", Path)
+    monkeypatch.setattr(lm, "saved_settings", lambda path: config)
+    monkeypatch.setattr(lm, "load_model", lambda path, mesh=None: (TransformersModel(gpt2), ByteTokenizer(), config))
     return str(folder)

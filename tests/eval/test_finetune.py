@@ -197,23 +197,28 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, bert):
     assert {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != "manifest.json"} == kept
 
 
-@pytest.mark.slow
-def test_two_ranks_finetune_and_score_as_one_does(tmp_path, bert):
+LAYOUTS = {"DP2": {}, "TP2": {"tensor_model_parallel_size": 2, "attention_dropout": 0.0}}  # ranks that share heads drop others
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_finetune_and_score_as_one_does(tmp_path, bert, pool, layout):
     write_race(tmp_path / "train", 9, 1), write_race(tmp_path / "dev", 40, 2)
-    common = ("--hidden-dropout", "0.1", "--global-batch-size", "4", "--micro-batch-size", "2", "--epochs", "1")
-    logs = []
-    for processes in (1, 2):
-        out = tmp_path / f"out{processes}"
-        done = run_mt(*flags(tmp_path, bert, str(out), *common), processes=processes)
-        assert done.returncode == 0, done.stderr
-        logs.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()])
-    for one, two in zip(*logs, strict=True):
-        assert two == pytest.approx(one, rel=2e-4)
-    texts = []
-    for processes in (1, 2):
-        done = run_mt("eval", "race", "--load", str(tmp_path / "out1"), "--valid-data", str(tmp_path / "dev"), "--output", str(tmp_path / f"scores{processes}"), "--json", processes=processes)
-        texts.append((json.loads(done.stdout)["scores"], (tmp_path / f"scores{processes}" / "predictions.jsonl").read_bytes()))
-    assert texts[0] == texts[1]
+    common = {
+        "pretrained_checkpoint": bert, "train_data": [str(tmp_path / "train")], "valid_data": [str(tmp_path / "dev")], "epochs": 1, "lr": 1e-3,
+        "log_interval": 1, "hidden_dropout": 0.1, "global_batch_size": 4, "micro_batch_size": 2, **LAYOUTS[layout],
+    }
+    configs = [build(RaceConfig, ("test", {**common, "output": str(tmp_path / f"out{n}"), **({} if n == 2 else {"tensor_model_parallel_size": 1})})) for n in (1, 2)]
+    (one,), (two, nothing) = (pool.run(race, n, config) for n, config in enumerate(configs, 1))
+    assert nothing is None
+    logs = [[json.loads(line) for line in (tmp_path / f"out{n}" / "log.jsonl").read_text().splitlines()] for n in (1, 2)]
+    assert len(logs[0]) == 5
+    for first, second in zip(*logs, strict=True):
+        assert second == pytest.approx(first, rel=2e-4)
+    assert two["training"] == pytest.approx(one["training"], rel=2e-4)
+    evaluate = {"load": str(tmp_path / "out2"), "valid_data": [str(tmp_path / "dev")]}  # what two ranks saved, on one and on two
+    runs = [pool.run(race, n, build(RaceConfig, ("test", {**evaluate, "output": str(tmp_path / f"scores{n}"), "tensor_model_parallel_size": size})))[0] for n, size in ((1, 1), (2, configs[1].tensor_model_parallel_size))]
+    assert runs[1]["scores"] == pytest.approx(runs[0]["scores"], rel=1e-5, abs=1e-8)
+    assert two["scores"] == pytest.approx(runs[0]["scores"], rel=1e-5, abs=1e-8)
 
 
 def test_a_gpt_answers_race_by_likelihood(tmp_path, monkeypatch, language_model):
@@ -221,7 +226,7 @@ def test_a_gpt_answers_race_by_likelihood(tmp_path, monkeypatch, language_model)
     monkeypatch.setattr("mt.eval.finetune.is_finetuned", lambda place: False)
     monkeypatch.setattr("mt.eval.finetune.find", lambda place: place)
     monkeypatch.setattr("mt.eval.finetune.saved_settings", lambda place: type("S", (), {"model": ModelConfig()}))
-    monkeypatch.setattr("mt.eval.judge.open_scorer", lambda *_: language_model)
+    monkeypatch.setattr("mt.eval.judge.open_scorer", lambda *_, mesh: language_model)
     run = race(build(RaceConfig, ("test", {"load": str(tmp_path), "valid_data": [folder], "output": str(tmp_path / "out")})))
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     examples = [e for path in sorted((tmp_path / "dev").iterdir()) for e in read_race(path, None)]
@@ -292,7 +297,7 @@ def test_settings_that_do_not_fit_are_named(tmp_path, bert):
         mnli(build(PairsConfig, ("test", {"load": bert, "valid_data": [valid]})))
     with pytest.raises(UserError, match=r"seq_length = 999 must be at most the 48 positions"):
         mnli(pairs(tmp_path, bert, seq_length=999))
-    with pytest.raises(UserError, match=r"global_batch_size = 12 is not a multiple of micro_batch_size = 8 x 1 processes = 8"):
+    with pytest.raises(UserError, match=r"global_batch_size = 12 is not a multiple of micro_batch_size = 8 x 1 data-parallel process = 8"):
         mnli(pairs(tmp_path, bert, global_batch_size=12))
     with pytest.raises(UserError, match="has 6 columns; a table of MNLI has 10 or more"):
         mnli(pairs(tmp_path, bert, valid_data=[write_qqp(tmp_path / "q.tsv", [])]))

@@ -180,7 +180,9 @@ def test_the_output_is_documents_of_prompt_and_text_if_so_asked(checkpoint, tmp_
 
 def test_a_model_that_does_not_continue_text_is_refused(monkeypatch):
     settings = types.SimpleNamespace(model=types.SimpleNamespace(family="bert", max_position_embeddings=64))
-    monkeypatch.setattr(lm, "load_model", lambda path: (None, None, settings))
+    monkeypatch.setattr(lm, "find", lambda path: path)
+    monkeypatch.setattr(lm, "saved_settings", lambda path: settings)
+    monkeypatch.setattr(lm, "load_model", lambda path, mesh: (None, None, settings))
     with pytest.raises(UserError, match="x: is a model of family bert, which does not continue text; give a model of family gpt"):
         generate(config("x"))
 

@@ -1,9 +1,7 @@
 """A checkpoint that mt train wrote, evaluated by the verbs."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,21 +50,48 @@ def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_pat
     assert summary["examples"] == len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
-def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(trained, tmp_path):
+def evaluate(verb, config):
+    """On every rank of a job: the summary on the first, None on the others."""
+    return {"lambada": lambada, "wikitext": wikitext}[verb](config)
+
+
+@pytest.fixture
+def evaluations(trained, tmp_path):
+    """evaluations(directory, name=value ...): (verb, its configuration) of more passages and windows than one rank gets at a time."""
     passages, text = tmp_path / "passages.jsonl", tmp_path / "valid.txt"
     passages.write_text("".join(json.dumps({"text": f"{'the cat ' * (1 + n % 3)}sat on the mat"}) + "\n" for n in range(301)))
     text.write_text(TEXT * 15)
-    for verb, given, stride in (("lambada", passages, ()), ("wikitext", text, ("--overlapping-eval", "24"))):
-        found = []
-        for processes in (1, 2):
-            out = tmp_path / f"{verb}{processes}"
-            start = ["-m", "mt"] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mt"]
-            command = [sys.executable, *start, "eval", verb, "--load", trained, "--valid-data", str(given), "--output", str(out), "--json", *stride]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            assert done.returncode == 0, done.stderr
-            summary = json.loads(done.stdout)
-            found.append((summary["scores"], summary["counts"], summary["examples"], (out / "predictions.jsonl").read_bytes()))
-        assert found[0] == found[1]
+    return lambda name, **more: [
+        ("lambada", LambadaConfig(load=trained, valid_data=(str(passages),), output=str(tmp_path / f"lambada{name}"), **more)),
+        ("wikitext", WikitextConfig(load=trained, valid_data=str(text), overlapping_eval=24, output=str(tmp_path / f"wikitext{name}"), **more)),
+    ]
+
+
+def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(evaluations, pool):
+    for (verb, alone), (_, shared) in zip(evaluations("1"), evaluations("2")):
+        (one,), (two, nothing) = pool.run(evaluate, 1, verb, alone), pool.run(evaluate, 2, verb, shared)
+        assert nothing is None
+        for name in ("scores", "counts", "examples"):
+            assert one[name] == two[name]
+        assert predictions(alone).read_bytes() == predictions(shared).read_bytes()
+
+
+def test_ranks_that_share_a_model_score_as_one_does(evaluations, pool):
+    for (verb, alone), (_, cut) in zip(evaluations("1"), evaluations("2", tensor_model_parallel_size=2)):
+        (one,), (two, _) = pool.run(evaluate, 1, verb, alone), pool.run(evaluate, 2, verb, cut)
+        assert one["counts"] == two["counts"]
+        assert two["scores"] == approx(one["scores"])
+        for mine, theirs in zip(*(map(json.loads, predictions(c).read_text().splitlines()) for c in (alone, cut)), strict=True):
+            assert mine == approx(theirs)
+
+
+def predictions(config):
+    return Path(config.output) / "predictions.jsonl"
+
+
+def approx(tree):
+    """What is equal to a tree of dicts up to float32's rounding."""
+    return {name: approx(value) for name, value in tree.items()} if isinstance(tree, dict) else pytest.approx(tree, rel=1e-5) if isinstance(tree, float) else tree
 
 
 def test_generation_goes_on_beyond_the_trained_length_as_far_as_there_are_positions(trained):

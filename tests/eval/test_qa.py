@@ -70,7 +70,7 @@ def asked(tmp_path, monkeypatch):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         (place / "test.json").write_text(json.dumps(questions))
-        monkeypatch.setattr(module, "open_model", lambda load, length, size, retrieval: LanguageModel(Parrot(known), ByteTokenizer(), positions, size))
+        monkeypatch.setattr(module, "open_scorer", lambda load, length, size, retrieval, mesh: LanguageModel(Parrot(known), ByteTokenizer(), positions, size))
         tree = {"load": str(tmp_path), "valid_data": [str(place / "test.json")], "output": str(tmp_path / "out"), "overwrite": True, "tokens_to_generate": 30, **settings}
         summary = qa(build(QaConfig, ("test", tree)))
         return summary, [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
@@ -150,6 +150,6 @@ def test_a_question_that_does_not_fit_is_named_or_set_aside(asked):
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, monkeypatch, text, message):
     (tmp_path / "test.json").write_text(text)
-    monkeypatch.setattr(module, "open_model", lambda load, length, size, retrieval: LanguageModel(Parrot({}), ByteTokenizer(), 600, size))
+    monkeypatch.setattr(module, "open_scorer", lambda load, length, size, retrieval, mesh: LanguageModel(Parrot({}), ByteTokenizer(), 600, size))
     with pytest.raises(UserError, match=message):
         qa(build(QaConfig, ("test", {"load": str(tmp_path), "valid_data": [str(tmp_path / "test.json")]})))

@@ -101,13 +101,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def pool():
-    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by rank."""
-    from tests.train.processes import Pool
-
-    pool = Pool()
-    yield pool
-    pool.close()

@@ -6,7 +6,7 @@ import torch
 from mt.train.model import likelihood
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, initialize, resolve
-from mt.train.model.likelihood import likelihoods
+from mt.train.model.likelihood import Softmax, answers, joined, likelihoods, read
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
@@ -50,3 +50,18 @@ def test_hidden_states_of_some_places_are_those_of_the_whole_batch(settings):
     tokens, at = torch.arange(24).reshape(2, 12), (torch.tensor([0, 1, 1]), torch.tensor([11, 0, 7]))
     with torch.inference_mode():
         torch.testing.assert_close(model(tokens, at=at), model(tokens)[at], rtol=1e-5, atol=1e-5)
+
+
+def test_the_softmax_of_all_ids_is_joined_from_those_of_runs_of_ids_also_of_an_empty_one():
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = torch.randn(30, 8, generator=generator), torch.randn(70, 8, generator=generator) * 3
+    weight[10] = weight[50] = 9 * hidden[0]  # the same logit in two runs, and the first row's largest
+    targets = torch.randint(0, 70, (30,), generator=generator)
+    runs = [read(hidden, weight[first:end], targets, first) for first, end in ((0, 40), (40, 70), (70, 70))]
+    found, most_probable = answers(joined(Softmax(*map(torch.stack, zip(*runs)))), targets)
+    expected, most = likelihoods(hidden, weight, targets, 70)
+    torch.testing.assert_close(found, expected)
+    assert most_probable.tolist() == most.tolist()
+    best = joined(Softmax(*map(torch.stack, zip(*runs)))).best
+    assert best.tolist() == (hidden @ weight.T).argmax(1).tolist()
+    assert best[0] == 10

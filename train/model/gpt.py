@@ -33,7 +33,7 @@ class GPT(nn.Module):
         self.norm = Norm(config)
         self.output = Linear(D, V, bias=False, std=std, split="column") if config.untie_embeddings_and_output_weights else None
         # The parallel floor puts others here, where ranks have parts of a sequence, or of the vocabulary.
-        self.see, self.cross_entropy, self.likelihoods = see, cross_entropy, likelihoods
+        self.see, self.cross_entropy, self.likelihoods, self.logits_of = see, cross_entropy, likelihoods, logits_of
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None, cache: Cache | None = None,
@@ -74,7 +74,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) from hidden states (..., D); the padding of the vocabulary has minus infinity."""
-        return logits_of(hidden, self._head(), self.config.vocab_size)
+        return self.logits_of(hidden, self._head(), self.config.vocab_size)
 
     def log_likelihoods(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Of targets (N,) int64 after hidden states (N, D): see likelihood.likelihoods."""

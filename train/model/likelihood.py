@@ -39,6 +39,14 @@ def answers(known: Softmax, targets: Tensor) -> tuple[Tensor, Tensor]:
     return (known.wanted.double() - known.largest - known.total.log()).float(), known.best == targets
 
 
+def joined(parts: Softmax) -> Softmax:
+    """The softmax of all ids from those of runs of ids that follow each other: every tensor (parts, N)."""
+    largest = parts.largest.amax(0)
+    is_largest = parts.largest == largest
+    best = parts.best.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(0)
+    return Softmax(largest, best, (parts.total * (parts.largest.double() - largest).exp()).sum(0), parts.wanted.sum(0))
+
+
 def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Softmax:
     """The softmax of the ids `first`, first + 1 ..., whose rows of the head are `weight`."""
     N, on_cpu = len(hidden), hidden.device.type == "cpu"
@@ -52,7 +60,7 @@ def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Sof
     for start in range(0, N, ROWS):
         rows = slice(start, start + ROWS)
         x, target = hidden[rows], targets[rows] - first
-        columns = max(1, PIECE // len(x)) if on_cpu else len(weight)
+        columns = max(1, PIECE // len(x) if on_cpu else len(weight))
         for c in range(0, len(weight), columns):
             logits = F.linear(x, weight[c : c + columns]).float()
             here = (target >= c) & (target < c + logits.shape[1])

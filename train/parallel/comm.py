@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.layers import compute_dtype
+from ..model.likelihood import Softmax, answers, joined, read
 from ..model.loss import chunk_bytes, chunks_of
 from .mesh import Axis
 
@@ -166,6 +167,20 @@ def vocabulary_cross_entropy(
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     return _VocabularyCrossEntropy.apply(copy(hidden, axis), weight, labels, loss_mask, vocab_size, bias, axis)
+
+
+def vocabulary_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
+    """loss.logits_of where each rank has rows of the head, weight (V / ranks, D): all of them, on every rank alike. Has no gradient."""
+    logits = _all_gather(F.linear(hidden, weight), axis, hidden.dim() - 1)
+    logits[..., vocab_size:] = float("-inf")
+    return logits
+
+
+def vocabulary_likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, axis: Axis) -> tuple[Tensor, Tensor]:
+    """likelihood.likelihoods where each rank has rows of the head, weight (V / ranks, D); the same answers on all ranks."""
+    first = axis.rank * len(weight)
+    own = read(hidden, weight[: max(0, vocab_size - first)], targets, first)
+    return answers(joined(Softmax(*(_all_gather(known[None], axis, 0) for known in own))), targets)
 
 
 class _VocabularyCrossEntropy(torch.autograd.Function):

@@ -126,6 +126,17 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
         _shard(stage, mesh, config.data_parallel_sharding == "full", dtype)
 
 
+def cut_for_use(model: nn.Module, mesh: Mesh) -> None:
+    """Cuts a model's matrices over tensor-parallel ranks and leaves it at that; in place, nothing where there is one.
+
+    For who uses the model, or sums gradients himself: replicas know nothing of each other, and may work on different
+    numbers of batches. See parallelize for the rest.
+    """
+    if mesh.tp.size > 1:
+        _cut_matrices(model, mesh, sequence_parallel=False)
+        _cut_experts(model, mesh)
+
+
 # Tensor and sequence parallelism
 
 
@@ -141,7 +152,9 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
         # Whatever is not cut gets its gradient from this rank's tokens, or heads, alone.
         partial = {name for name, (placement,) in placements.items() if isinstance(placement, Replicate) and (split or module in of_heads)}
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
-    model.cross_entropy = functools.partial(comm.vocabulary_cross_entropy, axis=mesh.tp)
+    ours = {"cross_entropy": comm.vocabulary_cross_entropy, "likelihoods": comm.vocabulary_likelihoods, "logits_of": comm.vocabulary_logits}
+    for name, function in ours.items():
+        setattr(model, name, functools.partial(function, axis=mesh.tp))
     for part in [tower.bert for tower in model.towers] if isinstance(model, Biencoder) else [model]:
         _join_states(part, mesh.tp, sequence_parallel)
 
