@@ -30,6 +30,7 @@ from .tasks import Evaluation, document_windows
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
 REQUESTS_AT_ONCE = 512
+PATIENCE_MINUTES = 24 * 60.0  # the other ranks wait while the first reads lm-eval's data, makes prompts and resamples: longer than any would in training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class HarnessConfig(Evaluation):
 
 def harness(config: HarnessConfig) -> dict | None:
     """The scores of lm-eval's tasks."""
-    with ranks(config.tensor_model_parallel_size) as mesh, Results("eval harness", config, [config.load, *config.retrieval.inputs, *([config.include_path] if config.include_path else [])], mesh) as results:
+    with ranks(config.tensor_model_parallel_size, PATIENCE_MINUTES) as mesh, Results("eval harness", config, [config.load, *config.retrieval.inputs, *([config.include_path] if config.include_path else [])], mesh) as results:
         if results.finished:
             return results.finished if mesh.rank == 0 else None
         tasks = mesh.on_main(lambda: _tasks(config))

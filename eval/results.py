@@ -89,9 +89,12 @@ class Results:
 
 
 @contextlib.contextmanager
-def ranks(tensor_model_parallel_size: int = 1) -> Iterator[Mesh]:
-    """All processes of this command, torchrun's or this one alone. A user's mistake, which all find, is said by the first."""
-    with launch(ParallelConfig(tensor_model_parallel_size=tensor_model_parallel_size)) as mesh:
+def ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 10.0) -> Iterator[Mesh]:
+    """All processes of this command, torchrun's or this one alone. A user's mistake, which all find, is said by the first.
+
+    patience_minutes: how long one waits for another.
+    """
+    with launch(ParallelConfig(tensor_model_parallel_size=tensor_model_parallel_size, distributed_timeout_minutes=patience_minutes)) as mesh:
         if mesh.device.type == "cpu":
             keep_freed_memory()
         try:

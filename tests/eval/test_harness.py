@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 Instance = pytest.importorskip("lm_eval.api.instance").Instance
 HFLM = pytest.importorskip("lm_eval.models.huggingface", reason="a package of lm-eval[hf] is not installed").HFLM
 ours_module = pytest.importorskip("mt.eval.harness")
-Adapter, HarnessConfig, harness = ours_module.Adapter, ours_module.HarnessConfig, ours_module.harness
+Adapter, HarnessConfig, harness, REQUESTS_AT_ONCE = ours_module.Adapter, ours_module.HarnessConfig, ours_module.harness, ours_module.REQUESTS_AT_ONCE
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 POSITIONS = 48
@@ -144,6 +144,44 @@ def test_our_lambada_and_wikitext_are_lm_evals_on_the_same_model_and_file(direct
     assert sum(line["acc"] for line in lines[:12]) / 12 == run["scores"]["lambloc"]["acc"]
     assert math.exp(-sum(line["answers"][0][0] for line in lines[:12]) / 12) == pytest.approx(perplexity, rel=1e-5)
     assert harness(HarnessConfig(load=directory, tasks=("lambloc", "wikiloc"), include_path=str(folder), output=str(tmp_path / "out2"), limit=2, micro_batch_size=4))["counts"]["examples"] == 4
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A folder with a task of every kind of request on one file, with more requests than a rank gets at a time."""
+    words = sorted({word for s in SENTENCES for word in s.split()})
+    pairs = itertools.islice(itertools.permutations(words, 2), REQUESTS_AT_ONCE + 20)
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"first": f"the {a} of", "last": b}) + "\n" for a, b in pairs))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    kinds = {
+        "loglikelihood": "metric_list: [{metric: acc}, {metric: perplexity}]\n", "loglikelihood_rolling": "metric_list: [{metric: byte_perplexity}]\n",
+        "generate_until": "generation_kwargs: {until: ['.'], max_gen_toks: 3}\nmetric_list: [{metric: exact_match}]\n",
+    }
+    for kind, rest in kinds.items():
+        texts = "doc_to_text: ''\ndoc_to_target: '{{first}} {{last}}'\n" if "rolling" in kind else "doc_to_text: '{{first}}'\ndoc_to_target: ' {{last}}'\n"
+        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'many.jsonl'}}}}}\ntest_split: test\n"
+        (folder / f"{kind}.yaml").write_text(f"task: many_{kind}\noutput_type: {kind}\n{data}{texts}{rest}")
+    return folder
+
+
+def test_ranks_score_as_one_process_does_whether_they_share_the_work_or_the_model(directory, many, pool, tmp_path):
+    tasks = ("many_loglikelihood,many_loglikelihood_rolling,many_generate_until",)
+    config = lambda name, **more: HarnessConfig(load=directory, tasks=tasks, include_path=str(many), output=str(tmp_path / name), bootstrap_iters=10, **more)
+    lines = lambda name: (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+    one = harness(config("one"))
+    assert len(lines("one")) == one["counts"]["examples"] == 3 * (REQUESTS_AT_ONCE + 20)
+    two, nothing = pool.run(harness, 2, config("work"))
+    assert nothing is None
+    assert two["scores"] == one["scores"]
+    assert lines("work") == lines("one")
+    two, _ = pool.run(harness, 2, config("model", tensor_model_parallel_size=2))
+    for name, scores in one["scores"].items():
+        for metric, value in scores.items():
+            assert two["scores"][name][metric] == (value if value is None else pytest.approx(value, rel=1e-5)), (name, metric)
+    answers = [[json.loads(line)["answers"] for line in lines(name) if "generate" in json.loads(line)["task"]] for name in ("one", "model")]
+    assert answers[0] == answers[1]
+    assert len({str(answer) for answer in answers[0]}) > 3
 
 
 def test_mistakes_are_named(directory, files, monkeypatch):
