@@ -1,11 +1,13 @@
-"""Retro beside the GPT that it contains, on a corpus in which every passage stands twice, in documents far apart.
+"""Retro beside the GPT that it contains, on a corpus in which most passages stand twice, in documents far apart.
 
-    python benchmarks/planted.py [--steps 600] [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/planted.py [--steps 400] [--folder DIR]
 
-Passages are words drawn by chance, so that nothing but their other copy tells what comes next. A database of all
-documents is built with the vectors of a small BERT that has learned nothing (of two texts with the same words they are
-alike), neighbours are found for every sample (never in the sample's own documents), and both models are trained on the same batches from the same first values. Printed: how often the copy is among a chunk's neighbours, the
-validation perplexity of both, what looking up neighbours takes of a step.
+Words are drawn by chance from the few that may follow the last one: this a GPT learns, and which of them it will be only a
+passage's other copy tells. A database of all documents is built with the vectors of a small BERT that has learned nothing
+(it finds texts with the same words alike), neighbours are found for every sample, never in the sample's own documents, and
+both models are trained on the same batches, from the same first values. The documents of validation are in the database
+and in no batch. Printed: how often a chunk's neighbours show what comes next, the validation perplexity of both models,
+with what is beside it for tokens that a neighbour showed and for the others, and what looking neighbours up takes of a step.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -27,29 +30,35 @@ from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.samples import NeighborsConfig, neighbors
 from mt.tokenizer import TokenizerConfig, load
 from mt.train.batches import SampleConfig, build_samples
+from mt.train.checkpoint import load_model
 from mt.train.course import TrainConfig
 from mt.train.loop import train
 from mt.train.model.layers import ModelConfig
 
-WORDS, PASSAGE, DOCUMENTS, PASSAGES = 100, 32, 300, 3  # words known, words of a passage, documents, passages of a document
-CHUNK, LENGTH, BATCH, VALID = 16, 64, 16, 8  # tokens of a chunk and of a sample, samples of a batch, batches of a validation
-RETRO = {"retro_add_retriever": True, "retro_chunk_length": CHUNK, "retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0}
+WORDS, FOLLOWERS, TWICE = 64, 8, 0.8  # words known, those that may follow one, the share of passages that stand twice
+PASSAGE, PASSAGES = 32, 2  # words of a passage, passages of a document
+CHUNK, LENGTH, BATCH, VALID = 8, PASSAGE * PASSAGES, 16, 16  # tokens of a chunk and of a sample, samples of a batch, batches of a validation
 
 
-def make_corpus(folder: Path) -> None:
-    """Documents of passages, each of which stands in two of them; a tokenizer with a token a word; a BERT that knows these words."""
+def make_corpus(folder: Path, documents: int) -> None:
+    """Documents of passages; a tokenizer with a token a word; a BERT that knows these words."""
     import tokenizers
     import transformers
 
     random = np.random.default_rng(0)
     words = [f"w{number}" for number in range(WORDS)]
-    passages = random.integers(WORDS, size=(DOCUMENTS * PASSAGES // 2, PASSAGE))
-    places = np.concatenate([random.permutation(len(passages)) for _ in range(2)])  # the second copies stand in the second half
-    order = random.permutation(DOCUMENTS)
+    may_follow = np.array([random.choice(WORDS, FOLLOWERS, replace=False) for _ in range(WORDS)])
+    places = documents * PASSAGES
+    twice = int(places * TWICE) // 2
+    passages = np.empty((places - twice, PASSAGE), np.int64)
+    passages[:, 0] = random.integers(WORDS, size=len(passages))
+    for i in range(1, PASSAGE):
+        passages[:, i] = may_follow[passages[:, i - 1], random.integers(FOLLOWERS, size=len(passages))]
+    which = random.permutation(np.concatenate([np.arange(len(passages)), np.arange(twice)])).reshape(documents, PASSAGES)
     with open(folder / "corpus.jsonl", "w") as file:
-        for document in order:
-            text = " ".join(words[w] for p in places[document * PASSAGES : (document + 1) * PASSAGES] for w in passages[p])
-            file.write(json.dumps({"text": text}) + "\n")
+        for own in which:
+            # The token that ends a document takes the last word's place, so that a document is as long as a sample.
+            file.write(json.dumps({"text": " ".join(words[w] for w in passages[own].ravel()[:-1])}) + "\n")
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate([*words, "<|endoftext|>"])}, unk_token="<|endoftext|>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     (folder / "tokenizer").mkdir(exist_ok=True)
@@ -57,17 +66,19 @@ def make_corpus(folder: Path) -> None:
     model.save(str(folder / "tokenizer" / "tokenizer.json"))
     torch.manual_seed(0)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    bert = transformers.BertConfig(vocab_size=len(special) + WORDS, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    bert = transformers.BertConfig(vocab_size=len(special) + WORDS, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, max_position_embeddings=32)
     transformers.BertModel(bert).save_pretrained(folder / "bert")
     (folder / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in [*special, *words]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--documents", type=int, default=4000)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--neighbors", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--folder", type=Path, help="where everything is kept, and found again (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -76,29 +87,46 @@ def main() -> None:
         compare(folder, arguments)
 
 
-def compare(folder: Path, arguments: argparse.Namespace) -> None:
+def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+    """Validation perplexities of `gpt` and `retro`: of all tokens, of those that a neighbour showed, of the others."""
+    began = time.process_time()
     if not (folder / "corpus.jsonl").exists():
-        make_corpus(folder)
+        make_corpus(folder, arguments.documents)
     words = {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": str(folder / "tokenizer")}
     tokenize(made(TokenizeConfig, words, input=[str(folder / "corpus.jsonl")], output_prefix=str(folder / "tokens"), append_eod=True))
     data = {"data_path": [str(folder / "tokens_text_document")], "seq_length": LENGTH, "split": "90,10,0"}
-    build_db(made(BuildDbConfig, words, data_path=data["data_path"], output=str(folder / "db"), chunk_length=CHUNK, num_neighbors=2, bert_model=str(folder / "bert")))
+    build_db(made(BuildDbConfig, words, data_path=data["data_path"], output=str(folder / "db"), chunk_length=CHUNK, num_neighbors=2, bert_model=str(folder / "bert"), workers=1))
     samples = {"train_samples": arguments.steps * BATCH, "valid_samples": VALID * BATCH}
     near = str(folder / f"near_{arguments.steps}")
-    neighbors(made(NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2))
-    found = planted_share(SampleConfig(**{**data, "data_path": tuple(data["data_path"])}), near, words, tuple(samples.values()))
-    print(f"chunks one of whose 2 neighbours goes on as they do: {found:.1%}", flush=True)
+    neighbors(made(NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2, workers=1))
+    dataset = build_samples(ModelConfig(), made(SampleConfig, data), load(made(TokenizerConfig, words)), (*samples.values(), 0))[1]
+    found = SampleNeighbors(near, dataset)
+    for k in range(1, arguments.neighbors + 1):
+        print(f"validation chunks that go on as one of their {k} nearest neighbours does: {shown(dataset, found, k)[0].mean():.1%}", flush=True)
+    print(f"corpus, database, neighbours: {time.process_time() - began:.0f} CPU s", flush=True)
 
     run = {
         "num_layers": arguments.layers, "hidden_size": arguments.hidden, "num_attention_heads": 4, "max_position_embeddings": LENGTH,
         "lr": arguments.lr, "lr_warmup_iters": 50, "micro_batch_size": BATCH, "train_iters": arguments.steps, "eval_interval": max(1, arguments.steps // 4),
         "eval_iters": VALID, "log_interval": 20, "overwrite": True,
     }
-    for name, model in {"gpt": {}, "retro": {**RETRO, "retro_project_dir": near}}.items():
+    retro = {
+        "retro_add_retriever": True, "retro_chunk_length": CHUNK, "retro_num_neighbors": arguments.neighbors, "retro_encoder_hidden_dropout": 0.0,
+        "retro_encoder_attention_dropout": 0.0, "retro_project_dir": near,
+    }
+    print("| model | validation perplexity | of tokens that a neighbour showed | of others | CPU s | tokens/s | waited for data |\n|---|---|---|---|---|---|---|")
+    results = {}
+    for name, model in {"gpt": {}, "retro": retro}.items():
         began = time.process_time()
         manifest = train(made(TrainConfig, words, data, run, model, save=str(folder / name)))
-        curve = ", ".join(f"{step}: {math.exp(loss):.1f}" for step, loss in manifest["valid_curve"])
-        print(f"{name}: validation perplexity {math.exp(manifest['valid_loss']):.1f} (by step {curve}), {time.process_time() - began:.0f} CPU s, {manifest['tokens_per_second']:,.0f} tokens/s", flush=True)
+        seconds = time.process_time() - began
+        results[name] = (math.exp(manifest["valid_loss"]), *perplexities(folder / name, dataset, found, arguments.neighbors))
+        waited = statistics.mean(line["data_wait"] for line in map(json.loads, (folder / name / "log.jsonl").read_text().splitlines()) if "data_wait" in line)
+        print(f"| {name} | {' | '.join(f'{p:.2f}' for p in results[name])} | {seconds:.0f} | {manifest['tokens_per_second']:,.0f} | {waited:.2%} |", flush=True)
+        print(f"{name} by step: " + ", ".join(f"{step}: {math.exp(loss):.2f}" for step, loss in manifest["valid_curve"]), flush=True)
+    step = BATCH * LENGTH / manifest["tokens_per_second"]
+    print(f"looking up the neighbours of a batch: {(look_up := look_up_time(found, arguments.neighbors)) * 1e3:.2f} ms, {look_up / step:.2%} of Retro's step of {step * 1e3:.0f} ms")
+    return results
 
 
 def made(kind, *trees: dict, **more):
@@ -106,21 +134,38 @@ def made(kind, *trees: dict, **more):
     return config.build(kind, *(("benchmark", tree) for tree in (*trees, more)))
 
 
-def planted_share(data: SampleConfig, near: str, words: dict, counts: tuple[int, int]) -> float:
-    """The share of validation chunks whose next tokens stand in what one of their neighbours shows: eight in a row of the chunk that follows."""
-    dataset = build_samples(ModelConfig(), data, load(config.build(TokenizerConfig, ("benchmark", words))), (*counts, 0))[1]
-    found, hits, chunks = SampleNeighbors(near, dataset), 0, 0
-    began = time.perf_counter()
-    for index in range(len(found)):
-        found.tokens(index, 2)
-    print(f"a look-up of a sample's neighbours: {(time.perf_counter() - began) / len(found) * 1e3:.3f} ms", flush=True)
-    for index in range(len(found)):
-        sample, (tokens, _) = dataset[index], found.tokens(index, 2)
-        for chunk in range(LENGTH // CHUNK - 1):
-            following = sample[(chunk + 1) * CHUNK :][:8].tolist()
-            chunks += 1
-            hits += any(following == row[i : i + 8] for row in tokens[chunk].tolist() for i in range(2 * CHUNK - 7))
-    return hits / chunks
+def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every sample: (chunks after the first whose tokens but the last a neighbour of the chunk before shows, (n, l - 1); tokens that are so, (n, LENGTH))."""
+    texts = dataset.batch(np.arange(len(found)))[:, :LENGTH].reshape(len(found), -1, 1, CHUNK)
+    continued = found.tokens(np.arange(len(found)), k)[0][..., CHUNK:]
+    same = continued[:, :-1] == texts[:, 1:]  # (n, l - 1, k, m)
+    chunks = same[..., :-1].all(-1).any(-1)
+    return chunks, np.pad((same.any(2) & chunks[..., None]).reshape(len(found), -1), ((0, 0), (CHUNK, 0)))
+
+
+@torch.no_grad()
+def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[float, float]:
+    """Of the tokens of the validation samples that a neighbour showed, and of the others."""
+    model = load_model(run)[0]
+    losses = []
+    for start in range(0, len(found), BATCH):
+        own = np.arange(start, start + BATCH)
+        texts = torch.from_numpy(dataset.batch(own))
+        read = dict(zip(("neighbors", "neighbor_mask"), map(torch.from_numpy, found.tokens(own, k)))) if model.config.retro_add_retriever else {}
+        losses.append(-model.log_likelihoods(model(texts[:, :-1], **read).flatten(0, 1), texts[:, 1:].flatten())[0].view(BATCH, -1).numpy())
+    losses = np.concatenate(losses)[:, :-1]  # the last label is of another document
+    copied = shown(dataset, found, k)[1][:, 1:]
+    return math.exp(losses[copied].mean()), math.exp(losses[~copied].mean())
+
+
+def look_up_time(found: SampleNeighbors, k: int) -> float:
+    """Seconds for a batch's neighbours: the median over the validation samples' batches."""
+    seconds = []
+    for start in range(0, len(found), BATCH):
+        began = time.perf_counter()
+        found.tokens(np.arange(start, start + BATCH), k)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

@@ -349,6 +349,8 @@ def load(
     tensors = named_tensors(model, weights, optimizer)
     if beyond is not None:
         tensors = {name: tensor for name, tensor in tensors.items() if not beyond(name)}
+    if optimizer is not None and (missing := sorted(tensors.keys() - Reader(path).read_metadata().state_dict_metadata)):
+        raise UserError(f"{path}: has no {missing[0]}, as a run leaves it that did not train all weights; give --no-load-optim to begin with new moments")
     with one_process_is_fine():
         dcp.load(tensors, storage_reader=reader(path, model.config), no_dist=mesh is None or mesh.world_size == 1)
     progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
