@@ -154,12 +154,13 @@ def test_retro_fitting_begins_as_the_gpt_and_may_leave_it_as_it_is(folder, tmp_p
         train(run(folder, tmp_path / "stopped", load=str(gpt), finetune=True, retro_freeze_decoder=True, exit_interval=exit_interval, **precision))
     resumed = weights(tmp_path / "stopped")
     assert all(torch.equal(after[name], resumed[name]) for name in after)
-    thaw = {"load": str(tmp_path / "frozen"), "train_iters": STEPS, "finetune": False, **precision}
-    with pytest.raises(UserError, match=r"step_0*6: has no exp_avg\.\S+, as a run leaves it that did not train all weights; give --no-load-optim"):
+    thaw = {"load": str(tmp_path / "stopped" / "step_00000003"), **precision}
+    with pytest.raises(UserError, match=r"step_0*3: has no exp_avg\.\S+, as a run leaves it that did not train all weights; give --no-load-optim"):
         train(run(folder, tmp_path / "thawed", **thaw))
     if not precision:
         train(run(folder, tmp_path / "free", load=str(gpt), finetune=True))
         free = weights(tmp_path / "free")
+        assert train(run(folder, tmp_path / "thawed", **thaw, no_load_optim=True))["curve"][-1][0] == STEPS
         assert any(not torch.equal(before[name], free[name]) for name in before)
 
 
