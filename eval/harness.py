@@ -68,12 +68,15 @@ def harness(config: HarnessConfig) -> dict | None:
             raise UserError(f"add_bos_token: the tokenizer of {config.load} has no token that begins a text; leave it out")
         adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)
         if mesh.rank != 0:
-            adapter.serve()
+            if not adapter.serve():
+                mesh.leave()
             return None
         try:
             found = _evaluate(config, tasks, adapter)
-        finally:
-            adapter.dismiss()
+        except UserError:
+            adapter.dismiss(well=False)
+            raise
+        adapter.dismiss(well=True)
         with results.predictions() as write:
             for name, samples in found["samples"].items():
                 for sample in samples:
@@ -208,14 +211,15 @@ class Adapter(TemplateLM):
         self.mesh.broadcast((method, items))
         return self._work(method, items)
 
-    def serve(self) -> None:
-        """On the other ranks: works on what the first is asked, until it dismisses them."""
-        while (order := self.mesh.broadcast(None)) is not None:
+    def serve(self) -> bool:
+        """On the other ranks: works on what the first is asked, until it dismisses them; whether all went well."""
+        while not isinstance(order := self.mesh.broadcast(None), bool):
             with contextlib.suppress(UserError):  # which the first has too, and says
                 self._work(*order)
+        return order
 
-    def dismiss(self) -> None:
-        self.mesh.broadcast(None)
+    def dismiss(self, *, well: bool) -> None:
+        self.mesh.broadcast(well)
 
     def _work(self, method: str, items: Sequence) -> list:
         return [answer for _, answer in shared(self.mesh, items, getattr(self, f"_{method}"), REQUESTS_AT_ONCE)]

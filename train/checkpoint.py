@@ -243,10 +243,10 @@ def newest_whole(folder: Path, mesh: Mesh | None = None) -> Path | None:
         wrong = next(filter(None, mesh.gather(whats_wrong(path, mesh.rank, mesh.world_size))), None)
         if wrong is None:
             return path
-        if mesh.rank == 0:
+        if mesh.rank == 0 and path != steps[-1]:
             print(f"mt: {path}: {wrong}; falling back to the checkpoint before it", file=sys.stderr)
     if steps:
-        raise Failure(f"{folder}: none of its {len(steps)} checkpoints is whole; start again with --overwrite, or with --load from elsewhere")
+        raise Failure(f"{folder}: none of its checkpoints is whole ({steps[-1].name}: {wrong}); start again with --overwrite, or with --load from elsewhere")
     return None
 
 
@@ -326,8 +326,8 @@ def find(path: str | Path, step: int | None = None) -> Path:
         return path
     try:
         found = newest_whole(path) if path.is_dir() else None
-    except Failure:
-        raise UserError(f"{path}: none of its checkpoints is whole; use another run's") from None
+    except Failure as failure:
+        raise UserError(f"{str(failure).partition('; start')[0]}; use another run's") from None
     if found is None:
         raise UserError(f"{path}: holds no checkpoint of mt train (step_NNNNNNNN); check the path")
     return found
