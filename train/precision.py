@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import UserError, check, option
 from .model.layers import Linear
+from .parallel.mesh import local
 
 LEAST_LOSS_SCALE = 1.0
 
@@ -68,7 +69,7 @@ class Weights:
             parameter.data = parameter.data.to(dtype)
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_add_to(master))
-            self._copies.append((parameter.detach(), master.detach()))
+            self._copies.append((local(parameter.detach()), local(master.detach())))
 
     def __iter__(self):
         return iter(self.by_name.values())
