@@ -8,7 +8,7 @@ A stage adds up the gradients of micro-batches in their order, as one process do
 numbers are those of one process to the last bit. But where a weight is on two stages (an embedding that is also the
 head), the sums of its two gradients are added at the end of a step instead of micro-batch by micro-batch.
 
-torch.distributed.pipelining has most of this, and was tried: it keeps buffers for the inputs and gradients of every
+torch.distributed.pipelining has most of this, but by its source (torch 2.13) it keeps buffers for the inputs and gradients of every
 micro-batch of a step (5 GB a stage for GPT-3 on 16 stages, of which 1F1B needs an eighth), refuses fewer micro-batches
 than stages, sums gradients over data-parallel ranks only after the last backward pass, and splits backward passes by
 walking the graph, which neither compiled blocks nor fully_shard's hooks survive.
