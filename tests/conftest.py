@@ -35,3 +35,14 @@ def pool():
     pool = Pool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """torch on one thread: on a busy machine two threads wait for each other more than they work on models this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -27,23 +27,6 @@ M, SEQ, STEPS, BATCH = 16, 64, 6, 4
 RETRO = {"retro_add_retriever": True, "retro_chunk_length": M}
 
 
-@pytest.fixture(scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    from tests.train.processes import Pool
-
-    pool = Pool()
-    yield pool
-    pool.close()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two corpora of bytes, `a` and `b`, a database `db` of both, and the neighbours `near` of the samples of their mixture."""

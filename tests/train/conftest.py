@@ -90,14 +90,3 @@ def finished(tmp_path_factory, settings):
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     return folder, train(settings(folder, keep_last=0))
-
-
-@pytest.fixture(scope="session")
-def one_thread():
-    """torch on one thread: on a busy machine two threads wait for each other more than they work on models this small."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
