@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,10 +99,32 @@ def map_shards(
 
 
 def _map_processes(function, shards, waiting, workers, keep) -> None:
-    with processes(workers) as pool:
-        futures = {pool.submit(function, shards[i]): i for i in waiting}
-        for future in concurrent.futures.as_completed(futures):
-            keep(futures[future], future.result())
+    """On so many processes, this one among them: one more would cost as much to start as a small shard's work.
+
+    A thread for each of the others hands it the next shard and keeps its result at once.
+    """
+    left, failures, lock = iter(waiting), [], threading.Lock()
+
+    def work(call: Callable[[object], dict]) -> None:
+        while True:
+            with lock:
+                index = next(left, None)
+            if index is None or failures:
+                return
+            try:
+                result = call(shards[index])
+                with lock:
+                    keep(index, result)
+            except BaseException as error:  # raised below: a thread's own exception would be lost
+                failures.append(error)
+
+    with processes(workers - 1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(workers - 1, "shards") as threads:
+            for _ in range(workers - 1):
+                threads.submit(work, lambda shard: pool.submit(function, shard).result())
+            work(function)
+        if failures:
+            raise failures[0]
 
 
 def _map_ray(function, shards, waiting, workers, address, keep) -> None:

@@ -1,9 +1,11 @@
 """Work over shards: order, resume, and workers that die."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,26 @@ def square(item):
 
 
 def die(item):
+    """Kills a worker; the process that shares its work out takes time meanwhile."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.5)
+    return {}
+
+
+def die_on_ray(item):
     os.kill(os.getpid(), 9)
 
 
 def refuse(item):
     raise UserError("line 3 is bad")
+
+
+def refuse_in_a_worker(item):
+    if multiprocessing.parent_process() is not None:
+        refuse(item)
+    time.sleep(0.5)
+    return {}
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -44,9 +61,19 @@ def test_a_killed_worker_ends_the_run_with_a_message_and_no_hang(tmp_path):
         map_shards(die, [1, 2, 3], done=tmp_path, workers=2, label="x")
 
 
-def test_a_users_mistake_in_a_worker_reaches_the_user(tmp_path):
+@pytest.mark.parametrize("function", [refuse, refuse_in_a_worker])
+def test_a_users_mistake_in_a_worker_reaches_the_user(function, tmp_path):
     with pytest.raises(UserError, match="line 3 is bad"):
-        map_shards(refuse, [1, 2, 3], done=tmp_path, workers=2, label="x")
+        map_shards(function, [1, 2, 3], done=tmp_path, workers=2, label="x")
+
+
+def test_a_result_that_cannot_be_kept_ends_the_run(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mt.executor.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        map_shards(square, [(str(tmp_path), n) for n in range(3)], done=tmp_path / "parts", workers=2, label="x")
 
 
 def test_progress_off_a_terminal_says_plain_lines(capsys, monkeypatch):
@@ -71,7 +98,7 @@ def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistake
     map_shards(square, shards, done=tmp_path / "squares", **on_ray)
     assert not (tmp_path / "ran-2").exists()
     with pytest.raises(Failure, match=r"a Ray worker failed \(.*\)\. Finished work is kept: run the same command again"):
-        map_shards(die, [1], done=tmp_path / "dead", **on_ray)
+        map_shards(die_on_ray, [1], done=tmp_path / "dead", **on_ray)
 
 
 def test_an_address_where_no_cluster_is_is_refused_and_auto_finds_one_that_runs(tmp_path, ray_cluster):
