@@ -33,7 +33,7 @@ from .config import UserError
 PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 EXTENSIONS = (*PLAIN_LINES, *PACKED_LINES, ".parquet", ".arrow", ".txt")
 BATCHES_AHEAD = 3  # of Parquet: unpacked while those before are in use
-BATCH_ROWS = 1024  # in one of them, as many as are encoded at once: with 256 the thread that unpacks waits for Python's lock four times as often
+BATCH_ROWS = 1024  # in one of them: with 256 the thread that unpacks waits for Python's lock four times as often
 COUNTED_BYTES = 64 << 20  # a bad line of plain JSONL is named by its number up to here, beyond by its offset
 
 

@@ -133,7 +133,7 @@ def open_parquet(path: str | Path):
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path, pre_buffer=False)  # a row group read ahead as a whole takes its memory, and 10 % more time
+        return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

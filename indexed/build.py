@@ -42,7 +42,7 @@ from .sentences import SentenceSplitter, find_parameters
 
 SHARD_BYTES = 32_000_000  # of input that is planned as one piece: a Parquet reader starts anew in each, and waits for its first rows
 BATCH_BYTES = 1_000_000  # of it that a worker encodes at a time: small enough for the processor's cache (8 MB: a fifth slower)
-BLOCK_ROWS = 1024  # documents that are encoded at once: a row group of Parquet may be far larger than a batch of JSONL
+BLOCK_ROWS = documents.BATCH_ROWS  # documents that are encoded at once: a row group of Parquet may be far larger than a batch of JSONL
 COMMIT_SECONDS = 1.0
 START_SECONDS = 2.0  # of work left that are worth starting other processes for: each takes one to come up
 AHEAD = 100  # batches that may be encoded before those ahead of them: the work of half a second, while processes start
