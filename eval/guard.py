@@ -57,12 +57,23 @@ class Guard:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return
-        path, started, status = scope["path"], time.monotonic(), 0
+        path, started, status, counted = scope["path"], time.monotonic(), 0, False
+
+        def count() -> None:
+            nonlocal counted
+            if counted:
+                return
+            counted = True
+            known = path if path in (*OPEN, "/api", "/v1/completions", "/v1/models", "/metrics", "/openapi.json") else "other"
+            self.metrics.requests.labels(known, str(status)).inc()
+            self.metrics.seconds.labels(known).observe(time.monotonic() - started)
 
         async def counting_send(message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                count()  # before its last byte leaves: whoever has the answer finds it counted
             await send(message)
 
         try:
@@ -76,9 +87,7 @@ class Guard:
             else:
                 await self.app(scope, _replay(body, receive), counting_send)
         finally:
-            known = path if path in (*OPEN, "/api", "/v1/completions", "/v1/models", "/metrics", "/openapi.json") else "other"
-            self.metrics.requests.labels(known, str(status)).inc()
-            self.metrics.seconds.labels(known).observe(time.monotonic() - started)
+            count()  # an answer that was cut off, or that failed, is one too
 
     def _check_key(self, scope) -> None:
         if not self.keys or scope["path"] in OPEN:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import signal
@@ -22,6 +24,7 @@ for package in ("httpx", "uvicorn", "fastapi", "prometheus_client"):
 
 import httpx  # noqa: E402
 
+from mt.eval.guard import Guard, Metrics  # noqa: E402
 from mt.eval.serve import _listen  # noqa: E402
 from tests.eval.serving import Running, greedy, slow_server, small_model, until  # noqa: E402
 
@@ -282,6 +285,29 @@ def test_metrics_count_requests_and_tokens(server):
     text = server.client.get("/metrics").text
     assert 'mt_requests_total{path="/v1/completions",status="200"}' in text
     assert "mt_running 0.0" in text
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_request_is_counted_once_and_before_the_last_byte_of_its_answer_leaves(server, cut):
+    metrics, seen = Metrics(server.engine), []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if cut:
+            raise ConnectionResetError
+        await send({"type": "http.response.body", "body": b"b"})
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        seen.append(metrics.counts()["requests"])
+
+    with contextlib.suppress(ConnectionResetError):
+        asyncio.run(Guard(app, metrics, [], 100)({"type": "http", "path": "/api", "headers": []}, receive, send))
+    assert seen == ([0, 0] if cut else [0, 0, 1])
+    assert metrics.counts()["requests"] == 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"greedy": True}, {"top_p": 0.8, "top_p_decay": 0.9, "top_p_bound": 0.1}, {"beam_width": 3}, {"stop": ("e",), "temperature": 2.0}, {"add_bos": True, "stop_on_eol": True}])
