@@ -107,7 +107,8 @@ def tokenize(config: TokenizeConfig) -> dict:
     A text is one sequence; a list of texts is a document of several. Empty sequences are left out, and a document
     without tokens keeps its place as one without sequences. Tokens are uint16 where the vocabulary is below 65500.
     """
-    tokenizer = load(config, allow_special=config.allow_special)
+    with _without_collector():
+        tokenizer = load(config, allow_special=config.allow_special)
     check(
         (not config.append_eod or tokenizer.eod is not None, "append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose another tokenizer"),
         (not config.prepend_bos or tokenizer.bos is not None, "prepend_bos: the tokenizer has no token that begins a document; leave --prepend-bos out, or choose another tokenizer"),
@@ -361,7 +362,7 @@ def _on_processes(function: Callable[[Batch], Encoded], batches: Iterator[Batch]
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Python's search for cycles off: it would walk millions of new texts and arrays, none of them in a cycle (6 % of the time)."""
+    """Python's search for cycles off: it would walk millions of new texts, arrays and pieces, none of them in a cycle (6 % of the time)."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,8 @@
 """Words, n-grams, signatures and bands, each against a slow way to the same thing."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,3 +127,10 @@ def test_compiled_loops_give_the_same_numbers(texts, n):
     if len(texts := [t for t in texts if words_of(t)]):
         hashes, first = minhash.shingle(*minhash.batch_words(texts), n)
         assert (minhash.signatures(hashes, first, 7) == minhash.signatures(hashes, first, 7, compiled=True)).all()
+
+
+def test_compiled_loops_do_not_import_what_other_packages_add_to_numba():
+    """awkward, which gigatoken needs, registers with numba and takes a quarter of a second to import."""
+    pytest.importorskip("awkward", reason="nothing else on this machine adds to numba")
+    code = "import sys; from mt.dataprep import minhash; minhash.text_shingles(['some words'], 5, 'word', True); sys.exit('awkward' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
