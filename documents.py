@@ -16,7 +16,6 @@ import base64
 import collections
 import dataclasses
 import glob
-import io
 import itertools
 import operator
 import os
@@ -281,19 +280,13 @@ def _quick_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | 
     """
     if not shard.path.endswith(PLAIN_LINES) or not 0 < shard.bytes <= 64 << 20:
         return None
-    with open(shard.path, "rb") as file:
-        if shard.start > 0:
-            file.seek(shard.start - 1)
-            file.readline()
-        data = file.read(max(0, shard.end - file.tell()))
-        if data and not data.endswith(b"\n"):
-            data += file.readline()
-    loads, pick = orjson.loads, operator.itemgetter(*keys)
+    loads, pick, picked = orjson.loads, operator.itemgetter(*keys), []
     try:
-        try:
-            picked = [pick(record) for record in map(loads, io.BytesIO(data))]
-        except orjson.JSONDecodeError:  # blank lines, or a mistake
-            picked = [pick(loads(line)) for line in data.split(b"\n") if line.strip()]
+        for _, _, lines in _lines(shard):
+            try:
+                picked += [pick(record) for record in map(loads, lines)]
+            except orjson.JSONDecodeError:  # blank lines, or a mistake
+                picked += [pick(loads(line)) for line in lines if line.strip()]
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return None
     columns = [picked] if len(keys) == 1 else list(zip(*picked))
