@@ -21,6 +21,11 @@ READ_BYTES = 1 << 18
 LINES_BYTES = 1 << 17  # at a time: what fits the second-level cache is parsed quickest
 
 
+def cache_folder() -> Path:
+    """For what another run need not find out or fetch again; raises RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt"
+
+
 def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, None, list[bytes]]]:
     """(offset of the first, None, some lines) of the lines of a plain file whose first byte lies in [start, end).
 

@@ -12,8 +12,10 @@ them apart, so that ids never depend on what is installed. A sentencepiece model
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import itertools
 import re
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ import xxhash
 
 from . import manifest
 from .config import UserError, check, option
+from .files import cache_folder
 from .vocabulary import (
     TIKTOKEN_SPECIALS,
     Ends,
@@ -246,14 +249,29 @@ class VocabularyTokenizer:
         return gigatoken.Tokenizer.from_json(self._encoding).backend
 
     def _choose(self, added: Sequence[str]) -> str:
-        """ "gigatoken" where it is installed, reads this tree and agrees with the reference, else "tokenizers"."""
+        """ "gigatoken" where it is installed, reads this tree and agrees with the reference, else "tokenizers".
+
+        That they agree is noted in ~/.cache/mt, since the reference takes a seventh of a second to build; another
+        version of either, or another vocabulary, is asked anew.
+        """
         texts = [PROBE, *PROBE.split(" "), *PROBE.splitlines(), "", " ", *added, "".join(f"a{t} {t}{t}\n" for t in added[:64])]
+        try:
+            versions = [importlib.metadata.version(name) for name in ("gigatoken", "tokenizers")]
+        except importlib.metadata.PackageNotFoundError:
+            return "tokenizers"
+        asked = orjson.dumps([versions, self._allow_special, self._encoding, texts])
+        name = xxhash.xxh3_128(asked).hexdigest()
+        if _is_noted(name):
+            return "gigatoken"
         wanted = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
         try:
             got = [self._fast.encode(text).tolist() for text in texts]
-        except Exception:  # not installed, or a model that it does not know: it raises what its Rust code raises
+        except Exception:  # a model that it does not know: it raises what its Rust code raises
             return "tokenizers"
-        return "gigatoken" if got == wanted else "tokenizers"
+        if got != wanted:
+            return "tokenizers"
+        _note(name)
+        return "gigatoken"
 
 
 class SentencePieceTokenizer:
@@ -400,6 +418,18 @@ def _flat(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What `encode_batch` returns, of what `encode_pieces` returns."""
     flat = np.concatenate(pieces, dtype=np.int32, casting="unsafe") if pieces else np.empty(0, np.int32)
     return flat, np.fromiter(map(len, pieces), np.int32, len(pieces))
+
+
+def _is_noted(name: str) -> bool:
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that may not be read
+        return (cache_folder() / "backends" / name).exists()
+    return False
+
+
+def _note(name: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # not written: it is asked again
+        (cache_folder() / "backends").mkdir(parents=True, exist_ok=True)
+        (cache_folder() / "backends" / name).touch()
 
 
 def _reference(text: str):

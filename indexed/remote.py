@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
-import os
 import shutil
 import threading
 import time
@@ -23,6 +22,7 @@ import xxhash
 
 from .. import manifest
 from ..config import Failure, UserError
+from ..files import cache_folder
 
 TRIES = 4  # of a read, before a failing network ends the run
 FIRST_PAUSE = 1.0  # seconds before the second try; it doubles
@@ -46,7 +46,7 @@ def fetch(path: str, settings: Remote) -> Path:
     with _said(path):
         files, place = _locate(path)
         state = files.ukey(place)
-    copy = _folder(settings) / xxhash.xxh3_128(f"{path}\n{state}".encode()).hexdigest() / path.rsplit("/", 1)[-1]
+    copy = (settings.folder or cache_folder()) / xxhash.xxh3_128(f"{path}\n{state}".encode()).hexdigest() / path.rsplit("/", 1)[-1]
     if not copy.exists():
         with exclusive(copy.parent):
             if not copy.exists():
@@ -148,9 +148,6 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
-
-def _folder(settings: Remote) -> Path:
-    return settings.folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt"
 
 
 def _locate(path: str):

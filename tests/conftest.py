@@ -17,6 +17,13 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """What commands keep for later runs stays out of the user's home."""
+    os.environ["XDG_CACHE_HOME"] = str(folder := tmp_path_factory.mktemp("cache"))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One Ray on two processors for every test that asks: starting one takes seconds. `--executor ray` finds and uses it."""

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "documents": {"config", "sources", "files", "manifest"},
     "writer": {"config", "manifest", "documents"},
     "vocabulary": {"config"},
-    "tokenizer": {"config", "manifest", "vocabulary"},
+    "tokenizer": {"config", "files", "manifest", "vocabulary"},
     "train_tokenizer": {"config", "manifest", "executor", "documents", "vocabulary"},
     "indexed": BASE,
     "dataprep": BASE,

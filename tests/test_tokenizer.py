@@ -1,8 +1,11 @@
 """The tokenizers, beside transformers, `tokenizers` and vocabularies worked by hand."""
 
 import functools
+import importlib.metadata
 import json
 import pickle
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +76,30 @@ def test_ids_do_not_depend_on_the_backend_and_decode_to_the_text(bpe, text):
     ids = bpe.encode(text)
     assert ids == reference(bpe).encode(text)
     assert bpe.decode(ids) == text
+
+
+def test_that_the_backends_agree_is_noted_and_asked_again_of_another_version(trained, tmp_path, monkeypatch):
+    asked = lambda: "_plain" in vars(load_directory(trained))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert [asked(), asked()] == [True, False]
+    assert load_directory(trained).encode("some text") == reference(load_directory(trained)).encode("some text")
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + (".1" if name == "gigatoken" else ""))
+    assert [asked(), asked()] == [True, False]
+
+
+def test_what_the_backends_disagree_about_is_not_noted_and_a_cache_that_cannot_be_written_is_no_obstacle(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("mt.tokenizer.PROBE", "a")
+        patch.setattr(VocabularyTokenizer, "_fast", property(lambda self: types.SimpleNamespace(encode=lambda text: np.array([0]))))
+        assert load_directory(trained).backend == "tokenizers"
+        assert not list(tmp_path.rglob("*"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert load_directory(trained).backend == "gigatoken"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: exec("raise RuntimeError('no home')"))
+    assert load_directory(trained).backend == "gigatoken"
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
