@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..config import UserError
+from .model import moe
 from .model.mamba import scan_backend
 from .recompute import RecomputeConfig, recompute, stacks
 
@@ -62,12 +63,18 @@ def should_compile(setting: Literal["auto", "always", "never"], device: torch.de
 
 def compile_blocks(model: nn.Module) -> None:
     """Compiles every block of a model, in place; blocks alike share the code."""
-    # It marks the function itself; where that is defined it would load the compiler, half a second, for everybody.
-    torch.compiler.assume_constant_result(scan_backend)
+    tell_compiler()
     for blocks in stacks(model):
         for block in blocks:
             # Dropout draws as it does without compilation, so that its masks do not depend on this setting.
             block.forward = torch.compile(block.forward, dynamic=False, options={"fallback_random": True})
+
+
+def tell_compiler() -> None:
+    """What it cannot see in the code. Said where that is defined, it would load the compiler, 0.7 CPU seconds, for everybody."""
+    torch.compiler.assume_constant_result(scan_backend)
+    torch.compiler.assume_constant_result(moe.grouped_product_works)
+    moe.looped_linear = torch.compiler.disable(moe.looped_linear)  # it would be compiled anew for all counts
 
 
 def keep_freed_memory() -> bool:

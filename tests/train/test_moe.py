@@ -24,6 +24,7 @@ from mt.train.model.moe import (
     unpermute,
     within_capacity,
 )
+from mt.train.speed import tell_compiler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -248,12 +249,14 @@ def test_recomputation_changes_no_bit_and_no_share():
 
 
 def test_compiled_a_dropless_mixture_is_one_graph():
+    tell_compiler()
     module, x = mixture(torch.bfloat16, **LOSSES), randn(2, 9, 16).bfloat16()
     compiled = torch.compile(copy.deepcopy(module), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x))
 
 
 def test_compiled_the_router_loses_no_gradient():
+    tell_compiler()
     # torch 2.13 lost all of the model's, for these sizes, where weights were gathered.
     router, x = mixture(torch.float32, hidden_size=32, **LOSSES).router, randn(20, 32, dtype=torch.float32).requires_grad_()
     target = randn(20, 2, dtype=torch.float32, seed=1)

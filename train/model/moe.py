@@ -362,16 +362,14 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     fits = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]) and len(x) > 0
     if fits and (dtype == torch.bfloat16 or not torch.compiler.is_compiling()) and grouped_product_works(x.device, dtype):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=counts.cumsum(0, dtype=torch.int32))
-    return _looped_linear(x, weight, counts)
+    return looped_linear(x, weight, counts)
 
 
-@torch.compiler.disable  # it would be compiled anew for all counts
-def _looped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+def looped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     # One gradient for the stack of weights: that of weight[e] would be as large as all of them, for every e.
     return torch.cat([F.linear(part, own) for part, own in zip(x.split(counts.tolist()), weight.unbind(0))])
 
 
-@torch.compiler.assume_constant_result
 def grouped_product_works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch.nn.functional.grouped_mm gives right products and gradients for these: torch 2.13 has none in float64."""
     return _probe(device, dtype)
