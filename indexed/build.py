@@ -332,9 +332,12 @@ def _in_order(function: Callable[[Batch], Encoded], batches: Iterator[Batch], wo
     So no processor waits while the others start, and two processes are enough for two processors. It begins alone, and
     goes on alone where its own pace leaves too little of the `total` bytes to do.
     """
-    begun, done = time.monotonic(), 0
+    begun, done = 0.0, 0
     for batch in batches:
         yield function(batch)
+        if not begun:  # the first batch waits for the encoder to be loaded: it tells nothing of the pace
+            begun, total = time.monotonic(), total - batch.bytes
+            continue
         done += batch.bytes
         spent = time.monotonic() - begun
         left = spent * (total - done) / done if done else spent  # of a compressed file nothing is known until its end
