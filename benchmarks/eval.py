@@ -35,7 +35,7 @@ from indexed import table
 
 LENGTHS, NEW_TOKENS = range(16, 129, 16), 64
 CLIENTS, CLIENT_TOKENS = 64, 32
-PASSAGES, SCORED_CHARACTERS = 2000, 200_000
+PASSAGES, SCORED_CHARACTERS = 5153, 200_000  # as many as LAMBADA's test set has
 DATA = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"
 TASKS = {
     "lambloc": "task: lambloc\noutput_type: loglikelihood\n" + DATA + """\
@@ -252,7 +252,7 @@ def score(arguments) -> None:
         transformers.GPT2TokenizerFast(**files).save_pretrained(folder / "model")
         whole = (arguments.data / "wikitext/valid.txt").read_text()
         text, words = whole[:SCORED_CHARACTERS], whole.split()
-        passages = [" ".join(words[start : start + 75]) for start in range(0, len(words) - 75, 75)][:PASSAGES]
+        passages = [" ".join(words[start : start + 75]) for start in range(0, len(words) - 75, 42)][:PASSAGES]
         for name, key, records in (("lambloc", "text", passages), ("wikiloc", "page", [text])):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps({key: record}) + "\n" for record in records))
             (folder / f"{name}.yaml").write_text(TASKS[name].format(data=folder / f"{name}.jsonl"))

@@ -81,6 +81,15 @@ def test_both_ways_a_query_sees_everything_but_padding():
     assert see_tokens(None) == Seen()
 
 
+def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
+    query, key, value = (x[:, :, :1] if n == 0 else x for n, x in enumerate(queries_keys_values(torch.bfloat16)))
+    seen = Seen(mask=torch.arange(T).view(1, 1, 1, T) > 5)
+    found = attend(query, key, value, seen, scale=None, dropout=0.0)
+    torch.testing.assert_close(found, attend(query.float(), key.float(), value.float(), seen, scale=None, dropout=0.0).bfloat16(), rtol=0, atol=0)
+    exact = attend(query.double(), key.double(), value.double(), seen, scale=None, dropout=0.0)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+
+
 def test_no_mask_is_made_where_none_is_needed_and_else_one_for_all_layers():
     assert see(config(), torch.zeros(B, T), torch.float32) == Seen(causal=True)
     assert see(config(window_size=T), torch.zeros(B, T), torch.float32) == Seen(causal=True)

@@ -120,6 +120,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: floa
     if seen.backend == "flex":
         y = _flex_attention()(query, key, value, block_mask=seen.blocks, scale=scale, enable_gqa=grouped)
     else:
+        if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            # torch's kernel takes three times as long for one query as the copies and float32 do together.
+            return attend(query.float(), key.float(), value.float(), seen, scale=scale, dropout=dropout).bfloat16()
         mask = seen.mask if seen.mask is None or seen.mask.dtype == torch.bool else seen.mask.to(query.dtype)
         y = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=seen.causal and mask is None, dropout_p=dropout, scale=scale, enable_gqa=grouped,
