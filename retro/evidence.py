@@ -50,6 +50,7 @@ from .index import (
     choose_ef_search,
     choose_index,
     choose_nprobe,
+    faiss_threads,
     open_index,
     training_sample,
 )
@@ -239,7 +240,9 @@ class Searcher:
 
     def __call__(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(inner products (n, k) float32, block numbers (n, k) int64) of the best blocks, best first; -1 where there are fewer."""
-        return self.index.search(self.encoder.questions(questions), k)
+        vectors = self.encoder.questions(questions)
+        with faiss_threads(1):
+            return self.index.search(vectors, k)
 
     def text(self, number: int) -> str:
         """A block's text, without its title."""

@@ -8,6 +8,7 @@ built on one, so that results never depend on it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -81,16 +82,27 @@ def index_bytes(index: str, num_chunks: int, dimension: int) -> int:
     return num_chunks * (code + links + (8 if cells else 0)) + cells * dimension * 4
 
 
+@contextlib.contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """Faiss on so many threads. They are OpenMP's, whose number may be torch's as well: it is given back."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 def search_seconds(index: str, nprobe: int, queries: int, num_chunks: int, dimension: int) -> float:
     """About how long one thread searches, by the speed of comparing whole vectors here; codes and cells take about as long."""
     sample = np.random.default_rng(0).standard_normal((4096, dimension), dtype=np.float32)
     flat = faiss.IndexFlatL2(dimension)
     flat.add(sample)
-    faiss.omp_set_num_threads(1)
-    flat.search(sample[:64], 40)
-    begun = time.perf_counter()
-    flat.search(sample[:256], 40)
-    pairs_per_second = 256 * len(sample) / (time.perf_counter() - begun)
+    with faiss_threads(1):
+        flat.search(sample[:64], 40)
+        begun = time.perf_counter()
+        flat.search(sample[:256], 40)
+        pairs_per_second = 256 * len(sample) / (time.perf_counter() - begun)
     compared = num_chunks if not _cells(index) else min(num_chunks, num_chunks * nprobe / _cells(index) + _cells(index))
     return queries * compared / pairs_per_second
 
@@ -103,22 +115,22 @@ def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Pat
     base: an index that holds the first so many vectors already; nothing is trained then. RAM: the index (for Flat, the
     vectors) and one block.
     """
-    faiss.omp_set_num_threads(_build_threads(index, threads))
-    if base is not None:
-        built = _read(base[0])
-    elif trained_path.exists():
-        built = _read(trained_path)
-    else:
-        vectors = _rows_of(blocks, sample)
-        built = _empty_index(index, vectors.shape[1], metric)
-        built.train(vectors)
-        _write(built, trained_path)
-    place = 0
-    for block in blocks:
-        vectors = np.load(block)
-        built.add(vectors[max(0, (base[1] if base else 0) - place) :])
-        place += len(vectors)
-    _write(built, path)
+    with faiss_threads(_build_threads(index, threads)):
+        if base is not None:
+            built = _read(base[0])
+        elif trained_path.exists():
+            built = _read(trained_path)
+        else:
+            vectors = _rows_of(blocks, sample)
+            built = _empty_index(index, vectors.shape[1], metric)
+            built.train(vectors)
+            _write(built, trained_path)
+        place = 0
+        for block in blocks:
+            vectors = np.load(block)
+            built.add(vectors[max(0, (base[1] if base else 0) - place) :])
+            place += len(vectors)
+        _write(built, path)
 
 
 def open_index(path: Path, nprobe: int, ef_search: int):
@@ -133,7 +145,6 @@ def open_index(path: Path, nprobe: int, ef_search: int):
     graph = faiss.downcast_index(inverted.quantizer if inverted is not None else index)
     if hasattr(graph, "hnsw"):
         graph.hnsw.efSearch = ef_search
-    faiss.omp_set_num_threads(1)
     return index
 
 
@@ -168,7 +179,8 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
         ask = min(ask, index.ntotal)
         short = []
         for some in _slices(rows, max(1, RESULTS_AT_ONCE // ask)):
-            found_distances, found = index.search(vectors[some], ask)
+            with faiss_threads(1):
+                found_distances, found = index.search(vectors[some], ask)
             usable = (found >= 0) & (np.searchsorted(ends, some[:, None] * stride + found, side="right") % 2 == 0)
             order = np.argsort(~usable, axis=1, kind="stable")[:, :k]
             width = order.shape[1]

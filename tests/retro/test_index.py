@@ -13,6 +13,7 @@ from mt.retro.index import (
     is_lossless,
     nearest,
     open_index,
+    search_seconds,
     stored_vectors,
     training_sample,
 )
@@ -218,3 +219,18 @@ def test_an_index_file_cut_short_is_refused(tmp_path):
 def test_the_size_told_beforehand_is_about_that_of_the_file(tmp_path, spec):
     built(tmp_path, clustered(2000), spec)
     assert index_bytes(spec, 2000, DIMENSION) == pytest.approx((tmp_path / "index.faiss").stat().st_size, rel=0.15)
+
+
+def test_the_number_of_threads_stays_what_it_was(tmp_path):
+    """It may be torch's too: a pipeline that builds a database would train on one thread afterwards."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        vectors = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
+        np.save(tmp_path / "block.npy", vectors)
+        search_seconds("Flat", 1, 10, 100, 8)
+        build_index(tmp_path / "i.faiss", tmp_path / "t.faiss", "Flat", [tmp_path / "block.npy"], training_sample("Flat", [(64, 1)], None, seed=0), 1)
+        nearest(open_index(tmp_path / "i.faiss", 1, 16), vectors[:2], 2, np.empty((0, 3), np.int64))
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
