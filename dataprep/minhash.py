@@ -76,13 +76,11 @@ def bare_bytes(text: str) -> bytes:
     return text.encode("ascii", "mt.bare_bytes").translate(None, BLANKS)
 
 
-@functools.lru_cache(1 << 16)
 def _lower_word_bytes(characters: str) -> bytes:
     """Characters beyond ASCII in lower case, a blank for those that may not stand in a word."""
     return NO_WORD.sub(" ", characters).lower().encode()
 
 
-@functools.lru_cache(1 << 16)
 def _bare_characters(characters: str) -> bytes:
     return "".join(characters.split()).encode()
 
