@@ -259,8 +259,9 @@ class VocabularyTokenizer:
             versions = [importlib.metadata.version(name) for name in ("gigatoken", "tokenizers")]
         except importlib.metadata.PackageNotFoundError:
             return "tokenizers"
-        asked = orjson.dumps([versions, self._allow_special, self._encoding, texts])
-        name = xxhash.xxh3_128(asked).hexdigest()
+        asked = xxhash.xxh3_128(self._encoding.encode())
+        asked.update(repr((versions, self._allow_special, texts)).encode())
+        name = asked.hexdigest()
         if _is_noted(name):
             return "gigatoken"
         wanted = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]

@@ -35,7 +35,7 @@ from indexed import table
 
 LENGTHS, NEW_TOKENS = range(16, 129, 16), 64
 CLIENTS, CLIENT_TOKENS = 64, 32
-PASSAGES, SCORED_CHARACTERS = 5153, 200_000  # as many as LAMBADA's test set has
+PASSAGES, SCORED_CHARACTERS = 5153, 200_000  # 5,153 passages are LAMBADA's test set
 DATA = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"
 TASKS = {
     "lambloc": "task: lambloc\noutput_type: loglikelihood\n" + DATA + """\

@@ -94,6 +94,7 @@ def search(arguments) -> None:
         build_index,
         choose_ef_search,
         choose_nprobe,
+        faiss_threads,
         nearest,
         open_index,
         training_sample,
@@ -115,20 +116,12 @@ def search(arguments) -> None:
             build_index(path, Path(f"{path}.trained"), spec, [Path(folder) / "block.npy"], training_sample(spec, [(len(vectors), 1)], None, 0), 1)
             index = open_index(path, nprobe, choose_ef_search(nprobe))
             contestants = {
-                "Faiss, 20 neighbours": lambda index=index: bare(index, queries),
+                "Faiss, 20 neighbours": lambda index=index: faiss_threads(1)(index.search)(queries, 20),
                 "mt, 10 outside the own document": lambda index=index: nearest(index, queries, 10, own),
             }
             ids = nearest(index, queries, 10, np.empty((0, 3), np.int64))[1]
             recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, exact)]) / 10
             table(f"Search, {spec}, nprobe {nprobe}: recall@10 {recall:.4f}", compare(contestants, arguments.rounds), 1000, "queries", {})
-
-
-def bare(index, queries):
-    """Faiss by itself, on one thread as ours."""
-    from mt.retro.index import faiss_threads
-
-    with faiss_threads(1):
-        return index.search(queries, 20)
 
 
 def _random_data(folder: str, documents: int, name: str = "data"):

@@ -149,7 +149,6 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-
 def _locate(path: str):
     """(fsspec's file system, the path in it); raises UserError for a protocol that cannot be read here."""
     try:

@@ -7,6 +7,7 @@ run, so that a run that is interrupted goes on with what it began with.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -70,6 +71,7 @@ def compile_blocks(model: nn.Module) -> None:
             block.forward = torch.compile(block.forward, dynamic=False, options={"fallback_random": True})
 
 
+@functools.cache  # once: each call would wrap the loop again
 def tell_compiler() -> None:
     """What it cannot see in the code. Said where that is defined, it would load the compiler, 0.7 CPU seconds, for everybody."""
     torch.compiler.assume_constant_result(scan_backend)

@@ -366,6 +366,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 
 def looped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """`grouped_linear` by a product for each expert."""
     # One gradient for the stack of weights: that of weight[e] would be as large as all of them, for every e.
     return torch.cat([F.linear(part, own) for part, own in zip(x.split(counts.tolist()), weight.unbind(0))])
 
