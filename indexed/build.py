@@ -37,7 +37,7 @@ from ..config import UserError, check, option
 from ..documents import Shard
 from ..executor import default_workers, processes, progress
 from ..tokenizer import Tokenizer, TokenizerConfig, load
-from .format import IndexedWriter, token_dtype, work_folder
+from .format import IndexedWriter, refuse_pairs_of_others, token_dtype, work_folder
 from .sentences import SentenceSplitter, find_parameters
 
 SHARD_BYTES = 32_000_000  # of input that is planned as one piece: a Parquet reader starts anew in each, and waits for its first rows
@@ -157,10 +157,8 @@ class _Work:
             shutil.rmtree(self.folder, ignore_errors=True)
             zero = {"documents": 0, "sequences": 0, "tokens": 0, "empty": 0, "text_bytes": 0, "rejected": 0}
             state = {"batches": 0, "counts": zero, "rejects": 0, "writers": [None] * len(config.json_keys)}
-            foreign = [p for key in config.json_keys for s in ("bin", "idx") if (p := self._prefix(key).with_name(f"{self._prefix(key).name}.{s}")).exists()]
-            if foreign and not config.overwrite:
-                run.release()
-                raise UserError(f"{foreign[0]}: is there already, and no unfinished run of these settings wrote it; choose another output or pass --overwrite")
+            if not config.overwrite:
+                refuse_pairs_of_others(run, map(self._prefix, config.json_keys))
         self.folder.mkdir(exist_ok=True)
         self.batches, self.counts = state["batches"], state["counts"]
         self.writers = [IndexedWriter(self._prefix(k), dtype, self.folder, w) for k, w in zip(config.json_keys, state["writers"])]

@@ -28,7 +28,7 @@ import functools
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +244,15 @@ def _check_manifest(prefix: str) -> None:
             raise UserError(f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']}; fetch it again, or tokenize again")
         with contextlib.suppress(OSError):  # a whole copy gets the time of its original, so that it is read through once only
             os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
+
+
+def refuse_pairs_of_others(run: manifest.Run, prefixes: Iterable[Path]) -> None:
+    """Raises UserError, and lets the run go, where a file of a pair lies already; for runs that have written nothing yet."""
+    for prefix in prefixes:
+        for suffix in ("bin", "idx"):
+            if (file := prefix.with_name(f"{prefix.name}.{suffix}")).exists():
+                run.release()
+                raise UserError(f"{file}: is there already, and no unfinished run of these settings wrote it; choose another output or pass --overwrite")
 
 
 def work_folder(prefix: Path) -> Path:

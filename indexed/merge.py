@@ -14,7 +14,7 @@ import numpy as np
 from .. import manifest
 from ..config import UserError, option
 from ..executor import progress
-from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, work_folder
+from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
 
 READ_BYTES = 1 << 18
 SYNC_BYTES = 1 << 28  # written, before the disk is asked to take them while more are read
@@ -32,6 +32,8 @@ class MergeConfig:
 def merge(config: MergeConfig) -> dict:
     """Several pairs of the same dtype into one, in order, as a stream; returns the manifest."""
     prefixes = [p for item in config.input for p in _pairs(item)]
+    if Path(config.output_prefix).resolve() in {Path(p).resolve() for p in prefixes}:
+        raise UserError(f"output_prefix = {config.output_prefix} is one of the inputs; choose another output")
     datasets = [IndexedDataset(p, multimodal=None) for p in prefixes]
     multimodal = next((d.multimodal for d in datasets if len(d)), False)
     for prefix, dataset in zip(prefixes, datasets):
@@ -48,6 +50,8 @@ def merge(config: MergeConfig) -> dict:
     if run.finished:
         return run.manifest
     folder = work_folder(run.output)
+    if not config.overwrite and not folder.exists():
+        refuse_pairs_of_others(run, [run.output])
     shutil.rmtree(folder, ignore_errors=True)  # a killed merge is done again: it is as fast as the disk
     writer = IndexedWriter(run.output, datasets[0].dtype, folder, multimodal=multimodal)
     with progress("merge", sum(d.tokens.nbytes for d in datasets), "B") as advance:

@@ -395,6 +395,22 @@ def test_tokens_are_brought_to_the_disk_while_more_are_merged_and_a_failure_ther
     assert not (tmp_path / "n.bin").exists()
 
 
+def test_a_merge_replaces_no_input_and_no_other_pair(tmp_path):
+    run(tmp_path, [{"text": "a"}], append_eod=True)
+    prefix, before = str(tmp_path / "p_text_document"), files(tmp_path / "p_text_document")
+    for overwrite in (False, True):
+        with pytest.raises(config.UserError, match="p_text_document is one of the inputs; choose another output"):
+            merge(MergeConfig(input=(prefix, prefix), output_prefix=prefix, overwrite=overwrite))
+    assert files(tmp_path / "p_text_document") == before
+    (tmp_path / "m.bin").write_bytes(b"precious")
+    twice = {"input": (prefix, prefix), "output_prefix": str(tmp_path / "m")}
+    with pytest.raises(config.UserError, match=r"m.bin: is there already"):
+        merge(MergeConfig(**twice))
+    assert (tmp_path / "m.bin").read_bytes() == b"precious"
+    merge(MergeConfig(**twice, overwrite=True))
+    assert IndexedDataset(tmp_path / "m").num_documents == 2
+
+
 def test_a_merge_of_two_dtypes_is_refused(tmp_path):
     run(tmp_path, [{"text": "1 2"}], "small")
     run(tmp_path, [{"text": "1 70000"}], "large", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
