@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from ..config import UserError, build, read_yaml
 from ..indexed.masked import word_pieces
 from ..tokenizer import Tokenizer, load_directory
 from ..train import checkpoint
-from ..train.checkpoint import CheckpointConfig, load_model
+from ..train.checkpoint import CheckpointConfig, find, load_model, saved_settings
+from ..train.convert.foreign import is_foreign, open_foreign
+from ..train.convert.hf import encoder_weights
 from ..train.model.bert import Bert
 from ..train.model.layers import Linear, ModelConfig, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
@@ -73,18 +76,28 @@ def pretrained(path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout
 
     mesh: where it then lies, cut over tensor-parallel ranks; each reads the whole BERT first.
     """
-    source, tokenizer, settings = load_model(path)
-    if settings.model.family != "bert":
-        raise UserError(f"{path}: is a model of family {settings.model.family}, which cannot be finetuned to choose; give a BERT")
-    model = Classifier(dataclasses.replace(settings.model, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout), outputs)
+    settings, tokenizer, weights = _pretrained_bert(path)
+    model = Classifier(dataclasses.replace(settings, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout), outputs)
     initialize(model, seed)
     ours = model.state_dict()
-    held = {name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in source.state_dict().items()}
+    held = {name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in weights.items()}
     model.load_state_dict(ours | {name: weight for name, weight in held.items() if name in ours})
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), model.config, {})
     model.to(mesh.device)
     cut_for_use(model, mesh)
     return model, tokenizer
+
+
+def _pretrained_bert(path: str) -> tuple[ModelConfig, Tokenizer, dict[str, Tensor]]:
+    """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory, there even without heads."""
+    settings = saved_settings(find(path)).model
+    if settings.family != "bert":
+        raise UserError(f"{path}: is a model of family {settings.family}, which cannot be finetuned to choose; give a BERT")
+    if is_foreign(Path(path)):
+        _, weights = encoder_weights(path)
+        return settings, open_foreign(Path(path)).tokenizer(), weights
+    model, tokenizer, _ = load_model(path)
+    return settings, tokenizer, model.state_dict()
 
 
 def is_finetuned(path: str) -> bool:

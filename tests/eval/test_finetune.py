@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ import torch
 
 from mt.cli import call
 from mt.config import UserError, build
-from mt.eval.classifier import Classifier, Encoder
+from mt.eval.classifier import Classifier, Encoder, pretrained
 from mt.eval.examples import clean, read_race
 from mt.eval.finetune import PairsConfig, QqpConfig, RaceConfig, mnli, qqp, race
 from mt.eval.judge import f1
 from mt.eval.lm import open_model
 from mt.tokenizer import TokenizerConfig, load
 from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.parallel.mesh import Mesh
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black", "white"), ("cat", "dog", "bird", "fish", "horse")
 WORDS = (*COLOURS, *ANIMALS, "what", "colour", "is", "the", "?", ".", "not", "there", "a", "where", "in", "place", "big", "it", "so")
@@ -327,3 +329,21 @@ def test_the_head_starts_from_the_seed(vocabulary):
     assert torch.equal(one.head.weight, two.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)
     assert math.isclose(one.head.weight.std().item(), 0.02, rel_tol=0.5)
+
+
+def test_an_encoder_without_the_heads_of_pretraining_is_enough(tmp_path, vocabulary):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = len(Path(vocabulary).read_text().split())
+    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 40, "max_position_embeddings": 16}
+    theirs = transformers.BertModel(transformers.BertConfig(vocab_size=size, initializer_range=0.3, **shape)).eval()
+    theirs.save_pretrained(tmp_path)
+    transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True).save_pretrained(tmp_path)
+    ours, tokenizer = pretrained(str(tmp_path), 3, 1, Mesh(0, 1, torch.device("cpu")), hidden_dropout=0.0, attention_dropout=0.0)
+    tokens = torch.randint(0, size, (2, 12))
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        hidden = ours.bert(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens))
+        torch.testing.assert_close(hidden, expected.last_hidden_state, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.pooler(hidden[:, 0]).tanh(), expected.pooler_output, rtol=0, atol=1e-5)
+    assert tokenizer.vocab_size == size

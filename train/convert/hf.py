@@ -173,18 +173,29 @@ def load_bert(directory: str | Path) -> Bert:
 
     Raises UserError when a file is missing, when the model is no BERT, and when weights are missing or of other shapes.
     """
+    config, weights = encoder_weights(directory)
+    model = Bert(config, heads=False)
+    model.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("pooler.")})
+    return model.eval()
+
+
+def encoder_weights(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """(settings, our name -> tensor) of the encoder in a Hugging Face BERT directory, and of its pooler if it has one.
+
+    The heads of pretraining may be missing, as they are from what transformers' BertModel saves. Raises as load_bert does.
+    """
     directory = Path(directory)
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).exists():
-            raise UserError(f"{directory}: has no {name}; give the directory of a Hugging Face BERT model")
+    if not (directory / "config.json").exists():
+        raise UserError(f"{directory}: has no config.json; give the directory of a Hugging Face BERT model")
     raw = read_json(directory / "config.json")
     if raw.get("model_type") != "bert":
         raise UserError(f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only 'bert' can be loaded as a BERT encoder")
-    config = settings_in(raw, str(directory / "config.json"))
-    model, weights = Bert(config, heads=False), Weights(directory)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    model.load_state_dict(dict(weights_in("bert", shapes, config, weights.files, weights.read, str(directory))))
-    return model.eval()
+    config, weights = settings_in(raw, str(directory / "config.json")), Weights(directory)
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Bert(config, heads=False).named_parameters()}
+    if any(name.endswith("pooler.dense.weight") for name in weights.files):
+        shapes |= {"pooler.weight": torch.Size((config.hidden_size,) * 2), "pooler.bias": torch.Size((config.hidden_size,))}
+    return config, dict(weights_in("bert", shapes, config, weights.files, weights.read, str(directory)))
 
 
 def minilm_directory() -> Path:
