@@ -17,7 +17,7 @@ from ..executor import progress
 from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
 
 READ_BYTES = 1 << 18
-SYNC_BYTES = 1 << 28  # written, before the disk is asked to take them while more are read
+SYNC_BYTES = 1 << 25  # written, before the disk is asked to take them while more are read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
