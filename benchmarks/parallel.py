@@ -12,9 +12,10 @@ alone        the model as it is built
 wrapped      the same after `parallelize` at one process, which is to leave it alone
 independent  two processes with a model each
 dp           two processes that share a model: gradients summed, the optimizer cut
+dp at once   the same, but all weights gathered at the beginning of a step and all gradients summed at its end: nothing overlaps
 dp full      the same, weights and gradients cut too
 
-Then pipelines of two stages: the share of a step in which a rank's thread does not compute, beside the formula's
+Then pipelines of two stages: the share of a step in which a rank's thread neither computes nor sleeps, beside the formula's
 (p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so that stages are even. With
 --sleep S every block sleeps for S seconds forwards and 2 S backwards instead of computing: what is measured is then the
 order of the work and its messages, as with GPUs that compute while the processors are free, and a busy machine matters less.
@@ -23,6 +24,7 @@ order of the work and its messages, as with GPUs that compute while the processo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -72,7 +74,8 @@ def work(arguments) -> None:
             steps = {"alone": step_of(None, "optimizer", arguments), "wrapped": step_of(own, "optimizer", arguments)}
         else:
             steps = {
-                "independent": step_of(own, "optimizer", arguments), "dp": step_of(mesh, "optimizer", arguments), "dp full": step_of(mesh, "full", arguments),
+                "independent": step_of(own, "optimizer", arguments), "dp": step_of(mesh, "optimizer", arguments),
+                "dp at once": step_of(mesh, "optimizer", arguments, at_once=True), "dp full": step_of(mesh, "full", arguments),
             }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for _ in range(arguments.rounds + 1):
@@ -104,6 +107,7 @@ def wait(arguments) -> None:
     shape = resolve(ModelConfig(num_layers=8, hidden_size=arguments.hidden, num_attention_heads=4), vocab_size=64, seq_length=LENGTH)
     stages = {"pipeline_model_parallel_size": 2}
     contestants = {"1f1b": ({}, 1, 1.0), "interleaved": ({"num_layers_per_virtual_pipeline_stage": 2}, 2, 1.0), "zero-bubble": ({"pipeline_schedule": "zero-bubble"}, 1, 1 / 3)}
+    slept = Slept()
     with launch(ParallelConfig(**stages)) as mesh:
         models = {}
         for name, (how, _, _) in contestants.items():
@@ -114,7 +118,7 @@ def wait(arguments) -> None:
             model.to_empty(device=mesh.device)
             initialize(model, 1)
             if arguments.sleep:
-                put_to_sleep(model, arguments.sleep)
+                put_to_sleep(model, arguments.sleep, slept)
             models[name] = model
         for count in (2, 4, 8):
             tokens = torch.randint(64, (count, 2 * ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -123,23 +127,32 @@ def wait(arguments) -> None:
             for _ in range(arguments.rounds + 1):
                 for name, model in models.items():
                     mesh.barrier()
-                    wall, busy = time.perf_counter(), time.thread_time()
+                    wall, busy, slept.seconds = time.perf_counter(), time.thread_time(), 0.0
                     forward_backward(model, batch, torch.ones(()), seed="0")
                     model.zero_grad()
                     mesh.barrier()
-                    times[name].append((time.perf_counter() - wall, time.thread_time() - busy))
+                    times[name].append((time.perf_counter() - wall, time.thread_time() - busy + slept.seconds))
             for name, taken in times.items():
                 _, stages_of_rank, part = contestants[name]
                 wall, busy = (statistics.median(column) for column in zip(*taken[1:]))
                 busy = float(mesh.sum(torch.tensor(busy, dtype=torch.float64))) / 2
-                if arguments.sleep:
-                    busy = 3 * arguments.sleep * count * shape.num_layers / 2
                 formula = part / (count * stages_of_rank + part)
                 if mesh.rank == 0:
                     print(f"| {name} | {count} | {wall:.3f} | {1 - busy / wall:.1%} | {formula:.1%} | {(1 - busy / wall) / formula:.2f} |", flush=True)
 
 
-def put_to_sleep(pipeline, seconds: float) -> None:
+class Slept:
+    """time.sleep, and the seconds that it took: a virtual processor wakes up to a millisecond late."""
+
+    seconds = 0.0
+
+    def __call__(self, seconds: float) -> None:
+        start = time.perf_counter()
+        time.sleep(seconds)
+        self.seconds += time.perf_counter() - start
+
+
+def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
     """Lets the blocks of a pipeline sleep instead of computing; the gradient of a weight, half of what is done backwards, can be put off."""
     import torch
 
@@ -149,16 +162,16 @@ def put_to_sleep(pipeline, seconds: float) -> None:
         @staticmethod
         def forward(ctx, x, weight):
             ctx.weight = weight
-            time.sleep(seconds)
+            sleep(seconds)
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            time.sleep(seconds)
+            sleep(seconds)
             if pipeline.put_off is None:
-                time.sleep(seconds)
+                sleep(seconds)
             else:
-                pipeline.put_off.products.append((ctx.weight, lambda: time.sleep(seconds) or torch.zeros_like(ctx.weight)))
+                pipeline.put_off.products.append((ctx.weight, lambda: sleep(seconds) or torch.zeros_like(ctx.weight)))
             return gradient, None
 
     for stage in pipeline.stages:
@@ -166,8 +179,10 @@ def put_to_sleep(pipeline, seconds: float) -> None:
             block.forward = lambda x, block=block, **_: Sleep.apply(x, block.mixer_norm.weight)
 
 
-def step_of(mesh, sharding: str, arguments) -> Callable[[], None]:
-    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor."""
+def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callable[[], None]:
+    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor. at_once: fully_shard is not told of the blocks."""
+    from unittest import mock
+
     import torch
 
     from mt.train.batches import MicroBatch
@@ -182,7 +197,8 @@ def step_of(mesh, sharding: str, arguments) -> Callable[[], None]:
     model = build_model(resolve(shape, vocab_size=VOCABULARY, seq_length=LENGTH))
     initialize(model, 1)
     if mesh is not None:
-        parallelize(model, mesh, ParallelConfig(data_parallel_sharding=sharding), torch.float32)
+        with mock.patch("mt.train.parallel.sharding.own_blocks", lambda model: []) if at_once else contextlib.nullcontext():
+            parallelize(model, mesh, ParallelConfig(data_parallel_sharding=sharding), torch.float32)
     mesh = mesh or Mesh(0, 1, torch.device("cpu"))
     optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig())
     tokens = torch.randint(VOCABULARY, (arguments.micro_batches, ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(mesh.rank))
