@@ -197,7 +197,7 @@ def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callabl
     model = build_model(resolve(shape, vocab_size=VOCABULARY, seq_length=LENGTH))
     initialize(model, 1)
     if mesh is not None:
-        with mock.patch("mt.train.parallel.sharding.own_blocks", lambda model: []) if at_once else contextlib.nullcontext():
+        with mock.patch("mt.train.parallel.sharding.own_blocks", return_value=[]) if at_once else contextlib.nullcontext():
             parallelize(model, mesh, ParallelConfig(data_parallel_sharding=sharding), torch.float32)
     mesh = mesh or Mesh(0, 1, torch.device("cpu"))
     optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig())

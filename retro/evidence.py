@@ -43,7 +43,7 @@ from ..train import checkpoint
 from ..train.precision import use_fast_float32_products
 from .blocks import block_size, map_blocks, once
 from .chunks import check_data, check_tokens
-from .embed import batches_by_length
+from .embed import batches_by_length, one_thread, tokens_per_batch
 from .index import (
     build_index,
     check_index,
@@ -212,16 +212,13 @@ class Encoder:
     def _embed(self, embed: Callable, rows: Sequence[list[int]]) -> np.ndarray:
         vectors = np.zeros((len(rows), self.model.embedding_size), np.float32)
         lengths = np.array([len(row) for row in rows], np.int64)
-        device, threads = next(self.model.parameters()).device, torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for numbers in batches_by_length(lengths):
+        device = next(self.model.parameters()).device
+        with one_thread():
+            for numbers in batches_by_length(lengths, tokens_per_batch(device)):
                 present = torch.arange(int(lengths[numbers].max())) < torch.from_numpy(lengths[numbers])[:, None]
                 tokens = torch.full(present.shape, self.words.pad)
                 tokens[present] = torch.tensor([token for n in numbers for token in rows[n]])
                 vectors[numbers] = embed(tokens.to(device), present.to(device)).float().cpu().numpy()
-        finally:
-            torch.set_num_threads(threads)
         return vectors
 
 

@@ -14,6 +14,7 @@ text has no BERT token is not in the table.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,46 @@ def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
         with manifest.atomic_write(path) as raw, _h5py().File(raw, "w") as file:
             file.create_dataset("neighbors", data=ids[start:stop])
         yield path
+
+
+class ExchangedNeighbors:
+    """The neighbours of a split in the query/ of a project: iterating gives them block by block, each (rows, k) int64.
+
+    rows: chunks of the samples asked for, and of all that there are (a mixture has some more); k: neighbours wanted of each; chunks: of the database. Raises UserError for a folder that is
+    not whole or is of another number of samples, and for numbers that are none of the database's.
+    """
+
+    def __init__(self, project: Path, split: str, rows: tuple[int, int], k: int, chunks: int):
+        self.k, self.chunks = k, chunks
+        settings = manifest.read_json(project / "config.json")
+        folder = (settings.get("retro_neighbor_dirs") or {}).get(split)
+        if not folder:
+            raise UserError(f"{project / 'config.json'}: names no neighbours of {split} in retro_neighbor_dirs; ask for no {split} samples, or give the project that has them")
+        self.folder = project / folder
+        self.files = sorted(self.folder.glob("*-*.hdf5"), key=lambda path: int(path.stem.partition("-")[0]))
+        ends = [tuple(map(int, path.stem.split("-"))) for path in self.files]
+        gap = next((i for i, (a, b) in enumerate(itertools.pairwise([(0, 0), *ends])) if a[1] != b[0]), None)
+        if not ends or gap is not None:
+            raise UserError(f"{self.folder}: {'has no block of neighbours' if not ends else f'the block before {self.files[gap].name} is missing'}; fetch it again")
+        self.rows = ends[-1][1]
+        if not rows[0] <= self.rows <= rows[1]:
+            raise UserError(f"{self.folder}: has the neighbours of {self.rows:,} chunks, and the {split} samples asked for have {rows[0]:,}; give the data settings and numbers of samples that it was made with")
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for path in self.files:
+            start, stop = map(int, path.stem.split("-"))
+            try:
+                with _h5py().File(path) as file:
+                    ids = file["neighbors"][:]
+            except (OSError, KeyError, ValueError) as error:
+                raise UserError(f"{path}: is no whole block of neighbours ({error}); fetch it again") from None
+            if ids.ndim != 2 or len(ids) != stop - start:
+                raise UserError(f"{path}: holds neighbours of shape {ids.shape}, not ({stop - start}, k); fetch it again")
+            if ids.shape[1] < self.k:
+                raise UserError(f"{path}: has {ids.shape[1]} neighbours of a chunk; give --num-neighbors {ids.shape[1]} or fewer")
+            if ids.min() < -1 or ids.max() >= self.chunks:
+                raise UserError(f"{path}: has chunk {ids.max() if ids.max() >= self.chunks else ids.min()}, and the database has {self.chunks:,}; give the database that was made with --chunks-hdf5 of this project")
+            yield ids[:, : self.k].astype("<i8")
 
 
 def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: int) -> Selection:

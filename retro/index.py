@@ -9,6 +9,7 @@ built on one, so that results never depend on it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ..config import UserError
+from ..config import UserError, check, option
+from ..indexed.neighbors import Database
 from ..manifest import atomic_write
 
 METRICS = {"l2": faiss.METRIC_L2, "inner product": faiss.METRIC_INNER_PRODUCT}
@@ -27,6 +29,21 @@ SHORT_CODES_FROM = 1_000_000_000  # chunks: codes of 64 bytes would take 72 GB
 POINTS_PER_CENTROID = 39  # fewer make poor cells, says Faiss, and warns thousands of times
 TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64  # at least, where there are so many
 RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How widely to look, where it is not to be as the database says."""
+
+    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: as the database says)")
+    ef_search: int | None = option(None, "how far a search looks around in an HNSW graph (default: as the database says)")
+
+    def __post_init__(self):
+        check(*((value is None or value >= 1, f"{name} = {value} must be at least 1") for name in ("nprobe", "ef_search") for value in [getattr(self, name)]))
+
+    def of(self, database: Database) -> tuple[int, int]:
+        """(nprobe, ef_search)"""
+        return self.nprobe or database["nprobe"], self.ef_search or database["ef_search"]
 
 
 def choose_index(num_chunks: int, dimension: int) -> str:

@@ -14,11 +14,11 @@ from ..indexed.neighbors import Chunks, open_data, read_database
 from ..tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, own_ranges, texts_of
 from .embed import open_same
-from .index import nearest, open_index
+from .index import SearchConfig, nearest, open_index
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryConfig:
+class QueryConfig(SearchConfig):
     """The settings of `mt retro query`."""
 
     POSITIONAL = "text"
@@ -32,6 +32,7 @@ class QueryConfig:
     bert_model: str | None = option(None, "where the BERT of the database lies now, if it has moved", role="input")
 
     def __post_init__(self):
+        super().__post_init__()
         check(
             (bool(self.text or self.tokens or self.chunk), "there is nothing to look up; give --text, --tokens or --chunk"),
             (self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"),
@@ -50,7 +51,7 @@ def query(config: QueryConfig) -> dict:
     given = [*config.text, *(_decoded(ids, tokenizer) for ids in config.tokens)]
     texts = [*given, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
     own = [(len(given) + i, *own_ranges(table, n, n + 1)[0, 1:]) for i, n in enumerate(config.chunk)]
-    index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
+    index = open_index(root / "index.faiss", *config.of(database))
     distances, ids = nearest(index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3))
     found = chunk_texts(chunks, tokenizer, ids.ravel())
     queries = [

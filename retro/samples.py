@@ -5,6 +5,8 @@
     manifest.json                    the fact `samples` (indexed/neighbors.py: Samples); written last
     parts/                           blocks of them meanwhile: a killed run redoes one block a worker
 
+With --project-hdf5 they are those that Megatron-LM's Retro found.
+
 A chunk finds nothing of any document that its sample has tokens of (Retro, Borgeaud et al. 2022, section 2.1; the last
 label counts too). Samples are cut anew in every epoch, so each costs the embedding of its chunks.
 """
@@ -35,14 +37,16 @@ from .blocks import (
     open_embedder,
     open_searched,
     open_tokenizer,
+    write_npy_header,
 )
 from .chunks import check_data, document_ranges, texts_of
 from .embed import open_same
-from .index import nearest
+from .exchange import ExchangedNeighbors
+from .index import SearchConfig, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NeighborsConfig(DataConfig, Workers):
+class NeighborsConfig(SearchConfig, DataConfig, Workers):
     """The settings of `mt retro neighbors`: those of the data as training has them, and the samples that it will want."""
 
     db: str = option(help="the database that `mt retro build-db` made", role="input")
@@ -52,12 +56,14 @@ class NeighborsConfig(DataConfig, Workers):
     test_samples: int = option(0, "samples for test; 0: none")
     num_neighbors: int = option(20, "neighbours to keep for each chunk of a sample")
     bert_model: str | None = option(None, "where the BERT of the database lies now, if it has moved", role="input")
+    project_hdf5: str | None = option(None, "take the neighbours from this project of Megatron-LM's Retro, whose db/merged/train.hdf5 the database was made of (--chunks-hdf5), made for the same samples", role="input")
     dry_run: bool = option(False, "print what would be made and its sizes, and write nothing but sample indices", role="runtime")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
         DataConfig.__post_init__(self)
         Workers.__post_init__(self)
+        SearchConfig.__post_init__(self)
         check(
             *((getattr(self, f"{n}_samples") >= 0, f"{n}_samples must not be negative") for n in NAMES),
             (any(getattr(self, f"{n}_samples") > 0 for n in NAMES), "train_samples, valid_samples and test_samples are all 0; ask for some"),
@@ -79,16 +85,23 @@ def neighbors(config: NeighborsConfig) -> dict:
     tokenizer = load_directory(root / "tokenizer")
     for dataset in _pairs(datasets.values()):
         check_data(dataset, tokenizer)
-    embedder = open_same(database, config.bert_model, root)
+    embedder = None if config.project_hdf5 else open_same(database, config.bert_model, root)
     splits = {name: describe_samples(d) for name, d in datasets.items()}
     shapes = {name: (s["samples"], config.seq_length // database["chunk_length"], config.num_neighbors) for name, s in splits.items()}
+    exchanged = {}
+    if config.project_hdf5:
+        asked = {n: (getattr(config, f"{n}_samples") * s[1], s[0] * s[1]) for n, s in shapes.items()}
+        exchanged = {n: ExchangedNeighbors(Path(config.project_hdf5), n, asked[n], s[2], len(_chunk_table(root))) for n, s in shapes.items()}
     if config.dry_run:
         return _plan(shapes)
 
-    run = manifest.begin("retro neighbors", config, [*config.files(), root], facts={"splits": splits})
+    read = [root, *(file for found in exchanged.values() for file in found.files)]
+    run = manifest.begin("retro neighbors", config, [*config.files(), *read], facts={"splits": splits})
     if run.finished:
         return run.manifest
-    work = _Work(str(root), str(embedder.directory), database, config, run.key)
+    for name, found in exchanged.items():
+        _take(found, run.output / f"{name}.npy", shapes[name], datasets[name], root, database)
+    work = _Work(str(root), str(embedder.directory), database, config, run.key) if embedder else None
     for name, shape in shapes.items():
         if not (run.output / f"{name}.npy").exists():
             make = functools.partial(_search_samples, split=name, work=work)
@@ -109,6 +122,27 @@ def neighbors(config: NeighborsConfig) -> dict:
         database=os.path.relpath(root, run.output), database_key=manifest.manifest_of(root)["key"], num_neighbors=config.num_neighbors, splits=splits,
     )
     return run.finish([manifest.record(f, run.output) for f in files], counts, samples=made, draws=_draws(config))
+
+
+def _take(found: ExchangedNeighbors, path: Path, shape: tuple[int, int, int], dataset: GPTDataset | BlendedDataset, root: Path, database: Database) -> None:
+    """Writes one split's neighbours as Megatron-LM found them.
+
+    Nothing in its files says of which samples they are. What was found for other samples would now and then be of the sample's own
+    document, which is looked for in each.
+    """
+    table, fingerprints, row = _chunk_table(root), [d["fingerprint"] for d in database["data"]], 0
+    with manifest.atomic_write(path) as file:
+        write_npy_header(file, np.dtype("<i8"), shape)
+        for ids in found:
+            file.write(ids.tobytes())
+            samples = range(row // shape[1], (row + len(ids) - 1) // shape[1] + 1)
+            for sample, first, stop in own_documents(dataset, samples, table, fingerprints).tolist():
+                start = max(0, (samples[sample]) * shape[1] - row)
+                here = ids[start : max(0, (samples[sample] + 1) * shape[1] - row)]
+                if ((here >= first) & (here < stop)).any():
+                    raise UserError(f"{found.folder}: gives sample {samples[sample]} a neighbour of a document of its own, so it was made for other samples; give the data settings and numbers of samples that it was made with")
+            row += len(ids)
+        file.write(np.full((shape[0] * shape[1] - row, shape[2]), -1, "<i8").tobytes())  # samples of a mixture that nobody asked for
 
 
 def _draws(config: NeighborsConfig) -> dict:
@@ -162,7 +196,7 @@ def _search_samples(start: int, stop: int, *, split: str, work: _Work) -> np.nda
     samples, rows = own[:, 0], np.arange(per_sample)
     own = np.column_stack([(samples[:, None] * per_sample + rows).ravel(), np.repeat(own[:, 1:], per_sample, axis=0)])
     own = own[np.lexsort((own[:, 1], own[:, 0]))]
-    ids = nearest(open_searched(work.root, work.database["nprobe"], work.database["ef_search"]), vectors, work.config.num_neighbors, own)[1]
+    ids = nearest(open_searched(work.root, *work.config.of(work.database)), vectors, work.config.num_neighbors, own)[1]
     return ids.reshape(stop - start, per_sample, -1)
 
 
@@ -195,4 +229,8 @@ def _dataset(work: _Work, split: str) -> GPTDataset | BlendedDataset:
 
 @once
 def _table(work: _Work) -> np.ndarray:
-    return np.asarray(np.load(Path(work.root) / "chunks.npy", mmap_mode="r"))
+    return _chunk_table(work.root)
+
+
+def _chunk_table(root: str | Path) -> np.ndarray:
+    return np.asarray(np.load(Path(root) / "chunks.npy", mmap_mode="r"))

@@ -108,6 +108,12 @@ def test_the_bytes_are_the_same_for_two_workers(built, tmp_path, monkeypatch):
     assert contents(tmp_path / "again") == contents(built / "db")
 
 
+def test_the_bytes_are_the_same_on_ray(built, tmp_path, monkeypatch, ray_cluster):
+    monkeypatch.setattr(blocks, "block_size", lambda chunks: 128)
+    build_db(settings(built, output=tmp_path / "again", workers=2, executor="ray"))
+    assert contents(tmp_path / "again") == contents(built / "db")
+
+
 class Killed(BaseException):
     pass
 
@@ -311,6 +317,15 @@ def test_a_query_finds_its_own_text_first_and_a_chunk_never_its_own_document(bui
     assert by_text["neighbors"][0]["text"] == by_chunk["text"] == text
     assert [n["chunk"] for n in by_chunk["neighbors"]] == np.load(built / "db" / "neighbors.npy")[chunk].tolist()
     assert row["document"] not in {n["document"] for n in by_chunk["neighbors"]}
+
+
+def test_a_query_looks_as_widely_as_it_is_told(built, tmp_path):
+    build_db(settings(built, output=tmp_path / "cells", index="IVF4,Flat", nprobe=4))
+    count = lambda **how: len(query(QueryConfig(db=str(tmp_path / "cells"), chunk=(17,), num_neighbors=10_000, **how))["queries"][0]["neighbors"])
+    chunks = len(np.load(tmp_path / "cells" / "chunks.npy"))
+    assert count(nprobe=1) < count(nprobe=2) < count() < chunks
+    with pytest.raises(UserError, match="nprobe = 0 must be at least 1"):
+        count(nprobe=0)
 
 
 def test_a_query_is_a_table_for_people_and_its_data_for_programs(built):

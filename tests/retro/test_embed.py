@@ -84,6 +84,10 @@ def test_a_vector_does_not_depend_on_its_batch_nor_on_torchs_threads(minilm, mon
     assert torch.get_num_threads() == 3
     monkeypatch.setattr(embed, "TOKENS_PER_BATCH", 1)
     np.testing.assert_allclose(minilm(TEXTS[::-1])[::-1], vectors, atol=1e-6)
+    monkeypatch.setattr(minilm, "packs", False)  # as on a GPU
+    np.testing.assert_allclose(minilm(TEXTS), vectors, atol=1e-6)
+    monkeypatch.setattr(embed, "TOKENS_PER_BATCH", 512)
+    np.testing.assert_allclose(minilm(TEXTS[::-1])[::-1], vectors, atol=1e-6)
 
 
 def test_no_text_gives_no_vector(minilm):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from mt import config
+from mt import config, manifest
 from mt.config import UserError
 from mt.retro import blocks, build, embed
 from mt.retro.build import BuildDbConfig, build_db
@@ -77,6 +77,37 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
     build_db(settings(tmp_path, output=str(tmp_path / "again"), chunks_hdf5=str(tmp_path / "expected.hdf5")))
     for name in ("chunks.npy", "index.faiss", "neighbors.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "db" / name).read_bytes()
+
+    # In blocks, as a long run has them.
+    with h5py.File(folder / f"000-0{rows}.hdf5") as file:
+        found = file["neighbors"][:]
+    (folder / f"000-0{rows}.hdf5").unlink()
+    rows -= 2  # of the 21st sample, which the mixture has beyond the 20 and Megatron-LM does not search for
+    for start, stop in ((0, 13), (13, rows)):
+        with h5py.File(folder / f"{start:03d}-{stop:03d}.hdf5", "w") as file:
+            file.create_dataset("neighbors", data=found[start:stop])
+    taken = given | {"db": str(tmp_path / "again"), "project_hdf5": str(tmp_path / "project"), "output": str(tmp_path / "taken")}
+    made = neighbors(config.build(NeighborsConfig, ("test", taken)))
+    both = [np.load(tmp_path / name / "train.npy") for name in ("taken", "near")]
+    assert (both[0][:20] == both[1][:20]).all()
+    assert both[0].shape == both[1].shape
+    assert (both[0][20] == -1).all()
+    assert made["samples"]["splits"] == manifest.manifest_of(tmp_path / "near")["samples"]["splits"]
+    for wrong, message in (
+        ({"train_samples": 25}, "has the neighbours of 40 chunks, and the train samples asked for have 50"),
+        ({"num_neighbors": 21}, "has 20 neighbours of a chunk; give --num-neighbors 20 or fewer"),
+        ({"seed": 5}, "a neighbour of a document of its own, so it was made for other samples"),
+        ({"valid_samples": 3, "split": "80,20"}, "names no neighbours of valid in retro_neighbor_dirs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            neighbors(config.build(NeighborsConfig, ("test", taken | wrong | {"output": str(tmp_path / "wrong")})))
+    with h5py.File(folder / f"013-0{rows}.hdf5", "r+") as file:
+        file["neighbors"][3, 1] = 10_000
+    with pytest.raises(UserError, match="has chunk 10000, and the database has"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+    (folder / "000-013.hdf5").unlink()
+    with pytest.raises(UserError, match=r"the block before 013-040\.hdf5 is missing; fetch it again"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
 
 
 def test_files_that_are_not_of_the_data_or_not_whole_are_refused(write_texts, write_data, tmp_path):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, see_tokens
+from .attention import Attention, Seen, see_tokens
 from .block import Block, FeedForward, activate
 from .layers import GATED, Embedding, Linear, ModelConfig, Norm
 from .loss import cross_entropy, logits_of
@@ -36,20 +36,22 @@ class Bert(nn.Module):
         self.binary_head = Linear(D, 2, bias=True, std=std) if binary else None
         self.cross_entropy = cross_entropy  # the parallel floor puts another here, where ranks have parts of the vocabulary
 
-    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, token_types: Tensor | None = None, texts: Seen | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T) int64.
 
         padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by default 0.
+        texts: of see_texts, where the one row is several texts.
         """
-        x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types)
-        seen = see_tokens(padding_mask)
+        starts = 0 if texts is None else texts.documents.cu_seqlens[texts.documents.ids]
+        x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types, starts)
+        seen = texts or see_tokens(padding_mask)
         for layer in self.layers:
             x = layer(x, seen=seen)
         return x if self.config.post_norm else self.norm(x)
 
-    def embed(self, tokens: Tensor, token_types: Tensor) -> Tensor:
-        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    def embed(self, tokens: Tensor, token_types: Tensor, starts: Tensor | int = 0) -> Tensor:
+        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64. starts: where each one's text begins."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device) - starts
         x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
         if self.config.post_norm:
             x = self.norm(x)
