@@ -25,6 +25,7 @@ from mt.train.model.block import FeedForward
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm
+from mt.train.parallel import sharding
 from mt.train.parallel.context import cut
 from mt.train.parallel.mesh import Mesh, ParallelConfig, launch, local
 from mt.train.parallel.pipeline import Pipeline
@@ -242,6 +243,7 @@ def build(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, dtype: torc
         model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
     if granularity:
         recompute(model, RecomputeConfig(recompute_granularity=granularity))
+    sharding.BUCKET = 3000 if mesh.world_size == 2 else 0  # two blocks of a small model together, or each by itself
     parallelize(model, mesh, parallel, compute_dtype or dtype)
     model.to_empty(device=mesh.device)
     initialize(model, 1234)

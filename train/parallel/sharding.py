@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ from ..model.t5 import T5
 from . import comm, context
 from .mesh import Axis, Mesh, ParallelConfig
 from .stages import check_stages, own_blocks, stages_of
+
+BUCKET = 4_000_000  # weights whose gradients travel together at least: below, a collective's start costs more than its overlap saves
 
 
 def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
@@ -384,8 +386,8 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
         for module in list(model.modules()):
             if isinstance(module, Experts):
                 fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["rest"]}))
-    for layer in own_blocks(model):
-        fully_shard(layer, reshard_after_forward=full, **how)
+    for blocks in [[block] for block in own_blocks(model)] if full else _buckets(own_blocks(model)):
+        fully_shard(blocks, reshard_after_forward=full, **how)
     fully_shard(model, reshard_after_forward=False, **how)  # its own weights begin the forward pass and end it
     for method in ("loss", "embed") if isinstance(model, Biencoder) else ("loss",):
         register_fsdp_forward_method(model, method)
@@ -393,6 +395,19 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
     for module in _sharded(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # else a factor of one's own becomes PREMUL_SUM, which gloo lacks
+
+
+def _buckets(blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """Neighbours whose gradients travel together, with BUCKET weights at least but for those at the beginning of the model."""
+    buckets: list[list[nn.Module]] = []
+    weights = BUCKET
+    for block in reversed(blocks):  # as their gradients are made
+        if weights >= BUCKET:
+            buckets.append([])
+            weights = 0
+        buckets[-1].insert(0, block)
+        weights += sum(parameter.numel() for parameter in block.parameters())
+    return buckets[::-1]
 
 
 def synchronise_gradients(model: nn.Module, last: bool) -> None:
