@@ -65,6 +65,7 @@ FAMILIES = {
     "retro_llama": {
         "num_layers": 9, "num_query_groups": 2, "position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu", "add_bias_linear": False, **RETRO,
     },
+    "retro_moe": {"num_layers": 6, "num_experts": 4, **RETRO},
     "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
 }
 
@@ -112,7 +113,9 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "t5, TP2": ("t5", 2, TP),
     "t5, TP2, sequence parallel": ("t5", 2, TP | SP),
     "t5 with relative positions, TP2, sequence parallel": ("t5_relative", 2, TP | SP),
+    "bert, DP2": ("bert", 2, {}),
     "bert, DP2, weights cut too": ("bert", 2, FULL),
+    "t5, DP2": ("t5", 2, {}),
     "t5, DP2, weights cut too": ("t5", 2, FULL),
     "ict, DP2": ("ict", 2, {}),
     "ict, DP4, weights cut too": ("ict", 4, FULL),
@@ -123,6 +126,8 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "Retro, DP2, weights cut too": ("retro", 2, FULL, FEW),
     "Retro, TP2": ("retro", 2, TP, FEW),
     "Retro, TP2, sequence parallel": ("retro", 2, TP | SP, FEW),
+    "Retro with experts, EP2": ("retro_moe", 2, EP, FEW),
+    "Retro with experts, TP2 x EP2, sequence parallel": ("retro_moe", 4, TP | SP | EP, FEW),
     "Retro, rotated, TP2, sequence parallel": ("retro_llama", 2, TP | SP, FEW),
     "Retro, PP2": ("retro", 2, PP, FEW),
     "Retro, PP2 x TP2, sequence parallel": ("retro", 4, PP | TP | SP, FEW),
@@ -131,6 +136,8 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "moe that drops tokens, DP2": ("moe", 2, {}, DROP),
     "moe that drops tokens, CP2": ("moe", 2, CP, DROP),
     "moe that drops the last tokens, CP2 x EP2": ("moe", 2, CP | EP, DROP_LAST),
+    "mamba hybrid, DP2": ("mamba", 2, {}),
+    "mamba hybrid, DP2, weights cut too": ("mamba", 2, FULL),
     "mamba hybrid, TP2": ("mamba", 2, TP),
     "mamba hybrid, CP2": ("mamba", 2, CP),
     "mamba hybrid, CP2, packed documents": ("mamba", 2, CP, {"packed": True}),
