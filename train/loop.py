@@ -60,7 +60,7 @@ from .model.build import build_model, count_parameters
 from .model.layers import initialize, resolve
 from .model.retro import is_retrieval
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
-from .pace import Pace
+from .pace import STEPS_BETWEEN_COLLECTIONS, Pace, collector_at_bay
 from .parallel.mesh import Mesh, launch
 from .parallel.pipeline import Pipeline
 from .parallel.sharding import (
@@ -210,7 +210,7 @@ class Trainer:
         began: when the command did, by time.monotonic.
         """
         config, progress, course = self.config, self.progress, self.course
-        with StopSignals() as signals:
+        with StopSignals() as signals, collector_at_bay() as collect:
             ready = time.perf_counter()
             for batch in self.batches.over(course.batch_size.steps(course.total_samples, progress.consumed_samples)):
                 waited = time.perf_counter() - ready
@@ -226,6 +226,8 @@ class Trainer:
                     self.validate()
                 if leave or progress.step % config.checkpoint.save_interval == 0:
                     self.save()
+                if progress.step % STEPS_BETWEEN_COLLECTIONS == 0:
+                    collect()
                 if leave:
                     self.saver.wait()
                     if signalled and not last:

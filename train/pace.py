@@ -1,4 +1,6 @@
-"""slow ranks are found: what each needs for a block's forward pass, and how long it waits for its batches.
+"""what keeps ranks in step: slow ones are found, and Python's collector waits for all.
+
+Slow ranks are found by what each needs for a block's forward pass, and how long it waits for its batches.
 
 All ranks of a job take the same time for a step, because they wait for the slowest. What tells them apart is the time in
 which a rank computes alone: from the beginning of a block's forward pass, when its weights are there, to its end. (The
@@ -14,10 +16,14 @@ A line of log.jsonl has, where there are several ranks,
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -29,6 +35,26 @@ SLOW = 1.5  # times the median of a block's time
 LATE = 0.1  # of a step's time, waited for data beyond the median
 FEWEST = 0.1  # seconds in blocks on a rank, below which an interval says nothing
 ROWS = 8  # of the table
+STEPS_BETWEEN_COLLECTIONS = 50
+
+
+@contextlib.contextmanager
+def collector_at_bay(collect: Callable[[int], object] = gc.collect) -> Iterator[Callable[[], object]]:
+    """Python's collector of cycles works only when the function that this gives is called: at the same step on all ranks.
+
+    By itself it stops each rank at another moment, and all wait for the one that is stopped. No tensor lies in a cycle after a
+    step, so that what waits for it is small.
+    """
+    gc.collect()
+    gc.freeze()  # what is there by now stays to the end: it need not be gone through again
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield functools.partial(collect, 1)
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 class Pace:

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import yaml
 
 from mt.config import Failure, UserError
 from mt.indexed.gpt import build_datasets
-from mt.train import loop
+from mt.train import loop, pace
 from mt.train.checkpoint import load_model
 from mt.train.determinism import RULES
 from mt.train.loop import train
@@ -43,6 +44,26 @@ def test_a_run_learns_and_reports(finished):
     assert manifest["valid_loss"] < manifest["valid_curve"][0][1]
     assert 0 < manifest["unigram_entropy"] < 4.1  # ln 60
     assert {o["name"] for o in manifest["outputs"]} >= {"log.jsonl", "step_00000008/state.json"}
+
+
+def test_pythons_collector_works_at_given_steps_alone_and_finds_no_tensor(settings, tmp_path, monkeypatch):
+    found = []
+
+    def collect(generation=2):
+        assert not gc.isenabled()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        collected = real(generation)
+        found.append(sum(map(torch.is_tensor, gc.garbage)))
+        gc.set_debug(0)
+        gc.garbage.clear()
+        return collected
+
+    real = gc.collect
+    monkeypatch.setattr(loop, "STEPS_BETWEEN_COLLECTIONS", 3)
+    monkeypatch.setattr(loop, "collector_at_bay", lambda: pace.collector_at_bay(collect))
+    train(settings(tmp_path / "run", recompute_granularity="full"))
+    assert found == [0, 0]  # after steps 3 and 6 of 8
+    assert gc.isenabled()
 
 
 def test_tensorboard_holds_the_curve(finished):
