@@ -234,12 +234,12 @@ class Run:
             self.lock = None
 
 
-def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path | None = None, facts: Mapping | None = None) -> Run:
+def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path | None = None, facts: Mapping | None = None, remedy: str = "") -> Run:
     """Claims the output that `config` names and says whether it is already finished.
 
     config: a dataclass made of `option` fields, one of them output=True. inputs: every file or directory that is
-    read. facts: anything outside settings and inputs that the result depends on. The output is a directory, or
-    a prefix where its field's name ends in `prefix`.
+    read. facts: anything outside settings and inputs that the result depends on. remedy: what else to do where the output
+    holds another run. The output is a directory, or a prefix where its field's name ends in `prefix`.
     Raises UserError when the output holds another run (unless config.overwrite), when it holds something that mt did
     not write, and when another process is at work on it.
     """
@@ -267,7 +267,7 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
             run.finished, run.manifest = True, manifest
             return run
         if not overwrite and manifest["key"] != key:
-            raise UserError(f"{target}: holds another run of `mt {manifest['verb']}`{_difference(manifest['settings'], relevant)}; choose another output or pass --overwrite")
+            raise UserError(f"{target}: holds another run of `mt {manifest['verb']}`{_difference(manifest['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
     elif not prefix and not unfinished.exists() and any(not p.name.endswith(".partial") for p in target.iterdir()):
         raise UserError(f"{target}: is not empty and mt did not write it; choose another output, or empty it yourself")
     run.lock = _lock(unfinished, target)
@@ -280,7 +280,7 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     if stale:
         if earlier is not None and earlier["key"] != key and not sealed.exists() and not overwrite and _holds_work(run):
             run.lock.close()
-            raise UserError(f"{target}: holds an unfinished run of `mt {earlier['verb']}`{_difference(earlier['settings'], relevant)}; choose another output or pass --overwrite")
+            raise UserError(f"{target}: holds an unfinished run of `mt {earlier['verb']}`{_difference(earlier['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
         _clear(target, sealed, unfinished, prefix)
     with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}, file, indent=1, default=str)

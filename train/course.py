@@ -281,4 +281,5 @@ def claim(config: TrainConfig, course: Course, tokenizer: Tokenizer, train_data,
         "tokenizer": tokenizer.fingerprint,
         "global_batch_size": course.batch_size.full,
     }
-    return manifest.begin("train", config, inputs, facts=facts)
+    remedy = "" if elsewhere else f"; to go on from it with other settings, give --load {config.checkpoint.save} and another --save"
+    return manifest.begin("train", config, inputs, facts=facts, remedy=remedy)

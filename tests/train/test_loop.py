@@ -106,7 +106,7 @@ def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finis
     save, manifest = finished
     monkeypatch.setattr(loop, "Trainer", None)
     assert train(settings(save, keep_last=0))["finished"] == manifest["finished"]
-    with pytest.raises(UserError, match=r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or pass --overwrite"):
+    with pytest.raises(UserError, match=r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or pass --overwrite; to go on from it with other settings, give --load .*run and another --save"):
         train(settings(save, keep_last=0, lr=2e-2))
 
 
