@@ -73,7 +73,7 @@ class BuildDbConfig(Workers):
     num_neighbors: int | None = option(None, "neighbours to keep for each chunk (default: 20, or the extended database's)")
     index: str | None = option(None, "Faiss index_factory string (default: Flat, which is exact, below 50,000 chunks, else IVFn,Flat, from 20 million on with PQ)")
     index_train_chunks: int | None = option(None, "chunks that the index is trained on, a random sample (default: 64 for each of its centroids, at least 65,536)")
-    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: an eighth of them, at least 16; 4 times their root where that is less)")
+    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: 6 times their root, at most a quarter of them, at least 16; of codes fewer)")
     ef_search: int | None = option(None, "how far a search looks around in an HNSW graph (default: nprobe, at least 256)")
     seed: int = option(1234, "seed of the sample that the index is trained on")
     bert_model: str | None = option(None, "directory of a Hugging Face BERT that makes the vectors (default: the installed all-MiniLM-L6-v2)", role="input")

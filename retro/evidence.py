@@ -79,7 +79,7 @@ class EmbedBlocksConfig(Workers):
     output: str = option(help="directory for the blocks and their index", role="output")
     use_one_sent_docs: bool = option(False, "blocks of one sentence too")
     index: str | None = option(None, "Faiss index_factory string (default: Flat, which is exact, below 50,000 blocks, else IVFn,Flat)")
-    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: an eighth of them, at least 16)")
+    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: 6 times their root, at most a quarter of them, at least 16)")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):

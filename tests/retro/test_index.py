@@ -155,10 +155,12 @@ def test_every_default_index_has_chunks_enough_for_its_training():
         check_index(choose_index(count, 384), count, 384)
     assert choose_index(49_999, 384) == "Flat"
     assert choose_index(50_000, 384) == "IVF1024,Flat"
-    assert choose_index(10**8, 384) == "OPQ64_256,IVF32768_HNSW32,PQ64"
+    assert choose_index(10**8, 384) == "IVF32768_HNSW32,SQ8"
+    assert choose_index(5 * 10**8, 384) == "OPQ64_256,IVF65536_HNSW32,PQ64"
     assert choose_index(10**8, 64) == "IVF32768_HNSW32,SQ8"
     assert choose_index(16 * 10**9, 384) == "OPQ32_128,IVF262144_HNSW32,PQ32"
-    assert [choose_nprobe(f"IVF{n},Flat") for n in (16, 512, 1024, 65536)] == [16, 64, 128, 1024]
+    assert [choose_nprobe(f"IVF{n},Flat") for n in (16, 512, 1024, 65536)] == [16, 128, 192, 1536]
+    assert [choose_nprobe(f"OPQ64_256,IVF{n},PQ64") for n in (512, 65536)] == [64, 1024]
 
 
 def test_an_index_is_trained_on_a_random_sample_with_as_much_of_each_dataset_as_its_weight_says():
