@@ -147,12 +147,14 @@ def tokens_per_batch(device: torch.device) -> int:
 
 
 def batches_of_texts(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows of as many texts as have no more tokens together, or one; in order."""
-    ends = np.cumsum(lengths)
+    """Rows of as many texts as have no more tokens together, or one; the longest first, so that those of one length are neighbours."""
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     start = 0
-    while start < len(lengths):
-        stop = max(start + 1, int(np.searchsorted(ends, ends[start] - lengths[start] + tokens, side="right")))
-        yield np.arange(start, stop)
+    while start < len(order):
+        before = int(ends[start] - lengths[order[start]])
+        stop = max(start + 1, int(np.searchsorted(ends, before + tokens, side="right")))
+        yield order[start:stop]
         start = stop
 
 

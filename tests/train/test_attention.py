@@ -81,6 +81,18 @@ def test_both_ways_a_query_sees_everything_but_padding():
     assert see_tokens(None) == Seen()
 
 
+@pytest.mark.parametrize("scores", [1, 1 << 18])
+def test_texts_in_one_row_attend_each_to_itself_alone(monkeypatch, scores):
+    monkeypatch.setattr(attention, "SCORES", scores)  # texts of one length one by one, or together
+    torch.manual_seed(0)
+    lengths = [5, 5, 5, 3, 1, 3, 3]
+    query, (key, value) = torch.randn(1, 4, sum(lengths), 8), torch.randn(2, 1, 2, sum(lengths), 8)
+    ours = attention.attend(query, key, value, attention.see_texts(lengths, query.device), scale=None, dropout=0.0)
+    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)))
+    expected = torch.cat([torch.nn.functional.scaled_dot_product_attention(*part, enable_gqa=True) for part in parts], 2)
+    torch.testing.assert_close(ours, expected.transpose(1, 2).flatten(2))
+
+
 def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
     query, key, value = (x[:, :, :1] if n == 0 else x for n, x in enumerate(queries_keys_values(torch.bfloat16)))
     seen = Seen(mask=torch.arange(T).view(1, 1, 1, T) > 5)
