@@ -74,6 +74,8 @@ EXTRAS = {"train": ("torch", "safetensors", "tensorboard"), "retro": ("faiss", "
 # flag of that name, and its reason is printed once; a single word is the flag's name here, perhaps with its value.
 ALIASES = {
     "--save": "--output",
+    "--seed": "--random-seed",
+    "--num-beams": "--beam-width",
     "--keep-last": "the last examples of an epoch are always kept",
     "--partitions": "one pass with --workers processes needs no partitions",
     "--keep-sequential-samples": "documents always keep their order",

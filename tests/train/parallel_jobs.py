@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -250,8 +251,9 @@ def build(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, dtype: torc
         model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
     if granularity:
         recompute(model, RecomputeConfig(recompute_granularity=granularity))
-    sharding.BUCKET = 3000 if mesh.world_size == 2 else 0  # two blocks of a small model together, or each by itself
-    parallelize(model, mesh, parallel, compute_dtype or dtype)
+    # Two blocks of a small model together, or each by itself; and for this model alone: other jobs of these processes have other ranks.
+    with mock.patch.object(sharding, "BUCKET", 3000 if mesh.world_size == 2 else 0):
+        parallelize(model, mesh, parallel, compute_dtype or dtype)
     model.to_empty(device=mesh.device)
     initialize(model, 1234)
     return model
