@@ -26,7 +26,7 @@ from ..config import UserError, build, read_yaml
 from ..indexed.masked import word_pieces
 from ..tokenizer import Tokenizer, load_directory
 from ..train import checkpoint
-from ..train.checkpoint import CheckpointConfig, find, load_model, saved_settings
+from ..train.checkpoint import CheckpointConfig, load_model
 from ..train.convert.foreign import is_foreign, open_foreign
 from ..train.convert.hf import encoder_weights
 from ..train.model.bert import Bert
@@ -90,7 +90,7 @@ def pretrained(path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout
 
 def _pretrained_bert(path: str) -> tuple[ModelConfig, Tokenizer, dict[str, Tensor]]:
     """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory, there even without heads."""
-    settings = saved_settings(find(path)).model
+    settings = checkpoint.saved_settings(checkpoint.find(path)).model
     if settings.family != "bert":
         raise UserError(f"{path}: is a model of family {settings.family}, which cannot be finetuned to choose; give a BERT")
     if is_foreign(Path(path)):

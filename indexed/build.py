@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -35,7 +34,7 @@ import numpy as np
 from .. import documents, manifest
 from ..config import UserError, check, option
 from ..documents import Shard
-from ..executor import default_workers, processes, progress
+from ..executor import default_workers, processes, progress, without_collector
 from ..tokenizer import Tokenizer, TokenizerConfig, load
 from .format import IndexedWriter, refuse_pairs_of_others, token_dtype, work_folder
 from .sentences import SentenceSplitter, find_parameters
@@ -107,7 +106,7 @@ def tokenize(config: TokenizeConfig) -> dict:
     A text is one sequence; a list of texts is a document of several. Empty sequences are left out, and a document
     without tokens keeps its place as one without sequences. Tokens are uint16 where the vocabulary is below 65500.
     """
-    with _without_collector():
+    with without_collector():
         tokenizer = load(config, allow_special=config.allow_special)
     check(
         (not config.append_eod or tokenizer.eod is not None, "append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose another tokenizer"),
@@ -126,7 +125,7 @@ def tokenize(config: TokenizeConfig) -> dict:
     encode = _Encoder(tokenizer, splitter, config.json_keys, np.array(begin, work.dtype), np.array(end, work.dtype), work.dtype)
     left = sum(s.bytes for s in shards)
     try:
-        with progress("tokenize", left, "B") as advance, _without_collector():
+        with progress("tokenize", left, "B") as advance, without_collector():
             batches = _batches(shards, config.json_keys)
             for batch in itertools.islice(batches, work.batches):
                 advance(batch.bytes)
@@ -361,23 +360,11 @@ def _on_processes(function: Callable[[Batch], Encoded], batches: Iterator[Batch]
             yield waiting.popleft().result()
 
 
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Python's search for cycles off: it would walk millions of new texts, arrays and pieces, none of them in a cycle (6 % of the time)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _start(function: Callable[[Batch], Encoded]) -> None:
     """In a new worker: the encoder is sent once, and its threads would fight with the other workers for the processors."""
     global _function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    gc.disable()  # as _without_collector
+    gc.disable()  # as without_collector
     _function = function
 
 

@@ -69,9 +69,9 @@ class Embedder:
         ids = self.encode(texts)
         lengths = np.array([len(row) for row in ids], np.int64)
         vectors = np.zeros((len(texts), self.dimension), np.float32)
-        batches, embed = (batches_of_texts, self._packed) if self.packs else (batches_by_length, self._padded)
+        embed = self._packed if self.packs else self._padded
         with one_thread():
-            for rows in batches(lengths, tokens_per_batch(self.device)):
+            for rows in batches_by_length(lengths, tokens_per_batch(self.device)):
                 vectors[rows] = embed([ids[row] for row in rows]).cpu().numpy()
         return vectors
 
@@ -144,18 +144,6 @@ def one_thread() -> Iterator[None]:
 
 def tokens_per_batch(device: torch.device) -> int:
     return TOKENS_PER_BATCH if device.type == "cpu" else TOKENS_PER_BATCH_CUDA
-
-
-def batches_of_texts(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows of as many texts as have no more tokens together, or one; the longest first, so that those of one length are neighbours."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        before = int(ends[start] - lengths[order[start]])
-        stop = max(start + 1, int(np.searchsorted(ends, before + tokens, side="right")))
-        yield order[start:stop]
-        start = stop
 
 
 def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,19 +117,23 @@ def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
 class ExchangedNeighbors:
     """The neighbours of a split in the query/ of a project: iterating gives them block by block, each (rows, k) int64.
 
-    rows: chunks of the samples asked for, and of all that there are (a mixture has some more); k: neighbours wanted of each; chunks: of the database. Raises UserError for a folder that is
-    not whole or is of another number of samples, and for numbers that are none of the database's.
+    rows: chunks of the samples asked for, and of all that there are (a mixture has some more). k: neighbours wanted of
+    each. chunks: of the database. Raises UserError for a folder that is not whole or is of another number of samples,
+    and for numbers that are none of the database's.
     """
 
     def __init__(self, project: Path, split: str, rows: tuple[int, int], k: int, chunks: int):
         self.k, self.chunks = k, chunks
+        if not (project / "config.json").exists():
+            raise UserError(f"{project}: has no config.json; give the project of Megatron-LM's Retro that has query/ and db/")
         settings = manifest.read_json(project / "config.json")
-        folder = (settings.get("retro_neighbor_dirs") or {}).get(split)
+        folders = settings.get("retro_neighbor_dirs") if isinstance(settings, dict) else None
+        folder = folders.get(split) if isinstance(folders, dict) else None
         if not folder:
             raise UserError(f"{project / 'config.json'}: names no neighbours of {split} in retro_neighbor_dirs; ask for no {split} samples, or give the project that has them")
         self.folder = project / folder
-        self.files = sorted(self.folder.glob("*-*.hdf5"), key=lambda path: int(path.stem.partition("-")[0]))
-        ends = [tuple(map(int, path.stem.split("-"))) for path in self.files]
+        self.files = sorted((p for p in self.folder.glob("*.hdf5") if re.fullmatch(r"\d+-\d+", p.stem)), key=_bounds)
+        ends = [_bounds(path) for path in self.files]
         gap = next((i for i, (a, b) in enumerate(itertools.pairwise([(0, 0), *ends])) if a[1] != b[0]), None)
         if not ends or gap is not None:
             raise UserError(f"{self.folder}: {'has no block of neighbours' if not ends else f'the block before {self.files[gap].name} is missing'}; fetch it again")
@@ -138,19 +143,25 @@ class ExchangedNeighbors:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self.files:
-            start, stop = map(int, path.stem.split("-"))
+            start, stop = _bounds(path)
             try:
                 with _h5py().File(path) as file:
                     ids = file["neighbors"][:]
             except (OSError, KeyError, ValueError) as error:
                 raise UserError(f"{path}: is no whole block of neighbours ({error}); fetch it again") from None
-            if ids.ndim != 2 or len(ids) != stop - start:
-                raise UserError(f"{path}: holds neighbours of shape {ids.shape}, not ({stop - start}, k); fetch it again")
+            if ids.ndim != 2 or len(ids) != stop - start or ids.dtype.kind not in "iu":
+                raise UserError(f"{path}: holds neighbours of shape {ids.shape} and type {ids.dtype}, not whole numbers of shape ({stop - start}, k); fetch it again")
             if ids.shape[1] < self.k:
                 raise UserError(f"{path}: has {ids.shape[1]} neighbours of a chunk; give --num-neighbors {ids.shape[1]} or fewer")
-            if ids.min() < -1 or ids.max() >= self.chunks:
+            if len(ids) and (ids.min() < -1 or ids.max() >= self.chunks):
                 raise UserError(f"{path}: has chunk {ids.max() if ids.max() >= self.chunks else ids.min()}, and the database has {self.chunks:,}; give the database that was made with --chunks-hdf5 of this project")
             yield ids[:, : self.k].astype("<i8")
+
+
+def _bounds(path: Path) -> tuple[int, int]:
+    """The first row of a block of neighbours, and the one past its last, as its name tells."""
+    start, stop = path.stem.split("-")
+    return int(start), int(stop)
 
 
 def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: int) -> Selection:

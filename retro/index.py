@@ -40,7 +40,10 @@ class SearchConfig:
     ef_search: int | None = option(None, "how far a search looks around in an HNSW graph (default: as the database says)")
 
     def __post_init__(self):
-        check(*((value is None or value >= 1, f"{name} = {value} must be at least 1") for name in ("nprobe", "ef_search") for value in [getattr(self, name)]))
+        check(
+            (self.nprobe is None or self.nprobe >= 1, f"nprobe = {self.nprobe} must be at least 1"),
+            (self.ef_search is None or self.ef_search >= 1, f"ef_search = {self.ef_search} must be at least 1"),
+        )
 
     def of(self, database: Database) -> tuple[int, int]:
         """(nprobe, ef_search)"""

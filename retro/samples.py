@@ -99,15 +99,18 @@ def neighbors(config: NeighborsConfig) -> dict:
     run = manifest.begin("retro neighbors", config, [*config.files(), *read], facts={"splits": splits})
     if run.finished:
         return run.manifest
-    for name, found in exchanged.items():
-        _take(found, run.output / f"{name}.npy", shapes[name], datasets[name], root, database)
     work = _Work(str(root), str(embedder.directory), database, config, run.key) if embedder else None
     for name, shape in shapes.items():
-        if not (run.output / f"{name}.npy").exists():
-            make = functools.partial(_search_samples, split=name, work=work)
-            size = max(1, block_size(shape[0] * shape[1]) // shape[1])
-            blocks = map_blocks(make, shape[0], size, run.output / "parts" / name, label=f"retro neighbors: {name}", where=config.where)
-            join_blocks(blocks, run.output / f"{name}.npy", shape)
+        path = run.output / f"{name}.npy"
+        if path.exists():
+            continue
+        if work is None:
+            _take(exchanged[name], path, shape, datasets[name], root, database)
+            continue
+        make = functools.partial(_search_samples, split=name, work=work)
+        size = max(1, block_size(shape[0] * shape[1]) // shape[1])
+        blocks = map_blocks(make, shape[0], size, run.output / "parts" / name, label=f"retro neighbors: {name}", where=config.where)
+        join_blocks(blocks, path, shape)
     shutil.rmtree(run.output / "parts", ignore_errors=True)
     files = [run.output / f"{name}.npy" for name in shapes]
     asked = sum(int(np.prod(shape)) for shape in shapes.values())
@@ -137,7 +140,7 @@ def _take(found: ExchangedNeighbors, path: Path, shape: tuple[int, int, int], da
             file.write(ids.tobytes())
             samples = range(row // shape[1], (row + len(ids) - 1) // shape[1] + 1)
             for sample, first, stop in own_documents(dataset, samples, table, fingerprints).tolist():
-                start = max(0, (samples[sample]) * shape[1] - row)
+                start = max(0, samples[sample] * shape[1] - row)
                 here = ids[start : max(0, (samples[sample] + 1) * shape[1] - row)]
                 if ((here >= first) & (here < stop)).any():
                     raise UserError(f"{found.folder}: gives sample {samples[sample]} a neighbour of a document of its own, so it was made for other samples; give the data settings and numbers of samples that it was made with")

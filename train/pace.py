@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from ..executor import without_collector
 from .parallel.mesh import Mesh
 from .recompute import stacks
 
@@ -47,14 +48,11 @@ def collector_at_bay(collect: Callable[[int], object] = gc.collect) -> Iterator[
     """
     gc.collect()
     gc.freeze()  # what is there by now stays to the end: it need not be gone through again
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield functools.partial(collect, 1)
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
+    with without_collector():
+        try:
+            yield functools.partial(collect, 1)
+        finally:
+            gc.unfreeze()
 
 
 class Pace:

@@ -101,6 +101,24 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
     ):
         with pytest.raises(UserError, match=message):
             neighbors(config.build(NeighborsConfig, ("test", taken | wrong | {"output": str(tmp_path / "wrong")})))
+    (folder / "old-notes.hdf5").write_bytes(b"none of ours")
+    for text, message in (("[]", "names no neighbours of train"), ('{"retro_neighbor_dirs": 3}', "names no neighbours of train"), ("{", "not whole JSON"), (None, r"has no config\.json")):
+        other = tmp_path / "other"
+        other.mkdir(exist_ok=True)
+        (other / "config.json").unlink(missing_ok=True)
+        if text is not None:
+            (other / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            neighbors(config.build(NeighborsConfig, ("test", taken | {"project_hdf5": str(other), "output": str(tmp_path / "wrong")})))
+    with h5py.File(folder / "000-013.hdf5", "r+") as file:
+        whole = file["neighbors"][:]
+        del file["neighbors"]
+        file.create_dataset("neighbors", data=whole.astype(np.float32))
+    with pytest.raises(UserError, match="and type float32, not whole numbers"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+    with h5py.File(folder / "000-013.hdf5", "r+") as file:
+        del file["neighbors"]
+        file.create_dataset("neighbors", data=whole)
     with h5py.File(folder / f"013-0{rows}.hdf5", "r+") as file:
         file["neighbors"][3, 1] = 10_000
     with pytest.raises(UserError, match="has chunk 10000, and the database has"):

@@ -159,13 +159,14 @@ def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: flo
     for length, run in itertools.groupby(end - begin for begin, end in itertools.pairwise(ends)):
         left = sum(1 for _ in run)
         together = max(1, SCORES // (heads * length**2))
-        for count in [together] * (left // together) + [left % together] * (left % together > 0):
+        while left:
+            count = min(together, left)
             places = slice(start, start + count * length)
             own = [x[:, places].reshape(heads * count, length, channels) for x in (query, key, value)]
             scores = torch.baddbmm(nothing, own[0], own[1].transpose(1, 2), beta=0, alpha=scale)
             weights = scores.softmax(-1, torch.float32).to(value.dtype)  # in bfloat16 torch takes twice as long
             y[places].view(count, length, heads, channels).copy_(torch.bmm(weights, own[2]).view(heads, count, length, channels).permute(1, 2, 0, 3))
-            start = places.stop
+            start, left = places.stop, left - count
     return y.flatten(1)[None]
 
 
