@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="that are timed")
     parser.add_argument("--micro-batch-size", type=int, help="for all, instead of each model's own")
     parser.add_argument("--compile", default="always", choices=["always", "never"])
+    parser.add_argument("--attention-backend", default="auto", help="another than mt train would choose")
+    parser.add_argument("--fp8-recipe", default="tensorwise", help="of the models in float8; rowwise ones are in e4m3")
     parser.add_argument("--profile", action="store_true", help="print where the time of one more step goes")
     parser.add_argument("--smoke", action="store_true", help="two layers of an eighth of the width, on any machine")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -145,6 +147,8 @@ def configuration(name: str, arguments: argparse.Namespace, folder: Path, steps:
         widths = {key: model[key] // 8 for key in ("hidden_size", "ffn_hidden_size", "num_attention_heads") if key in model}
         groups = {"num_query_groups": 2} if "num_query_groups" in model else {}
         model, length, micro, float8 = {**model, **widths, **groups, "num_layers": 2, "vocab_size": 4096}, 128, 1, None
+    if float8 is not None and arguments.fp8_recipe != "tensorwise":
+        float8 = "e4m3"
     vocabulary = model["vocab_size"]
     writer = IndexedWriter(folder / "tokens", np.int32, folder)
     generator = np.random.default_rng(0)
@@ -152,11 +156,11 @@ def configuration(name: str, arguments: argparse.Namespace, folder: Path, steps:
         writer.add(generator.integers(0, vocabulary, 1_000_000).astype(np.int32), np.full(500, 2000, np.int32), np.ones(500, np.int64))
     writer.finish()
     return build(TrainConfig, ("benchmark", {
-        "model": model,
+        "model": {**model, "attention_backend": arguments.attention_backend},
         "data": {"data_path": [str(folder / "tokens")], "seq_length": length, "split": "100,0,0"},
         "tokenizer": {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": vocabulary},
         "optimizer": {"lr": 1e-4, "lr_decay_style": "constant"},
-        "precision": {"bf16": True, "fp8_format": float8},
+        "precision": {"bf16": True, "fp8_format": float8, "fp8_recipe": arguments.fp8_recipe},
         "train": {
             "micro_batch_size": micro, "global_batch_size": micro * accumulated, "train_iters": steps, "eval_iters": 0,
             "compile": "never" if arguments.smoke else arguments.compile,

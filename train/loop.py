@@ -42,6 +42,7 @@ from .course import (
     with_schedules_of,
 )
 from .determinism import be_deterministic, draw_from, give_blocks_seeds
+from .float8 import use_float8
 from .flops import out_of_memory_message, peak_flops, training_flops
 from .guard import (
     MOST_BEFORE_SPIKE,
@@ -75,7 +76,6 @@ from .precision import (
     Weights,
     check_precision,
     use_fast_float32_products,
-    use_float8,
 )
 from .speed import apply_speed, check_compile, keep_freed_memory
 
@@ -387,7 +387,7 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
         model = Pipeline(model, mesh, parallel, lengths_of(config, config.model), dtype)
     model.train()
     if config.precision.fp8_format is not None:
-        use_float8(model, config.precision.fp8_format)
+        use_float8(model, config.precision.fp8_format, config.precision.fp8_recipe)
     setting = "never" if parallel.pipeline_schedule == "zero-bubble" else config.train.compile
     apply_speed(model, config.recompute, setting, mesh.device, total_flops)
     parallelize(model, mesh, parallel, dtype)

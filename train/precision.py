@@ -1,4 +1,4 @@
-"""In which numbers the model computes: float32, bfloat16, float16 with a dynamic loss scale, or float8 products.
+"""In which numbers the model computes: float32, bfloat16, float16 with a dynamic loss scale, or float8 products (float8.py).
 
 The optimizer always steps float32 weights. A model that computes in narrower numbers is a working copy of them
 (`Weights`): its gradients are added up in float32 as they are made, micro-batch by micro-batch, and after a step the
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError, check, option
-from .model.layers import Linear
+from .float8 import float8_obstacle
 from .parallel.mesh import local
 
 LEAST_LOSS_SCALE = 1.0
@@ -29,6 +29,7 @@ class PrecisionConfig:
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16, with a loss scale that finds its size by itself")
     fp8_format: Literal["e4m3", "hybrid"] | None = option(None, "products of the blocks in 8 bits (GPUs from compute capability 8.9): e4m3 throughout, or hybrid, with e5m2 for gradients")
+    fp8_recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = option("tensorwise", "float8: one scale for a matrix, or for each of its rows, with the weights' gradients in 8 bits too or in bfloat16 (gw_hp); by rows needs torchao and e4m3")
     initial_loss_scale: float = option(2.0**32, "float16: the loss scale at the start")
     loss_scale_window: int = option(1000, "float16: steps without overflow before it doubles")
     hysteresis: int = option(2, "float16: overflows before it halves")
@@ -37,6 +38,7 @@ class PrecisionConfig:
         check(
             (not (self.bf16 and self.fp16), "bf16 and fp16 are both given; keep one"),
             (self.fp8_format is None or self.bf16, f"precision.fp8_format = {self.fp8_format} needs --bf16: everything but the products stays in bfloat16"),
+            (self.fp8_recipe == "tensorwise" or self.fp8_format == "e4m3", f"precision.fp8_recipe = {self.fp8_recipe} is of e4m3 throughout, and precision.fp8_format = {self.fp8_format}; give --fp8-format e4m3"),
             (self.initial_loss_scale >= LEAST_LOSS_SCALE, f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least {LEAST_LOSS_SCALE}"),
             (self.loss_scale_window >= 1, f"precision.loss_scale_window = {self.loss_scale_window} must be at least 1"),
             (self.hysteresis >= 1, f"precision.hysteresis = {self.hysteresis} must be at least 1"),
@@ -134,82 +136,8 @@ class LossScale:
 
 def check_precision(config: PrecisionConfig, device: torch.device) -> None:
     """Raises UserError where a device cannot compute in these numbers."""
-    if config.fp8_format is not None and (wrong := float8_obstacle(device)):
-        raise UserError(f"precision.fp8_format = {config.fp8_format} {wrong}; leave it out")
-
-
-def float8_obstacle(device: torch.device) -> str | None:
-    """Why a device cannot train with 8-bit products, or None."""
-    if device.type != "cuda":
-        return f"needs a GPU with 8-bit matrix units, and this runs on {device.type}"
-    if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
-        return f"needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell), and {torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
-    return None
-
-
-def use_float8(model: nn.Module, format: str) -> int:
-    """Turns the linear layers of a model's blocks into Float8Linear in place; returns how many.
-
-    Why not a package: torchao's Float8Linear and transformer-engine's Linear are modules in their own right, which know nothing
-    of how ours are cut over ranks and packed; what they would bring is this product (torchao, recipe "tensorwise").
-
-    Only those whose sizes are multiples of 16, which the hardware wants; the head and the embeddings stay as they are.
-    """
-    swapped = 0
-    for name, module in model.named_modules():
-        if "layers." in name and type(module) is Linear and all(size % 16 == 0 for size in module.weight.shape):
-            module.__class__ = Float8Linear  # the same module with another product: weights, hooks and names stay
-            module.gradient_dtype = torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn
-            swapped += 1
-    return swapped
-
-
-class Float8Linear(Linear):
-    """x (..., in) -> (..., out), its three products in float8 with one scale for a whole matrix, found as it is cast."""
-
-    gradient_dtype: torch.dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = _Float8Product.apply(x.flatten(0, -2), self.weight, self.gradient_dtype).unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias
-
-
-class _Float8Product(torch.autograd.Function):
-    """(N, in), (out, in) -> (N, out). Micikevicius et al. 2022: e4m3 forward, e5m2 or e4m3 for the gradient."""
-
-    @staticmethod
-    def forward(ctx, x, weight, gradient_dtype):
-        (x8, x_scale), (w8, w_scale) = (_to_float8(t, torch.float8_e4m3fn) for t in (x, weight))
-        ctx.gradient_dtype = gradient_dtype
-        ctx.save_for_backward(x8, x_scale, w8, w_scale)
-        return _scaled_product(x8, w8, x_scale, w_scale, x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x8, x_scale, w8, w_scale = ctx.saved_tensors
-        g8, g_scale = _to_float8(gradient.contiguous(), ctx.gradient_dtype)
-        to_x = _scaled_product(g8, w8.T.contiguous(), g_scale, w_scale, gradient.dtype)
-        # The products run along rows, which must be multiples of 16: those of the last one are the tokens.
-        short = -len(x8) % 16
-        g8, x8 = (_pad_rows(t, short) for t in (g8, x8))
-        to_weight = _scaled_product(g8.T.contiguous(), x8.T.contiguous(), g_scale, x_scale, gradient.dtype)
-        return to_x, to_weight, None
-
-
-def _to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x in 8 bits with its largest value at the type's largest, the float32 scale that undoes it)."""
-    largest = torch.finfo(dtype).max
-    scale = x.abs().amax().float().clamp(min=1e-12) / largest
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
-
-
-def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """a (n, k) times b (m, k) transposed, both row by row."""
-    return torch._scaled_mm(a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=a.dtype == b.dtype == torch.float8_e4m3fn)
-
-
-def _pad_rows(x: Tensor, rows: int) -> Tensor:
-    return torch.cat([x.view(torch.uint8), x.new_zeros(rows, x.shape[1]).view(torch.uint8)]).view(x.dtype) if rows else x
+    if config.fp8_format is not None and (wrong := float8_obstacle(device, config.fp8_recipe)):
+        raise UserError(f"precision.fp8_format = {config.fp8_format} with fp8_recipe = {config.fp8_recipe} {wrong}; leave it out")
 
 
 def use_fast_float32_products() -> bool:

@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -126,8 +128,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 )
 def test_the_backend_is_the_best_that_can(settings, device, dtype, bounded, chosen, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("flash_attn", "transformer_engine") else find(name))
     assert attention_backend(config(**settings), device, dtype, bounded=bounded) == chosen
+    if chosen == "varlen":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else True)
+        assert attention_backend(config(**settings), device, dtype, bounded=bounded) == "transformer-engine"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     if chosen == "varlen":
         assert attention_backend(config(**settings), device, dtype, bounded=bounded) == "flash"
@@ -140,13 +145,63 @@ def test_the_backend_is_the_best_that_can(settings, device, dtype, bounded, chos
         ({"attention_backend": "varlen"}, GPU, torch.float32, "varlen needs bfloat16 or float16, not float32"),
         ({"attention_backend": "varlen", "attention_dropout": 0.1}, GPU, torch.bfloat16, "varlen has no dropout, and model.attention_dropout = 0.1"),
         ({"attention_backend": "varlen", "kv_channels": 512}, GPU, torch.bfloat16, "takes heads of at most 256 channels, not 512"),
-        ({"attention_backend": "flash"}, GPU, torch.bfloat16, r"flash needs the package flash-attn \(pip install flash-attn\)"),
+        ({"attention_backend": "flash"}, GPU, torch.bfloat16, r"flash needs the package flash-attn \(pip install --no-build-isolation 'flash-attn'\)"),
+        ({"attention_backend": "transformer-engine"}, GPU, torch.bfloat16, r"needs the package transformer-engine \(pip install --no-build-isolation 'transformer-engine\[pytorch\]'\)"),
+        ({"attention_backend": "transformer-engine"}, CPU, torch.bfloat16, "transformer-engine needs a GPU, and this runs on cpu"),
     ],
 )
 def test_a_backend_that_cannot_is_refused_with_the_reason(settings, device, dtype, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
         attention_backend(config(**settings), device, dtype, bounded=True)
+
+
+def one_by_one(query, key, value, starts, window, *, causal):
+    """(tokens, heads, C) of attention over documents one by one. window: tokens before and after the query, -1: all."""
+    outs = []
+    for a, b in itertools.pairwise(starts):
+        q, k, v = (x[a:b].transpose(0, 1)[None] for x in (query, key, value))
+        ahead = torch.arange(b - a)[:, None] - torch.arange(b - a)
+        mask = (ahead >= 0) if causal else torch.ones_like(ahead, dtype=torch.bool)
+        mask = mask & (ahead <= window[0]) if window[0] >= 0 else mask
+        outs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+class DotProductAttention:
+    """transformer-engine's module of that name, as its documentation has it (version 2.20); the module needs a GPU."""
+
+    def __init__(self, num_attention_heads, kv_channels, num_gqa_groups=None, attention_dropout=0.0, *, softmax_scale=None):
+        assert (kv_channels, attention_dropout, softmax_scale) == (C, 0.0, None)
+        self.heads = num_attention_heads, num_gqa_groups or num_attention_heads
+
+    def __call__(
+        self, query_layer, key_layer, value_layer, *, qkv_format, attn_mask_type, window_size, cu_seqlens_q=None, cu_seqlens_kv=None,
+        max_seqlen_q=None, max_seqlen_kv=None,
+    ):
+        assert (query_layer.shape[-2], key_layer.shape[-2]) == self.heads
+        assert window_size[1] == 0
+        if qkv_format == "thd":
+            assert (attn_mask_type, cu_seqlens_q.dtype, max_seqlen_q, max_seqlen_kv) == ("padding_causal", torch.int32, 40, 40)
+            assert cu_seqlens_q.equal(cu_seqlens_kv)
+            return one_by_one(query_layer, key_layer, value_layer, cu_seqlens_q, window_size, causal=True).flatten(1)  # (t, h x d)
+        assert (qkv_format, attn_mask_type) == ("bshd", "causal")
+        flat = [x.flatten(0, 1) for x in (query_layer, key_layer, value_layer)]
+        return one_by_one(*flat, range(0, B * T + 1, T), window_size, causal=True).view(B, T, -1)  # (b, s, h x d)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transformer_engine_is_told_what_is_seen(name, monkeypatch):
+    settings, packed, visible = CASES[name]
+    monkeypatch.setitem(sys.modules, "transformer_engine", types.ModuleType("transformer_engine"))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", types.SimpleNamespace(DotProductAttention=DotProductAttention))
+    monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+    attention._transformer_engine_layer.cache_clear()
+    inputs = queries_keys_values()
+    seen = see(config(attention_backend="transformer-engine", **settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
+    assert seen.backend == "transformer-engine"
+    torch.testing.assert_close(attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12)
+    attention._transformer_engine_layer.cache_clear()
 
 
 @pytest.mark.parametrize("known", [frozenset({"window_size", "enable_gqa"}), frozenset({"window_size"}), frozenset({"is_causal"})], ids=["2.13", "2.11", "2.10"])
@@ -163,14 +218,7 @@ def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known,
     def kernel(query, key, value, starts, _, longest, __, *, window_size=(-1, -1), is_causal=False, enable_gqa=False):
         assert enable_gqa or query.shape[1] == key.shape[1]
         assert longest == 40
-        outs = []
-        for a, b in itertools.pairwise(starts):
-            q, k, v = (x[a:b].transpose(0, 1)[None] for x in (query, key, value))
-            ahead = torch.arange(b - a)[:, None] - torch.arange(b - a)
-            mask = (ahead >= 0) if is_causal or window_size[1] == 0 else torch.ones_like(ahead, dtype=torch.bool)
-            mask = mask & (ahead <= window_size[0]) if window_size[0] >= 0 else mask
-            outs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1))
-        return torch.cat(outs)
+        return one_by_one(query, key, value, starts, window_size, causal=is_causal or window_size[1] == 0)
 
     monkeypatch.setattr(attention, "_varlen_options", lambda: known)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
@@ -181,11 +229,11 @@ def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known,
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen", "flash"])
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen", "flash", "transformer-engine"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_backend_gives_the_same_on_a_gpu(backend, name):
-    if backend == "flash":
-        pytest.importorskip("flash_attn", reason="flash-attn is not installed")
+    if backend in attention.PACKAGES:
+        pytest.importorskip(attention.PACKAGES[backend][0], reason=f"{backend} is not installed")
     settings, packed, visible = CASES[name]
     inputs = queries_keys_values(torch.bfloat16, "cuda")
     seen = see(config(attention_backend=backend, **settings), torch.zeros(B, T, device="cuda"), torch.bfloat16, documents("cuda") if packed else None)

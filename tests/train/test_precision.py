@@ -1,11 +1,12 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
 from mt.config import UserError
-from mt.train import precision
+from mt.train.float8 import float8_obstacle, use_float8
 from mt.train.loop import train
 from mt.train.model.build import build_model
 from mt.train.model.layers import Linear, ModelConfig, initialize, resolve
@@ -14,7 +15,6 @@ from mt.train.precision import (
     PrecisionConfig,
     Weights,
     use_fast_float32_products,
-    use_float8,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,37 +101,69 @@ def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, setti
     assert (cut["curve"], cut["skipped_steps"]) == (whole["curve"], whole["skipped_steps"])
 
 
-@pytest.mark.parametrize("format", ["e4m3", "hybrid"])
-def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format):
-    """torch._scaled_mm works on CPUs, slowly; rows are no multiple of 16."""
-    exact = nn.Sequential()
-    exact.add_module("layers", nn.ModuleList([Linear(64, 48, bias=True, std=0.1), Linear(64, 7, bias=False, std=0.1)]))
-    for parameter in exact.parameters():
+def two_linears() -> nn.Module:
+    """Layers as a block has them: one of 48 x 64, and one of 7 x 64, whose rows are no multiple of 16."""
+    model = nn.Sequential()
+    model.add_module("layers", nn.ModuleList([Linear(64, 48, bias=True, std=0.1), Linear(64, 7, bias=False, std=0.1)]))
+    for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def output_and_gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    (y.float() * torch.linspace(-1, 1, 48)).sum().backward()
+    return [y, x.grad, layer.weight.grad, layer.bias.grad]
+
+
+@pytest.mark.parametrize(("format", "recipe"), [("e4m3", "tensorwise"), ("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")])
+def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format, recipe):
+    """torch._scaled_mm works on CPUs, slowly; torchao emulates. 25 tokens are no multiple of 16."""
+    if recipe != "tensorwise":
+        pytest.importorskip("torchao", reason="torchao is not installed")
+    exact = two_linears()
     narrow = copy.deepcopy(exact).bfloat16()
-    assert use_float8(narrow, format) == 1  # 7 rows are no multiple of 16
+    assert use_float8(narrow, format, recipe, emulate=True) == 1
     x = torch.randn(5, 5, 64, generator=torch.Generator().manual_seed(2))
-    outputs = []
-    for model, data in ((exact, x.clone()), (narrow, x.bfloat16())):
-        data.requires_grad_()
-        y = model.layers[0](data)
-        (y.float() * torch.linspace(-1, 1, 48)).sum().backward()
-        outputs.append((y, data.grad, model.layers[0].weight.grad, model.layers[0].bias.grad))
-    for ours, theirs in zip(*reversed(outputs)):
-        assert (ours.float() - theirs).norm() / theirs.norm() < 0.08
+    expected, found = output_and_gradients(exact.layers[0], x), output_and_gradients(narrow.layers[0], x.bfloat16())
+    errors = [((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(found, expected)]
+    assert max(errors) < 0.08
+    assert min(errors[:2]) > 0.005  # bfloat16's are 0.002
+    assert (errors[2] < 0.005) == (recipe == "rowwise_with_gw_hp")
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "rowwise_with_gw_hp"])
+def test_products_in_float8_are_those_of_torchao(recipe):
+    """One number is a thousand times the others, so that scales of rows and of matrices differ."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.float8 import Float8LinearConfig
+    from torchao.float8.float8_linear import Float8Linear
+
+    ours = two_linears().bfloat16()
+    theirs = nn.Linear(64, 48, dtype=torch.bfloat16)
+    theirs.load_state_dict(ours.layers[0].state_dict())
+    how = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=True, pad_inner_dim=True)
+    theirs = Float8Linear.from_float(theirs, how)
+    use_float8(ours, "hybrid" if recipe == "tensorwise" else "e4m3", recipe, emulate=True)
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    x[3, 5] = 1000
+    for found, expected in zip(output_and_gradients(ours.layers[0], x), output_and_gradients(theirs, x)):
+        assert (found - expected).norm() / expected.norm() < (0.004 if recipe == "tensorwise" else 1e-9)
 
 
 def test_float8_is_refused_where_the_hardware_lacks_it(settings, tmp_path):
-    with pytest.raises(UserError, match=r"precision.fp8_format = hybrid needs a GPU with 8-bit matrix units, and this runs on cpu; leave it out"):
+    with pytest.raises(UserError, match=r"precision.fp8_format = hybrid with fp8_recipe = tensorwise needs a GPU with 8-bit matrix units, and this runs on cpu; leave it out"):
         train(settings(tmp_path / "run", bf16=True, fp8_format="hybrid"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_float8_trains_on_a_gpu():
+@pytest.mark.parametrize(("format", "recipe"), [("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")])
+def test_float8_trains_on_a_gpu(format, recipe):
     device = torch.device("cuda")
-    if wrong := precision.float8_obstacle(device):
+    if wrong := float8_obstacle(device, recipe):
         pytest.skip(wrong)
     config = resolve(ModelConfig(num_layers=2, hidden_size=256, num_attention_heads=4), vocab_size=512, seq_length=64)
     model = build_model(config)
@@ -140,7 +172,7 @@ def test_float8_trains_on_a_gpu():
     tokens = torch.randint(0, 512, (4, 65), device=device)
     arguments = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(4, 64, device=device)}
     exact = model.loss(**arguments).item()
-    assert use_float8(model, "hybrid") == 8
+    assert use_float8(model, format, recipe) == 8
     loss = model.loss(**arguments)
     loss.backward()
     assert loss.item() == pytest.approx(exact, rel=1e-2)
@@ -152,6 +184,7 @@ def test_float8_trains_on_a_gpu():
     [
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both given; keep one"),
         ({"fp8_format": "hybrid"}, "precision.fp8_format = hybrid needs --bf16"),
+        ({"bf16": True, "fp8_format": "hybrid", "fp8_recipe": "rowwise"}, "precision.fp8_recipe = rowwise is of e4m3 throughout, and precision.fp8_format = hybrid; give --fp8-format e4m3"),
         ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must be at least 1.0"),
     ],
 )

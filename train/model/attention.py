@@ -23,6 +23,8 @@ from ...config import UserError
 from .layers import Linear, ModelConfig, Norm
 from .positions import rotate
 
+PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
+PACKAGES = {"flash": ("flash_attn", "flash-attn"), "transformer-engine": ("transformer_engine", "transformer-engine[pytorch]")}  # name: module, package
 SCORES = 1 << 18
 
 
@@ -41,8 +43,8 @@ class Seen(NamedTuple):
     causal: bool = False  # nothing later; says it all where there is no mask
     mask: Tensor | None = None  # sdpa: (B or 1, H or 1, T, keys), bool, True where a query may look, or float, added to the scores
     blocks: Any = None  # flex: its BlockMask
-    documents: Documents | None = None  # flash, varlen, each
-    window: int | None = None  # flash, varlen: tokens, the query's own included
+    documents: Documents | None = None  # flash, varlen, transformer-engine (None there: every sample is one), each
+    window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
 
 
 def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None) -> Seen:
@@ -53,6 +55,8 @@ def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Docu
     B, T = tokens.shape
     window = config.window_size if config.window_size is not None and config.window_size < T else None
     backend = attention_backend(config, tokens.device, dtype, bounded=documents is not None or window is not None)
+    if backend == "transformer-engine":
+        return Seen(backend, True, documents=documents, window=window)
     if backend in ("flash", "varlen"):
         if documents is None:  # every sample is one
             starts = torch.arange(0, B * T + 1, T, device=tokens.device, dtype=torch.int32)
@@ -89,13 +93,13 @@ def see_texts(lengths: list[int], device: torch.device) -> Seen:
 
 
 def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool) -> str:
-    """What computes causal attention: flash, varlen, flex or sdpa; raises UserError where the one asked for cannot.
+    """What computes causal attention: flash, transformer-engine, varlen, flex or sdpa; raises UserError where the one asked for cannot.
 
     bounded: by documents or a window, which sdpa can only be told by a mask of T x T. dtype: of the queries.
     """
     asked = config.attention_backend
     if asked == "auto":
-        return next(name for name in ("flash", "varlen", "flex", "sdpa") if _obstacle(name, config, device, dtype) is None) if bounded else "sdpa"
+        return next(name for name in PREFERRED if _obstacle(name, config, device, dtype) is None) if bounded else "sdpa"
     if obstacle := _obstacle(asked, config, device, dtype):
         raise UserError(f"model.attention_backend = {asked} {obstacle}; use auto")
     return asked
@@ -107,7 +111,7 @@ def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch
         return None
     if device.type != "cuda":
         return f"needs a GPU, and this runs on {device.type}"
-    if name != "flash" and config.attention_dropout:
+    if name not in PACKAGES and config.attention_dropout:
         return f"has no dropout, and model.attention_dropout = {config.attention_dropout}"
     if name == "flex":
         return None
@@ -115,8 +119,9 @@ def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch
         return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
     if config.kv_channels > 256:
         return f"takes heads of at most 256 channels, not {config.kv_channels}"
-    if name == "flash":
-        return None if importlib.util.find_spec("flash_attn") else "needs the package flash-attn (pip install flash-attn)"
+    if name in PACKAGES:
+        module, package = PACKAGES[name]
+        return None if importlib.util.find_spec(module) else f"needs the package {package.partition('[')[0]} (pip install --no-build-isolation '{package}')"
     if config.window_size is not None and "window_size" not in _varlen_options():
         return f"knows no windows in torch {torch.__version__}"
     return None
@@ -127,6 +132,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: floa
     grouped = query.shape[1] != key.shape[1]
     if seen.backend == "each":
         return _each(query[0], key[0], value[0], seen.documents.cu_seqlens.tolist(), scale)
+    if seen.backend == "transformer-engine":
+        return _transformer_engine(query, key, value, seen, scale, dropout)
     if seen.backend in ("flash", "varlen"):
         B, _, T, _ = query.shape
         packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B x T, heads, C)
@@ -177,6 +184,30 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float |
     return flash_attn_varlen_func(
         query, key, value, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=True, window_size=(left, 0),
     )
+
+
+def _transformer_engine(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+    """Its fused attention, cuDNN's or flash-attn's: it chooses by the shapes."""
+    B, heads, T, channels = query.shape
+    samples = [x.transpose(1, 2) for x in (query, key, value)]  # (B, T, heads, C)
+    how: dict = {"qkv_format": "bshd", "attn_mask_type": "causal"}
+    if seen.documents is not None:
+        samples = [x.flatten(0, 1) for x in samples]
+        _, starts, longest = seen.documents
+        how = {
+            "qkv_format": "thd", "attn_mask_type": "padding_causal", "cu_seqlens_q": starts, "cu_seqlens_kv": starts,
+            "max_seqlen_q": longest, "max_seqlen_kv": longest,
+        }
+    layer = _transformer_engine_layer(heads, channels, key.shape[1], dropout, scale)
+    return layer(*(x.contiguous() for x in samples), window_size=(-1 if seen.window is None else seen.window - 1, 0), **how).reshape(B, T, -1)
+
+
+@functools.cache
+def _transformer_engine_layer(heads: int, channels: int, groups: int, dropout: float, scale: float | None):
+    """A module without weights."""
+    from transformer_engine.pytorch import DotProductAttention
+
+    return DotProductAttention(heads, channels, num_gqa_groups=groups, attention_dropout=dropout, softmax_scale=scale)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:

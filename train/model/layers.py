@@ -44,7 +44,7 @@ class ModelConfig:
     kv_channels: int | None = option(None, "channels of a head (default: hidden-size / num-attention-heads)")
     window_size: int | None = option(None, "tokens that a query sees, its own and those just before it (default: all before it)")
     qk_layernorm: bool = option(False, "normalise every head's queries and keys")
-    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash"] = option("auto", "what computes attention where documents or a window bound it: torch's SDPA, FlexAttention or variable-length kernel, or the package flash-attn")
+    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash", "transformer-engine"] = option("auto", "what computes causal attention: torch's SDPA, FlexAttention or variable-length kernel, or the packages flash-attn and transformer-engine; auto: sdpa, or the best installed where documents or a window bound it")
     max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
     position_embedding_type: Literal["learned", "rope", "relative", "none"] = option("learned", "how positions enter; relative: by T5's buckets of distances, added to scores that are not divided by the root of kv-channels")
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
