@@ -18,6 +18,8 @@ import time
 import typing
 from pathlib import Path
 
+import yaml
+
 from . import __version__
 from .config import Failure, UserError, build, nearest, read_yaml, settings
 
@@ -129,6 +131,7 @@ ALIASES = {
     "--norm-epsilon": "--layernorm-epsilon",
     "--swiglu": "--activation=swiglu",
     "--squared-relu": "--activation=squared_relu",
+    "--use-rope-scaling": "--rope-scaling=rope_type=llama3,factor=8.0,low_freq_factor=1.0,high_freq_factor=4.0,original_max_position_embeddings=8192",
     "--group-query-attention": "--num-query-groups alone says it",
     "--recompute-activations": "--recompute-granularity=selective",
     "--check-for-spiky-loss": "--on-spike=stop",
@@ -401,12 +404,20 @@ def _add(parser, setting) -> None:
     if kind is bool:
         parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text)
     elif kind is dict or origin is dict:
-        return  # a mapping has no spelling as a flag: it is given in a file
+        parser.add_argument(setting.flag, type=_mapping, metavar="KEY=VALUE,...", help=text)
     else:
         many = origin is tuple
         leaf = arguments[0] if many else kind
         metavar = "|".join(map(str, arguments)) if origin is typing.Literal else {int: "N", float: "X"}.get(leaf, "TEXT")
         parser.add_argument(setting.flag, nargs="*" if many else None, metavar=metavar, help=text)
+
+
+def _mapping(text: str) -> dict:
+    """A flag's key=value,key=value as a YAML file would have it."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(key.strip() and equals for key, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text} must be key=value pairs with commas between")
+    return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
 
 
 def _say(message, code: int) -> int:

@@ -148,3 +148,22 @@ def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(monkeypa
     assert (model.num_layers, config.data.seq_length, config.data.decoder_seq_length) == (3, 64, 32)
     assert (model.activation, model.add_bias_linear, model.layernorm_epsilon, model.bert_binary_head) == ("swiglu", False, 1e-6, False)
     assert "--use-flash-attn is accepted and not needed: the fastest attention that this machine has" in capsys.readouterr().err
+
+
+def test_a_mapping_is_given_as_pairs(monkeypatch):
+    loop = pytest.importorskip("mt.train.loop", reason="torch is not installed")
+    seen = []
+
+    def train(config: loop.TrainConfig) -> dict:
+        seen.append(config)
+        return {}
+
+    monkeypatch.setattr(loop, "train", train)
+    given = "--data-path p --train-iters 1 --save s --position-embedding-type rope".split()
+    cli.call(("train",), [*given, "--rope-scaling", "rope_type=linear,factor=2"])
+    cli.call(("train",), [*given, "--use-rope-scaling"])
+    assert seen[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}
+    # Megatron-LM's --use-rope-scaling: RotaryEmbedding._apply_scaling
+    assert seen[1].model.rope_scaling == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    with pytest.raises(UserError, match="argument --rope-scaling: linear must be key=value pairs with commas between"):
+        cli.call(("train",), [*given, "--rope-scaling", "linear"])

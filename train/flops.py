@@ -154,7 +154,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 @functools.cache
 def _measured_peak(dtype: torch.dtype, _threads: int) -> float:
-    """FLOP/s of the best of a few products of 1024 x 1024 matrices, some 0.1 s in all."""
+    """FLOP/s of the best of a few products of 1024 x 1024 matrices, some 0.1 s in all; of float32 for float16, whose large products are not the fast ones."""
+    dtype = torch.float32 if dtype == torch.float16 else dtype
     a, b = (torch.ones(1024, 1024, dtype=dtype) for _ in "ab")
     seconds = []
     for _ in range(5):

@@ -429,7 +429,8 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     files = sorted(p for p in (folder / f"step_{progress.step:08d}").rglob("*") if p.is_file())
     curve, valid_curve = log.curve("loss"), log.curve("valid_loss")
     if not curve:
-        raise Failure(f"{folder}: not one step of this run changed a weight; see incidents.jsonl and lower --lr")
+        wrong = f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or lower --initial-loss-scale" if trainer.loss_scale.can_fall else "see incidents.jsonl and lower --lr"
+        raise Failure(f"{folder}: not one step of this run changed a weight; {wrong}")
     return run.finish(
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mt.config import UserError
+from mt.config import Failure, UserError
 from mt.train.float8 import float8_obstacle, use_float8
 from mt.train.loop import train
 from mt.train.model.build import build_model
@@ -99,6 +99,11 @@ def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, setti
     while "finished" not in (cut := train(settings(tmp_path / "cut", **how, exit_interval=5))):
         pass
     assert (cut["curve"], cut["skipped_steps"]) == (whole["curve"], whole["skipped_steps"])
+
+
+def test_float16_that_never_found_its_scale_says_so(settings, tmp_path):
+    with pytest.raises(Failure, match=r"not one step of this run changed a weight; float16's loss scale has only come down to \d.*; train for more steps, or lower --initial-loss-scale"):
+        train(settings(tmp_path / "run", fp16=True, train_iters=4, eval_iters=0, split="100,0,0"))
 
 
 def two_linears() -> nn.Module:
