@@ -25,6 +25,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -234,12 +235,13 @@ class Run:
             self.lock = None
 
 
-def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path | None = None, facts: Mapping | None = None, remedy: str = "") -> Run:
+def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path | None = None, facts: Mapping | None = None, remedy: str = "", resumes: bool = False) -> Run:
     """Claims the output that `config` names and says whether it is already finished.
 
     config: a dataclass made of `option` fields, one of them output=True. inputs: every file or directory that is
     read. facts: anything outside settings and inputs that the result depends on. remedy: what else to do where the output
-    holds another run. The output is a directory, or a prefix where its field's name ends in `prefix`.
+    holds another run. resumes: whether the stage goes on from what is left of its finished output when a file of that is
+    damaged; any other is emptied and made again. The output is a directory, or a prefix where its field's name ends in `prefix`.
     Raises UserError when the output holds another run (unless config.overwrite), when it holds something that mt did
     not write, and when another process is at work on it.
     """
@@ -263,10 +265,13 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
         manifest = read_json(sealed)
         if not _is_ours(manifest):
             raise UserError(f"{sealed}: is there already, and mt did not write it; choose another output, or move it away yourself")
-        if manifest["key"] == key and all(_intact(o, sealed.parent) for o in manifest["outputs"]):
+        damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed.parent)), None)
+        if manifest["key"] == key and damaged is None:
             run.finished, run.manifest = True, manifest
             return run
-        if not overwrite and manifest["key"] != key:
+        if manifest["key"] == key:
+            print(f"mt: {sealed.parent / damaged}: is not what was written when this run ended; {'going on from what is whole' if resumes else 'the output is made again'}", file=sys.stderr)
+        elif not overwrite:
             raise UserError(f"{target}: holds another run of `mt {manifest['verb']}`{_difference(manifest['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
     elif not prefix and not unfinished.exists() and any(not p.name.endswith(".partial") for p in target.iterdir()):
         raise UserError(f"{target}: is not empty and mt did not write it; choose another output, or empty it yourself")
@@ -281,7 +286,10 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
         if earlier is not None and earlier["key"] != key and not sealed.exists() and not overwrite and _holds_work(run):
             run.lock.close()
             raise UserError(f"{target}: holds an unfinished run of `mt {earlier['verb']}`{_difference(earlier['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
-        _clear(target, sealed, unfinished, prefix)
+        if resumes and sealed.exists() and manifest["key"] == key and not overwrite:
+            sealed.unlink()
+        else:
+            _clear(target, sealed, unfinished, prefix)
     with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}, file, indent=1, default=str)
     return run

@@ -159,7 +159,7 @@ def test_a_mapping_is_given_as_pairs(monkeypatch):
         return {}
 
     monkeypatch.setattr(loop, "train", train)
-    given = "--data-path p --train-iters 1 --save s --position-embedding-type rope".split()
+    given = ["--data-path", "p", "--train-iters", "1", "--save", "s", "--position-embedding-type", "rope"]
     cli.call(("train",), [*given, "--rope-scaling", "rope_type=linear,factor=2"])
     cli.call(("train",), [*given, "--use-rope-scaling"])
     assert seen[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}

@@ -58,12 +58,13 @@ def test_a_changed_input_makes_a_chain_of_stages_stale(tmp_path, source):
     assert make(tmp_path / "b", tmp_path / "a" / "out.txt", overwrite=True)[0] == "made"
 
 
-def test_an_output_changed_behind_our_back_is_made_again(tmp_path, source):
+def test_an_output_changed_behind_our_back_is_made_again(tmp_path, source, capsys):
     make(tmp_path / "a", source)
     out = tmp_path / "a" / "out.txt"
     out.write_text("xyz")  # the same size
     assert make(tmp_path / "a", source)[0] == "made"
     assert out.read_text() == "abc"
+    assert capsys.readouterr().err == f"mt: {out}: is not what was written when this run ended; the output is made again\n"
 
 
 def test_a_copied_output_with_other_times_is_still_up_to_date(tmp_path, source):

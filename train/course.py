@@ -282,4 +282,4 @@ def claim(config: TrainConfig, course: Course, tokenizer: Tokenizer, train_data,
         "global_batch_size": course.batch_size.full,
     }
     remedy = "" if elsewhere else f"; to go on from it with other settings, give --load {config.checkpoint.save} and another --save"
-    return manifest.begin("train", config, inputs, facts=facts, remedy=remedy)
+    return manifest.begin("train", config, inputs, facts=facts, remedy=remedy, resumes=True)

@@ -18,11 +18,13 @@ These are the codes of Megatron-LM's rerun state machine (core/rerun_state_machi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
+import re
 import signal
 import statistics
 import time
@@ -153,6 +155,17 @@ class StopSignals:
         failure = Failure(f"stopped by {signal.Signals(number).name} after step {step:,}; its checkpoint is saved: run the same command again to go on")
         failure.exit_code = 128 + number
         return failure
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that the processes of this machine may take; None where it cannot be told."""
+    try:
+        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))[1]) * 1024
+    except (OSError, TypeError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # a control group without a limit says "max"
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return free
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ from .course import (
 )
 from .determinism import be_deterministic, draw_from, give_blocks_seeds
 from .float8 import use_float8
-from .flops import out_of_memory_message, peak_flops, training_flops
+from .flops import gibibytes, out_of_memory_message, peak_flops, training_flops
 from .guard import (
     MOST_BEFORE_SPIKE,
     MOST_IN_A_ROW,
@@ -51,6 +52,7 @@ from .guard import (
     Result,
     StopSignals,
     find_incident,
+    free_memory,
     gave_up,
     is_out_of_memory,
 )
@@ -119,6 +121,8 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
         if not config.checkpoint.finetune:
             resolved = mesh.broadcast(mesh.on_main(lambda: with_schedules_of(source, resolved)))
             course = plot_course(resolved, mesh)
+    if mesh.device.type == "cpu":
+        mesh.on_main(lambda: _check_memory(resolved, mesh))
     # What the user can mend is refused before here: a claimed directory would ask for --overwrite afterwards.
     run = mesh.on_main(lambda: claim(config, course, tokenizer, train_data, valid_data))
     if mesh.broadcast(run is not None and run.finished):
@@ -136,6 +140,15 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
         step = trainer.progress.step
         return {"text": f"stopped after step {step:,} as --exit-interval or --exit-duration-in-mins asks; the same command goes on from there", "steps": step}
     return _seal(run, trainer, entropy)
+
+
+def _check_memory(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises UserError where weights and moments alone are more than this machine has: the system would end the process without a word."""
+    moments = 2 if config.optimizer.optimizer == "adam" else 1
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / mesh.world_size
+    needed, free = count_parameters(config.model) * 4 * (1 + moments) * share, free_memory()
+    if free is not None and needed > free:
+        raise UserError(f"{_out_of_memory(config)}; this machine has {gibibytes(free)} free")
 
 
 def _out_of_memory(config: TrainConfig) -> str:
@@ -422,6 +435,14 @@ def forward_backward(model: nn.Module, batch: list[MicroBatch], factor: Tensor, 
     return total
 
 
+def _why_no_loss(trainer: Trainer) -> str:
+    """Why the log of a run that has come to its end has no loss."""
+    if trainer.progress.updates:
+        return "its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them, --overwrite trains anew"
+    why = f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or lower --initial-loss-scale"
+    return f"not one step of this run changed a weight; {why if trainer.loss_scale.can_fall else 'see incidents.jsonl and lower --lr'}"
+
+
 def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     """The run's manifest: everything in it is read from the log, so that a resumed run says the same."""
     trainer.log.close()
@@ -429,8 +450,7 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     files = sorted(p for p in (folder / f"step_{progress.step:08d}").rglob("*") if p.is_file())
     curve, valid_curve = log.curve("loss"), log.curve("valid_loss")
     if not curve:
-        wrong = f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or lower --initial-loss-scale" if trainer.loss_scale.can_fall else "see incidents.jsonl and lower --lr"
-        raise Failure(f"{folder}: not one step of this run changed a weight; {wrong}")
+        raise Failure(f"{folder}: {_why_no_loss(trainer)}")
     return run.finish(
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},

@@ -55,6 +55,27 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before_and_says_so(cop
     assert "falling back to the checkpoint before it" in said
 
 
+@pytest.mark.parametrize("how", ["cut short", "missing"])
+def test_a_finished_run_whose_last_checkpoint_is_damaged_makes_only_its_last_steps_again(finished, copy, settings, how, capsys):
+    numbers = (copy / "step_00000008" / "__0_0.distcp").read_bytes()
+    damage(copy / "step_00000008", how)
+    again = train(settings(copy, keep_last=0))
+    said = capsys.readouterr().err
+    assert "is not what was written when this run ended; going on from what is whole" in said
+    assert "falling back to the checkpoint before it" in said
+    assert "step 7/8" in said or "step 8/8" in said
+    assert "step 6/8" not in said
+    assert again["curve"] == finished[1]["curve"]
+    assert (copy / "step_00000008" / "__0_0.distcp").read_bytes() == numbers
+
+
+def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
+    (copy / "log.jsonl").unlink()
+    with pytest.raises(Failure, match=r"its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them, --overwrite trains anew"):
+        train(settings(copy, keep_last=0))
+    assert newest_whole(copy).name == "step_00000008"
+
+
 def test_when_all_are_broken_it_says_so(copy):
     for path in copy.glob("step_*"):
         damage(path, "missing")

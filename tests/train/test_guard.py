@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from mt.config import Failure, UserError
 from mt.train import loop
 from mt.train.checkpoint import load_model
-from mt.train.guard import GuardConfig, Result, find_incident, is_out_of_memory
+from mt.train.guard import GuardConfig, Result, find_incident, free_memory, is_out_of_memory
 from mt.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,6 +180,18 @@ def test_running_out_of_memory_names_the_largest_knobs(settings, tmp_path, monke
     with pytest.raises(UserError, match=r"out of memory; this run holds about [\d.]+ GiB \(weights .*, gradients .*, moments .*, activations .*--recompute-granularity full .*--micro-batch-size 1"):
         train(settings(tmp_path / "run"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_the_system_ends_the_process(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "free_memory", lambda: 2**10)
+    with pytest.raises(UserError, match=r"out of memory; this run holds about .*; this machine has 0.0 GiB free"):
+        train(settings(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_free_memory_is_part_of_the_machines():
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**28 < free_memory() <= whole
 
 
 @pytest.mark.parametrize(
