@@ -165,6 +165,7 @@ ALIASES = {
     "--fp8-amax-compute-algo": "scales are found as a matrix is cast, without a history",
     "--manual-gc": "Python's collector always works at the same steps on all ranks",
     "--manual-gc-interval": "Python's collector always works at the same steps on all ranks",
+    "--use-pytorch-profiler": "torch's profiler is the one there is",
     "--log-throughput": "rates and model FLOP/s are always logged",
     "--log-memory-to-tensorboard": "memory is always logged",
     "--log-loss-scale-to-tensorboard": "the loss scale is always logged",

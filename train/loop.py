@@ -79,6 +79,7 @@ from .precision import (
     check_precision,
     use_fast_float32_products,
 )
+from .profiler import StepProfiler
 from .speed import apply_speed, check_compile, keep_freed_memory
 
 
@@ -223,16 +224,19 @@ class Trainer:
         began: when the command did, by time.monotonic.
         """
         config, progress, course = self.config, self.progress, self.course
+        profiler = StepProfiler(config.log, self.folder, self.mesh.rank, self.mesh.device)
         with StopSignals() as signals, collector_at_bay() as collect:
             ready = time.perf_counter()
             for batch in self.batches.over(course.batch_size.steps(course.total_samples, progress.consumed_samples)):
                 waited = time.perf_counter() - ready
+                profiler.before(progress.step + 1)
                 grad_norm = self.step(batch)
                 self.rates.time(time.perf_counter() - ready, waited)
 
                 last = progress.consumed_samples + course.batch_size.at(progress.consumed_samples) > course.total_samples
                 signalled = self.mesh.any(signals.received)
                 leave = last or signalled or self._asked_to_leave(began)
+                profiler.after(progress.step, last=leave)
                 if last or progress.step % config.log.log_interval == 0:
                     self.write_log(grad_norm)
                 if self.valid_batches is not None and (last or progress.step % config.train.eval_interval == 0):

@@ -43,9 +43,14 @@ class LogConfig:
     log_interval: int = option(10, "steps from one log line to the next", role="runtime")
     wandb_project: str | None = option(None, "also log to this project of Weights & Biases", role="runtime")
     wandb_exp_name: str | None = option(None, "name of the run there (default: the name of the directory --save)", role="runtime")
+    profile: bool = option(False, "record what happens in some steps: SAVE/profile", role="runtime")
+    profile_step_start: int = option(10, "the step after which recording begins", role="runtime")
+    profile_step_end: int = option(12, "the last step that is recorded", role="runtime")
+    profile_ranks: tuple[int, ...] = option((0,), "the ranks that record", role="runtime")
 
     def __post_init__(self):
         check(
+            (not self.profile or 0 <= self.profile_step_start < self.profile_step_end, f"log.profile_step_start = {self.profile_step_start} must be before log.profile_step_end = {self.profile_step_end}"),
             (self.log_interval >= 1, f"log.log_interval = {self.log_interval} must be at least 1"),
             (self.wandb_exp_name is None or self.wandb_project is not None, "log.wandb_exp_name needs --wandb-project"),
             (self.wandb_project is None or importlib.util.find_spec("wandb") is not None, "log.wandb_project needs the package wandb; install it with: pip install wandb"),

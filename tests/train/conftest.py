@@ -65,7 +65,7 @@ GROUPS = {
         "save", "load", "finetune", "save_interval", "keep_last", "save_retain_interval", "async_save", "no_save_optim", "no_load_optim",
         "ckpt_step", "exit_on_missing_checkpoint", "use_checkpoint_opt_param_scheduler",
     ),
-    "log": ("log_interval", "wandb_project"),
+    "log": ("log_interval", "wandb_project", "profile", "profile_step_start", "profile_step_end", "profile_ranks"),
 }
 
 

@@ -1,0 +1,49 @@
+"""Where the time of some steps goes: a trace that Perfetto and chrome://tracing show, and a table of operations.
+
+In, by LogConfig: which steps, on which ranks. Out: SAVE/profile/rank_R_steps_A_B.json.gz and .txt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from .metrics import LogConfig
+
+ROWS = 30  # of the table
+
+
+class StepProfiler:
+    """Records what a rank does in steps `profile_step_start` to `profile_step_end`, the first excluded, as Megatron-LM counts."""
+
+    def __init__(self, config: LogConfig, folder: Path, rank: int, device: torch.device):
+        self.folder, self.rank, self.device = folder / "profile", rank, device
+        chosen = config.profile and rank in config.profile_ranks
+        self.start, self.end = (config.profile_step_start, config.profile_step_end) if chosen else (-1, -1)
+        self.first, self._running = 0, None
+
+    def before(self, step: int) -> None:
+        """Called before step `step`, counted from 1."""
+        if self._running is None and self.start < step <= self.end:
+            from torch.profiler import ProfilerActivity, profile
+
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+            self.first, self._running = step, profile(activities=activities)
+            self._running.start()
+
+    def after(self, step: int, *, last: bool = False) -> None:
+        """Called after step `step`. last: no further one is made in this process."""
+        if self._running is None or not (last or step == self.end):
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._running.stop()
+        self.folder.mkdir(exist_ok=True)
+        name = self.folder / f"rank_{self.rank}_steps_{self.first}_{step}"
+        self._running.export_chrome_trace(f"{name}.json.gz")
+        table = self._running.key_averages().table(sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60)
+        name.with_name(f"{name.name}.txt").write_text(table, encoding="utf-8")
+        print(f"mt: {name}.txt: where the time of steps {self.first:,} to {step:,} went; https://ui.perfetto.dev shows {name.name}.json.gz", file=sys.stderr)
+        self._running = None
