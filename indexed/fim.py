@@ -124,5 +124,5 @@ def _find(known: dict[str, int], names: Sequence[str], what: str) -> int:
     """The id of the first of the names that the vocabulary holds."""
     found = next((known[name] for name in names if name in known), None)
     if found is None:
-        raise UserError(f"fill-in-the-middle needs a {what} token, and the tokenizer has none of {', '.join(names)}; add it to the vocabulary, or set fim_rate = 0")
+        raise UserError(f"fill-in-the-middle needs a {what} token, and the tokenizer has none of {', '.join(names)}; add it with --tokenizer-special-tokens, or set fim_rate = 0")
     return found
