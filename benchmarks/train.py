@@ -11,6 +11,8 @@ mt           loop.Trainer as `mt train` runs it, reading its data from .bin/.idx
 trainer      transformers.Trainer with GPT2LMHeadModel, sdpa, its default AdamW
 litgpt       litgpt's GPT (GPT-2 shape, its rotary positions) in a Fabric loop with fused AdamW
 nano         a plain loop in the manner of nanoGPT: full logits, torch's cross-entropy, AdamW
+products     no contestant: the matrix products of a step alone, attention's left out, by the library that mt has do them;
+             a peer's ratio to it is the most that anything on this machine could have to that peer
 
 The data are random tokens. Ratios are of CPU seconds.
 """
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="steps that a contestant makes when it is its turn")
-    parser.add_argument("--contestants", nargs="*", default=["mt", "mt-compiled", "trainer", "litgpt", "nano"])
+    parser.add_argument("--contestants", nargs="*", default=["mt", "mt-compiled", "trainer", "litgpt", "nano", "products"])
     parser.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with litgpt")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "DTYPE"), help=argparse.SUPPRESS)
@@ -58,7 +60,7 @@ def compare(arguments, dtype: str) -> None:
         python = arguments.litgpt_python if name == "litgpt" else sys.executable
         # For all the same, and as `mt` sets it: threads that spin while they wait would only add CPU seconds.
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "GOMP_SPINCOUNT": "20000", "TOKENIZERS_PARALLELISM": "false"}
-        if name.startswith("mt"):
+        if name.startswith(("mt", "products")):
             environment["THP_MEM_ALLOC_ENABLE"] = "1"  # as `mt` sets it
         command = [python, __file__, "--worker", name, dtype, "--threads", str(arguments.threads)]
         workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -108,7 +110,7 @@ def work(name: str, dtype: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    setup = {"mt": own, "mt-compiled": own_compiled, "trainer": trainer, "litgpt": litgpt, "nano": nano}[name]
+    setup = {"mt": own, "mt-compiled": own_compiled, "trainer": trainer, "litgpt": litgpt, "nano": nano, "products": products}[name]
     steps = setup(dtype)
     for line in sys.stdin:
         cpu, wall, wait = time.process_time(), time.perf_counter(), 0.0
@@ -262,6 +264,33 @@ def nano(dtype: str) -> Steps:
         return loss.item()
 
     return with_random_tokens(step)
+
+
+def products(dtype: str) -> Steps:
+    import torch
+
+    from mt.train.precision import use_fast_float32_products
+    from mt.train.speed import keep_freed_memory
+
+    use_fast_float32_products()
+    keep_freed_memory()
+    kind = getattr(torch, dtype)
+    blocks = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (4 * HIDDEN, HIDDEN), (HIDDEN, 4 * HIDDEN)] * LAYERS
+    rows = {out: torch.randn(TOKENS, out).to(kind) for out in {size for shape in [*blocks, (VOCABULARY, HIDDEN)] for size in shape}}
+    weights = {shape: torch.randn(shape).to(kind) for shape in [*blocks, (VOCABULARY, HIDDEN)]}
+    # Float32 in the head's pieces, which oneDNN takes in less time; the others whole.
+    piece, part = (512, 4096) if kind == torch.float32 else (TOKENS, VOCABULARY)
+    while True:
+        for shape in blocks:
+            x, gradient, weight = rows[shape[1]], rows[shape[0]], weights[shape]
+            torch.nn.functional.linear(x, weight), gradient @ weight, gradient.T @ x
+        weight, sums = weights[VOCABULARY, HIDDEN], torch.zeros(VOCABULARY, HIDDEN, dtype=kind)
+        for first in range(0, TOKENS, piece):
+            x, gradient = rows[HIDDEN][first : first + piece], rows[VOCABULARY][first : first + piece]
+            for begin in range(0, VOCABULARY, part):
+                some = slice(begin, begin + part)
+                x @ weight[some].T, gradient[:, some] @ weight[some], sums[some].addmm_(gradient[:, some].T, x)
+        yield 0.0, None
 
 
 def with_random_tokens(step: Callable) -> Steps:
