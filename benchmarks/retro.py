@@ -7,7 +7,8 @@ Contestants take turns, on one thread (those of `embed` each in a process of its
 
 embed    chunks of some 64 tokens by all-MiniLM-L6-v2: sentence-transformers' `encode` (batches of 32), ours in float32 and bfloat16,
          and onnxruntime where the packages onnxruntime, onnx and sympy are installed (the model as its optimizer fuses it, batches of 8
-         of like length, the best of 8, 16, 32 and 64); "least cosine" is to the peer's vectors
+         of like length, the best of 8, 16, 32 and 64); "products" are the encoder's matrix products alone, attention's left out, with their
+         GELU, as mt has them done in float32 and bfloat16: a bound for every ratio; "least cosine" is to the peer's vectors
 search   10 neighbours of 1,000 queries among 50,000 vectors of 384 numbers, exactly and in cells: Faiss's `search` alone, and our
          `nearest`, which leaves out what is of the query's own document; recall is against numpy's exact search
 chunks   the chunk table of random documents: tokens a second
@@ -67,7 +68,7 @@ def table(title: str, found: dict[str, tuple[float, float]], units: int, unit: s
 def embed(arguments) -> None:
     words = Path(arguments.text).read_text(encoding="utf-8").split()
     texts = [" ".join(words[i : i + 48]) for i in range(0, 48 * arguments.chunks, 48)]
-    names = ["sentence-transformers", "mt, float32", "mt, bfloat16"]
+    names = ["sentence-transformers", "mt, float32", "mt, bfloat16", "products, float32", "products, bfloat16"]
     if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "sympy")):
         names.append("onnxruntime")
     workers = {}
@@ -82,7 +83,7 @@ def embed(arguments) -> None:
             spent, vectors[name] = worker.recv()
             seconds[name].append(spent)
     found = {name: tuple(statistics.median(s[i] for s in list_[2:]) for i in (0, 1)) for name, list_ in seconds.items()}
-    cosine = {n: f"least cosine {(v * vectors['sentence-transformers']).sum(1).min():.7f}" for n, v in vectors.items()}
+    cosine = {n: f"least cosine {(v * vectors['sentence-transformers']).sum(1).min():.7f}" for n, v in vectors.items() if v is not None}
     table(f"Embedding {len(texts)} chunks", found, len(texts), "chunks", cosine)
 
 
@@ -100,12 +101,34 @@ def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[
 
         encode = functools.partial(SentenceTransformer(str(minilm_directory()), device="cpu").encode, batch_size=32, normalize_embeddings=True)
     else:
-        encode = onnx_runtime(minilm_directory()) if name == "onnxruntime" else Embedder(bf16=name == "mt, bfloat16")
+        encode = onnx_runtime(minilm_directory()) if name == "onnxruntime" else Embedder(bf16=name.endswith("bfloat16"))
+        encode = products(encode) if name.startswith("products") else encode
     while True:
         pipe.recv()
         wall, cpu = time.perf_counter(), time.process_time()
         vectors = encode(texts)
         pipe.send(((time.process_time() - cpu, time.perf_counter() - wall), vectors))
+
+
+def products(embedder) -> Callable[[list[str]], None]:
+    """The products of texts by an embedder's matrices, and nothing else."""
+    import torch
+
+    from mt.retro.embed import TOKENS_PER_BATCH
+    from mt.train.model.layers import Linear
+
+    linears = [module for module in embedder.model.modules() if isinstance(module, Linear)]
+    inputs = {m.weight.shape[1]: torch.randn(1, TOKENS_PER_BATCH, m.weight.shape[1], dtype=m.weight.dtype) for m in linears}
+
+    @torch.inference_mode()
+    def run(texts: list[str]) -> None:
+        left = sum(map(len, embedder.encode(texts)))
+        while left > 0:
+            for linear in linears:
+                linear(inputs[linear.weight.shape[1]][:, : min(left, TOKENS_PER_BATCH)])
+            left -= TOKENS_PER_BATCH
+
+    return run
 
 
 def onnx_runtime(directory: Path) -> Callable[[list[str]], np.ndarray]:
