@@ -79,7 +79,7 @@ from .precision import (
     check_precision,
     use_fast_float32_products,
 )
-from .profiler import StepProfiler
+from .profiler import StepProfiler, check_profile
 from .speed import apply_speed, check_compile, keep_freed_memory
 
 
@@ -102,6 +102,7 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     check_precision(config.precision, mesh.device)
     check_compile(config.train.compile, mesh.device)
     course = plot_course(config, mesh)
+    check_profile(config.log, mesh.world_size, course.total_steps)
     tokenizer = load_tokenizer(config.tokenizer)
     config.packing.check_against(tokenizer.eod)
     shape = resolve(config.model, vocab_size=tokenizer.vocab_size, seq_length=config.data.seq_length)

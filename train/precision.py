@@ -38,7 +38,7 @@ class PrecisionConfig:
         check(
             (not (self.bf16 and self.fp16), "bf16 and fp16 are both given; keep one"),
             (self.fp8_format is None or self.bf16, f"precision.fp8_format = {self.fp8_format} needs --bf16: everything but the products stays in bfloat16"),
-            (self.fp8_recipe == "tensorwise" or self.fp8_format == "e4m3", f"precision.fp8_recipe = {self.fp8_recipe} is of e4m3 throughout, and precision.fp8_format = {self.fp8_format}; give --fp8-format e4m3"),
+            (self.fp8_recipe == "tensorwise" or self.fp8_format == "e4m3", f"precision.fp8_recipe = {self.fp8_recipe} needs --fp8-format e4m3: it has no other format"),
             (self.initial_loss_scale >= LEAST_LOSS_SCALE, f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least {LEAST_LOSS_SCALE}"),
             (self.loss_scale_window >= 1, f"precision.loss_scale_window = {self.loss_scale_window} must be at least 1"),
             (self.hysteresis >= 1, f"precision.hysteresis = {self.hysteresis} must be at least 1"),

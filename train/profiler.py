@@ -10,9 +10,18 @@ from pathlib import Path
 
 import torch
 
+from ..config import UserError
 from .metrics import LogConfig
 
 ROWS = 30  # of the table
+
+
+def check_profile(config: LogConfig, ranks: int, steps: int) -> None:
+    """Raises UserError where nothing would be recorded. ranks, steps: of the run."""
+    if config.profile and (beyond := [rank for rank in config.profile_ranks if not 0 <= rank < ranks]):
+        raise UserError(f"log.profile_ranks = {beyond[0]}: this run's ranks are 0 to {ranks - 1}; name some of them")
+    if config.profile and config.profile_step_start >= steps:
+        raise UserError(f"log.profile_step_start = {config.profile_step_start}: this run has {steps} steps; record earlier ones")
 
 
 class StepProfiler:

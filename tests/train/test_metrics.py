@@ -111,6 +111,19 @@ def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, 
     assert "aten::addmm" in (tmp_path / "run" / "profile" / f"{name}.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"profile_ranks": [0, 1], "profile_step_start": 1}, "log.profile_ranks = 1: this run's ranks are 0 to 0; name some of them"),
+        ({}, "log.profile_step_start = 10: this run has 8 steps; record earlier ones"),
+    ],
+)
+def test_a_recording_of_nothing_is_refused(settings, tmp_path, how, message):
+    with pytest.raises(UserError, match=message):
+        train(settings(tmp_path / "run", profile=True, **how))
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"log.profile_step_start = 3 must be before log.profile_step_end = 3"):
         LogConfig(profile=True, profile_step_start=3, profile_step_end=3)

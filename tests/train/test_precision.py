@@ -189,7 +189,7 @@ def test_float8_trains_on_a_gpu(format, recipe):
     [
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both given; keep one"),
         ({"fp8_format": "hybrid"}, "precision.fp8_format = hybrid needs --bf16"),
-        ({"bf16": True, "fp8_format": "hybrid", "fp8_recipe": "rowwise"}, "precision.fp8_recipe = rowwise is of e4m3 throughout, and precision.fp8_format = hybrid; give --fp8-format e4m3"),
+        ({"bf16": True, "fp8_format": "hybrid", "fp8_recipe": "rowwise"}, "precision.fp8_recipe = rowwise needs --fp8-format e4m3: it has no other format"),
         ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must be at least 1.0"),
     ],
 )
