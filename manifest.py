@@ -261,16 +261,18 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
     (target.parent if prefix else target).mkdir(parents=True, exist_ok=True)
     run = Run(target, prefix, verb, key, relevant, inputs, False, None, time.time())
     sealed, unfinished = run.path("manifest.json"), run.path("run.json")
+    goes_on = False  # from a finished output, some of which is damaged
     if sealed.exists():
         manifest = read_json(sealed)
         if not _is_ours(manifest):
             raise UserError(f"{sealed}: is there already, and mt did not write it; choose another output, or move it away yourself")
-        damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed.parent)), None)
-        if manifest["key"] == key and damaged is None:
-            run.finished, run.manifest = True, manifest
-            return run
         if manifest["key"] == key:
-            print(f"mt: {sealed.parent / damaged}: is not what was written when this run ended; {'going on from what is whole' if resumes else 'the output is made again'}", file=sys.stderr)
+            damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed.parent)), None)
+            if damaged is None:
+                run.finished, run.manifest = True, manifest
+                return run
+            goes_on = resumes and not overwrite
+            print(f"mt: {sealed.parent / damaged}: is not what was written when this run ended; {'going on from what is whole' if goes_on else 'the output is made again'}", file=sys.stderr)
         elif not overwrite:
             raise UserError(f"{target}: holds another run of `mt {manifest['verb']}`{_difference(manifest['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
     elif not prefix and not unfinished.exists() and any(not p.name.endswith(".partial") for p in target.iterdir()):
@@ -286,7 +288,7 @@ def begin(verb: str, config, inputs: Iterable[str | Path], *, output: str | Path
         if earlier is not None and earlier["key"] != key and not sealed.exists() and not overwrite and _holds_work(run):
             run.lock.close()
             raise UserError(f"{target}: holds an unfinished run of `mt {earlier['verb']}`{_difference(earlier['settings'], relevant)}; choose another output or pass --overwrite{remedy}")
-        if resumes and sealed.exists() and manifest["key"] == key and not overwrite:
+        if goes_on:
             sealed.unlink()
         else:
             _clear(target, sealed, unfinished, prefix)

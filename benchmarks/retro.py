@@ -47,15 +47,20 @@ def main() -> None:
             part(arguments)
 
 
-def compare(contestants: dict[str, Callable], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median CPU and wall seconds of each, one after the other in every round, after a round that does not count."""
+def timed(work: Callable) -> tuple[float, float]:
+    """(CPU, wall) seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def compare(contestants: dict[str, Callable], rounds: int, measure: Callable[[Callable], tuple[float, float]] = timed) -> dict[str, tuple[float, float]]:
+    """Median CPU and wall seconds of each, one after the other in every round, after two rounds in which memory and kernels settle."""
     seconds: dict[str, list] = {name: [] for name in contestants}
-    for _ in range(rounds + 1):
+    for _ in range(rounds + 2):
         for name, work in contestants.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
-            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return {name: tuple(statistics.median(s[i] for s in list_[1:]) for i in (0, 1)) for name, list_ in seconds.items()}
+            seconds[name].append(measure(work))
+    return {name: tuple(statistics.median(s[i] for s in list_[2:]) for i in (0, 1)) for name, list_ in seconds.items()}
 
 
 def table(title: str, found: dict[str, tuple[float, float]], units: int, unit: str, notes: dict[str, str]) -> None:
@@ -71,20 +76,25 @@ def embed(arguments) -> None:
     names = ["sentence-transformers", "mt, float32", "mt, bfloat16", "products, float32", "products, bfloat16"]
     if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "sympy")):
         names.append("onnxruntime")
-    workers = {}
+    contestants, vectors = {}, {}
     for name in names:
         here, there = multiprocessing.Pipe()
         multiprocessing.get_context("spawn").Process(target=encode_when_asked, args=(name, texts, there, sys.path), daemon=True).start()
-        workers[name] = here
-    seconds, vectors = {name: [] for name in names}, {}
-    for _ in range(arguments.rounds + 2):  # the first two do not count: memory and kernels settle
-        for name, worker in workers.items():
-            worker.send(None)
-            spent, vectors[name] = worker.recv()
-            seconds[name].append(spent)
-    found = {name: tuple(statistics.median(s[i] for s in list_[2:]) for i in (0, 1)) for name, list_ in seconds.items()}
+        there.close()  # so that waiting for a process that has ended ends too
+        contestants[name] = functools.partial(ask, name, here, vectors)
+    found = compare(contestants, arguments.rounds, measure=lambda contestant: contestant())
     cosine = {n: f"least cosine {(v * vectors['sentence-transformers']).sum(1).min():.7f}" for n, v in vectors.items() if v is not None}
     table(f"Embedding {len(texts)} chunks", found, len(texts), "chunks", cosine)
+
+
+def ask(name: str, worker: Connection, vectors: dict) -> tuple[float, float]:
+    """The seconds that a worker measured; what it made goes into vectors."""
+    worker.send(None)
+    try:
+        spent, vectors[name] = worker.recv()
+    except EOFError:
+        sys.exit(f"{name} has ended; its own message stands above")
+    return spent
 
 
 def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[str]) -> None:
@@ -105,9 +115,8 @@ def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[
         encode = products(encode) if name.startswith("products") else encode
     while True:
         pipe.recv()
-        wall, cpu = time.perf_counter(), time.process_time()
-        vectors = encode(texts)
-        pipe.send(((time.process_time() - cpu, time.perf_counter() - wall), vectors))
+        made = []
+        pipe.send((timed(lambda made=made: made.append(encode(texts))), made[0]))
 
 
 def products(embedder) -> Callable[[list[str]], None]:

@@ -132,7 +132,9 @@ def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tm
     assert sum("padding the vocabulary is the model's business" in line for line in said) == 1, "a reason is said once"
 
 
-def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(monkeypatch, capsys):
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that `mt train` is called with; nothing is trained."""
     loop = pytest.importorskip("mt.train.loop", reason="torch is not installed")
     seen = []
 
@@ -141,29 +143,25 @@ def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(monkeypa
         return {}
 
     monkeypatch.setattr(loop, "train", train)
+    return seen
+
+
+def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(trained, capsys):
     given = "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
     cli.call(("train",), [*given.split(), "--data-path", "p", "--train-iters", "1", "--save", "s"])
-    (config,) = seen
+    (config,) = trained
     model = config.model
     assert (model.num_layers, config.data.seq_length, config.data.decoder_seq_length) == (3, 64, 32)
     assert (model.activation, model.add_bias_linear, model.layernorm_epsilon, model.bert_binary_head) == ("swiglu", False, 1e-6, False)
     assert "--use-flash-attn is accepted and not needed: the fastest attention that this machine has" in capsys.readouterr().err
 
 
-def test_a_mapping_is_given_as_pairs(monkeypatch):
-    loop = pytest.importorskip("mt.train.loop", reason="torch is not installed")
-    seen = []
-
-    def train(config: loop.TrainConfig) -> dict:
-        seen.append(config)
-        return {}
-
-    monkeypatch.setattr(loop, "train", train)
+def test_a_mapping_is_given_as_pairs(trained):
     given = ["--data-path", "p", "--train-iters", "1", "--save", "s", "--position-embedding-type", "rope"]
     cli.call(("train",), [*given, "--rope-scaling", "rope_type=linear,factor=2"])
     cli.call(("train",), [*given, "--use-rope-scaling"])
-    assert seen[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}
+    assert trained[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}
     # Megatron-LM's --use-rope-scaling: RotaryEmbedding._apply_scaling
-    assert seen[1].model.rope_scaling == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    assert trained[1].model.rope_scaling == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     with pytest.raises(UserError, match="argument --rope-scaling: linear must be key=value pairs with commas between"):
         cli.call(("train",), [*given, "--rope-scaling", "linear"])

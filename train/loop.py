@@ -146,9 +146,8 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
 
 def _check_memory(config: TrainConfig, mesh: Mesh) -> None:
     """Raises UserError where weights and moments alone are more than this machine has: the system would end the process without a word."""
-    moments = 2 if config.optimizer.optimizer == "adam" else 1
     share = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / mesh.world_size
-    needed, free = count_parameters(config.model) * 4 * (1 + moments) * share, free_memory()
+    needed, free = count_parameters(config.model) * 4 * (1 + config.optimizer.num_moments) * share, free_memory()
     if free is not None and needed > free:
         raise UserError(f"{_out_of_memory(config)}; this machine has {gibibytes(free)} free")
 
@@ -156,7 +155,7 @@ def _check_memory(config: TrainConfig, mesh: Mesh) -> None:
 def _out_of_memory(config: TrainConfig) -> str:
     return out_of_memory_message(
         config.model, count_parameters(config.model), micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
-        dtype=config.precision.dtype, num_moments=2 if config.optimizer.optimizer == "adam" else 1, granularity=config.recompute.recompute_granularity,
+        dtype=config.precision.dtype, num_moments=config.optimizer.num_moments, granularity=config.recompute.recompute_granularity,
     )
 
 

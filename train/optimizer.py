@@ -45,6 +45,11 @@ class OptimizerConfig:
     sgd_momentum: float = option(0.9, "of sgd")
     clip_grad: float = option(1.0, "largest norm of the whole gradient; 0 for no limit")
 
+    @property
+    def num_moments(self) -> int:
+        """Numbers that are kept of a weight beside itself."""
+        return 2 if self.optimizer == "adam" else 1
+
     def __post_init__(self):
         warmups = [n for n in ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples") if getattr(self, n)]
         pairs = [(a, b) for a, b in (("lr_decay_iters", "lr_decay_samples"), ("lr_wsd_decay_iters", "lr_wsd_decay_samples")) if getattr(self, a) and getattr(self, b)]

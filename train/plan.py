@@ -178,7 +178,7 @@ class Planner:
         self.decoder_length = config.data.decoder_seq_length if shape.family == "t5" else 0
         self.lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": self.decoder_length} if self.decoder_length else {})}
         self.tokens = self.decoder_length or config.data.seq_length
-        self.num_moments = 2 if config.optimizer.optimizer == "adam" else 1
+        self.num_moments = config.optimizer.num_moments
         self.dtype = config.precision.dtype
         self.global_batch_size = config.train.global_batch_size or config.train.micro_batch_size * config.world_size
         self.parts = functools.cache(self._parts)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError, check, option
-from .float8 import float8_obstacle
+from .float8 import Recipe, float8_obstacle
 from .parallel.mesh import local
 
 LEAST_LOSS_SCALE = 1.0
@@ -29,7 +29,7 @@ class PrecisionConfig:
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16, with a loss scale that finds its size by itself")
     fp8_format: Literal["e4m3", "hybrid"] | None = option(None, "products of the blocks in 8 bits (GPUs from compute capability 8.9): e4m3 throughout, or hybrid, with e5m2 for gradients")
-    fp8_recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = option("tensorwise", "float8: one scale for a matrix, or for each of its rows, with the weights' gradients in 8 bits too or in bfloat16 (gw_hp); by rows needs torchao and e4m3")
+    fp8_recipe: Recipe = option("tensorwise", "float8: one scale for a matrix, or for each of its rows, with the weights' gradients in 8 bits too or in bfloat16 (gw_hp); by rows needs torchao and e4m3")  # noqa: RUF009 - a frozen default: a text
     initial_loss_scale: float = option(2.0**32, "float16: the loss scale at the start")
     loss_scale_window: int = option(1000, "float16: steps without overflow before it doubles")
     hysteresis: int = option(2, "float16: overflows before it halves")

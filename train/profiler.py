@@ -50,9 +50,9 @@ class StepProfiler:
             torch.cuda.synchronize()
         self._running.stop()
         self.folder.mkdir(exist_ok=True)
-        name = self.folder / f"rank_{self.rank}_steps_{self.first}_{step}"
-        self._running.export_chrome_trace(f"{name}.json.gz")
+        place = f"{self.folder}/rank_{self.rank}_steps_{self.first}_{step}"
+        self._running.export_chrome_trace(f"{place}.json.gz")
         table = self._running.key_averages().table(sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60)
-        name.with_name(f"{name.name}.txt").write_text(table, encoding="utf-8")
-        print(f"mt: {name}.txt: where the time of steps {self.first:,} to {step:,} went; https://ui.perfetto.dev shows {name.name}.json.gz", file=sys.stderr)
+        Path(f"{place}.txt").write_text(table, encoding="utf-8")
+        print(f"mt: {place}.txt: where the time of steps {self.first:,} to {step:,} went; https://ui.perfetto.dev shows {place}.json.gz", file=sys.stderr)
         self._running = None

@@ -46,6 +46,11 @@ class Seen(NamedTuple):
     documents: Documents | None = None  # flash, varlen, transformer-engine (None there: every sample is one), each
     window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """What kernels are told of a window: tokens that are seen before the query's own, -1 for all, and after it."""
+        return (-1 if self.window is None else self.window - 1, 0)
+
 
 def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None) -> Seen:
     """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the window.
@@ -180,9 +185,9 @@ def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: flo
 def _flash(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    (_, starts, longest), left = seen.documents, -1 if seen.window is None else seen.window - 1
+    _, starts, longest = seen.documents
     return flash_attn_varlen_func(
-        query, key, value, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=True, window_size=(left, 0),
+        query, key, value, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=True, window_size=seen.sides,
     )
 
 
@@ -199,7 +204,7 @@ def _transformer_engine(query: Tensor, key: Tensor, value: Tensor, seen: Seen, s
             "max_seqlen_q": longest, "max_seqlen_kv": longest,
         }
     layer = _transformer_engine_layer(heads, channels, key.shape[1], dropout, scale)
-    return layer(*(x.contiguous() for x in samples), window_size=(-1 if seen.window is None else seen.window - 1, 0), **how).reshape(B, T, -1)
+    return layer(*(x.contiguous() for x in samples), window_size=seen.sides, **how).reshape(B, T, -1)
 
 
 @functools.cache
@@ -216,7 +221,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float 
     assert scale is None, "T5, which has a scale of its own, has a mask and comes to sdpa"
     assert not dropout, "_obstacle has seen to that"
     (_, starts, longest), known = seen.documents, _varlen_options()
-    how: dict = {"window_size": (-1 if seen.window is None else seen.window - 1, 0)} if "window_size" in known else {"is_causal": True}
+    how: dict = {"window_size": seen.sides} if "window_size" in known else {"is_causal": True}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in known:
             how["enable_gqa"] = True
