@@ -9,18 +9,18 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 # Also the tests that are marked slow.
 test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 
 # Every parallel layout beside one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
-	$(BIN)/python -W ignore -m tests.train.layouts
+	$(BIN)/python -W ignore -m mt.tests.train.layouts
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mt needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -1,18 +1,26 @@
-"""`mt data clean` beside its public peers in the same run: reading JSONL, FineWeb's filters, ftfy's repair, language identification.
+"""`mt data clean` beside its public peers in the same run: reading JSONL, FineWeb's filters, ftfy's repair,
+language identification.
 
-    python benchmarks/dataprep.py --peers-python PEERS/bin/python     # an environment with datatrove, spaCy, py3langid, pycld2
+    python benchmarks/dataprep.py --peers-python PEERS/bin/python     # an environment with datatrove, spaCy,
+        py3langid, pycld2
     python benchmarks/dataprep.py --only repair language
 
-(Near duplicates: benchmarks/dedup.py.) Prints Markdown tables of medians; contestants take turns. The corpus is
-../shared/data/corpus/reviews.jsonl, for whole processes repeated up to 200 MB.
+(Near duplicates: benchmarks/dedup.py.) Prints Markdown tables of medians; contestants take turns. The corpus
+is ../shared/data/corpus/reviews.jsonl, for whole processes repeated up to 200 MB.
 
-reading   in this process: a JSONL file to documents, beside orjson.loads over the lines of the open file, as people write
+reading   in this process: a JSONL file to documents, beside orjson.loads over the lines of the open file, as
+    people write
           it and with a larger buffer
-filters   whole processes, reading JSONL to survivors written; wall and CPU are those of benchmarks/indexed.py. datatrove
-          runs GopherRepetition, GopherQuality, C4Quality and FineWebQuality one after the other in one process on the first
-          --peer-mb, since its speed does not depend on the size: as it is, and with its word and sentence splitter
-          replaced by str.split and a regular expression, to tell what of its time is spaCy's. Its language filter needs a
-          model from the net, so `mt` is measured with the same four rule sets, and with the whole preset besides.
+filters   whole processes, reading JSONL to survivors written; wall and CPU are those of
+    benchmarks/indexed.py. datatrove
+          runs GopherRepetition, GopherQuality, C4Quality and FineWebQuality one after the other in one
+              process on the first
+          --peer-mb, since its speed does not depend on the size: as it is, and with its word and sentence
+              splitter
+          replaced by str.split and a regular expression, to tell what of its time is spaCy's. Its language
+              filter needs a
+          model from the net, so `mt` is measured with the same four rule sets, and with the whole preset
+              besides.
           `agree`: documents of that part about which both say keep, or both drop.
 repair    in this process: texts to texts, ftfy.fix_text against the gate before it
 language  each in a process of its own: whole texts to codes
@@ -37,18 +45,33 @@ from pathlib import Path
 
 from indexed import SHARED, corpus, run, table
 
-FILTERS = ("gopher_repetition words=apart", "gopher_quality words=apart", "c4 terminal_punctuation=false", "fineweb words=apart")
+FILTERS = (
+    "gopher_repetition words=apart",
+    "gopher_quality words=apart",
+    "c4 terminal_punctuation=false",
+    "fineweb words=apart",
+)
 REVIEWS = SHARED / "corpus/reviews.jsonl"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", help="JSONL with a key `text` for the filters (default: the reviews, repeated up to 200 MB)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input",
+        help="JSONL with a key `text` for the filters (default: the reviews, repeated up to 200 MB)",
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers-python", help="interpreter of an environment with the peers")
     parser.add_argument("--peer-mb", type=float, default=3.0, help="MB of the corpus that datatrove gets")
-    parser.add_argument("--only", nargs="*", default=["reading", "filters", "repair", "language"], help="which of reading, filters, repair, language (default all)")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=["reading", "filters", "repair", "language"],
+        help="which of reading, filters, repair, language (default all)",
+    )
     parser.add_argument("--contestant", nargs=3, metavar=("NAME", "INPUT", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -61,13 +84,15 @@ def main() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans of a contestant become ours, and their time is counted
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
-            {"reading": reading, "filters": filters, "repair": repair, "language": language}[part](arguments, Path(folder))
+            {"reading": reading, "filters": filters, "repair": repair, "language": language}[part](
+                arguments, Path(folder)
+            )
 
 
 def reading(arguments, folder: Path) -> None:
     import orjson
 
-    from mt import documents
+    from mt.documents.reader import reader
 
     path = corpus(arguments, folder)
     megabytes = os.path.getsize(path) / 1e6
@@ -77,10 +102,16 @@ def reading(arguments, folder: Path) -> None:
             return sum(1 for line in file if orjson.loads(line))
 
     def ours() -> int:
-        shards = documents.plan((str(path),), key="text", shard_bytes=1 << 30, on_error="fail", output=str(folder / "out"))
-        return sum(1 for shard in shards for _ in documents.read(shard))
+        shards = reader.plan(
+            (str(path),), key="text", shard_bytes=1 << 30, on_error="fail", output=str(folder / "out")
+        )
+        return sum(1 for shard in shards for _ in reader.read(shard))
 
-    contestants = {"mt, documents": ours, "orjson, `for line in open(path, \"rb\")`": lambda: bare(-1), "the same with a buffer of 1 MB": lambda: bare(1 << 20)}
+    contestants = {
+        "mt, documents": ours,
+        'orjson, `for line in open(path, "rb")`': lambda: bare(-1),
+        "the same with a buffer of 1 MB": lambda: bare(1 << 20),
+    }
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(7 * arguments.repeat):
         for name, function in contestants.items():
@@ -90,7 +121,10 @@ def reading(arguments, folder: Path) -> None:
     medians = {name: statistics.median(times) for name, times in spent.items()}
     print("\n### Reading JSONL, CPU time in one process\n")
     own = medians["mt, documents"]
-    table(("", "MB of JSONL/CPU-s", "mt's speed / its"), [(name, f"{megabytes / each:.0f}", f"{each / own:.2f}") for name, each in medians.items()])
+    table(
+        ("", "MB of JSONL/CPU-s", "mt's speed / its"),
+        [(name, f"{megabytes / each:.0f}", f"{each / own:.2f}") for name, each in medians.items()],
+    )
 
 
 def filters(arguments, folder: Path) -> None:
@@ -103,18 +137,46 @@ def filters(arguments, folder: Path) -> None:
 
     def ours(source, workers, *rules):
         chosen = ["--rules", *rules] if rules else ["--preset", "fineweb"]
-        return source, lambda output: [sys.executable, "-m", "mt", "data", "clean", "--input", str(source), "--output", str(output), "--workers", str(workers), *chosen]
+        return source, lambda output: [
+            sys.executable,
+            "-m",
+            "mt",
+            "data",
+            "clean",
+            "--input",
+            str(source),
+            "--output",
+            str(output),
+            "--workers",
+            str(workers),
+            *chosen,
+        ]
 
     contestants = {
         "mt, the four rule sets, 1 worker": ours(whole, 1, *FILTERS),
         f"mt, the four rule sets, {arguments.workers} workers": ours(whole, arguments.workers, *FILTERS),
         "mt, preset fineweb (language and ftfy too), 1 worker": ours(whole, 1),
         "mt, the four rule sets, 1 worker, the part that datatrove gets": ours(part, 1, *FILTERS),
-        "mt, the same, words between spaces": ours(part, 1, *(rule.replace("words=apart", "words=space") for rule in FILTERS)),
+        "mt, the same, words between spaces": ours(
+            part, 1, *(rule.replace("words=apart", "words=space") for rule in FILTERS)
+        ),
     }
     if has(arguments, "datatrove", "spacy"):
-        for label, name in (("datatrove, the four filters", "datatrove"), ("datatrove, the same without spaCy", "datatrove_without_spacy")):
-            contestants[label] = part, lambda output, name=name: [arguments.peers_python, __file__, "--contestant", name, str(part), str(output)]
+        for label, name in (
+            ("datatrove, the four filters", "datatrove"),
+            ("datatrove, the same without spaCy", "datatrove_without_spacy"),
+        ):
+            contestants[label] = (
+                part,
+                lambda output, name=name: [
+                    arguments.peers_python,
+                    __file__,
+                    "--contestant",
+                    name,
+                    str(part),
+                    str(output),
+                ],
+            )
     measured = {name: [] for name in contestants}
     kept = {}
     for _ in range(arguments.repeat):
@@ -123,39 +185,84 @@ def filters(arguments, folder: Path) -> None:
             shutil.rmtree(output, ignore_errors=True)
             measured[name].append(run(command(output)))
             if source == part:
-                kept[name] = {record["id"] for path in sorted(output.glob("*.jsonl")) for record in records(path)}
+                kept[name] = {
+                    record["id"] for path in sorted(output.glob("*.jsonl")) for record in records(path)
+                }
     every = [record["id"] for record in records(part)]
-    sizes = {source: sum(len(record["text"].encode()) for record in records(source)) / 1e6 for source in (whole, part)}
+    sizes = {
+        source: sum(len(record["text"].encode()) for record in records(source)) / 1e6
+        for source in (whole, part)
+    }
     theirs = kept.get("datatrove, the four filters")
     rows, base = [], None
     for name, runs in measured.items():
         wall, cpu, memory = (statistics.median(column) for column in zip(*runs))
         size = sizes[contestants[name][0]]
         base = base or size / cpu
-        agree = f"{sum((i in kept[name]) == (i in theirs) for i in every)} of {len(every)}" if name in kept and theirs is not None else "-"
-        rows.append((name, f"{size:.1f}", f"{wall:.2f}", f"{cpu:.2f}", f"{size / cpu:.2f}", f"{memory:.0f}", f"{base * cpu / size:.1f}", agree))
+        agree = (
+            f"{sum((i in kept[name]) == (i in theirs) for i in every)} of {len(every)}"
+            if name in kept and theirs is not None
+            else "-"
+        )
+        rows.append(
+            (
+                name,
+                f"{size:.1f}",
+                f"{wall:.2f}",
+                f"{cpu:.2f}",
+                f"{size / cpu:.2f}",
+                f"{memory:.0f}",
+                f"{base * cpu / size:.1f}",
+                agree,
+            )
+        )
     print("\n### Filters\n")
-    table(("contestant", "MB of text", "wall s", "CPU s", "MB/CPU-s", "peak MB of a process", "mt, the four, 1 worker / it", "agree"), rows)
+    table(
+        (
+            "contestant",
+            "MB of text",
+            "wall s",
+            "CPU s",
+            "MB/CPU-s",
+            "peak MB of a process",
+            "mt, the four, 1 worker / it",
+            "agree",
+        ),
+        rows,
+    )
 
 
 def repair(arguments, folder: Path) -> None:
     import ftfy
 
-    from mt.dataprep.repair import repair as ours
+    from mt.dataprep.filters.repair import repair as ours
 
     texts = reviews(2000)
-    compare(arguments, "Repair, 2000 reviews", texts, {"mt.dataprep.repair": ours, "ftfy.fix_text": ftfy.fix_text})
+    compare(
+        arguments,
+        "Repair, 2000 reviews",
+        texts,
+        {"mt.dataprep.filters.repair": ours, "ftfy.fix_text": ftfy.fix_text},
+    )
 
 
 def language(arguments, folder: Path) -> None:
-    names = {"mt.dataprep.language": ("language_mt", sys.executable), "fastText lid.176 (.ftz), whole texts": ("language_fasttext", sys.executable)}
+    names = {
+        "mt.dataprep.filters.language": ("language_mt", sys.executable),
+        "fastText lid.176 (.ftz), whole texts": ("language_fasttext", sys.executable),
+    }
     for package in ("py3langid", "pycld2"):
         if has(arguments, package):
             names[package] = (f"language_{package}", arguments.peers_python)
     measured = {name: [] for name in names}
     for _ in range(arguments.repeat):
         for name, (contestant, python) in names.items():
-            said = subprocess.run([python, __file__, "--contestant", contestant, str(REVIEWS), ""], check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(
+                [python, __file__, "--contestant", contestant, str(REVIEWS), ""],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
             measured[name].append(json.loads(said))
     rows = []
     for name, runs in measured.items():
@@ -167,7 +274,9 @@ def language(arguments, folder: Path) -> None:
 
 
 def compare(arguments, title: str, texts: list[str], functions: dict) -> None:
-    """Functions of a text in this process, one after the other; the first is what the others are compared with."""
+    """Functions of a text in this process, one after the other; the first is what the others are compared
+    with.
+    """
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     measured = {name: [] for name in functions}
     results = {}
@@ -181,7 +290,15 @@ def compare(arguments, title: str, texts: list[str], functions: dict) -> None:
     print(f"\n### {title}\n")
     table(
         ("", "MB/CPU-s", "CPU / the first's", "same results"),
-        [(name, f"{megabytes / cpu:.1f}", f"{cpu / medians[first]:.1f}", "yes" if results[name] == results[first] else "no") for name, cpu in medians.items()],
+        [
+            (
+                name,
+                f"{megabytes / cpu:.1f}",
+                f"{cpu / medians[first]:.1f}",
+                "yes" if results[name] == results[first] else "no",
+            )
+            for name, cpu in medians.items()
+        ],
     )
 
 
@@ -198,7 +315,9 @@ def has(arguments, *packages: str) -> bool:
     """Whether the peers' environment has them; says so where not."""
     if not arguments.peers_python:
         print(f"{packages[0]} skipped: give --peers-python")
-    elif subprocess.run([arguments.peers_python, "-c", f"import {', '.join(packages)}"], capture_output=True).returncode:
+    elif subprocess.run(
+        [arguments.peers_python, "-c", f"import {', '.join(packages)}"], capture_output=True
+    ).returncode:
         print(f"{packages[0]} skipped: {arguments.peers_python} cannot import {' and '.join(packages)}")
     else:
         return True
@@ -217,7 +336,12 @@ def datatrove(source: str, output: str) -> None:
         GopherRepetitionFilter,
     )
 
-    chain = [GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False), FineWebQualityFilter()]
+    chain = [
+        GopherRepetitionFilter(),
+        GopherQualityFilter(),
+        C4QualityFilter(filter_no_terminal_punct=False),
+        FineWebQualityFilter(),
+    ]
     Path(output).mkdir()
     with open(f"{output}/kept.jsonl", "w", encoding="utf-8") as file:
         for record in records(source):
@@ -242,13 +366,13 @@ def datatrove_without_spacy(source: str, output: str) -> None:
 
 
 def language_mt(source: str, output: str) -> None:
-    from mt.dataprep.language import language as code_and_score
+    from mt.dataprep.filters.language import language as code_and_score
 
     _languages(lambda text: code_and_score(text)[0])
 
 
 def language_fasttext(source: str, output: str) -> None:
-    from mt.dataprep.language import _model
+    from mt.dataprep.filters.language import _model
 
     model = _model()
     _languages(lambda text: model.predict(text.replace("\n", " "), 1)[0][0].removeprefix("__label__"))
@@ -278,12 +402,28 @@ def _languages(code) -> None:
     code(texts[0])
     start = time.process_time()
     english = sum(code(text) == "en" for text in texts)
-    print(json.dumps([sum(len(text.encode()) for text in texts) / 1e6, time.process_time() - start, len(texts), english]))
+    print(
+        json.dumps(
+            [
+                sum(len(text.encode()) for text in texts) / 1e6,
+                time.process_time() - start,
+                len(texts),
+                english,
+            ]
+        )
+    )
 
 
 CONTESTANTS = {
     f.__name__: f
-    for f in (datatrove, datatrove_without_spacy, language_mt, language_fasttext, language_py3langid, language_pycld2)
+    for f in (
+        datatrove,
+        datatrove_without_spacy,
+        language_mt,
+        language_fasttext,
+        language_py3langid,
+        language_pycld2,
+    )
 }
 
 

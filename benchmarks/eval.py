@@ -1,14 +1,19 @@
-"""`mt eval`, `mt generate` and `mt serve` beside their public peers in the same run, on models of the same weights.
+"""`mt eval`, `mt generate` and `mt serve` beside their public peers in the same run, on models of the same
+weights.
 
     python benchmarks/eval.py                              # all parts
     python benchmarks/eval.py --only generate --repeat 5
 
-Prints Markdown tables of medians; contestants take turns in one process. CPU is its user and system time, which other work
-on the machine disturbs less than wall. The model is GPT-2 small (124 M parameters) with random weights.
+Prints Markdown tables of medians; contestants take turns in one process. CPU is its user and system time,
+which other work on the machine disturbs less than wall. The model is GPT-2 small (124 M parameters) with
+random weights.
 
-score     whole commands on the same Hugging Face directory and files: `mt eval` and lm-eval's hf backend, 4 layers of width 256, GPT-2's vocabulary
-generate  greedy, 8 prompts of 16 to 128 tokens, 64 more for each; transformers' generate pads them on the left. `same` are the
-          tokens that agree with transformers' in float32: in bfloat16 a model without training often has near ties.
+score     whole commands on the same Hugging Face directory and files: `mt eval` and lm-eval's hf backend, 4
+    layers of width 256, GPT-2's vocabulary
+generate  greedy, 8 prompts of 16 to 128 tokens, 64 more for each; transformers' generate pads them on the
+    left. `same` are the
+          tokens that agree with transformers' in float32: in bfloat16 a model without training often has near
+              ties.
 serve     one request after the other, then 64 clients at once, over HTTP, clients in a process of their own
 """
 
@@ -38,14 +43,18 @@ CLIENTS, CLIENT_TOKENS = 64, 32
 PASSAGES, SCORED_CHARACTERS = 5153, 200_000  # 5,153 passages are LAMBADA's test set
 DATA = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"
 TASKS = {
-    "lambloc": "task: lambloc\noutput_type: loglikelihood\n" + DATA + """\
+    "lambloc": "task: lambloc\noutput_type: loglikelihood\n"
+    + DATA
+    + """\
 doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
 doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
 metric_list:
   - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 """,
-    "wikiloc": "task: wikiloc\noutput_type: loglikelihood_rolling\n" + DATA + """\
+    "wikiloc": "task: wikiloc\noutput_type: loglikelihood_rolling\n"
+    + DATA
+    + """\
 doc_to_text: ""
 doc_to_target: "{{{{page}}}}"
 metric_list:
@@ -55,11 +64,18 @@ metric_list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of gpt2/vocab.json, gpt2/merges.txt and wikitext/valid.txt")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        help="folder of gpt2/vocab.json, gpt2/merges.txt and wikitext/valid.txt",
+    )
     parser.add_argument("--clients", nargs=3, metavar=("URL", "REQUESTS", "AT_ONCE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clients:
@@ -81,7 +97,9 @@ def seconds(work: Callable[[], object]) -> tuple[float, float, object]:
     return time.monotonic() - wall, used() - cpu, result
 
 
-def in_turns(contestants: dict[str, Callable[[], object]], repeat: int) -> dict[str, tuple[float, float, object]]:
+def in_turns(
+    contestants: dict[str, Callable[[], object]], repeat: int
+) -> dict[str, tuple[float, float, object]]:
     """Medians of wall and CPU, and the last result, of each; a first round only warms up."""
     rounds = [{name: seconds(work) for name, work in contestants.items()} for _ in range(repeat + 1)][1:]
     median = lambda name, column: statistics.median(one[name][column] for one in rounds)
@@ -93,12 +111,14 @@ def gpt2():
     import torch
     import transformers
 
-    from mt.train.convert.architectures import weights_in
-    from mt.train.convert.hf_settings import settings_in
+    from mt.train.checkpoint.architectures import weights_in
+    from mt.train.checkpoint.hf_settings import settings_in
     from mt.train.model.build import build_model
 
     torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(initializer_range=0.05, bos_token_id=None, eos_token_id=None)).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(initializer_range=0.05, bos_token_id=None, eos_token_id=None)
+    ).eval()
     held = theirs.state_dict()
 
     def ours():
@@ -128,9 +148,9 @@ def generate(arguments) -> None:
 
     import torch
 
+    from mt.eval.generation.sampling import Sampling
     from mt.eval.lm import LanguageModel
-    from mt.eval.sampling import Sampling
-    from mt.train.packed import ready_to_run
+    from mt.train.prepacked_weights import ready_to_run
 
     theirs, ours = gpt2()
     random = torch.Generator().manual_seed(1)
@@ -142,7 +162,9 @@ def generate(arguments) -> None:
     def transformers_with(model):
         @torch.no_grad()
         def work():
-            return model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)[:, longest:].tolist()
+            return model.generate(
+                padded, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0
+            )[:, longest:].tolist()
 
         return work
 
@@ -151,7 +173,9 @@ def generate(arguments) -> None:
         if packed:
             ready_to_run(model, bf16=bf16)
         language_model = LanguageModel(model, NoTokenizer(), 1024, batch_size=len(prompts))
-        return lambda: [c.ids for c in language_model.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS, greedy=True))]
+        return lambda: [
+            c.ids for c in language_model.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS, greedy=True))
+        ]
 
     contestants = {
         "transformers, float32": transformers_with(theirs),
@@ -166,25 +190,45 @@ def generate(arguments) -> None:
     rows = []
     for name, (wall, cpu, tokens) in measured.items():
         same = sum(a == b for mine, true in zip(tokens, base[2]) for a, b in zip(mine, true))
-        rows.append((name, f"{wall:.2f}", f"{cpu:.2f}", f"{total / cpu:.0f}", f"{base[1] / cpu:.2f}", f"{same} of {total}"))
-    table(("contestant", "wall s", "CPU s", "tokens/CPU-s", "times transformers float32, by CPU", "same"), rows)
+        rows.append(
+            (
+                name,
+                f"{wall:.2f}",
+                f"{cpu:.2f}",
+                f"{total / cpu:.0f}",
+                f"{base[1] / cpu:.2f}",
+                f"{same} of {total}",
+            )
+        )
+    table(
+        ("contestant", "wall s", "CPU s", "tokens/CPU-s", "times transformers float32, by CPU", "same"), rows
+    )
 
 
 def serve(arguments) -> None:
     import torch
     import uvicorn
 
-    from mt.eval.engine import Engine
-    from mt.eval.guard import Metrics
     from mt.eval.lm import LanguageModel
-    from mt.eval.serve import ServeConfig, _listen, build_app
-    from mt.train.packed import ready_to_run
+    from mt.eval.server.app import ServeConfig, _listen, build_app
+    from mt.eval.server.engine import Engine
+    from mt.eval.server.middleware import Metrics
+    from mt.train.prepacked_weights import ready_to_run
 
     model = LanguageModel(ready_to_run(gpt2()[1]()), NoTokenizer(), 1024)
     config = ServeConfig(load="gpt2", port=0)
-    engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
+    engine = Engine(
+        model,
+        max_batch_size=config.max_batch_size,
+        max_tokens=config.max_tokens_to_oom,
+        max_queue=config.max_queue,
+    )
     listener = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(engine, Metrics(engine), "gpt2", config, []), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(engine, Metrics(engine), "gpt2", config, []), log_level="warning", lifespan="off"
+        )
+    )
 
     def work() -> None:
         torch.set_num_threads(arguments.threads)
@@ -197,7 +241,12 @@ def serve(arguments) -> None:
 
     def ask(requests: int, at_once: int):
         def run() -> dict:
-            done = subprocess.run([sys.executable, __file__, "--clients", url, str(requests), str(at_once)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--clients", url, str(requests), str(at_once)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             return json.loads(done.stdout)
 
         return run
@@ -207,10 +256,31 @@ def serve(arguments) -> None:
     base = measured["one after the other"]
     speed = lambda one: one[2]["tokens"] / one[2]["seconds"]
     per_cpu = lambda one: one[2]["tokens"] / one[1]
-    table(("load", "requests", "errors", "tokens/s", "tokens/CPU-s", "median s a request", "times one after the other, by wall", "by CPU"), [
-        (name, str(one[2]["requests"]), str(one[2]["errors"]), f"{speed(one):.0f}", f"{per_cpu(one):.0f}", f"{one[2]['latency']:.2f}", f"{speed(one) / speed(base):.1f}", f"{per_cpu(one) / per_cpu(base):.1f}")
-        for name, one in measured.items()
-    ])
+    table(
+        (
+            "load",
+            "requests",
+            "errors",
+            "tokens/s",
+            "tokens/CPU-s",
+            "median s a request",
+            "times one after the other, by wall",
+            "by CPU",
+        ),
+        [
+            (
+                name,
+                str(one[2]["requests"]),
+                str(one[2]["errors"]),
+                f"{speed(one):.0f}",
+                f"{per_cpu(one):.0f}",
+                f"{one[2]['latency']:.2f}",
+                f"{speed(one) / speed(base):.1f}",
+                f"{per_cpu(one) / per_cpu(base):.1f}",
+            )
+            for name, one in measured.items()
+        ],
+    )
     server.should_exit = True
     engine.close(0)
     for thread in threads:
@@ -224,7 +294,9 @@ def clients(url: str, requests: str, at_once: str) -> None:
     def ask(prompt: str) -> tuple[int, float]:
         body = json.dumps({"prompt": prompt, "max_tokens": CLIENT_TOKENS, "temperature": 0}).encode()
         start = time.monotonic()
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        ) as reply:
             return json.load(reply)["usage"]["completion_tokens"], time.monotonic() - start
 
     start, errors, answers = time.monotonic(), 0, []
@@ -235,11 +307,23 @@ def clients(url: str, requests: str, at_once: str) -> None:
             except OSError:
                 errors += 1
     took = time.monotonic() - start
-    print(json.dumps({"requests": len(prompts), "errors": errors, "tokens": sum(a[0] for a in answers), "seconds": took, "latency": statistics.median(a[1] for a in answers)}))
+    print(
+        json.dumps(
+            {
+                "requests": len(prompts),
+                "errors": errors,
+                "tokens": sum(a[0] for a in answers),
+                "seconds": took,
+                "latency": statistics.median(a[1] for a in answers),
+            }
+        )
+    )
 
 
 def score(arguments) -> None:
-    """Whole commands on the same directory and files: `mt eval lambada`, `mt eval harness` and `lm_eval --model hf`."""
+    """Whole commands on the same directory and files: `mt eval lambada`, `mt eval harness` and `lm_eval
+    --model hf`.
+    """
     import torch
     import transformers
 
@@ -248,31 +332,69 @@ def score(arguments) -> None:
         torch.manual_seed(0)
         config = transformers.GPT2Config(n_layer=4, n_embd=256, n_head=4, initializer_range=0.08)
         transformers.GPT2LMHeadModel(config).save_pretrained(folder / "model")
-        files = {"vocab": str(arguments.data / "gpt2/vocab.json"), "merges": str(arguments.data / "gpt2/merges.txt")}
+        files = {
+            "vocab": str(arguments.data / "gpt2/vocab.json"),
+            "merges": str(arguments.data / "gpt2/merges.txt"),
+        }
         transformers.GPT2TokenizerFast(**files).save_pretrained(folder / "model")
         whole = (arguments.data / "wikitext/valid.txt").read_text()
         text, words = whole[:SCORED_CHARACTERS], whole.split()
         passages = [" ".join(words[start : start + 75]) for start in range(0, len(words) - 75, 42)][:PASSAGES]
         for name, key, records in (("lambloc", "text", passages), ("wikiloc", "page", [text])):
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps({key: record}) + "\n" for record in records))
+            (folder / f"{name}.jsonl").write_text(
+                "".join(json.dumps({key: record}) + "\n" for record in records)
+            )
             (folder / f"{name}.yaml").write_text(TASKS[name].format(data=folder / f"{name}.jsonl"))
-        peer = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder}/model,dtype=float32", "--device", "cpu", "--include_path", place]
+        peer = [
+            sys.executable,
+            "-m",
+            "lm_eval",
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={folder}/model,dtype=float32",
+            "--device",
+            "cpu",
+            "--include_path",
+            place,
+        ]
         ours = [sys.executable, "-m", "mt", "eval"]
         load = ["--load", f"{folder}/model", "--json"]
         rows = []
         for task, batch, own in (
-            ("lambloc", "8", [*ours, "lambada", *load, "--strict-lambada", "--valid-data", f"{folder}/lambloc.jsonl"]),
+            (
+                "lambloc",
+                "8",
+                [*ours, "lambada", *load, "--strict-lambada", "--valid-data", f"{folder}/lambloc.jsonl"],
+            ),
             ("wikiloc", "1", [*ours, "harness", *load, "--tasks", "wikiloc", "--include-path", place]),
         ):
-            commands = {f"{task}: mt eval": own, f"{task}: lm-eval": [*peer, "--tasks", task, "--batch_size", batch, "--output_path", f"{folder}/out"]}
-            contestants = {name: (lambda command=command: child(command, arguments.threads)) for name, command in commands.items()}
+            commands = {
+                f"{task}: mt eval": own,
+                f"{task}: lm-eval": [
+                    *peer,
+                    "--tasks",
+                    task,
+                    "--batch_size",
+                    batch,
+                    "--output_path",
+                    f"{folder}/out",
+                ],
+            }
+            contestants = {
+                name: lambda command=command: child(command, arguments.threads)
+                for name, command in commands.items()
+            }
             taken = {name: [work() for _ in range(arguments.repeat)] for name, work in contestants.items()}
             cpu = {name: statistics.median(t for t, _ in found) for name, found in taken.items()}
             mine = json.loads(taken[f"{task}: mt eval"][-1][1])["scores"]
             theirs = json.loads(max(folder.glob("out/**/results*.json")).read_text())["results"][task]
             value = mine["perplexity"] if task == "lambloc" else mine["wikiloc"]["word_perplexity"]
             expected = theirs["perplexity,none" if task == "lambloc" else "word_perplexity,none"]
-            rows += [(name, f"{t:.1f}", f"{cpu[f'{task}: lm-eval'] / t:.1f}", f"{abs(value / expected - 1):.0e}") for name, t in cpu.items()]
+            rows += [
+                (name, f"{t:.1f}", f"{cpu[f'{task}: lm-eval'] / t:.1f}", f"{abs(value / expected - 1):.0e}")
+                for name, t in cpu.items()
+            ]
         table(("command", "CPU s", "times lm-eval", "relative difference of the perplexity"), rows)
 
 

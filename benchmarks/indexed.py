@@ -3,14 +3,16 @@
     python benchmarks/indexed.py                        # 200 MB made of ../shared/data/corpus/reviews.jsonl
     python benchmarks/indexed.py --input my.jsonl --vocab-file vocab.json --merge-file merges.txt
 
-Prints Markdown tables of medians. Contestants take turns, each a fresh process. Wall is the time of the whole process,
-start-up and imports included; CPU is the user and system time of it and all its descendants, which other work on the
-machine disturbs less: ratios are of CPU where nothing else is said. The peers:
+Prints Markdown tables of medians. Contestants take turns, each a fresh process. Wall is the time of the whole
+process, start-up and imports included; CPU is the user and system time of it and all its descendants, which
+other work on the machine disturbs less: ratios are of CPU where nothing else is said. The peers:
 
-megatron     the algorithm of Megatron-LM's tools/preprocess_data.py, which no package brings: a Pool whose `imap` (chunks
+megatron     the algorithm of Megatron-LM's tools/preprocess_data.py, which no package brings: a Pool whose
+    `imap` (chunks
              of 32) parses each line with json and calls a transformers tokenizer on it, and megatron-core's
              IndexedDatasetBuilder in the parent
-fast         the algorithm of its preprocess_data_fast.py: gigatoken encodes the whole file into memory, written in one go
+fast         the algorithm of its preprocess_data_fast.py: gigatoken encodes the whole file into memory,
+    written in one go
 datatrove    MegatronDocumentTokenizer, where `--datatrove-python` names an interpreter that has it
 gigatoken    the bare backend: reads the JSONL and encodes it into memory on one thread, writes nothing
 """
@@ -36,25 +38,46 @@ END = "<|endoftext|>"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", help="JSONL with a key `text` (default: the reviews, repeated up to 200 MB)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", help="JSONL with a key `text` (default: the reviews, repeated up to 200 MB)"
+    )
     parser.add_argument("--vocab-file", default=str(SHARED / "gpt2/vocab.json"))
     parser.add_argument("--merge-file", default=str(SHARED / "gpt2/merges.txt"))
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--datatrove-python", help="interpreter of an environment with datatrove")
-    parser.add_argument("--peers", nargs="*", default=["gigatoken", "megatron", "fast", "datatrove"], help="which of the tokenizing peers (default all)")
-    parser.add_argument("--only", nargs="*", default=["tokenize", "merge", "samples"], help="which of tokenize, merge, samples (default all)")
-    parser.add_argument("--contestant", nargs=4, metavar=("NAME", "INPUT", "TOKENIZER", "OUTPUT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["gigatoken", "megatron", "fast", "datatrove"],
+        help="which of the tokenizing peers (default all)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=["tokenize", "merge", "samples"],
+        help="which of tokenize, merge, samples (default all)",
+    )
+    parser.add_argument(
+        "--contestant", nargs=4, metavar=("NAME", "INPUT", "TOKENIZER", "OUTPUT"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.contestant:
         name, *rest = arguments.contestant
-        {"megatron": megatron, "fast": fast, "datatrove": datatrove, "gigatoken": bare}[name](*rest, arguments.workers)
+        {"megatron": megatron, "fast": fast, "datatrove": datatrove, "gigatoken": bare}[name](
+            *rest, arguments.workers
+        )
         return
-    if not Path(arguments.vocab_file).exists() or not (arguments.input or (SHARED / "corpus/reviews.jsonl").exists()):
+    if not Path(arguments.vocab_file).exists() or not (
+        arguments.input or (SHARED / "corpus/reviews.jsonl").exists()
+    ):
         print("skipped: ../shared/data is not here; give --input, --vocab-file and --merge-file")
         return
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans of a contestant (datatrove's fork server) become ours, and their time is counted
+    # orphans of a contestant (datatrove's fork server) become ours, and their time is counted
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
             {"tokenize": tokenize, "merge": merge, "samples": samples}[part](arguments, Path(folder))
@@ -63,8 +86,11 @@ def main() -> None:
 def tokenize(arguments, folder: Path) -> None:
     path = corpus(arguments, folder)
     apart(
-        "import sys; from mt.tokenizer import *; load(TokenizerConfig(vocab_file=sys.argv[1], merge_file=sys.argv[2])).save(sys.argv[3])",
-        arguments.vocab_file, arguments.merge_file, folder / "tokenizer",
+        "import sys; from mt.tokenizer.tokenizer import *; load(TokenizerConfig(vocab_file=sys.argv[1],"
+        " merge_file=sys.argv[2])).save(sys.argv[3])",
+        arguments.vocab_file,
+        arguments.merge_file,
+        folder / "tokenizer",
     )
     text_mb = split(path, folder / "split", arguments.workers) / 1e6
     parquet = folder / "corpus.parquet"
@@ -72,13 +98,42 @@ def tokenize(arguments, folder: Path) -> None:
 
     def ours(source, workers):
         def command(output):
-            flags = ["--vocab-file", arguments.vocab_file, "--merge-file", arguments.merge_file, "--append-eod", "--workers", str(workers)]
-            return [sys.executable, "-m", "mt", "data", "tokenize", "--input", str(source), "--output-prefix", str(output), *flags]
+            flags = [
+                "--vocab-file",
+                arguments.vocab_file,
+                "--merge-file",
+                arguments.merge_file,
+                "--append-eod",
+                "--workers",
+                str(workers),
+            ]
+            return [
+                sys.executable,
+                "-m",
+                "mt",
+                "data",
+                "tokenize",
+                "--input",
+                str(source),
+                "--output-prefix",
+                str(output),
+                *flags,
+            ]
 
         return command
 
     def peer(name, interpreter=sys.executable, source=path):
-        return lambda output: [interpreter, __file__, "--workers", str(arguments.workers), "--contestant", name, str(source), str(folder / "tokenizer"), str(output)]
+        return lambda output: [
+            interpreter,
+            __file__,
+            "--workers",
+            str(arguments.workers),
+            "--contestant",
+            name,
+            str(source),
+            str(folder / "tokenizer"),
+            str(output),
+        ]
 
     contestants = {
         f"mt, {arguments.workers} workers": ours(path, arguments.workers),
@@ -92,7 +147,10 @@ def tokenize(arguments, folder: Path) -> None:
         "fast": ("Megatron-LM's gigatoken algorithm, in memory", peer("fast")),
     }
     if arguments.datatrove_python:
-        peers["datatrove"] = (f"datatrove MegatronDocumentTokenizer, {arguments.workers} tasks", peer("datatrove", arguments.datatrove_python, folder / "split"))
+        peers["datatrove"] = (
+            f"datatrove MegatronDocumentTokenizer, {arguments.workers} tasks",
+            peer("datatrove", arguments.datatrove_python, folder / "split"),
+        )
     contestants |= dict(peers[name] for name in arguments.peers if name in peers)
     measured = {name: [] for name in contestants}
     digests = {}
@@ -109,9 +167,40 @@ def tokenize(arguments, folder: Path) -> None:
     for name, runs in measured.items():
         wall, cpu, memory = (statistics.median(column) for column in zip(*runs))
         found = digests[name]
-        same = "-" if found is None else "yes" if found == reference else "no" if len(found) == 2 else f"{len(found) // 2} pairs"
-        rows.append((name, f"{wall:.2f}", f"{text_mb / wall:.1f}", f"{cpu:.2f}", f"{text_mb / cpu:.1f}", f"{memory:.0f}", f"{cpu / base:.2f}", same))
-    table(("contestant", "wall s", "MB/s", "CPU s", "MB/CPU-s", "peak MB of a process", "CPU / mt with 1 worker", "same bytes"), rows)
+        same = (
+            "-"
+            if found is None
+            else "yes"
+            if found == reference
+            else "no"
+            if len(found) == 2
+            else f"{len(found) // 2} pairs"
+        )
+        rows.append(
+            (
+                name,
+                f"{wall:.2f}",
+                f"{text_mb / wall:.1f}",
+                f"{cpu:.2f}",
+                f"{text_mb / cpu:.1f}",
+                f"{memory:.0f}",
+                f"{cpu / base:.2f}",
+                same,
+            )
+        )
+    table(
+        (
+            "contestant",
+            "wall s",
+            "MB/s",
+            "CPU s",
+            "MB/CPU-s",
+            "peak MB of a process",
+            "CPU / mt with 1 worker",
+            "same bytes",
+        ),
+        rows,
+    )
 
 
 def merge(arguments, folder: Path) -> None:
@@ -130,7 +219,17 @@ def merge(arguments, folder: Path) -> None:
         writer.finish()
     size = sum(p.stat().st_size for p in parts.iterdir()) / 1e6
     commands = {
-        "mt data merge": [sys.executable, "-m", "mt", "data", "merge", "--input", str(parts), "--output-prefix", str(folder / "merged/p")],
+        "mt data merge": [
+            sys.executable,
+            "-m",
+            "mt",
+            "data",
+            "merge",
+            "--input",
+            str(parts),
+            "--output-prefix",
+            str(folder / "merged/p"),
+        ],
         "cp, sync": ["sh", "-c", f"cp -r {parts} {folder / 'merged'} && sync {folder / 'merged'}/*"],
     }
     measured = {name: [] for name in commands}
@@ -145,7 +244,16 @@ def merge(arguments, folder: Path) -> None:
     rows = []
     for name, runs in measured.items():
         wall, cpu, memory = (statistics.median(column) for column in zip(*runs))
-        rows.append((name, f"{wall:.2f}", f"{size / wall:.0f}", f"{min(w for w, _, _ in runs):.2f}", f"{cpu:.2f}", f"{memory:.0f}"))
+        rows.append(
+            (
+                name,
+                f"{wall:.2f}",
+                f"{size / wall:.0f}",
+                f"{min(w for w, _, _ in runs):.2f}",
+                f"{cpu:.2f}",
+                f"{memory:.0f}",
+            )
+        )
     table(("", "wall s", "MB/s", "best wall s", "CPU s", "peak MB"), rows)
 
 
@@ -161,7 +269,7 @@ def samples(arguments, folder: Path) -> None:
     from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 
     from mt.indexed.format import IndexedDataset, IndexedWriter
-    from mt.indexed.gpt import GPTDataset, _sample_index, build_indices
+    from mt.indexed.gpt_dataset import GPTDataset, _sample_index, build_indices
     from mt.train.batches import Batches, PackingConfig
     from mt.train.parallel.mesh import Mesh
 
@@ -185,7 +293,9 @@ def samples(arguments, folder: Path) -> None:
     assert np.array_equal(mine, build_sample_idx(sizes, order, 2048, 1, 10**9, True, True))
     compare(
         "sample index of 10^9 tokens in 10^6 documents, samples of 2048; megatron-core's compiled helper",
-        lambda: _sample_index(sizes, order, 10**9, 2048, 1, True), lambda: build_sample_idx(sizes, order, 2048, 1, 10**9, True, True), scale=1e3,
+        lambda: _sample_index(sizes, order, 10**9, 2048, 1, True),
+        lambda: build_sample_idx(sizes, order, 2048, 1, 10**9, True, True),
+        scale=1e3,
     )
     start = time.process_time()
     build_indices(sizes, np.arange(10**6, dtype=np.int32), 10**9 // 2048 - 1, 2048, 1234)
@@ -201,16 +311,33 @@ def samples(arguments, folder: Path) -> None:
     ours, theirs = IndexedDataset(prefix), TheirIndexed(prefix)
     picks = random.randint(0, len(lengths), size=100_000).tolist()
     assert all(np.array_equal(ours[i], theirs[i]) for i in picks[:1000])
-    compare("`dataset[i]`, random sequences; megatron-core IndexedDataset", lambda: [ours[i] for i in picks], lambda: [theirs[i] for i in picks], scale=1e6 / len(picks), unit="us")
+    compare(
+        "`dataset[i]`, random sequences; megatron-core IndexedDataset",
+        lambda: [ours[i] for i in picks],
+        lambda: [theirs[i] for i in picks],
+        scale=1e6 / len(picks),
+        unit="us",
+    )
 
     our_set = GPTDataset(ours, (0, len(lengths)), 20_000, 2048, 1)
 
     def their_set(reset: bool) -> Theirs:
         settings = GPTDatasetConfig(
-            random_seed=1, sequence_length=2048, blend=([prefix], None), split="1,0,0", tokenizer=NullTokenizer(end), reset_position_ids=reset,
-            reset_attention_mask=False, eod_mask_loss=reset, create_attention_mask=False, path_to_cache=str(folder / "cache"), mid_level_dataset_surplus=0.005,
+            random_seed=1,
+            sequence_length=2048,
+            blend=([prefix], None),
+            split="1,0,0",
+            tokenizer=NullTokenizer(end),
+            reset_position_ids=reset,
+            reset_attention_mask=False,
+            eod_mask_loss=reset,
+            create_attention_mask=False,
+            path_to_cache=str(folder / "cache"),
+            mid_level_dataset_surplus=0.005,
         )
-        dataset = Theirs(theirs, prefix, np.arange(len(lengths), dtype=np.int32), 20_000, Split.train, settings)
+        dataset = Theirs(
+            theirs, prefix, np.arange(len(lengths), dtype=np.int32), 20_000, Split.train, settings
+        )
         dataset._pad_token_id = -1
         return dataset
 
@@ -219,16 +346,47 @@ def samples(arguments, folder: Path) -> None:
     stacked = lambda batch: np.stack([plain._query_document_sample_shuffle_indices(i)[0] for i in batch])
     assert np.array_equal(our_set.batch(batches[0]), stacked(batches[0]))
     scale = 1e6 / (len(batches) * 8)
-    compare("tokens alone, stacked; GPTDataset's query for them", lambda: [our_set.batch(b) for b in batches], lambda: [stacked(b) for b in batches], scale=scale, unit="us")
+    compare(
+        "tokens alone, stacked; GPTDataset's query for them",
+        lambda: [our_set.batch(b) for b in batches],
+        lambda: [stacked(b) for b in batches],
+        scale=scale,
+        unit="us",
+    )
     positions = torch.arange(2048).expand(8, 2048)  # our models count for themselves: the field is None
     collate = torch.utils.data.default_collate
     starts = range(0, 1600, 8)
-    for name, dataset, packing in (("what training receives: tokens, labels, loss mask, positions", plain, PackingConfig()), ("the same, --reset-position-ids --eod-mask-loss", reset, PackingConfig(reset_position_ids=True, eod_mask_loss=True))):
-        made = Batches(our_set, micro_batch_size=8, vocab_size=end + 1, mesh=Mesh(0, 1, torch.device("cpu")), packing=packing, eod=end)
+    for name, dataset, packing in (
+        ("what training receives: tokens, labels, loss mask, positions", plain, PackingConfig()),
+        (
+            "the same, --reset-position-ids --eod-mask-loss",
+            reset,
+            PackingConfig(reset_position_ids=True, eod_mask_loss=True),
+        ),
+    ):
+        made = Batches(
+            our_set,
+            micro_batch_size=8,
+            vocab_size=end + 1,
+            mesh=Mesh(0, 1, torch.device("cpu")),
+            packing=packing,
+            eod=end,
+        )
         (mine,), other = made.global_batch(0, 8), collate([dataset[i] for i in range(8)])
-        same = {"tokens": mine.tokens, "labels": mine.labels, "loss_mask": mine.loss_mask, "position_ids": positions if mine.positions is None else mine.positions}
+        same = {
+            "tokens": mine.tokens,
+            "labels": mine.labels,
+            "loss_mask": mine.loss_mask,
+            "position_ids": positions if mine.positions is None else mine.positions,
+        }
         assert all(torch.equal(other[key], value) for key, value in same.items())
-        compare(f"{name}; GPTDataset[i], collated", lambda made=made: [made.global_batch(at, 8) for at in starts], lambda dataset=dataset: [collate([dataset[i] for i in range(at, at + 8)]) for at in starts], scale=scale, unit="us")
+        compare(
+            f"{name}; GPTDataset[i], collated",
+            lambda made=made: [made.global_batch(at, 8) for at in starts],
+            lambda dataset=dataset: [collate([dataset[i] for i in range(at, at + 8)]) for at in starts],
+            scale=scale,
+            unit="us",
+        )
     print("\n### Indices and samples (CPU time, best of 5)\n")
     table(("what; the peer", "mt", "peer", "peer / mt"), rows)
     print("\nSamples: of 2049 tokens, in batches of 8, the time of one sample.")
@@ -267,9 +425,11 @@ def split(source: Path, folder: Path, count: int) -> int:
 def write_parquet(source: Path, target: Path) -> None:
     """The same records with the defaults of pyarrow."""
     apart(
-        "import sys, orjson, pyarrow, pyarrow.parquet as q; "
-        "q.write_table(pyarrow.Table.from_pylist([orjson.loads(line) for line in open(sys.argv[1], 'rb')]), sys.argv[2], row_group_size=10_000)",
-        source, target,
+        "import sys, orjson, pyarrow, pyarrow.parquet as q;"
+        " q.write_table(pyarrow.Table.from_pylist([orjson.loads(line) for line in open(sys.argv[1], 'rb')]),"
+        " sys.argv[2], row_group_size=10_000)",
+        source,
+        target,
     )
 
 
@@ -319,7 +479,10 @@ def megatron(path: str, tokenizer: str, output: str, workers: int) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{output}.bin", dtype=np.uint16)
-    with multiprocessing.Pool(workers, initializer=_load, initargs=(tokenizer,)) as pool, open(path, encoding="utf-8") as file:
+    with (
+        multiprocessing.Pool(workers, initializer=_load, initargs=(tokenizer,)) as pool,
+        open(path, encoding="utf-8") as file,
+    ):
         for ids, lengths in pool.imap(_encode, file, 32):
             builder.add_document(ids, lengths)
         pool.close()
@@ -362,8 +525,17 @@ def datatrove(path: str, tokenizer: str, output: str, workers: int) -> None:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import MegatronDocumentTokenizer
 
-    steps = [JsonlReader(path), MegatronDocumentTokenizer(str(Path(output).parent / "out"), tokenizer_name_or_path=f"{tokenizer}/tokenizer.json", eos_token=END)]
-    LocalPipelineExecutor(pipeline=steps, tasks=workers, workers=workers, logging_dir=str(Path(output).parent / "logs")).run()
+    steps = [
+        JsonlReader(path),
+        MegatronDocumentTokenizer(
+            str(Path(output).parent / "out"),
+            tokenizer_name_or_path=f"{tokenizer}/tokenizer.json",
+            eos_token=END,
+        ),
+    ]
+    LocalPipelineExecutor(
+        pipeline=steps, tasks=workers, workers=workers, logging_dir=str(Path(output).parent / "logs")
+    ).run()
 
 
 def bare(path: str, tokenizer: str, output: str, workers: int) -> None:

@@ -1,24 +1,27 @@
-"""What parallelism costs: a step with its wrappers at one process, data parallel on two processes beside two that know nothing of each other, and what pipelines wait.
+"""What parallelism costs: a step with its wrappers at one process, data parallel on two processes beside two
+that know nothing of each other, and what pipelines wait.
 
     python benchmarks/parallel.py
     python benchmarks/parallel.py --rounds 20 --hidden 512
 
-Every contestant makes a step in turn with the others, in the same processes, each with one thread. Printed are medians
-over the rounds of wall and CPU seconds of rank 0, and the ratio of the medians. A step is `--micro-batches` forward and
-backward passes, the norm of the gradient, and AdamW. On a machine that does other work besides, the ratios of wall
-seconds say little.
+Every contestant makes a step in turn with the others, in the same processes, each with one thread. Printed
+are medians over the rounds of wall and CPU seconds of rank 0, and the ratio of the medians. A step is
+`--micro-batches` forward and backward passes, the norm of the gradient, and AdamW. On a machine that does
+other work besides, the ratios of wall seconds say little.
 
 alone        the model as it is built
 wrapped      the same after `parallelize` at one process, which is to leave it alone
 independent  two processes with a model each
 dp           two processes that share a model: gradients summed, the optimizer cut
-dp at once   the same, but all weights gathered at the beginning of a step and all gradients summed at its end: nothing overlaps
+dp at once   the same, but all weights gathered at the beginning of a step and all gradients summed at its
+    end: nothing overlaps
 dp full      the same, weights and gradients cut too
 
-Then pipelines of two stages: the share of a step in which a rank's thread neither computes nor sleeps, beside the formula's
-(p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so that stages are even. With
---sleep S every block sleeps for S seconds forwards and 2 S backwards instead of computing: what is measured is then the
-order of the work and its messages, as with GPUs that compute while the processors are free, and a busy machine matters less.
+Then pipelines of two stages: the share of a step in which a rank's thread neither computes nor sleeps, beside
+the formula's (p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so
+that stages are even. With --sleep S every block sleeps for S seconds forwards and 2 S backwards instead of
+computing: what is measured is then the order of the work and its messages, as with GPUs that compute while
+the processors are free, and a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -36,12 +39,19 @@ VOCABULARY, LENGTH, ROWS = 2048, 256, 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--micro-batches", type=int, default=16, help="of a step, on each process")
-    parser.add_argument("--sleep", type=float, default=0.0, help="seconds that a block of a pipeline sleeps for forwards instead of computing")
+    parser.add_argument(
+        "--sleep",
+        type=float,
+        default=0.0,
+        help="seconds that a block of a pipeline sleeps for forwards instead of computing",
+    )
     parser.add_argument("--only", choices=("steps", "pipelines"), help="one of the two tables")
     parser.add_argument("--worker", choices=("steps", "pipelines"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,16 +59,33 @@ def main() -> None:
         {"steps": work, "pipelines": wait}[arguments.worker](arguments)
         return
     if arguments.only != "pipelines":
-        print("| contestant | processes | wall s | CPU s | ratio of wall | ratio of CPU |\n|---|---|---|---|---|---|", flush=True)
+        print(
+            "| contestant | processes | wall s | CPU s | ratio of wall | ratio of CPU"
+            " |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         for processes in (1, 2):
             start(processes, "steps")
     if arguments.only != "steps":
-        print("| pipeline | micro-batches | wall s | waiting | formula | ratio |\n|---|---|---|---|---|---|", flush=True)
+        print(
+            "| pipeline | micro-batches | wall s | waiting | formula | ratio |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         start(2, "pipelines")
 
 
 def start(processes: int, worker: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__, *sys.argv[1:], "--worker", worker]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        __file__,
+        *sys.argv[1:],
+        "--worker",
+        worker,
+    ]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -71,11 +98,16 @@ def work(arguments) -> None:
     with launch(ParallelConfig()) as mesh:
         own = Mesh(0, 1, mesh.device)
         if mesh.world_size == 1:
-            steps = {"alone": step_of(None, "optimizer", arguments), "wrapped": step_of(own, "optimizer", arguments)}
+            steps = {
+                "alone": step_of(None, "optimizer", arguments),
+                "wrapped": step_of(own, "optimizer", arguments),
+            }
         else:
             steps = {
-                "independent": step_of(own, "optimizer", arguments), "dp": step_of(mesh, "optimizer", arguments),
-                "dp at once": step_of(mesh, "optimizer", arguments, at_once=True), "dp full": step_of(mesh, "full", arguments),
+                "independent": step_of(own, "optimizer", arguments),
+                "dp": step_of(mesh, "optimizer", arguments),
+                "dp at once": step_of(mesh, "optimizer", arguments, at_once=True),
+                "dp full": step_of(mesh, "full", arguments),
             }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for _ in range(arguments.rounds + 1):
@@ -84,29 +116,43 @@ def work(arguments) -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 step()
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-        medians = {name: [statistics.median(column) for column in zip(*taken[1:])] for name, taken in times.items()}
+        medians = {
+            name: [statistics.median(column) for column in zip(*taken[1:])] for name, taken in times.items()
+        }
         base = next(iter(medians.values()))
         if mesh.rank == 0:
             for name, (wall, cpu) in medians.items():
-                print(f"| {name} | {mesh.world_size} | {wall:.3f} | {cpu:.3f} | {wall / base[0]:.3f} | {cpu / base[1]:.3f} |", flush=True)
+                print(
+                    f"| {name} | {mesh.world_size} | {wall:.3f} | {cpu:.3f} | {wall / base[0]:.3f} |"
+                    f" {cpu / base[1]:.3f} |",
+                    flush=True,
+                )
 
 
 def wait(arguments) -> None:
     """The table of pipelines."""
     import torch
 
-    from mt.train.batches import MicroBatch
-    from mt.train.loop import forward_backward
     from mt.train.model.build import build_model
+    from mt.train.model.inputs import MicroBatch
     from mt.train.model.layers import ModelConfig, initialize, resolve
     from mt.train.parallel.mesh import ParallelConfig, launch
+    from mt.train.parallel.parallelize import parallelize
     from mt.train.parallel.pipeline import Pipeline
-    from mt.train.parallel.sharding import parallelize
+    from mt.train.step import forward_backward
 
     torch.set_num_threads(1)
-    shape = resolve(ModelConfig(num_layers=8, hidden_size=arguments.hidden, num_attention_heads=4), vocab_size=64, seq_length=LENGTH)
+    shape = resolve(
+        ModelConfig(num_layers=8, hidden_size=arguments.hidden, num_attention_heads=4),
+        vocab_size=64,
+        seq_length=LENGTH,
+    )
     stages = {"pipeline_model_parallel_size": 2}
-    contestants = {"1f1b": ({}, 1, 1.0), "interleaved": ({"num_layers_per_virtual_pipeline_stage": 2}, 2, 1.0), "zero-bubble": ({"pipeline_schedule": "zero-bubble"}, 1, 1 / 3)}
+    contestants = {
+        "1f1b": ({}, 1, 1.0),
+        "interleaved": ({"num_layers_per_virtual_pipeline_stage": 2}, 2, 1.0),
+        "zero-bubble": ({"pipeline_schedule": "zero-bubble"}, 1, 1 / 3),
+    }
     slept = Slept()
     with launch(ParallelConfig(**stages)) as mesh:
         models = {}
@@ -121,8 +167,13 @@ def wait(arguments) -> None:
                 put_to_sleep(model, arguments.sleep, slept)
             models[name] = model
         for count in (2, 4, 8):
-            tokens = torch.randint(64, (count, 2 * ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
-            batch = [MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(2 * ROWS, LENGTH)) for i, sample in enumerate(tokens)]
+            tokens = torch.randint(
+                64, (count, 2 * ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0)
+            )
+            batch = [
+                MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(2 * ROWS, LENGTH))
+                for i, sample in enumerate(tokens)
+            ]
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
             for _ in range(arguments.rounds + 1):
                 for name, model in models.items():
@@ -131,14 +182,20 @@ def wait(arguments) -> None:
                     forward_backward(model, batch, torch.ones(()), seed="0")
                     model.zero_grad()
                     mesh.barrier()
-                    times[name].append((time.perf_counter() - wall, time.thread_time() - busy + slept.seconds))
+                    times[name].append(
+                        (time.perf_counter() - wall, time.thread_time() - busy + slept.seconds)
+                    )
             for name, taken in times.items():
                 _, stages_of_rank, part = contestants[name]
                 wall, busy = (statistics.median(column) for column in zip(*taken[1:]))
                 busy = float(mesh.sum(torch.tensor(busy, dtype=torch.float64))) / 2
                 formula = part / (count * stages_of_rank + part)
                 if mesh.rank == 0:
-                    print(f"| {name} | {count} | {wall:.3f} | {1 - busy / wall:.1%} | {formula:.1%} | {(1 - busy / wall) / formula:.2f} |", flush=True)
+                    print(
+                        f"| {name} | {count} | {wall:.3f} | {1 - busy / wall:.1%} | {formula:.1%} |"
+                        f" {(1 - busy / wall) / formula:.2f} |",
+                        flush=True,
+                    )
 
 
 class Slept:
@@ -153,7 +210,9 @@ class Slept:
 
 
 def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
-    """Lets the blocks of a pipeline sleep instead of computing; the gradient of a weight, half of what is done backwards, can be put off."""
+    """Lets the blocks of a pipeline sleep instead of computing; the gradient of a weight, half of what is
+    done backwards, can be put off.
+    """
     import torch
 
     from mt.train.parallel.stages import own_blocks
@@ -171,7 +230,9 @@ def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
             if pipeline.put_off is None:
                 sleep(seconds)
             else:
-                pipeline.put_off.products.append((ctx.weight, lambda: sleep(seconds) or torch.zeros_like(ctx.weight)))
+                pipeline.put_off.products.append(
+                    (ctx.weight, lambda: sleep(seconds) or torch.zeros_like(ctx.weight))
+                )
             return gradient, None
 
     for stage in pipeline.stages:
@@ -180,29 +241,43 @@ def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
 
 
 def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callable[[], None]:
-    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor. at_once: fully_shard is not told of the blocks."""
+    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor.
+
+    at_once: fully_shard is not told of the blocks.
+    """
     from unittest import mock
 
     import torch
 
-    from mt.train.batches import MicroBatch
-    from mt.train.loop import forward_backward
     from mt.train.model.build import build_model
+    from mt.train.model.inputs import MicroBatch
     from mt.train.model.layers import ModelConfig, initialize, resolve
     from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
     from mt.train.parallel.mesh import Mesh, ParallelConfig
-    from mt.train.parallel.sharding import parallelize
+    from mt.train.parallel.parallelize import parallelize
+    from mt.train.step import forward_backward
 
     shape = ModelConfig(num_layers=arguments.layers, hidden_size=arguments.hidden, num_attention_heads=4)
     model = build_model(resolve(shape, vocab_size=VOCABULARY, seq_length=LENGTH))
     initialize(model, 1)
     if mesh is not None:
-        with mock.patch("mt.train.parallel.sharding.own_blocks", return_value=[]) if at_once else contextlib.nullcontext():
+        with (
+            mock.patch("mt.train.parallel.parallelize.own_blocks", return_value=[])
+            if at_once
+            else contextlib.nullcontext()
+        ):
             parallelize(model, mesh, ParallelConfig(data_parallel_sharding=sharding), torch.float32)
     mesh = mesh or Mesh(0, 1, torch.device("cpu"))
     optimizer = build_optimizer(dict(model.named_parameters()), OptimizerConfig())
-    tokens = torch.randint(VOCABULARY, (arguments.micro_batches, ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(mesh.rank))
-    batch = [MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(ROWS, LENGTH)) for i, sample in enumerate(tokens)]
+    tokens = torch.randint(
+        VOCABULARY,
+        (arguments.micro_batches, ROWS, LENGTH + 1),
+        generator=torch.Generator().manual_seed(mesh.rank),
+    )
+    batch = [
+        MicroBatch(i, sample[:, :-1], sample[:, 1:], torch.ones(ROWS, LENGTH))
+        for i, sample in enumerate(tokens)
+    ]
     factor = torch.tensor(1 / tokens[:, :, 1:].numel() / mesh.world_size)
 
     def step() -> None:

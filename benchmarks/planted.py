@@ -1,13 +1,15 @@
-"""Retro beside the GPT that it contains, on a corpus in which most passages stand twice, in documents far apart.
+"""Retro beside the GPT that it contains, on a corpus in which most passages stand twice, in documents far
+apart.
 
     OMP_NUM_THREADS=1 python benchmarks/planted.py [--steps 400] [--folder DIR]
 
-Words are drawn by chance from the few that may follow the last one: this a GPT learns, and which of them it will be only a
-passage's other copy tells. A database of all documents is built with the vectors of a small BERT that has learned nothing
-(it finds texts with the same words alike), neighbours are found for every sample, never in the sample's own documents, and
-both models are trained on the same batches, from the same first values. The documents of validation are in the database
-and in no batch. Printed: how often a chunk's neighbours show what comes next, the validation perplexity of both models,
-with what is beside it for tokens that a neighbour showed and for the others, and what looking neighbours up takes of a step.
+Words are drawn by chance from the few that may follow the last one: this a GPT learns, and which of them it
+will be only a passage's other copy tells. A database of all documents is built with the vectors of a small
+BERT that has learned nothing (it finds texts with the same words alike), neighbours are found for every
+sample, never in the sample's own documents, and both models are trained on the same batches, from the same
+first values. The documents of validation are in the database and in no batch. Printed: how often a chunk's
+neighbours show what comes next, the validation perplexity of both models, with what is beside it for tokens
+that a neighbour showed and for the others, and what looking neighbours up takes of a step.
 """
 
 from __future__ import annotations
@@ -23,21 +25,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mt import config
+from mt.core import config
 from mt.indexed.build import TokenizeConfig, tokenize
 from mt.indexed.neighbors import SampleNeighbors
 from mt.retro.build import BuildDbConfig, build_db
-from mt.retro.samples import NeighborsConfig, neighbors
-from mt.tokenizer import TokenizerConfig, load
+from mt.retro.sample_neighbors import NeighborsConfig, neighbors
+from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import SampleConfig, build_samples
-from mt.train.checkpoint import load_model
-from mt.train.course import TrainConfig
+from mt.train.checkpoint.native import load_model
+from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.layers import ModelConfig
 
-WORDS, FOLLOWERS, TWICE = 64, 8, 0.8  # words known, those that may follow one, the share of passages that stand twice
+# words known, those that may follow one, the share of passages that stand twice
+WORDS, FOLLOWERS, TWICE = 64, 8, 0.8
 PASSAGE, PASSAGES = 32, 2  # words of a passage, passages of a document
-CHUNK, LENGTH, BATCH, VALID = 8, PASSAGE * PASSAGES, 16, 16  # tokens of a chunk and of a sample, samples of a batch, batches of a validation
+# tokens of a chunk and of a sample, samples of a batch, batches of a validation
+CHUNK, LENGTH, BATCH, VALID = 8, PASSAGE * PASSAGES, 16, 16
 
 
 def make_corpus(folder: Path, documents: int) -> None:
@@ -54,32 +58,50 @@ def make_corpus(folder: Path, documents: int) -> None:
     passages[:, 0] = random.integers(WORDS, size=len(passages))
     for i in range(1, PASSAGE):
         passages[:, i] = may_follow[passages[:, i - 1], random.integers(FOLLOWERS, size=len(passages))]
-    which = random.permutation(np.concatenate([np.arange(len(passages)), np.arange(twice)])).reshape(documents, PASSAGES)
+    which = random.permutation(np.concatenate([np.arange(len(passages)), np.arange(twice)])).reshape(
+        documents, PASSAGES
+    )
     with open(folder / "corpus.jsonl", "w") as file:
         for own in which:
-            # The token that ends a document takes the last word's place, so that a document is as long as a sample.
+            # The token that ends a document takes the last word's place, so that a document is as long as a
+            # sample.
             file.write(json.dumps({"text": " ".join(words[w] for w in passages[own].ravel()[:-1])}) + "\n")
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate([*words, "<|endoftext|>"])}, unk_token="<|endoftext|>"))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {w: i for i, w in enumerate([*words, "<|endoftext|>"])}, unk_token="<|endoftext|>"
+        )
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     (folder / "tokenizer").mkdir(exist_ok=True)
     model.add_special_tokens(["<|endoftext|>"])
     model.save(str(folder / "tokenizer" / "tokenizer.json"))
     torch.manual_seed(0)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    bert = transformers.BertConfig(vocab_size=len(special) + WORDS, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, max_position_embeddings=32)
+    bert = transformers.BertConfig(
+        vocab_size=len(special) + WORDS,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
     transformers.BertModel(bert).save_pretrained(folder / "bert")
     (folder / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in [*special, *words]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--documents", type=int, default=4000)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--neighbors", type=int, default=2)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--folder", type=Path, help="where everything is kept, and found again (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where everything is kept, and found again (default: a temporary folder)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -88,44 +110,108 @@ def main() -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
-    """Validation perplexities of `gpt` and `retro`: of all tokens, of those that a neighbour showed, of the others."""
+    """Validation perplexities of `gpt` and `retro`: of all tokens, of those that a neighbour showed, of the
+    others.
+    """
     began = time.process_time()
     if not (folder / "corpus.jsonl").exists():
         make_corpus(folder, arguments.documents)
     words = {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": str(folder / "tokenizer")}
-    tokenize(made(TokenizeConfig, words, input=[str(folder / "corpus.jsonl")], output_prefix=str(folder / "tokens"), append_eod=True))
+    tokenize(
+        made(
+            TokenizeConfig,
+            words,
+            input=[str(folder / "corpus.jsonl")],
+            output_prefix=str(folder / "tokens"),
+            append_eod=True,
+        )
+    )
     data = {"data_path": [str(folder / "tokens_text_document")], "seq_length": LENGTH, "split": "90,10,0"}
-    build_db(made(BuildDbConfig, words, data_path=data["data_path"], output=str(folder / "db"), chunk_length=CHUNK, num_neighbors=2, bert_model=str(folder / "bert"), workers=1))
+    build_db(
+        made(
+            BuildDbConfig,
+            words,
+            data_path=data["data_path"],
+            output=str(folder / "db"),
+            chunk_length=CHUNK,
+            num_neighbors=2,
+            bert_model=str(folder / "bert"),
+            workers=1,
+        )
+    )
     samples = {"train_samples": arguments.steps * BATCH, "valid_samples": VALID * BATCH}
     near = str(folder / f"near_{arguments.steps}")
-    neighbors(made(NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2, workers=1))
-    dataset = build_samples(ModelConfig(), made(SampleConfig, data), load(made(TokenizerConfig, words)), (*samples.values(), 0))[1]
+    neighbors(
+        made(NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2, workers=1)
+    )
+    dataset = build_samples(
+        ModelConfig(), made(SampleConfig, data), load(made(TokenizerConfig, words)), (*samples.values(), 0)
+    )[1]
     found = SampleNeighbors(near, dataset)
     for k in range(1, arguments.neighbors + 1):
-        print(f"validation chunks that go on as one of their {k} nearest neighbours does: {shown(dataset, found, k)[0].mean():.1%}", flush=True)
+        print(
+            f"validation chunks that go on as one of their {k} nearest neighbours does:"
+            f" {shown(dataset, found, k)[0].mean():.1%}",
+            flush=True,
+        )
     print(f"corpus, database, neighbours: {time.process_time() - began:.0f} CPU s", flush=True)
 
     run = {
-        "num_layers": arguments.layers, "hidden_size": arguments.hidden, "num_attention_heads": 4, "max_position_embeddings": LENGTH,
-        "lr": arguments.lr, "lr_warmup_iters": 50, "micro_batch_size": BATCH, "train_iters": arguments.steps, "eval_interval": max(1, arguments.steps // 4),
-        "eval_iters": VALID, "log_interval": 20, "overwrite": True,
+        "num_layers": arguments.layers,
+        "hidden_size": arguments.hidden,
+        "num_attention_heads": 4,
+        "max_position_embeddings": LENGTH,
+        "lr": arguments.lr,
+        "lr_warmup_iters": 50,
+        "micro_batch_size": BATCH,
+        "train_iters": arguments.steps,
+        "eval_interval": max(1, arguments.steps // 4),
+        "eval_iters": VALID,
+        "log_interval": 20,
+        "overwrite": True,
     }
     retro = {
-        "retro_add_retriever": True, "retro_chunk_length": CHUNK, "retro_num_neighbors": arguments.neighbors, "retro_encoder_hidden_dropout": 0.0,
-        "retro_encoder_attention_dropout": 0.0, "retro_project_dir": near,
+        "retro_add_retriever": True,
+        "retro_chunk_length": CHUNK,
+        "retro_num_neighbors": arguments.neighbors,
+        "retro_encoder_hidden_dropout": 0.0,
+        "retro_encoder_attention_dropout": 0.0,
+        "retro_project_dir": near,
     }
-    print("| model | validation perplexity | of tokens that a neighbour showed | of others | CPU s | tokens/s | waited for data |\n|---|---|---|---|---|---|---|")
+    print(
+        "| model | validation perplexity | of tokens that a neighbour showed | of others | CPU s | tokens/s |"
+        " waited for data |\n|---|---|---|---|---|---|---|"
+    )
     results = {}
     for name, model in {"gpt": {}, "retro": retro}.items():
         began = time.process_time()
         manifest = train(made(TrainConfig, words, data, run, model, save=str(folder / name)))
         seconds = time.process_time() - began
-        results[name] = (math.exp(manifest["valid_loss"]), *perplexities(folder / name, dataset, found, arguments.neighbors))
-        waited = statistics.mean(line["data_wait"] for line in map(json.loads, (folder / name / "log.jsonl").read_text().splitlines()) if "data_wait" in line)
-        print(f"| {name} | {' | '.join(f'{p:.2f}' for p in results[name])} | {seconds:.0f} | {manifest['tokens_per_second']:,.0f} | {waited:.2%} |", flush=True)
-        print(f"{name} by step: " + ", ".join(f"{step}: {math.exp(loss):.2f}" for step, loss in manifest["valid_curve"]), flush=True)
+        results[name] = (
+            math.exp(manifest["valid_loss"]),
+            *perplexities(folder / name, dataset, found, arguments.neighbors),
+        )
+        waited = statistics.mean(
+            line["data_wait"]
+            for line in map(json.loads, (folder / name / "log.jsonl").read_text().splitlines())
+            if "data_wait" in line
+        )
+        print(
+            f"| {name} | {' | '.join(f'{p:.2f}' for p in results[name])} | {seconds:.0f} |"
+            f" {manifest['tokens_per_second']:,.0f} | {waited:.2%} |",
+            flush=True,
+        )
+        print(
+            f"{name} by step: "
+            + ", ".join(f"{step}: {math.exp(loss):.2f}" for step, loss in manifest["valid_curve"]),
+            flush=True,
+        )
     step = BATCH * LENGTH / manifest["tokens_per_second"]
-    print(f"looking up the neighbours of a batch: {(look_up := look_up_time(found, arguments.neighbors)) * 1e3:.2f} ms, {look_up / step:.2%} of Retro's step of {step * 1e3:.0f} ms")
+    print(
+        "looking up the neighbours of a batch:"
+        f" {(look_up := look_up_time(found, arguments.neighbors)) * 1e3:.2f} ms, {look_up / step:.2%} of"
+        f" Retro's step of {step * 1e3:.0f} ms"
+    )
     return results
 
 
@@ -135,7 +221,9 @@ def made(kind, *trees: dict, **more):
 
 
 def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every sample: (chunks after the first whose tokens but the last a neighbour of the chunk before shows, (n, l - 1); tokens that are so, (n, LENGTH))."""
+    """Of every sample: (chunks after the first whose tokens but the last a neighbour of the chunk before
+    shows, (n, l - 1); tokens that are so, (n, LENGTH)).
+    """
     texts = dataset.batch(np.arange(len(found)))[:, :LENGTH].reshape(len(found), -1, 1, CHUNK)
     continued = found.tokens(np.arange(len(found)), k)[0][..., CHUNK:]
     same = continued[:, :-1] == texts[:, 1:]  # (n, l - 1, k, m)
@@ -151,8 +239,16 @@ def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[fl
     for start in range(0, len(found), BATCH):
         own = np.arange(start, start + BATCH)
         texts = torch.from_numpy(dataset.batch(own))
-        read = dict(zip(("neighbors", "neighbor_mask"), map(torch.from_numpy, found.tokens(own, k)))) if model.config.retro_add_retriever else {}
-        losses.append(-model.log_likelihoods(model(texts[:, :-1], **read).flatten(0, 1), texts[:, 1:].flatten())[0].view(BATCH, -1).numpy())
+        read = (
+            dict(zip(("neighbors", "neighbor_mask"), map(torch.from_numpy, found.tokens(own, k))))
+            if model.config.retro_add_retriever
+            else {}
+        )
+        losses.append(
+            -model.log_likelihoods(model(texts[:, :-1], **read).flatten(0, 1), texts[:, 1:].flatten())[0]
+            .view(BATCH, -1)
+            .numpy()
+        )
     losses = np.concatenate(losses)[:, :-1]  # the last label is of another document
     copied = shown(dataset, found, k)[1][:, 1:]
     return math.exp(losses[copied].mean()), math.exp(losses[~copied].mean())

@@ -1,16 +1,24 @@
-"""The retrieval database: embedding, exact and approximate search, the chunk table, and looking neighbours up, each beside its peer.
+"""The retrieval database: embedding, exact and approximate search, the chunk table, and looking neighbours
+up, each beside its peer.
 
     python benchmarks/retro.py --text any.txt
     python benchmarks/retro.py --text any.txt --only embed --peers /folder/with/sentence-transformers
 
-Contestants take turns, on one thread (those of `embed` each in a process of its own), and the medians over the rounds of CPU and wall seconds are printed.
+Contestants take turns, on one thread (those of `embed` each in a process of its own), and the medians over
+the rounds of CPU and wall seconds are printed.
 
-embed    chunks of some 64 tokens by all-MiniLM-L6-v2: sentence-transformers' `encode` (batches of 32), ours in float32 and bfloat16,
-         and onnxruntime where the packages onnxruntime, onnx and sympy are installed (the model as its optimizer fuses it, batches of 8
-         of like length, the best of 8, 16, 32 and 64); "products" are the encoder's matrix products alone, attention's left out, with their
-         GELU, as mt has them done in float32 and bfloat16: a bound for every ratio; "least cosine" is to the peer's vectors
-search   10 neighbours of 1,000 queries among 50,000 vectors of 384 numbers, exactly and in cells: Faiss's `search` alone, and our
-         `nearest`, which leaves out what is of the query's own document; recall is against numpy's exact search
+embed    chunks of some 64 tokens by all-MiniLM-L6-v2: sentence-transformers' `encode` (batches of 32), ours
+    in float32 and bfloat16,
+         and onnxruntime where the packages onnxruntime, onnx and sympy are installed (the model as its
+             optimizer fuses it, batches of 8
+         of like length, the best of 8, 16, 32 and 64); "products" are the encoder's matrix products alone,
+             attention's left out, with their
+         GELU, as mt has them done in float32 and bfloat16: a bound for every ratio; "least cosine" is to the
+             peer's vectors
+search   10 neighbours of 1,000 queries among 50,000 vectors of 384 numbers, exactly and in cells: Faiss's
+    `search` alone, and our
+         `nearest`, which leaves out what is of the query's own document; recall is against numpy's exact
+             search
 chunks   the chunk table of random documents: tokens a second
 lookup   the neighbours of a sample of 2,048 tokens, 2 for each chunk of 64 with its continuation
 """
@@ -33,12 +41,16 @@ import numpy as np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", required=True, help="a text file for chunks")
     parser.add_argument("--only", choices=list(PARTS))
     parser.add_argument("--chunks", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", help="a folder where sentence-transformers is installed (pip install --target)")
+    parser.add_argument(
+        "--peers", help="a folder where sentence-transformers is installed (pip install --target)"
+    )
     arguments = parser.parse_args()
     if arguments.peers:
         sys.path.append(arguments.peers)
@@ -54,36 +66,64 @@ def timed(work: Callable) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def compare(contestants: dict[str, Callable], rounds: int, measure: Callable[[Callable], tuple[float, float]] = timed) -> dict[str, tuple[float, float]]:
-    """Median CPU and wall seconds of each, one after the other in every round, after two rounds in which memory and kernels settle."""
+def compare(
+    contestants: dict[str, Callable], rounds: int, measure: Callable[[Callable], tuple[float, float]] = timed
+) -> dict[str, tuple[float, float]]:
+    """Median CPU and wall seconds of each, one after the other in every round, after two rounds in which
+    memory and kernels settle.
+    """
     seconds: dict[str, list] = {name: [] for name in contestants}
     for _ in range(rounds + 2):
         for name, work in contestants.items():
             seconds[name].append(measure(work))
-    return {name: tuple(statistics.median(s[i] for s in list_[2:]) for i in (0, 1)) for name, list_ in seconds.items()}
+    return {
+        name: tuple(statistics.median(s[i] for s in list_[2:]) for i in (0, 1))
+        for name, list_ in seconds.items()
+    }
 
 
-def table(title: str, found: dict[str, tuple[float, float]], units: int, unit: str, notes: dict[str, str]) -> None:
+def table(
+    title: str, found: dict[str, tuple[float, float]], units: int, unit: str, notes: dict[str, str]
+) -> None:
     first = next(iter(found.values()))
-    print(f"\n## {title}\n\n| contestant | CPU s | wall s | {unit}/CPU-s | times the first, by CPU | by wall | |\n|---|---|---|---|---|---|---|")
+    print(
+        f"\n## {title}\n\n| contestant | CPU s | wall s | {unit}/CPU-s | times the first, by CPU | by wall |"
+        " |\n|---|---|---|---|---|---|---|"
+    )
     for name, (cpu, wall) in found.items():
-        print(f"| {name} | {cpu:.4g} | {wall:.4g} | {units / cpu:,.0f} | {first[0] / cpu:.2f} | {first[1] / wall:.2f} | {notes.get(name, '')} |", flush=True)
+        print(
+            f"| {name} | {cpu:.4g} | {wall:.4g} | {units / cpu:,.0f} | {first[0] / cpu:.2f} |"
+            f" {first[1] / wall:.2f} | {notes.get(name, '')} |",
+            flush=True,
+        )
 
 
 def embed(arguments) -> None:
     words = Path(arguments.text).read_text(encoding="utf-8").split()
     texts = [" ".join(words[i : i + 48]) for i in range(0, 48 * arguments.chunks, 48)]
-    names = ["sentence-transformers", "mt, float32", "mt, bfloat16", "products, float32", "products, bfloat16"]
+    names = [
+        "sentence-transformers",
+        "mt, float32",
+        "mt, bfloat16",
+        "products, float32",
+        "products, bfloat16",
+    ]
     if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "sympy")):
         names.append("onnxruntime")
     contestants, vectors = {}, {}
     for name in names:
         here, there = multiprocessing.Pipe()
-        multiprocessing.get_context("spawn").Process(target=encode_when_asked, args=(name, texts, there, sys.path), daemon=True).start()
+        multiprocessing.get_context("spawn").Process(
+            target=encode_when_asked, args=(name, texts, there, sys.path), daemon=True
+        ).start()
         there.close()  # so that waiting for a process that has ended ends too
         contestants[name] = functools.partial(ask, name, here, vectors)
     found = compare(contestants, arguments.rounds, measure=lambda contestant: contestant())
-    cosine = {n: f"least cosine {(v * vectors['sentence-transformers']).sum(1).min():.7f}" for n, v in vectors.items() if v is not None}
+    cosine = {
+        n: f"least cosine {(v * vectors['sentence-transformers']).sum(1).min():.7f}"
+        for n, v in vectors.items()
+        if v is not None
+    }
     table(f"Embedding {len(texts)} chunks", found, len(texts), "chunks", cosine)
 
 
@@ -103,15 +143,23 @@ def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[
     import torch
 
     from mt.retro.embed import Embedder
-    from mt.train.convert.hf import minilm_directory
+    from mt.train.checkpoint.huggingface import minilm_directory
 
     torch.set_num_threads(1)
     if name == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
-        encode = functools.partial(SentenceTransformer(str(minilm_directory()), device="cpu").encode, batch_size=32, normalize_embeddings=True)
+        encode = functools.partial(
+            SentenceTransformer(str(minilm_directory()), device="cpu").encode,
+            batch_size=32,
+            normalize_embeddings=True,
+        )
     else:
-        encode = onnx_runtime(minilm_directory()) if name == "onnxruntime" else Embedder(bf16=name.endswith("bfloat16"))
+        encode = (
+            onnx_runtime(minilm_directory())
+            if name == "onnxruntime"
+            else Embedder(bf16=name.endswith("bfloat16"))
+        )
         encode = products(encode) if name.startswith("products") else encode
     while True:
         pipe.recv()
@@ -127,7 +175,10 @@ def products(embedder) -> Callable[[list[str]], None]:
     from mt.train.model.layers import Linear
 
     linears = [module for module in embedder.model.modules() if isinstance(module, Linear)]
-    inputs = {m.weight.shape[1]: torch.randn(1, TOKENS_PER_BATCH, m.weight.shape[1], dtype=m.weight.dtype) for m in linears}
+    inputs = {
+        m.weight.shape[1]: torch.randn(1, TOKENS_PER_BATCH, m.weight.shape[1], dtype=m.weight.dtype)
+        for m in linears
+    }
 
     @torch.inference_mode()
     def run(texts: list[str]) -> None:
@@ -161,8 +212,14 @@ def onnx_runtime(directory: Path) -> Callable[[list[str]], np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         path, axes = f"{folder}/bert.onnx", {0: "batch", 1: "tokens"}
         torch.onnx.export(
-            Hidden(), (torch.ones(2, 8, dtype=torch.int64),) * 2, path, dynamo=False, opset_version=17, input_names=["ids", "present"],
-            output_names=["hidden"], dynamic_axes={name: axes for name in ("ids", "present", "hidden")},
+            Hidden(),
+            (torch.ones(2, 8, dtype=torch.int64),) * 2,
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["ids", "present"],
+            output_names=["hidden"],
+            dynamic_axes={name: axes for name in ("ids", "present", "hidden")},
         )
         optimize_model(path, model_type="bert", num_heads=12, hidden_size=384).save_model_to_file(path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -207,7 +264,14 @@ def search(arguments) -> None:
         np.save(Path(folder) / "block.npy", vectors)
         for spec in ("Flat", "IVF1024,Flat"):
             path, nprobe = Path(folder) / f"{spec}.faiss", choose_nprobe(spec)
-            build_index(path, Path(f"{path}.trained"), spec, [Path(folder) / "block.npy"], training_sample(spec, [(len(vectors), 1)], None, 0), 1)
+            build_index(
+                path,
+                Path(f"{path}.trained"),
+                spec,
+                [Path(folder) / "block.npy"],
+                training_sample(spec, [(len(vectors), 1)], None, 0),
+                1,
+            )
             index = open_index(path, nprobe, choose_ef_search(nprobe))
             contestants = {
                 "Faiss, 20 neighbours": lambda index=index: faiss_threads(1)(index.search)(queries, 20),
@@ -215,7 +279,13 @@ def search(arguments) -> None:
             }
             ids = nearest(index, queries, 10, np.empty((0, 3), np.int64))[1]
             recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, exact)]) / 10
-            table(f"Search, {spec}, nprobe {nprobe}: recall@10 {recall:.4f}", compare(contestants, arguments.rounds), 1000, "queries", {})
+            table(
+                f"Search, {spec}, nprobe {nprobe}: recall@10 {recall:.4f}",
+                compare(contestants, arguments.rounds),
+                1000,
+                "queries",
+                {},
+            )
 
 
 def _random_data(folder: str, documents: int, name: str = "data"):
@@ -224,7 +294,9 @@ def _random_data(folder: str, documents: int, name: str = "data"):
     random = np.random.default_rng(0)
     lengths = random.integers(50, 1000, documents)
     writer = IndexedWriter(Path(folder) / name, np.uint16, Path(folder) / "writing")
-    writer.add(random.integers(1, 50000, int(lengths.sum())).astype(np.uint16), lengths, np.ones(documents, np.int64))
+    writer.add(
+        random.integers(1, 50000, int(lengths.sum())).astype(np.uint16), lengths, np.ones(documents, np.int64)
+    )
     writer.finish()
     return IndexedDataset(Path(folder) / name)
 
@@ -248,7 +320,13 @@ def lookup(arguments) -> None:
         read = Chunks(np.load(Path(folder) / "chunks.npy", mmap_mode="r"), data, 64, 0)
         ids = np.random.default_rng(1).integers(0, len(read), (1000, 32, 2))
         work = lambda: [read.tokens(i, continued=True) for i in ids]
-        table("Neighbours of 1,000 samples of 2,048 tokens", compare({"mt": work}, arguments.rounds), 1000, "samples", {})
+        table(
+            "Neighbours of 1,000 samples of 2,048 tokens",
+            compare({"mt": work}, arguments.rounds),
+            1000,
+            "samples",
+            {},
+        )
 
 
 PARTS = {"embed": embed, "search": search, "chunks": chunks, "lookup": lookup}

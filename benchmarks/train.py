@@ -1,17 +1,21 @@
-"""Training steps of `mt train` beside its public peers in the same minutes: same shape, batch, numbers and optimizer.
+"""Training steps of `mt train` beside its public peers in the same minutes: same shape, batch, numbers and
+optimizer.
 
     python benchmarks/train.py                                    # float32 and bfloat16
     python benchmarks/train.py --dtypes bfloat16 --rounds 6 --litgpt-python ENV/bin/python
 
-Each contestant is a process that lives through the whole run, makes its warm-up steps, and is then asked for a few steps
-at a time, in turn with the others. Printed are medians over the rounds: CPU is the process's user and system time, which
-other work on the machine disturbs less than wall. Peak memory is the process's. The contestants:
+Each contestant is a process that lives through the whole run, makes its warm-up steps, and is then asked for
+a few steps at a time, in turn with the others. Printed are medians over the rounds: CPU is the process's user
+and system time, which other work on the machine disturbs less than wall. Peak memory is the process's. The
+contestants:
 
-mt           loop.Trainer as `mt train` runs it, reading its data from .bin/.idx; mt-compiled: with --compile always
+mt           loop.Trainer as `mt train` runs it, reading its data from .bin/.idx; mt-compiled: with --compile
+    always
 trainer      transformers.Trainer with GPT2LMHeadModel, sdpa, its default AdamW
 litgpt       litgpt's GPT (GPT-2 shape, its rotary positions) in a Fabric loop with fused AdamW
 nano         a plain loop in the manner of nanoGPT: full logits, torch's cross-entropy, AdamW
-products     no contestant: the matrix products of a step alone, attention's left out, by the library that mt has do them;
+products     no contestant: the matrix products of a step alone, attention's left out, by the library that mt
+    has do them;
              a peer's ratio to it is the most that anything on this machine could have to that peer
 
 The data are random tokens. Ratios are of CPU seconds.
@@ -37,12 +41,20 @@ TOKENS = BATCH * LENGTH
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2, help="steps that a contestant makes when it is its turn")
-    parser.add_argument("--contestants", nargs="*", default=["mt", "mt-compiled", "trainer", "litgpt", "nano", "products"])
-    parser.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with litgpt")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="steps that a contestant makes when it is its turn"
+    )
+    parser.add_argument(
+        "--contestants", nargs="*", default=["mt", "mt-compiled", "trainer", "litgpt", "nano", "products"]
+    )
+    parser.add_argument(
+        "--litgpt-python", default=sys.executable, help="interpreter of an environment with litgpt"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -50,7 +62,10 @@ def main() -> None:
         work(*arguments.worker, arguments.threads)
         return
     for dtype in arguments.dtypes:
-        print(f"\n### {dtype}: {LAYERS} layers of {HIDDEN}, vocabulary {VOCABULARY}, {BATCH} x {LENGTH} tokens a step, {arguments.threads} threads\n")
+        print(
+            f"\n### {dtype}: {LAYERS} layers of {HIDDEN}, vocabulary {VOCABULARY}, {BATCH} x {LENGTH} tokens"
+            f" a step, {arguments.threads} threads\n"
+        )
         compare(arguments, dtype)
 
 
@@ -59,16 +74,31 @@ def compare(arguments, dtype: str) -> None:
     for name in arguments.contestants:
         python = arguments.litgpt_python if name == "litgpt" else sys.executable
         # For all the same, and as `mt` sets it: threads that spin while they wait would only add CPU seconds.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "GOMP_SPINCOUNT": "20000", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(arguments.threads),
+            "GOMP_SPINCOUNT": "20000",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         if name.startswith(("mt", "products")):
             environment["THP_MEM_ALLOC_ENABLE"] = "1"  # as `mt` sets it
         command = [python, __file__, "--worker", name, dtype, "--threads", str(arguments.threads)]
-        workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        workers[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
     results: dict[str, list[dict]] = {}
     for name, worker in workers.items():
         warm = ask(worker, 3)
         if warm is None:
-            print(f"{name} is left out: {(worker.stderr.read().strip().splitlines() or ['no reason given'])[-1]}\n")
+            print(
+                f"{name} is left out:"
+                f" {(worker.stderr.read().strip().splitlines() or ['no reason given'])[-1]}\n"
+            )
         else:
             results[name] = []
     for _ in range(arguments.rounds):
@@ -93,14 +123,20 @@ def ask(worker: subprocess.Popen, steps: int) -> dict | None:
 def table(results: dict[str, list[dict]], steps: int) -> None:
     middle = lambda answers, key: statistics.median(a[key] for a in answers)
     own = min((middle(a, "cpu") for name, a in results.items() if name.startswith("mt")), default=None)
-    print("| contestant | CPU s/step (min-max) | wall s/step | tokens/s | peak MiB | data wait | loss | CPU / best of mt |")
+    print(
+        "| contestant | CPU s/step (min-max) | wall s/step | tokens/s | peak MiB | data wait | loss | CPU /"
+        " best of mt |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name, answers in results.items():
         cpu, wall = middle(answers, "cpu") / steps, middle(answers, "wall") / steps
         span = f"{min(a['cpu'] for a in answers) / steps:.2f}-{max(a['cpu'] for a in answers) / steps:.2f}"
         wait = f"{middle(answers, 'wait') / middle(answers, 'wall'):.2%}" if "wait" in answers[0] else "-"
         ratio = f"{cpu * steps / own:.2f}" if own else "-"
-        print(f"| {name} | {cpu:.2f} ({span}) | {wall:.2f} | {TOKENS / wall:,.0f} | {answers[-1]['rss'] / 2**20:,.0f} | {wait} | {answers[-1]['loss']:.4f} | {ratio} |")
+        print(
+            f"| {name} | {cpu:.2f} ({span}) | {wall:.2f} | {TOKENS / wall:,.0f} |"
+            f" {answers[-1]['rss'] / 2**20:,.0f} | {wait} | {answers[-1]['loss']:.4f} | {ratio} |"
+        )
 
 
 def work(name: str, dtype: str, threads: int) -> None:
@@ -110,14 +146,26 @@ def work(name: str, dtype: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    setup = {"mt": own, "mt-compiled": own_compiled, "trainer": trainer, "litgpt": litgpt, "nano": nano, "products": products}[name]
+    setup = {
+        "mt": own,
+        "mt-compiled": own_compiled,
+        "trainer": trainer,
+        "litgpt": litgpt,
+        "nano": nano,
+        "products": products,
+    }[name]
     steps = setup(dtype)
     for line in sys.stdin:
         cpu, wall, wait = time.process_time(), time.perf_counter(), 0.0
         for _ in range(int(line)):
             loss, waited = next(steps)
             wait += waited or 0.0
-        answer = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "loss": loss, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        answer = {
+            "cpu": time.process_time() - cpu,
+            "wall": time.perf_counter() - wall,
+            "loss": loss,
+            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
         if waited is not None:
             answer["wait"] = wait
         answers.write(json.dumps(answer) + "\n")
@@ -137,10 +185,10 @@ def own(dtype: str, compile: str = "never") -> Steps:
 
     import numpy as np
 
-    from mt.config import build
+    from mt.core.config import build
     from mt.indexed.format import IndexedWriter
-    from mt.tokenizer import load
-    from mt.train.course import TrainConfig, load_datasets, plot_course
+    from mt.tokenizer.tokenizer import load
+    from mt.train.config import TrainConfig, load_datasets, plot_course
     from mt.train.loop import Trainer
     from mt.train.model.layers import resolve
     from mt.train.parallel.mesh import launch
@@ -151,15 +199,31 @@ def own(dtype: str, compile: str = "never") -> Steps:
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000).astype(np.uint16)
     writer.add(tokens, np.full(1000, 2000, np.int32), np.ones(1000, np.int64))
     writer.finish()
-    config = build(TrainConfig, ("benchmark", {
-        "model": {"num_layers": LAYERS, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "activation": "gelu_tanh"},
-        "data": {"data_path": [str(prefix)], "seq_length": LENGTH, "split": "100,0,0"},
-        "tokenizer": {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": VOCABULARY},
-        "optimizer": {"lr": 1e-4, "lr_decay_style": "constant"},
-        "precision": {"bf16": dtype == "bfloat16"},
-        "train": {"micro_batch_size": BATCH, "train_iters": 100_000, "eval_iters": 0, "compile": compile},
-        "checkpoint": {"save": folder.name},
-    }))
+    config = build(
+        TrainConfig,
+        (
+            "benchmark",
+            {
+                "model": {
+                    "num_layers": LAYERS,
+                    "hidden_size": HIDDEN,
+                    "num_attention_heads": HEADS,
+                    "activation": "gelu_tanh",
+                },
+                "data": {"data_path": [str(prefix)], "seq_length": LENGTH, "split": "100,0,0"},
+                "tokenizer": {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": VOCABULARY},
+                "optimizer": {"lr": 1e-4, "lr_decay_style": "constant"},
+                "precision": {"bf16": dtype == "bfloat16"},
+                "train": {
+                    "micro_batch_size": BATCH,
+                    "train_iters": 100_000,
+                    "eval_iters": 0,
+                    "compile": compile,
+                },
+                "checkpoint": {"save": folder.name},
+            },
+        ),
+    )
     with launch(config.parallel) as mesh:
         course, tokenizer = plot_course(config, mesh), load(config.tokenizer)
         data, _ = load_datasets(config, course, tokenizer, mesh)
@@ -181,8 +245,16 @@ def trainer(dtype: str) -> Steps:
     import transformers
 
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        attn_implementation="sdpa", use_cache=False,
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="sdpa",
+        use_cache=False,
     )
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
@@ -200,8 +272,19 @@ def trainer(dtype: str) -> Steps:
                 done.release()
 
     settings = transformers.TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=10_000, learning_rate=1e-4, lr_scheduler_type="constant", max_grad_norm=1.0,
-        weight_decay=0.01, bf16=dtype == "bfloat16", use_cpu=True, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=BATCH,
+        max_steps=10_000,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        weight_decay=0.01,
+        bf16=dtype == "bfloat16",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
     )
     loop = transformers.Trainer(model=model, args=settings, train_dataset=data, callbacks=[Turns()])
     threading.Thread(target=loop.train, daemon=True).start()
@@ -217,10 +300,23 @@ def litgpt(dtype: str) -> Steps:
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
-    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if dtype == "bfloat16" else "32-true")
+    fabric = lightning.Fabric(
+        accelerator="cpu", devices=1, precision="bf16-mixed" if dtype == "bfloat16" else "32-true"
+    )
     config = Config(
-        block_size=LENGTH, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY, n_layer=LAYERS, n_head=HEADS, n_embd=HIDDEN, bias=True, rotary_percentage=1.0,
-        norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", gelu_approximate="tanh", intermediate_size=4 * HIDDEN, parallel_residual=False,
+        block_size=LENGTH,
+        vocab_size=VOCABULARY,
+        padded_vocab_size=VOCABULARY,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_embd=HIDDEN,
+        bias=True,
+        rotary_percentage=1.0,
+        norm_class_name="LayerNorm",
+        mlp_class_name="GptNeoxMLP",
+        gelu_approximate="tanh",
+        intermediate_size=4 * HIDDEN,
+        parallel_residual=False,
     )
     torch.manual_seed(0)
     model = GPT(config)
@@ -247,7 +343,15 @@ def nano(dtype: str) -> Steps:
     import transformers
 
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa",
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="sdpa",
     )
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
@@ -269,14 +373,17 @@ def nano(dtype: str) -> Steps:
 def products(dtype: str) -> Steps:
     import torch
 
+    from mt.train.compile import keep_freed_memory
     from mt.train.precision import use_fast_float32_products
-    from mt.train.speed import keep_freed_memory
 
     use_fast_float32_products()
     keep_freed_memory()
     kind = getattr(torch, dtype)
     blocks = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (4 * HIDDEN, HIDDEN), (HIDDEN, 4 * HIDDEN)] * LAYERS
-    rows = {out: torch.randn(TOKENS, out).to(kind) for out in {size for shape in [*blocks, (VOCABULARY, HIDDEN)] for size in shape}}
+    rows = {
+        out: torch.randn(TOKENS, out).to(kind)
+        for out in {size for shape in [*blocks, (VOCABULARY, HIDDEN)] for size in shape}
+    }
     weights = {shape: torch.randn(shape).to(kind) for shape in [*blocks, (VOCABULARY, HIDDEN)]}
     # Float32 in the head's pieces, which oneDNN takes in less time; the others whole.
     piece, part = (512, 4096) if kind == torch.float32 else (TOKENS, VOCABULARY)
@@ -289,7 +396,11 @@ def products(dtype: str) -> Steps:
             x, gradient = rows[HIDDEN][first : first + piece], rows[VOCABULARY][first : first + piece]
             for begin in range(0, VOCABULARY, part):
                 some = slice(begin, begin + part)
-                x @ weight[some].T, gradient[:, some] @ weight[some], sums[some].addmm_(gradient[:, some].T, x)
+                (
+                    x @ weight[some].T,
+                    gradient[:, some] @ weight[some],
+                    sums[some].addmm_(gradient[:, some].T, x),
+                )
         yield 0.0, None
 
 

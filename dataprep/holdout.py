@@ -1,16 +1,20 @@
 """set documents aside for evaluation, and write them in the formats of WikiText and LAMBADA.
 
-Which documents: those whose hash of seed and id falls into the first `fraction` of all hashes, so that the choice
-depends on nothing else, and that are long enough. Output directory, beside what every stage writes (stage.py):
+Which documents: those whose hash of seed and id falls into the first `fraction` of all hashes, so that the
+choice depends on nothing else, and that are long enough. Output directory, beside what every stage writes
+(stage.py):
 
     NNNNN.jsonl      the documents that remain for training; a stage that reads the directory reads these
     heldout.jsonl    the documents set aside, whole
-    wikitext.txt     their text as WikiText's raw files have it: ` = Title = `, an empty line, a line a paragraph
-    lambada.jsonl    {"text"} lines: some sentences of one document, up to the last word without its punctuation; that
+    wikitext.txt     their text as WikiText's raw files have it: ` = Title = `, an empty line, a line a
+        paragraph
+    lambada.jsonl    {"text"} lines: some sentences of one document, up to the last word without its
+        punctuation; that
                      word is a content word that stands earlier in the passage, so that context predicts it
                      (Paperno et al. 2016, arXiv 1606.06031, without the human filter)
 
-Evaluate on the last two, and decontaminate the training documents against them: near copies may have stayed behind.
+Evaluate on the last two, and decontaminate the training documents against them: near copies may have stayed
+behind.
 """
 
 from __future__ import annotations
@@ -26,11 +30,12 @@ from pathlib import Path
 import orjson
 import xxhash
 
-from .. import documents, manifest
-from ..config import UserError, check, option
-from ..documents import Document, Shard
-from ..executor import map_shards
-from ..writer import Writer
+from ..core import manifest
+from ..core.config import UserError, check, option
+from ..core.executor import map_shards
+from ..documents import reader
+from ..documents.reader import Document, Shard
+from ..documents.writer import Writer
 from . import stage
 from .stage import DocumentStage, Removed
 
@@ -47,8 +52,8 @@ FUNCTION_WORDS = frozenset(
     some someone something such than that their theirs them themselves then there therefore these they this those though
     through thus together toward under until upon used very well were what whatever when where whether which while whom
     whose will with within without would your yours yourself
-    """.split()  # noqa: SIM905 - a page of quotation marks would be harder to read
-)
+    """.split()
+)  # noqa: SIM905 - a page of quotation marks would be harder to read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,14 @@ def holdout(config: HoldoutConfig) -> dict:
         return run.manifest
     work = functools.partial(_set_aside, config=config)
     parts = run.output / "parts"
-    results = map_shards(work, list(enumerate(shards)), done=parts, **config.where, label=run.verb, sizes=[s.bytes for s in shards])
+    results = map_shards(
+        work,
+        list(enumerate(shards)),
+        done=parts,
+        **config.where,
+        label=run.verb,
+        sizes=[s.bytes for s in shards],
+    )
     whole = run.output / "heldout.jsonl"
     with manifest.atomic_write(whole) as file:
         for index in range(len(shards)):
@@ -84,10 +96,15 @@ def holdout(config: HoldoutConfig) -> dict:
                 shutil.copyfileobj(piece, file, 1 << 20)
     if not whole.stat().st_size:
         raise UserError(
-            f"{run.output}: of {sum(r['rows_in'] for r in results):,} documents none was set aside (fraction = {config.fraction}, min_chars = {config.min_chars}); raise the fraction, lower the length, or give more documents"
+            f"{run.output}: of {sum(r['rows_in'] for r in results):,} documents none was set aside (fraction"
+            f" = {config.fraction}, min_chars = {config.min_chars}); raise the fraction, lower the length, or"
+            " give more documents"
         )
     passages = _write_evaluation(run.output, config)
-    files = [manifest.record(run.output / name, run.output) for name in ("heldout.jsonl", "wikitext.txt", "lambada.jsonl")]
+    files = [
+        manifest.record(run.output / name, run.output)
+        for name in ("heldout.jsonl", "wikitext.txt", "lambada.jsonl")
+    ]
     return stage.finish(run, results, more_outputs=files, lambada_passages=passages)
 
 
@@ -101,21 +118,32 @@ def _set_aside(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict:
     with Writer(root / "parts" / "heldout" / f"{item[0]:05d}.jsonl", root=root, key=config.text_key) as aside:
 
         def change(document: Document) -> Document | Removed:
-            if len(document.text) < config.min_chars or not is_held_out(document.id, config.seed, config.fraction):
+            if len(document.text) < config.min_chars or not is_held_out(
+                document.id, config.seed, config.fraction
+            ):
                 return document
             aside.write(document)
             return Removed("held_out")
 
-        return stage.run_shard(item, output=config.output, key=config.text_key, suffix=stage.STEMS[config.format], max_bytes=config.shard_bytes, rejects=config.rejects, make=lambda index: change)
+        return stage.run_shard(
+            item,
+            output=config.output,
+            key=config.text_key,
+            suffix=stage.STEMS[config.format],
+            max_bytes=config.shard_bytes,
+            rejects=config.rejects,
+            make=lambda index: change,
+        )
 
 
 def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
     """Writes wikitext.txt and lambada.jsonl from heldout.jsonl; returns how many passages there are."""
-    chosen: list[tuple[int, int, str]] = []  # a heap of the passages with the least hashes: (-hash, -order, text)
+    # a heap of the passages with the least hashes: (-hash, -order, text)
+    chosen: list[tuple[int, int, str]] = []
     order = 0
     with manifest.atomic_write(folder / "wikitext.txt", "w") as file:
-        for shard in documents.plan([str(folder / "heldout.jsonl")], key=config.text_key):
-            for document in documents.read(shard):
+        for shard in reader.plan([str(folder / "heldout.jsonl")], key=config.text_key):
+            for document in reader.read(shard):
                 file.write(wikitext(document))
                 for passage in passages_of(document.text):
                     order += 1
@@ -132,7 +160,9 @@ def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
 def wikitext(document: Document) -> str:
     """A document as WikiText's raw files have it; its title is the record's `title`, else its id."""
     title = " ".join(str(document.meta.get("title") or document.id).split())
-    return f" \n = {title} = \n \n" + "".join(f" {paragraph} \n" for paragraph in paragraphs_of(document.text))
+    return f" \n = {title} = \n \n" + "".join(
+        f" {paragraph} \n" for paragraph in paragraphs_of(document.text)
+    )
 
 
 def paragraphs_of(text: str) -> list[str]:
@@ -156,7 +186,9 @@ def passages_of(text: str) -> Iterator[str]:
 
 
 def _passage(run: list[str], sentence: str) -> str | None:
-    """The shortest context of CONTEXT_WORDS words before a sentence and the sentence to its last word, if that recurs."""
+    """The shortest context of CONTEXT_WORDS words before a sentence and the sentence to its last word, if
+    that recurs.
+    """
     target = TARGET.search(sentence)
     if target is None or target[1].lower() in FUNCTION_WORDS:
         return None
@@ -174,4 +206,9 @@ def _is_prose(sentence: str) -> bool:
     """A sentence of words: begins like one, ends in punctuation, mostly letters."""
     words = sentence.split()
     letters = sum(map(str.isalpha, sentence))
-    return len(words) >= 4 and sentence[-1] in ".!?" and letters >= 0.7 * len(sentence) and sentence.lstrip("\"'([")[:1].isupper()
+    return (
+        len(words) >= 4
+        and sentence[-1] in ".!?"
+        and letters >= 0.7 * len(sentence)
+        and sentence.lstrip("\"'([")[:1].isupper()
+    )

@@ -1,8 +1,9 @@
 """count documents, text bytes, words and tokens of several inputs, each file or directory on its own.
 
-Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]}, a row an input in the
-order given, and the manifest, which holds the same rows. Tokens are null where no tokenizer is named; the token that
-ends a document is not counted. Text is counted in bytes of UTF-8; words are what whitespace separates.
+Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]}, a row an
+input in the order given, and the manifest, which holds the same rows. Tokens are null where no tokenizer is
+named; the token that ends a document is not counted. Text is counted in bytes of UTF-8; words are what
+whitespace separates.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import functools
 from pathlib import Path
 from typing import Literal
 
-from .. import documents, manifest
-from ..config import check, option
-from ..documents import Shard
-from ..executor import Workers, map_shards
-from ..tokenizer import TokenizerConfig, load
+from ..core import manifest
+from ..core.config import check, option
+from ..core.executor import Workers, map_shards
+from ..documents import reader, sources
+from ..documents.reader import Shard
+from ..tokenizer.tokenizer import TokenizerConfig, load
 from .stage import Unread, discard_parts, write_rejects
 
 BATCH_CHARS = 4_000_000  # texts tokenized in one call
@@ -27,11 +29,15 @@ COUNTED = ("documents", "text_bytes", "words", "tokens")
 class StatsConfig(Workers):
     """What to count."""
 
-    input: tuple[str, ...] = option(help="files, directories, - or hf:NAME[:CONFIG][:SPLIT], each counted on its own", role="input")
+    input: tuple[str, ...] = option(
+        help="files, directories, - or hf:NAME[:CONFIG][:SPLIT], each counted on its own", role="input"
+    )
     output: str = option(help="directory for stats.json", role="output")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     text_key: str = option("text", "the record's key that holds the text")
-    on_error: Literal["fail", "skip"] = option("fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime")
+    on_error: Literal["fail", "skip"] = option(
+        "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
+    )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
@@ -44,22 +50,46 @@ class StatsConfig(Workers):
 
 def stats(config: StatsConfig) -> dict:
     """Counts every input; returns the manifest, whose `rows` are the counts and whose `text` is their table."""
-    plans = [documents.plan([name], key=config.text_key, on_error=config.on_error, output=config.output) for name in config.input]
+    plans = [
+        reader.plan([name], key=config.text_key, on_error=config.on_error, output=config.output)
+        for name in config.input
+    ]
     shards = [s for plan in plans for s in plan]
     tokenizer = config.tokenizer if config.tokenizer.kind else None
     facts = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
     # The names of the inputs are part of the result, so another name is another run.
-    run = manifest.begin("data stats", config, dict.fromkeys(s.path for s in shards), facts={**facts, "names": config.input})
+    run = manifest.begin(
+        "data stats",
+        config,
+        dict.fromkeys(s.path for s in shards),
+        identify=sources.identity,
+        facts={**facts, "names": config.input},
+    )
     if run.finished:
         discard_parts(run)
         return run.manifest
     work = functools.partial(_count, root=run.output, tokenizer=tokenizer)
-    results = map_shards(work, list(enumerate(shards)), done=run.output / "parts", **config.where, label=run.verb, sizes=[s.bytes for s in shards])
+    results = map_shards(
+        work,
+        list(enumerate(shards)),
+        done=run.output / "parts",
+        **config.where,
+        label=run.verb,
+        sizes=[s.bytes for s in shards],
+    )
     rows, start = [], 0
     for name, plan in zip(config.input, plans):
         of_input = results[start : start + len(plan)]
         start += len(plan)
-        rows.append({"name": name, **{k: None if k == "tokens" and not tokenizer else sum(r[k] for r in of_input) for k in COUNTED}})
+        rows.append(
+            {
+                "name": name,
+                **{
+                    k: None if k == "tokens" and not tokenizer else sum(r[k] for r in of_input)
+                    for k in COUNTED
+                },
+            }
+        )
     rejected = sum(r["rejected"] for r in results)
     path = run.output / "stats.json"
     manifest.write_json(path, {"rows": rows})
@@ -67,7 +97,12 @@ def stats(config: StatsConfig) -> dict:
     if rejected:
         outputs.append(write_rejects(run.output, results))
     kept = sum(row["documents"] for row in rows)
-    counts = {"rows_in": kept + rejected, "documents": kept, "rejected": rejected, "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows}}
+    counts = {
+        "rows_in": kept + rejected,
+        "documents": kept,
+        "rejected": rejected,
+        "inputs": {row["name"]: {k: row[k] for k in COUNTED} for row in rows},
+    }
     sealed = run.finish(outputs, counts, rows=rows, text=table(rows))
     discard_parts(run)
     return sealed
@@ -79,9 +114,21 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         ratio = f"{row['text_bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
         tokens = "-" if row["tokens"] is None else f"{row['tokens']:,}"
-        cells.append([row["name"], f"{row['documents']:,}", f"{row['text_bytes'] / 1e6:,.2f}", f"{row['words']:,}", tokens, ratio])
+        cells.append(
+            [
+                row["name"],
+                f"{row['documents']:,}",
+                f"{row['text_bytes'] / 1e6:,.2f}",
+                f"{row['words']:,}",
+                tokens,
+                ratio,
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells)
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
+        for line in cells
+    )
 
 
 def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | None) -> dict:
@@ -98,7 +145,7 @@ def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | 
         batch.clear()
 
     with Unread(root, index) as unread:
-        for document in documents.read(shard, unread.add):
+        for document in reader.read(shard, unread.add):
             counts["documents"] += 1
             counts["text_bytes"] += len(document.text.encode())
             counts["words"] += len(document.text.split())

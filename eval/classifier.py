@@ -1,11 +1,12 @@
 """a BERT that chooses: its first token's hidden state -> a logit for each choice or class.
 
-In: pairs of texts. Each becomes `[CLS] first [SEP] second [SEP]`, the published input of RACE and GLUE, with token type 0
-up to the first [SEP] and 1 behind it; what is too long loses its end, and keeps a [SEP] there. Out: logits. A question
-with several choices is several sequences, each with one logit (RACE); one with fixed classes is one sequence (MNLI, QQP).
+In: pairs of texts. Each becomes `[CLS] first [SEP] second [SEP]`, the published input of RACE and GLUE, with
+token type 0 up to the first [SEP] and 1 behind it; what is too long loses its end, and keeps a [SEP] there.
+Out: logits. A question with several choices is several sequences, each with one logit (RACE); one with fixed
+classes is one sequence (MNLI, QQP).
 
-A finetuned classifier lies in step directories like those of training (train/checkpoint.py); its config.yaml also says
-which task it was made for.
+A finetuned classifier lies in step directories like those of training (train/checkpoint.py); its config.yaml
+also says which task it was made for.
 
 B examples, R sequences (B x choices), T positions, D hidden, C choices or classes.
 """
@@ -22,24 +23,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import UserError, build, read_yaml
-from ..indexed.masked import word_pieces
-from ..tokenizer import Tokenizer, load_directory
-from ..train import checkpoint
-from ..train.checkpoint import CheckpointConfig, load_model
-from ..train.convert.foreign import is_foreign, open_foreign
-from ..train.convert.hf import encoder_weights
+from ..core.config import UserError, build, read_yaml
+from ..indexed.masked_dataset import word_pieces
+from ..tokenizer.tokenizer import Tokenizer, load_directory
+from ..train.checkpoint import native as checkpoint
+from ..train.checkpoint.foreign import is_foreign, open_foreign
+from ..train.checkpoint.huggingface import encoder_weights
+from ..train.checkpoint.native import CheckpointConfig, load_model
 from ..train.model.bert import Bert
 from ..train.model.layers import Linear, ModelConfig, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
-from ..train.parallel.sharding import check_layout, cut_for_use
-from .examples import Example
+from ..train.parallel.parallelize import check_layout, cut_for_use
+from .tasks.race import Example
 
 MAX_QUESTION_TOKENS = 128  # of a question with an option, as Megatron-LM cuts it
 
 
 class Classifier(nn.Module):
-    """config: of a BERT, resolved. outputs: logits of a sequence: 1 where sequences are choices, else the classes."""
+    """config: of a BERT, resolved.
+
+    outputs: logits of a sequence: 1 where sequences are choices, else the classes.
+    """
 
     def __init__(self, config: ModelConfig, outputs: int):
         super().__init__()
@@ -50,12 +54,17 @@ class Classifier(nn.Module):
         self.head = Linear(D, outputs, bias=True, std=std)
 
     def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int) -> Tensor:
-        """(B, C) logits in float32 of (R, T) int64 tokens and types and bool mask. choices: sequences of an example."""
+        """(B, C) logits in float32 of (R, T) int64 tokens and types and bool mask.
+
+        choices: sequences of an example.
+        """
         pooled = self.pooler(self.bert(tokens, padding_mask, token_types)[:, 0]).tanh()
         logits = self.head(F.dropout(pooled, self.config.hidden_dropout, self.training))
         return logits.float().view(len(tokens) // choices, -1)
 
-    def loss(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int, labels: Tensor) -> Tensor:
+    def loss(
+        self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int, labels: Tensor
+    ) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar. labels: (B,) int64."""
         return F.cross_entropy(self(tokens, token_types, padding_mask, choices), labels, reduction="sum")
 
@@ -71,16 +80,24 @@ class Finetuned:
     checkpoint: CheckpointConfig
 
 
-def pretrained(path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout: float, attention_dropout: float) -> tuple[Classifier, Tokenizer]:
-    """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from `seed`.
+def pretrained(
+    path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout: float, attention_dropout: float
+) -> tuple[Classifier, Tokenizer]:
+    """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from
+    `seed`.
 
     mesh: where it then lies, cut over tensor-parallel ranks; each reads the whole BERT first.
     """
     settings, tokenizer, weights = _pretrained_bert(path)
-    model = Classifier(dataclasses.replace(settings, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout), outputs)
+    model = Classifier(
+        dataclasses.replace(settings, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout),
+        outputs,
+    )
     initialize(model, seed)
     ours = model.state_dict()
-    held = {name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in weights.items()}
+    held = {
+        name if name.startswith("pooler.") else f"bert.{name}": weight for name, weight in weights.items()
+    }
     model.load_state_dict(ours | {name: weight for name, weight in held.items() if name in ours})
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), model.config, {})
     model.to(mesh.device)
@@ -89,10 +106,15 @@ def pretrained(path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout
 
 
 def _pretrained_bert(path: str) -> tuple[ModelConfig, Tokenizer, dict[str, Tensor]]:
-    """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory, there even without heads."""
+    """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory,
+    there even without heads.
+    """
     settings = checkpoint.saved_settings(checkpoint.find(path)).model
     if settings.family != "bert":
-        raise UserError(f"{path}: is a model of family {settings.family}, which cannot be finetuned to choose; give a BERT")
+        raise UserError(
+            f"{path}: is a model of family {settings.family}, which cannot be finetuned to choose; give a"
+            " BERT"
+        )
     if is_foreign(Path(path)):
         _, weights = encoder_weights(path)
         return settings, open_foreign(Path(path)).tokenizer(), weights
@@ -103,17 +125,26 @@ def _pretrained_bert(path: str) -> tuple[ModelConfig, Tokenizer, dict[str, Tenso
 def is_finetuned(path: str) -> bool:
     """Whether a checkpoint is a classifier's; raises UserError where there is none."""
     settings = checkpoint.find(path) / "config.yaml"
-    return settings.exists() and "task" in read_yaml(settings)  # another library's checkpoint has no such file
+    # another library's checkpoint has no such file
+    return settings.exists() and "task" in read_yaml(settings)
 
 
 def open_classifier(path: str, task: str, mesh: Mesh) -> tuple[Classifier, Tokenizer, int]:
-    """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint; cut over tensor-parallel ranks."""
+    """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint; cut over
+    tensor-parallel ranks.
+    """
     if not is_finetuned(path):
-        raise UserError(f"{path}: is no finetuned classifier; finetune it with --pretrained-checkpoint {path} --train-data FILE... --output DIR")
+        raise UserError(
+            f"{path}: is no finetuned classifier; finetune it with --pretrained-checkpoint {path}"
+            " --train-data FILE... --output DIR"
+        )
     step = checkpoint.find(path)
     settings = build(Finetuned, (str(step / "config.yaml"), read_yaml(step / "config.yaml")))
     if settings.task != task:
-        raise UserError(f"{path}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval {settings.task}`")
+        raise UserError(
+            f"{path}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval"
+            f" {settings.task}`"
+        )
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), settings.model, {})
     model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False).to(mesh.device)
     cut_for_use(model, mesh)
@@ -133,22 +164,32 @@ class Encoder:
     def parts(self, example: Example) -> tuple[list[list[int]], list[int]]:
         """(ids of each of `first`, ids of `second`)"""
         limit = MAX_QUESTION_TOKENS if example.options else None
-        return [self.tokenizer.encode(text)[:limit] for text in example.first], self.tokenizer.encode(example.second)
+        return [self.tokenizer.encode(text)[:limit] for text in example.first], self.tokenizer.encode(
+            example.second
+        )
 
     def sequence(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int]:
         """(ids, where the second segment begins)"""
         ids = [self.cls, *first, self.sep, *second][: self.seq_length - 1] + [self.sep]
         return ids, min(len(first) + 2, len(ids) - 1)
 
-    def batch(self, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]], device: torch.device) -> dict:
+    def batch(
+        self, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]], device: torch.device
+    ) -> dict:
         """What Classifier.forward takes, of the `parts` of examples; as long as the longest of them."""
         rows = [self.sequence(first, second) for firsts, second in examples for first in firsts]
         shape = (len(rows), max(len(ids) for ids, _ in rows))
-        tokens, types, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        tokens, types, mask = (
+            np.full(shape, self.pad, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, bool),
+        )
         for row, (ids, border) in enumerate(rows):
             tokens[row, : len(ids)], types[row, border : len(ids)], mask[row, : len(ids)] = ids, 1, True
         named = {"tokens": tokens, "token_types": types, "padding_mask": mask}
-        return {name: torch.from_numpy(values).to(device) for name, values in named.items()} | {"choices": len(examples[0][0])}
+        return {name: torch.from_numpy(values).to(device) for name, values in named.items()} | {
+            "choices": len(examples[0][0])
+        }
 
 
 class TrainingSet:
@@ -189,8 +230,13 @@ class TrainingSet:
 
 
 @torch.inference_mode()
-def answers(model: Classifier, encoder: Encoder, examples: Sequence[Example], batch_size: int) -> list[list[float]]:
-    """For each example the log-probability in nats of every choice or class. Batches are of examples of like length."""
+def answers(
+    model: Classifier, encoder: Encoder, examples: Sequence[Example], batch_size: int
+) -> list[list[float]]:
+    """For each example the log-probability in nats of every choice or class.
+
+    Batches are of examples of like length.
+    """
     parts = [encoder.parts(example) for example in examples]
     device = next(model.parameters()).device
     by_length = sorted(range(len(parts)), key=lambda i: -max(map(len, parts[i][0])) - len(parts[i][1]))

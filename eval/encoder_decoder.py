@@ -1,9 +1,10 @@
-"""an encoder-decoder as generation sees a model: a prompt is what is encoded, and what follows it is what the decoder says.
+"""an encoder-decoder as generation sees a model: a prompt is what is encoded, and what follows it is what the
+decoder says.
 
-The cache is the decoder's own; besides, each row has the keys and values of its prompt's states in every decoder layer
-(LayerCache.memory) and the prompt's length, so that rows come, go and are copied as those of any other model. A token's
-position counts from the prompt's start, as everywhere in generation; the decoder's own positions begin behind the prompt,
-with the token that starts every answer.
+The cache is the decoder's own; besides, each row has the keys and values of its prompt's states in every
+decoder layer (LayerCache.memory) and the prompt's length, so that rows come, go and are copied as those of
+any other model. A token's position counts from the prompt's start, as everywhere in generation; the decoder's
+own positions begin behind the prompt, with the token that starts every answer.
 
 B rows, T tokens of a step, S tokens of the longest prompt, D hidden, G key-value heads, C channels.
 """
@@ -28,8 +29,17 @@ class EncoderDecoder(nn.Module):
     def output(self) -> nn.Module | None:
         return self.model.output
 
-    def forward(self, tokens: Tensor, *, positions: Tensor, cache: Cache, lengths: Tensor | None = None, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Hidden states of the answer's next place: (B, D) of prompts (B, S) with their `lengths`, or (B, 1, D) of one token of each row.
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor,
+        cache: Cache,
+        lengths: Tensor | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states of the answer's next place: (B, D) of prompts (B, S) with their `lengths`, or (B, 1,
+        D) of one token of each row.
 
         at: the last token of every prompt; nothing else follows from a prompt here.
         """
@@ -42,7 +52,8 @@ class EncoderDecoder(nn.Module):
         for layer in cache.layers:
             layer.memory = tuple(part[:, :, :longest] for part in layer.memory)
         present = torch.arange(longest, device=tokens.device) < cache.prompts[:, None]
-        memory = Memory(cache.layers[0].memory[0], see_tokens(present))  # the states themselves are in the cache, as keys and values
+        # the states themselves are in the cache, as keys and values
+        memory = Memory(cache.layers[0].memory[0], see_tokens(present))
         hidden = self.model.decode(tokens, memory, positions=places, cache=cache)
         return hidden if at is None else hidden[:, 0]
 

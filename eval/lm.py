@@ -1,9 +1,10 @@
 """the three methods every task sees: log-likelihood, rolling log-likelihood, generate.
 
-A task hands token ids in and gets numbers or token ids back; how sequences are batched is decided here and never shows
-in a result beyond float rounding. Sequences are sorted by length, so that little is padded; padding stands on the
-right, where causal attention keeps it from every scored position. Only the hidden states at scored positions meet the
-vocabulary matrix (train/model/likelihood.py), and of the last feed-forward layer.
+A task hands token ids in and gets numbers or token ids back; how sequences are batched is decided here and
+never shows in a result beyond float rounding. Sequences are sorted by length, so that little is padded;
+padding stands on the right, where causal attention keeps it from every scored position. Only the hidden
+states at scored positions meet the vocabulary matrix (train/model/likelihood.py), and of the last
+feed-forward layer.
 
 B batch, T positions, D hidden, V vocabulary.
 """
@@ -19,16 +20,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..config import UserError, check, option
-from ..indexed.masked import word_pieces
-from ..train.checkpoint import find, load_model, saved_settings
+from ..core.config import UserError, check, option
+from ..indexed.masked_dataset import word_pieces
+from ..train.checkpoint.native import find, load_model, saved_settings
 from ..train.model.retro import Retro
-from ..train.packed import ready_to_run
 from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_products
-from .batching import Batch
+from ..train.prepacked_weights import ready_to_run
 from .encoder_decoder import EncoderDecoder
-from .sampling import Continuation, Sampling
+from .generation.batch import Batch
+from .generation.sampling import Continuation, Sampling
 
 SLAB_BATCHES = 32
 
@@ -36,41 +37,61 @@ SLAB_BATCHES = 32
 class LanguageModel:
     """A model, its tokenizer, and the most positions that it may be given.
 
-    model: as train.checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) -> hidden (B, T, D)`,
-    `model.log_likelihoods(hidden (N, D), targets (N,))`, `model.logits(hidden) -> (..., V)`, `model.new_cache(batch, max_length)`. batch_size: sequences in one forward pass.
+    model: as train.checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) ->
+    hidden (B, T, D)`, `model.log_likelihoods(hidden (N, D), targets (N,))`, `model.logits(hidden) -> (...,
+    V)`, `model.new_cache(batch, max_length)`. batch_size: sequences in one forward pass.
     """
 
     def __init__(self, model, tokenizer, max_length: int, batch_size: int = 16):
-        self.model, self.tokenizer, self.max_length, self.batch_size = model, tokenizer, max_length, batch_size
+        self.model, self.tokenizer, self.max_length, self.batch_size = (
+            model,
+            tokenizer,
+            max_length,
+            batch_size,
+        )
         self.device = next(model.parameters()).device
         self.slab = batch_size * SLAB_BATCHES  # sequences read ahead, to sort them by length
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's ids; what an encoder with distances for positions reads ends as it was trained to (Raffel et al. 2020)."""
+        """A prompt's ids; what an encoder with distances for positions reads ends as it was trained to
+        (Raffel et al. 2020).
+        """
         ids = self.tokenizer.encode(text)
         ends = isinstance(self.model, EncoderDecoder) and self.model.model.encoder_bias is not None
         return [*ids, self.start] if ends else ids
 
     @property
     def start(self) -> int:
-        """What stands for an empty text: the end-of-document token; raises UserError where the vocabulary has none."""
+        """What stands for an empty text: the end-of-document token; raises UserError where the vocabulary has
+        none.
+        """
         if self.tokenizer.eod is None:
-            raise UserError("the tokenizer has no token that ends a document, so that an empty text has nothing to start from; give a longer text")
+            raise UserError(
+                "the tokenizer has no token that ends a document, so that an empty text has nothing to start"
+                " from; give a longer text"
+            )
         return self.tokenizer.eod
 
-    def loglikelihood(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """For each (context ids, continuation ids): the continuation's log-probability in nats, and whether it is greedy.
+    def loglikelihood(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[float, bool]]:
+        """For each (context ids, continuation ids): the continuation's log-probability in nats, and whether
+        it is greedy.
 
-        Greedy: the model's most probable token is the continuation's at each of its positions. A context too long for
-        the model loses its head; an empty one is the end-of-document token. Requests that spell the same sequence share one
-        forward pass, however they are cut.
+        Greedy: the model's most probable token is the continuation's at each of its positions. A context too
+        long for the model loses its head; an empty one is the end-of-document token. Requests that spell the
+        same sequence share one forward pass, however they are cut.
         """
         first_scored: dict[tuple[int, ...], int] = {}
         keys = []
         for context, continuation in requests:
-            assert len(continuation) <= self.max_length, "a continuation longer than the model's positions cannot be scored"
+            assert len(continuation) <= self.max_length, (
+                "a continuation longer than the model's positions cannot be scored"
+            )
             sequence = (*(context or [self.start]), *continuation)[-(self.max_length + 1) :]
-            first_scored[sequence] = min(first_scored.get(sequence, len(sequence)), len(sequence) - len(continuation))
+            first_scored[sequence] = min(
+                first_scored.get(sequence, len(sequence)), len(sequence) - len(continuation)
+            )
             keys.append(sequence)
         scored = dict(zip(first_scored, self._score(first_scored.items())))
         results = []
@@ -83,22 +104,29 @@ class LanguageModel:
     def rolling(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[np.ndarray]:
         """For each (ids, first): the log-probabilities in nats of ids[first:], each given all ids before it.
 
-        ids: at most max_length + 1 of them; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays in the order of the
-        windows, which are read a few batches ahead and never held all at once.
+        ids: at most max_length + 1 of them; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays
+        in the order of the windows, which are read a few batches ahead and never held all at once.
         """
         for logprobs, _ in self._score(windows):
             yield logprobs
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()) -> list[Continuation]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()
+    ) -> list[Continuation]:
         """What follows each prompt: see sampling.Continuation. An empty prompt is the end-of-document token.
 
-        sampling: the same for all, or one for each. seeds: what numpy's default_rng takes, for each; without them
-        prompt n draws from (0, n). A prompt and its max_new_tokens must fit max_length.
+        sampling: the same for all, or one for each. seeds: what numpy's default_rng takes, for each; without
+        them prompt n draws from (0, n). A prompt and its max_new_tokens must fit max_length.
         """
         rules = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         seeds = seeds or [(0, n) for n in range(len(prompts))]
         continuations = [
-            Continuation(list(prompt) or [self.start], rule, self.tokenizer, np.random.default_rng(seed) if rule.draws else None)
+            Continuation(
+                list(prompt) or [self.start],
+                rule,
+                self.tokenizer,
+                np.random.default_rng(seed) if rule.draws else None,
+            )
             for prompt, rule, seed in zip(prompts, rules, seeds, strict=True)
         ]
         batch = Batch(self.model, self.tokenizer, max_length=self.max_length, max_rows=self.batch_size)
@@ -107,7 +135,9 @@ class LanguageModel:
         return continuations
 
     def _score(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(log-probabilities, whether each is the most probable) of the scored tokens of each window, in order."""
+        """(log-probabilities, whether each is the most probable) of the scored tokens of each window, in
+        order.
+        """
         for slab in batched(windows, self.slab):
             results: list = [None] * len(slab)
             by_length = sorted(range(len(slab)), key=lambda i: -len(slab[i][0]))
@@ -118,7 +148,9 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _score_batch(self, windows: list[tuple[Sequence[int], int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        assert all(first >= 1 and len(ids) <= self.max_length + 1 for ids, first in windows), "a window does not fit the model"
+        assert all(first >= 1 and len(ids) <= self.max_length + 1 for ids, first in windows), (
+            "a window does not fit the model"
+        )
         length = max(1, len(windows[0][0]) - 1)  # the longest comes first
         tokens = torch.zeros((len(windows), length), dtype=torch.int64)
         for row, (ids, _) in enumerate(windows):
@@ -127,11 +159,16 @@ class LanguageModel:
         # ids[n] is predicted at position n - 1
         rows = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor(counts))
         columns = torch.cat([torch.arange(first - 1, len(ids) - 1) for ids, first in windows])
-        targets = torch.cat([torch.as_tensor(ids[first:], dtype=torch.int64) for ids, first in windows]).to(self.device)
-        hidden = self.model(tokens.to(self.device), at=(rows.to(self.device), columns.to(self.device)))  # (N, D)
+        targets = torch.cat([torch.as_tensor(ids[first:], dtype=torch.int64) for ids, first in windows]).to(
+            self.device
+        )
+        # (N, D)
+        hidden = self.model(tokens.to(self.device), at=(rows.to(self.device), columns.to(self.device)))
         logprobs, hits = (found.cpu().numpy() for found in self.model.log_likelihoods(hidden, targets))
         if not np.isfinite(logprobs).all():
-            raise UserError("the model's logits are not numbers (NaN): its weights are broken; use another checkpoint")
+            raise UserError(
+                "the model's logits are not numbers (NaN): its weights are broken; use another checkpoint"
+            )
         ends = np.cumsum(counts)[:-1]
         return list(zip(np.split(logprobs, ends), np.split(hits, ends)))
 
@@ -140,11 +177,21 @@ class LanguageModel:
 class Retrieval:
     """What a Retro model reads beside its text."""
 
-    retro_db: str | None = option(None, "Retro: database of `mt retro build-db` in which neighbours are looked up", role="input")
-    retro_attention_gate: float = option(1.0, "Retro: what is read of neighbours is multiplied by it; 0: retrieve nothing, and be the GPT within")
+    retro_db: str | None = option(
+        None, "Retro: database of `mt retro build-db` in which neighbours are looked up", role="input"
+    )
+    retro_attention_gate: float = option(
+        1.0,
+        "Retro: what is read of neighbours is multiplied by it; 0: retrieve nothing, and be the GPT within",
+    )
 
     def __post_init__(self):
-        check((self.retro_attention_gate >= 0, f"retro_attention_gate = {self.retro_attention_gate:g} must not be negative"))
+        check(
+            (
+                self.retro_attention_gate >= 0,
+                f"retro_attention_gate = {self.retro_attention_gate:g} must not be negative",
+            )
+        )
 
     @property
     def inputs(self) -> list[str]:
@@ -155,59 +202,99 @@ NO_RETRIEVAL = Retrieval(retro_attention_gate=0.0)
 
 
 def open_model(
-    load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL, mesh: Mesh | None = None,
+    load: str,
+    length: int | Literal["trained", "positions"],
+    batch_size: int,
+    retrieval: Retrieval = NO_RETRIEVAL,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its positions allow, or a number.
+    """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its
+    positions allow, or a number.
 
-    retrieval: for Retro; what it then reads is looked up as chunks become full. mesh: whose tensor-parallel ranks share
-    the model; they must ask it the same, in the same order.
+    retrieval: for Retro; what it then reads is looked up as chunks become full. mesh: whose tensor-parallel
+    ranks share the model; they must ask it the same, in the same order.
     """
     use_fast_float32_products()
     model, tokenizer, config = load_model(load, mesh)
     if config.model.family != "gpt":
-        raise UserError(f"{load}: is a model of family {config.model.family}, which does not continue text; give a model of family gpt (mt generate and mt serve also take t5)")
+        raise UserError(
+            f"{load}: is a model of family {config.model.family}, which does not continue text; give a model"
+            " of family gpt (mt generate and mt serve also take t5)"
+        )
     _connect(model, tokenizer, retrieval, load)
     positions = config.model.max_position_embeddings
     lengths = {"trained": min(config.data.seq_length, positions), "positions": positions}
     wanted = lengths.get(length, length)
     if wanted > positions:
-        raise UserError(f"seq_length = {wanted} must be at most the {positions} positions of the model in {load}")
+        raise UserError(
+            f"seq_length = {wanted} must be at most the {positions} positions of the model in {load}"
+        )
     return LanguageModel(model, tokenizer, wanted, batch_size)
 
 
 def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
-    """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is nothing to look up for."""
+    """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is
+    nothing to look up for.
+    """
     if not isinstance(model, Retro):
-        check((retrieval.retro_db is None, f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out"))
+        check(
+            (
+                retrieval.retro_db is None,
+                f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out",
+            )
+        )
         return
     model.gate = retrieval.retro_attention_gate
     if not model.gate:
         return
     if retrieval.retro_db is None:
-        raise UserError(f"{load}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give --retro-attention-gate 0 for the GPT within")
-    from ..retro.lookup import Lookup
+        raise UserError(
+            f"{load}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
+            " --retro-attention-gate 0 for the GPT within"
+        )
+    from ..retro.retriever import Lookup
 
-    model.retrieve = Lookup(retrieval.retro_db, tokenizer, chunk_length=model.config.retro_chunk_length, num_neighbors=model.config.retro_num_neighbors)
+    model.retrieve = Lookup(
+        retrieval.retro_db,
+        tokenizer,
+        chunk_length=model.config.retro_chunk_length,
+        num_neighbors=model.config.retro_num_neighbors,
+    )
 
 
 def open_generator(load: str, batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
-    """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5 a prompt is what it reads."""
+    """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5
+    a prompt is what it reads.
+    """
     if saved_settings(find(load)).model.family != "t5":
         return open_model(load, "positions", batch_size, retrieval)
     use_fast_float32_products()
-    check((retrieval.retro_db is None, f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out"))
+    check(
+        (
+            retrieval.retro_db is None,
+            f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out",
+        )
+    )
     model, tokenizer, config = load_model(load)
     words = word_pieces(tokenizer)
     words.need("bos", "eos")
     tokenizer = copy.copy(tokenizer)
     tokenizer.eod = words.eos
-    return LanguageModel(EncoderDecoder(model, words.bos), tokenizer, config.model.max_position_embeddings, batch_size)
+    return LanguageModel(
+        EncoderDecoder(model, words.bos), tokenizer, config.model.max_position_embeddings, batch_size
+    )
 
 
 def open_scorer(
-    load: str, length: int | Literal["trained", "positions"], batch_size: int, retrieval: Retrieval = NO_RETRIEVAL, mesh: Mesh | None = None,
+    load: str,
+    length: int | Literal["trained", "positions"],
+    batch_size: int,
+    retrieval: Retrieval = NO_RETRIEVAL,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py), unless ranks share them."""
+    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py), unless ranks
+    share them.
+    """
     model = open_model(load, length, batch_size, retrieval, mesh)
     if mesh is None or mesh.tp.size == 1:
         ready_to_run(model.model)
@@ -219,4 +306,3 @@ def batched(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-

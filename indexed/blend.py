@@ -1,9 +1,10 @@
 """Mixtures: which sample of which dataset comes k-th, by weights.
 
-The order is Megatron-LM's: greedy and without chance, every next sample is taken from the dataset that is furthest
-behind its share. A weight is a share of the samples, whatever the size of the dataset.
+The order is Megatron-LM's: greedy and without chance, every next sample is taken from the dataset that is
+furthest behind its share. A weight is a share of the samples, whatever the size of the dataset.
 
-Each choice depends on the one before, which numpy cannot vectorise: the loop is compiled by numba where it is long.
+Each choice depends on the one before, which numpy cannot vectorise: the loop is compiled by numba where it is
+long.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..compiled import compile_loop
+from ..core.numba_loops import compile_loop
 
 ENDLESS = np.iinfo(np.int64).max
 COMPILE_FROM = 50_000  # steps of a loop: some 50 ms of plain Python, less than it takes to load numba
 
 
 def blending_indices(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(dataset (size,) int16, sample within it (size,) int64) of every sample of a mixture of endless datasets.
+    """(dataset (size,) int16, sample within it (size,) int64) of every sample of a mixture of endless
+    datasets.
 
     Sample i is of the dataset d with the greatest w[d] * max(i, 1) - count[d], the first where several are.
     """

@@ -1,8 +1,8 @@
 """The .bin/.idx bytes: writer, memory-mapped reader; Megatron-LM's format, byte for byte.
 
-A pair of files `PREFIX.bin` and `PREFIX.idx` holds documents of one or more sequences of tokens. `.bin` is the tokens of
-every sequence, back to back, nothing else. `.idx`, little-endian and tightly packed, says where they are
-(S sequences, D = documents + 1):
+A pair of files `PREFIX.bin` and `PREFIX.idx` holds documents of one or more sequences of tokens. `.bin` is
+the tokens of every sequence, back to back, nothing else. `.idx`, little-endian and tightly packed, says where
+they are (S sequences, D = documents + 1):
 
     offset      size  field
     0           9     magic "MMIDIDX\\0\\0"
@@ -12,13 +12,15 @@ every sequence, back to back, nothing else. `.idx`, little-endian and tightly pa
     26          8     u64 D
     34          4 S   i32 length of every sequence, in tokens
     34 +  4 S   8 S   i64 where every sequence starts in .bin, in bytes: the running sum of length * item size
-    34 + 12 S   8 D   i64 document indices: 0, then for each document the number of sequences up to its end; last = S
+    34 + 12 S   8 D   i64 document indices: 0, then for each document the number of sequences up to its end;
+        last = S
     34 + 12 S + 8 D   S   i8 mode of every sequence, only in multimodal files, which must be known to be such
 
 A document without tokens has no sequence, but has its entry: the one before it, again.
 
-Worked example: documents "ab", "", "cde" as bytes, 299 appended to each that has tokens, u16: S = 2, D = 4, lengths
-[3, 4], pointers [0, 6], document indices [0, 1, 1, 2]; .idx has 90 bytes, .bin `6100 6200 2b01 6300 6400 6500 2b01`.
+Worked example: documents "ab", "", "cde" as bytes, 299 appended to each that has tokens, u16: S = 2, D = 4,
+lengths [3, 4], pointers [0, 6], document indices [0, 1, 1, 2]; .idx has 90 bytes, .bin `6100 6200 2b01 6300
+6400 6500 2b01`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from .. import manifest
-from ..config import UserError
+from ..core import manifest
+from ..core.config import UserError
 from .remote import Remote, RemoteTokens, fetch, is_remote
 from .remote import sample_digest as remote_sample_digest
 from .remote import size as remote_size
@@ -44,23 +46,36 @@ MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 LEGACY_HEADER = struct.Struct("<8s6Q")
-DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+DTYPES = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.float64,
+    7: np.float32,
+    8: np.uint16,
+}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 BLOCK = 1 << 20  # entries that are read, checked or written at a time
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype that Megatron-LM writes for a vocabulary: readers of other programs guess it by the same rule."""
+    """The dtype that Megatron-LM writes for a vocabulary: readers of other programs guess it by the same
+    rule.
+    """
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 class IndexedDataset:
-    """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not whole.
+    """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not
+    whole.
 
-    prefix: without extension; s3://, gs:// ... are read as remote.py says. multimodal: whether the index ends with a
-    mode for every sequence, which nothing in it tells but its size; None: as the size tells. lengths: (S,) int32 tokens of every sequence. pointers: (S,)
-    int64 bytes. document_indices: (documents + 1,) int64 sequences. modes: (S,) int8, or None. tokens: (sum of lengths,)
-    every token in order, not copied. local_folder: where files that belong to the pair may lie.
+    prefix: without extension; s3://, gs:// ... are read as remote.py says. multimodal: whether the index ends
+    with a mode for every sequence, which nothing in it tells but its size; None: as the size tells. lengths:
+    (S,) int32 tokens of every sequence. pointers: (S,) int64 bytes. document_indices: (documents + 1,) int64
+    sequences. modes: (S,) int8, or None. tokens: (sum of lengths,) every token in order, not copied.
+    local_folder: where files that belong to the pair may lie.
 
     A pair that mt wrote is compared with its manifest: size, then time, then, where that differs, every byte.
     """
@@ -72,7 +87,9 @@ class IndexedDataset:
         self.local_folder = Path(where).parent
         index = _map(str(where))
         tables = _legacy_tables if bytes(index[:8]) == LEGACY_MAGIC else _tables
-        self.dtype, self.lengths, self.pointers, self.document_indices, self.modes = tables(self.prefix + ".idx", index, multimodal)
+        self.dtype, self.lengths, self.pointers, self.document_indices, self.modes = tables(
+            self.prefix + ".idx", index, multimodal
+        )
         self.multimodal = self.modes is not None
         self._check()
         if distant:
@@ -81,11 +98,16 @@ class IndexedDataset:
             _check_manifest(self.prefix)
             self.tokens = np.frombuffer(_map(self.prefix + ".bin"), self.dtype)
         # A memoryview gives Python integers three times faster than an array.
-        self._lengths, self._starts = self.lengths.view(np.uint8).data.cast("i"), self.pointers.view(np.uint8).data.cast("q")
+        self._lengths, self._starts = (
+            self.lengths.view(np.uint8).data.cast("i"),
+            self.pointers.view(np.uint8).data.cast("q"),
+        )
         self._item = self.dtype.itemsize
 
     def __reduce__(self):
-        return functools.partial(IndexedDataset, multimodal=self.multimodal, remote=self.remote), (self.prefix,)
+        return functools.partial(IndexedDataset, multimodal=self.multimodal, remote=self.remote), (
+            self.prefix,
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -110,10 +132,14 @@ class IndexedDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of what the data is, wherever it lies: the index, the size of .bin and samples of its bytes."""
+        """Hex digest of what the data is, wherever it lies: the index, the size of .bin and samples of its
+        bytes.
+        """
         index, data = self.prefix + ".idx", self.prefix + ".bin"
         distant = is_remote(self.prefix)
-        digest = xxhash.xxh3_128(manifest.file_digest(fetch(index, self.remote) if distant else index).encode())
+        digest = xxhash.xxh3_128(
+            manifest.file_digest(fetch(index, self.remote) if distant else index).encode()
+        )
         digest.update((remote_sample_digest(data) if distant else manifest.sample_digest(data)).encode())
         return digest.hexdigest()
 
@@ -124,26 +150,40 @@ class IndexedDataset:
             lengths = self.lengths[at : at + BLOCK].astype(np.int64)
             if lengths.min() < 0:
                 bad = at + int(np.argmax(lengths < 0))
-                raise UserError(f"{name}: sequence {bad} has the length {self.lengths[bad]}, which must not be negative; {_REMEDY}")
+                raise UserError(
+                    f"{name}: sequence {bad} has the length {self.lengths[bad]}, which must not be negative;"
+                    f" {_REMEDY}"
+                )
             ends = total + np.cumsum(lengths * self.dtype.itemsize)
             wrong = self.pointers[at : at + BLOCK] != np.concatenate([[total], ends[:-1]])
             if wrong.any():
                 bad = at + int(np.argmax(wrong))
-                raise UserError(f"{name}: sequence {bad} starts at byte {self.pointers[bad]}, not where the one before it ends; {_REMEDY}")
+                raise UserError(
+                    f"{name}: sequence {bad} starts at byte {self.pointers[bad]}, not where the one before it"
+                    f" ends; {_REMEDY}"
+                )
             total = int(ends[-1])
         entries = self.document_indices
         if len(entries) == 0:
             raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
         if entries[0] != 0 or entries[-1] != len(self.lengths):
-            raise UserError(f"{name}: its documents run from sequence {entries[0]} to {entries[-1]}, not from 0 to {len(self.lengths)}; {_REMEDY}")
+            raise UserError(
+                f"{name}: its documents run from sequence {entries[0]} to {entries[-1]}, not from 0 to"
+                f" {len(self.lengths)}; {_REMEDY}"
+            )
         for at in range(0, len(entries) - 1, BLOCK):
             falls = np.diff(entries[at : at + BLOCK + 1]) < 0
             if falls.any():
                 bad = at + int(np.argmax(falls))
-                raise UserError(f"{name}: document {bad} ends before it starts, at sequence {entries[bad + 1]}; {_REMEDY}")
+                raise UserError(
+                    f"{name}: document {bad} ends before it starts, at sequence {entries[bad + 1]}; {_REMEDY}"
+                )
         size = remote_size(self.prefix + ".bin") if is_remote(self.prefix) else _size(self.prefix + ".bin")
         if size != total:
-            raise UserError(f"{self.prefix}.bin: has {size:,} bytes where {name} promises {total:,}: it is {'cut short' if size < total else 'another file'}; {_REMEDY}")
+            raise UserError(
+                f"{self.prefix}.bin: has {size:,} bytes where {name} promises {total:,}: it is"
+                f" {'cut short' if size < total else 'another file'}; {_REMEDY}"
+            )
 
 
 _REMEDY = "fetch or build the pair again"
@@ -158,7 +198,9 @@ def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension") from None
+        raise UserError(
+            f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension"
+        ) from None
 
 
 def _map(path: str):
@@ -169,20 +211,30 @@ def _map(path: str):
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _tables(name: str, index, multimodal: bool | None) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+def _tables(
+    name: str, index, multimodal: bool | None
+) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """(dtype, lengths, pointers, document indices, modes) of an .idx file, not copied.
 
     Raises UserError where its header is wrong or its size is not what follows from it.
     """
     if len(index) < HEADER.size:
-        raise UserError(f"{name}: has {len(index)} bytes, fewer than the {HEADER.size} of a header; {_REMEDY}")
+        raise UserError(
+            f"{name}: has {len(index)} bytes, fewer than the {HEADER.size} of a header; {_REMEDY}"
+        )
     magic, version, code, sequences, entries = HEADER.unpack(index[: HEADER.size])
     if magic != MAGIC:
-        raise UserError(f"{name}: starts with {magic!r}, not with {MAGIC!r}: it is not the index of a .bin file; check the path")
+        raise UserError(
+            f"{name}: starts with {magic!r}, not with {MAGIC!r}: it is not the index of a .bin file; check"
+            " the path"
+        )
     if version != 1:
         raise UserError(f"{name}: is of version {version}; mt reads version 1")
     if code not in DTYPES:
-        raise UserError(f"{name}: has the dtype code {code}, which must be one of {', '.join(map(str, DTYPES))}; {_REMEDY}")
+        raise UserError(
+            f"{name}: has the dtype code {code}, which must be one of {', '.join(map(str, DTYPES))};"
+            f" {_REMEDY}"
+        )
     if entries < 1:
         raise UserError(f"{name}: has no document indices, not even the first 0; {_REMEDY}")
     plain = HEADER.size + 12 * sequences + 8 * entries
@@ -190,44 +242,83 @@ def _tables(name: str, index, multimodal: bool | None) -> tuple[np.dtype, np.nda
         multimodal = len(index) == plain + sequences > plain
     if len(index) != plain + (sequences if multimodal else 0):
         other = len(index) == plain + (0 if multimodal else sequences)
-        kind = "an index without modes: open it with multimodal=False" if multimodal else "a multimodal index, which is no text to train on: open it with multimodal=True"
+        kind = (
+            "an index without modes: open it with multimodal=False"
+            if multimodal
+            else "a multimodal index, which is no text to train on: open it with multimodal=True"
+        )
         more = f"it is {kind}" if other else _REMEDY
-        raise UserError(f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,} documents) makes {plain:,}; {more}")
+        raise UserError(
+            f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,}"
+            f" documents) makes {plain:,}; {more}"
+        )
     dtype, at = np.dtype(DTYPES[code]).newbyteorder("<"), HEADER.size
     lengths = np.frombuffer(index, "<i4", sequences, at)
     pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
     documents = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
-    return dtype, lengths, pointers, documents, np.frombuffer(index, "i1", sequences, plain) if multimodal else None
+    return (
+        dtype,
+        lengths,
+        pointers,
+        documents,
+        np.frombuffer(index, "i1", sequences, plain) if multimodal else None,
+    )
 
 
-def _legacy_tables(name: str, index, multimodal: bool | None) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
-    """The same of an index of before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`), which this reads:
+def _legacy_tables(
+    name: str, index, multimodal: bool | None
+) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
+    """The same of an index of before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`), which this
+    reads:
 
     magic "TNTIDX\\0\\0"; u64 version 1, dtype code, item size, N items, Z sizes, C document indices; then i64
     dimension offsets [N + 1], data offsets [N + 1] in tokens, sizes [Z], document indices [C].
     """
     if multimodal:
-        raise UserError(f"{name}: is of the format of before 2023 (TNTIDX), which has no modes; open it with multimodal=False")
+        raise UserError(
+            f"{name}: is of the format of before 2023 (TNTIDX), which has no modes; open it with"
+            " multimodal=False"
+        )
     if len(index) < LEGACY_HEADER.size:
-        raise UserError(f"{name}: has {len(index)} bytes, fewer than the {LEGACY_HEADER.size} of a header; {_REMEDY}")
+        raise UserError(
+            f"{name}: has {len(index)} bytes, fewer than the {LEGACY_HEADER.size} of a header; {_REMEDY}"
+        )
     _, version, code, item, items, sizes, entries = LEGACY_HEADER.unpack(index[: LEGACY_HEADER.size])
     if version != 1:
         raise UserError(f"{name}: is of version {version}; mt reads version 1")
     # The codes 6 and 7 changed their meaning over the years, and no text was ever written with them.
     if code not in DTYPES or code in (6, 7) or np.dtype(DTYPES[code]).itemsize != item:
-        raise UserError(f"{name}: has the dtype code {code} with items of {item} bytes, which are not those of a text; {_REMEDY}")
+        raise UserError(
+            f"{name}: has the dtype code {code} with items of {item} bytes, which are not those of a text;"
+            f" {_REMEDY}"
+        )
     size = LEGACY_HEADER.size + 8 * (2 * (items + 1) + sizes + entries)
     if len(index) != size:
-        raise UserError(f"{name}: has {len(index):,} bytes where its header ({items:,} sequences, {entries - 1:,} documents) makes {size:,}; {_REMEDY}")
+        raise UserError(
+            f"{name}: has {len(index):,} bytes where its header ({items:,} sequences, {entries - 1:,}"
+            f" documents) makes {size:,}; {_REMEDY}"
+        )
     values = np.frombuffer(index, "<i8", offset=LEGACY_HEADER.size)
     dimensions, offsets, lengths, documents = np.split(values, np.cumsum([items + 1, items + 1, sizes]))
     if sizes != items or not np.array_equal(dimensions, np.arange(items + 1)):
-        raise UserError(f"{name}: its items are not rows of tokens with one length each: it is not the index of a text; check the path")
+        raise UserError(
+            f"{name}: its items are not rows of tokens with one length each: it is not the index of a text;"
+            " check the path"
+        )
     if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= np.iinfo(np.int32).max:
-        raise UserError(f"{name}: has a sequence of {lengths.min():,} or {lengths.max():,} tokens, which no sequence has; {_REMEDY}")
+        raise UserError(
+            f"{name}: has a sequence of {lengths.min():,} or {lengths.max():,} tokens, which no sequence has;"
+            f" {_REMEDY}"
+        )
     if offsets[0] != 0 or not np.array_equal(np.diff(offsets), lengths):
         raise UserError(f"{name}: its sequences do not start where those before them end; {_REMEDY}")
-    return np.dtype(DTYPES[code]).newbyteorder("<"), lengths.astype(np.int32), offsets[:-1] * item, documents, None
+    return (
+        np.dtype(DTYPES[code]).newbyteorder("<"),
+        lengths.astype(np.int32),
+        offsets[:-1] * item,
+        documents,
+        None,
+    )
 
 
 def _check_manifest(prefix: str) -> None:
@@ -241,18 +332,27 @@ def _check_manifest(prefix: str) -> None:
         if stat.st_size == wrote["bytes"] and stat.st_mtime_ns == wrote["mtime_ns"]:
             continue
         if stat.st_size != wrote["bytes"] or manifest.file_digest(path) != wrote["xxh3"]:
-            raise UserError(f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']}; fetch it again, or tokenize again")
-        with contextlib.suppress(OSError):  # a whole copy gets the time of its original, so that it is read through once only
+            raise UserError(
+                f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']};"
+                " fetch it again, or tokenize again"
+            )
+        # a whole copy gets the time of its original, so that it is read through once only
+        with contextlib.suppress(OSError):
             os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
 
 
 def refuse_pairs_of_others(run: manifest.Run, prefixes: Iterable[Path]) -> None:
-    """Raises UserError, and lets the run go, where a file of a pair lies already; for runs that have written nothing yet."""
+    """Raises UserError, and lets the run go, where a file of a pair lies already; for runs that have written
+    nothing yet.
+    """
     for prefix in prefixes:
         for suffix in ("bin", "idx"):
             if (file := prefix.with_name(f"{prefix.name}.{suffix}")).exists():
                 run.release()
-                raise UserError(f"{file}: is there already, and no unfinished run of these settings wrote it; choose another output or pass --overwrite")
+                raise UserError(
+                    f"{file}: is there already, and no unfinished run of these settings wrote it; choose"
+                    " another output or pass --overwrite"
+                )
 
 
 def work_folder(prefix: Path) -> Path:
@@ -263,13 +363,27 @@ def work_folder(prefix: Path) -> Path:
 class IndexedWriter:
     """Writes a pair of files as a stream, in memory that does not grow with it.
 
-    While it works, its files lie in `folder`, which is the caller's to remove once the result is sealed: NAME.bin,
-    NAME.lengths and NAME.ends (and NAME.modes of multimodal data). `commit` makes what was added so far survive a crash and returns the state from which
-    a later writer goes on, whatever was written after it. `finish` puts the pair in its place.
+    While it works, its files lie in `folder`, which is the caller's to remove once the result is sealed:
+    NAME.bin, NAME.lengths and NAME.ends (and NAME.modes of multimodal data). `commit` makes what was added so
+    far survive a crash and returns the state from which a later writer goes on, whatever was written after
+    it. `finish` puts the pair in its place.
     """
 
-    def __init__(self, prefix: str | Path, dtype, folder: str | Path, state: dict | None = None, *, multimodal: bool = False):
-        self.prefix, self.dtype, self.folder, self.multimodal = Path(prefix), np.dtype(dtype), Path(folder), multimodal
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype,
+        folder: str | Path,
+        state: dict | None = None,
+        *,
+        multimodal: bool = False,
+    ):
+        self.prefix, self.dtype, self.folder, self.multimodal = (
+            Path(prefix),
+            np.dtype(dtype),
+            Path(folder),
+            multimodal,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
         self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
@@ -277,9 +391,12 @@ class IndexedWriter:
         self._digest = xxhash.xxh3_128()
         final = self._final("bin")
         if self.bytes and final.exists() and not self._path("bin").exists():
-            os.replace(final, self._path("bin"))  # killed in `finish`, after the first rename: it is done again
+            # killed in `finish`, after the first rename: it is done again
+            os.replace(final, self._path("bin"))
         self._files = {
-            "bin": self._open("bin", self.bytes), "lengths": self._open("lengths", 4 * self.sequences), "ends": self._open("ends", 8 * self.documents)
+            "bin": self._open("bin", self.bytes),
+            "lengths": self._open("lengths", 4 * self.sequences),
+            "ends": self._open("ends", 8 * self.documents),
         }
         if multimodal:
             self._files["modes"] = self._open("modes", self.sequences)
@@ -294,7 +411,10 @@ class IndexedWriter:
         path = self._path(suffix)
         path.touch()
         if path.stat().st_size < size:
-            raise UserError(f"{path}: has lost bytes since the run before; remove the folder {self.folder} and run the same command again")
+            raise UserError(
+                f"{path}: has lost bytes since the run before; remove the folder {self.folder} and run the"
+                " same command again"
+            )
         file = open(path, "r+b")  # noqa: SIM115 - closed by finish
         file.truncate(size)  # what came after the commit goes
         if suffix == "bin":
@@ -303,11 +423,17 @@ class IndexedWriter:
         file.seek(size)
         return file
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, sequences_per_document: np.ndarray, modes: np.ndarray | None = None) -> None:
+    def add(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        sequences_per_document: np.ndarray,
+        modes: np.ndarray | None = None,
+    ) -> None:
         """Appends tokens (any number), lengths of sequences and numbers of sequences in documents.
 
-        The three are streams of their own: they must agree at `finish`, not at every call. modes: one for each of the
-        lengths, of multimodal data.
+        The three are streams of their own: they must agree at `finish`, not at every call. modes: one for
+        each of the lengths, of multimodal data.
         """
         raw = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
         self._digest.update(raw)
@@ -326,7 +452,12 @@ class IndexedWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        return {"bytes": self.bytes, "sequences": self.sequences, "documents": self.documents, "ends": self._ends}
+        return {
+            "bytes": self.bytes,
+            "sequences": self.sequences,
+            "documents": self.documents,
+            "ends": self._ends,
+        }
 
     def sync_tokens(self) -> None:
         """Brings the tokens that were added to the disk; another thread may add more meanwhile."""
@@ -360,8 +491,12 @@ class IndexedWriter:
             ends = start + np.cumsum(np.frombuffer(raw, "<i4").astype(np.int64) * self.dtype.itemsize)
             yield np.concatenate([[start], ends[:-1]]).astype("<i8").tobytes()
             start = int(ends[-1])
-        assert start == self.bytes, f"{self.prefix}: lengths of {start} bytes for {self.bytes} bytes of tokens"
-        assert self._ends == self.sequences, f"{self.prefix}: documents of {self._ends} sequences for {self.sequences}"
+        assert start == self.bytes, (
+            f"{self.prefix}: lengths of {start} bytes for {self.bytes} bytes of tokens"
+        )
+        assert self._ends == self.sequences, (
+            f"{self.prefix}: documents of {self._ends} sequences for {self.sequences}"
+        )
         yield struct.pack("<q", 0)
         yield from _blocks(self._path("ends"), 8)
         if self.multimodal:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import manifest
-from ..config import UserError, option
-from ..executor import progress
+from ..core import manifest
+from ..core.config import UserError, option
+from ..core.progress import progress
 from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
 
 READ_BYTES = 1 << 18
@@ -24,7 +24,10 @@ SYNC_BYTES = 1 << 25  # written, before the disk is asked to take them while mor
 class MergeConfig:
     """The settings of `mt data merge`."""
 
-    input: tuple[str, ...] = option(help="prefixes of .bin/.idx pairs, in the order wanted; a folder stands for its pairs, sorted", role="input")
+    input: tuple[str, ...] = option(
+        help="prefixes of .bin/.idx pairs, in the order wanted; a folder stands for its pairs, sorted",
+        role="input",
+    )
     output_prefix: str = option(help="the result is PREFIX.bin and PREFIX.idx", role="output")
     overwrite: bool = option(False, "replace another run at the output prefix", role="runtime")
 
@@ -38,14 +41,23 @@ def merge(config: MergeConfig) -> dict:
     multimodal = next((d.multimodal for d in datasets if len(d)), False)
     for prefix, dataset in zip(prefixes, datasets):
         if dataset.dtype != datasets[0].dtype:
-            raise UserError(f"{prefix}: its tokens are {dataset.dtype}, those of {prefixes[0]} {datasets[0].dtype}; tokenize both with one tokenizer")
+            raise UserError(
+                f"{prefix}: its tokens are {dataset.dtype}, those of {prefixes[0]} {datasets[0].dtype};"
+                " tokenize both with one tokenizer"
+            )
         if len(dataset) and dataset.multimodal != multimodal:
-            raise UserError(f"{prefix}: {'has' if dataset.multimodal else 'lacks'} the modes of multimodal data, unlike those before it; merge the two kinds apart")
-    facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]  # None where mt did not write it
+            raise UserError(
+                f"{prefix}: {'has' if dataset.multimodal else 'lacks'} the modes of multimodal data, unlike"
+                " those before it; merge the two kinds apart"
+            )
+    # None where mt did not write it
+    facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]
     known = [(p, f) for p, f in zip(prefixes, facts) if f]
     other = next((p for p, f in known if f != known[0][1]), None)
     if other is not None:
-        raise UserError(f"{other}: was written with another tokenizer than {known[0][0]}; tokenize both with one")
+        raise UserError(
+            f"{other}: was written with another tokenizer than {known[0][0]}; tokenize both with one"
+        )
     run = manifest.begin("data merge", config, [f"{p}.{s}" for p in prefixes for s in ("bin", "idx")])
     if run.finished:
         return run.manifest
@@ -62,7 +74,12 @@ def merge(config: MergeConfig) -> dict:
                 writer.add((), dataset.lengths[at : at + BLOCK], (), modes)
             for at in range(0, dataset.num_documents, BLOCK):
                 writer.add((), (), np.diff(dataset.document_indices[at : at + BLOCK + 1]))
-    counts = {"inputs": len(datasets), "documents": writer.documents, "sequences": writer.sequences, "tokens": sum(len(d.tokens) for d in datasets)}
+    counts = {
+        "inputs": len(datasets),
+        "documents": writer.documents,
+        "sequences": writer.sequences,
+        "tokens": sum(len(d.tokens) for d in datasets),
+    }
     same = {"tokenizer": facts[0]} if all(facts) else {}
     outputs = [{**o, "documents": False} for o in writer.finish()]
     sealed = run.finish(outputs, counts, dtype=str(datasets[0].dtype), **same)
@@ -70,8 +87,12 @@ def merge(config: MergeConfig) -> dict:
     return sealed
 
 
-def _copy_tokens(writer: IndexedWriter, datasets: Sequence[IndexedDataset], advance: Callable[[int], None]) -> None:
-    """Appends the tokens of all, while a thread has the disk take what is written: at the end little is left to wait for."""
+def _copy_tokens(
+    writer: IndexedWriter, datasets: Sequence[IndexedDataset], advance: Callable[[int], None]
+) -> None:
+    """Appends the tokens of all, while a thread has the disk take what is written: at the end little is left
+    to wait for.
+    """
     syncing: Future | None = None
     waiting = 0
     with ThreadPoolExecutor(1, "sync") as pool:
@@ -91,8 +112,8 @@ def _copy_tokens(writer: IndexedWriter, datasets: Sequence[IndexedDataset], adva
 def _token_blocks(path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
     """The tokens of a file in blocks, each good until the next is asked for.
 
-    Always in the same memory, which stays in the processor's cache: as fast as a copy inside the kernel, where blocks of
-    4 MB took twice as long and the memory map three times.
+    Always in the same memory, which stays in the processor's cache: as fast as a copy inside the kernel,
+    where blocks of 4 MB took twice as long and the memory map three times.
     """
     buffer = memoryview(bytearray(READ_BYTES))
     with open(path, "rb") as file:

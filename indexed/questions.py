@@ -1,13 +1,16 @@
-"""Files of questions and answers -> one form, for instruction tuning, open-domain question answering and retrieval.
+"""Files of questions and answers -> one form, for instruction tuning, open-domain question answering and
+retrieval.
 
-    .json      a list of objects {question, answers | answer, ...}: InstructRetro's NAME_QA_train.json, NQ, TriviaQA
+    .json      a list of objects {question, answers | answer, ...}: InstructRetro's NAME_QA_train.json, NQ,
+        TriviaQA
     .jsonl     such an object on each line
-    .tsv ...   any other ending: question, tab, a list of answers as Python or JSON writes it: DPR's nq-test.qa.csv
+    .tsv ...   any other ending: question, tab, a list of answers as Python or JSON writes it: DPR's
+        nq-test.qa.csv
 
-answers is a list of texts, or of objects with a `text`; answer (longform_answer) a text, a list of them, a number or a truth
-value. Passages beside a question are `ctxs`, a list of {title, text} that a retriever found, and `sub-paragraphs`
-(`sub_paragraph`), the one that holds the answer: a text, or a list of title and text. A question of `qa_type`
-multi_choice_qa is followed by its `multichoice_options`.
+answers is a list of texts, or of objects with a `text`; answer (longform_answer) a text, a list of them, a
+number or a truth value. Passages beside a question are `ctxs`, a list of {title, text} that a retriever
+found, and `sub-paragraphs` (`sub_paragraph`), the one that holds the answer: a text, or a list of title and
+text. A question of `qa_type` multi_choice_qa is followed by its `multichoice_options`.
 """
 
 from __future__ import annotations
@@ -19,14 +22,17 @@ from pathlib import Path
 
 import orjson
 
-from ..config import UserError
-from ..documents import Reject
-from ..files import utf8_lines
+from ..core.config import UserError
+from ..documents.files import utf8_lines
+from ..documents.reader import Reject
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """passages: what a retriever found, best first; given: those that come with the question. Both as `title: T, source: S`."""
+    """passages: what a retriever found, best first; given: those that come with the question.
+
+    Both as `title: T, source: S`.
+    """
 
     id: str
     file: str
@@ -63,9 +69,14 @@ def _array(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
     try:
         records = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: malformed JSON at column {error.colno}; a .json file is one list of questions, and one with a question on each line is named .jsonl") from None
+        raise UserError(
+            f"{path}, line {error.lineno}: malformed JSON at column {error.colno}; a .json file is one list"
+            " of questions, and one with a question on each line is named .jsonl"
+        ) from None
     if not isinstance(records, list):
-        raise UserError(f"{path}: is not a list of questions; give [{{\"question\": ..., \"answers\": [...]}}, ...]")
+        raise UserError(
+            f'{path}: is not a list of questions; give [{{"question": ..., "answers": [...]}}, ...]'
+        )
     return ((f"record {number}", record) for number, record in enumerate(records, 1))
 
 
@@ -84,7 +95,14 @@ def _table(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
         if len(cells) == 2 and isinstance(answers, list):
             yield f"line {number}", {"question": _unquoted(cells[0]), "answers": answers}
         else:
-            refuse(Reject(str(path), f"line {number}", "is not a question, a tab and a list of answers, such as ['Paris', 'Lutetia']", line))
+            refuse(
+                Reject(
+                    str(path),
+                    f"line {number}",
+                    "is not a question, a tab and a list of answers, such as ['Paris', 'Lutetia']",
+                    line,
+                )
+            )
 
 
 def _unquoted(cell: str) -> str:
@@ -113,13 +131,18 @@ def _mistake(record) -> str | None:
     if wrong := [a for a in answers if not isinstance(a, str)]:
         return f"the answer {wrong[0]!r:.60} is not a text"
     ctxs = record.get("ctxs", [])
-    if not isinstance(ctxs, list) or not all(isinstance(c, dict) and isinstance(c.get("text"), str) and isinstance(c.get("title", ""), str) for c in ctxs):
+    if not isinstance(ctxs, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("text"), str) and isinstance(c.get("title", ""), str)
+        for c in ctxs
+    ):
         return "'ctxs' is not a list of objects with a title and a text"
     given = _given(record)
     if given is not None and not (len(given) == 2 and all(isinstance(part, str) for part in given)):
         return "'sub-paragraphs' is neither a text nor a list of title and text"
     options = record.get("multichoice_options", [])
-    if record.get("qa_type") == "multi_choice_qa" and not (options and isinstance(options, list) and all(isinstance(o, str) for o in options)):
+    if record.get("qa_type") == "multi_choice_qa" and not (
+        options and isinstance(options, list) and all(isinstance(o, str) for o in options)
+    ):
         return "is of qa_type multi_choice_qa and has no list of multichoice_options"
     return None
 
@@ -133,24 +156,42 @@ def _answers(record: dict) -> list | None:
     if key is None:
         return None
     answer = record[key]
-    return answer if isinstance(answer, list) else [str(answer) if isinstance(answer, bool | int | float) else answer]
+    return (
+        answer
+        if isinstance(answer, list)
+        else [str(answer) if isinstance(answer, bool | int | float) else answer]
+    )
 
 
 def _given(record: dict) -> list | None:
     """[title, text] of the paragraph that comes with a question, if there is one."""
     given = next((record[key] for key in ("sub-paragraphs", "sub_paragraph") if key in record), None)
-    return ["", given] if isinstance(given, str) else list(given[:2]) if isinstance(given, list) else given if given is None else [given]
+    return (
+        ["", given]
+        if isinstance(given, str)
+        else list(given[:2])
+        if isinstance(given, list)
+        else given
+        if given is None
+        else [given]
+    )
 
 
 def _question(path: Path, place: str, record: dict) -> Question:
     text = record["question"]
     if record.get("qa_type") == "multi_choice_qa":
-        options = " ".join(f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(record["multichoice_options"]))
+        options = " ".join(
+            f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(record["multichoice_options"])
+        )
         text = f"{text}\nChoose one based on the following options: {options}"
     given = _given(record)
     return Question(
-        str(record.get("id", f"{path.name}:{place.split()[-1]}")), str(path), text, tuple(a.strip() for a in _answers(record)),
-        tuple(_passage(c.get("title", ""), c["text"]) for c in record.get("ctxs", [])), (_passage(*given),) if given else (),
+        str(record.get("id", f"{path.name}:{place.split()[-1]}")),
+        str(path),
+        text,
+        tuple(a.strip() for a in _answers(record)),
+        tuple(_passage(c.get("title", ""), c["text"]) for c in record.get("ctxs", [])),
+        (_passage(*given),) if given else (),
     )
 
 

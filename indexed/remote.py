@@ -1,8 +1,10 @@
-"""Token files on s3://, gs://, hf:// and whatever else fsspec reads: the index here, the tokens through a block cache.
+"""Token files on s3://, gs://, hf:// and whatever else fsspec reads: the index here, the tokens through a
+block cache.
 
-An .idx is copied once to a folder of this machine, under a name that changes when the remote file does. A .bin stays
-where it is: it is read in blocks, of which those used last stay in memory, so that memory does not depend on its size.
-Credentials and endpoints are those that fsspec's packages find themselves (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+An .idx is copied once to a folder of this machine, under a name that changes when the remote file does. A
+.bin stays where it is: it is read in blocks, of which those used last stay in memory, so that memory does not
+depend on its size. Credentials and endpoints are those that fsspec's packages find themselves (AWS_PROFILE,
+AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from .. import manifest
-from ..config import Failure, UserError
-from ..files import cache_folder
+from ..core import manifest
+from ..core.config import Failure, UserError
+from ..core.manifest import cache_folder
 
 TRIES = 4  # of a read, before a failing network ends the run
 FIRST_PAUSE = 1.0  # seconds before the second try; it doubles
@@ -46,7 +48,11 @@ def fetch(path: str, settings: Remote) -> Path:
     with _said(path):
         files, place = _locate(path)
         state = files.ukey(place)
-    copy = (settings.folder or cache_folder()) / xxhash.xxh3_128(f"{path}\n{state}".encode()).hexdigest() / path.rsplit("/", 1)[-1]
+    copy = (
+        (settings.folder or cache_folder())
+        / xxhash.xxh3_128(f"{path}\n{state}".encode()).hexdigest()
+        / path.rsplit("/", 1)[-1]
+    )
     if not copy.exists():
         with exclusive(copy.parent):
             if not copy.exists():
@@ -77,7 +83,8 @@ class RemoteTokens:
         self.nbytes = size(path)
         self._per_block = max(1, settings.block_bytes // self.dtype.itemsize)
         self._kept = max(2, settings.cache_bytes // settings.block_bytes)
-        self._blocks: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()  # the last used at the end
+        # the last used at the end
+        self._blocks: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -131,11 +138,17 @@ class RemoteTokens:
                 break
             except Exception as error:  # every protocol has its own
                 if attempt == TRIES:
-                    raise Failure(f"{self.path}: cannot be read after {TRIES} tries ({error}); run the same command again when it can: what is finished is kept") from error
+                    raise Failure(
+                        f"{self.path}: cannot be read after {TRIES} tries ({error}); run the same command"
+                        " again when it can: what is finished is kept"
+                    ) from error
                 time.sleep(pause)
                 pause *= 2
         if len(raw) != (stop - start) * item:
-            raise Failure(f"{self.path}: gave {len(raw):,} bytes where {(stop - start) * item:,} were asked for: it has changed while it was read; start again")
+            raise Failure(
+                f"{self.path}: gave {len(raw):,} bytes where {(stop - start) * item:,} were asked for: it has"
+                " changed while it was read; start again"
+            )
         return np.frombuffer(raw, self.dtype)
 
 
@@ -154,14 +167,18 @@ def _locate(path: str):
     try:
         import fsspec.core
     except ImportError:
-        raise UserError(f"{path}: reading from there needs the package fsspec; install it with: pip install 'mt[remote]'") from None
+        raise UserError(
+            f"{path}: reading from there needs the package fsspec; install it with: pip install 'mt[remote]'"
+        ) from None
     protocol = path.split("://", 1)[0]
     try:
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
         raise UserError(f"{path}: reading from {protocol}:// needs another package ({error})") from None
     except ValueError:
-        raise UserError(f"{path}: fsspec cannot read {protocol}://; check the path: s3://, gs:// and hf:// are known") from None
+        raise UserError(
+            f"{path}: fsspec cannot read {protocol}://; check the path: s3://, gs:// and hf:// are known"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -172,6 +189,11 @@ def _said(path: str) -> Iterator[None]:
     except (UserError, Failure):
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension") from None
+        raise UserError(
+            f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension"
+        ) from None
     except Exception as error:  # credentials, permissions, networks: every protocol has its own
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); check the path, the credentials and the network") from None
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); check the path, the credentials and"
+            " the network"
+        ) from None

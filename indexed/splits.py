@@ -1,13 +1,14 @@
 """train/valid/test ranges of a dataset's sequences, by shares such as "969,30,1".
 
-The first share of the sequences, in their order, is for training, the next for validation, the last for testing.
+The first share of the sequences, in their order, is for training, the next for validation, the last for
+testing.
 """
 
 from __future__ import annotations
 
 import re
 
-from ..config import UserError
+from ..core.config import UserError
 
 NAMES = ("train", "valid", "test")
 
@@ -20,7 +21,9 @@ def shares(split: str) -> tuple[float, float, float]:
     except ValueError:
         values = []
     if not values or len(values) > 3 or min(values) < 0 or not 0 < sum(values) < float("inf"):
-        raise UserError(f"split = {split!r} must be up to three shares for train, valid and test, such as 969,30,1")
+        raise UserError(
+            f"split = {split!r} must be up to three shares for train, valid and test, such as 969,30,1"
+        )
     values += [0.0] * (3 - len(values))
     total = sum(values)
     return tuple(v / total for v in values)
@@ -29,8 +32,8 @@ def shares(split: str) -> tuple[float, float, float]:
 def ranges(split: str, count: int) -> tuple[tuple[int, int] | None, ...]:
     """[start, end) of every split of `count` elements; None where the share is nothing.
 
-    Megatron-LM's rounding: the boundaries are running sums of the shares times the count, halves to even. A range may
-    be empty where there are few elements.
+    Megatron-LM's rounding: the boundaries are running sums of the shares times the count, halves to even. A
+    range may be empty where there are few elements.
     """
     bounds, found = [0.0], []
     for share in shares(split):

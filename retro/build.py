@@ -2,14 +2,16 @@
 
     chunks.npy       the chunk table (indexed/neighbors.py says what its rows are)
     index.faiss      the Faiss index of the chunks' vectors
-    neighbors.npy    (chunks, num_neighbors) int64: the nearest chunks of every chunk, never from its own document
+    neighbors.npy    (chunks, num_neighbors) int64: the nearest chunks of every chunk, never from its own
+        document
     tokenizer/       the tokenizer of the data, for turning chunks into text
     manifest.json    settings, counts and the fact `database` (indexed/neighbors.py: Database); written last
-    parts/           blocks of embeddings and neighbours while it is built: a killed run redoes one block a worker
+    parts/           blocks of embeddings and neighbours while it is built: a killed run redoes one block a
+        worker
 
-Bytes depend neither on the number of workers nor on kills in between. With --extend a database is made of another one
-and of more data: the chunks of the other keep their ids, and only new ones are embedded, if its index gives the old
-vectors back.
+Bytes depend neither on the number of workers nor on kills in between. With --extend a database is made of
+another one and of more data: the chunks of the other keep their ids, and only new ones are embedded, if its
+index gives the old vectors back.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import manifest
-from ..config import UserError, check, option
-from ..executor import Workers
+from ..core import manifest
+from ..core.config import UserError, check, option
+from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
-from ..indexed.gpt import DataConfig
+from ..indexed.gpt_dataset import DataConfig
 from ..indexed.neighbors import Chunks, Database, open_data, read_database
-from ..tokenizer import Tokenizer, TokenizerConfig, load
-from . import blocks
+from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
+from . import row_blocks
 from .chunks import (
     Selection,
     check_data,
@@ -42,7 +44,6 @@ from .chunks import (
     write_chunks,
 )
 from .embed import Embedder, open_same
-from .exchange import select_exchanged, write_exchanged
 from .index import (
     build_index,
     check_index,
@@ -56,41 +57,112 @@ from .index import (
     stored_vectors,
     training_sample,
 )
+from .megatron_hdf5 import select_exchanged, write_exchanged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildDbConfig(Workers):
     """The settings of `mt retro build-db`."""
 
-    data_path: tuple[str, ...] = option(help="prefixes of .bin/.idx pairs, each after a weight or none of them; weights count for what the index is trained on", role="input")
+    data_path: tuple[str, ...] = option(
+        help=(
+            "prefixes of .bin/.idx pairs, each after a weight or none of them; weights count for what the"
+            " index is trained on"
+        ),
+        role="input",
+    )
     output: str = option(help="directory for the database", role="output")
-    extend: str | None = option(None, "a database to begin with: --data-path is added to it, and --output holds both", role="input")
+    extend: str | None = option(
+        None, "a database to begin with: --data-path is added to it, and --output holds both", role="input"
+    )
     tokenizer: TokenizerConfig
-    split: str = option("1", "shares of the sequences for training, validation and test, as training has them: only documents of the first go into the database")
+    split: str = option(
+        "1",
+        "shares of the sequences for training, validation and test, as training has them: only documents of"
+        " the first go into the database",
+    )
     chunk_length: int | None = option(None, "tokens in a chunk (default: 64, or the extended database's)")
-    chunks_hdf5: str | None = option(None, "take the chunks from this db/merged/train.hdf5 of Megatron-LM, made of the same --data-path in the same order", role="input")
-    max_chunks: int | None = option(None, "take at most so many chunks, from documents spread evenly over the data (default: all)")
-    num_neighbors: int | None = option(None, "neighbours to keep for each chunk (default: 20, or the extended database's)")
-    index: str | None = option(None, "Faiss index_factory string (default: Flat, which is exact, below 50,000 chunks, else IVFn,Flat, from 20 million on with PQ)")
-    index_train_chunks: int | None = option(None, "chunks that the index is trained on, a random sample (default: 64 for each of its centroids, at least 65,536)")
-    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: 6 times their root, at most a quarter of them, at least 16; of codes fewer)")
-    ef_search: int | None = option(None, "how far a search looks around in an HNSW graph (default: nprobe, at least 256)")
+    chunks_hdf5: str | None = option(
+        None,
+        "take the chunks from this db/merged/train.hdf5 of Megatron-LM, made of the same --data-path in the"
+        " same order",
+        role="input",
+    )
+    max_chunks: int | None = option(
+        None, "take at most so many chunks, from documents spread evenly over the data (default: all)"
+    )
+    num_neighbors: int | None = option(
+        None, "neighbours to keep for each chunk (default: 20, or the extended database's)"
+    )
+    index: str | None = option(
+        None,
+        "Faiss index_factory string (default: Flat, which is exact, below 50,000 chunks, else IVFn,Flat, from"
+        " 20 million on with PQ)",
+    )
+    index_train_chunks: int | None = option(
+        None,
+        "chunks that the index is trained on, a random sample (default: 64 for each of its centroids, at"
+        " least 65,536)",
+    )
+    nprobe: int | None = option(
+        None,
+        "cells of an IVF index that a search visits (default: 6 times their root, at most a quarter of them,"
+        " at least 16; of codes fewer)",
+    )
+    ef_search: int | None = option(
+        None, "how far a search looks around in an HNSW graph (default: nprobe, at least 256)"
+    )
     seed: int = option(1234, "seed of the sample that the index is trained on")
-    bert_model: str | None = option(None, "directory of a Hugging Face BERT that makes the vectors (default: the installed all-MiniLM-L6-v2)", role="input")
-    bf16: bool = option(False, "embed in bfloat16: up to three times as fast, at a cosine of 0.9998 to the vectors of float32")
-    dry_run: bool = option(False, "print what would be built, its sizes and about how long it takes, and write nothing", role="runtime")
+    bert_model: str | None = option(
+        None,
+        "directory of a Hugging Face BERT that makes the vectors (default: the installed all-MiniLM-L6-v2)",
+        role="input",
+    )
+    bf16: bool = option(
+        False, "embed in bfloat16: up to three times as fast, at a cosine of 0.9998 to the vectors of float32"
+    )
+    dry_run: bool = option(
+        False,
+        "print what would be built, its sizes and about how long it takes, and write nothing",
+        role="runtime",
+    )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self):
         super().__post_init__()
         numbers = ("chunk_length", "max_chunks", "num_neighbors", "index_train_chunks", "nprobe", "ef_search")
-        alone = {n: getattr(self, n) for n in ("chunk_length", "index", "bert_model") if self.extend is not None and getattr(self, n) is not None}
+        alone = {
+            n: getattr(self, n)
+            for n in ("chunk_length", "index", "bert_model")
+            if self.extend is not None and getattr(self, n) is not None
+        }
         check(
             (bool(self.data_path), "data_path must name at least one prefix of a .bin/.idx pair"),
-            *((getattr(self, n) is None or getattr(self, n) >= 1, f"{n} = {getattr(self, n)} must be at least 1") for n in numbers),
-            (not alone, f"{', '.join(f'{n} = {v}' for n, v in alone.items())}: are the extended database's own; leave them out, or build a new database"),
-            (self.chunks_hdf5 is None or (self.extend, self.max_chunks, self.split) == (None, None, "1"), "chunks_hdf5 says what all chunks are; leave out --extend, --max-chunks and --split"),
-            (self.extend is None or Path(self.extend).resolve() != Path(self.output).resolve(), f"output = {self.output} is the database to extend; give another directory: the old one stays as it is"),
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 1,
+                    f"{n} = {getattr(self, n)} must be at least 1",
+                )
+                for n in numbers
+            ),
+            (
+                not alone,
+                (
+                    f"{', '.join(f'{n} = {v}' for n, v in alone.items())}: are the extended database's own;"
+                    " leave them out, or build a new database"
+                ),
+            ),
+            (
+                self.chunks_hdf5 is None or (self.extend, self.max_chunks, self.split) == (None, None, "1"),
+                "chunks_hdf5 says what all chunks are; leave out --extend, --max-chunks and --split",
+            ),
+            (
+                self.extend is None or Path(self.extend).resolve() != Path(self.output).resolve(),
+                (
+                    f"output = {self.output} is the database to extend; give another directory: the old one"
+                    " stays as it is"
+                ),
+            ),
         )
         if self.data_path:
             DataConfig(data_path=self.data_path, split=self.split).sources("train")
@@ -112,33 +184,55 @@ def build_db(config: BuildDbConfig) -> dict:
     else:
         selection = select_chunks(data, chunk_length, tokenizer.eod, config.max_chunks, config.split)
     if not selection.chunks:
-        raise UserError(f"{', '.join(d.prefix for d in data)}: holds no token, in {selection.documents_in:,} documents; give data with text")
+        raise UserError(
+            f"{', '.join(d.prefix for d in data)}: holds no token, in {selection.documents_in:,} documents;"
+            " give data with text"
+        )
     index = known["index"] if known else config.index or choose_index(selection.chunks, embedder.dimension)
     if not known:
         check_index(index, selection.chunks, embedder.dimension)
     nprobe = config.nprobe or (known["nprobe"] if known else choose_nprobe(index))
     database = Database(
-        data=[{"prefix": os.path.relpath(d.prefix, config.output), "fingerprint": d.fingerprint} for d in [*(base.data if base else []), *data]],
+        data=[
+            {"prefix": os.path.relpath(d.prefix, config.output), "fingerprint": d.fingerprint}
+            for d in [*(base.data if base else []), *data]
+        ],
         chunk_length=chunk_length,
         pad_id=tokenizer.eod if tokenizer.eod is not None else 0,
         num_neighbors=config.num_neighbors or (known["num_neighbors"] if known else 20),
         index=index,
         nprobe=nprobe,
         ef_search=config.ef_search or (known["ef_search"] if known else choose_ef_search(nprobe)),
-        embedder=known["embedder"] if known else {"directory": config.bert_model and os.path.abspath(config.bert_model), "digest": embedder.digest, "bf16": config.bf16},
+        embedder=(
+            known["embedder"]
+            if known
+            else {
+                "directory": config.bert_model and os.path.abspath(config.bert_model),
+                "digest": embedder.digest,
+                "bf16": config.bf16,
+            }
+        ),
     )
     if config.dry_run:
         return _plan(data, tokenizer, selection, database, embedder, base, config.workers)
 
-    files = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + [f for f in (config.extend, config.chunks_hdf5) if f]
-    facts = {"tokenizer": tokenizer.fingerprint, "embedder": embedder.digest, "weights": [w for w, _ in sources]}
+    files = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + [
+        f for f in (config.extend, config.chunks_hdf5) if f
+    ]
+    facts = {
+        "tokenizer": tokenizer.fingerprint,
+        "embedder": embedder.digest,
+        "weights": [w for w, _ in sources],
+    }
     run = manifest.begin("retro build-db", config, files, facts=facts)
     if run.finished:
         return run.manifest
     _build(run, config, database, base, data, tokenizer, selection, [w for w, _ in sources])
-    files = [run.output / name for name in ("chunks.npy", "index.faiss", "neighbors.npy")] + sorted((run.output / "tokenizer").iterdir())
+    files = [run.output / name for name in ("chunks.npy", "index.faiss", "neighbors.npy")] + sorted(
+        (run.output / "tokenizer").iterdir()
+    )
     total = selection.chunks + (base.chunks if base else 0)
-    missing = blocks.count_missing(run.output / "neighbors.npy")
+    missing = row_blocks.count_missing(run.output / "neighbors.npy")
     counts = {
         "documents_in": selection.documents_in,
         "documents_outside_split": selection.outside_documents,
@@ -167,12 +261,25 @@ class _Base:
     def open(cls, directory: str, tokenizer: Tokenizer) -> _Base:
         root = Path(directory)
         database = read_database(root)
-        if blocks.open_tokenizer(directory).fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{root}: was made with another tokenizer than the one given; give the files in {root / 'tokenizer'}, and data that they made")
-        return cls(root, database, open_data(root, database), len(np.load(root / "chunks.npy", mmap_mode="r")))
+        if row_blocks.open_tokenizer(directory).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{root}: was made with another tokenizer than the one given; give the files in"
+                f" {root / 'tokenizer'}, and data that they made"
+            )
+        return cls(
+            root, database, open_data(root, database), len(np.load(root / "chunks.npy", mmap_mode="r"))
+        )
 
 
-def _plan(data: list[IndexedDataset], tokenizer: Tokenizer, selection: Selection, database: Database, embedder: Embedder, base: _Base | None, workers: int) -> dict:
+def _plan(
+    data: list[IndexedDataset],
+    tokenizer: Tokenizer,
+    selection: Selection,
+    database: Database,
+    embedder: Embedder,
+    base: _Base | None,
+    workers: int,
+) -> dict:
     before = base.chunks if base else 0
     total, neighbors = before + selection.chunks, database["num_neighbors"]
     sizes = {
@@ -188,18 +295,32 @@ def _plan(data: list[IndexedDataset], tokenizer: Tokenizer, selection: Selection
     embedder(texts)
     seconds = {
         "embedding": (time.perf_counter() - begun) / len(texts) * embedded / workers,
-        "neighbours": search_seconds(database["index"], database["nprobe"], total, total, embedder.dimension) / workers,
+        "neighbours": (
+            search_seconds(database["index"], database["nprobe"], total, total, embedder.dimension) / workers
+        ),
     }
     rows = {
-        "documents": f"{selection.documents:,} of {selection.documents_in:,} ({selection.empty_documents:,} are empty, {selection.outside_documents:,} outside the split)",
-        "chunks": f"{selection.chunks:,} of {selection.chunks_in:,}" + (f", after {before:,} of {base.root}" if base else ""),
+        "documents": (
+            f"{selection.documents:,} of {selection.documents_in:,} ({selection.empty_documents:,} are empty,"
+            f" {selection.outside_documents:,} outside the split)"
+        ),
+        "chunks": (
+            f"{selection.chunks:,} of {selection.chunks_in:,}"
+            + (f", after {before:,} of {base.root}" if base else "")
+        ),
         "index": f"{database['index']}, nprobe {database['nprobe']}",
         **{name: f"{size / 1e6:,.1f} MB" for name, size in sizes.items()},
         **{name: f"about {value:,.0f} s on {workers} workers" for name, value in seconds.items()},
     }
     width = max(map(len, rows))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-    return {"text": text, "selection": dataclasses.asdict(selection), "index": database["index"], "bytes": sizes, "seconds": seconds}
+    return {
+        "text": text,
+        "selection": dataclasses.asdict(selection),
+        "index": database["index"],
+        "bytes": sizes,
+        "seconds": seconds,
+    }
 
 
 # --- building, block by block
@@ -218,10 +339,18 @@ class _Work:
 
 
 def _build(
-    run: manifest.Run, config: BuildDbConfig, database: Database, base: _Base | None, data: list[IndexedDataset], tokenizer: Tokenizer,
-    selection: Selection, weights: list[float | None],
+    run: manifest.Run,
+    config: BuildDbConfig,
+    database: Database,
+    base: _Base | None,
+    data: list[IndexedDataset],
+    tokenizer: Tokenizer,
+    selection: Selection,
+    weights: list[float | None],
 ) -> None:
-    """Each step leaves a whole file and is skipped when it is there; `parts` goes when nothing needs it any more."""
+    """Each step leaves a whole file and is skipped when it is there; `parts` goes when nothing needs it any
+    more.
+    """
     root, before = run.output, base.chunks if base else 0
     total = before + selection.chunks
     if not (root / "chunks.npy").exists():
@@ -237,14 +366,37 @@ def _build(
 
         def map_blocks(make, name: str) -> list[Path]:
             make = functools.partial(make, work=work)
-            return blocks.map_blocks(make, total, blocks.block_size(total), root / "parts" / name, label=f"retro build-db: {name}", where=config.where)
+            return row_blocks.map_blocks(
+                make,
+                total,
+                row_blocks.block_size(total),
+                root / "parts" / name,
+                label=f"retro build-db: {name}",
+                where=config.where,
+            )
 
         embeddings = map_blocks(_embed_block, "embeddings")
         if not (root / "index.faiss").exists():
             begin = (base.root / "index.faiss", before) if base else None
-            sample = None if base else training_sample(database["index"], _parts(root, weights), config.index_train_chunks, config.seed)
-            build_index(root / "index.faiss", root / "parts" / "trained.faiss", database["index"], embeddings, sample, config.workers, base=begin)
-        blocks.join_blocks(map_blocks(_search_block, "neighbors"), root / "neighbors.npy", (total, database["num_neighbors"]))
+            sample = (
+                None
+                if base
+                else training_sample(
+                    database["index"], _parts(root, weights), config.index_train_chunks, config.seed
+                )
+            )
+            build_index(
+                root / "index.faiss",
+                root / "parts" / "trained.faiss",
+                database["index"],
+                embeddings,
+                sample,
+                config.workers,
+                base=begin,
+            )
+        row_blocks.join_blocks(
+            map_blocks(_search_block, "neighbors"), root / "neighbors.npy", (total, database["num_neighbors"])
+        )
     shutil.rmtree(root / "parts", ignore_errors=True)
 
 
@@ -259,25 +411,33 @@ def _parts(root: Path, weights: list[float | None]) -> list[tuple[int, float]]:
 def _embed_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
     """Vectors of chunks [start, stop): (n, dimension) float32."""
     database, parts = work.database, []
-    known = min(max(start, work.base_chunks if is_lossless(database["index"]) else 0), stop)  # to here the old index has them
+    # to here the old index has them
+    known = min(max(start, work.base_chunks if is_lossless(database["index"]) else 0), stop)
     if start < known:
-        old = blocks.open_searched(work.base, database["nprobe"], database["ef_search"])
+        old = row_blocks.open_searched(work.base, database["nprobe"], database["ef_search"])
         parts.append(stored_vectors(old, start, known))
     if known < stop:
-        embedder = blocks.open_embedder(database["embedder"]["directory"], database["embedder"]["bf16"])
-        parts.append(embedder(chunk_texts(_chunks(work), blocks.open_tokenizer(work.root), np.arange(known, stop))))
+        embedder = row_blocks.open_embedder(database["embedder"]["directory"], database["embedder"]["bf16"])
+        parts.append(
+            embedder(chunk_texts(_chunks(work), row_blocks.open_tokenizer(work.root), np.arange(known, stop)))
+        )
     return np.concatenate(parts)
 
 
 def _search_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
     """Neighbours of chunks [start, stop): (n, num_neighbors) int64."""
-    vectors = np.load(blocks.block_path(Path(work.root) / "parts" / "embeddings", start, stop))
+    vectors = np.load(row_blocks.block_path(Path(work.root) / "parts" / "embeddings", start, stop))
     own = own_ranges(_chunks(work).table, start, stop)
-    index = blocks.open_searched(work.root, work.database["nprobe"], work.database["ef_search"])
+    index = row_blocks.open_searched(work.root, work.database["nprobe"], work.database["ef_search"])
     return nearest(index, vectors, work.database["num_neighbors"], own)[1]
 
 
-@blocks.once
+@row_blocks.once
 def _chunks(work: _Work) -> Chunks:
     table = np.load(Path(work.root) / "chunks.npy", mmap_mode="r")
-    return Chunks(table, [IndexedDataset(p) for p in work.prefixes], work.database["chunk_length"], work.database["pad_id"])
+    return Chunks(
+        table,
+        [IndexedDataset(p) for p in work.prefixes],
+        work.database["chunk_length"],
+        work.database["pad_id"],
+    )

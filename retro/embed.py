@@ -1,8 +1,9 @@
 """texts -> embeddings, with a BERT: one vector for each text.
 
-Mean of the last hidden states by the model's own rule. A sentence-transformers directory (the default all-MiniLM-L6-v2
-is one) says in `modules.json` that the mean is over all tokens and that the vector is brought to length one; for any
-other BERT directory it is Retro's rule: the mean without [CLS] and [SEP], as it is (a text without a token gives zeros).
+Mean of the last hidden states by the model's own rule. A sentence-transformers directory (the default
+all-MiniLM-L6-v2 is one) says in `modules.json` that the mean is over all tokens and that the vector is
+brought to length one; for any other BERT directory it is Retro's rule: the mean without [CLS] and [SEP], as
+it is (a text without a token gives zeros).
 """
 
 from __future__ import annotations
@@ -18,30 +19,42 @@ import tokenizers
 import torch
 import xxhash
 
-from ..config import UserError
-from ..indexed.masked import word_pieces
+from ..core.config import UserError
+from ..core.manifest import file_digest, read_json
+from ..indexed.masked_dataset import word_pieces
 from ..indexed.neighbors import Database
-from ..manifest import file_digest, read_json
-from ..train import checkpoint
-from ..train.convert.hf import load_bert, minilm_directory
+from ..train.checkpoint import native as checkpoint
+from ..train.checkpoint.huggingface import load_bert, minilm_directory
+from ..train.compile import keep_freed_memory
 from ..train.model.attention import see_texts
 from ..train.model.bert import Bert
-from ..train.packed import ready_to_run
 from ..train.precision import use_fast_float32_products
-from ..train.speed import keep_freed_memory
+from ..train.prepacked_weights import ready_to_run
 
-MAX_TOKENS = 256  # of a text, [CLS] and [SEP] included; more are cut off (Megatron-LM's bert_max_chunk_length)
-TOKENS_PER_BATCH, TOKENS_PER_BATCH_CUDA = 4096, 65536  # on a processor 1,536 or 6,144 take 1 to 4 hundredths longer; a GPU wants many
+# of a text, [CLS] and [SEP] included; more are cut off (Megatron-LM's bert_max_chunk_length)
+MAX_TOKENS = 256
+# on a processor 1,536 or 6,144 take 1 to 4 hundredths longer; a GPU wants many
+TOKENS_PER_BATCH, TOKENS_PER_BATCH_CUDA = 4096, 65536
 # What decides the vectors; modules.json and those after it are in sentence-transformers directories only.
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
 
 
 class Embedder:
     """`Embedder(directory)(texts)` -> (len(texts), dimension) float32.
 
-    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt, or a run of `mt train --family bert`; None: the installed all-MiniLM-L6-v2. bf16: in
-    bfloat16, two to three times as fast where the processor has it, at a cosine of 0.9998 or better to float32's
-    vectors. On the GPU if there is one; else vectors do not depend on the number of threads: all work is on one.
+    directory: a Hugging Face BERT with its tokenizer.json or vocab.txt, or a run of `mt train --family bert`;
+    None: the installed all-MiniLM-L6-v2. bf16: in bfloat16, two to three times as fast where the processor
+    has it, at a cosine of 0.9998 or better to float32's vectors. On the GPU if there is one; else vectors do
+    not depend on the number of threads: all work is on one.
     """
 
     def __init__(self, directory: str | Path | None = None, bf16: bool = False):
@@ -83,12 +96,17 @@ class Embedder:
         lengths = [len(row) for row in ids]
         hidden = self.model(tokens[None], texts=see_texts(lengths, self.device))[0].float()  # (tokens, D)
         beside = 0 if self.own_rule else 1
-        means = [part[beside : len(part) - beside].sum(0) / max(1, len(part) - 2 * beside) for part in hidden.split(lengths)]
+        means = [
+            part[beside : len(part) - beside].sum(0) / max(1, len(part) - 2 * beside)
+            for part in hidden.split(lengths)
+        ]
         return self._scaled(torch.stack(means))
 
     def _padded(self, ids: list[list[int]]) -> torch.Tensor:
         """(texts, D) float32."""
-        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.device)
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(
+            self.device
+        )
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         positions = torch.arange(tokens.shape[1], device=self.device)
         present = positions < lengths[:, None]
@@ -96,7 +114,9 @@ class Embedder:
         counted = present if self.own_rule else (positions >= 1) & (positions < lengths[:, None] - 1)
         weights = counted.to(hidden.dtype)
         # A product, which sums without a copy of the hidden states.
-        return self._scaled(torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1))
+        return self._scaled(
+            torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
+        )
 
     def _scaled(self, mean: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(mean, dim=1) if self.normalize else mean
@@ -104,15 +124,22 @@ class Embedder:
 
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory is a run of `mt train`, or a step of one."""
-    return not (directory / "config.json").exists() and ((directory / "state.json").exists() or any(directory.glob("step_*")))
+    return not (directory / "config.json").exists() and (
+        (directory / "state.json").exists() or any(directory.glob("step_*"))
+    )
 
 
 def _open_checkpoint(directory: Path) -> tuple[Bert, Callable[[Sequence[str]], list[list[int]]], str]:
-    """(model, texts -> ids with [CLS] and [SEP], digest) of a run of `mt train --family bert`; raises UserError for another family."""
+    """(model, texts -> ids with [CLS] and [SEP], digest) of a run of `mt train --family bert`; raises
+    UserError for another family.
+    """
     step = checkpoint.find(directory)
     model, tokenizer, settings = checkpoint.load_model(step)
     if not isinstance(model, Bert):
-        raise UserError(f"{directory}: is a model of family {settings.model.family}; texts are embedded by a BERT: give a run of `mt train --family bert`, or leave --bert-model out")
+        raise UserError(
+            f"{directory}: is a model of family {settings.model.family}; texts are embedded by a BERT: give a"
+            " run of `mt train --family bert`, or leave --bert-model out"
+        )
     words, room = word_pieces(tokenizer), min(MAX_TOKENS, model.config.max_position_embeddings) - 2
     model.head = model.pooler = model.binary_head = None
     weights = [file for file in read_json(step / "state.json")["files"] if file["name"].endswith(".distcp")]
@@ -126,10 +153,16 @@ def _digest(directory: Path) -> str:
 
 
 def open_same(database: Database, directory: str | None, root: Path) -> Embedder:
-    """The embedder of the database `root`; directory: where it lies now, if it has moved. Raises UserError for another one."""
+    """The embedder of the database `root`; directory: where it lies now, if it has moved.
+
+    Raises UserError for another one.
+    """
     embedder = Embedder(directory or database["embedder"]["directory"], database["embedder"]["bf16"])
     if embedder.digest != database["embedder"]["digest"]:
-        raise UserError(f"{embedder.directory}: is not the model that made the vectors of {root}; name that one with --bert-model")
+        raise UserError(
+            f"{embedder.directory}: is not the model that made the vectors of {root}; name that one with"
+            " --bert-model"
+        )
     return embedder
 
 
@@ -149,7 +182,9 @@ def tokens_per_batch(device: torch.device) -> int:
 
 
 def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows of texts of about the same length, the longest first, so that little is padded: with that no more tokens, or one."""
+    """Rows of texts of about the same length, the longest first, so that little is padded: with that no more
+    tokens, or one.
+    """
     order = np.argsort(-lengths, kind="stable")
     while len(order):
         size = max(1, tokens // int(lengths[order[0]]))
@@ -158,14 +193,30 @@ def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 
 def _pooling(directory: Path) -> tuple[bool, bool]:
-    """(whether the mean is over all tokens, whether vectors are normalised); raises UserError for another rule."""
+    """(whether the mean is over all tokens, whether vectors are normalised); raises UserError for another
+    rule.
+    """
     if not (directory / "modules.json").exists():
         return False, False
     modules = [m["type"].rsplit(".", 1)[-1] for m in read_json(directory / "modules.json")]
-    rule = read_json(directory / "1_Pooling" / "config.json") if (directory / "1_Pooling" / "config.json").exists() else {}
-    chosen = sorted(name for name, value in rule.items() if name.startswith("pooling_mode") and value not in (False, "mean"))
-    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or chosen not in (["pooling_mode_mean_tokens"], []):
-        raise UserError(f"{directory}: embeds by {' > '.join(modules)} with {', '.join(chosen)}; only the mean of all tokens, normalised or not, is supported: choose another --bert-model")
+    rule = (
+        read_json(directory / "1_Pooling" / "config.json")
+        if (directory / "1_Pooling" / "config.json").exists()
+        else {}
+    )
+    chosen = sorted(
+        name
+        for name, value in rule.items()
+        if name.startswith("pooling_mode") and value not in (False, "mean")
+    )
+    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or chosen not in (
+        ["pooling_mode_mean_tokens"],
+        [],
+    ):
+        raise UserError(
+            f"{directory}: embeds by {' > '.join(modules)} with {', '.join(chosen)}; only the mean of all"
+            " tokens, normalised or not, is supported: choose another --bert-model"
+        )
     return True, modules[-1] == "Normalize"
 
 
@@ -176,9 +227,14 @@ def _tokenizer(directory: Path, max_positions: int):
     elif (directory / "vocab.txt").exists():
         settings = directory / "tokenizer_config.json"
         lowercase = read_json(settings).get("do_lower_case", True) if settings.exists() else True
-        tokenizer = tokenizers.BertWordPieceTokenizer(str(directory / "vocab.txt"), lowercase=lowercase)._tokenizer
+        tokenizer = tokenizers.BertWordPieceTokenizer(
+            str(directory / "vocab.txt"), lowercase=lowercase
+        )._tokenizer
     else:
-        raise UserError(f"{directory}: has neither tokenizer.json nor vocab.txt; give the directory of a Hugging Face BERT model")
+        raise UserError(
+            f"{directory}: has neither tokenizer.json nor vocab.txt; give the directory of a Hugging Face"
+            " BERT model"
+        )
     limits = directory / "sentence_bert_config.json"
     longest = read_json(limits).get("max_seq_length") if limits.exists() else None
     tokenizer.no_padding()

@@ -1,9 +1,9 @@
 """embeddings -> index -> neighbours of a vector, never from its own document.
 
-An index is named by Faiss's `index_factory` string. Distances are squared L2; for vectors of length one (the default
-embedder's) they rank like the cosine. Or they are inner products, and the nearest has the largest (METRICS). Searches
-use one thread a process (map_shards gives the processes), and an index whose bytes depend on the number of threads is
-built on one, so that results never depend on it.
+An index is named by Faiss's `index_factory` string. Distances are squared L2; for vectors of length one (the
+default embedder's) they rank like the cosine. Or they are inner products, and the nearest has the largest
+(METRICS). Searches use one thread a process (map_shards gives the processes), and an index whose bytes depend
+on the number of threads is built on one, so that results never depend on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ..config import UserError, check, option
+from ..core.config import UserError, check, option
+from ..core.manifest import atomic_write
 from ..indexed.neighbors import Database
-from ..manifest import atomic_write
 
 METRICS = {"l2": faiss.METRIC_L2, "inner product": faiss.METRIC_INNER_PRODUCT}
 FLAT_BELOW = 50_000  # chunks: below, an exact search of all of them against all takes seconds
@@ -36,13 +36,20 @@ RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
 class SearchConfig:
     """How widely to look, where it is not to be as the database says."""
 
-    nprobe: int | None = option(None, "cells of an IVF index that a search visits (default: as the database says)")
-    ef_search: int | None = option(None, "how far a search looks around in an HNSW graph (default: as the database says)")
+    nprobe: int | None = option(
+        None, "cells of an IVF index that a search visits (default: as the database says)"
+    )
+    ef_search: int | None = option(
+        None, "how far a search looks around in an HNSW graph (default: as the database says)"
+    )
 
     def __post_init__(self):
         check(
             (self.nprobe is None or self.nprobe >= 1, f"nprobe = {self.nprobe} must be at least 1"),
-            (self.ef_search is None or self.ef_search >= 1, f"ef_search = {self.ef_search} must be at least 1"),
+            (
+                self.ef_search is None or self.ef_search >= 1,
+                f"ef_search = {self.ef_search} must be at least 1",
+            ),
         )
 
     def of(self, database: Database) -> tuple[int, int]:
@@ -51,12 +58,13 @@ class SearchConfig:
 
 
 def choose_index(num_chunks: int, dimension: int) -> str:
-    """The default index: exact below 50,000 chunks, else cells that are searched exactly, of numbers rounded to bytes, of codes.
+    """The default index: exact below 50,000 chunks, else cells that are searched exactly, of numbers rounded
+    to bytes, of codes.
 
-    About 4 sqrt(N) cells, a power of two (Faiss's guidelines), at most 2^18, which 17 million vectors train; from 16,384
-    cells on, a graph finds the nearest ones. Codes: a learned rotation, then product quantization to 64 or 32 bytes
-    (Megatron-LM's example for 10^10 chunks has 32), which find three in four and three in five of the ten nearest; vectors too
-    small for that stay bytes.
+    About 4 sqrt(N) cells, a power of two (Faiss's guidelines), at most 2^18, which 17 million vectors train;
+    from 16,384 cells on, a graph finds the nearest ones. Codes: a learned rotation, then product quantization
+    to 64 or 32 bytes (Megatron-LM's example for 10^10 chunks has 32), which find three in four and three in
+    five of the ten nearest; vectors too small for that stay bytes.
     """
     if num_chunks < FLAT_BELOW:
         return "Flat"
@@ -70,10 +78,12 @@ def choose_index(num_chunks: int, dimension: int) -> str:
 
 
 def choose_nprobe(index: str) -> int:
-    """How many cells a search visits: 6 times their root, at most a quarter of them, at least 16; of codes fewer.
+    """How many cells a search visits: 6 times their root, at most a quarter of them, at least 16; of codes
+    fewer.
 
-    recall@10 of IVF1024,Flat on 89,371 chunks of film reviews by MiniLM: 0.950 with 128 cells, 0.969 with 192, 0.980 with 256.
-    Codes lose more than cells do (0.76 of PQ64 with 128 cells, 0.78 with 512): an eighth, or 4 times the root.
+    recall@10 of IVF1024,Flat on 89,371 chunks of film reviews by MiniLM: 0.950 with 128 cells, 0.969 with
+    192, 0.980 with 256. Codes lose more than cells do (0.76 of PQ64 with 128 cells, 0.78 with 512): an
+    eighth, or 4 times the root.
     """
     cells = _cells(index)
     shares = (8, 4) if "PQ" in index else (4, 6)
@@ -86,13 +96,16 @@ def choose_ef_search(nprobe: int) -> int:
 
 
 def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2") -> None:
-    """Raises UserError for a string that Faiss does not know, and for an index that the chunks are too few for."""
+    """Raises UserError for a string that Faiss does not know, and for an index that the chunks are too few
+    for.
+    """
     _empty_index(index, dimension, metric)
     needed = POINTS_PER_CENTROID * _centroids(index)
     if num_chunks < needed:
         raise UserError(
-            f"index = {index!r} learns {_centroids(index):,} centroids from {POINTS_PER_CENTROID} chunks each, so it needs {needed:,} chunks, "
-            f"but there are {num_chunks:,}; use --index {choose_index(num_chunks, dimension)}"
+            f"index = {index!r} learns {_centroids(index):,} centroids from {POINTS_PER_CENTROID} chunks"
+            f" each, so it needs {needed:,} chunks, but there are {num_chunks:,}; use --index"
+            f" {choose_index(num_chunks, dimension)}"
         )
 
 
@@ -101,7 +114,8 @@ def index_bytes(index: str, num_chunks: int, dimension: int) -> int:
     empty = _empty_index(index, dimension)
     cells = _cells(index)
     graph = re.search(r"HNSW(\d+)", index) if not cells else None
-    links = 8 * int(graph[1]) if graph else 0  # 2 M links of 4 bytes at the lowest level, where nearly all are
+    # 2 M links of 4 bytes at the lowest level, where nearly all are
+    links = 8 * int(graph[1]) if graph else 0
     code = getattr(empty, "storage", empty).sa_code_size()  # a graph is links beside another index
     return num_chunks * (code + links + (8 if cells else 0)) + cells * dimension * 4
 
@@ -118,7 +132,9 @@ def faiss_threads(count: int) -> Iterator[None]:
 
 
 def search_seconds(index: str, nprobe: int, queries: int, num_chunks: int, dimension: int) -> float:
-    """About how long one thread searches, by the speed of comparing whole vectors here; codes and cells take about as long."""
+    """About how long one thread searches, by the speed of comparing whole vectors here; codes and cells take
+    about as long.
+    """
     sample = np.random.default_rng(0).standard_normal((4096, dimension), dtype=np.float32)
     flat = faiss.IndexFlatL2(dimension)
     flat.add(sample)
@@ -127,17 +143,30 @@ def search_seconds(index: str, nprobe: int, queries: int, num_chunks: int, dimen
         begun = time.perf_counter()
         flat.search(sample[:256], 40)
         pairs_per_second = 256 * len(sample) / (time.perf_counter() - begun)
-    compared = num_chunks if not _cells(index) else min(num_chunks, num_chunks * nprobe / _cells(index) + _cells(index))
+    compared = (
+        num_chunks
+        if not _cells(index)
+        else min(num_chunks, num_chunks * nprobe / _cells(index) + _cells(index))
+    )
     return queries * compared / pairs_per_second
 
 
-def build_index(path: Path, trained_path: Path, index: str, blocks: Sequence[Path], sample: np.ndarray | None, threads: int, metric: str = "l2", base: tuple[Path, int] | None = None) -> None:
+def build_index(
+    path: Path,
+    trained_path: Path,
+    index: str,
+    blocks: Sequence[Path],
+    sample: np.ndarray | None,
+    threads: int,
+    metric: str = "l2",
+    base: tuple[Path, int] | None = None,
+) -> None:
     """Writes the index of all vectors; the id of a vector is its place in the blocks.
 
-    blocks: .npy files (n, dimension) float32. trained_path: where the trained, empty index is kept meanwhile, since
-    training is the long part. sample: the places of the vectors that it learns from, in order (`training_sample`).
-    base: an index that holds the first so many vectors already; nothing is trained then. RAM: the index (for Flat, the
-    vectors) and one block.
+    blocks: .npy files (n, dimension) float32. trained_path: where the trained, empty index is kept meanwhile,
+    since training is the long part. sample: the places of the vectors that it learns from, in order
+    (`training_sample`). base: an index that holds the first so many vectors already; nothing is trained then.
+    RAM: the index (for Flat, the vectors) and one block.
     """
     with faiss_threads(_build_threads(index, threads)):
         if base is not None:
@@ -188,15 +217,17 @@ def stored_vectors(index, start: int, stop: int) -> np.ndarray:
 def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest ids of every vector, nearest first, without those in its own ranges.
 
-    vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, past the last) of the ids that this vector
-    may not find, those of its own documents; sorted, and ranges of a vector do not overlap. Returns distances (n, k)
-    float32 and ids (n, k) int64, inf (of inner products -inf) and -1 where there are fewer. A vector whose own documents
-    take the first places is searched again for twice as many, so that no neighbour is missed for that.
+    vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, past the last) of the ids that
+    this vector may not find, those of its own documents; sorted, and ranges of a vector do not overlap.
+    Returns distances (n, k) float32 and ids (n, k) int64, inf (of inner products -inf) and -1 where there are
+    fewer. A vector whose own documents take the first places is searched again for twice as many, so that no
+    neighbour is missed for that.
     """
     nowhere = -np.inf if index.metric_type == faiss.METRIC_INNER_PRODUCT else np.inf
     distances, ids = np.full((len(vectors), k), nowhere, np.float32), np.full((len(vectors), k), -1, np.int64)
     rows, ask = np.arange(len(vectors)), 2 * k
-    # All ranges on one line, those of vector i from i * stride on; an id is in one where an odd number of ends precede it.
+    # All ranges on one line, those of vector i from i * stride on; an id is in one where an odd number of
+    # ends precede it.
     stride = index.ntotal + 1
     ends = (own[:, :1] * stride + own[:, 1:]).ravel()
     while len(rows):
@@ -205,7 +236,9 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
         for some in _slices(rows, max(1, RESULTS_AT_ONCE // ask)):
             with faiss_threads(1):
                 found_distances, found = index.search(vectors[some], ask)
-            usable = (found >= 0) & (np.searchsorted(ends, some[:, None] * stride + found, side="right") % 2 == 0)
+            usable = (found >= 0) & (
+                np.searchsorted(ends, some[:, None] * stride + found, side="right") % 2 == 0
+            )
             order = np.argsort(~usable, axis=1, kind="stable")[:, :k]
             width = order.shape[1]
             keep = np.take_along_axis(usable, order, 1)
@@ -226,7 +259,10 @@ def _empty_index(index: str, dimension: int, metric: str = "l2"):
         return faiss.index_factory(dimension, index, METRICS[metric])
     except RuntimeError as error:
         reason = re.sub(r"^.*? at \S+:\d+: (Error: )?", "", str(error))
-        raise UserError(f"index = {index!r}: Faiss cannot make it for vectors of {dimension} numbers ({reason}); use for example Flat or IVF256,Flat") from None
+        raise UserError(
+            f"index = {index!r}: Faiss cannot make it for vectors of {dimension} numbers ({reason}); use for"
+            " example Flat or IVF256,Flat"
+        ) from None
 
 
 def _cells(index: str) -> int:
@@ -236,30 +272,42 @@ def _cells(index: str) -> int:
 
 
 def _centroids(index: str) -> int:
-    """The largest clustering that training does: the cells, or the 2^bits codes of a product quantizer; 0 for none."""
+    """The largest clustering that training does: the cells, or the 2^bits codes of a product quantizer; 0 for
+    none.
+    """
     codes = [1 << int(bits or 8) for bits in re.findall(r"PQ\d+(?:x(\d+))?", index)]
     return max(_cells(index), *codes, 0)
 
 
 def _build_threads(index: str, threads: int) -> int:
-    """Faiss gives the same bytes on any number of threads for cells, PQ and SQ (compared at 1 and 2), but not for
-    rotations learned by matrix products (OPQ, seen to differ) nor for graphs, whose links depend on who comes first."""
+    """Faiss gives the same bytes on any number of threads for cells, PQ and SQ (compared at 1 and 2), but not
+    for
+    rotations learned by matrix products (OPQ, seen to differ) nor for graphs, whose links depend on who comes
+    first."""
     return 1 if re.search("OPQ|PCA|ITQ|HNSW|NSG", index) else threads
 
 
-def training_sample(index: str, parts: Sequence[tuple[int, float]], count: int | None, seed: int) -> np.ndarray:
-    """Places (n,) int64, in order, of the vectors that an index is trained on: a random sample without repetition.
+def training_sample(
+    index: str, parts: Sequence[tuple[int, float]], count: int | None, seed: int
+) -> np.ndarray:
+    """Places (n,) int64, in order, of the vectors that an index is trained on: a random sample without
+    repetition.
 
-    parts: (number of vectors, weight) of every dataset, in the order of the vectors; as in a mixture, the sample
-    has as much of each as its weight says, or all of it. count: how many; None: what the index needs. (Megatron-LM takes the first chunks of
-    every dataset, which are of its first few documents.)
+    parts: (number of vectors, weight) of every dataset, in the order of the vectors; as in a mixture, the
+    sample has as much of each as its weight says, or all of it. count: how many; None: what the index needs.
+    (Megatron-LM takes the first chunks of every dataset, which are of its first few documents.)
     """
     wanted = count or max(TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID * _centroids(index))
     total = sum(weight for _, weight in parts)
     random = np.random.default_rng(seed)
     places, first = [], 0
     for size, weight in parts:
-        places.append(first + np.sort(random.choice(size, min(size, round(wanted * weight / total)), replace=False, shuffle=False)))
+        places.append(
+            first
+            + np.sort(
+                random.choice(size, min(size, round(wanted * weight / total)), replace=False, shuffle=False)
+            )
+        )
         first += size
     return np.concatenate(places)
 
@@ -269,7 +317,11 @@ def _rows_of(blocks: Sequence[Path], places: np.ndarray) -> np.ndarray:
     parts, start = [], 0
     for block in blocks:
         vectors = np.load(block, mmap_mode="r")
-        parts.append(vectors[places[np.searchsorted(places, start) : np.searchsorted(places, start + len(vectors))] - start])
+        parts.append(
+            vectors[
+                places[np.searchsorted(places, start) : np.searchsorted(places, start + len(vectors))] - start
+            ]
+        )
         start += len(vectors)
     return np.concatenate(parts)
 
@@ -283,4 +335,7 @@ def _read(path: Path, flags: int = 0):
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        raise UserError(f"{path}: Faiss cannot read it ({str(error).rsplit(': ', 1)[-1]}); remove the database and build it again") from None
+        raise UserError(
+            f"{path}: Faiss cannot read it ({str(error).rsplit(': ', 1)[-1]}); remove the database and build"
+            " it again"
+        ) from None

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import UserError, check, option
+from ..core.config import UserError, check, option
 from ..indexed.neighbors import Chunks, open_data, read_database
-from ..tokenizer import Tokenizer, load_directory
+from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, own_ranges, texts_of
 from .embed import open_same
 from .index import SearchConfig, nearest, open_index
@@ -25,26 +25,39 @@ class QueryConfig(SearchConfig):
 
     db: str = option(help="a database that `mt retro build-db` made", role="input")
     text: tuple[str, ...] = option((), "texts to look up")
-    tokens: tuple[str, ...] = option((), "the same as token ids of the database's tokenizer, separated by spaces: \"464 2068 7586\"")
+    tokens: tuple[str, ...] = option(
+        (), 'the same as token ids of the database\'s tokenizer, separated by spaces: "464 2068 7586"'
+    )
     chunk: tuple[int, ...] = option((), "numbers of chunks to look up; their own documents are left out")
     num_neighbors: int = option(5, "neighbours to show")
-    data_path: tuple[str, ...] = option((), "where the data of the database lie now, if they have moved", role="input")
-    bert_model: str | None = option(None, "where the BERT of the database lies now, if it has moved", role="input")
+    data_path: tuple[str, ...] = option(
+        (), "where the data of the database lie now, if they have moved", role="input"
+    )
+    bert_model: str | None = option(
+        None, "where the BERT of the database lies now, if it has moved", role="input"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         check(
-            (bool(self.text or self.tokens or self.chunk), "there is nothing to look up; give --text, --tokens or --chunk"),
+            (
+                bool(self.text or self.tokens or self.chunk),
+                "there is nothing to look up; give --text, --tokens or --chunk",
+            ),
             (self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"),
         )
 
 
 def query(config: QueryConfig) -> dict:
-    """The nearest chunks of texts and of chunks: `queries`, each with its text and neighbours, and a table as `text`."""
+    """The nearest chunks of texts and of chunks: `queries`, each with its text and neighbours, and a table as
+    `text`.
+    """
     root = Path(config.db)
     database = read_database(root)
     table = np.load(root / "chunks.npy", mmap_mode="r")
-    chunks = Chunks(table, open_data(root, database, config.data_path), database["chunk_length"], database["pad_id"])
+    chunks = Chunks(
+        table, open_data(root, database, config.data_path), database["chunk_length"], database["pad_id"]
+    )
     check_chunks(config.chunk, chunks, root)
     embedder = open_same(database, config.bert_model, root)
     tokenizer = load_directory(root / "tokenizer")
@@ -52,7 +65,9 @@ def query(config: QueryConfig) -> dict:
     texts = [*given, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
     own = [(len(given) + i, *own_ranges(table, n, n + 1)[0, 1:]) for i, n in enumerate(config.chunk)]
     index = open_index(root / "index.faiss", *config.of(database))
-    distances, ids = nearest(index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3))
+    distances, ids = nearest(
+        index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3)
+    )
     found = chunk_texts(chunks, tokenizer, ids.ravel())
     queries = [
         {
@@ -60,11 +75,16 @@ def query(config: QueryConfig) -> dict:
             "text": text,
             "neighbors": [
                 {
-                    "chunk": int(ids[i, j]), "distance": round(float(distances[i, j]), 6),
-                    "data": chunks.data[row["dataset"]].prefix, "document": int(row["document"]),
-                    "start": int(row["start"]), "end": int(row["end"]), "text": found[i * ids.shape[1] + j],
+                    "chunk": int(ids[i, j]),
+                    "distance": round(float(distances[i, j]), 6),
+                    "data": chunks.data[row["dataset"]].prefix,
+                    "document": int(row["document"]),
+                    "start": int(row["start"]),
+                    "end": int(row["end"]),
+                    "text": found[i * ids.shape[1] + j],
                 }
-                for j in range(ids.shape[1]) if ids[i, j] >= 0
+                for j in range(ids.shape[1])
+                if ids[i, j] >= 0
                 for row in [table[ids[i, j]]]
             ],
         }
@@ -83,7 +103,9 @@ def _decoded(ids: str, tokenizer: Tokenizer) -> str:
     try:
         numbers = np.array([int(word) for word in ids.replace(",", " ").split()], np.int64)
     except (ValueError, OverflowError):
-        raise UserError(f"tokens = {ids!r}: must be token ids, whole numbers separated by spaces; give a text with --text") from None
+        raise UserError(
+            f"tokens = {ids!r}: must be token ids, whole numbers separated by spaces; give a text with --text"
+        ) from None
     if numbers.min(initial=0) < 0:
         raise UserError(f"tokens = {ids!r}: a token id is not negative")
     return texts_of(numbers[None], np.ones((1, len(numbers)), bool), tokenizer, "--tokens")[0]
@@ -92,9 +114,14 @@ def _decoded(ids: str, tokenizer: Tokenizer) -> str:
 def _table(found: dict) -> str:
     columns = shutil.get_terminal_size((120, 24)).columns
     name = f"chunk {found['chunk']}: " if "chunk" in found else ""
-    lines = [f"{name}{one_line(found['text'])}"[:columns], f"{'distance':>9} {'chunk':>9} {'document':>9}  text"]
+    lines = [
+        f"{name}{one_line(found['text'])}"[:columns],
+        f"{'distance':>9} {'chunk':>9} {'document':>9}  text",
+    ]
     for n in found["neighbors"]:
-        lines.append(f"{n['distance']:>9.4f} {n['chunk']:>9} {n['document']:>9}  {one_line(n['text'])}"[:columns])
+        lines.append(
+            f"{n['distance']:>9.4f} {n['chunk']:>9} {n['document']:>9}  {one_line(n['text'])}"[:columns]
+        )
     return "\n".join(lines)
 
 

@@ -26,7 +26,10 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """One Ray on two processors for every test that asks: starting one takes seconds. `--executor ray` finds and uses it."""
+    """One Ray on two processors for every test that asks: starting one takes seconds.
+
+    `--executor ray` finds and uses it.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -36,8 +39,10 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def pool():
-    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by rank."""
-    from tests.train.processes import Pool
+    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by
+    rank.
+    """
+    from mt.tests.train.processes import Pool
 
     pool = Pool()
     yield pool
@@ -46,7 +51,9 @@ def pool():
 
 @pytest.fixture(scope="session")
 def one_thread():
-    """torch on one thread: on a busy machine two threads wait for each other more than they work on models this small."""
+    """torch on one thread: on a busy machine two threads wait for each other more than they work on models
+    this small.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,7 @@
-"""Bad input anywhere in the chain: one clear line and exit code 2, or set aside and exit code 3. Nothing half-written."""
+"""Bad input anywhere in the chain: one clear line and exit code 2, or set aside and exit code 3.
+
+Nothing half-written.
+"""
 
 import gzip
 import json
@@ -14,9 +17,33 @@ import pytest
 import zstandard
 
 from mt import cli
-from mt.manifest import file_digest
+from mt.core.manifest import file_digest
 
-WORDS = ["the", "a", "river", "hill", "quick", "slow", "brown", "old", "fox", "dog", "runs", "rests", "near", "over", "under", "some", "fields", "of", "barley", "and", "then", "it", "stops"]
+WORDS = [
+    "the",
+    "a",
+    "river",
+    "hill",
+    "quick",
+    "slow",
+    "brown",
+    "old",
+    "fox",
+    "dog",
+    "runs",
+    "rests",
+    "near",
+    "over",
+    "under",
+    "some",
+    "fields",
+    "of",
+    "barley",
+    "and",
+    "then",
+    "it",
+    "stops",
+]
 
 
 def text(seed, words=90):
@@ -38,7 +65,19 @@ def vocabulary(tmp_path_factory):
     """A small byte-level BPE trained on the good documents."""
     folder = tmp_path_factory.mktemp("vocabulary")
     write(folder / "in.jsonl")
-    assert run("data", "train-tokenizer", "--input", folder / "in.jsonl", "--output", folder / "tok", "--vocab-size", 300) == 0
+    assert (
+        run(
+            "data",
+            "train-tokenizer",
+            "--input",
+            folder / "in.jsonl",
+            "--output",
+            folder / "tok",
+            "--vocab-size",
+            300,
+        )
+        == 0
+    )
     return folder / "tok"
 
 
@@ -66,7 +105,16 @@ def reads_documents(tmp_path, vocabulary):
         "clean": ["data", "clean", "--preset", "prose", "--workers", 1, "--output", out],
         "dedup": ["data", "dedup", "--workers", 1, "--output", out],
         "holdout": ["data", "holdout", "--workers", 1, "--fraction", 0.2, "--output", out],
-        "decontaminate": ["data", "decontaminate", "--workers", 1, "--evaluation", evaluation, "--output", out],
+        "decontaminate": [
+            "data",
+            "decontaminate",
+            "--workers",
+            1,
+            "--evaluation",
+            evaluation,
+            "--output",
+            out,
+        ],
         "train-tokenizer": ["data", "train-tokenizer", "--vocab-size", 300, "--output", out],
         "tokenize": ["data", "tokenize", *tokenizer, "--output-prefix", out / "p"],
         "stats": ["data", "stats", *tokenizer, "--output", out],
@@ -90,7 +138,9 @@ def test_a_bad_line_stops_with_its_place_or_is_set_aside(tmp_path, vocabulary, c
     assert run(*command, "--on-error", "skip") == 3, capsys.readouterr().err
     rejects = [json.loads(x) for f in (tmp_path / "out").rglob("*rejects.jsonl") for x in f.open()]
     assert [(r["place"], reason in r["reason"]) for r in rejects] == [("line 31", True)]
-    assert run(*command, "--on-error", "skip") == 3, "an up-to-date run says again that something was set aside"
+    assert run(*command, "--on-error", "skip") == 3, (
+        "an up-to-date run says again that something was set aside"
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -115,8 +165,13 @@ def broken_files(folder):
     (folder / "bytes.txt").write_bytes(b"caf\xe9")
     (folder / "blank.jsonl").write_bytes(b"\n \n")
     return {
-        "cut.jsonl.gz": "the compressed data ends or breaks", "cut.jsonl.zst": "the compressed data ends or breaks", "other.parquet": "has no column 'text' (it has body)",
-        "cut.parquet": "not a whole Parquet file", "surrogate.jsonl": "line 1: malformed JSON at column 13", "bytes.txt": "line 1: byte 3 of the file is not UTF-8", "blank.jsonl": "",
+        "cut.jsonl.gz": "the compressed data ends or breaks",
+        "cut.jsonl.zst": "the compressed data ends or breaks",
+        "other.parquet": "has no column 'text' (it has body)",
+        "cut.parquet": "not a whole Parquet file",
+        "surrogate.jsonl": "line 1: malformed JSON at column 13",
+        "bytes.txt": "line 1: byte 3 of the file is not UTF-8",
+        "blank.jsonl": "",
     }
 
 
@@ -138,7 +193,11 @@ def test_an_output_that_holds_another_run_is_refused_with_the_difference(tmp_pat
     assert run(*command, "--input", write(tmp_path / "a.jsonl")) == 0
     change = {"clean": ["--rules", "[]"], "dedup": ["--threshold", 0.9], "tokenize": ["--append-eod"]}[name]
     capsys.readouterr()
-    other = [*command, "--input", tmp_path / "a.jsonl", *change] if name != "clean" else [*command, "--input", write(tmp_path / "b.jsonl", b'{"text": "more"}')]
+    other = (
+        [*command, "--input", tmp_path / "a.jsonl", *change]
+        if name != "clean"
+        else [*command, "--input", write(tmp_path / "b.jsonl", b'{"text": "more"}')]
+    )
     assert run(*other) == 2
     assert "holds another run" in capsys.readouterr().err
     assert run(*other, "--overwrite") == 0
@@ -149,7 +208,14 @@ def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tm
     """The limit on a file's size stands in for a full disk: the same refusal in the middle of a write."""
     documents = tmp_path / "in.jsonl"
     documents.write_text("".join(json.dumps({"id": str(i), "text": text(i, 400)}) + "\n" for i in range(300)))
-    command = [sys.executable, "-m", "mt", *map(str, reads_documents(tmp_path, vocabulary)[name]), "--input", str(documents)]
+    command = [
+        sys.executable,
+        "-m",
+        "mt",
+        *map(str, reads_documents(tmp_path, vocabulary)[name]),
+        "--input",
+        str(documents),
+    ]
     if name in ("train-tokenizer", "stats"):
         limit = 200  # their output is small
     else:
@@ -172,10 +238,42 @@ def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tm
 
 def test_a_full_disk_in_training_is_one_line_and_the_same_command_goes_on(tmp_path, vocabulary):
     tokenizer = ["--tokenizer-model", vocabulary]
-    assert run("data", "tokenize", *tokenizer, "--input", write(tmp_path / "in.jsonl"), "--output-prefix", tmp_path / "p", "--append-eod") == 0
+    assert (
+        run(
+            "data",
+            "tokenize",
+            *tokenizer,
+            "--input",
+            write(tmp_path / "in.jsonl"),
+            "--output-prefix",
+            tmp_path / "p",
+            "--append-eod",
+        )
+        == 0
+    )
     command = [
-        "train", "--data-path", tmp_path / "p_text_document", *tokenizer, "--save", tmp_path / "run", "--num-layers", 1, "--hidden-size", 64,
-        "--num-attention-heads", 2, "--seq-length", 16, "--micro-batch-size", 2, "--train-iters", 3, "--split", "90,10,0", "--eval-iters", 1,
+        "train",
+        "--data-path",
+        tmp_path / "p_text_document",
+        *tokenizer,
+        "--save",
+        tmp_path / "run",
+        "--num-layers",
+        1,
+        "--hidden-size",
+        64,
+        "--num-attention-heads",
+        2,
+        "--seq-length",
+        16,
+        "--micro-batch-size",
+        2,
+        "--train-iters",
+        3,
+        "--split",
+        "90,10,0",
+        "--eval-iters",
+        1,
     ]
     command = [sys.executable, "-m", "mt", *map(str, command)]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -188,13 +286,28 @@ def test_a_full_disk_in_training_is_one_line_and_the_same_command_goes_on(tmp_pa
 
 
 def digests(folder: Path) -> dict:
-    return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith("manifest.json")}
+    return {
+        str(p.relative_to(folder)): file_digest(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith("manifest.json")
+    }
 
 
 def test_a_vocabulary_that_does_not_match_the_merges_is_refused(tmp_path, vocabulary, capsys):
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nq z\n")
-    command = ["data", "tokenize", *GPT2, "--vocab-file", vocabulary / "vocab.json", "--merge-file", tmp_path / "merges.txt",
-               "--input", write(tmp_path / "in.jsonl"), "--output-prefix", tmp_path / "p"]
+    command = [
+        "data",
+        "tokenize",
+        *GPT2,
+        "--vocab-file",
+        vocabulary / "vocab.json",
+        "--merge-file",
+        tmp_path / "merges.txt",
+        "--input",
+        write(tmp_path / "in.jsonl"),
+        "--output-prefix",
+        tmp_path / "p",
+    ]
     assert run(*command) == 2
     said = capsys.readouterr().err
     assert "merges.txt" in said
@@ -204,10 +317,26 @@ def test_a_vocabulary_that_does_not_match_the_merges_is_refused(tmp_path, vocabu
 
 @pytest.mark.parametrize(
     ("yaml", "message"),
-    [("thresold: 0.8", "c.yaml: unknown setting thresold; did you mean threshold?"), ("threshold: high", "c.yaml: threshold = 'high': must be a number"), ("threshold: [", "not valid YAML")],
+    [
+        ("thresold: 0.8", "c.yaml: unknown setting thresold; did you mean threshold?"),
+        ("threshold: high", "c.yaml: threshold = 'high': must be a number"),
+        ("threshold: [", "not valid YAML"),
+    ],
 )
 def test_a_bad_settings_file_is_named(tmp_path, capsys, yaml, message):
     (tmp_path / "c.yaml").write_text(yaml)
-    assert run("data", "dedup", "--config", tmp_path / "c.yaml", "--input", write(tmp_path / "in.jsonl"), "--output", tmp_path / "o") == 2
+    assert (
+        run(
+            "data",
+            "dedup",
+            "--config",
+            tmp_path / "c.yaml",
+            "--input",
+            write(tmp_path / "in.jsonl"),
+            "--output",
+            tmp_path / "o",
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

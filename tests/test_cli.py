@@ -10,15 +10,20 @@ import sys
 import pytest
 
 from mt import cli
-from mt.config import UserError, option
+from mt.core.config import UserError, option
 
 
 def mt(*arguments, **how):
-    return subprocess.run([sys.executable, "-m", "mt", *map(str, arguments)], capture_output=True, text=True, **how)
+    return subprocess.run(
+        [sys.executable, "-m", "mt", *map(str, arguments)], capture_output=True, text=True, **how
+    )
 
 
 def test_help_lists_every_command_and_imports_neither_torch_nor_numpy():
-    code = "import sys, mt.cli\ntry: mt.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch', 'numpy', 'rich', 'pyarrow'} & set(sys.modules)))"
+    code = (
+        "import sys, mt.cli\ntry: mt.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch',"
+        " 'numpy', 'rich', 'pyarrow'} & set(sys.modules)))"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert said.endswith("[]\n")
     assert all(f"mt {' '.join(path)} " in said for path in cli.VERBS)
@@ -28,10 +33,12 @@ def test_help_lists_every_command_and_imports_neither_torch_nor_numpy():
 def test_every_command_of_the_table_exists_and_explains_every_setting(path, capsys):
     function, cls = cli.verb(path)
     assert function.__doc__
-    from mt.config import settings
+    from mt.core.config import settings
 
     leaves = list(settings(cls))
-    assert len({s.path[-1] for s in leaves}) == len(leaves), "leaf names must be unique: flags carry no prefix"
+    assert len({s.path[-1] for s in leaves}) == len(leaves), (
+        "leaf names must be unique: flags carry no prefix"
+    )
     assert all(s.help for s in leaves), [s.name for s in leaves if not s.help]
     with pytest.raises(SystemExit) as end:
         cli.main([*path, "--help"])
@@ -46,9 +53,15 @@ def test_every_command_of_the_table_exists_and_explains_every_setting(path, caps
         (["data", "clena"], "did you mean clean?"),
         (["data", "clean", "--imput", "x"], "unknown flag --imput; did you mean --input?"),
         (["data", "clean", "--input", "x"], "output must be given (--output)"),
-        (["data", "clean", "--input", "/nowhere.jsonl", "--output", "/tmp/never"], "/nowhere.jsonl: no such file"),
+        (
+            ["data", "clean", "--input", "/nowhere.jsonl", "--output", "/tmp/never"],
+            "/nowhere.jsonl: no such file",
+        ),
         (["data", "clean", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
-        (["data", "clean", "--preset", "fineweeb", "--input", "x", "--output", "y"], "preset 'fineweeb' is not known"),
+        (
+            ["data", "clean", "--preset", "fineweeb", "--input", "x", "--output", "y"],
+            "preset 'fineweeb' is not known",
+        ),
         (["run"], "pipeline must be given"),
         (["run", "a.yaml", "b.yaml"], "unexpected argument b.yaml"),
     ],
@@ -111,7 +124,9 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch)
         return real(name, *rest)
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: without_torch("faiss"))
-    with pytest.raises(UserError, match=r"needs the package faiss; install it with: pip install 'mt\[retro\]'"):
+    with pytest.raises(
+        UserError, match=r"needs the package faiss; install it with: pip install 'mt\[retro\]'"
+    ):
         cli.verb(("retro", "build-db"))
 
 
@@ -123,13 +138,41 @@ def test_doctor_tells_what_is_there():
 
 def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"body": "ab"}\n')
-    flags = ["--input", tmp_path / "in.jsonl", "--output-prefix", tmp_path / "p", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "1"]
-    ended = mt("data", "tokenize", "--partitions", "4", "--json-key", "body", "--keep-sequential-samples", *flags, "--pad-vocab-size", "--padded-vocab-size=512", "--workers-to-check", "16", "32")
+    flags = [
+        "--input",
+        tmp_path / "in.jsonl",
+        "--output-prefix",
+        tmp_path / "p",
+        "--tokenizer-type",
+        "ByteLevelTokenizer",
+        "--workers",
+        "1",
+    ]
+    ended = mt(
+        "data",
+        "tokenize",
+        "--partitions",
+        "4",
+        "--json-key",
+        "body",
+        "--keep-sequential-samples",
+        *flags,
+        "--pad-vocab-size",
+        "--padded-vocab-size=512",
+        "--workers-to-check",
+        "16",
+        "32",
+    )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "p_body_document.bin").exists()
     said = ended.stderr.splitlines()
-    assert said[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no partitions"
-    assert sum("padding the vocabulary is the model's business" in line for line in said) == 1, "a reason is said once"
+    assert (
+        said[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no"
+        " partitions"
+    )
+    assert sum("padding the vocabulary is the model's business" in line for line in said) == 1, (
+        "a reason is said once"
+    )
 
 
 @pytest.fixture
@@ -147,13 +190,24 @@ def trained(monkeypatch):
 
 
 def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(trained, capsys):
-    given = "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
+    given = (
+        "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu"
+        " --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
+    )
     cli.call(("train",), [*given.split(), "--data-path", "p", "--train-iters", "1", "--save", "s"])
     (config,) = trained
     model = config.model
     assert (model.num_layers, config.data.seq_length, config.data.decoder_seq_length) == (3, 64, 32)
-    assert (model.activation, model.add_bias_linear, model.layernorm_epsilon, model.bert_binary_head) == ("swiglu", False, 1e-6, False)
-    assert "--use-flash-attn is accepted and not needed: the fastest attention that this machine has" in capsys.readouterr().err
+    assert (model.activation, model.add_bias_linear, model.layernorm_epsilon, model.bert_binary_head) == (
+        "swiglu",
+        False,
+        1e-6,
+        False,
+    )
+    assert (
+        "--use-flash-attn is accepted and not needed: the fastest attention that this machine has"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_mapping_is_given_as_pairs(trained):
@@ -162,6 +216,14 @@ def test_a_mapping_is_given_as_pairs(trained):
     cli.call(("train",), [*given, "--use-rope-scaling"])
     assert trained[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}
     # Megatron-LM's --use-rope-scaling: RotaryEmbedding._apply_scaling
-    assert trained[1].model.rope_scaling == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    with pytest.raises(UserError, match="argument --rope-scaling: linear must be key=value pairs with commas between"):
+    assert trained[1].model.rope_scaling == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    with pytest.raises(
+        UserError, match="argument --rope-scaling: linear must be key=value pairs with commas between"
+    ):
         cli.call(("train",), [*given, "--rope-scaling", "linear"])

@@ -1,4 +1,6 @@
-"""The whole pipeline of examples/demo.yaml, made small: what it finds, and that kill -9 anywhere changes nothing."""
+"""The whole pipeline of examples/demo.yaml, made small: what it finds, and that kill -9 anywhere changes
+nothing.
+"""
 
 import json
 import os
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mt.manifest import file_digest
+from mt.core.manifest import file_digest
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.yaml"
 
@@ -28,7 +30,18 @@ def small(tmp_path_factory):
     stages["tokenizer"]["vocab_size"] = 1024
     stages["retro"]["max_chunks"] = 60
     stages["index"].update(train_samples=120, valid_samples=8, seq_length=64)
-    stages["train"].update(num_layers=2, hidden_size=64, num_attention_heads=2, seq_length=64, train_iters=30, micro_batch_size=4, global_batch_size=4, save_interval=8, eval_interval=10, eval_iters=2)
+    stages["train"].update(
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=2,
+        seq_length=64,
+        train_iters=30,
+        micro_batch_size=4,
+        global_batch_size=4,
+        save_interval=8,
+        eval_interval=10,
+        eval_iters=2,
+    )
     stages["generate"]["tokens_to_generate"] = 8
     path = tmp_path_factory.mktemp("demo") / "small.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -58,7 +71,18 @@ def scores(folder):
     found = {}
     for path in folder.glob("*/manifest.json"):
         m = json.loads(path.read_text())
-        found[path.parent.name] = [m.get(k) for k in ("train_loss", "valid_loss", "curve", "valid_curve", "scores", "samples", "unigram_entropy")]
+        found[path.parent.name] = [
+            m.get(k)
+            for k in (
+                "train_loss",
+                "valid_loss",
+                "curve",
+                "valid_curve",
+                "scores",
+                "samples",
+                "unigram_entropy",
+            )
+        ]
     return found
 
 
@@ -78,7 +102,9 @@ def test_every_stage_leaves_what_it_promises(whole):
     funnel = [rows[s]["tokens"] for s in ("corpus", "clean", "dedup", "holdout", "decontaminate")]
     assert funnel == sorted(funnel, reverse=True)
     assert funnel[-1] > 10_000
-    assert rows["tokens"]["tokens"] == funnel[-1] + rows["tokens"]["documents"], "one end-of-document token a document"
+    assert rows["tokens"]["tokens"] == funnel[-1] + rows["tokens"]["documents"], (
+        "one end-of-document token a document"
+    )
     train = json.loads((folder / "train" / "manifest.json").read_text())
     assert train["valid_loss"] < train["curve"][0][1]
     assert "wikitext" in rows
@@ -90,7 +116,9 @@ def test_a_second_run_does_nothing(whole, small):
     folder, _, _ = whole
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "pipeline.json"}
     assert subprocess.run(command(small, folder), capture_output=True).returncode == 0
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "pipeline.json"} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "pipeline.json"
+    } == before
 
 
 def test_kill_9_at_random_moments_changes_no_byte_and_no_number(whole, small):
@@ -100,7 +128,12 @@ def test_kill_9_at_random_moments_changes_no_byte_and_no_number(whole, small):
     shutil.rmtree(folder)
     chance = random.Random(5)
     for _ in range(5):
-        process = subprocess.Popen(command(small, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command(small, folder),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             process.wait(chance.uniform(0.2, 0.6) * usual)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,9 @@ def test_the_commands_for_ones_own_text_work_as_they_stand(tmp_path):
     (tmp_path / "my").mkdir()
     prose = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
     pieces = [prose[i : i + 1500] for i in range(0, len(prose), 1500)]
-    (tmp_path / "my" / "topics.jsonl").write_bytes(b"".join(orjson.dumps({"id": str(i), "text": text}) + b"\n" for i, text in enumerate(pieces)))
+    (tmp_path / "my" / "topics.jsonl").write_bytes(
+        b"".join(orjson.dumps({"id": str(i), "text": text}) + b"\n" for i, text in enumerate(pieces))
+    )
     script = next(b for b in blocks("bash") if "mt data clean" in b)
     script = f"set -e\nmt() {{ '{sys.executable}' -m mt \"$@\"; }}\n{script}"
     ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
@@ -41,7 +43,12 @@ def test_the_commands_for_ones_own_text_work_as_they_stand(tmp_path):
 
 
 def test_every_command_that_the_readme_names_exists():
-    named = {tuple(m.split()) for m in re.findall(r"\bmt ((?:data|retro|eval|checkpoint) [a-z-]+|run|demo|train|generate|report|doctor)\b", README)}
+    named = {
+        tuple(m.split())
+        for m in re.findall(
+            r"\bmt ((?:data|retro|eval|checkpoint) [a-z-]+|run|demo|train|generate|report|doctor)\b", README
+        )
+    }
     assert named
     assert named <= set(cli.VERBS)
 

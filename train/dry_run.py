@@ -1,10 +1,11 @@
-"""One step of one process of a large job, on a machine that has neither the others nor the memory: `mt train --dry-run`.
+"""One step of one process of a large job, on a machine that has neither the others nor the memory: `mt train
+--dry-run`.
 
-The real code builds the model, cuts it, lays out the groups, runs a micro-batch forwards and backwards and steps the
-optimizer, on torch's fake tensors (shapes without numbers) and its fake process group (collectives that return at
-once). What would fail for a shape or a group on a thousand GPUs fails here. Nothing is read but the configuration, and
-the tokenizer where the vocabulary is not given; the ranks of a pipeline stage do alike, and of the stages the first and
-the last are tried.
+The real code builds the model, cuts it, lays out the groups, runs a micro-batch forwards and backwards and
+steps the optimizer, on torch's fake tensors (shapes without numbers) and its fake process group (collectives
+that return at once). What would fail for a shape or a group on a thousand GPUs fails here. Nothing is read
+but the configuration, and the tokenizer where the vocabulary is not given; the ranks of a pipeline stage do
+alike, and of the stages the first and the last are tried.
 """
 
 from __future__ import annotations
@@ -22,28 +23,32 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from ..config import UserError
-from .batches import MicroBatch
-from .course import TrainConfig, lengths_of, plot_course
-from .flops import gibibytes
-from .loop import forward_backward
+from ..core.config import UserError
+from .checkpoint.native import moments
+from .config import TrainConfig, lengths_of, plot_course
 from .model.build import build_model, count_parameters
+from .model.dtensor import local_shard
+from .model.flops import gibibytes
+from .model.inputs import MicroBatch
 from .model.layers import ModelConfig
-from .optimizer import build_optimizer, moments
-from .parallel.context import cut
-from .parallel.mesh import Mesh, local, pretend
+from .optimizer import build_optimizer
+from .parallel.context_parallel import cut
+from .parallel.mesh import Mesh, pretend
+from .parallel.parallelize import check_layout, parallelize
 from .parallel.pipeline import Pipeline
-from .parallel.sharding import check_layout, parallelize
 from .parallel.stages import stages_of
 from .plan import resolve_shape
 from .precision import Weights
 from .recompute import recompute
+from .step import forward_backward
 
 
 def dry_run(config: TrainConfig) -> dict:
     """What a rank of the job would hold; raises UserError where the job cannot be."""
     if config.world_size is None:
-        raise UserError("world_size is not given: --dry-run needs the number of processes of the job, --world-size N")
+        raise UserError(
+            "world_size is not given: --dry-run needs the number of processes of the job, --world-size N"
+        )
     began = time.monotonic()
     shape = resolve_shape(config)
     # Ranks of one pipeline stage do alike; the first stage has the embedding, the last one the head.
@@ -56,16 +61,24 @@ def dry_run(config: TrainConfig) -> dict:
             found.append({"rank": rank, **_step(config, shape, mesh)})
             sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "pp", "dp")}
     facts = max(found, key=lambda facts: facts["local_parameters"])
-    facts |= {"world_size": config.world_size, "steps": course.total_steps, "micro_batches": course.batch_size.full // config.train.micro_batch_size // sizes["dp"], **sizes}
+    facts |= {
+        "world_size": config.world_size,
+        "steps": course.total_steps,
+        "micro_batches": course.batch_size.full // config.train.micro_batch_size // sizes["dp"],
+        **sizes,
+    }
     facts["parameters"] = count_parameters(shape)
     facts["seconds"] = round(time.monotonic() - began, 1)
     held = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
     stages = f"pipeline {sizes['pp']}, " if sizes["pp"] > 1 else ""
     facts["text"] = (
-        f"rank {facts['rank']:,} of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']}, expert {sizes['ep']}, {stages}data {sizes['dp']}: "
-        f"{facts['micro_batches']} micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each of {course.total_steps:,} steps\n"
-        f"{facts['parameters'] / 1e9:,.2f} billion parameters; this rank keeps {facts['local_parameters'] / 1e6:,.1f} million of them ({held})\n"
-        f"{'; '.join(dict.fromkeys(f['checked'] for f in found))}{', on the first stage and the last' if len(ranks) > 1 else ''} ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
+        f"rank {facts['rank']:,} of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']},"
+        f" expert {sizes['ep']}, {stages}data {sizes['dp']}: {facts['micro_batches']}"
+        f" micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each"
+        f" of {course.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; this rank"
+        f" keeps {facts['local_parameters'] / 1e6:,.1f} million of them"
+        f" ({held})\n{'; '.join(dict.fromkeys(f['checked'] for f in found))}{', on the first stage and the last' if len(ranks) > 1 else ''}"
+        f" ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
     )
     return facts
 
@@ -74,8 +87,17 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     dtype = config.precision.dtype
     with torch.device("meta"):
-        dropouts = ("hidden_dropout", "attention_dropout", *(("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout") if shape.retro_add_retriever else ()))
-        model = build_model(dataclasses.replace(shape, **dict.fromkeys(dropouts, 0.0)))  # masks change no shape
+        dropouts = (
+            "hidden_dropout",
+            "attention_dropout",
+            *(
+                ("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout")
+                if shape.retro_add_retriever
+                else ()
+            ),
+        )
+        # masks change no shape
+        model = build_model(dataclasses.replace(shape, **dict.fromkeys(dropouts, 0.0)))
     if config.train.retro_freeze_decoder:
         model.freeze_gpt()
     if mesh.pp.size > 1:
@@ -92,28 +114,50 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
     checked = "shapes and groups hold from the first layer to the optimizer's step"
     try:
         with fake:  # not before: meshes are made of real tensors
-            forward_backward(model, [_micro_batch(config, shape, mesh)], torch.ones((), dtype=torch.float64), seed="dry run", experts=bool(shape.num_experts))
+            forward_backward(
+                model,
+                [_micro_batch(config, shape, mesh)],
+                torch.ones((), dtype=torch.float64),
+                seed="dry run",
+                experts=bool(shape.num_experts),
+            )
             optimizer.step()
             weights.refresh()
     except (DataDependentOutputException, DynamicOutputShapeException):
-        assert shape.num_experts or shape.family == "bert", "no other model's shapes depend on numbers, which fake tensors do not have"
+        assert shape.num_experts or shape.family == "bert", (
+            "no other model's shapes depend on numbers, which fake tensors do not have"
+        )
         where = "the first exchange between experts" if shape.num_experts else "BERT's head"
         checked = f"shapes and groups hold as far as {where}, whose sizes depend on the data"
-    states = [state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state]
-    kept = sum(local(p).numel() for p in weights)
+    states = [
+        state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state
+    ]
+    kept = sum(local_shard(p).numel() for p in weights)
     return {
-        "local_parameters": kept, "weights": _bytes(weights), "gradients": 4 * kept,
-        "moments": _bytes(states) or 4 * kept * len(moments(optimizer)), "checked": checked,
+        "local_parameters": kept,
+        "weights": _bytes(weights),
+        "gradients": 4 * kept,
+        "moments": _bytes(states) or 4 * kept * len(moments(optimizer)),
+        "checked": checked,
     }
 
 
-def _cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
+def _cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss_mask: Tensor,
+    vocab_size: int,
+    bias: Tensor | None = None,
+) -> Tensor:
     """loss.cross_entropy in torch alone: on a CPU that one works on numbers in place."""
-    return (F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none") * loss_mask).sum()
+    return (
+        F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none") * loss_mask
+    ).sum()
 
 
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
-    return sum(local(tensor).nbytes for tensor in tensors)
+    return sum(local_shard(tensor).nbytes for tensor in tensors)
 
 
 def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBatch:
@@ -124,12 +168,36 @@ def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBa
     mask = torch.empty(B, length)
     present = torch.empty(B, T, dtype=torch.bool)
     if shape.family == "t5":
-        return MicroBatch(0, tokens, labels, mask, padding_mask=present, encoder_tokens=torch.empty(B, T, dtype=torch.int64))
+        return MicroBatch(
+            0, tokens, labels, mask, padding_mask=present, encoder_tokens=torch.empty(B, T, dtype=torch.int64)
+        )
     if shape.family == "ict":
-        return MicroBatch(0, tokens, None, mask[:, 0], padding_mask=present, encoder_tokens=labels, encoder_padding_mask=present)
+        return MicroBatch(
+            0,
+            tokens,
+            None,
+            mask[:, 0],
+            padding_mask=present,
+            encoder_tokens=labels,
+            encoder_padding_mask=present,
+        )
     if shape.family == "bert":
-        return MicroBatch(0, tokens, labels, mask, token_types=tokens, padding_mask=present, swapped=torch.empty(B, dtype=torch.int64))
+        return MicroBatch(
+            0,
+            tokens,
+            labels,
+            mask,
+            token_types=tokens,
+            padding_mask=present,
+            swapped=torch.empty(B, dtype=torch.int64),
+        )
     if shape.retro_add_retriever:
-        neighbors = torch.empty(B, T // shape.retro_chunk_length, shape.retro_num_neighbors, 2 * shape.retro_chunk_length, dtype=torch.int64)
+        neighbors = torch.empty(
+            B,
+            T // shape.retro_chunk_length,
+            shape.retro_num_neighbors,
+            2 * shape.retro_chunk_length,
+            dtype=torch.int64,
+        )
         return MicroBatch(0, tokens, labels, mask, neighbors=neighbors, neighbor_mask=neighbors > 0)
     return cut(MicroBatch(0, tokens, labels, mask), mesh.cp)

@@ -1,4 +1,6 @@
-"""Products of a model's linear layers in 8 bits, forward and backward (Micikevicius et al. 2022), by one of three recipes.
+"""Products of a model's linear layers in 8 bits, forward and backward (Micikevicius et al.
+
+2022), by one of three recipes.
 
 | recipe | one scale for | by |
 |---|---|---|
@@ -6,9 +8,9 @@
 | rowwise | a row of what is multiplied: numbers far from the others spoil one row, not all | torchao |
 | rowwise_with_gw_hp | the same, and the product that gives the weight's gradient in bfloat16 | torchao |
 
-Scales are found as a matrix is cast, from its largest number; there is no history. torchao's and transformer-engine's
-linear layers are modules in their own right, which know nothing of how ours are cut over ranks, so that only torchao's
-product is taken, and for `tensorwise`, which needs no package then, torch's.
+Scales are found as a matrix is cast, from its largest number; there is no history. torchao's and
+transformer-engine's linear layers are modules in their own right, which know nothing of how ours are cut over
+ranks, so that only torchao's product is taken, and for `tensorwise`, which needs no package then, torch's.
 """
 
 from __future__ import annotations
@@ -30,24 +32,42 @@ def float8_obstacle(device: torch.device, recipe: Recipe = "tensorwise") -> str 
     """Why a device cannot train with 8-bit products, or None."""
     if device.type != "cuda":
         return f"needs a GPU with 8-bit matrix units, and this runs on {device.type}"
-    least, names = ((8, 9), "Ada, Hopper, Blackwell") if recipe == "tensorwise" else ((9, 0), "Hopper, Blackwell")
+    least, names = (
+        ((8, 9), "Ada, Hopper, Blackwell") if recipe == "tensorwise" else ((9, 0), "Hopper, Blackwell")
+    )
     if (capability := torch.cuda.get_device_capability(device)) < least:
-        return f"needs a GPU of compute capability {least[0]}.{least[1]} or more ({names}), and {torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        return (
+            f"needs a GPU of compute capability {least[0]}.{least[1]} or more ({names}), and"
+            f" {torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        )
     if recipe != "tensorwise" and importlib.util.find_spec("torchao") is None:
         return "needs the package torchao (pip install torchao)"
     return None
 
 
-def use_float8(model: nn.Module, format: Literal["e4m3", "hybrid"], recipe: Recipe = "tensorwise", *, emulate: bool = False) -> int:
+def use_float8(
+    model: nn.Module,
+    format: Literal["e4m3", "hybrid"],
+    recipe: Recipe = "tensorwise",
+    *,
+    emulate: bool = False,
+) -> int:
     """Lets the linear layers of a model's blocks multiply in float8; returns how many.
 
-    Only those whose sizes are multiples of 16, which the hardware wants; the head and the embeddings stay as they are.
-    emulate: torchao's rounding with float32 products, for a device without 8-bit units.
+    Only those whose sizes are multiples of 16, which the hardware wants; the head and the embeddings stay as
+    they are. emulate: torchao's rounding with float32 products, for a device without 8-bit units.
     """
-    product = by_matrices(torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn) if recipe == "tensorwise" else by_rows(recipe, emulate)
+    product = (
+        by_matrices(torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn)
+        if recipe == "tensorwise"
+        else by_rows(recipe, emulate)
+    )
     changed = [
-        module for name, module in model.named_modules()
-        if "layers." in name and type(module) is Linear and all(size % 16 == 0 for size in module.weight.shape)
+        module
+        for name, module in model.named_modules()
+        if "layers." in name
+        and type(module) is Linear
+        and all(size % 16 == 0 for size in module.weight.shape)
     ]
     for module in changed:
         module.product = product
@@ -55,7 +75,10 @@ def use_float8(model: nn.Module, format: Literal["e4m3", "hybrid"], recipe: Reci
 
 
 def by_matrices(gradient_dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The recipe `tensorwise` in place of F.linear. gradient_dtype: in which the output's gradient is multiplied."""
+    """The recipe `tensorwise` in place of F.linear.
+
+    gradient_dtype: in which the output's gradient is multiplied.
+    """
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = _Product.apply(x.flatten(0, -2), weight, gradient_dtype).unflatten(0, x.shape[:-1])
@@ -71,9 +94,13 @@ def by_rows(recipe: Recipe, emulate: bool) -> Callable[[Tensor, Tensor, Tensor |
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
     # Tokens, the rows that the weight's gradient sums over, need be no multiple of 16: torchao pads them.
-    config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True)
+    config = dataclasses.replace(
+        Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True
+    )
     products = config.gemm_config_output, config.gemm_config_grad_input, config.gemm_config_grad_weight
-    how = LinearMMConfig(*(ScaledMMConfig(emulate, product.use_fast_accum, False, True) for product in products))
+    how = LinearMMConfig(
+        *(ScaledMMConfig(emulate, product.use_fast_accum, False, True) for product in products)
+    )
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = matmul_with_hp_or_float8_args.apply(x, weight.t(), how, config)
@@ -113,8 +140,19 @@ def _to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """a (n, k) times b (m, k) transposed, both row by row."""
-    return torch._scaled_mm(a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=a.dtype == b.dtype == torch.float8_e4m3fn)
+    return torch._scaled_mm(
+        a,
+        b.T,
+        scale_a=a_scale,
+        scale_b=b_scale,
+        out_dtype=dtype,
+        use_fast_accum=a.dtype == b.dtype == torch.float8_e4m3fn,
+    )
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:
-    return torch.cat([x.view(torch.uint8), x.new_zeros(rows, x.shape[1]).view(torch.uint8)]).view(x.dtype) if rows else x
+    return (
+        torch.cat([x.view(torch.uint8), x.new_zeros(rows, x.shape[1]).view(torch.uint8)]).view(x.dtype)
+        if rows
+        else x
+    )

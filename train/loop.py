@@ -3,16 +3,15 @@
 In: token data, a configuration, perhaps a checkpoint. Out, in --save: step_NNNNNNNN/ checkpoints, log.jsonl,
 tensorboard/, incidents.jsonl if there were any, and, when the run is complete, manifest.json.
 
-The loss of a step is the sum over all tokens of the global batch, divided once by their number, so that it does not
-depend on how the batch is cut into micro-batches and ranks. A run that was stopped, even by kill -9, goes on from its
-newest whole checkpoint when the same command is given again, and ends with the same numbers to the last bit (on the
-same number of processes).
+The loss of a step is the sum over all tokens of the global batch, divided once by their number, so that it
+does not depend on how the batch is cut into micro-batches and ranks. A run that was stopped, even by kill -9,
+goes on from its newest whole checkpoint when the same command is given again, and ends with the same numbers
+to the last bit (on the same number of processes).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -21,14 +20,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import manifest
-from ..config import Failure, UserError
-from ..tokenizer import load as load_tokenizer
-from . import checkpoint
-from .batches import Batches, MicroBatch, identity, open_neighbors, unigram_entropy
-from .checkpoint import Progress, Saver
-from .contrastive import batch_loss, contrastive_backward, start_from_bert
-from .course import (
+from ..core import manifest
+from ..core.config import Failure, UserError
+from ..tokenizer.tokenizer import load as load_tokenizer
+from .anomalies import (
+    MOST_BEFORE_SPIKE,
+    MOST_IN_A_ROW,
+    Incidents,
+    Result,
+    StopSignals,
+    find_incident,
+    free_memory,
+    gave_up,
+    is_out_of_memory,
+)
+from .batches import Batches, identity, open_neighbors, unigram_entropy
+from .checkpoint import native as checkpoint
+from .checkpoint.native import Progress, Saver, moments
+from .compile import apply_speed, check_compile, keep_freed_memory
+from .config import (
     Course,
     TrainConfig,
     check_source,
@@ -42,55 +52,37 @@ from .course import (
     plot_course,
     with_schedules_of,
 )
-from .determinism import be_deterministic, draw_from, give_blocks_seeds
+from .contrastive import batch_loss, start_from_bert
+from .determinism import be_deterministic, give_blocks_seeds
+from .dry_run import dry_run
 from .float8 import use_float8
-from .flops import gibibytes, out_of_memory_message, peak_flops, training_flops
-from .guard import (
-    MOST_BEFORE_SPIKE,
-    MOST_IN_A_ROW,
-    Incidents,
-    Result,
-    StopSignals,
-    find_incident,
-    free_memory,
-    gave_up,
-    is_out_of_memory,
-)
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
-from .model.biencoder import Biencoder
 from .model.build import build_model, count_parameters
+from .model.flops import gibibytes, out_of_memory_message, peak_flops, training_flops
+from .model.inputs import MicroBatch
 from .model.layers import initialize, resolve
+from .model.moe import balance
 from .model.retro import is_retrieval
-from .optimizer import build_optimizer, clip_gradients, gradient_norm, moments, set_rates
-from .pace import STEPS_BETWEEN_COLLECTIONS, Pace, collector_at_bay
+from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from .parallel.mesh import Mesh, launch
+from .parallel.parallelize import check_layout, dropout_place, parallelize, reshard
 from .parallel.pipeline import Pipeline
-from .parallel.sharding import (
-    check_layout,
-    dropout_place,
-    parallelize,
-    reshard,
-    synchronise_gradients,
-)
-from .precision import (
-    LossScale,
-    Weights,
-    check_precision,
-    use_fast_float32_products,
-)
+from .precision import LossScale, Weights, check_precision, use_fast_float32_products
 from .profiler import StepProfiler, check_profile
-from .speed import apply_speed, check_compile, keep_freed_memory
+from .step import forward_backward
+from .stragglers import STEPS_BETWEEN_COLLECTIONS, Pace, collector_at_bay
 
 
 def train(config: TrainConfig) -> dict | None:
     """Trains a model; returns the run's manifest on rank 0 and None on the others."""
     if config.dry_run:
-        from .dry_run import dry_run
-
         return dry_run(config)
     if config.world_size is not None:
-        raise UserError(f"world_size = {config.world_size} is for --dry-run; the processes of a run are torchrun's: --nnodes and --nproc-per-node")
+        raise UserError(
+            f"world_size = {config.world_size} is for --dry-run; the processes of a run are torchrun's:"
+            " --nnodes and --nproc-per-node"
+        )
     began = time.monotonic()
     if config.train.deterministic_mode:
         be_deterministic()
@@ -107,9 +99,14 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     config.packing.check_against(tokenizer.eod)
     shape = resolve(config.model, vocab_size=tokenizer.vocab_size, seq_length=config.data.seq_length)
     if shape.vocab_size < tokenizer.vocab_size:
-        raise UserError(f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; raise it, or leave it out")
+        raise UserError(
+            f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size};"
+            " raise it, or leave it out"
+        )
     mesh.on_main(lambda: check_layout(config.parallel, shape, lengths_of(config, shape)))
-    bounded = config.packing.reset_attention_mask or (shape.window_size is not None and shape.window_size < config.data.seq_length)
+    bounded = config.packing.reset_attention_mask or (
+        shape.window_size is not None and shape.window_size < config.data.seq_length
+    )
     attention = attention_backend(shape, mesh.device, config.precision.dtype, bounded=bounded)
     if mesh.rank == 0 and attention != "sdpa":
         print(f"mt: attention is computed by {attention}", file=sys.stderr)
@@ -140,46 +137,82 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
         return None
     if not complete:
         step = trainer.progress.step
-        return {"text": f"stopped after step {step:,} as --exit-interval or --exit-duration-in-mins asks; the same command goes on from there", "steps": step}
+        return {
+            "text": (
+                f"stopped after step {step:,} as --exit-interval or --exit-duration-in-mins asks; the same"
+                " command goes on from there"
+            ),
+            "steps": step,
+        }
     return _seal(run, trainer, entropy)
 
 
 def _check_memory(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises UserError where weights and moments alone are more than this machine has: the system would end the process without a word."""
+    """Raises UserError where weights and moments alone are more than this machine has: the system would end
+    the process without a word.
+    """
     share = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / mesh.world_size
-    needed, free = count_parameters(config.model) * 4 * (1 + config.optimizer.num_moments) * share, free_memory()
+    needed, free = (
+        count_parameters(config.model) * 4 * (1 + config.optimizer.num_moments) * share,
+        free_memory(),
+    )
     if free is not None and needed > free:
         raise UserError(f"{_out_of_memory(config)}; this machine has {gibibytes(free)} free")
 
 
 def _out_of_memory(config: TrainConfig) -> str:
     return out_of_memory_message(
-        config.model, count_parameters(config.model), micro_batch_size=config.train.micro_batch_size, tokens_per_sample=config.data.seq_length,
-        dtype=config.precision.dtype, num_moments=config.optimizer.num_moments, granularity=config.recompute.recompute_granularity,
+        config.model,
+        count_parameters(config.model),
+        micro_batch_size=config.train.micro_batch_size,
+        tokens_per_sample=config.data.seq_length,
+        dtype=config.precision.dtype,
+        num_moments=config.optimizer.num_moments,
+        granularity=config.recompute.recompute_granularity,
     )
 
 
 class Trainer:
     """A model, its optimizer, its data, and how far it has come."""
 
-    def __init__(self, config: TrainConfig, course: Course, mesh: Mesh, tokenizer, train_data, valid_data, source: Path | None, neighbors=(None, None)):
-        """config: resolved. source: the step directory of --load. neighbors: of train_data and of valid_data, for Retro."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        course: Course,
+        mesh: Mesh,
+        tokenizer,
+        train_data,
+        valid_data,
+        source: Path | None,
+        neighbors=(None, None),
+    ):
+        """config: resolved. source: the step directory of --load.
+
+        neighbors: of train_data and of valid_data, for Retro.
+        """
         self.config, self.course, self.mesh = config, course, mesh
         self.folder = Path(config.checkpoint.save)
         data = identity(train_data, config.data)
         how = {
-            "micro_batch_size": config.train.micro_batch_size, "vocab_size": config.model.vocab_size,
-            "mesh": mesh, "packing": config.packing, "eod": tokenizer.eod,
+            "micro_batch_size": config.train.micro_batch_size,
+            "vocab_size": config.model.vocab_size,
+            "mesh": mesh,
+            "packing": config.packing,
+            "eod": tokenizer.eod,
         }
         self.batches = Batches(train_data, neighbors=neighbors[0], **how)
-        self.valid_batches = Batches(valid_data, neighbors=neighbors[1], **how) if valid_data is not None else None
+        self.valid_batches = (
+            Batches(valid_data, neighbors=neighbors[1], **how) if valid_data is not None else None
+        )
         if mesh.device.type == "cpu":
             use_fast_float32_products()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
         own = checkpoint.newest_whole(self.folder, mesh)
         flops = sample_flops.full * course.total_samples / mesh.world_size
-        self.model, self.weights = _build(config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model)))
+        self.model, self.weights = _build(
+            config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model))
+        )
         self.pace = Pace(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start_from(own, source)
@@ -191,14 +224,23 @@ class Trainer:
         self.rates = Rates(sample_flops, mesh.world_size, peak_flops(mesh.device, config.precision.dtype))
         self.log = None
         if mesh.rank == 0:
-            self.log = RunLog(self.folder, config.log, step=self.progress.step, total_steps=course.total_steps, settings=dataclasses.asdict(config))
+            self.log = RunLog(
+                self.folder,
+                config.log,
+                step=self.progress.step,
+                total_steps=course.total_steps,
+                settings=dataclasses.asdict(config),
+            )
 
     def _start_from(self, own: Path | None, source: Path | None) -> Progress:
         """Goes on from this run's own newest checkpoint, else from `source`, else from the beginning."""
         settings = self.config.checkpoint
         if own is not None:
             if settings.no_save_optim and moments(self.optimizer):
-                print(f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments", file=sys.stderr)
+                print(
+                    f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments",
+                    file=sys.stderr,
+                )
             return self._load(own, moments=not settings.no_save_optim)
         if source is None:
             return Progress()
@@ -207,19 +249,31 @@ class Trainer:
             self.weights.refresh()
             return Progress()
         if is_gpt_for(source, self.config.model):
-            checkpoint.load(source, self.model, None, self.mesh, weights=self.weights.by_name, beyond=is_retrieval)
+            checkpoint.load(
+                source, self.model, None, self.mesh, weights=self.weights.by_name, beyond=is_retrieval
+            )
             self.weights.refresh()
             return Progress()
         progress = self._load(source, moments=not (settings.finetune or settings.no_load_optim))
         return Progress() if settings.finetune else progress
 
     def _load(self, path: Path, *, moments: bool) -> Progress:
-        progress = checkpoint.load(path, self.model, self.optimizer if moments else None, self.mesh, weights=self.weights.by_name, part=self.mesh.pp.size > 1)
+        progress = checkpoint.load(
+            path,
+            self.model,
+            self.optimizer if moments else None,
+            self.mesh,
+            weights=self.weights.by_name,
+            part=self.mesh.pp.size > 1,
+        )
         self.weights.refresh()
         return progress
 
     def fit(self, began: float) -> bool:
-        """The loop. Returns whether the run is complete; False where --exit-interval or --exit-duration-in-mins ended it before.
+        """The loop.
+
+        Returns whether the run is complete; False where --exit-interval or --exit-duration-in-mins ended it
+        before.
 
         began: when the command did, by time.monotonic.
         """
@@ -227,19 +281,26 @@ class Trainer:
         profiler = StepProfiler(config.log, self.folder, self.mesh.rank, self.mesh.device)
         with StopSignals() as signals, collector_at_bay() as collect:
             ready = time.perf_counter()
-            for batch in self.batches.over(course.batch_size.steps(course.total_samples, progress.consumed_samples)):
+            for batch in self.batches.over(
+                course.batch_size.steps(course.total_samples, progress.consumed_samples)
+            ):
                 waited = time.perf_counter() - ready
                 profiler.before(progress.step + 1)
                 grad_norm = self.step(batch)
                 self.rates.time(time.perf_counter() - ready, waited)
 
-                last = progress.consumed_samples + course.batch_size.at(progress.consumed_samples) > course.total_samples
+                last = (
+                    progress.consumed_samples + course.batch_size.at(progress.consumed_samples)
+                    > course.total_samples
+                )
                 signalled = self.mesh.any(signals.received)
                 leave = last or signalled or self._asked_to_leave(began)
                 profiler.after(progress.step, last=leave)
                 if last or progress.step % config.log.log_interval == 0:
                     self.write_log(grad_norm)
-                if self.valid_batches is not None and (last or progress.step % config.train.eval_interval == 0):
+                if self.valid_batches is not None and (
+                    last or progress.step % config.train.eval_interval == 0
+                ):
                     self.validate()
                 if leave or progress.step % config.checkpoint.save_interval == 0:
                     self.save()
@@ -261,13 +322,16 @@ class Trainer:
         return minutes is not None and self.mesh.any(time.monotonic() - began > 60 * minutes)
 
     def step(self, batch: list[MicroBatch]) -> float:
-        """One update of the weights from this rank's share of a global batch; returns the gradient's norm before clipping."""
+        """One update of the weights from this rank's share of a global batch; returns the gradient's norm
+        before clipping.
+        """
         progress, size = self.progress, self.course.batch_size.at(self.progress.consumed_samples)
         self.mesh.doing = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
         set_rates(self.optimizer, self.course.learning_rate.at(counted), self.course.weight_decay.at(counted))
         result, num_tokens = self.compute(batch)
-        # A gradient that is too large for float16 says nothing of the model as long as the loss scale can fall.
+        # A gradient that is too large for float16 says nothing of the model as long as the loss scale can
+        # fall.
         overflow = self.loss_scale.can_fall and not result.finite
         what = None if overflow else find_incident(result, progress.recent, self.config.guard)
         applied = not overflow and (what is None or self.examine(batch, result, what))
@@ -280,8 +344,6 @@ class Trainer:
         self.optimizer.zero_grad()
         self.loss_scale.update(overflow)
         if self.config.model.num_experts:
-            from .model.moe import balance
-
             self.shares = balance(self.model, self.mesh.sum_shards)
         progress.loss_scale = self.loss_scale.state()
         progress.step += 1
@@ -291,15 +353,29 @@ class Trainer:
         return result.grad_norm
 
     def compute(self, batch: list[MicroBatch]) -> tuple[Result, int]:
-        """The loss and the gradient of a global batch, and its tokens that count; nothing but gradients is changed."""
+        """The loss and the gradient of a global batch, and its tokens that count; nothing but gradients is
+        changed.
+        """
         num_tokens = self.mesh.sum_shards(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
         scale = self.loss_scale.value
-        seed, place = f"{self.config.data.seed}:{self.progress.step}", dropout_place(self.mesh, self.config.parallel)
-        local_loss = forward_backward(self.model, batch, scale / num_tokens, seed=seed, place=place, experts=bool(self.config.model.num_experts))
+        seed, place = (
+            f"{self.config.data.seed}:{self.progress.step}",
+            dropout_place(self.mesh, self.config.parallel),
+        )
+        local_loss = forward_backward(
+            self.model,
+            batch,
+            scale / num_tokens,
+            seed=seed,
+            place=place,
+            experts=bool(self.config.model.num_experts),
+        )
         norm = gradient_norm(self.weights, self.mesh) / scale
         self.local_loss = local_loss.clone()
         # The one place of a step where a GPU is waited for.
-        loss, tokens, norm = torch.stack([self.mesh.sum_shards(local_loss), num_tokens, norm.double()]).tolist()
+        loss, tokens, norm = torch.stack(
+            [self.mesh.sum_shards(local_loss), num_tokens, norm.double()]
+        ).tolist()
         return Result(loss / tokens, norm), int(tokens)
 
     def update(self, result: Result) -> None:
@@ -314,7 +390,8 @@ class Trainer:
             progress.recent = [*progress.recent, list(result)][-MOST_BEFORE_SPIKE:]
 
     def examine(self, batch: list[MicroBatch], first: Result, what: str) -> bool:
-        """Computes a step once more whose numbers cannot be right, reports, and does what the settings say; returns whether to apply it.
+        """Computes a step once more whose numbers cannot be right, reports, and does what the settings say;
+        returns whether to apply it.
 
         Raises Failure where the run is to stop.
         """
@@ -323,20 +400,36 @@ class Trainer:
         self.optimizer.zero_grad()
         again, _ = self.compute(batch)
         differ = torch.zeros(self.mesh.world_size, device=self.mesh.device)
-        differ[self.mesh.rank] = float(not Result(local.item(), 0.0).same(Result(self.local_loss.item(), 0.0)))
+        differ[self.mesh.rank] = float(
+            not Result(local.item(), 0.0).same(Result(self.local_loss.item(), 0.0))
+        )
         ranks = self.mesh.sum(differ).nonzero().flatten().tolist()
         self.saver.wait()
         own = checkpoint.newest_whole(self.folder, self.mesh)
         action = guard.on_nan if what == "nan" else guard.on_spike
-        if not first.same(again) or self.given_up + 1 >= MOST_IN_A_ROW or (action == "rollback" and own is None):
+        if (
+            not first.same(again)
+            or self.given_up + 1 >= MOST_IN_A_ROW
+            or (action == "rollback" and own is None)
+        ):
             action = "stop"
         if self.mesh.rank == 0:
             end = progress.consumed_samples + self.course.batch_size.at(progress.consumed_samples)
             self.incidents.report(
-                step=progress.step + 1, samples=(progress.consumed_samples, end), what=what, first=first, again=again,
-                action=action, ranks=ranks, device=self.mesh.device,
+                step=progress.step + 1,
+                samples=(progress.consumed_samples, end),
+                what=what,
+                first=first,
+                again=again,
+                action=action,
+                ranks=ranks,
+                device=self.mesh.device,
             )
-            print(f"mt: step {progress.step + 1:,}: {what} (loss {first.loss}, gradient norm {first.grad_norm}): {action}", file=sys.stderr)
+            print(
+                f"mt: step {progress.step + 1:,}: {what} (loss {first.loss}, gradient norm"
+                f" {first.grad_norm}): {action}",
+                file=sys.stderr,
+            )
         if action == "stop":
             self.optimizer.zero_grad()
             if first.same(again) and progress.step > 0:
@@ -352,16 +445,27 @@ class Trainer:
         loss = sum(pending) / len(pending) if pending else None
         rates = {**self.pace.take(progress.step, self.rates.seconds, self.rates.waited), **self.rates.take()}
         groups = self.optimizer.param_groups
-        shares = {layer: share for stage in self.mesh.gather_stages(self.shares) for layer, share in stage.items()} if self.config.model.num_experts else {}
+        shares = (
+            {layer: share for stage in self.mesh.gather_stages(self.shares) for layer, share in stage.items()}
+            if self.config.model.num_experts
+            else {}
+        )
         if self.log is not None:
             values = {
-                "samples": progress.consumed_samples, "tokens": progress.consumed_tokens, "loss": loss, "lr": groups[0]["lr"],
-                "weight_decay": groups[0]["weight_decay"], "grad_norm": grad_norm, "skipped": progress.skipped_steps,
+                "samples": progress.consumed_samples,
+                "tokens": progress.consumed_tokens,
+                "loss": loss,
+                "lr": groups[0]["lr"],
+                "weight_decay": groups[0]["weight_decay"],
+                "grad_norm": grad_norm,
+                "skipped": progress.skipped_steps,
             }
             if self.config.precision.fp16:
                 values["loss_scale"] = self.loss_scale.value
             if shares:
-                values["experts"] = {layer: share.max().item() * len(share) for layer, share in shares.items()}
+                values["experts"] = {
+                    layer: share.max().item() * len(share) for layer, share in shares.items()
+                }
             self.log.training(progress.step, **values, **rates)
         pending.clear()
 
@@ -373,7 +477,11 @@ class Trainer:
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
-            loss = self.model.losses(batch) if isinstance(self.model, Pipeline) else batch_loss(self.model, batch)
+            loss = (
+                self.model.losses(batch)
+                if isinstance(self.model, Pipeline)
+                else batch_loss(self.model, batch)
+            )
             sums += torch.stack([loss, sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
         reshard(self.model)
         self.model.train()
@@ -389,10 +497,11 @@ class Trainer:
 
 
 def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool) -> tuple[nn.Module, Weights]:
-    """The model on its device, in its numbers, ready to be stepped; its weights still without values where a checkpoint is to fill them.
+    """The model on its device, in its numbers, ready to be stepped; its weights still without values where a
+    checkpoint is to fill them.
 
-    It is built and cut without memory, so that a rank never holds more of it than its own part. total_flops: of this
-    rank in the whole run.
+    It is built and cut without memory, so that a rank never holds more of it than its own part. total_flops:
+    of this rank in the whole run.
     """
     dtype, parallel = config.precision.dtype, config.parallel
     with torch.device("meta"):
@@ -413,38 +522,21 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
     return model, Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
 
 
-def forward_backward(model: nn.Module, batch: list[MicroBatch], factor: Tensor, *, seed: str, place: str = "", experts: bool = False) -> Tensor:
-    """Adds the gradients of factor x the summed loss to the parameters: factor is one over the tokens of the whole global batch, times float16's loss scale.
-
-    Returns this rank's summed loss, float64; of a pipeline that of all its stages. Each micro-batch's dropout is drawn from
-    `seed` and its index alone, so that it is the same after a resume and at every data-parallel size, and from `place`
-    where ranks have parts of a sequence (sharding.dropout_place). experts: whether the model has mixtures.
-    """
-    if experts:
-        from .model.moe import set_loss_scale
-
-        set_loss_scale(model, factor)
-    prepare = lambda micro: draw_from(f"{seed}:{micro.index}{place}")
-    if isinstance(model, Pipeline):
-        return model.forward_backward(batch, factor, prepare)
-    if isinstance(model, Biencoder):
-        return contrastive_backward(model, batch, factor, prepare, functools.partial(synchronise_gradients, model))
-    total = torch.zeros((), dtype=torch.float64, device=factor.device)
-    for position, micro in enumerate(batch):
-        prepare(micro)
-        synchronise_gradients(model, last=position == len(batch) - 1)
-        loss = model.loss(**micro.arguments())
-        (loss * factor).backward()
-        total += loss.detach()
-    return total
-
-
 def _why_no_loss(trainer: Trainer) -> str:
     """Why the log of a run that has come to its end has no loss."""
     if trainer.progress.updates:
-        return "its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them, --overwrite trains anew"
-    why = f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or lower --initial-loss-scale"
-    return f"not one step of this run changed a weight; {why if trainer.loss_scale.can_fall else 'see incidents.jsonl and lower --lr'}"
+        return (
+            "its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them,"
+            " --overwrite trains anew"
+        )
+    why = (
+        f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or"
+        " lower --initial-loss-scale"
+    )
+    return (
+        "not one step of this run changed a weight;"
+        f" {why if trainer.loss_scale.can_fall else 'see incidents.jsonl and lower --lr'}"
+    )
 
 
 def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:

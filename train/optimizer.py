@@ -1,7 +1,8 @@
-"""AdamW and SGD with their decay groups, the schedules' settings, and the clipping of gradients by their global norm.
+"""AdamW and SGD with their decay groups, the schedules' settings, and the clipping of gradients by their
+global norm.
 
-What is stepped are the float32 weights, by name: a model's own, or their masters where it computes in narrower numbers
-(precision.py).
+What is stepped are the float32 weights, by name: a model's own, or their masters where it computes in
+narrower numbers (precision.py).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..config import UserError, check, option
-from .parallel.mesh import Mesh, local, replicas
+from ..core.config import UserError, check, option
+from .model.dtensor import local_shard, num_replicas
+from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
 
@@ -22,10 +24,14 @@ from .schedule import LearningRate, WeightDecay
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019) or SGD, and the courses of learning rate and weight decay."""
 
-    optimizer: Literal["adam", "sgd"] = option("adam", "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient")
+    optimizer: Literal["adam", "sgd"] = option(
+        "adam", "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient"
+    )
     lr: float = option(3e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end of the decay")
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option("cosine", "how it falls after the warm-up")
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option(
+        "cosine", "how it falls after the warm-up"
+    )
     lr_decay_iters: int | None = option(None, "steps until the minimum (default: the whole run)")
     lr_decay_samples: int | None = option(None, "samples until the minimum, in a run that counts samples")
     lr_warmup_fraction: float | None = option(None, "warm-up, as a fraction of the decay")
@@ -34,11 +40,17 @@ class OptimizerConfig:
     lr_warmup_init: float = option(0.0, "learning rate at the beginning of the warm-up")
     lr_wsd_decay_iters: int | None = option(None, "WSD: steps over which the rate falls at the end")
     lr_wsd_decay_samples: int | None = option(None, "WSD: samples over which the rate falls at the end")
-    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = option("exponential", "WSD: how it falls")
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = option(
+        "exponential", "WSD: how it falls"
+    )
     weight_decay: float = option(0.01, "decoupled weight decay; biases and other vectors have none")
-    start_weight_decay: float | None = option(None, "weight decay at the beginning, where it changes over the run")
+    start_weight_decay: float | None = option(
+        None, "weight decay at the beginning, where it changes over the run"
+    )
     end_weight_decay: float | None = option(None, "weight decay at the end")
-    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option("constant", "how it goes from start to end")
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option(
+        "constant", "how it goes from start to end"
+    )
     adam_beta1: float = option(0.9, "decay of the first moment")
     adam_beta2: float = option(0.999, "decay of the second moment")
     adam_eps: float = option(1e-8, "added to the root of the second moment")
@@ -51,79 +63,161 @@ class OptimizerConfig:
         return 2 if self.optimizer == "adam" else 1
 
     def __post_init__(self):
-        warmups = [n for n in ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples") if getattr(self, n)]
-        pairs = [(a, b) for a, b in (("lr_decay_iters", "lr_decay_samples"), ("lr_wsd_decay_iters", "lr_wsd_decay_samples")) if getattr(self, a) and getattr(self, b)]
+        warmups = [
+            n for n in ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples") if getattr(self, n)
+        ]
+        pairs = [
+            (a, b)
+            for a, b in (
+                ("lr_decay_iters", "lr_decay_samples"),
+                ("lr_wsd_decay_iters", "lr_wsd_decay_samples"),
+            )
+            if getattr(self, a) and getattr(self, b)
+        ]
         ends = (self.start_weight_decay, self.end_weight_decay)
         constant = self.weight_decay_incr_style == "constant"
         check(
             (self.lr > 0, f"optimizer.lr = {self.lr} must be above 0"),
-            (0 <= self.min_lr <= self.lr, f"optimizer.min_lr = {self.min_lr} must lie between 0 and lr = {self.lr}"),
-            (0 <= self.lr_warmup_init <= self.lr, f"optimizer.lr_warmup_init = {self.lr_warmup_init} must lie between 0 and lr = {self.lr}"),
+            (
+                0 <= self.min_lr <= self.lr,
+                f"optimizer.min_lr = {self.min_lr} must lie between 0 and lr = {self.lr}",
+            ),
+            (
+                0 <= self.lr_warmup_init <= self.lr,
+                f"optimizer.lr_warmup_init = {self.lr_warmup_init} must lie between 0 and lr = {self.lr}",
+            ),
             (len(warmups) <= 1, f"{' and '.join(warmups)} are both given; keep one"),
-            (self.lr_warmup_fraction is None or 0 <= self.lr_warmup_fraction < 1, f"optimizer.lr_warmup_fraction = {self.lr_warmup_fraction} must be at least 0 and below 1"),
+            (
+                self.lr_warmup_fraction is None or 0 <= self.lr_warmup_fraction < 1,
+                f"optimizer.lr_warmup_fraction = {self.lr_warmup_fraction} must be at least 0 and below 1",
+            ),
             *((False, f"{a} and {b} are both given; keep one") for a, b in pairs),
-            (constant or None not in ends, f"optimizer.weight_decay_incr_style = {self.weight_decay_incr_style} needs start_weight_decay and end_weight_decay"),
-            (not constant or ends == (None, None), "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine; for one value all along give weight_decay"),
-            *((getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative") for n in ("weight_decay", "clip_grad", "lr_warmup_iters", "lr_warmup_samples")),
-            *((getattr(self, n) is None or getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative") for n in ("start_weight_decay", "end_weight_decay")),
-            *((0 <= getattr(self, n) < 1, f"optimizer.{n} = {getattr(self, n)} must be at least 0 and below 1") for n in ("adam_beta1", "adam_beta2", "sgd_momentum")),
+            (
+                constant or None not in ends,
+                (
+                    f"optimizer.weight_decay_incr_style = {self.weight_decay_incr_style} needs"
+                    " start_weight_decay and end_weight_decay"
+                ),
+            ),
+            (
+                not constant or ends == (None, None),
+                (
+                    "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine;"
+                    " for one value all along give weight_decay"
+                ),
+            ),
+            *(
+                (getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative")
+                for n in ("weight_decay", "clip_grad", "lr_warmup_iters", "lr_warmup_samples")
+            ),
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 0,
+                    f"optimizer.{n} = {getattr(self, n)} must not be negative",
+                )
+                for n in ("start_weight_decay", "end_weight_decay")
+            ),
+            *(
+                (
+                    0 <= getattr(self, n) < 1,
+                    f"optimizer.{n} = {getattr(self, n)} must be at least 0 and below 1",
+                )
+                for n in ("adam_beta1", "adam_beta2", "sgd_momentum")
+            ),
         )
 
 
-def learning_rate(config: OptimizerConfig, *, total_samples: int, global_batch_size: int, by_samples: bool) -> LearningRate:
+def learning_rate(
+    config: OptimizerConfig, *, total_samples: int, global_batch_size: int, by_samples: bool
+) -> LearningRate:
     """The learning rate's course in samples; raises UserError where its parts do not fit.
 
-    by_samples: the run's length is given in samples, so that counts of steps mean nothing, or the other way round.
+    by_samples: the run's length is given in samples, so that counts of steps mean nothing, or the other way
+    round.
     """
-    wrong = [n for n in dataclasses.asdict(config) if n.startswith("lr_") and n.endswith("iters" if by_samples else "samples") and getattr(config, n)]
+    wrong = [
+        n
+        for n in dataclasses.asdict(config)
+        if n.startswith("lr_") and n.endswith("iters" if by_samples else "samples") and getattr(config, n)
+    ]
     if wrong:
-        raise UserError(f"optimizer.{wrong[0]} does not fit a run of --train-{'samples' if by_samples else 'iters'}; use {wrong[0].rsplit('_', 1)[0]}_{'samples' if by_samples else 'iters'}")
+        raise UserError(
+            f"optimizer.{wrong[0]} does not fit a run of --train-{'samples' if by_samples else 'iters'}; use"
+            f" {wrong[0].rsplit('_', 1)[0]}_{'samples' if by_samples else 'iters'}"
+        )
 
     def samples(name: str) -> int | None:
         steps = getattr(config, f"{name}_iters")
         return getattr(config, f"{name}_samples") or (steps and steps * global_batch_size)
 
     decay = samples("lr_decay") or total_samples
-    warmup = int(config.lr_warmup_fraction * decay) if config.lr_warmup_fraction is not None else samples("lr_warmup") or 0
+    warmup = (
+        int(config.lr_warmup_fraction * decay)
+        if config.lr_warmup_fraction is not None
+        else samples("lr_warmup") or 0
+    )
     wsd_decay = samples("lr_wsd_decay") or 0
     check(
-        (warmup < decay, f"the learning rate's warm-up ({warmup} samples) must be shorter than its decay ({decay} samples); shorten the warm-up"),
-        (config.lr_decay_style != "WSD" or 0 < wsd_decay <= decay - warmup, f"lr_decay_style = WSD needs lr_wsd_decay_iters (or _samples) between 1 and the decay after the warm-up ({(decay - warmup) // global_batch_size} steps)"),
+        (
+            warmup < decay,
+            (
+                f"the learning rate's warm-up ({warmup} samples) must be shorter than its decay ({decay}"
+                " samples); shorten the warm-up"
+            ),
+        ),
+        (
+            config.lr_decay_style != "WSD" or 0 < wsd_decay <= decay - warmup,
+            (
+                "lr_decay_style = WSD needs lr_wsd_decay_iters (or _samples) between 1 and the decay after"
+                f" the warm-up ({(decay - warmup) // global_batch_size} steps)"
+            ),
+        ),
     )
-    return LearningRate(config.lr, config.min_lr, config.lr_decay_style, warmup, decay, wsd_decay, config.lr_wsd_decay_style, config.lr_warmup_init)
+    return LearningRate(
+        config.lr,
+        config.min_lr,
+        config.lr_decay_style,
+        warmup,
+        decay,
+        wsd_decay,
+        config.lr_wsd_decay_style,
+        config.lr_warmup_init,
+    )
 
 
 def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
     """The weight decay's course in samples."""
     if config.weight_decay_incr_style == "constant":
         return WeightDecay(config.weight_decay, config.weight_decay, "constant", total_samples)
-    return WeightDecay(config.start_weight_decay, config.end_weight_decay, config.weight_decay_incr_style, total_samples)
+    return WeightDecay(
+        config.start_weight_decay, config.end_weight_decay, config.weight_decay_incr_style, total_samples
+    )
 
 
 def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over weights by name; matrices decay, vectors and biases do not (a stack of experts' biases is a matrix)."""
+    """AdamW or SGD over weights by name; matrices decay, vectors and biases do not (a stack of experts'
+    biases is a matrix).
+    """
     weights = {name: p for name, p in weights.items() if p.requires_grad}
     free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
     groups = [
-        {"params": [p for name, p in weights.items() if name not in free], "weight_decay": config.weight_decay, "decays": True},
+        {
+            "params": [p for name, p in weights.items() if name not in free],
+            "weight_decay": config.weight_decay,
+            "decays": True,
+        },
         {"params": [p for name, p in weights.items() if name in free], "weight_decay": 0.0, "decays": False},
     ]
     groups = [g for g in groups if g["params"]]
     # fused: one pass over parameter, gradient and moments instead of a dozen.
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True
+    )
 
 
 NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and few enough that torch wakes no second thread for them
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of an optimizer's state, those that are tensors like their weight
-
-
-def moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimizer keeps for every weight, by torch's names."""
-    if isinstance(optimizer, torch.optim.AdamW):
-        return MOMENTS[:2]
-    return MOMENTS[2:] if optimizer.defaults["momentum"] else ()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
@@ -138,12 +232,12 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> No
 def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     """The 2-norm of all gradients together, over all ranks.
 
-    torch's own get_total_norm refuses parameters of different meshes, so this works on the local shards. The squares of
-    all ranks add up; what several ranks hold alike counts once.
+    torch's own get_total_norm refuses parameters of different meshes, so this works on the local shards. The
+    squares of all ranks add up; what several ranks hold alike counts once.
     """
     gradients = [p.grad for p in weights if p.grad is not None]
-    copies = [replicas(g) for g in gradients]
-    gradients = [local(g) for g in gradients]
+    copies = [num_replicas(g) for g in gradients]
+    gradients = [local_shard(g) for g in gradients]
     norm = _norm_on_gpu if mesh.device.type == "cuda" else _norm_on_cpu
     squares = norm(gradients).square()
     if mesh.world_size == 1:
@@ -159,14 +253,16 @@ def _norm_on_gpu(gradients: list[Tensor]) -> Tensor:
 def _norm_on_cpu(gradients: list[Tensor]) -> Tensor:
     """Each one's 2-norm, summed in float64.
 
-    torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another amount in
-    each way of cutting them over ranks. Asked for float64 it copies the whole tensor to it first, which for a head of
-    50304 x 768 takes 0.4 CPU seconds and 300 MB; pieces that stay in the cache take 0.06.
+    torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another
+    amount in each way of cutting them over ranks. Asked for float64 it copies the whole tensor to it first,
+    which for a head of 50304 x 768 takes 0.4 CPU seconds and 300 MB; pieces that stay in the cache take 0.06.
     """
     norms = torch.zeros(len(gradients), dtype=torch.float64)
     for i, gradient in enumerate(gradients):
         pieces = gradient.reshape(-1).split(NORM_PIECE)
-        norms[i] = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]).norm()
+        norms[i] = torch.stack(
+            [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]
+        ).norm()
     return norms
 
 
@@ -177,4 +273,4 @@ def clip_gradients(weights: Iterable[nn.Parameter], norm: float, limit: float, s
     """
     factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / scale
     if factor != 1.0:
-        torch._foreach_mul_([local(p.grad) for p in weights if p.grad is not None], factor)
+        torch._foreach_mul_([local_shard(p.grad) for p in weights if p.grad is not None], factor)

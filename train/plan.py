@@ -1,17 +1,24 @@
-"""what a layout costs before it runs: memory of a rank, bubble, communication, expected MFU; `mt plan` ranks the layouts that fit.
+"""what a layout costs before it runs: memory of a rank, bubble, communication, expected MFU; `mt plan` ranks
+the layouts that fit.
 
-Parameters and activations are counted (footprint.py). Time follows from them and from what a GPU's maker promises:
+Parameters and activations are counted (footprint.py). Time follows from them and from what a GPU's maker
+promises:
 
-    micro-batch   (3 forward FLOPs + those computed again) / (MATMUL x peak)  +  TRAFFIC x activations / memory bandwidth
+    micro-batch   (3 forward FLOPs + those computed again) / (MATMUL x peak)  +  TRAFFIC x activations /
+        memory bandwidth
                   + tensor-, context- and expert-parallel bytes / their bandwidth
-    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages, interleaved in v parts;
-                                                                              zero-bubble waits a third as long
+    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages,
+        interleaved in v parts;
+                                                                              zero-bubble waits a third as
+                                                                                  long
                   + what data-parallel bytes take beyond one micro-batch, which hides them
                   + OPTIMIZER_BYTES x a rank's parameters / memory bandwidth
-    MFU           FLOPs of a global batch / (GPUs x step x peak), attention counted in full, nothing that is computed twice
+    MFU           FLOPs of a global batch / (GPUs x step x peak), attention counted in full, nothing that is
+        computed twice
 
-Data parallel: with `optimizer` a step gathers weights and sums gradients once, with `full` every micro-batch gathers
-twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs (docs/parallelism.md has the table).
+Data parallel: with `optimizer` a step gathers weights and sums gradients once, with `full` every micro-batch
+gathers twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs
+(docs/parallelism.md has the table).
 """
 
 from __future__ import annotations
@@ -21,21 +28,22 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..config import UserError, check, nearest, option
-from ..tokenizer import load as load_tokenizer
+from ..core.config import UserError, check, nearest, option
+from ..tokenizer.tokenizer import load as load_tokenizer
 from .batches import SampleConfig
-from .checkpoint import CheckpointConfig
-from .course import LoopConfig, TrainConfig
-from .flops import PEAKS, training_flops
-from .footprint import Cut, Part, Parts, count_parts
+from .checkpoint.native import CheckpointConfig
+from .config import LoopConfig, TrainConfig
+from .memory_estimate import Cut, Part, Parts, count_parts
+from .model.flops import PEAKS, training_flops
 from .model.layers import ModelConfig, resolve
 from .parallel.mesh import ParallelConfig, check_sizes
-from .parallel.sharding import check_layout
+from .parallel.parallelize import check_layout
 from .parallel.stages import divide
 
 MATMUL = 0.64  # of the peak that products of matrices reach
 TRAFFIC = 5  # how often the bytes of an activation cross the memory's bus, forward and backward
-OPTIMIZER_BYTES = 36  # weight, gradient and two moments read, three of them written, and the gradient's norm and clipping
+# weight, gradient and two moments read, three of them written, and the gradient's norm and clipping
+OPTIMIZER_BYTES = 36
 USABLE = 0.92  # of a GPU's memory; CUDA, NCCL and fragmentation take the rest
 GPUS_OF_A_MACHINE = 8
 GIB = 2**30
@@ -49,9 +57,18 @@ class Gpu(NamedTuple):
 
 
 GPUS = {  # from the makers' data sheets; the names are those of flops.PEAKS
-    "GB200": Gpu(184, 8000, 900, 50), "B200": Gpu(179, 8000, 900, 50), "H200": Gpu(140, 4800, 450, 50), "H100": Gpu(80, 3350, 450, 50),
-    "H20": Gpu(96, 4000, 450, 50), "A100": Gpu(80, 2039, 300, 25), "V100": Gpu(32, 900, 150, 12.5), "L40S": Gpu(45, 864, 25, 25),
-    "A40": Gpu(45, 696, 28, 25), "A10": Gpu(22.5, 600, 25, 12.5), "L4": Gpu(22.5, 300, 25, 12.5), "MI300": Gpu(192, 5300, 448, 50),
+    "GB200": Gpu(184, 8000, 900, 50),
+    "B200": Gpu(179, 8000, 900, 50),
+    "H200": Gpu(140, 4800, 450, 50),
+    "H100": Gpu(80, 3350, 450, 50),
+    "H20": Gpu(96, 4000, 450, 50),
+    "A100": Gpu(80, 2039, 300, 25),
+    "V100": Gpu(32, 900, 150, 12.5),
+    "L40S": Gpu(45, 864, 25, 25),
+    "A40": Gpu(45, 696, 28, 25),
+    "A10": Gpu(22.5, 600, 25, 12.5),
+    "L4": Gpu(22.5, 300, 25, 12.5),
+    "MI300": Gpu(192, 5300, 448, 50),
 }
 
 
@@ -69,7 +86,15 @@ class PlanLoop(LoopConfig):
 
     def __post_init__(self):
         sizes = ("micro_batch_size", "global_batch_size")
-        check(*((getattr(self, n) is None or getattr(self, n) >= 1, f"train.{n} = {getattr(self, n)} must be at least 1") for n in sizes))
+        check(
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 1,
+                    f"train.{n} = {getattr(self, n)} must be at least 1",
+                )
+                for n in sizes
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,18 +113,37 @@ class PlanConfig(TrainConfig):
     checkpoint: PlanCheckpoint
     gpu: str = option("H100", f"kind of GPU: {', '.join(GPUS)}", role="runtime")
     gpu_memory_gib: float | None = option(None, "memory of one, where it is not as usual", role="runtime")
-    pipeline_stages: tuple[int, ...] = option((1, 2, 4, 8, 16), "numbers of pipeline stages to consider", role="runtime")
-    virtual_stages: int = option(1, "parts of the model that each pipeline rank has, interleaved, in the layouts that are considered (num-layers / stages / num-layers-per-virtual-pipeline-stage)", role="runtime")
+    pipeline_stages: tuple[int, ...] = option(
+        (1, 2, 4, 8, 16), "numbers of pipeline stages to consider", role="runtime"
+    )
+    virtual_stages: int = option(
+        1,
+        "parts of the model that each pipeline rank has, interleaved, in the layouts that are considered"
+        " (num-layers / stages / num-layers-per-virtual-pipeline-stage)",
+        role="runtime",
+    )
     show: int = option(12, "layouts to show", role="runtime")
 
     def __post_init__(self):
         super().__post_init__()
         check(
             (not self.dry_run, "dry_run is for `mt train`; a plan runs nothing"),
-            (self.world_size is not None and self.world_size >= 1, f"world_size = {self.world_size}: give the number of GPUs, --world-size N"),
-            (self.gpu in GPUS, f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}"),
-            (self.gpu_memory_gib is None or self.gpu_memory_gib > 0, f"gpu_memory_gib = {self.gpu_memory_gib} must be above 0"),
-            (bool(self.pipeline_stages) and min(self.pipeline_stages) >= 1, f"pipeline_stages = {self.pipeline_stages} must be at least 1"),
+            (
+                self.world_size is not None and self.world_size >= 1,
+                f"world_size = {self.world_size}: give the number of GPUs, --world-size N",
+            ),
+            (
+                self.gpu in GPUS,
+                f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}",
+            ),
+            (
+                self.gpu_memory_gib is None or self.gpu_memory_gib > 0,
+                f"gpu_memory_gib = {self.gpu_memory_gib} must be above 0",
+            ),
+            (
+                bool(self.pipeline_stages) and min(self.pipeline_stages) >= 1,
+                f"pipeline_stages = {self.pipeline_stages} must be at least 1",
+            ),
             (self.virtual_stages >= 1, f"virtual_stages = {self.virtual_stages} must be at least 1"),
             (self.show >= 1, f"show = {self.show} must be at least 1"),
         )
@@ -150,14 +194,24 @@ def plan(config: PlanConfig) -> dict:
     shape = resolve_shape(config)
     planner = Planner(config, shape)
     given = planner.estimate(planner.given())
-    ranked = sorted((planner.estimate(layout) for layout in planner.layouts()), key=lambda e: (not e.fits, round(e.seconds, 4) if e.fits else 0, e.memory))
+    ranked = sorted(
+        (planner.estimate(layout) for layout in planner.layouts()),
+        key=lambda e: (not e.fits, round(e.seconds, 4) if e.fits else 0, e.memory),
+    )
     if not ranked:
-        raise UserError(f"no layout of {config.world_size} GPUs divides pipeline_stages = {list(config.pipeline_stages)}, the model's {len(planner.parts(Cut()).blocks)} blocks and a global batch of {planner.global_batch_size}; change one of them")
+        raise UserError(
+            f"no layout of {config.world_size} GPUs divides pipeline_stages = {list(config.pipeline_stages)},"
+            f" the model's {len(planner.parts(Cut()).blocks)} blocks and a global batch of"
+            f" {planner.global_batch_size}; change one of them"
+        )
     fitting = [e for e in ranked if e.fits]
     shown = fitting[: config.show] or ranked[:3]
     return {
         "text": _text(config, planner, given, shown, len(fitting), len(ranked)),
-        "parameters": planner.total_parameters, "given": _plain(given), "layouts": [_plain(e) for e in shown], "fitting": len(fitting),
+        "parameters": planner.total_parameters,
+        "given": _plain(given),
+        "layouts": [_plain(e) for e in shown],
+        "fitting": len(fitting),
     }
 
 
@@ -173,20 +227,36 @@ class Planner:
     """The estimates of one model on one number of GPUs."""
 
     def __init__(self, config: PlanConfig, shape: ModelConfig):
-        self.config, self.shape, self.gpu, self.peak = config, shape, GPUS[config.gpu], PEAKS[config.gpu] * 1e12
+        self.config, self.shape, self.gpu, self.peak = (
+            config,
+            shape,
+            GPUS[config.gpu],
+            PEAKS[config.gpu] * 1e12,
+        )
         self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
         self.decoder_length = config.data.decoder_seq_length if shape.family == "t5" else 0
-        self.lengths = {"seq_length": config.data.seq_length, **({"decoder_seq_length": self.decoder_length} if self.decoder_length else {})}
+        self.lengths = {
+            "seq_length": config.data.seq_length,
+            **({"decoder_seq_length": self.decoder_length} if self.decoder_length else {}),
+        }
         self.tokens = self.decoder_length or config.data.seq_length
         self.num_moments = config.optimizer.num_moments
         self.dtype = config.precision.dtype
-        self.global_batch_size = config.train.global_batch_size or config.train.micro_batch_size * config.world_size
+        self.global_batch_size = (
+            config.train.global_batch_size or config.train.micro_batch_size * config.world_size
+        )
         self.parts = functools.cache(self._parts)
         whole = self.parts(Cut())
         self.total_parameters = whole.stage(0, len(whole.blocks)).parameters
 
     def _parts(self, cut: Cut) -> Parts:
-        return count_parts(self.shape, cut, seq_length=self.config.data.seq_length, decoder_seq_length=self.decoder_length, dtype=self.dtype)
+        return count_parts(
+            self.shape,
+            cut,
+            seq_length=self.config.data.seq_length,
+            decoder_seq_length=self.decoder_length,
+            dtype=self.dtype,
+        )
 
     def given(self) -> Layout:
         """The layout of the configuration itself; raises UserError where it cannot be."""
@@ -194,34 +264,58 @@ class Planner:
         check_sizes(parallel, config.world_size)
         check_layout(parallel, self.shape, self.lengths)
         stages, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
-        data = config.world_size // (parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages)
+        data = config.world_size // (
+            parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages
+        )
         unit = data * config.train.micro_batch_size
         full = config.train.global_batch_size or unit
         if full % unit:
-            raise UserError(f"train.global_batch_size = {full} is not a multiple of train.micro_batch_size = {config.train.micro_batch_size} x {data} data-parallel processes = {unit}; use {-(-full // unit) * unit}")
+            raise UserError(
+                f"train.global_batch_size = {full} is not a multiple of train.micro_batch_size ="
+                f" {config.train.micro_batch_size} x {data} data-parallel processes = {unit}; use"
+                f" {-(-full // unit) * unit}"
+            )
         return Layout(
-            parallel.tensor_model_parallel_size, parallel.context_parallel_size, parallel.expert_model_parallel_size, stages, data, parallel.sequence_parallel,
-            parallel.data_parallel_sharding, config.train.micro_batch_size, full // unit, config.recompute.recompute_granularity,
-            len(self.parts(Cut()).blocks) // (stages * size) if size else 1, parallel.pipeline_schedule,
+            parallel.tensor_model_parallel_size,
+            parallel.context_parallel_size,
+            parallel.expert_model_parallel_size,
+            stages,
+            data,
+            parallel.sequence_parallel,
+            parallel.data_parallel_sharding,
+            config.train.micro_batch_size,
+            full // unit,
+            config.recompute.recompute_granularity,
+            len(self.parts(Cut()).blocks) // (stages * size) if size else 1,
+            parallel.pipeline_schedule,
         )
 
     def layouts(self) -> Iterator[Layout]:
         """Every layout worth a thought: tensor parallel within a machine, powers of two."""
         config, shape, world = self.config, self.shape, self.config.world_size
         powers = [2**i for i in range(world.bit_length())]
-        contexts = [c for c in powers if c == 1 or (shape.family == "gpt" and c <= 64 and config.data.seq_length // c >= 4096)]
+        contexts = [
+            c
+            for c in powers
+            if c == 1 or (shape.family == "gpt" and c <= 64 and config.data.seq_length // c >= 4096)
+        ]
         experts = [e for e in powers if e == 1 or (shape.num_experts and shape.num_experts % e == 0)]
         for tensor in (t for t in powers if t <= GPUS_OF_A_MACHINE):
             for context in contexts:
                 for expert in experts:
                     for stages in config.pipeline_stages:
                         if self._possible(tensor, context, expert, stages):
-                            yield from self._batched(tensor, context, expert, stages, world // (tensor * context * stages))
+                            yield from self._batched(
+                                tensor, context, expert, stages, world // (tensor * context * stages)
+                            )
 
     def _possible(self, tensor: int, context: int, expert: int, stages: int) -> bool:
         try:
             parallel = ParallelConfig(
-                tensor_model_parallel_size=tensor, sequence_parallel=tensor > 1, context_parallel_size=context, expert_model_parallel_size=expert,
+                tensor_model_parallel_size=tensor,
+                sequence_parallel=tensor > 1,
+                context_parallel_size=context,
+                expert_model_parallel_size=expert,
                 pipeline_model_parallel_size=stages,
             )
             check_sizes(parallel, self.config.world_size)
@@ -231,35 +325,77 @@ class Planner:
         return True
 
     def _batched(self, tensor: int, context: int, expert: int, stages: int, data: int) -> Iterator[Layout]:
-        full, virtual = self.global_batch_size, min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // stages) if stages > 1 else 1
+        full, virtual = (
+            self.global_batch_size,
+            (min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // stages) if stages > 1 else 1),
+        )
         if full % data:
             return
         for micro in (2**i for i in range(7)):
             if full % (data * micro) == 0:
                 for sharding in ("optimizer", "full") if data * context > 1 else ("optimizer",):
                     for granularity in (None, "selective", "full"):
-                        yield Layout(tensor, context, expert, stages, data, tensor > 1, sharding, micro, full // (data * micro), granularity, virtual)
+                        yield Layout(
+                            tensor,
+                            context,
+                            expert,
+                            stages,
+                            data,
+                            tensor > 1,
+                            sharding,
+                            micro,
+                            full // (data * micro),
+                            granularity,
+                            virtual,
+                        )
 
     def estimate(self, layout: Layout) -> Estimate:
-        parts = self.parts(Cut(layout.tensor, layout.context, layout.expert, layout.sequence_parallel and layout.tensor > 1))
+        parts = self.parts(
+            Cut(layout.tensor, layout.context, layout.expert, layout.sequence_parallel and layout.tensor > 1)
+        )
         ends = divide([*self._costs(parts)], layout.pipeline)
         stages = [(begin, end, parts.stage(begin, end)) for begin, end in zip([0, *ends], ends)]
-        held = [self._held(layout, parts, *stage, in_flight=self._in_flight(layout, i)) for i, stage in enumerate(stages)]
+        held = [
+            self._held(layout, parts, *stage, in_flight=self._in_flight(layout, i))
+            for i, stage in enumerate(stages)
+        ]
         fullest = max(range(len(stages)), key=lambda i: sum(held[i]))
-        sent = max((self._sent(layout, parts, *stage) for stage in stages), key=lambda bytes: sum(bytes.values()))
+        sent = max(
+            (self._sent(layout, parts, *stage) for stage in stages), key=lambda bytes: sum(bytes.values())
+        )
         micro = max(self._micro_seconds(layout, parts, *stage, sent) for stage in stages)
-        m, waiting = layout.num_micro_batches, (layout.pipeline - 1) / layout.virtual / (3 if layout.schedule == "zero-bubble" else 1)
+        m, waiting = (
+            layout.num_micro_batches,
+            (layout.pipeline - 1) / layout.virtual / (3 if layout.schedule == "zero-bubble" else 1),
+        )
         local = max(self._local(layout, stage) for _, _, stage in stages)
-        step = (m + waiting) * micro + self._exposed(layout, sent, micro) + OPTIMIZER_BYTES * local / (self.gpu.bandwidth * 1e9)
+        step = (
+            (m + waiting) * micro
+            + self._exposed(layout, sent, micro)
+            + OPTIMIZER_BYTES * local / (self.gpu.bandwidth * 1e9)
+        )
         samples = layout.num_micro_batches * layout.micro_batch_size * layout.data
-        mfu = training_flops(self.shape, self.config.data.seq_length, self.decoder_length).full * samples / (self.config.world_size * step * self.peak)
+        mfu = (
+            training_flops(self.shape, self.config.data.seq_length, self.decoder_length).full
+            * samples
+            / (self.config.world_size * step * self.peak)
+        )
         return Estimate(
-            layout, stages[fullest][2].parameters, *held[fullest], sum(held[fullest]) <= USABLE * self.memory, waiting / (m + waiting),
-            {axis: per * (1 if axis == "data" else m) for axis, per in sent.items()}, step, mfu, samples * self.tokens / step / self.config.world_size,
+            layout,
+            stages[fullest][2].parameters,
+            *held[fullest],
+            sum(held[fullest]) <= USABLE * self.memory,
+            waiting / (m + waiting),
+            {axis: per * (1 if axis == "data" else m) for axis, per in sent.items()},
+            step,
+            mfu,
+            samples * self.tokens / step / self.config.world_size,
         )
 
     def _in_flight(self, layout: Layout, stage: int) -> float:
-        """Micro-batches whose activations a stage holds: 1F1B's, and what interleaving adds (Korthikanti et al. 2022)."""
+        """Micro-batches whose activations a stage holds: 1F1B's, and what interleaving adds (Korthikanti et
+        al. 2022).
+        """
         p, v = layout.pipeline, layout.virtual
         if layout.schedule == "gpipe":
             return layout.num_micro_batches
@@ -274,25 +410,38 @@ class Planner:
     def _local(self, layout: Layout, stage: Part) -> float:
         """Parameters that a rank keeps and steps."""
         shards = layout.data * layout.context
-        return (stage.parameters - stage.expert_parameters) / shards + stage.expert_parameters * layout.expert / shards
+        return (
+            stage.parameters - stage.expert_parameters
+        ) / shards + stage.expert_parameters * layout.expert / shards
 
-    def _held(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, in_flight: float) -> tuple[float, float, float, float]:
+    def _held(
+        self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, in_flight: float
+    ) -> tuple[float, float, float, float]:
         """Bytes of (weights, gradients, moments, activations)."""
         width, alone = self.dtype.itemsize, self.config.world_size == 1
         local, blocks = self._local(layout, stage), parts.blocks[begin:end]
-        # What is whole for a moment: the block at work and the one that is gathered ahead, and what belongs to no block.
+        # What is whole for a moment: the block at work and the one that is gathered ahead, and what belongs
+        # to no block.
         moving = 2 * max(b.parameters for b in blocks) + stage.parameters - sum(b.parameters for b in blocks)
         if alone:
             weights, gradients = local * (4 + (width if width < 4 else 0)), local * 4
         elif layout.sharding == "full":
             weights, gradients = 4 * local + width * moving, 4 * local + (width + 4) * moving
         else:
-            several = layout.num_micro_batches > 1  # sums of whole gradients, float32, until the last of a step
-            weights, gradients = 4 * local + width * stage.parameters, 4 * local + (4 * stage.parameters if several else (width + 4) * moving)
+            # sums of whole gradients, float32, until the last of a step
+            several = layout.num_micro_batches > 1
+            weights, gradients = (
+                4 * local + width * stage.parameters,
+                4 * local + (4 * stage.parameters if several else (width + 4) * moving),
+            )
         kept = stage.activations[layout.granularity] * in_flight
         if layout.granularity is not None:
             kept += max(b.activations[None] for b in blocks)
-        workspace = parts.workspace + min(self.memory // 32, parts.logits * layout.micro_batch_size) if end == len(parts.blocks) else 0
+        workspace = (
+            parts.workspace + min(self.memory // 32, parts.logits * layout.micro_batch_size)
+            if end == len(parts.blocks)
+            else 0
+        )
         return weights, gradients, 4 * self.num_moments * local, kept * layout.micro_batch_size + workspace
 
     def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part) -> dict[str, float]:
@@ -302,8 +451,20 @@ class Planner:
         t, c, e, shards = layout.tensor, layout.context, layout.expert, layout.data * layout.context
         residual = layout.micro_batch_size * self.tokens / c * shape.hidden_size * width
         again = 1.5 if layout.granularity == "full" else 1.0
-        sublayers = sum((b.attention or b.flops > 0) + (b.attention and shape.hybrid_override_pattern is None) for b in blocks)
-        keys = layout.micro_batch_size * self.tokens / c * 2 * shape.num_query_groups * shape.kv_channels / t * width
+        sublayers = sum(
+            (b.attention or b.flops > 0) + (b.attention and shape.hybrid_override_pattern is None)
+            for b in blocks
+        )
+        keys = (
+            layout.micro_batch_size
+            * self.tokens
+            / c
+            * 2
+            * shape.num_query_groups
+            * shape.kv_channels
+            / t
+            * width
+        )
         dense = stage.parameters - stage.expert_parameters
         over = lambda parameters, ranks: parameters * (ranks - 1) / ranks if ranks > 1 else 0.0
         gathered = over(dense, shards) + over(stage.expert_parameters, max(shards // e, 1))
@@ -311,18 +472,33 @@ class Planner:
         return {
             "tensor": again * sublayers * 4 * (t - 1) / t * residual,
             "context": again * sum(b.attention for b in blocks) * 2 * (c - 1) * keys,
-            "expert": again * sum(b.experts for b in blocks) * 4 * (e - 1) / e * residual * (shape.moe_router_topk if shape.num_experts else 0),
+            "expert": (
+                again
+                * sum(b.experts for b in blocks)
+                * 4
+                * (e - 1)
+                / e
+                * residual
+                * (shape.moe_router_topk if shape.num_experts else 0)
+            ),
             "pipeline": 2 * residual / (t if layout.sequence_parallel else 1) if layout.pipeline > 1 else 0.0,
             "data": gathered * whole * layout.num_micro_batches,
         }
 
-    def _micro_seconds(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, sent: dict[str, float]) -> float:
+    def _micro_seconds(
+        self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, sent: dict[str, float]
+    ) -> float:
         size = layout.micro_batch_size
         again = {None: (0, 0.0), "selective": (0, 0.25), "full": (1, 0.25)}[layout.granularity]
         blocks = sum(b.flops for b in parts.blocks[begin:end])
         products = (3 * stage.flops + again[0] * blocks) * size / (MATMUL * self.peak)
         traffic = TRAFFIC * (1 + again[1]) * stage.activations[None] * size / (self.gpu.bandwidth * 1e9)
-        reach = {"tensor": layout.tensor, "context": layout.tensor * layout.context, "expert": layout.tensor * layout.context * layout.expert, "pipeline": self.config.world_size}
+        reach = {
+            "tensor": layout.tensor,
+            "context": layout.tensor * layout.context,
+            "expert": layout.tensor * layout.context * layout.expert,
+            "pipeline": self.config.world_size,
+        }
         return products + traffic + sum(sent[axis] / self._speed(ranks) for axis, ranks in reach.items())
 
     def _speed(self, ranks: int) -> float:
@@ -340,22 +516,46 @@ def _plain(estimate: Estimate) -> dict:
     return {**dataclasses.asdict(estimate), "memory": estimate.memory}
 
 
-def _text(config: PlanConfig, planner: Planner, given: Estimate, shown: list[Estimate], fitting: int, considered: int) -> str:
+def _text(
+    config: PlanConfig,
+    planner: Planner,
+    given: Estimate,
+    shown: list[Estimate],
+    fitting: int,
+    considered: int,
+) -> str:
     lines = [
-        f"{planner.total_parameters / 1e9:,.2f} billion parameters on {config.world_size:,} {config.gpu} of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x {planner.tokens:,} tokens", "",
-        "  TP  CP  EP  PP     DP  sharding   micro  recompute   weights   grads  moments  activ.  GiB in all   fits  bubble  step s   MFU  tokens/s/GPU",
+        (
+            f"{planner.total_parameters / 1e9:,.2f} billion parameters on {config.world_size:,} {config.gpu}"
+            f" of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x"
+            f" {planner.tokens:,} tokens"
+        ),
+        "",
+        (
+            "  TP  CP  EP  PP     DP  sharding   micro  recompute   weights   grads  moments  activ.  GiB in"
+            " all   fits  bubble  step s   MFU  tokens/s/GPU"
+        ),
     ]
     lines += [_row(given) + "   this configuration", ""]
     lines += [_row(e) for e in shown]
     sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in given.communication.items() if bytes)
     lines += ["", f"GB that a rank of the first of these sends in a step: {sent or 'none'}"]
     lines.append(
-        f"{fitting:,} of {considered:,} layouts fit, the fastest first" if fitting
-        else f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size), or others (--gpu)"
+        f"{fitting:,} of {considered:,} layouts fit, the fastest first"
+        if fitting
+        else (
+            f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size), or"
+            " others (--gpu)"
+        )
     )
-    lines.append(f"MFU = FLOPs of a global batch, attention in full / (GPUs x step x {planner.peak / 1e12:,.0f} TFLOP/s); products at {MATMUL:.0%} of the peak, links as the maker says")
+    lines.append(
+        f"MFU = FLOPs of a global batch, attention in full / (GPUs x step x {planner.peak / 1e12:,.0f}"
+        f" TFLOP/s); products at {MATMUL:.0%} of the peak, links as the maker says"
+    )
     if planner.dtype.itemsize == 4:
-        lines.append("this configuration computes in float32, and the time is that of 16-bit products: give --bf16")
+        lines.append(
+            "this configuration computes in float32, and the time is that of 16-bit products: give --bf16"
+        )
     return "\n".join(lines)
 
 
@@ -363,6 +563,8 @@ def _row(e: Estimate) -> str:
     where = e.layout
     gib = "".join(f"{size / GIB:>8.1f}" for size in (e.weights, e.gradients, e.moments, e.activations))
     return (
-        f"{where.tensor:>4}{where.context:>4}{where.expert:>4}{where.pipeline:>4}{where.data:>7}  {where.sharding:<10}{where.micro_batch_size:>6}  {where.granularity or 'none':<10}"
-        f"{gib}{e.memory / GIB:>12.1f}   {'yes' if e.fits else 'no':<5}{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
+        f"{where.tensor:>4}{where.context:>4}{where.expert:>4}{where.pipeline:>4}{where.data:>7} "
+        f" {where.sharding:<10}{where.micro_batch_size:>6}  {where.granularity or 'none':<10}"
+        f"{gib}{e.memory / GIB:>12.1f}  "
+        f" {'yes' if e.fits else 'no':<5}{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
     )

@@ -1,4 +1,5 @@
-"""Where the time of some steps goes: a trace that Perfetto and chrome://tracing show, and a table of operations.
+"""Where the time of some steps goes: a trace that Perfetto and chrome://tracing show, and a table of
+operations.
 
 In, by LogConfig: which steps, on which ranks. Out: SAVE/profile/rank_R_steps_A_B.json.gz and .txt.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import UserError
+from ..core.config import UserError
 from .metrics import LogConfig
 
 ROWS = 30  # of the table
@@ -19,13 +20,20 @@ ROWS = 30  # of the table
 def check_profile(config: LogConfig, ranks: int, steps: int) -> None:
     """Raises UserError where nothing would be recorded. ranks, steps: of the run."""
     if config.profile and (beyond := [rank for rank in config.profile_ranks if not 0 <= rank < ranks]):
-        raise UserError(f"log.profile_ranks = {beyond[0]}: this run's ranks are 0 to {ranks - 1}; name some of them")
+        raise UserError(
+            f"log.profile_ranks = {beyond[0]}: this run's ranks are 0 to {ranks - 1}; name some of them"
+        )
     if config.profile and config.profile_step_start >= steps:
-        raise UserError(f"log.profile_step_start = {config.profile_step_start}: this run has {steps} steps; record earlier ones")
+        raise UserError(
+            f"log.profile_step_start = {config.profile_step_start}: this run has {steps} steps; record"
+            " earlier ones"
+        )
 
 
 class StepProfiler:
-    """Records what a rank does in steps `profile_step_start` to `profile_step_end`, the first excluded, as Megatron-LM counts."""
+    """Records what a rank does in steps `profile_step_start` to `profile_step_end`, the first excluded, as
+    Megatron-LM counts.
+    """
 
     def __init__(self, config: LogConfig, folder: Path, rank: int, device: torch.device):
         self.folder, self.rank, self.device = folder / "profile", rank, device
@@ -38,7 +46,10 @@ class StepProfiler:
         if self._running is None and self.start < step <= self.end:
             from torch.profiler import ProfilerActivity, profile
 
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+            activities = [
+                ProfilerActivity.CPU,
+                *([ProfilerActivity.CUDA] if self.device.type == "cuda" else []),
+            ]
             self.first, self._running = step, profile(activities=activities)
             self._running.start()
 
@@ -52,7 +63,13 @@ class StepProfiler:
         self.folder.mkdir(exist_ok=True)
         place = f"{self.folder}/rank_{self.rank}_steps_{self.first}_{step}"
         self._running.export_chrome_trace(f"{place}.json.gz")
-        table = self._running.key_averages().table(sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60)
+        table = self._running.key_averages().table(
+            sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60
+        )
         Path(f"{place}.txt").write_text(table, encoding="utf-8")
-        print(f"mt: {place}.txt: where the time of steps {self.first:,} to {step:,} went; https://ui.perfetto.dev shows {place}.json.gz", file=sys.stderr)
+        print(
+            f"mt: {place}.txt: where the time of steps {self.first:,} to {step:,} went;"
+            f" https://ui.perfetto.dev shows {place}.json.gz",
+            file=sys.stderr,
+        )
         self._running = None

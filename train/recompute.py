@@ -1,10 +1,13 @@
-"""Activations thrown away in the forward pass and computed again in the backward pass (Chen et al. 2016), applied to a model from outside.
+"""Activations thrown away in the forward pass and computed again in the backward pass (Chen et al.
+
+2016), applied to a model from outside.
 
     selective                the products of matrices and attention are kept; what is cheap is computed again
     full, uniform, N         every N blocks keep only what went in
     full, block, N           the first N blocks of a stack keep only what went in, the others everything
 
-No loss and no gradient changes by a bit: the same operations run again on the same numbers, dropout's included.
+No loss and no gradient changes by a bit: the same operations run again on the same numbers, dropout's
+included.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..config import check, option
+from ..core.config import check, option
 from .model.block import Block
 
 
@@ -25,15 +28,30 @@ from .model.block import Block
 class RecomputeConfig:
     """Memory for time: which activations are computed again."""
 
-    recompute_granularity: Literal["selective", "full"] | None = option(None, "selective: all but products of matrices and attention; full: whole blocks")
-    recompute_method: Literal["uniform", "block"] = option("uniform", "full: groups of blocks, or single blocks from the first on")
-    recompute_num_layers: int = option(1, "full: blocks in a group (uniform), or blocks that are recomputed (block)")
+    recompute_granularity: Literal["selective", "full"] | None = option(
+        None, "selective: all but products of matrices and attention; full: whole blocks"
+    )
+    recompute_method: Literal["uniform", "block"] = option(
+        "uniform", "full: groups of blocks, or single blocks from the first on"
+    )
+    recompute_num_layers: int = option(
+        1, "full: blocks in a group (uniform), or blocks that are recomputed (block)"
+    )
 
     def __post_init__(self):
         full = self.recompute_granularity == "full"
         check(
-            (self.recompute_num_layers >= 1, f"recompute.recompute_num_layers = {self.recompute_num_layers} must be at least 1"),
-            (full or (self.recompute_method, self.recompute_num_layers) == ("uniform", 1), "recompute_method and recompute_num_layers need recompute_granularity = full; give it, or leave them out"),
+            (
+                self.recompute_num_layers >= 1,
+                f"recompute.recompute_num_layers = {self.recompute_num_layers} must be at least 1",
+            ),
+            (
+                full or (self.recompute_method, self.recompute_num_layers) == ("uniform", 1),
+                (
+                    "recompute_method and recompute_num_layers need recompute_granularity = full; give it, or"
+                    " leave them out"
+                ),
+            ),
         )
 
 
@@ -56,12 +74,21 @@ def recompute(model: nn.Module, config: RecomputeConfig) -> None:
 
 
 def stacks(model: nn.Module) -> list[list[Block]]:
-    """The rows of blocks that a model runs one after the other (an encoder's, a decoder's; of a pipeline stage those that it has).
+    """The rows of blocks that a model runs one after the other (an encoder's, a decoder's; of a pipeline
+    stage those that it has).
 
     Blocks within a block (Retro's encoder) are its own.
     """
-    within = {inner for block in model.modules() if isinstance(block, Block) for inner in block.modules() if inner is not block}
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in within)
+    within = {
+        inner
+        for block in model.modules()
+        if isinstance(block, Block)
+        for inner in block.modules()
+        if inner is not block
+    }
+    lists = (
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in within
+    )
     rows = ([block for block in blocks if isinstance(block, Block)] for blocks in lists)
     return [row for row in rows if row]
 
@@ -69,8 +96,8 @@ def stacks(model: nn.Module) -> list[list[Block]]:
 class _Group:
     """Blocks that keep only what goes into the first of them.
 
-    The model calls its blocks one by one. The first then runs the whole group, and the others hand on what they get.
-    Inside, they are called as modules, so that hooks on them (sharded parameters) still work.
+    The model calls its blocks one by one. The first then runs the whole group, and the others hand on what
+    they get. Inside, they are called as modules, so that hooks on them (sharded parameters) still work.
     """
 
     def __init__(self, blocks: list[Block], how: dict):
@@ -101,9 +128,19 @@ class _Group:
 
 # What is dear to compute, by torch's names; some exist only in some versions or on some devices.
 _KEPT = (
-    "mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "_grouped_mm", "convolution", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable", "_flash_attention_forward",
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "_scaled_mm",
+    "_grouped_mm",
+    "convolution",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_flash_attention_forward",
 )
 
 

@@ -1,9 +1,9 @@
 """learning rate, weight decay and batch size as pure functions of consumed samples.
 
-The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py): everything is
-counted in samples, and a step uses the rate at the samples consumed before it. So with a warm-up from 0 the first step
-has learning rate 0 and moves nothing but the optimizer's moments. Nothing of a schedule is kept in a checkpoint: what
-the settings say and how many samples are consumed is all there is.
+The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py):
+everything is counted in samples, and a step uses the rate at the samples consumed before it. So with a
+warm-up from 0 the first step has learning rate 0 and moves nothing but the optimizer's moments. Nothing of a
+schedule is kept in a checkpoint: what the settings say and how many samples are consumed is all there is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from ..config import UserError
+from ..core.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +88,20 @@ class BatchSize:
 
     @classmethod
     def rampup(cls, full: int, rampup: tuple[int, ...]) -> BatchSize:
-        """From Megatron's `--rampup-batch-size START INCREMENT SAMPLES`; raises UserError where the three do not fit."""
+        """From Megatron's `--rampup-batch-size START INCREMENT SAMPLES`; raises UserError where the three do
+        not fit.
+        """
         if len(rampup) != 3 or min(rampup) < 1:
-            raise UserError(f"train.rampup_batch_size = {' '.join(map(str, rampup))} must be three positive numbers: start, increment, samples")
+            raise UserError(
+                f"train.rampup_batch_size = {' '.join(map(str, rampup))} must be three positive numbers:"
+                " start, increment, samples"
+            )
         start, increment, samples = rampup
         if start > full or (full - start) % increment:
-            raise UserError(f"train.rampup_batch_size: global batch {full} minus start {start} is not a multiple of increment {increment}; change one of the three")
+            raise UserError(
+                f"train.rampup_batch_size: global batch {full} minus start {start} is not a multiple of"
+                f" increment {increment}; change one of the three"
+            )
         return cls(full, start, increment, samples)
 
     def at(self, samples: int) -> int:
@@ -105,10 +113,16 @@ class BatchSize:
 
     def sizes(self) -> list[int]:
         """Every size that will occur."""
-        return list(range(self.start, self.full, self.increment)) + [self.full] if self.increment else [self.full]
+        return (
+            list(range(self.start, self.full, self.increment)) + [self.full]
+            if self.increment
+            else [self.full]
+        )
 
     def steps(self, total_samples: int, consumed: int = 0) -> Iterator[tuple[int, int]]:
-        """(samples consumed before the step, its size) of each step still to come: as many whole batches as fit."""
+        """(samples consumed before the step, its size) of each step still to come: as many whole batches as
+        fit.
+        """
         while consumed + (size := self.at(consumed)) <= total_samples:
             yield consumed, size
             consumed += size

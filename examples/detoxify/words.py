@@ -1,4 +1,7 @@
-"""The smallest classifier: the share of a text's words that are on a list. It shows what a program for `mt data classify` must do."""
+"""The smallest classifier: the share of a text's words that are on a list.
+
+It shows what a program for `mt data classify` must do.
+"""
 
 import json
 import re

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.dataprep.decontaminate import DecontaminateConfig, cut, decontaminate
 
 
@@ -16,7 +16,11 @@ def write(path, rows):
 
 
 def lines(folder):
-    return [json.loads(line) for p in sorted(folder.glob("*.jsonl")) for line in p.read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for p in sorted(folder.glob("*.jsonl"))
+        for line in p.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def run(tmp_path, records, against, name="out", **settings):
@@ -24,9 +28,22 @@ def run(tmp_path, records, against, name="out", **settings):
     files = []
     for file, content in against.items():
         path = tmp_path / file
-        path.write_text(content if isinstance(content, str) else "".join(json.dumps({"text": t}) + "\n" for t in content), encoding="utf-8")
+        path.write_text(
+            content if isinstance(content, str) else "".join(json.dumps({"text": t}) + "\n" for t in content),
+            encoding="utf-8",
+        )
         files.append(str(path))
-    manifest = decontaminate(DecontaminateConfig(**{"input": (source,), "output": str(tmp_path / name), "evaluation": tuple(files), "workers": 1, **settings}))
+    manifest = decontaminate(
+        DecontaminateConfig(
+            **{
+                "input": (source,),
+                "output": str(tmp_path / name),
+                "evaluation": tuple(files),
+                "workers": 1,
+                **settings,
+            }
+        )
+    )
     return manifest, lines(tmp_path / name), lines(tmp_path / name / "removed")
 
 
@@ -53,7 +70,10 @@ def holds(document, texts, longest=13, shortest=8):
 
 def test_the_documents_that_go_are_those_that_a_loop_finds(tmp_path):
     rng = random.Random(0)
-    tests = [" ".join(rng.choices([f"w{i}" for i in range(500)], k=rng.choice([5, 8, 10, 12, 13, 14, 40]))) for _ in range(60)]
+    tests = [
+        " ".join(rng.choices([f"w{i}" for i in range(500)], k=rng.choice([5, 8, 10, 12, 13, 14, 40])))
+        for _ in range(60)
+    ]
     records = []
     for i in range(300):
         body = rng.choices([f"w{i}" for i in range(500)], k=rng.randint(1, 80))
@@ -62,7 +82,15 @@ def test_the_documents_that_go_are_those_that_a_loop_finds(tmp_path):
             start, length = rng.choice([0, 0, rng.randrange(len(source))]), rng.choice([7, 8, 12, 13, 40])
             place = rng.randrange(len(body))
             body[place:place] = source[start : start + length]
-        records.append({"id": str(i), "text": rng.choice([" ", "  ", ", ", "-\n"]).join(rng.choice([w, w.upper()]) for w in body) + rng.choice(["", "ß", " İ"])})
+        records.append(
+            {
+                "id": str(i),
+                "text": (
+                    rng.choice([" ", "  ", ", ", "-\n"]).join(rng.choice([w, w.upper()]) for w in body)
+                    + rng.choice(["", "ß", " İ"])
+                ),
+            }
+        )
     _, kept, removed = run(tmp_path, records, {"task.jsonl": tests}, mode="document", key_threshold=0)
     expected = {r["id"] for r in records if holds(r["text"], tests)}
     assert {r["id"] for r in removed} == expected
@@ -74,11 +102,19 @@ def test_a_document_is_cut_around_the_match_at_ends_of_sentences(tmp_path):
     secret = words("secret", 13)
     sentence = "This is a sentence of forty characters.. "  # 41 with its space
     text = sentence * 20 + f"Before {secret.title()} after. " + sentence * 20
-    manifest, kept, removed = run(tmp_path, [{"id": "a", "text": text, "n": 1}, {"id": "b", "text": "clean text"}], {"lambada.jsonl": [secret]})
+    manifest, kept, removed = run(
+        tmp_path,
+        [{"id": "a", "text": text, "n": 1}, {"id": "b", "text": "clean text"}],
+        {"lambada.jsonl": [secret]},
+    )
     start, end = text.index("Secret0"), text.index("Secret12") + len("Secret12")
     left = text[: max(m.end() for m in re.finditer(r"\.", text) if m.start() <= start - 200)]
     right = text[min(m.end() for m in re.finditer(r"\.", text) if m.start() >= end + 200) :]
-    assert [(r["id"], r["text"], r.get("n")) for r in kept] == [("a#1", left.strip(), 1), ("a#2", right.strip(), 1), ("b", "clean text", None)]
+    assert [(r["id"], r["text"], r.get("n")) for r in kept] == [
+        ("a#1", left.strip(), 1),
+        ("a#2", right.strip(), 1),
+        ("b", "clean text", None),
+    ]
     assert removed == []
     assert manifest["cut"] == {"split": 1}
     assert manifest["counts"]["rows_kept"] == 2
@@ -86,7 +122,14 @@ def test_a_document_is_cut_around_the_match_at_ends_of_sentences(tmp_path):
 
 def test_positions_are_those_of_the_text_and_not_of_its_lower_case(tmp_path):
     secret = words("secret", 13)
-    text = "İ" * 50 + ". " + "An honest sentence stands here. " * 20 + secret + " end. " + "Another honest sentence. " * 30
+    text = (
+        "İ" * 50
+        + ". "
+        + "An honest sentence stands here. " * 20
+        + secret
+        + " end. "
+        + "Another honest sentence. " * 30
+    )
     assert len(text.lower()) > len(text)
     _, kept, _ = run(tmp_path, [{"id": "a", "text": text}], {"t.jsonl": [secret]})
     assert all("secret" not in r["text"] and r["text"].endswith(".") for r in kept)
@@ -95,15 +138,24 @@ def test_positions_are_those_of_the_text_and_not_of_its_lower_case(tmp_path):
 
 def test_short_documents_and_short_keys_are_searched_everywhere(tmp_path):
     key = words("key", 8)
-    records = [{"id": "short", "text": key}, {"id": "tail", "text": words("x", 40) + " " + key}, {"id": "clean", "text": words("y", 30)}]
+    records = [
+        {"id": "short", "text": key},
+        {"id": "tail", "text": words("x", 40) + " " + key},
+        {"id": "clean", "text": words("y", 30)},
+    ]
     _, kept, removed = run(tmp_path, records, {"t.jsonl": [key]}, mode="document")
     assert [r["id"] for r in kept] == ["clean"]
-    assert [(r["id"], r["reason"], r["against"], r["example"]) for r in removed] == [("short", "contaminated", ["t.jsonl"], key), ("tail", "contaminated", ["t.jsonl"], key)]
+    assert [(r["id"], r["reason"], r["against"], r["example"]) for r in removed] == [
+        ("short", "contaminated", ["t.jsonl"], key),
+        ("tail", "contaminated", ["t.jsonl"], key),
+    ]
 
 
 def test_an_ngram_across_two_documents_is_no_match(tmp_path):
     secret = words("secret", 13).split()
-    records = [{"id": str(i), "text": " ".join(part)} for i, part in enumerate([secret[:7], secret[7:], secret])]
+    records = [
+        {"id": str(i), "text": " ".join(part)} for i, part in enumerate([secret[:7], secret[7:], secret])
+    ]
     _, kept, _ = run(tmp_path, records, {"t.jsonl": [words("secret", 13)]})
     assert kept == records[:2]
 
@@ -122,24 +174,48 @@ def test_a_document_in_too_many_pieces_goes(tmp_path):
     secret = words("secret", 13)
     text = ("A sentence that is honest. " * 30 + secret + ". ") * 4
     settings = {"max_pieces": 3, "key_threshold": 0}
-    _, _, removed = run(tmp_path, [{"id": "a", "text": text}, {"id": "b", "text": "clean"}], {"t.jsonl": [secret]}, **settings)
+    _, _, removed = run(
+        tmp_path, [{"id": "a", "text": text}, {"id": "b", "text": "clean"}], {"t.jsonl": [secret]}, **settings
+    )
     assert [(r["id"], r["reason"], r["pieces"]) for r in removed] == [("a", "too_many_pieces", 4)]
 
 
 def test_the_report_says_which_file_matched_what(tmp_path):
     one, two = words("one", 20), words("two", 13)
-    records = [{"id": "1", "text": one}, {"id": "2", "text": f"{words('one', 13)} {two}"}, {"id": "3", "text": "clean"}]
-    against = {"one.jsonl": [one, "too short"], "both.txt": f" = {two} = \n\n {one} \n", "wiki.test.tokens": f"{words('three', 13)}\n"}
+    records = [
+        {"id": "1", "text": one},
+        {"id": "2", "text": f"{words('one', 13)} {two}"},
+        {"id": "3", "text": "clean"},
+    ]
+    against = {
+        "one.jsonl": [one, "too short"],
+        "both.txt": f" = {two} = \n\n {one} \n",
+        "wiki.test.tokens": f"{words('three', 13)}\n",
+    }
     manifest, _, _ = run(tmp_path, records, against, mode="document")
     report = manifest["evaluation"]
-    assert report["one.jsonl"] == {"texts": 2, "texts_too_short": 1, "rows_malformed": 0, "ngrams": 8, "ngrams_matched": 8, "ngrams_too_common": 0, "documents_matched": 2}
+    assert report["one.jsonl"] == {
+        "texts": 2,
+        "texts_too_short": 1,
+        "rows_malformed": 0,
+        "ngrams": 8,
+        "ngrams_matched": 8,
+        "ngrams_too_common": 0,
+        "documents_matched": 2,
+    }
     assert (report["both.txt"]["ngrams_matched"], report["both.txt"]["documents_matched"]) == (9, 2)
     assert (report["wiki.test.tokens"]["ngrams"], report["wiki.test.tokens"]["documents_matched"]) == (1, 0)
 
 
 def test_neither_workers_nor_shards_change_what_is_kept_and_an_evaluation_file_enters_the_key(tmp_path):
     secret = words("secret", 13)
-    records = [{"id": str(i), "text": ("Some honest sentence here. " * 20 + (secret if i % 50 == 0 else "") + ". ") * 2} for i in range(400)]
+    records = [
+        {
+            "id": str(i),
+            "text": ("Some honest sentence here. " * 20 + (secret if i % 50 == 0 else "") + ". ") * 2,
+        }
+        for i in range(400)
+    ]
     first, one, gone = run(tmp_path, records, {"t.jsonl": [secret]}, "one")
     _, two, also_gone = run(tmp_path, records, {"t.jsonl": [secret]}, "two", workers=2, shard_bytes=1 << 16)
     assert (one, gone) == (two, also_gone)
@@ -166,8 +242,20 @@ def test_cut_removes_up_to_sentence_ends_on_both_sides(spans, expected):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "one two three"}\n', r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and --evaluation-key, or lower --min-ngram"),
-        ('{"text": "a"}\n{"txt": "b"}\n', r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); mend the evaluation file, or name the key of its texts with --evaluation-key"),
+        (
+            '{"text": "one two three"}\n',
+            (
+                r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and"
+                r" --evaluation-key, or lower --min-ngram"
+            ),
+        ),
+        (
+            '{"text": "a"}\n{"txt": "b"}\n',
+            (
+                r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); mend the evaluation file, or name the"
+                r" key of its texts with --evaluation-key"
+            ),
+        ),
         ('{"text": null}\n', r"t\.jsonl, line 1: 'text' is null, not a text; mend the evaluation file"),
         ("", r"t\.jsonl, line 1: the file is empty; mend the evaluation file"),
     ],
@@ -180,6 +268,10 @@ def test_an_evaluation_file_without_a_usable_ngram_is_refused(tmp_path, content,
 def test_a_missing_evaluation_file_and_senseless_settings_are_refused(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": "x"}])
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
-        decontaminate(DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), evaluation=(str(tmp_path / "none.jsonl"),)))
+        decontaminate(
+            DecontaminateConfig(
+                input=(source,), output=str(tmp_path / "out"), evaluation=(str(tmp_path / "none.jsonl"),)
+            )
+        )
     with pytest.raises(UserError, match="min_ngram = 14 must lie between 1 and max_ngram = 13"):
         DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), evaluation=("x",), min_ngram=14)

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.dataprep import stage
 from mt.dataprep.holdout import FUNCTION_WORDS, HoldoutConfig, holdout, passages_of, wikitext
-from mt.documents import Document, expand
+from mt.documents.reader import Document, expand
 
 STORY = (
     "The old lighthouse keeper lived alone above the harbour and rarely spoke to anybody in the town. "
@@ -28,11 +28,20 @@ def lines(path):
 
 
 def rows(count=400):
-    return [{"id": f"doc/{i}", "title": f"Story {i}", "text": f"Story number {i}. {STORY}"} for i in range(count)]
+    return [
+        {"id": f"doc/{i}", "title": f"Story {i}", "text": f"Story number {i}. {STORY}"} for i in range(count)
+    ]
 
 
 def test_every_document_is_either_kept_or_held_out(tmp_path):
-    manifest = holdout(HoldoutConfig(input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), fraction=0.1, workers=1))
+    manifest = holdout(
+        HoldoutConfig(
+            input=(write(tmp_path / "in.jsonl", rows()),),
+            output=str(tmp_path / "out"),
+            fraction=0.1,
+            workers=1,
+        )
+    )
     kept, aside = lines(tmp_path / "out/00000.jsonl"), lines(tmp_path / "out/heldout.jsonl")
     assert sorted(r["id"] for r in kept + aside) == sorted(r["id"] for r in rows())
     assert 20 < len(aside) == manifest["counts"]["removed"]["held_out"] < 60
@@ -43,9 +52,21 @@ def test_every_document_is_either_kept_or_held_out(tmp_path):
 def test_the_choice_depends_on_id_and_seed_alone(tmp_path):
     few = {r["id"] for r in rows(200)}
     chosen = {}
-    for name, records, more in (("all", rows(), {}), ("few", rows(200)[::-1], {}), ("workers", rows(), {"workers": 2, "shard_bytes": 1 << 16}), ("seed", rows(), {"seed": 5})):
+    for name, records, more in (
+        ("all", rows(), {}),
+        ("few", rows(200)[::-1], {}),
+        ("workers", rows(), {"workers": 2, "shard_bytes": 1 << 16}),
+        ("seed", rows(), {"seed": 5}),
+    ):
         settings = {"workers": 1, **more}
-        holdout(HoldoutConfig(input=(write(tmp_path / f"{name}.jsonl", records),), output=str(tmp_path / name), fraction=0.1, **settings))
+        holdout(
+            HoldoutConfig(
+                input=(write(tmp_path / f"{name}.jsonl", records),),
+                output=str(tmp_path / name),
+                fraction=0.1,
+                **settings,
+            )
+        )
         chosen[name] = {r["id"] for r in lines(tmp_path / name / "heldout.jsonl")}
     assert chosen["few"] == chosen["all"] & few
     assert chosen["workers"] == chosen["all"] != chosen["seed"]
@@ -61,7 +82,9 @@ def test_wikitext_has_headings_and_a_paragraph_a_line():
 
 def test_a_passage_ends_in_a_content_word_that_stands_in_it_before():
     (passage,) = passages_of(STORY)
-    assert passage == STORY[STORY.index("Every evening") : -1], "as many sentences as make enough words of context"
+    assert passage == STORY[STORY.index("Every evening") : -1], (
+        "as many sentences as make enough words of context"
+    )
     assert passage.split(" ")[-1] == "ships"
 
 
@@ -96,8 +119,12 @@ def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, shared):
 
 
 def test_a_kill_while_it_clears_up_leaves_a_finished_output(tmp_path, monkeypatch):
-    config = HoldoutConfig(input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), workers=1)
-    monkeypatch.setattr(stage, "discard_parts", lambda run: (run.output / "parts/heldout/00000.jsonl").unlink())
+    config = HoldoutConfig(
+        input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), workers=1
+    )
+    monkeypatch.setattr(
+        stage, "discard_parts", lambda run: (run.output / "parts/heldout/00000.jsonl").unlink()
+    )
     manifest = holdout(config)
     monkeypatch.undo()
     assert (tmp_path / "out/parts").exists()
@@ -108,11 +135,22 @@ def test_a_kill_while_it_clears_up_leaves_a_finished_output(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("records", "settings", "message"),
     [
-        ([{"text": "short"}] * 3, {}, r"of 3 documents none was set aside \(fraction = 0.02, min_chars = 300\)"),
+        (
+            [{"text": "short"}] * 3,
+            {},
+            r"of 3 documents none was set aside \(fraction = 0.02, min_chars = 300\)",
+        ),
         (rows(3), {"fraction": 0.999999}, r"no document is left \(3 in: 3 held_out\)"),
         (rows(3), {"fraction": 1.5}, "fraction = 1.5 must lie between 0 and 1"),
     ],
 )
 def test_nothing_set_aside_or_nothing_left_is_refused(tmp_path, records, settings, message):
     with pytest.raises(UserError, match=message):
-        holdout(HoldoutConfig(input=(write(tmp_path / "in.jsonl", records),), output=str(tmp_path / "out"), workers=1, **settings))
+        holdout(
+            HoldoutConfig(
+                input=(write(tmp_path / "in.jsonl", records),),
+                output=str(tmp_path / "out"),
+                workers=1,
+                **settings,
+            )
+        )

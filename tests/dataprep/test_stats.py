@@ -6,7 +6,7 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 
 from mt import cli
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.dataprep.stats import StatsConfig, stats
 
 
@@ -35,9 +35,22 @@ def test_every_input_has_its_own_counts(tmp_path):
 def test_tokens_are_those_of_the_tokenizers_library(tmp_path, shared):
     files = [str(shared / "data/gpt2" / name) for name in ("vocab.json", "merges.txt")]
     reference = ByteLevelBPETokenizer(*files)
-    rows = [json.loads(line) for line in (shared / "data/corpus/speeches.jsonl").read_bytes().splitlines()[:20]]
+    rows = [
+        json.loads(line) for line in (shared / "data/corpus/speeches.jsonl").read_bytes().splitlines()[:20]
+    ]
     source = write(tmp_path / "in.jsonl", rows)
-    arguments = ["--input", source, "--output", str(tmp_path / "out"), "--vocab-file", files[0], "--merge-file", files[1], "--workers", "1"]
+    arguments = [
+        "--input",
+        source,
+        "--output",
+        str(tmp_path / "out"),
+        "--vocab-file",
+        files[0],
+        "--merge-file",
+        files[1],
+        "--workers",
+        "1",
+    ]
     (row,) = cli.call(("data", "stats"), arguments)["rows"]
     assert row["tokens"] == sum(len(reference.encode(r["text"]).ids) for r in rows)
 
@@ -47,7 +60,9 @@ def test_a_bad_record_is_named_or_set_aside_and_counted(tmp_path):
     path.write_bytes(b'{"text": "a"}\n{"text": null}\n')
     with pytest.raises(UserError, match=r"in\.jsonl, line 2: 'text' is null"):
         stats(StatsConfig(input=(str(path),), output=str(tmp_path / "out"), workers=1))
-    manifest = stats(StatsConfig(input=(str(path),), output=str(tmp_path / "skip"), on_error="skip", workers=1))
+    manifest = stats(
+        StatsConfig(input=(str(path),), output=str(tmp_path / "skip"), on_error="skip", workers=1)
+    )
     assert (manifest["counts"]["rejected"], manifest["rows"][0]["documents"]) == (1, 1)
 
 

@@ -1,4 +1,6 @@
-"""A tiny random GPT-2 of transformers under the interface of mt's own models, and a byte tokenizer: the oracle's model."""
+"""A tiny random GPT-2 of transformers under the interface of mt's own models, and a byte tokenizer: the
+oracle's model.
+"""
 
 import types
 from pathlib import Path
@@ -25,7 +27,9 @@ class ByteTokenizer:
 
 
 class TokenCache:
-    """A cache that keeps tokens in the slots of their positions, and no keys or values: everything is computed anew."""
+    """A cache that keeps tokens in the slots of their positions, and no keys or values: everything is
+    computed anew.
+    """
 
     def __init__(self, batch, max_length):
         self.tokens = torch.zeros((batch, max_length), dtype=torch.int64)
@@ -74,8 +78,15 @@ def gpt2():
     """3 layers whose weights are large enough that its distributions are far from uniform."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        vocab_size=257, n_positions=POSITIONS, n_embd=32, n_layer=3, n_head=4, initializer_range=0.3,
-        bos_token_id=256, eos_token_id=256, attn_implementation="eager",
+        vocab_size=257,
+        n_positions=POSITIONS,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=256,
+        eos_token_id=256,
+        attn_implementation="eager",
     )
     torch.manual_seed(1)
     return transformers.GPT2LMHeadModel(config).eval()
@@ -92,9 +103,12 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     config = types.SimpleNamespace(
-        model=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS), data=types.SimpleNamespace(seq_length=32)
+        model=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS),
+        data=types.SimpleNamespace(seq_length=32),
     )
     monkeypatch.setattr(lm, "find", Path)
     monkeypatch.setattr(lm, "saved_settings", lambda path: config)
-    monkeypatch.setattr(lm, "load_model", lambda path, mesh=None: (TransformersModel(gpt2), ByteTokenizer(), config))
+    monkeypatch.setattr(
+        lm, "load_model", lambda path, mesh=None: (TransformersModel(gpt2), ByteTokenizer(), config)
+    )
     return str(folder)

@@ -11,11 +11,11 @@ import httpx
 import torch
 import uvicorn
 
-from mt.eval.engine import Engine
-from mt.eval.guard import Metrics
+from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
-from mt.eval.sampling import Sampling
-from mt.eval.serve import ServeConfig, _listen, build_app
+from mt.eval.server.app import ServeConfig, _listen, build_app
+from mt.eval.server.engine import Engine
+from mt.eval.server.middleware import Metrics
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import ModelConfig, initialize, resolve
 
@@ -35,7 +35,13 @@ class ByteTokenizer:
 
 
 def small_model(positions=POSITIONS):
-    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_position_embeddings=positions, init_method_std=0.4)
+    config = ModelConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=positions,
+        init_method_std=0.4,
+    )
     model = GPT(resolve(config, vocab_size=257, seq_length=positions))
     initialize(model, seed=1)
     return LanguageModel(model.eval().requires_grad_(False), ByteTokenizer(), positions, batch_size=16)
@@ -47,13 +53,23 @@ class Running:
     def __init__(self, model, keys=(), **settings):
         config = ServeConfig(load="none", port=0, **settings)
         self.model = model
-        self.engine = Engine(model, max_batch_size=config.max_batch_size, max_tokens=config.max_tokens_to_oom, max_queue=config.max_queue)
+        self.engine = Engine(
+            model,
+            max_batch_size=config.max_batch_size,
+            max_tokens=config.max_tokens_to_oom,
+            max_queue=config.max_queue,
+        )
         self.metrics = Metrics(self.engine)
         app = build_app(self.engine, self.metrics, "small", config, list(keys))
         listener = _listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
-        self._threads = [threading.Thread(target=self._server.run, args=([listener],)), threading.Thread(target=self._work)]
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
+        )
+        self._threads = [
+            threading.Thread(target=self._server.run, args=([listener],)),
+            threading.Thread(target=self._work),
+        ]
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def _work(self):
@@ -97,7 +113,9 @@ def until(holds, patience_s=60.0):
 
 
 def greedy(server, text, count):
-    (found,) = server.model.generate([server.model.tokenizer.encode(text)], Sampling(max_new_tokens=count, greedy=True))
+    (found,) = server.model.generate(
+        [server.model.tokenizer.encode(text)], Sampling(max_new_tokens=count, greedy=True)
+    )
     return found
 
 

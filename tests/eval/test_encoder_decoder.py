@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers
 
-from mt.eval.beams import BeamSearch
 from mt.eval.encoder_decoder import EncoderDecoder
+from mt.eval.generation.beam_search import BeamSearch
+from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
-from mt.eval.sampling import Sampling
-from mt.train.convert.architectures import weights_in
-from mt.train.convert.hf_settings import settings_in
+from mt.train.checkpoint.architectures import weights_in
+from mt.train.checkpoint.hf_settings import settings_in
 from mt.train.model.t5 import T5
 
 V = 61
@@ -37,14 +37,22 @@ def both():
     return theirs, EncoderDecoder(ours, 0)
 
 
-PROMPTS = [torch.randint(2, V, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (5, 23, 9, 14, 2, 30, 7)]
+PROMPTS = [
+    torch.randint(2, V, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in (5, 23, 9, 14, 2, 30, 7)
+]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, rows):
     theirs, ours = both
-    expected = [theirs.generate(torch.tensor([p]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist() for p in PROMPTS]
-    found = LanguageModel(ours, Tokenizer(), 256, batch_size=rows).generate(PROMPTS, Sampling(max_new_tokens=12, greedy=True))
+    expected = [
+        theirs.generate(torch.tensor([p]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+        for p in PROMPTS
+    ]
+    found = LanguageModel(ours, Tokenizer(), 256, batch_size=rows).generate(
+        PROMPTS, Sampling(max_new_tokens=12, greedy=True)
+    )
     assert [c.ids for c in found] == expected
 
 
@@ -55,6 +63,14 @@ def test_beams_are_those_of_transformers(both, width):
         beams = BeamSearch(ours, Tokenizer(), prompt, Sampling(max_new_tokens=8), beam_width=width)
         while not beams.done:
             beams.step()
-        how = {"num_beams": width, "num_return_sequences": width, "early_stopping": False, "return_dict_in_generate": True, "output_scores": True}
+        how = {
+            "num_beams": width,
+            "num_return_sequences": width,
+            "early_stopping": False,
+            "return_dict_in_generate": True,
+            "output_scores": True,
+        }
         expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, **how)
-        assert [beam.score for beam in beams.found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
+        assert [beam.score for beam in beams.found] == pytest.approx(
+            expected.sequences_scores.tolist(), abs=1e-4
+        )

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.eval.lm import LanguageModel
 
 
 def reference(gpt2, ids, first):
-    """(log-probabilities, hits) of ids[first:] by transformers on this one sequence, from the full log-softmax."""
+    """(log-probabilities, hits) of ids[first:] by transformers on this one sequence, from the full
+    log-softmax.
+    """
     with torch.no_grad():
         logprobs = gpt2(torch.tensor([ids[:-1]])).logits[0].double().log_softmax(-1)
     targets = torch.tensor(ids[1:])
@@ -66,7 +68,11 @@ def test_an_answer_does_not_depend_on_the_order_of_the_requests(language_model):
 def test_requests_that_spell_the_same_sequence_share_one_forward_pass(language_model, monkeypatch):
     rows = []
     forward = language_model.model.forward
-    monkeypatch.setattr(language_model.model, "forward", lambda tokens, **more: (rows.append(len(tokens)), forward(tokens, **more))[1])
+    monkeypatch.setattr(
+        language_model.model,
+        "forward",
+        lambda tokens, **more: (rows.append(len(tokens)), forward(tokens, **more))[1],
+    )
     whole = list(range(30))
     cuts = [1, 7, 29]
     answers = language_model.loglikelihood([(whole[:cut], whole[cut:]) for cut in cuts])
@@ -111,7 +117,11 @@ def test_rolling_reads_windows_only_a_few_batches_ahead(language_model):
 def test_only_scored_positions_meet_the_vocabulary(language_model, monkeypatch):
     rows = []
     ask = language_model.model.log_likelihoods
-    monkeypatch.setattr(language_model.model, "log_likelihoods", lambda hidden, targets: (rows.append(len(hidden)), ask(hidden, targets))[1])
+    monkeypatch.setattr(
+        language_model.model,
+        "log_likelihoods",
+        lambda hidden, targets: (rows.append(len(hidden)), ask(hidden, targets))[1],
+    )
     language_model.loglikelihood([(list(range(40)), [1, 2])] * 2 + [(list(range(50)), [3] * 9)])
     assert sum(rows) == 11
 

@@ -7,24 +7,53 @@ import pytest
 import torch
 
 from mt.cli import call
-from mt.config import UserError
-from mt.eval.generate import GenerateConfig, generate
-from mt.eval.tasks import LambadaConfig, WikitextConfig, lambada, wikitext
-from mt.train.checkpoint import load_model
+from mt.core.config import UserError
+from mt.eval.generation.generate import GenerateConfig, generate
+from mt.eval.tasks.lambada import LambadaConfig, WikitextConfig, lambada, wikitext
+from mt.train.checkpoint.native import load_model
 
 TEXT = "the cat sat on the mat and the dog sat on the log . "
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A directory of mt train: 30 steps on one sentence's bytes, positions for twice the length of its sequences."""
+    """A directory of mt train: 30 steps on one sentence's bytes, positions for twice the length of its
+    sequences.
+    """
     folder = tmp_path_factory.mktemp("run")
     (folder / "corpus.jsonl").write_text(json.dumps({"text": TEXT * 3}) + "\n")
     tokenizer = ["--tokenizer-type", "ByteLevelTokenizer"]
-    call(("data", "tokenize"), ["--input", str(folder / "corpus.jsonl"), "--output-prefix", str(folder / "corpus"), "--workers", "1", *tokenizer])
-    model = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --max-position-embeddings 64 --seq-length 32"
-    steps = "--micro-batch-size 8 --global-batch-size 8 --train-iters 30 --eval-iters 0 --lr 1e-2 --lr-warmup-iters 5 --split 100,0,0"
-    call(("train",), [*model.split(), *steps.split(), *tokenizer, "--data-path", str(folder / "corpus_text_document"), "--save", str(folder / "save")])
+    call(
+        ("data", "tokenize"),
+        [
+            "--input",
+            str(folder / "corpus.jsonl"),
+            "--output-prefix",
+            str(folder / "corpus"),
+            "--workers",
+            "1",
+            *tokenizer,
+        ],
+    )
+    model = (
+        "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --max-position-embeddings 64 --seq-length 32"
+    )
+    steps = (
+        "--micro-batch-size 8 --global-batch-size 8 --train-iters 30 --eval-iters 0 --lr 1e-2"
+        " --lr-warmup-iters 5 --split 100,0,0"
+    )
+    call(
+        ("train",),
+        [
+            *model.split(),
+            *steps.split(),
+            *tokenizer,
+            "--data-path",
+            str(folder / "corpus_text_document"),
+            "--save",
+            str(folder / "save"),
+        ],
+    )
     return str(folder / "save")
 
 
@@ -45,7 +74,11 @@ def test_wikitext_of_a_checkpoint_is_the_models_own_loss(trained, tmp_path):
 
 def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_path):
     path = tmp_path / "passages.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the cat sat on the mat", "and the dog sat on the log")))
+    path.write_text(
+        "".join(
+            json.dumps({"text": t}) + "\n" for t in ("the cat sat on the mat", "and the dog sat on the log")
+        )
+    )
     summary = lambada(LambadaConfig(load=trained, valid_data=(str(path),), output=str(tmp_path / "out")))
     assert summary["examples"] == len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
@@ -57,13 +90,31 @@ def evaluate(verb, config):
 
 @pytest.fixture
 def evaluations(trained, tmp_path):
-    """evaluations(directory, name=value ...): (verb, its configuration) of more passages and windows than one rank gets at a time."""
+    """evaluations(directory, name=value ...): (verb, its configuration) of more passages and windows than one
+    rank gets at a time.
+    """
     passages, text = tmp_path / "passages.jsonl", tmp_path / "valid.txt"
-    passages.write_text("".join(json.dumps({"text": f"{'the cat ' * (1 + n % 3)}sat on the mat"}) + "\n" for n in range(301)))
+    passages.write_text(
+        "".join(json.dumps({"text": f"{'the cat ' * (1 + n % 3)}sat on the mat"}) + "\n" for n in range(301))
+    )
     text.write_text(TEXT * 15)
     return lambda name, **more: [
-        ("lambada", LambadaConfig(load=trained, valid_data=(str(passages),), output=str(tmp_path / f"lambada{name}"), **more)),
-        ("wikitext", WikitextConfig(load=trained, valid_data=str(text), overlapping_eval=24, output=str(tmp_path / f"wikitext{name}"), **more)),
+        (
+            "lambada",
+            LambadaConfig(
+                load=trained, valid_data=(str(passages),), output=str(tmp_path / f"lambada{name}"), **more
+            ),
+        ),
+        (
+            "wikitext",
+            WikitextConfig(
+                load=trained,
+                valid_data=str(text),
+                overlapping_eval=24,
+                output=str(tmp_path / f"wikitext{name}"),
+                **more,
+            ),
+        ),
     ]
 
 
@@ -81,7 +132,9 @@ def test_ranks_that_share_a_model_score_as_one_does(evaluations, pool):
         (one,), (two, _) = pool.run(evaluate, 1, verb, alone), pool.run(evaluate, 2, verb, cut)
         assert one["counts"] == two["counts"]
         assert two["scores"] == approx(one["scores"])
-        for mine, theirs in zip(*(map(json.loads, predictions(c).read_text().splitlines()) for c in (alone, cut)), strict=True):
+        for mine, theirs in zip(
+            *(map(json.loads, predictions(c).read_text().splitlines()) for c in (alone, cut)), strict=True
+        ):
             assert mine == approx(theirs)
 
 
@@ -91,13 +144,24 @@ def predictions(config):
 
 def approx(tree):
     """What is equal to a tree of dicts up to float32's rounding."""
-    return {name: approx(value) for name, value in tree.items()} if isinstance(tree, dict) else pytest.approx(tree, rel=1e-5) if isinstance(tree, float) else tree
+    return (
+        {name: approx(value) for name, value in tree.items()}
+        if isinstance(tree, dict)
+        else pytest.approx(tree, rel=1e-5)
+        if isinstance(tree, float)
+        else tree
+    )
 
 
 def test_generation_goes_on_beyond_the_trained_length_as_far_as_there_are_positions(trained):
-    (sample,) = generate(GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=57, greedy=True))["samples"]
+    (sample,) = generate(
+        GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=57, greedy=True)
+    )["samples"]
     assert len(sample["tokens"]) == 57
-    with pytest.raises(UserError, match="with tokens_to_generate = 58 that is 65, but the model has 64 positions; generate at most 57"):
+    with pytest.raises(
+        UserError,
+        match="with tokens_to_generate = 58 that is 65, but the model has 64 positions; generate at most 57",
+    ):
         generate(GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=58))
 
 

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from mt import config
-from mt.config import UserError
-from mt.eval.generate import GenerateConfig, generate
+from mt.core import config
+from mt.core.config import UserError
+from mt.eval.generation.generate import GenerateConfig, generate
+from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import Retrieval, open_model
-from mt.eval.sampling import Sampling
-from mt.eval.tasks import LambadaConfig, WikitextConfig, lambada, wikitext
+from mt.eval.tasks.lambada import LambadaConfig, WikitextConfig, lambada, wikitext
 from mt.indexed.neighbors import Neighbors
 from mt.retro.build import BuildDbConfig, build_db
-from mt.retro.lookup import Lookup
-from mt.retro.samples import NeighborsConfig, neighbors
-from mt.tokenizer import TokenizerConfig, load
-from mt.train.course import TrainConfig
+from mt.retro.retriever import Lookup
+from mt.retro.sample_neighbors import NeighborsConfig, neighbors
+from mt.tests.retro.test_sample_neighbors import texts, write
+from mt.tokenizer.tokenizer import TokenizerConfig, load
+from mt.train.config import TrainConfig
 from mt.train.loop import train
-from tests.retro.test_samples import texts, write
 
 M, SEQ = 16, 64
 
@@ -27,22 +27,62 @@ def folder(tmp_path_factory):
     """Data, a database of them, and a Retro `retro` that learned a little from both; and a GPT `gpt`."""
     folder = tmp_path_factory.mktemp("retro")
     write(folder / "a", texts(40, 1))
-    build_db(config.build(BuildDbConfig, ("test", {
-        "data_path": [str(folder / "a")], "output": str(folder / "db"), "tokenizer_type": "ByteLevelTokenizer", "chunk_length": M, "num_neighbors": 2, "workers": 1,
-    })))
-    neighbors(config.build(NeighborsConfig, ("test", {
-        "data_path": [str(folder / "a")], "split": "100,0", "seq_length": SEQ, "db": str(folder / "db"), "output": str(folder / "near"), "train_samples": 80,
-        "num_neighbors": 2, "workers": 1,
-    })))
+    build_db(
+        config.build(
+            BuildDbConfig,
+            (
+                "test",
+                {
+                    "data_path": [str(folder / "a")],
+                    "output": str(folder / "db"),
+                    "tokenizer_type": "ByteLevelTokenizer",
+                    "chunk_length": M,
+                    "num_neighbors": 2,
+                    "workers": 1,
+                },
+            ),
+        )
+    )
+    neighbors(
+        config.build(
+            NeighborsConfig,
+            (
+                "test",
+                {
+                    "data_path": [str(folder / "a")],
+                    "split": "100,0",
+                    "seq_length": SEQ,
+                    "db": str(folder / "db"),
+                    "output": str(folder / "near"),
+                    "train_samples": 80,
+                    "num_neighbors": 2,
+                    "workers": 1,
+                },
+            ),
+        )
+    )
     tree = {
-        "num_layers": 6, "hidden_size": 32, "num_attention_heads": 4, "data_path": [str(folder / "a")], "seq_length": SEQ, "split": "100,0", "tokenizer_type": "ByteLevelTokenizer",
-        "lr": 1e-2, "lr_warmup_iters": 2, "micro_batch_size": 8, "train_iters": 10, "eval_iters": 0, "init_method_std": 0.1,
+        "num_layers": 6,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "data_path": [str(folder / "a")],
+        "seq_length": SEQ,
+        "split": "100,0",
+        "tokenizer_type": "ByteLevelTokenizer",
+        "lr": 1e-2,
+        "lr_warmup_iters": 2,
+        "micro_batch_size": 8,
+        "train_iters": 10,
+        "eval_iters": 0,
+        "init_method_std": 0.1,
     }
     retro = {"retro_add_retriever": True, "retro_chunk_length": M, "retro_project_dir": str(folder / "near")}
     train(config.build(TrainConfig, ("test", tree | retro | {"save": str(folder / "retro")})))
     train(config.build(TrainConfig, ("test", tree | {"save": str(folder / "gpt"), "train_iters": 3})))
     (folder / "text.txt").write_text(" ".join(texts(30, 5)))
-    (folder / "words.jsonl").write_text("".join(f'{{"text": "{text[:-1]}"}}\n' for text in texts(30, 6) if 40 < len(text) < 400))
+    (folder / "words.jsonl").write_text(
+        "".join(f'{{"text": "{text[:-1]}"}}\n' for text in texts(30, 6) if 40 < len(text) < 400)
+    )
     return folder
 
 
@@ -51,7 +91,12 @@ def retrieval(folder, gate=1.0):
 
 
 def test_what_is_looked_up_for_a_chunk_of_the_database_is_itself_and_then_its_neighbours(folder):
-    look_up = Lookup(folder / "db", load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")), chunk_length=M, num_neighbors=3)
+    look_up = Lookup(
+        folder / "db",
+        load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")),
+        chunk_length=M,
+        num_neighbors=3,
+    )
     known = Neighbors(folder / "db")
     whole = np.flatnonzero(known.chunks.tokens(np.arange(len(known)))[1].all(1))[::7]
     chunks, _ = known.chunks.tokens(whole)
@@ -62,9 +107,14 @@ def test_what_is_looked_up_for_a_chunk_of_the_database_is_itself_and_then_its_ne
 
 
 def test_a_text_that_grows_is_scored_as_it_would_be_whole_whatever_is_beside_it(folder):
-    """The log-probabilities of greedy tokens, chosen one by one with a cache, are those of one pass over the text."""
+    """The log-probabilities of greedy tokens, chosen one by one with a cache, are those of one pass over the
+    text.
+    """
     model = open_model(str(folder / "retro"), "positions", 4, retrieval(folder))
-    prompts = [model.tokenizer.encode(text) for text in ("river", "the mountain sings. winter", "planet burns. horse w", "letter turns. x")]
+    prompts = [
+        model.tokenizer.encode(text)
+        for text in ("river", "the mountain sings. winter", "planet burns. horse w", "letter turns. x")
+    ]
     found = model.generate(prompts, Sampling(max_new_tokens=30, greedy=True))
     alone = [model.generate([prompt], Sampling(max_new_tokens=30, greedy=True))[0] for prompt in prompts]
     plain = open_model(str(folder / "retro"), "positions", 4)
@@ -83,11 +133,35 @@ def test_a_text_that_grows_is_scored_as_it_would_be_whole_whatever_is_beside_it(
 def test_verbs_retrieve_from_the_database_or_are_the_gpt_within(folder):
     shared = {"load": str(folder / "retro")}
     scores = {}
-    for name, how in {"with": {"retro_db": str(folder / "db")}, "gate": {"retro_db": str(folder / "db"), "retro_attention_gate": 0}, "without": {"retro_attention_gate": 0}}.items():
-        scores[name] = wikitext(config.build(WikitextConfig, ("test", shared | how | {"valid_data": str(folder / "text.txt")})))["scores"]["loss"]
-        words = lambada(config.build(LambadaConfig, ("test", shared | how | {"valid_data": [str(folder / "words.jsonl")]})))
+    for name, how in {
+        "with": {"retro_db": str(folder / "db")},
+        "gate": {"retro_db": str(folder / "db"), "retro_attention_gate": 0},
+        "without": {"retro_attention_gate": 0},
+    }.items():
+        scores[name] = wikitext(
+            config.build(WikitextConfig, ("test", shared | how | {"valid_data": str(folder / "text.txt")}))
+        )["scores"]["loss"]
+        words = lambada(
+            config.build(
+                LambadaConfig, ("test", shared | how | {"valid_data": [str(folder / "words.jsonl")]})
+            )
+        )
         assert words["examples"] > 5
-        texts_ = generate(config.build(GenerateConfig, ("test", shared | how | {"prompts": ["river sings. the mountain"], "tokens_to_generate": 20, "greedy": True})))
+        texts_ = generate(
+            config.build(
+                GenerateConfig,
+                (
+                    "test",
+                    shared
+                    | how
+                    | {
+                        "prompts": ["river sings. the mountain"],
+                        "tokens_to_generate": 20,
+                        "greedy": True,
+                    },
+                ),
+            )
+        )
         assert len(texts_["samples"][0]["tokens"]) == 20
     assert scores["with"] != scores["gate"] == scores["without"]
 
@@ -95,22 +169,37 @@ def test_verbs_retrieve_from_the_database_or_are_the_gpt_within(folder):
 def test_with_the_gate_shut_the_scores_are_those_of_the_gpt_that_it_contains(folder):
     retro = open_model(str(folder / "retro"), "positions", 4)
     gpt = open_model(str(folder / "gpt"), "positions", 4)
-    gpt.model.load_state_dict({name: p for name, p in retro.model.state_dict().items() if ".cross" not in name})
+    gpt.model.load_state_dict(
+        {name: p for name, p in retro.model.state_dict().items() if ".cross" not in name}
+    )
     tokens = torch.randint(1, 200, (2, 40))
     assert torch.equal(retro.model.logits(retro.model(tokens)), gpt.model.logits(gpt.model(tokens)))
 
 
 def test_mistakes_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match=r"holds a Retro model; say with --retro-db in what it looks up neighbours, or give --retro-attention-gate 0 for the GPT within"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
+            r" --retro-attention-gate 0 for the GPT within"
+        ),
+    ):
         open_model(str(folder / "retro"), "positions", 4, Retrieval())
     with pytest.raises(UserError, match=r"holds a model that retrieves nothing; leave it out"):
         open_model(str(folder / "gpt"), "positions", 4, retrieval(folder))
     with pytest.raises(UserError, match=r"is not a finished retrieval database"):
         open_model(str(folder / "retro"), "positions", 4, Retrieval(retro_db=str(tmp_path)))
     with pytest.raises(UserError, match=r"has chunks of 16 tokens, and the model reads chunks of 8"):
-        Lookup(folder / "db", load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")), chunk_length=8, num_neighbors=2)
+        Lookup(
+            folder / "db",
+            load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")),
+            chunk_length=8,
+            num_neighbors=2,
+        )
     other = load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=300))
     with pytest.raises(UserError, match=r"holds tokens of another tokenizer than the model's"):
         Lookup(folder / "db", other, chunk_length=M, num_neighbors=2)
     with pytest.raises(UserError, match=r"have no effect with --url; pass them to `mt serve`"):
-        config.build(GenerateConfig, ("test", {"url": "http://localhost:1", "prompts": ["x"], "retro_db": "db"}))
+        config.build(
+            GenerateConfig, ("test", {"url": "http://localhost:1", "prompts": ["x"], "retro_db": "db"})
+        )

@@ -19,7 +19,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mt import cli, config
+from mt import cli
+from mt.core import config
 from mt.indexed import build
 from mt.indexed.build import TokenizeConfig, tokenize
 from mt.indexed.check import InspectConfig, VerifyConfig, inspect, verify
@@ -36,13 +37,38 @@ def write(path, records):
 
 def prose(count, seed=0):
     generator = random.Random(seed)
-    words = ["the", "a", "river", "hill", "quick", "slow", "fox", "dog", "runs", "rests", "near", "over", "under", "field", "of", "barley", "naïve", "🙂"]
-    return [{"text": " ".join(generator.choices(words, k=generator.randint(0, 60))), "n": i} for i in range(count)]
+    words = [
+        "the",
+        "a",
+        "river",
+        "hill",
+        "quick",
+        "slow",
+        "fox",
+        "dog",
+        "runs",
+        "rests",
+        "near",
+        "over",
+        "under",
+        "field",
+        "of",
+        "barley",
+        "naïve",
+        "🙂",
+    ]
+    return [
+        {"text": " ".join(generator.choices(words, k=generator.randint(0, 60))), "n": i} for i in range(count)
+    ]
 
 
 def run(tmp_path, records, name="p", **settings):
     path = records if isinstance(records, str) else write(tmp_path / f"{name}.jsonl", records)
-    summary = tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / name), **{"workers": 1, **BYTES, **settings}))
+    summary = tokenize(
+        TokenizeConfig(
+            input=(path,), output_prefix=str(tmp_path / name), **{"workers": 1, **BYTES, **settings}
+        )
+    )
     return summary, IndexedDataset(tmp_path / f"{name}_text_document")
 
 
@@ -64,9 +90,21 @@ def test_tokens_are_the_documents_bytes_in_order_with_one_eod_each(tmp_path):
     summary, data = run(tmp_path, records, append_eod=True)
     assert [s.tolist() for s in data] == [[97, 98, 0], [99, 100, 101, 0]]
     assert data.document_indices.tolist() == [0, 1, 1, 2]
-    assert summary["counts"] == {"documents": 3, "sequences": 2, "tokens": 7, "empty": 1, "text_bytes": 5, "rejected": 0}
+    assert summary["counts"] == {
+        "documents": 3,
+        "sequences": 2,
+        "tokens": 7,
+        "empty": 1,
+        "text_bytes": 5,
+        "rejected": 0,
+    }
     assert (data.dtype, summary["tokenizer"]["eod"]) == (np.uint16, 0)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl", "p.manifest.json", "p_text_document.bin", "p_text_document.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "p.jsonl",
+        "p.manifest.json",
+        "p_text_document.bin",
+        "p_text_document.idx",
+    ]
 
 
 def test_a_list_of_texts_is_a_document_of_sequences_and_empty_ones_are_left_out(tmp_path):
@@ -155,8 +193,16 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_bat
     """Stopped before each of its batches, and between the renames at the end."""
     bad = b'{"text": null}\n'
     lines = (json.dumps(r).encode() + b"\n" for r in prose(60))
-    (tmp_path / "in.jsonl").write_bytes(b"".join(itertools.chain.from_iterable((line, bad) for line in lines)))
-    settings = {"input": (str(tmp_path / "in.jsonl"),), "workers": 1, "append_eod": True, "on_error": "skip", **BYTES}
+    (tmp_path / "in.jsonl").write_bytes(
+        b"".join(itertools.chain.from_iterable((line, bad) for line in lines))
+    )
+    settings = {
+        "input": (str(tmp_path / "in.jsonl"),),
+        "workers": 1,
+        "append_eod": True,
+        "on_error": "skip",
+        **BYTES,
+    }
     whole = tokenize(TokenizeConfig(output_prefix=str(tmp_path / "whole"), **settings))
     assert whole["counts"]["rejected"] == 60
     config_ = TokenizeConfig(output_prefix=str(tmp_path / "p"), **settings)
@@ -200,16 +246,20 @@ def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
     path = write(tmp_path / "in.jsonl", prose(40000))
     flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "2"]
     script = (
-        "import sys; from mt.indexed import build; build.BATCH_BYTES = 200_000; build.COMMIT_SECONDS = 0.0; build.START_SECONDS = -1.0; "
-        "from mt import cli; cli.main(['data', 'tokenize', *sys.argv[1:]])"
+        "import sys; from mt.indexed import build; build.BATCH_BYTES = 200_000; build.COMMIT_SECONDS = 0.0;"
+        " build.START_SECONDS = -1.0; from mt import cli; cli.main(['data', 'tokenize', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", script, *flags, "--output-prefix"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     generator, kills = random.Random(1), 0
     for _ in range(4):
-        process = subprocess.Popen([*command, str(tmp_path / "p")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "p")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
-        while not (tmp_path / ".p.partial").exists() and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not (tmp_path / ".p.partial").exists() and process.poll() is None and time.monotonic() < deadline
+        ):
             time.sleep(0.005)
         time.sleep(generator.uniform(0, 0.25))
         process.send_signal(signal.SIGKILL)
@@ -220,7 +270,8 @@ def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
 
 
-# Runs the command so many times in a fork and kills it; what ends before is compared, removed and begun again.
+# Runs the command so many times in a fork and kills it; what ends before is compared, removed and begun
+# again.
 KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
@@ -252,25 +303,40 @@ print("killed", killed, "times; ended", ended, "times")
 
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "BATCH_BYTES", 100_000)  # as in KILLER, or the journal would count other batches
+    # as in KILLER, or the journal would count other batches
+    monkeypatch.setattr(build, "BATCH_BYTES", 100_000)
     path = write(tmp_path / "in.jsonl", prose(20000))
     flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "1"]
-    tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "whole"), append_eod=True, workers=1, **BYTES))
+    tokenize(
+        TokenizeConfig(
+            input=(path,), output_prefix=str(tmp_path / "whole"), append_eod=True, workers=1, **BYTES
+        )
+    )
     killer = [sys.executable, "-c", KILLER, "20", str(tmp_path / "whole"), str(tmp_path / "p"), *flags]
     said = subprocess.run(killer, capture_output=True, text=True)
     assert "killed 20 times" in said.stdout, said.stderr
-    tokenize(TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "p"), append_eod=True, workers=1, **BYTES))
+    tokenize(
+        TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "p"), append_eod=True, workers=1, **BYTES)
+    )
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
 
 
-def test_unfinished_work_that_has_lost_bytes_is_named_with_the_folder_to_remove(tmp_path, small_batches, monkeypatch):
+def test_unfinished_work_that_has_lost_bytes_is_named_with_the_folder_to_remove(
+    tmp_path, small_batches, monkeypatch
+):
     path = write(tmp_path / "in.jsonl", prose(200))
     with monkeypatch.context() as patch:
         patch.setattr(build._Work, "finish", None)  # stops at the end of the work
         with pytest.raises(TypeError):
             run(tmp_path, path)
     (tmp_path / ".p.partial/p_text_document.bin").unlink()
-    with pytest.raises(config.UserError, match=r"p_text_document.bin: has lost bytes since the run before; remove the folder .*\.p\.partial and run the same command again"):
+    with pytest.raises(
+        config.UserError,
+        match=(
+            r"p_text_document.bin: has lost bytes since the run before; remove the folder .*\.p\.partial and"
+            r" run the same command again"
+        ),
+    ):
         run(tmp_path, path)
     shutil.rmtree(tmp_path / ".p.partial")
     assert run(tmp_path, path)[0]["counts"]["documents"] == 200
@@ -278,7 +344,10 @@ def test_unfinished_work_that_has_lost_bytes_is_named_with_the_folder_to_remove(
 
 def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     records = [{"text": "a"}, {"body": "b"}, {"text": ["c", 4]}, {"text": 5}]
-    with pytest.raises(config.UserError, match=r"p.jsonl, line 2: has no key 'text' \(it has 'body'\); mend it, or pass --on-error skip"):
+    with pytest.raises(
+        config.UserError,
+        match=r"p.jsonl, line 2: has no key 'text' \(it has 'body'\); mend it, or pass --on-error skip",
+    ):
         run(tmp_path, records)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
     summary, data = run(tmp_path, records, on_error="skip")
@@ -286,7 +355,9 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     assert summary["counts"]["rejected"] == 3
     rejects = [json.loads(line) for line in (tmp_path / "p_rejects.jsonl").open()]
     assert [(r["place"], r["reason"]) for r in rejects] == [
-        ("line 2", "has no key 'text' (it has 'body')"), ("line 3", "'text' holds a number among its texts"), ("line 4", "'text' is a number, not a text"),
+        ("line 2", "has no key 'text' (it has 'body')"),
+        ("line 3", "'text' holds a number among its texts"),
+        ("line 4", "'text' is a number, not a text"),
     ]
 
 
@@ -305,13 +376,18 @@ def test_settings_that_cannot_work_are_named(tmp_path, shared):
 def test_every_tokenizer_flag_of_megatrons_script_is_taken(tmp_path, capsys):
     path = write(tmp_path / "in.jsonl", [{"text": "1 2 3"}, {"text": "4"}])
     old = (
-        f"data tokenize --input {path} --output-prefix {tmp_path / 'p'} --workers 1 --append-eod --partitions 1 --tokenizer-type NullTokenizer --vocab-size 100"
-        " --null-tokenizer-eod-id 0 --null-tokenizer-pad-id -1 --tokenizer-metadata x.json --trust-remote-code --chat-template none --use-gigatoken"
-        " --tokenizer-hf-no-use-fast --tokenizer-hf-no-include-special-tokens --tokenizer-sentencepiece-legacy --padded-vocab-size 128 --dataset-impl mmap"
+        f"data tokenize --input {path} --output-prefix {tmp_path / 'p'} --workers 1 --append-eod --partitions"
+        " 1 --tokenizer-type NullTokenizer --vocab-size 100 --null-tokenizer-eod-id 0"
+        " --null-tokenizer-pad-id -1 --tokenizer-metadata x.json --trust-remote-code --chat-template none"
+        " --use-gigatoken --tokenizer-hf-no-use-fast --tokenizer-hf-no-include-special-tokens"
+        " --tokenizer-sentencepiece-legacy --padded-vocab-size 128 --dataset-impl mmap"
     )
     assert cli.command(old.split()) == 0
     assert [s.tolist() for s in IndexedDataset(tmp_path / "p_text_document")] == [[1, 2, 3, 0], [4, 0]]
-    assert "--null-tokenizer-pad-id is accepted and not needed: no text is filled up with padding" in capsys.readouterr().err
+    assert (
+        "--null-tokenizer-pad-id is accepted and not needed: no text is filled up with padding"
+        in capsys.readouterr().err
+    )
 
 
 def test_files_that_mt_did_not_write_are_not_overwritten(tmp_path):
@@ -324,7 +400,9 @@ def test_files_that_mt_did_not_write_are_not_overwritten(tmp_path):
 
 def test_other_settings_need_another_place_or_leave_to_overwrite(tmp_path):
     run(tmp_path, [{"text": "a"}])
-    with pytest.raises(config.UserError, match="holds another run of `mt data tokenize` \\(append_eod was False, is True\\)"):
+    with pytest.raises(
+        config.UserError, match="holds another run of `mt data tokenize` \\(append_eod was False, is True\\)"
+    ):
         run(tmp_path, str(tmp_path / "p.jsonl"), append_eod=True)
     _, data = run(tmp_path, str(tmp_path / "p.jsonl"), append_eod=True, overwrite=True)
     assert data[0].tolist() == [97, 0]
@@ -335,7 +413,12 @@ def test_a_merge_is_the_tokenization_of_all_inputs_in_order(tmp_path):
     for i, records in enumerate(parts):
         run(tmp_path, records, f"part{i}", append_eod=True)
     run(tmp_path, [r for records in parts for r in records], "all", append_eod=True)
-    merged = merge(MergeConfig(input=tuple(str(tmp_path / f"part{i}_text_document") for i in range(3)), output_prefix=str(tmp_path / "merged")))
+    merged = merge(
+        MergeConfig(
+            input=tuple(str(tmp_path / f"part{i}_text_document") for i in range(3)),
+            output_prefix=str(tmp_path / "merged"),
+        )
+    )
     assert files(tmp_path / "merged") == files(tmp_path / "all_text_document")
     assert merged["counts"]["documents"] == 150
     folder = tmp_path / "folder"
@@ -353,7 +436,13 @@ def multimodal(prefix, lengths, modes):
 
     random = np.random.RandomState(len(lengths))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32, multimodal=True)
-    builder.add_document(np.concatenate([random.randint(-999 if m else 0, 999 if m else 200, n) for n, m in zip(lengths, modes)]), lengths, modes)
+    builder.add_document(
+        np.concatenate(
+            [random.randint(-999 if m else 0, 999 if m else 200, n) for n, m in zip(lengths, modes)]
+        ),
+        lengths,
+        modes,
+    )
     builder.finalize(f"{prefix}.idx")
 
 
@@ -375,11 +464,23 @@ def test_multimodal_pairs_are_merged_verified_and_shown_as_megatron_core_has_the
     assert inspect(InspectConfig(prefix=str(tmp_path / "ours")))["modes"] == {"0": 3, "1": 2}
     assert inspect(InspectConfig(prefix=str(tmp_path / "ours"), document=1))["modes"] == [0, 1, 0]
     run(tmp_path, [{"text": "1 70000"}], "text", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
-    with pytest.raises(config.UserError, match=r"text_text_document: lacks the modes of multimodal data, unlike those before it; merge the two kinds apart"):
-        merge(MergeConfig(input=(pairs[0], str(tmp_path / "text_text_document")), output_prefix=str(tmp_path / "m")))
+    with pytest.raises(
+        config.UserError,
+        match=(
+            r"text_text_document: lacks the modes of multimodal data, unlike those before it; merge the two"
+            r" kinds apart"
+        ),
+    ):
+        merge(
+            MergeConfig(
+                input=(pairs[0], str(tmp_path / "text_text_document")), output_prefix=str(tmp_path / "m")
+            )
+        )
 
 
-def test_tokens_are_brought_to_the_disk_while_more_are_merged_and_a_failure_there_ends_the_merge(tmp_path, monkeypatch):
+def test_tokens_are_brought_to_the_disk_while_more_are_merged_and_a_failure_there_ends_the_merge(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("mt.indexed.merge.SYNC_BYTES", 1)
     run(tmp_path, prose(50), "a")
     pair = str(tmp_path / "a_text_document")
@@ -399,7 +500,9 @@ def test_a_merge_replaces_no_input_and_no_other_pair(tmp_path):
     run(tmp_path, [{"text": "a"}], append_eod=True)
     prefix, before = str(tmp_path / "p_text_document"), files(tmp_path / "p_text_document")
     for overwrite in (False, True):
-        with pytest.raises(config.UserError, match="p_text_document is one of the inputs; choose another output"):
+        with pytest.raises(
+            config.UserError, match="p_text_document is one of the inputs; choose another output"
+        ):
             merge(MergeConfig(input=(prefix, prefix), output_prefix=prefix, overwrite=overwrite))
     assert files(tmp_path / "p_text_document") == before
     (tmp_path / "m.bin").write_bytes(b"precious")
@@ -414,21 +517,40 @@ def test_a_merge_replaces_no_input_and_no_other_pair(tmp_path):
 def test_a_merge_of_two_dtypes_is_refused(tmp_path):
     run(tmp_path, [{"text": "1 2"}], "small")
     run(tmp_path, [{"text": "1 70000"}], "large", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
-    with pytest.raises(config.UserError, match=r"large_text_document: its tokens are int32, those of .*small_text_document uint16"):
-        merge(MergeConfig(input=(str(tmp_path / "small_text_document"), str(tmp_path / "large_text_document")), output_prefix=str(tmp_path / "m")))
+    with pytest.raises(
+        config.UserError,
+        match=r"large_text_document: its tokens are int32, those of .*small_text_document uint16",
+    ):
+        merge(
+            MergeConfig(
+                input=(str(tmp_path / "small_text_document"), str(tmp_path / "large_text_document")),
+                output_prefix=str(tmp_path / "m"),
+            )
+        )
 
 
 def test_a_merge_of_two_tokenizers_is_refused(tmp_path):
     run(tmp_path, [{"text": "1 2"}], "a")
     run(tmp_path, [{"text": "1 2"}], "b", tokenizer_type="NullTokenizer", tokenizer_vocab_size=512)
-    with pytest.raises(config.UserError, match=r"b_text_document: was written with another tokenizer than .*a_text_document"):
-        merge(MergeConfig(input=(str(tmp_path / "a_text_document"), str(tmp_path / "b_text_document")), output_prefix=str(tmp_path / "m")))
+    with pytest.raises(
+        config.UserError, match=r"b_text_document: was written with another tokenizer than .*a_text_document"
+    ):
+        merge(
+            MergeConfig(
+                input=(str(tmp_path / "a_text_document"), str(tmp_path / "b_text_document")),
+                output_prefix=str(tmp_path / "m"),
+            )
+        )
 
 
 def test_verify_notices_every_changed_byte(tmp_path):
     run(tmp_path, [{"text": "ab"}, {"text": ""}, {"text": "c"}])
     prefix = tmp_path / "p_text_document"
-    assert verify(VerifyConfig(prefix=str(prefix)))["checked"] == ["sizes, lengths, pointers and documents", "digests of both files", "every token below 512"]
+    assert verify(VerifyConfig(prefix=str(prefix)))["checked"] == [
+        "sizes, lengths, pointers and documents",
+        "digests of both files",
+        "every token below 512",
+    ]
     for suffix in ("bin", "idx"):
         path = Path(f"{prefix}.{suffix}")
         good = path.read_bytes()
@@ -447,7 +569,13 @@ def test_verify_names_a_token_outside_the_vocabulary(tmp_path, shared):
         verify(VerifyConfig(prefix=prefix, **BYTES))
     run(tmp_path, [{"text": "a"}])
     with pytest.raises(config.UserError, match="was written with another tokenizer"):
-        verify(VerifyConfig(prefix=str(tmp_path / "p_text_document"), tokenizer_type="ByteLevelTokenizer", tokenizer_vocab_size=300))
+        verify(
+            VerifyConfig(
+                prefix=str(tmp_path / "p_text_document"),
+                tokenizer_type="ByteLevelTokenizer",
+                tokenizer_vocab_size=300,
+            )
+        )
 
 
 def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
@@ -455,8 +583,16 @@ def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
     prefix = str(tmp_path / "p_text_document")
     summary = inspect(InspectConfig(prefix=prefix))
     assert summary["histogram"] == {"<= 4": 1, "<= 8": 2}
-    assert (summary["documents"], summary["empty_documents"], summary["tokens"], summary["median"]) == (3, 1, 14, 5)
-    assert inspect(InspectConfig(prefix=prefix, document=0))["text"] == "document 0: 1 sequence, 3 tokens\n97 98 99"
+    assert (summary["documents"], summary["empty_documents"], summary["tokens"], summary["median"]) == (
+        3,
+        1,
+        14,
+        5,
+    )
+    assert (
+        inspect(InspectConfig(prefix=prefix, document=0))["text"]
+        == "document 0: 1 sequence, 3 tokens\n97 98 99"
+    )
     assert inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["decoded"] == ["Hello", "world!"]
     assert inspect(InspectConfig(prefix=prefix, document=1))["sequences"] == []
     with pytest.raises(config.UserError, match="has no document 3; it has 3, counted from 0"):
@@ -464,7 +600,10 @@ def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
 
 
 def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, shared):
-    vocabulary = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": str(shared / "data/bert/vocab.txt")}
+    vocabulary = {
+        "tokenizer_type": "BertWordPieceLowerCase",
+        "vocab_file": str(shared / "data/bert/vocab.txt"),
+    }
     records = [{"text": ["one", "", "two"]}, {"text": ""}, {"text": "three"}, {"text": ["[SEP]"]}]
     one, two, three = 2028, 2048, 2093
     _, data = run(tmp_path, records, append_eod=True, prepend_bos=True, **vocabulary)
@@ -472,9 +611,13 @@ def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, sh
     assert 102 not in data[3][:-1], "a literal is text"
     _, data = run(tmp_path, records, "begun", prepend_bos=True, allow_special=True, **vocabulary)
     assert [s.tolist() for s in data] == [[101, one], [two], [101, three], [101, 102]]
-    _, data = run(tmp_path, [{"text": "one"}, {"text": "two"}], "plain", append_eod=True, prepend_bos=True, **vocabulary)
+    _, data = run(
+        tmp_path, [{"text": "one"}, {"text": "two"}], "plain", append_eod=True, prepend_bos=True, **vocabulary
+    )
     assert [s.tolist() for s in data] == [[101, one, 102], [101, two, 102]]
-    with pytest.raises(config.UserError, match="prepend_bos: the tokenizer has no token that begins a document"):
+    with pytest.raises(
+        config.UserError, match="prepend_bos: the tokenizer has no token that begins a document"
+    ):
         run(tmp_path, records, "none", prepend_bos=True)
 
 
@@ -484,8 +627,14 @@ def test_parquet_rows_that_are_no_text_are_set_aside_whole(tmp_path):
     _, data = run(tmp_path, str(tmp_path / "in.parquet"), on_error="skip")
     assert [s.tolist() for s in data] == [[97], [99]]
     reject = json.loads((tmp_path / "p_rejects.jsonl").read_text())
-    assert (reject["place"], reject["reason"], json.loads(reject["raw"])) == ("row 2", "'text' is null, not a text", {"text": None, "n": 2})
-    pyarrow.parquet.write_table(pyarrow.table({"text": [["a", "b"], ["c"]], "other": ["x", "y"]}), tmp_path / "lists.parquet")
+    assert (reject["place"], reject["reason"], json.loads(reject["raw"])) == (
+        "row 2",
+        "'text' is null, not a text",
+        {"text": None, "n": 2},
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [["a", "b"], ["c"]], "other": ["x", "y"]}), tmp_path / "lists.parquet"
+    )
     _, data = run(tmp_path, str(tmp_path / "lists.parquet"), "lists", json_keys=("text", "other"))
     assert [s.tolist() for s in data] == [[97], [98], [99]]
 
@@ -499,8 +648,16 @@ def test_blank_lines_are_no_records(tmp_path):
 def test_inspect_shows_the_beginnings_of_documents_and_numbers_their_sequences(tmp_path):
     run(tmp_path, [{"text": "x" * 40}, {"text": ""}, {"text": ["Hello\nyou", "world!"]}])
     prefix = str(tmp_path / "p_text_document")
-    assert inspect(InspectConfig(prefix=prefix, samples=3, **BYTES))["samples"] == ["x" * 32 + " ...", "", "Hello you ..."]
+    assert inspect(InspectConfig(prefix=prefix, samples=3, **BYTES))["samples"] == [
+        "x" * 32 + " ...",
+        "",
+        "Hello you ...",
+    ]
     said = inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["text"]
-    assert said == "document 2: 2 sequences, 15 tokens\nsequence 1 (9 tokens): Hello\nyou\nsequence 2 (6 tokens): world!"
+    assert (
+        said
+        == "document 2: 2 sequences, 15 tokens\nsequence 1 (9 tokens): Hello\nyou\nsequence 2 (6 tokens):"
+        " world!"
+    )
     with pytest.raises(config.UserError, match="two views"):
         InspectConfig(prefix=prefix, samples=1, document=0)

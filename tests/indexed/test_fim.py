@@ -5,11 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mt import config
+from mt.core import config
 from mt.indexed.fim import FimConfig, FimDataset
 
 PRE, MID, SUF, PAD, SPLIT, EOD = range(300, 306)
-NAMES = {PRE: "<fim_prefix>", MID: "<fim_middle>", SUF: "<fim_suffix>", PAD: "<fim_pad>", SPLIT: "<file_sep>", EOD: "<eod>"}
+NAMES = {
+    PRE: "<fim_prefix>",
+    MID: "<fim_middle>",
+    SUF: "<fim_suffix>",
+    PAD: "<fim_pad>",
+    SPLIT: "<file_sep>",
+    EOD: "<eod>",
+}
 
 
 class Words:
@@ -73,7 +80,10 @@ def undone(tokens):
     if suffix == 1 and middle:
         # prefix and middle follow one another in both orders where the prefix is empty
         return decode(tokens[middle + 1 :]) + decode(tokens[suffix + 1 : middle]), "spm"
-    return decode(tokens[1:suffix]) + decode(tokens[middle + 1 :]) + decode(tokens[suffix + 1 : middle]), "psm"
+    return (
+        decode(tokens[1:suffix]) + decode(tokens[middle + 1 :]) + decode(tokens[suffix + 1 : middle]),
+        "psm",
+    )
 
 
 def pieces(tokens, *ends):
@@ -86,8 +96,16 @@ def pieces(tokens, *ends):
     return out
 
 
-@pytest.mark.parametrize("settings", [{"fim_rate": 1.0}, {"fim_rate": 0.5}, {"fim_rate": 1.0, "fim_spm_rate": 0.0}, {"fim_rate": 1.0, "fim_spm_rate": 1.0},
-                                      {"fim_rate": 0.9, "fim_split_sample": "<file_sep>", "fim_fragment_rate": 0.6}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fim_rate": 1.0},
+        {"fim_rate": 0.5},
+        {"fim_rate": 1.0, "fim_spm_rate": 0.0},
+        {"fim_rate": 1.0, "fim_spm_rate": 1.0},
+        {"fim_rate": 0.9, "fim_split_sample": "<file_sep>", "fim_fragment_rate": 0.6},
+    ],
+)
 def test_every_piece_is_a_document_of_the_sample_in_three_parts(samples, settings):
     dataset = made(samples, **settings)
     kinds = {"spm": 0, "psm": 0, "as it was": 0}
@@ -103,7 +121,9 @@ def test_every_piece_is_a_document_of_the_sample_in_three_parts(samples, setting
             assert text == Words().decode(original)
             kinds[kind] += 1
         if len(now) == len(then) and found[-1] == PAD:
-            assert undone(pieces(found, *ends)[-1][: -sum(t == PAD for t in found)])[0] == Words().decode(then[-1])
+            assert undone(pieces(found, *ends)[-1][: -sum(t == PAD for t in found)])[0] == Words().decode(
+                then[-1]
+            )
     total = sum(kinds.values())
     if settings.get("fim_spm_rate") == 0.0:
         assert kinds["psm"] > 0.8 * total
@@ -124,9 +144,22 @@ def by_hand(sample, k):
             text = words.decode(document)
             a, b = sorted(random.randint(0, len(text) + 1, size=2))
             if random.random_sample() < 0.5:
-                out += [PRE, SUF] + words.encode(text[b:]) + [MID] + words.encode(text[:a]) + words.encode(text[a:b])
+                out += (
+                    [PRE, SUF]
+                    + words.encode(text[b:])
+                    + [MID]
+                    + words.encode(text[:a])
+                    + words.encode(text[a:b])
+                )
             else:
-                out += [PRE] + words.encode(text[:a]) + [SUF] + words.encode(text[b:]) + [MID] + words.encode(text[a:b])
+                out += (
+                    [PRE]
+                    + words.encode(text[:a])
+                    + [SUF]
+                    + words.encode(text[b:])
+                    + [MID]
+                    + words.encode(text[a:b])
+                )
         else:
             out += document
         if token == EOD:
@@ -143,7 +176,16 @@ def test_samples_are_those_of_a_plain_loop_in_any_order_and_batch(samples):
     assert dataset.batch(order).tolist() == [wanted[k] for k in order]
     assert dataset[-1].tolist() == wanted[-1]
     assert made(samples, fim_rate=0.0).batch(range(9)).tolist() == samples.batch(range(9)).tolist()
-    assert len({made(samples, fim_rate=0.5).fingerprint, dataset.fingerprint, made(samples, fim_rate=0.4).fingerprint}) == 2
+    assert (
+        len(
+            {
+                made(samples, fim_rate=0.5).fingerprint,
+                dataset.fingerprint,
+                made(samples, fim_rate=0.4).fingerprint,
+            }
+        )
+        == 2
+    )
 
 
 def test_consecutive_ends_of_documents_stay(samples):
@@ -160,15 +202,23 @@ def test_texts_that_begin_with_the_given_words_are_left_alone():
 
 
 def test_a_text_cut_within_a_character_is_left_alone(shared):
-    from mt.tokenizer import TokenizerConfig, load
+    from mt.tokenizer.tokenizer import TokenizerConfig, load
 
-    gpt2 = load(TokenizerConfig(vocab_file=str(shared / "data/gpt2/vocab.json"), merge_file=str(shared / "data/gpt2/merges.txt")))
+    gpt2 = load(
+        TokenizerConfig(
+            vocab_file=str(shared / "data/gpt2/vocab.json"), merge_file=str(shared / "data/gpt2/merges.txt")
+        )
+    )
 
     class WithNames:
         vocab_size, eod, fingerprint, encode = gpt2.vocab_size + 4, gpt2.eod, "", staticmethod(gpt2.encode)
 
         def decode(self, ids):
-            return ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"][ids[0] - gpt2.vocab_size] if ids[0] >= gpt2.vocab_size else gpt2.decode(ids)
+            return (
+                ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"][ids[0] - gpt2.vocab_size]
+                if ids[0] >= gpt2.vocab_size
+                else gpt2.decode(ids)
+            )
 
     tokens = gpt2.encode("日本語の文章 and more words")
     rows = np.array([tokens[1:] + [gpt2.eod] + tokens])  # 日 is more than one token
@@ -184,7 +234,9 @@ def test_mistakes_are_named(samples):
         FimConfig(fim_rate=0.5, fim_fragment_rate=0.5)
     with pytest.raises(config.UserError, match="needs a split token, and the tokenizer has none of <none>"):
         made(samples, fim_split_sample="<none>")
-    from mt.tokenizer import ByteLevelTokenizer
+    from mt.tokenizer.tokenizer import ByteLevelTokenizer
 
-    with pytest.raises(config.UserError, match="needs a prefix token, and the tokenizer has none of <fim_prefix>"):
+    with pytest.raises(
+        config.UserError, match="needs a prefix token, and the tokenizer has none of <fim_prefix>"
+    ):
         FimDataset(samples, ByteLevelTokenizer(), FimConfig(fim_rate=0.5), 1)

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from mt import config
+from mt.core import config
 from mt.indexed.format import IndexedDataset, IndexedWriter, token_dtype
 
 TOKENS, LENGTHS, PER_DOCUMENT = [97, 98, 299, 99, 100, 101, 299], [3, 4], [1, 0, 1]
@@ -175,10 +175,17 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
 
     path = pair.with_suffix(".idx")
     plain = path.read_bytes()
-    with pytest.raises(config.UserError, match=r"makes 90; it is an index without modes: open it with multimodal=False"):
+    with pytest.raises(
+        config.UserError, match=r"makes 90; it is an index without modes: open it with multimodal=False"
+    ):
         IndexedDataset(pair, multimodal=True)
     path.write_bytes(plain + b"\0\1")
-    with pytest.raises(config.UserError, match=r"makes 90; it is a multimodal index, which is no text to train on: open it with multimodal=True"):
+    with pytest.raises(
+        config.UserError,
+        match=(
+            r"makes 90; it is a multimodal index, which is no text to train on: open it with multimodal=True"
+        ),
+    ):
         IndexedDataset(pair)
     ours, theirs = IndexedDataset(pair, multimodal=True), Theirs(str(pair), multimodal=True)
     assert (ours.modes.tolist(), ours.modes.dtype) == ([0, 1], np.int8)
@@ -195,8 +202,14 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
 
 
 def legacy_index(lengths, per_document, *, code=4, item=4) -> bytes:
-    """An index as Megatron-LM's `lazy` and `cached` builders wrote it until 2023 (their IndexedDatasetBuilder.finalize)."""
-    out = b"TNTIDX\0\0" + struct.pack("<QQQ", 1, code, item) + struct.pack("<QQQ", len(lengths), len(lengths), len(per_document) + 1)
+    """An index as Megatron-LM's `lazy` and `cached` builders wrote it until 2023 (their
+    IndexedDatasetBuilder.finalize).
+    """
+    out = (
+        b"TNTIDX\0\0"
+        + struct.pack("<QQQ", 1, code, item)
+        + struct.pack("<QQQ", len(lengths), len(lengths), len(per_document) + 1)
+    )
     for values in (range(len(lengths) + 1), np.cumsum([0, *lengths]), lengths, np.cumsum([0, *per_document])):
         out += b"".join(struct.pack("<q", int(v)) for v in values)
     return out
@@ -251,7 +264,10 @@ def test_every_flipped_bit_and_every_truncation_of_an_index_of_before_2023_is_re
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (legacy_index(LENGTHS, PER_DOCUMENT, code=6, item=4), "has the dtype code 6 with items of 4 bytes, which are not those of a text"),
+        (
+            legacy_index(LENGTHS, PER_DOCUMENT, code=6, item=4),
+            "has the dtype code 6 with items of 4 bytes, which are not those of a text",
+        ),
         (legacy_index(LENGTHS, PER_DOCUMENT, code=7, item=4), "has the dtype code 7 with items of 4 bytes"),
         (legacy_index(LENGTHS, PER_DOCUMENT, code=4, item=8), "has the dtype code 4 with items of 8 bytes"),
         (legacy_index([3, -4], PER_DOCUMENT), "has a sequence of -4 or 3 tokens"),
@@ -270,7 +286,14 @@ def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_
     from mt.indexed.check import VerifyConfig, verify
 
     (tmp_path / "in.jsonl").write_text('{"text": "ab"}\n{"text": ""}\n{"text": "cde"}\n')
-    tokenize(TokenizeConfig(input=(str(tmp_path / "in.jsonl"),), output_prefix=str(tmp_path / "p"), tokenizer_type="ByteLevelTokenizer", workers=1))
+    tokenize(
+        TokenizeConfig(
+            input=(str(tmp_path / "in.jsonl"),),
+            output_prefix=str(tmp_path / "p"),
+            tokenizer_type="ByteLevelTokenizer",
+            workers=1,
+        )
+    )
     prefix = tmp_path / "p_text_document"
     assert "whole" in verify(VerifyConfig(prefix=str(prefix)))["text"]
     for suffix in (".idx", ".bin"):
@@ -279,30 +302,49 @@ def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_
         for position in range(len(good)):
             for value in {0, 1, 7, 255, good[position] ^ 1, good[position] ^ 128} - {good[position]}:
                 path.write_bytes(good[:position] + bytes([value]) + good[position + 1 :])
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that errs does not change the time
+                # a disk that errs does not change the time
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
                 with pytest.raises(config.UserError, match=r"^" + re.escape(str(prefix))):
                     verify(VerifyConfig(prefix=str(prefix)))
         path.write_bytes(good)
 
 
-def test_a_file_that_changed_after_it_was_tokenized_is_noticed_at_open_and_a_copy_is_not_read_through_twice(tmp_path, monkeypatch):
+def test_a_file_that_changed_after_it_was_tokenized_is_noticed_at_open_and_a_copy_is_not_read_through_twice(
+    tmp_path, monkeypatch
+):
     from mt.indexed.build import TokenizeConfig, tokenize
 
     (tmp_path / "in.jsonl").write_text('{"text": "some text"}\n{"text": "and more"}\n')
     (tmp_path / "made").mkdir()
-    tokenize(TokenizeConfig(input=(str(tmp_path / "in.jsonl"),), output_prefix=str(tmp_path / "made/p"), tokenizer_type="ByteLevelTokenizer", workers=1))
+    tokenize(
+        TokenizeConfig(
+            input=(str(tmp_path / "in.jsonl"),),
+            output_prefix=str(tmp_path / "made/p"),
+            tokenizer_type="ByteLevelTokenizer",
+            workers=1,
+        )
+    )
     folder = tmp_path / "copied"
     shutil.copytree(tmp_path / "made", folder, copy_function=shutil.copyfile)
     prefix = folder / "p_text_document"
-    assert prefix.with_suffix(".bin").stat().st_mtime_ns != (tmp_path / "made/p_text_document.bin").stat().st_mtime_ns
+    assert (
+        prefix.with_suffix(".bin").stat().st_mtime_ns
+        != (tmp_path / "made/p_text_document.bin").stat().st_mtime_ns
+    )
     IndexedDataset(prefix)
     with monkeypatch.context() as patch:
-        patch.setattr("mt.manifest.file_digest", None)
+        patch.setattr("mt.core.manifest.file_digest", None)
         IndexedDataset(prefix)
     data = bytearray(prefix.with_suffix(".bin").read_bytes())
     data[4] ^= 1
     prefix.with_suffix(".bin").write_bytes(data)
-    with pytest.raises(config.UserError, match=r"p_text_document.bin: its bytes are not those that `mt data tokenize` wrote on .*; fetch it again, or tokenize again"):
+    with pytest.raises(
+        config.UserError,
+        match=(
+            r"p_text_document.bin: its bytes are not those that `mt data tokenize` wrote on .*; fetch it"
+            r" again, or tokenize again"
+        ),
+    ):
         IndexedDataset(prefix)
 
 
@@ -313,7 +355,10 @@ def test_a_manifest_of_another_program_beside_the_data_is_no_obstacle(pair):
 
 
 def test_a_missing_file_is_named_with_the_prefix_rule(tmp_path):
-    with pytest.raises(config.UserError, match=r"none.idx: no such file; give the prefix of a .bin/.idx pair, without extension"):
+    with pytest.raises(
+        config.UserError,
+        match=r"none.idx: no such file; give the prefix of a .bin/.idx pair, without extension",
+    ):
         IndexedDataset(tmp_path / "none")
 
 

@@ -8,11 +8,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from mt import config
+from mt.core import config
 from mt.indexed import remote
-from mt.indexed.ahead import IndexConfig, index
+from mt.indexed.build_indices import IndexConfig, index
 from mt.indexed.format import IndexedDataset, IndexedWriter
-from mt.indexed.gpt import DataConfig, build_datasets
+from mt.indexed.gpt_dataset import DataConfig, build_datasets
 from mt.indexed.remote import Remote, RemoteTokens
 
 
@@ -53,7 +53,9 @@ def same(distant, local):
 def test_data_in_memory_are_those_here_and_the_index_is_copied_once(pair, memory, settings, monkeypatch):
     local, distant = IndexedDataset(pair), IndexedDataset("memory://bucket/p", remote=settings)
     same(distant, local)
-    assert distant.fingerprint == local.fingerprint, "an index made for the data here is found for the data there"
+    assert distant.fingerprint == local.fingerprint, (
+        "an index made for the data here is found for the data there"
+    )
     copies = list(settings.folder.rglob("p.idx"))
     assert len(copies) == 1
     assert distant.local_folder == copies[0].parent
@@ -83,10 +85,18 @@ def test_slices_and_places_are_those_of_an_array_and_few_blocks_stay_in_memory(p
         tokens[:3][0] = 1
 
 
-def test_a_block_is_read_once_while_it_is_kept_and_the_longest_unused_goes_first(memory, settings, monkeypatch):
+def test_a_block_is_read_once_while_it_is_kept_and_the_longest_unused_goes_first(
+    memory, settings, monkeypatch
+):
     reads = []
     original = type(memory).cat_file
-    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start=None, end=None, **k: reads.append(start // 4096) or original(self, path, start, end, **k))
+    monkeypatch.setattr(
+        type(memory),
+        "cat_file",
+        lambda self, path, start=None, end=None, **k: (
+            reads.append(start // 4096) or original(self, path, start, end, **k)
+        ),
+    )
     tokens = RemoteTokens("memory://bucket/p.bin", np.dtype("<u2"), settings)
     for block in (0, 1, 2, 3, 4, 0, 5, 0, 1):
         tokens[block * 2048 : block * 2048 + 10]
@@ -117,7 +127,12 @@ def test_samples_and_their_order_are_those_of_the_data_here(pair, memory, tmp_pa
     common = {"seq_length": 64, "split": "90,10", "seed": 5, "data_cache_path": str(tmp_path / "indices")}
     local = build_datasets(DataConfig(data_path=(str(pair),), **common), (100, 10, 0))
     made = list((tmp_path / "indices").glob("*.npy"))
-    distant = build_datasets(DataConfig(data_path=("memory://bucket/p",), remote_block_bytes=4096, remote_cache_bytes=8192, **common), (100, 10, 0))
+    distant = build_datasets(
+        DataConfig(
+            data_path=("memory://bucket/p",), remote_block_bytes=4096, remote_cache_bytes=8192, **common
+        ),
+        (100, 10, 0),
+    )
     assert list((tmp_path / "indices").glob("*.npy")) == made
     for ours, theirs in zip(local[:2], distant[:2]):
         assert ours.fingerprint == theirs.fingerprint
@@ -126,7 +141,12 @@ def test_samples_and_their_order_are_those_of_the_data_here(pair, memory, tmp_pa
 
 def test_indices_of_remote_data_can_be_built_ahead_and_a_change_there_is_noticed(pair, memory, tmp_path):
     settings = IndexConfig(
-        data_path=("memory://bucket/p",), seq_length=64, split="1", train_samples=50, output=str(tmp_path / "out"), data_cache_path=str(tmp_path / "cache"),
+        data_path=("memory://bucket/p",),
+        seq_length=64,
+        split="1",
+        train_samples=50,
+        output=str(tmp_path / "out"),
+        data_cache_path=str(tmp_path / "cache"),
     )
     first = index(settings)
     assert index(settings)["finished"] == first["finished"]
@@ -145,7 +165,9 @@ def test_a_changed_or_truncated_remote_file_is_refused(pair, memory, settings):
         IndexedDataset("memory://bucket/p", remote=settings)
     memory.pipe_file("/bucket/p.idx", good)
     memory.pipe_file("/bucket/p.bin", pair.with_suffix(".bin").read_bytes()[:-2])
-    with pytest.raises(config.UserError, match=r"memory://bucket/p.bin: has [\d,]+ bytes where .* it is cut short"):
+    with pytest.raises(
+        config.UserError, match=r"memory://bucket/p.bin: has [\d,]+ bytes where .* it is cut short"
+    ):
         IndexedDataset("memory://bucket/p", remote=settings)
 
 
@@ -162,7 +184,10 @@ def test_a_failing_read_is_tried_again_and_then_named(memory, settings, monkeypa
     monkeypatch.setattr(type(memory), "cat_file", cat_file)
     assert len(tokens[:10]) == 10
     failures += [ConnectionResetError("gone")] * 4
-    with pytest.raises(config.Failure, match=r"memory://bucket/p.bin: cannot be read after 4 tries \(gone\); run the same command again"):
+    with pytest.raises(
+        config.Failure,
+        match=r"memory://bucket/p.bin: cannot be read after 4 tries \(gone\); run the same command again",
+    ):
         tokens[100_000:100_010]
     monkeypatch.setattr(type(memory), "cat_file", lambda *a, **k: b"12")
     with pytest.raises(config.Failure, match=r"gave 2 bytes where 4,096 were asked for"):
@@ -172,8 +197,14 @@ def test_a_failing_read_is_tried_again_and_then_named(memory, settings, monkeypa
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("memory://bucket/none", r"memory://bucket/none.idx: no such file; give the prefix of a .bin/.idx pair"),
-        ("nothing://bucket/p", r"fsspec cannot read nothing://; check the path: s3://, gs:// and hf:// are known"),
+        (
+            "memory://bucket/none",
+            r"memory://bucket/none.idx: no such file; give the prefix of a .bin/.idx pair",
+        ),
+        (
+            "nothing://bucket/p",
+            r"fsspec cannot read nothing://; check the path: s3://, gs:// and hf:// are known",
+        ),
     ],
 )
 def test_a_path_that_cannot_be_read_is_named(memory, settings, prefix, message):
@@ -184,7 +215,9 @@ def test_a_path_that_cannot_be_read_is_named(memory, settings, prefix, message):
 def test_block_sizes_that_make_no_sense_are_named():
     with pytest.raises(config.UserError, match="remote_block_bytes = 5 must be at least 4096"):
         DataConfig(data_path=("s3://b/p",), remote_block_bytes=5)
-    with pytest.raises(config.UserError, match="remote_cache_bytes = 5 must hold two blocks of remote_block_bytes = 1048576"):
+    with pytest.raises(
+        config.UserError, match="remote_cache_bytes = 5 must hold two blocks of remote_block_bytes = 1048576"
+    ):
         DataConfig(data_path=("s3://b/p",), remote_cache_bytes=5)
 
 
@@ -198,7 +231,10 @@ def s3():
         port = free.getsockname()[1]
     before = dict(os.environ)
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
         "NO_PROXY": "127.0.0.1",
     }
     running = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mt import config
+from mt.core import config
 from mt.indexed.splits import ranges
 
 
@@ -15,19 +15,24 @@ def test_ranges_are_those_that_megatron_makes(shared):
             assert [list(r) if r else None for r in ranges(split, int(count))] == wanted, (split, count)
 
 
-@pytest.mark.parametrize(("split", "count", "wanted"), [
-    ("969, 30, 1", 1000, ((0, 969), (969, 999), (999, 1000))),
-    ("9.69/.3/.01", 1000, ((0, 969), (969, 999), (999, 1000))),
-    ("1", 7, ((0, 7), None, None)),
-    ("0,1", 7, (None, (0, 7), None)),
-    ("969,30,1", 10, ((0, 10), (10, 10), (10, 10))),
-    ("1,1", 5, ((0, 2), (2, 5), None)),  # a half goes to the even number
-])
+@pytest.mark.parametrize(
+    ("split", "count", "wanted"),
+    [
+        ("969, 30, 1", 1000, ((0, 969), (969, 999), (999, 1000))),
+        ("9.69/.3/.01", 1000, ((0, 969), (969, 999), (999, 1000))),
+        ("1", 7, ((0, 7), None, None)),
+        ("0,1", 7, (None, (0, 7), None)),
+        ("969,30,1", 10, ((0, 10), (10, 10), (10, 10))),
+        ("1,1", 5, ((0, 2), (2, 5), None)),  # a half goes to the even number
+    ],
+)
 def test_ranges_worked_by_hand(split, count, wanted):
     assert ranges(split, count) == wanted
 
 
 @pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "inf,1"])
 def test_a_split_that_is_none_is_named_with_an_example(split):
-    with pytest.raises(config.UserError, match=r"must be up to three shares for train, valid and test, such as 969,30,1"):
+    with pytest.raises(
+        config.UserError, match=r"must be up to three shares for train, valid and test, such as 969,30,1"
+    ):
         ranges(split, 10)

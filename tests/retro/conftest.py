@@ -14,7 +14,11 @@ def write_data(tmp_path):
         writer = IndexedWriter(tmp_path / name, dtype, tmp_path / f"{name}.parts")
         for sequences in documents:
             filled = [s for s in sequences if len(s)]
-            writer.add(np.concatenate([np.array(s, dtype) for s in filled]) if filled else np.empty(0, dtype), [len(s) for s in filled], [len(filled)])
+            writer.add(
+                np.concatenate([np.array(s, dtype) for s in filled]) if filled else np.empty(0, dtype),
+                [len(s) for s in filled],
+                [len(filled)],
+            )
         writer.finish()
         return IndexedDataset(tmp_path / name)
 

@@ -25,14 +25,20 @@ def by_loop(datasets, chunk_length, eod=EOD):
             tokens = [t for s in sequences for t in s]
             if tokens and tokens[-1] == eod:
                 tokens.pop()
-            rows += [(number, document, start, min(start + chunk_length, len(tokens))) for start in range(0, len(tokens), chunk_length)]
+            rows += [
+                (number, document, start, min(start + chunk_length, len(tokens)))
+                for start in range(0, len(tokens), chunk_length)
+            ]
     return rows
 
 
 def random_documents(seed, count):
     rng = np.random.default_rng(seed)
     return [
-        [[*rng.integers(0, 9, rng.integers(0, 12)).tolist(), *([EOD] if rng.random() < 0.5 else [])] for _ in range(rng.integers(0, 3))]
+        [
+            [*rng.integers(0, 9, rng.integers(0, 12)).tolist(), *([EOD] if rng.random() < 0.5 else [])]
+            for _ in range(rng.integers(0, 3))
+        ]
         for _ in range(count)
     ]
 
@@ -45,7 +51,9 @@ def test_a_worked_example_is_cut_as_by_hand(write_data, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_random_documents_of_several_datasets_are_cut_as_by_a_loop(write_data, tmp_path, monkeypatch, at_once):
+def test_random_documents_of_several_datasets_are_cut_as_by_a_loop(
+    write_data, tmp_path, monkeypatch, at_once
+):
     monkeypatch.setattr(chunks, "DOCUMENTS_AT_ONCE", at_once)
     documents = [random_documents(seed, 40) for seed in range(3)]
     data = [write_data(f"d{i}", d) for i, d in enumerate(documents)]
@@ -88,9 +96,17 @@ def test_the_range_of_a_chunks_own_document_is_that_of_a_loop(write_data, tmp_pa
     documents = [random_documents(seed, 30) for seed in (5, 6)]
     rows, _ = table_of(tmp_path, [write_data(f"d{i}", d) for i, d in enumerate(documents)], chunk_length=2)
     table = np.load(tmp_path / "chunks.npy")
-    expected = [[next(i for i, r in enumerate(rows) if r[:2] == row[:2]), 1 + max(i for i, r in enumerate(rows) if r[:2] == row[:2])] for row in rows]
+    expected = [
+        [
+            next(i for i, r in enumerate(rows) if r[:2] == row[:2]),
+            1 + max(i for i, r in enumerate(rows) if r[:2] == row[:2]),
+        ]
+        for row in rows
+    ]
     for start, stop in [(0, len(rows)), (3, 4), (7, 31), (len(rows) - 2, len(rows))]:
-        assert own_ranges(table, start, stop).tolist() == [[i, *e] for i, e in enumerate(expected[start:stop])]
+        assert own_ranges(table, start, stop).tolist() == [
+            [i, *e] for i, e in enumerate(expected[start:stop])
+        ]
 
 
 def test_the_chunks_of_a_document_are_found_by_its_number_and_none_where_it_has_none(write_data, tmp_path):

@@ -6,13 +6,18 @@ import torch
 import transformers
 
 from mt import cli
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.retro import embed
 from mt.retro.embed import Embedder
-from mt.train.convert.hf import minilm_directory
+from mt.train.checkpoint.huggingface import minilm_directory
 
 TEXTS = [
-    "The quick brown fox jumps over the lazy dog.", "", " ", "naïve café: 中文字符, 123,456 e-mails & [SEP] 🙂", "a", "supercalifragilistic " * 80,
+    "The quick brown fox jumps over the lazy dog.",
+    "",
+    " ",
+    "naïve café: 中文字符, 123,456 e-mails & [SEP] 🙂",
+    "a",
+    "supercalifragilistic " * 80,
     *(f"Chunk number {i} is about " + "cats and dogs " * (i % 7) for i in range(8)),
 ]
 
@@ -43,9 +48,25 @@ def hidden_states(directory, texts, tokenizer):
 @pytest.fixture
 def tiny_bert(tmp_path):
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "Cat", "cat", "dog"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+        "Cat",
+        "cat",
+        "dog",
+    ]
     config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(words))
@@ -66,7 +87,10 @@ def test_any_other_bert_gives_the_mean_without_cls_and_sep_not_normalised(tiny_b
     tokenizer = transformers.BertTokenizerFast(str(tiny_bert / "vocab.txt"))
     model = transformers.BertModel.from_pretrained(tiny_bert).eval()
     with torch.inference_mode():
-        hidden = [model(**tokenizer(t, truncation=True, max_length=40, return_tensors="pt")).last_hidden_state[0] for t in texts]
+        hidden = [
+            model(**tokenizer(t, truncation=True, max_length=40, return_tensors="pt")).last_hidden_state[0]
+            for t in texts
+        ]
     expected = torch.stack([h[1:-1].mean(0) if len(h) > 2 else torch.zeros(32) for h in hidden])
     np.testing.assert_allclose(Embedder(tiny_bert)(texts), expected.numpy(), atol=1e-5)
 
@@ -106,10 +130,24 @@ def test_the_digest_is_of_what_decides_vectors_and_not_of_the_place(tiny_bert, t
 
 
 def test_a_checkpoint_of_our_own_embeds_as_the_same_bert_of_hugging_face(tiny_bert, tmp_path):
-    (tiny_bert / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"}))
-    transformers.BertForPreTraining(transformers.BertConfig.from_pretrained(tiny_bert)).save_pretrained(tiny_bert)
+    (tiny_bert / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
+    )
+    transformers.BertForPreTraining(transformers.BertConfig.from_pretrained(tiny_bert)).save_pretrained(
+        tiny_bert
+    )
     ours = tmp_path / "ours"
-    cli.call(("checkpoint", "convert"), [str(tiny_bert), str(ours), "--tokenizer-type", "BertWordPieceLowerCase", "--vocab-file", str(tiny_bert / "vocab.txt")])
+    cli.call(
+        ("checkpoint", "convert"),
+        [
+            str(tiny_bert),
+            str(ours),
+            "--tokenizer-type",
+            "BertWordPieceLowerCase",
+            "--vocab-file",
+            str(tiny_bert / "vocab.txt"),
+        ],
+    )
     texts = ["cat dog", "abc zebra " * 30, "", "x"]
     embedder = Embedder(ours)
     np.testing.assert_allclose(embedder(texts), Embedder(tiny_bert)(texts), atol=1e-5)
@@ -124,13 +162,19 @@ def test_bfloat16_keeps_the_direction_of_the_vectors_and_has_a_digest_of_its_own
 
 
 def test_a_directory_that_is_no_bert_or_embeds_by_another_rule_is_refused(tiny_bert, tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json; give the directory of a Hugging Face BERT model"):
+    with pytest.raises(
+        UserError, match=r"has no config\.json; give the directory of a Hugging Face BERT model"
+    ):
         Embedder(tmp_path / "nowhere")
     modules = [{"type": f"sentence_transformers.models.{n}"} for n in ("Transformer", "Pooling")]
     (tiny_bert / "modules.json").write_text(json.dumps(modules))
     (tiny_bert / "1_Pooling").mkdir()
-    (tiny_bert / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    with pytest.raises(UserError, match=r"embeds by Transformer > Pooling with pooling_mode_cls_token; only the mean"):
+    (tiny_bert / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    )
+    with pytest.raises(
+        UserError, match=r"embeds by Transformer > Pooling with pooling_mode_cls_token; only the mean"
+    ):
         Embedder(tiny_bert)
     (tiny_bert / "modules.json").unlink()
     (tiny_bert / "vocab.txt").unlink()

@@ -2,7 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.retro import index
 from mt.retro.index import (
     build_index,
@@ -30,7 +30,14 @@ def blocks_of(folder, vectors, size=100):
 
 
 def built(folder, vectors, spec, threads=1, nprobe=1):
-    build_index(folder / "index.faiss", folder / "trained.faiss", spec, blocks_of(folder, vectors), training_sample(spec, [(len(vectors), 1)], None, 0), threads)
+    build_index(
+        folder / "index.faiss",
+        folder / "trained.faiss",
+        spec,
+        blocks_of(folder, vectors),
+        training_sample(spec, [(len(vectors), 1)], None, 0),
+        threads,
+    )
     return open_index(folder / "index.faiss", nprobe, 256)
 
 
@@ -93,7 +100,13 @@ def test_there_are_minus_ones_where_other_documents_have_too_few_chunks(tmp_path
 def test_a_vector_may_have_several_documents_of_its_own_or_none(tmp_path):
     vectors = clustered(200)
     rng = np.random.default_rng(1)
-    own = np.array([(i, first, min(first + rng.integers(0, 9), 200)) for i in range(0, 200, 2) for first in range(0, 200, 10 + i % 5)])
+    own = np.array(
+        [
+            (i, first, min(first + rng.integers(0, 9), 200))
+            for i in range(0, 200, 2)
+            for first in range(0, 200, 10 + i % 5)
+        ]
+    )
     distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 10, own)
     np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 10), atol=1e-5)
     assert not any(((ids[i] >= first) & (ids[i] < past)).any() for i, first, past in own)
@@ -166,7 +179,9 @@ def test_every_default_index_has_chunks_enough_for_its_training():
 def test_an_index_is_trained_on_a_random_sample_with_as_much_of_each_dataset_as_its_weight_says():
     sample = training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=1)
     assert (np.diff(sample) > 0).all()
-    assert [int(((sample >= a) & (sample < b)).sum()) for a, b in [(0, 1000), (1000, 3000), (3000, 3010)]] == [60, 20, 10]
+    assert [
+        int(((sample >= a) & (sample < b)).sum()) for a, b in [(0, 1000), (1000, 3000), (3000, 3010)]
+    ] == [60, 20, 10]
     assert sample[59] > 900
     assert (sample == training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=1)).all()
     assert (sample != training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=2)).any()
@@ -194,16 +209,30 @@ def test_a_graph_is_searched_as_widely_as_asked(tmp_path):
 
 
 def test_an_index_that_the_chunks_are_too_few_for_is_refused_with_a_smaller_one():
-    with pytest.raises(UserError, match=r"index = 'IVF4096,Flat' learns 4,096 centroids .* needs 159,744 chunks, but there are 60,000; use --index IVF1024,Flat$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"index = 'IVF4096,Flat' learns 4,096 centroids .* needs 159,744 chunks, but there are 60,000;"
+            r" use --index IVF1024,Flat$"
+        ),
+    ):
         check_index("IVF4096,Flat", 60_000, 384)
     with pytest.raises(UserError, match=r"'IVF1k,PQ48' learns 1,024"):
         check_index("IVF1k,PQ48", 10_000, 384)
-    with pytest.raises(UserError, match=r"'PQ48' learns 256 centroids .* but there are 100; use --index Flat$"):
+    with pytest.raises(
+        UserError, match=r"'PQ48' learns 256 centroids .* but there are 100; use --index Flat$"
+    ):
         check_index("PQ48", 100, 384)
 
 
 def test_an_index_string_that_faiss_does_not_know_is_refused_with_its_reason():
-    with pytest.raises(UserError, match=r"index = 'IVFx': Faiss cannot make it for vectors of 384 numbers \(could not parse index string IVFx\); use"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"index = 'IVFx': Faiss cannot make it for vectors of 384 numbers \(could not parse index string"
+            r" IVFx\); use"
+        ),
+    ):
         check_index("IVFx", 10, 384)
     with pytest.raises(UserError, match="should be a multiple of the number of subquantizers"):
         check_index("PQ7", 10_000, 384)
@@ -220,7 +249,9 @@ def test_an_index_file_cut_short_is_refused(tmp_path):
 @pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16,SQ8", "HNSW8,Flat"])
 def test_the_size_told_beforehand_is_about_that_of_the_file(tmp_path, spec):
     built(tmp_path, clustered(2000), spec)
-    assert index_bytes(spec, 2000, DIMENSION) == pytest.approx((tmp_path / "index.faiss").stat().st_size, rel=0.15)
+    assert index_bytes(spec, 2000, DIMENSION) == pytest.approx(
+        (tmp_path / "index.faiss").stat().st_size, rel=0.15
+    )
 
 
 def test_the_number_of_threads_stays_what_it_was(tmp_path):
@@ -231,7 +262,14 @@ def test_the_number_of_threads_stays_what_it_was(tmp_path):
         vectors = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
         np.save(tmp_path / "block.npy", vectors)
         search_seconds("Flat", 1, 10, 100, 8)
-        build_index(tmp_path / "i.faiss", tmp_path / "t.faiss", "Flat", [tmp_path / "block.npy"], training_sample("Flat", [(64, 1)], None, seed=0), 1)
+        build_index(
+            tmp_path / "i.faiss",
+            tmp_path / "t.faiss",
+            "Flat",
+            [tmp_path / "block.npy"],
+            training_sample("Flat", [(64, 1)], None, seed=0),
+            1,
+        )
         nearest(open_index(tmp_path / "i.faiss", 1, 16), vectors[:2], 2, np.empty((0, 3), np.int64))
         assert faiss.omp_get_max_threads() == 3
     finally:

@@ -5,7 +5,10 @@ from mt.indexed.neighbors import Chunks
 from mt.retro.chunks import select_chunks, write_chunks
 
 EOD, PAD, LENGTH = 0, 99, 4
-DOCUMENTS = [[[[1, 2, 3, 4, 5, EOD]], [], [[6, 7, 8, 9]]], [[[10, 11], [12, 13, 14, 15, 16, 17, 18, EOD]], []]]
+DOCUMENTS = [
+    [[[1, 2, 3, 4, 5, EOD]], [], [[6, 7, 8, 9]]],
+    [[[10, 11], [12, 13, 14, 15, 16, 17, 18, EOD]], []],
+]
 
 
 @pytest.fixture
@@ -30,7 +33,15 @@ def test_chunks_are_the_documents_tokens_and_padding(chunks):
 def test_a_continuation_is_the_next_chunk_of_the_same_document_and_never_of_another(chunks):
     tokens, mask = chunks.tokens(np.arange(-1, 6), continued=True)
     assert tokens.shape == (7, 2 * LENGTH)
-    assert kept(tokens, mask) == [[], [1, 2, 3, 4, 5], [5], [6, 7, 8, 9], list(range(10, 18)), [14, 15, 16, 17, 18], [18]]
+    assert kept(tokens, mask) == [
+        [],
+        [1, 2, 3, 4, 5],
+        [5],
+        [6, 7, 8, 9],
+        list(range(10, 18)),
+        [14, 15, 16, 17, 18],
+        [18],
+    ]
 
 
 def test_tokens_keep_the_shape_of_the_ids(chunks):

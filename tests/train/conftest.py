@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mt.config import build
+from mt.core.config import build
 
 VOCABULARY = 60  # 59 words and the end of a document
 
@@ -38,7 +38,13 @@ def _tree(corpus: str, save: Path, **settings) -> dict:
         "data": {"data_path": [corpus], "seq_length": 16, "split": "90,10,0"},
         "tokenizer": {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": VOCABULARY},
         "optimizer": {"lr": 1e-2, "lr_warmup_iters": 2},
-        "train": {"micro_batch_size": 2, "global_batch_size": 8, "train_iters": 8, "eval_interval": 4, "eval_iters": 2},
+        "train": {
+            "micro_batch_size": 2,
+            "global_batch_size": 8,
+            "train_iters": 8,
+            "eval_interval": 4,
+            "eval_iters": 2,
+        },
         "checkpoint": {"save": str(save), "save_interval": 3},
         "log": {"log_interval": 2},
     }
@@ -52,20 +58,75 @@ def _tree(corpus: str, save: Path, **settings) -> dict:
 
 
 GROUPS = {
-    "parallel": ("tensor_model_parallel_size", "sequence_parallel", "context_parallel_size", "expert_model_parallel_size", "data_parallel_sharding", "pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage", "pipeline_schedule", "distributed_timeout_minutes"),
-    "model": ("num_layers", "hidden_size", "hidden_dropout", "attention_dropout", "vocab_size", "max_position_embeddings", "num_attention_heads", "num_experts", "moe_router_enable_expert_bias", "moe_router_score_function"),
+    "parallel": (
+        "tensor_model_parallel_size",
+        "sequence_parallel",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "data_parallel_sharding",
+        "pipeline_model_parallel_size",
+        "num_layers_per_virtual_pipeline_stage",
+        "pipeline_schedule",
+        "distributed_timeout_minutes",
+    ),
+    "model": (
+        "num_layers",
+        "hidden_size",
+        "hidden_dropout",
+        "attention_dropout",
+        "vocab_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_experts",
+        "moe_router_enable_expert_bias",
+        "moe_router_score_function",
+    ),
     "data": ("seq_length", "data_path", "seed", "split"),
     "tokenizer": ("tokenizer_vocab_size",),
-    "optimizer": ("lr", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_style", "optimizer", "weight_decay"),
-    "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "eval_iters", "eval_interval", "compile", "deterministic_mode"),
+    "optimizer": (
+        "lr",
+        "lr_warmup_iters",
+        "lr_warmup_fraction",
+        "lr_decay_style",
+        "optimizer",
+        "weight_decay",
+    ),
+    "train": (
+        "micro_batch_size",
+        "global_batch_size",
+        "rampup_batch_size",
+        "train_iters",
+        "train_samples",
+        "eval_iters",
+        "eval_interval",
+        "compile",
+        "deterministic_mode",
+    ),
     "precision": ("bf16", "fp16", "fp8_format", "initial_loss_scale", "loss_scale_window", "hysteresis"),
     "recompute": ("recompute_granularity", "recompute_method", "recompute_num_layers"),
     "guard": ("exit_interval", "exit_duration_in_mins", "on_nan", "on_spike", "spike_factor"),
     "checkpoint": (
-        "save", "load", "finetune", "save_interval", "keep_last", "save_retain_interval", "async_save", "no_save_optim", "no_load_optim",
-        "ckpt_step", "exit_on_missing_checkpoint", "use_checkpoint_opt_param_scheduler",
+        "save",
+        "load",
+        "finetune",
+        "save_interval",
+        "keep_last",
+        "save_retain_interval",
+        "async_save",
+        "no_save_optim",
+        "no_load_optim",
+        "ckpt_step",
+        "exit_on_missing_checkpoint",
+        "use_checkpoint_opt_param_scheduler",
     ),
-    "log": ("log_interval", "wandb_project", "profile", "profile_step_start", "profile_step_end", "profile_ranks"),
+    "log": (
+        "log_interval",
+        "wandb_project",
+        "profile",
+        "profile_step_start",
+        "profile_step_end",
+        "profile_ranks",
+    ),
 }
 
 

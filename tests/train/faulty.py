@@ -1,7 +1,8 @@
-"""`mt` with a fault planted: `mt launch -m tests.train.faulty ...`.
+"""`mt` with a fault planted: `mt launch -m mt.tests.train.faulty ...`.
 
-FAULT is WHAT@RANK@STEP: what a rank does in that step (of the first attempt, unless ONCE names no file): `kill` itself by
-SIGKILL, `sleep` for ever, `stop` itself by SIGSTOP, `kill_in_save` when its checkpoint is written and not yet renamed.
+FAULT is WHAT@RANK@STEP: what a rank does in that step (of the first attempt, unless ONCE names no file):
+`kill` itself by SIGKILL, `sleep` for ever, `stop` itself by SIGSTOP, `kill_in_save` when its checkpoint is
+written and not yet renamed.
 """
 
 import os
@@ -11,7 +12,8 @@ import time
 from pathlib import Path
 
 from mt import cli
-from mt.train import checkpoint, loop
+from mt.train import loop
+from mt.train.checkpoint import native as checkpoint
 
 
 def act(what: str) -> None:

@@ -1,13 +1,13 @@
 """The table of docs/parallelism.md: how far ten steps at each layout are from those of one process.
 
-    make layouts
+make layouts
 """
 
 import functools
 import sys
 
-from tests.train.parallel_jobs import CASES, differences, train
-from tests.train.processes import Pool
+from mt.tests.train.parallel_jobs import CASES, differences, train
+from mt.tests.train.processes import Pool
 
 
 def main() -> None:
@@ -17,7 +17,9 @@ def main() -> None:
     worst = 0.0
     for name, (family, world, parallel, *how) in CASES.items():
         how = dict(*how)
-        found = differences(alone(family, tuple(how.items())), pool.run(train, world, family, parallel, **how)[0])
+        found = differences(
+            alone(family, tuple(how.items())), pool.run(train, world, family, parallel, **how)[0]
+        )
         worst = max(worst, *found)
         print(f"| {name} | {world} | {' | '.join(f'{difference:.0e}' for difference in found)} |", flush=True)
     pool.close()

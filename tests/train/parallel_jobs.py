@@ -1,4 +1,6 @@
-"""What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of them."""
+"""What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of
+them.
+"""
 
 import dataclasses
 import gc
@@ -14,70 +16,133 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mt.train import loop
-from mt.train.batches import MicroBatch
-from mt.train.checkpoint import named_tensors
-from mt.train.course import TrainConfig
+from mt.train.checkpoint.native import named_tensors
+from mt.train.config import TrainConfig
 from mt.train.determinism import give_blocks_seeds
-from mt.train.loop import forward_backward
 from mt.train.metrics import peak_memory
 from mt.train.model import layers
 from mt.train.model.attention import Documents
 from mt.train.model.block import FeedForward
 from mt.train.model.build import build_model
+from mt.train.model.dtensor import local_shard
+from mt.train.model.inputs import MicroBatch
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm
-from mt.train.parallel import sharding
-from mt.train.parallel.context import cut
-from mt.train.parallel.mesh import Mesh, ParallelConfig, launch, local
-from mt.train.parallel.pipeline import Pipeline
-from mt.train.parallel.sharding import (
+from mt.train.parallel import parallelize as parallelize_module
+from mt.train.parallel.context_parallel import cut
+from mt.train.parallel.mesh import Mesh, ParallelConfig, launch
+from mt.train.parallel.parallelize import (
     _randomness_of_its_own,
     check_layout,
     dropout_place,
     parallelize,
     synchronise_gradients,
 )
+from mt.train.parallel.pipeline import Pipeline
 from mt.train.parallel.stages import stages_of
 from mt.train.precision import Weights
 from mt.train.recompute import RecomputeConfig, recompute
+from mt.train.step import forward_backward
 
 VOCABULARY, LENGTH, MICRO_BATCHES, ROWS = 60, 16, 4, 2
 
 FAMILIES = {
     "gpt": {"num_layers": 2},
     "llama": {
-        "num_layers": 2, "num_query_groups": 2, "position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu",
-        "add_bias_linear": False, "untie_embeddings_and_output_weights": True, "qk_layernorm": True, "window_size": 9,
+        "num_layers": 2,
+        "num_query_groups": 2,
+        "position_embedding_type": "rope",
+        "normalization": "RMSNorm",
+        "activation": "swiglu",
+        "add_bias_linear": False,
+        "untie_embeddings_and_output_weights": True,
+        "qk_layernorm": True,
+        "window_size": 9,
     },
     "moe": {
-        "num_layers": 2, "num_experts": 4, "moe_layer_freq": "[0,1]", "moe_aux_loss_coeff": 0.01, "moe_z_loss_coeff": 0.001,
-        "moe_shared_expert_intermediate_size": 16, "moe_shared_expert_gate": True, "activation": "swiglu", "add_bias_linear": False,
+        "num_layers": 2,
+        "num_experts": 4,
+        "moe_layer_freq": "[0,1]",
+        "moe_aux_loss_coeff": 0.01,
+        "moe_z_loss_coeff": 0.001,
+        "moe_shared_expert_intermediate_size": 16,
+        "moe_shared_expert_gate": True,
+        "activation": "swiglu",
+        "add_bias_linear": False,
     },
     "bert": {"family": "bert", "num_layers": 2},
     "bert_post_norm": {"family": "bert", "num_layers": 2, "post_norm": True},
     "t5": {"family": "t5", "num_layers": 1},
     "t5_relative": {
-        "family": "t5", "num_layers": 1, "position_embedding_type": "relative", "normalization": "RMSNorm", "activation": "geglu", "add_bias_linear": False,
+        "family": "t5",
+        "num_layers": 1,
+        "position_embedding_type": "relative",
+        "normalization": "RMSNorm",
+        "activation": "geglu",
+        "add_bias_linear": False,
     },
     "ict": {"family": "ict", "num_layers": 1, "biencoder_projection_dim": 6, "hidden_dropout": 0.1},
-    "ict_shared": {"family": "ict", "num_layers": 2, "biencoder_shared_query_context_model": True, "retriever_score_scaling": True, "post_norm": True},
-    "mamba": {"hybrid_override_pattern": "M*-", **(MAMBA := {"mamba_head_dim": 8, "mamba_num_groups": 2, "mamba_state_dim": 8, "position_embedding_type": "none"})},
-    "retro": {"num_layers": 6, **(RETRO := {"retro_add_retriever": True, "retro_chunk_length": 4, "retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0})},
+    "ict_shared": {
+        "family": "ict",
+        "num_layers": 2,
+        "biencoder_shared_query_context_model": True,
+        "retriever_score_scaling": True,
+        "post_norm": True,
+    },
+    "mamba": {
+        "hybrid_override_pattern": "M*-",
+        **(
+            MAMBA := {
+                "mamba_head_dim": 8,
+                "mamba_num_groups": 2,
+                "mamba_state_dim": 8,
+                "position_embedding_type": "none",
+            }
+        ),
+    },
+    "retro": {
+        "num_layers": 6,
+        **(
+            RETRO := {
+                "retro_add_retriever": True,
+                "retro_chunk_length": 4,
+                "retro_encoder_hidden_dropout": 0.0,
+                "retro_encoder_attention_dropout": 0.0,
+            }
+        ),
+    },
     "retro_llama": {
-        "num_layers": 9, "num_query_groups": 2, "position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu", "add_bias_linear": False, **RETRO,
+        "num_layers": 9,
+        "num_query_groups": 2,
+        "position_embedding_type": "rope",
+        "normalization": "RMSNorm",
+        "activation": "swiglu",
+        "add_bias_linear": False,
+        **RETRO,
     },
     "retro_moe": {"num_layers": 6, "num_experts": 4, **RETRO},
     "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
 }
 
-TP, SP, CP, EP = ({"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"context_parallel_size": 2}, {"expert_model_parallel_size": 2})
-PP, PP4, ZERO = {"pipeline_model_parallel_size": 2}, {"pipeline_model_parallel_size": 4}, {"pipeline_schedule": "zero-bubble"}
+TP, SP, CP, EP = (
+    {"tensor_model_parallel_size": 2},
+    {"sequence_parallel": True},
+    {"context_parallel_size": 2},
+    {"expert_model_parallel_size": 2},
+)
+PP, PP4, ZERO = (
+    {"pipeline_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 4},
+    {"pipeline_schedule": "zero-bubble"},
+)
 VIRTUAL, FOUR = {"num_layers_per_virtual_pipeline_stage": 1}, {"changes": (("num_layers", 4),)}
 FULL = {"data_parallel_sharding": "full"}
 FEW = {"steps": 3}
 DROP = {"changes": (("moe_expert_capacity_factor", 0.7),)}
 DROP_LAST = {"changes": (("moe_expert_capacity_factor", 0.7), ("moe_token_drop_policy", "position"))}
-CASES = {  # family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are cut
+# family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are
+# cut
+CASES = {
     "gpt, DP2": ("gpt", 2, {}),
     "gpt, DP2, weights cut too": ("gpt", 2, FULL),
     "gpt, TP2": ("gpt", 2, TP),
@@ -142,7 +207,12 @@ CASES = {  # family, processes, layout, what else is set: each axis alone, pairs
     "mamba hybrid, TP2": ("mamba", 2, TP),
     "mamba hybrid, CP2": ("mamba", 2, CP),
     "mamba hybrid, CP2, packed documents": ("mamba", 2, CP, {"packed": True}),
-    "mamba hybrid, TP2 x CP2, sequence parallel": ("mamba", 4, TP | SP | CP, {"changes": (("mamba_num_groups", 4),)}),
+    "mamba hybrid, TP2 x CP2, sequence parallel": (
+        "mamba",
+        4,
+        TP | SP | CP,
+        {"changes": (("mamba_num_groups", 4),)},
+    ),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
     "gpt, PP2": ("gpt", 2, PP),
     "gpt, PP2, interleaved": ("gpt", 2, PP | VIRTUAL, FOUR),
@@ -178,7 +248,14 @@ class Result:
 
 
 def model_config(family: str, **changes) -> ModelConfig:
-    settings = {"hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 32, "make_vocab_size_divisible_by": 8, **FAMILIES[family], **changes}
+    settings = {
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "ffn_hidden_size": 32,
+        "make_vocab_size_divisible_by": 8,
+        **FAMILIES[family],
+        **changes,
+    }
     return resolve(ModelConfig(**settings), vocab_size=VOCABULARY, seq_length=LENGTH)
 
 
@@ -190,9 +267,25 @@ def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> Mic
     present = torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 3]])
     if config.family == "bert":
         types = (torch.arange(LENGTH) > 6).long().expand(ROWS, -1)
-        return MicroBatch(index, tokens, labels, weights, token_types=types, padding_mask=present, swapped=torch.tensor([0, 1]))
+        return MicroBatch(
+            index,
+            tokens,
+            labels,
+            weights,
+            token_types=types,
+            padding_mask=present,
+            swapped=torch.tensor([0, 1]),
+        )
     if config.family == "ict":
-        return MicroBatch(index, tokens, None, torch.ones(ROWS), padding_mask=present, encoder_tokens=encoder, encoder_padding_mask=present.flip(0))
+        return MicroBatch(
+            index,
+            tokens,
+            None,
+            torch.ones(ROWS),
+            padding_mask=present,
+            encoder_tokens=encoder,
+            encoder_padding_mask=present.flip(0),
+        )
     if config.family == "t5":
         return MicroBatch(index, tokens, labels, weights, padding_mask=present, encoder_tokens=encoder)
     if config.retro_add_retriever:
@@ -201,10 +294,19 @@ def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> Mic
         return MicroBatch(index, tokens, labels, weights)
     ids = (torch.arange(LENGTH) >= torch.tensor([[5], [11]])).int()
     positions = torch.arange(LENGTH) - ids * torch.tensor([[5], [11]])
-    return MicroBatch(index, tokens, labels, weights, positions, Documents(ids, torch.tensor([0, 5, 16, 27, 32], dtype=torch.int32), 11))
+    return MicroBatch(
+        index,
+        tokens,
+        labels,
+        weights,
+        positions,
+        Documents(ids, torch.tensor([0, 5, 16, 27, 32], dtype=torch.int32), 11),
+    )
 
 
-def random_neighbors(config: ModelConfig, rows: int, length: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def random_neighbors(
+    config: ModelConfig, rows: int, length: int, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """What Retro's `loss` is told of the neighbours of so many samples; some are short, and some are missing."""
     m, k = config.retro_chunk_length, config.retro_num_neighbors
     neighbors = torch.randint(config.vocab_size, (rows, -(-length // m), k, 2 * m), generator=generator)
@@ -213,16 +315,41 @@ def random_neighbors(config: ModelConfig, rows: int, length: int, generator: tor
 
 
 def train(
-    family: str, parallel: dict | None = None, *, changes: dict | tuple | None = None, steps: int = 10, dtype: torch.dtype = torch.float64,
-    packed: bool = False, granularity: str | None = None, compute_dtype: torch.dtype | None = None,
+    family: str,
+    parallel: dict | None = None,
+    *,
+    changes: dict | tuple | None = None,
+    steps: int = 10,
+    dtype: torch.dtype = torch.float64,
+    packed: bool = False,
+    granularity: str | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Result:
     """Steps of AdamW on the same global batches at any layout, with gradients clipped."""
     parallel = ParallelConfig(**(parallel or {}), distributed_timeout_minutes=1)
     with launch(parallel) as mesh:
-        return _train(mesh, parallel, model_config(family, **dict(changes or ())), steps, dtype, packed, granularity, compute_dtype or dtype)
+        return _train(
+            mesh,
+            parallel,
+            model_config(family, **dict(changes or ())),
+            steps,
+            dtype,
+            packed,
+            granularity,
+            compute_dtype or dtype,
+        )
 
 
-def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int, dtype, packed: bool, granularity, compute_dtype) -> Result:
+def _train(
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    config: ModelConfig,
+    steps: int,
+    dtype,
+    packed: bool,
+    granularity,
+    compute_dtype,
+) -> Result:
     check_layout(parallel, config, lengths_of(config))
     model = build(mesh, parallel, config, dtype, compute_dtype, granularity)
     weights = Weights(model, torch.float32)
@@ -230,9 +357,18 @@ def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int
     losses, norms = [], []
     for step in range(steps):
         mine = range(mesh.dp.rank, MICRO_BATCHES, mesh.dp.size)
-        batch = [cut(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp) for index in mine]
+        batch = [
+            cut(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp) for index in mine
+        ]
         tokens = mesh.sum_shards(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
-        loss = forward_backward(model, batch, 1 / tokens, seed=f"0:{step}", place=dropout_place(mesh, parallel), experts=bool(config.num_experts))
+        loss = forward_backward(
+            model,
+            batch,
+            1 / tokens,
+            seed=f"0:{step}",
+            place=dropout_place(mesh, parallel),
+            experts=bool(config.num_experts),
+        )
         losses.append(float(mesh.sum_shards(loss) / tokens))
         norms.append(float(gradient_norm(model.parameters(), mesh)))
         clip_gradients(model.parameters(), norms[-1], 1.0)
@@ -242,7 +378,14 @@ def _train(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, steps: int
     return Result(losses, norms, in_full(weights.by_name, mesh))
 
 
-def build(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None = None, granularity: str | None = None) -> nn.Module:
+def build(
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype | None = None,
+    granularity: str | None = None,
+) -> nn.Module:
     """As loop._build does."""
     with torch.device("meta"):
         model = build_model(config).to(dtype)
@@ -251,8 +394,9 @@ def build(mesh: Mesh, parallel: ParallelConfig, config: ModelConfig, dtype: torc
         model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
     if granularity:
         recompute(model, RecomputeConfig(recompute_granularity=granularity))
-    # Two blocks of a small model together, or each by itself; and for this model alone: other jobs of these processes have other ranks.
-    with mock.patch.object(sharding, "BUCKET", 3000 if mesh.world_size == 2 else 0):
+    # Two blocks of a small model together, or each by itself; and for this model alone: other jobs of these
+    # processes have other ranks.
+    with mock.patch.object(parallelize_module, "BUCKET", 3000 if mesh.world_size == 2 else 0):
         parallelize(model, mesh, parallel, compute_dtype or dtype)
     model.to_empty(device=mesh.device)
     initialize(model, 1234)
@@ -265,16 +409,22 @@ def lengths_of(config: ModelConfig) -> dict[str, int]:
 
 def in_full(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, Tensor]:
     """Whole tensors of all stages, on rank 0; nothing on the others."""
-    own = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in tensors.items()}
+    own = {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in tensors.items()
+    }
     everyones = mesh.gather(own)
-    return {name: tensor for of_rank in everyones for name, tensor in of_rank.items()} if mesh.rank == 0 else {}
+    return (
+        {name: tensor for of_rank in everyones for name, tensor in of_rank.items()} if mesh.rank == 0 else {}
+    )
 
 
 def differences(one: Result, many: Result) -> tuple[float, float, float]:
-    """Of the losses and gradient norms, relative; of the weights after the last step, absolute, key biases left out.
+    """Of the losses and gradient norms, relative; of the weights after the last step, absolute, key biases
+    left out.
 
-    The gradient of a key's bias is zero in theory (softmax does not see what all scores have in common), so that Adam
-    makes whole steps of its rounding errors.
+    The gradient of a key's bias is zero in theory (softmax does not see what all scores have in common), so
+    that Adam makes whole steps of its rounding errors.
     """
     relative = lambda a, b: max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
     compared = [name for name in one.weights if not name.endswith(("qkv.bias", "key_value.bias"))]
@@ -294,7 +444,10 @@ def first_weights(parallel: dict) -> dict[str, Tensor]:
         with torch.device("cpu"):
             initialize(model, 1234)
         layers.BLOCK = block
-        return {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in model.named_parameters()}
+        return {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+            for name, p in model.named_parameters()
+        }
 
 
 def memory_of_building(parallel: dict) -> tuple[int, int]:
@@ -311,7 +464,9 @@ def memory_of_building(parallel: dict) -> tuple[int, int]:
 
 
 def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]:
-    """Of all tensors that a rank has, for each parameter of the model: between two micro-batches of a step, and between two steps."""
+    """Of all tensors that a rank has, for each parameter of the model: between two micro-batches of a step,
+    and between two steps.
+    """
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt", hidden_size=128, ffn_hidden_size=512)
@@ -338,9 +493,14 @@ def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]
 def _all_bytes() -> int:
     gc.collect()
     with warnings.catch_warnings(action="ignore"):  # of names that torch is about to drop
-        tensors = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.device.type == "cpu" and t.layout == torch.strided]
-    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]  # which may have no object in Python
-    storages = (local(t).untyped_storage() for t in tensors)
+        tensors = [
+            t
+            for t in gc.get_objects()
+            if isinstance(t, Tensor) and t.device.type == "cpu" and t.layout == torch.strided
+        ]
+    # which may have no object in Python
+    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+    storages = (local_shard(t).untyped_storage() for t in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -351,14 +511,20 @@ def embedded(parallel: dict) -> Tensor:
         config = model_config("gpt", hidden_dropout=0.5, position_embedding_type="none")
         model = build(mesh, parallel, config, torch.float32)
         states = []
-        model.layers[0].register_forward_pre_hook(lambda _module, arguments: states.append(arguments[0].detach().clone()))
-        micro = dataclasses.replace(micro_batch(config, 0), tokens=torch.zeros(ROWS, LENGTH, dtype=torch.int64))
+        model.layers[0].register_forward_pre_hook(
+            lambda _module, arguments: states.append(arguments[0].detach().clone())
+        )
+        micro = dataclasses.replace(
+            micro_batch(config, 0), tokens=torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+        )
         forward_backward(model, [micro], torch.ones(()), seed="0", place=dropout_place(mesh, parallel))
         return states[0]
 
 
 def draws_of_its_own() -> tuple[Tensor, ...]:
-    """Draws within a rank's own randomness, the same after the common one was set back, the next, and a common one afterwards."""
+    """Draws within a rank's own randomness, the same after the common one was set back, the next, and a
+    common one afterwards.
+    """
     with launch(ParallelConfig(tensor_model_parallel_size=2)) as mesh:
         draws = []
         for _ in range(2):
@@ -374,7 +540,9 @@ def train_with_a_slow_rank(config: TrainConfig) -> None:
     """`mt train` in which rank 1 needs 20 ms more than others for a feed-forward layer."""
     original = FeedForward.forward
     if os.environ["RANK"] == "1":
-        FeedForward.forward = lambda *arguments, **context: time.sleep(0.02) or original(*arguments, **context)
+        FeedForward.forward = lambda *arguments, **context: (
+            time.sleep(0.02) or original(*arguments, **context)
+        )
     try:
         loop.train(config)
     finally:
@@ -382,7 +550,9 @@ def train_with_a_slow_rank(config: TrainConfig) -> None:
 
 
 def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | None:
-    """`mt train` on this rank; or, with a step directory, all that a trainer has after it has loaded that, on rank 0 in full."""
+    """`mt train` on this rank; or, with a step directory, all that a trainer has after it has loaded that, on
+    rank 0 in full.
+    """
     if only_load is None:
         return loop.train(config)
     found: dict = {}
@@ -408,5 +578,10 @@ def build_stages(parallel: dict) -> int:
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         model = build(mesh, parallel, model_config("gpt"), torch.float32)
-        storages = {storage.data_ptr(): storage.nbytes() // 4 for stage in stages_of(model) for p in stage.parameters() for storage in (local(p).untyped_storage(),)}
+        storages = {
+            storage.data_ptr(): storage.nbytes() // 4
+            for stage in stages_of(model)
+            for p in stage.parameters()
+            for storage in (local_shard(p).untyped_storage(),)
+        }
         return sum(storages.values())

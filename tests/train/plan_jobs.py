@@ -1,19 +1,24 @@
-"""What the ranks of tests/train/test_plan.py do: two micro-batches and a step of the real engine, and the bytes that came of it."""
+"""What the ranks of tests/train/test_plan.py do: two micro-batches and a step of the real engine, and the
+bytes that came of it.
+"""
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from mt.train.loop import forward_backward
+from mt.tests.train.parallel_jobs import micro_batch, model_config
 from mt.train.model.build import build_model
+from mt.train.model.dtensor import local_shard
 from mt.train.model.layers import initialize
 from mt.train.optimizer import OptimizerConfig, build_optimizer
-from mt.train.parallel.mesh import ParallelConfig, launch, local
-from mt.train.parallel.sharding import parallelize
-from tests.train.parallel_jobs import micro_batch, model_config
+from mt.train.parallel.mesh import ParallelConfig, launch
+from mt.train.parallel.parallelize import parallelize
+from mt.train.step import forward_backward
 
 
 def held(family: str, parallel: dict, changes: dict) -> dict[str, int]:
-    """Bytes on this rank by what they are: weights, gradients, moments; activations: what autograd keeps of a micro-batch."""
+    """Bytes on this rank by what they are: weights, gradients, moments; activations: what autograd keeps of a
+    micro-batch.
+    """
     parallel = ParallelConfig(**parallel, distributed_timeout_minutes=1)
     with launch(parallel) as mesh:
         config = model_config(family, **changes)
@@ -26,8 +31,9 @@ def held(family: str, parallel: dict, changes: dict) -> dict[str, int]:
         optimizer.step()
         moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
         sizes = {
-            "weights": sum(local(p).nbytes for p in model.parameters()), "gradients": sum(local(p.grad).nbytes for p in model.parameters()),
-            "moments": sum(local(m).nbytes for m in moments),
+            "weights": sum(local_shard(p).nbytes for p in model.parameters()),
+            "gradients": sum(local_shard(p.grad).nbytes for p in model.parameters()),
+            "moments": sum(local_shard(m).nbytes for m in moments),
         }
         del moments
         kept = {}
@@ -38,7 +44,10 @@ def held(family: str, parallel: dict, changes: dict) -> dict[str, int]:
 
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model.loss(**batch[0].arguments())
-        whole = {local(p).untyped_storage()._cdata for p in model.parameters()}  # until the backward pass, as gathered
-        sizes["activations"] = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in whole)
+        # until the backward pass, as gathered
+        whole = {local_shard(p).untyped_storage()._cdata for p in model.parameters()}
+        sizes["activations"] = sum(
+            t.untyped_storage().nbytes() for key, t in kept.items() if key not in whole
+        )
         del loss
         return sizes

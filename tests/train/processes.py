@@ -1,6 +1,8 @@
-"""A pool of processes that play the ranks of small jobs: started once, because importing torch takes longer than a job.
+"""A pool of processes that play the ranks of small jobs: started once, because importing torch takes longer
+than a job.
 
-    pool.run(function, 4, argument ...)     function(argument ...) on ranks 0 to 3, each with torchrun's variables set;
+    pool.run(function, 4, argument ...)     function(argument ...) on ranks 0 to 3, each with torchrun's
+        variables set;
                                             returns their results by rank
 """
 
@@ -17,7 +19,9 @@ class Pool:
         self.workers = []
 
     def run(self, function, world_size: int, *arguments, **options) -> list:
-        """Raises AssertionError with the tracebacks of the ranks that failed; new processes then take their place."""
+        """Raises AssertionError with the tracebacks of the ranks that failed; new processes then take their
+        place.
+        """
         context = multiprocessing.get_context("spawn")
         while len(self.workers) < world_size:
             here, there = context.Pipe()
@@ -28,7 +32,13 @@ class Pool:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         for rank, (_, pipe) in enumerate(self.workers[:world_size]):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+            variables = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world_size,
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            }
             pipe.send((function, arguments, options, {name: str(value) for name, value in variables.items()}))
         answers, failures = [], []
         for rank, (worker, pipe) in enumerate(self.workers[:world_size]):
@@ -56,7 +66,8 @@ class Pool:
 
 
 def _work(pipe) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # a machine has fewer GPUs than a job has ranks
+    # a machine has fewer GPUs than a job has ranks
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     import torch
 
     torch.set_num_threads(1)
@@ -74,7 +85,8 @@ def _work(pipe) -> None:
 
 
 def _forget_meshes() -> None:
-    """Empties DTensor's caches: they keep the meshes of earlier jobs, and each of their groups three threads that wake up again and again.
+    """Empties DTensor's caches: they keep the meshes of earlier jobs, and each of their groups three threads
+    that wake up again and again.
 
     With all of this suite's jobs those were 300 threads in each process, and half a processor.
     """

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.indexed.fim import FimConfig, FimDataset
-from mt.indexed.gpt import DataConfig, build_datasets
+from mt.indexed.gpt_dataset import DataConfig, build_datasets
 from mt.train.batches import Batches, PackingConfig, identity, unigram_entropy
 from mt.train.parallel.mesh import Mesh
 
@@ -25,11 +25,20 @@ class Numbered:
 
 
 def share(rank: int, world: int, *, vocab_size=1000):
-    return Batches(Numbered(), micro_batch_size=2, vocab_size=vocab_size, mesh=Mesh(rank, world, torch.device("cpu")), packing=PackingConfig(), eod=None)
+    return Batches(
+        Numbered(),
+        micro_batch_size=2,
+        vocab_size=vocab_size,
+        mesh=Mesh(rank, world, torch.device("cpu")),
+        packing=PackingConfig(),
+        eod=None,
+    )
 
 
 def by_hand(consumed: int, world: int, rank: int, count: int) -> list[list[int]]:
-    """The loop of Megatron-LM's MegatronPretrainingSampler: collect micro x world samples, give each rank its slice."""
+    """The loop of Megatron-LM's MegatronPretrainingSampler: collect micro x world samples, give each rank its
+    slice.
+    """
     out = []
     for _ in range(count):
         collected = list(range(consumed, consumed + 2 * world))
@@ -47,7 +56,9 @@ def test_every_rank_reads_the_micro_batches_that_megatron_gives_it(world):
 
 def test_the_ranks_together_read_the_global_batch_in_micro_batches_numbered_alike():
     alone = {m.index: m.tokens[:, 0].tolist() for m in share(0, 1).global_batch(24, 16)}
-    together = {m.index: m.tokens[:, 0].tolist() for rank in range(4) for m in share(rank, 4).global_batch(24, 16)}
+    together = {
+        m.index: m.tokens[:, 0].tolist() for rank in range(4) for m in share(rank, 4).global_batch(24, 16)
+    }
     assert alone == together
 
 
@@ -60,7 +71,14 @@ def test_reading_ahead_gives_the_same_batches_in_order():
 def test_a_label_is_the_token_after(corpus):
     data = DataConfig(data_path=(corpus,), seq_length=16, split="100,0,0")
     dataset = build_datasets(data, (10, 0, 0))[0]
-    (micro,) = Batches(dataset, micro_batch_size=3, vocab_size=60, mesh=Mesh(0, 1, torch.device("cpu")), packing=PackingConfig(), eod=None).global_batch(0, 3)
+    (micro,) = Batches(
+        dataset,
+        micro_batch_size=3,
+        vocab_size=60,
+        mesh=Mesh(0, 1, torch.device("cpu")),
+        packing=PackingConfig(),
+        eod=None,
+    ).global_batch(0, 3)
     for row in range(3):
         assert micro.tokens[row].tolist() == dataset[row][:-1].tolist()
         assert micro.labels[row].tolist() == dataset[row][1:].tolist()
@@ -68,7 +86,13 @@ def test_a_label_is_the_token_after(corpus):
 
 
 def test_a_token_beyond_the_vocabulary_is_named():
-    with pytest.raises(UserError, match=r"the data holds token 101, but model.vocab_size = 101; give the tokenizer that the data was made with"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"the data holds token 101, but model.vocab_size = 101; give the tokenizer that the data was made"
+            r" with"
+        ),
+    ):
         list(share(0, 1, vocab_size=101).over([(0, 100), (100, 2)]))
 
 
@@ -87,7 +111,9 @@ def test_what_wraps_or_fetches_a_dataset_does_not_change_what_is_counted(corpus,
         vocab_size, eod, fingerprint = 64, 0, "letters"
 
         def decode(self, ids):
-            return {60: "<fim_prefix>", 61: "<fim_middle>", 62: "<fim_suffix>", 63: "<fim_pad>"}.get(ids[0], "x")
+            return {60: "<fim_prefix>", 61: "<fim_middle>", 62: "<fim_suffix>", 63: "<fim_pad>"}.get(
+                ids[0], "x"
+            )
 
     data = DataConfig(data_path=(corpus,), seq_length=16, split="50,50,0")
     dataset = build_datasets(data, (10, 0, 0))[0]
@@ -97,5 +123,7 @@ def test_what_wraps_or_fetches_a_dataset_does_not_change_what_is_counted(corpus,
     assert ours.pop("order") != theirs.pop("order")
     assert ours == theirs
     monkeypatch.setattr("mt.train.batches.COUNTED_AT_A_TIME", 7)
-    distant = dataclasses.replace(data, data_path=(f"file://{corpus}",), data_cache_path=str(tmp_path / "cache"))
+    distant = dataclasses.replace(
+        data, data_path=(f"file://{corpus}",), data_cache_path=str(tmp_path / "cache")
+    )
     assert unigram_entropy(build_datasets(distant, (10, 0, 0))[0], 60) == unigram_entropy(dataset, 60)

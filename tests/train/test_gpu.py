@@ -1,12 +1,16 @@
-"""What only a GPU can show of training. Each test says what it compares with: the same on the CPU, or the same run again."""
+"""What only a GPU can show of training.
+
+Each test says what it compares with: the same on the CPU, or the same run again.
+"""
 
 import copy
 
 import pytest
 import torch
 
-from mt.config import UserError
-from mt.train.checkpoint import newest_whole
+from mt.core.config import UserError
+from mt.train.checkpoint.native import newest_whole
+from mt.train.compile import compile_blocks
 from mt.train.loop import train
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
@@ -14,20 +18,36 @@ from mt.train.model.loss import cross_entropy
 from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
 from mt.train.parallel.mesh import Mesh
 from mt.train.precision import Weights
-from mt.train.speed import compile_blocks
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 FAMILIES = {
     "gpt-2": {},
-    "llama": {"activation": "swiglu", "normalization": "RMSNorm", "position_embedding_type": "rope", "add_bias_linear": False, "num_query_groups": 2},
+    "llama": {
+        "activation": "swiglu",
+        "normalization": "RMSNorm",
+        "position_embedding_type": "rope",
+        "add_bias_linear": False,
+        "num_query_groups": 2,
+    },
     "mixture": {"num_experts": 4, "moe_aux_loss_coeff": 0.01, "position_embedding_type": "rope"},
-    "hybrid": {"hybrid_override_pattern": "M*-", "mamba_state_dim": 16, "mamba_head_dim": 16, "mamba_num_groups": 2, "position_embedding_type": "none"},
+    "hybrid": {
+        "hybrid_override_pattern": "M*-",
+        "mamba_state_dim": 16,
+        "mamba_head_dim": 16,
+        "mamba_num_groups": 2,
+        "position_embedding_type": "none",
+    },
 }
 
 
 def model_of(name):
-    base = {"hidden_size": 64, "num_attention_heads": 4, "kv_channels": 16} | ({} if name == "hybrid" else {"num_layers": 2})
+    base = {"hidden_size": 64, "num_attention_heads": 4, "kv_channels": 16} | (
+        {} if name == "hybrid" else {"num_layers": 2}
+    )
     model = build_model(resolve(ModelConfig(**base, **FAMILIES[name]), vocab_size=250, seq_length=64))
     initialize(model, 1)
     return model
@@ -78,20 +98,36 @@ def test_the_loss_in_chunks_is_torchs(dtype, monkeypatch):
     labels, mask = torch.randint(0, 1000, (300,), device="cuda"), torch.rand(300, device="cuda")
     found = torch.autograd.grad(cross_entropy(hidden, weight, labels, mask, 1000), (hidden, weight))
     logits = hidden.double() @ weight.double()[:1000].T
-    expected = torch.autograd.grad((torch.nn.functional.cross_entropy(logits, labels, reduction="none") * mask).sum(), (hidden, weight))
+    expected = torch.autograd.grad(
+        (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * mask).sum(), (hidden, weight)
+    )
     for ours, theirs in zip(found, expected):
-        assert (ours.double() - theirs.double()).norm() < (1e-5 if dtype == torch.float32 else 2e-2) * theirs.double().norm()
+        assert (ours.double() - theirs.double()).norm() < (
+            1e-5 if dtype == torch.float32 else 2e-2
+        ) * theirs.double().norm()
 
 
 def test_a_norm_is_that_of_float64():
     weight = torch.nn.Parameter(torch.zeros(3000, 1000, device="cuda"))
     weight.grad = torch.randn(3000, 1000, device="cuda")
-    assert gradient_norm([weight], Mesh(0, 1, torch.device("cuda"))).item() == pytest.approx(weight.grad.double().norm().item(), rel=1e-6)
+    assert gradient_norm([weight], Mesh(0, 1, torch.device("cuda"))).item() == pytest.approx(
+        weight.grad.double().norm().item(), rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("how", [{}, {"fp16": True, "initial_loss_scale": 2.0**20}, {"recompute_granularity": "selective"}, {"compile": "always"}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"fp16": True, "initial_loss_scale": 2.0**20},
+        {"recompute_granularity": "selective"},
+        {"compile": "always"},
+    ],
+)
 def test_a_whole_run_of_mt_train_learns(settings, tmp_path, how):
-    done = train(settings(tmp_path / "run", **({"bf16": True} | how if "fp16" not in how else how), async_save=True))
+    done = train(
+        settings(tmp_path / "run", **({"bf16": True} | how if "fp16" not in how else how), async_save=True)
+    )
     assert done["train_loss"] < done["curve"][0][1]
     assert newest_whole(tmp_path / "run") is not None
 

@@ -1,4 +1,6 @@
-"""Two BERTs on the inverse cloze task: the loss beside loops, batches beside samples, runs by the engine of all models."""
+"""Two BERTs on the inverse cloze task: the loss beside loops, batches beside samples, runs by the engine of
+all models.
+"""
 
 import math
 
@@ -7,21 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mt.config import UserError, build
+from mt.core.config import UserError, build
 from mt.indexed.format import IndexedWriter
-from mt.tokenizer import TokenizerConfig, load
+from mt.tests.train.parallel_jobs import micro_batch, model_config
+from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples
-from mt.train.checkpoint import load_model
+from mt.train.checkpoint.hf_settings import settings_out
+from mt.train.checkpoint.native import load_model
 from mt.train.contrastive import batch_loss, start_from_bert
-from mt.train.convert.hf_settings import settings_out
 from mt.train.dry_run import dry_run
-from mt.train.flops import training_flops
-from mt.train.footprint import Cut, count_parts
-from mt.train.loop import TrainConfig, forward_backward, train
+from mt.train.loop import TrainConfig, train
+from mt.train.memory_estimate import Cut, count_parts
 from mt.train.model.build import build_model
+from mt.train.model.flops import training_flops
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.parallel.mesh import Mesh
-from tests.train.parallel_jobs import micro_batch, model_config
+from mt.train.step import forward_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Mesh(0, 1, torch.device("cpu"))
@@ -42,7 +45,13 @@ def test_the_loss_is_that_of_a_loop_over_queries_and_blocks(family):
         for row in range(2):
             here = {name: value[row : row + 1] for name, value in micro.arguments().items()}
             queries.append(model.query(here["tokens"], here["padding_mask"])[0].detach().numpy())
-            blocks.append((model.query if model.context is None else model.context)(here["encoder_tokens"], here["encoder_padding_mask"])[0].detach().numpy())
+            blocks.append(
+                (model.query if model.context is None else model.context)(
+                    here["encoder_tokens"], here["encoder_padding_mask"]
+                )[0]
+                .detach()
+                .numpy()
+            )
     scale = 1 / math.sqrt(16) if family == "ict_shared" else 1.0
     expected = 0.0
     for i, query in enumerate(queries):
@@ -51,7 +60,9 @@ def test_the_loss_is_that_of_a_loop_over_queries_and_blocks(family):
     assert queries[0].shape == (6,) if family == "ict" else (16,)
     with torch.no_grad():
         assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-12)
-    assert forward_backward(model, batch, torch.ones((), dtype=torch.float64), seed="0").item() == pytest.approx(expected, rel=1e-12)
+    assert forward_backward(
+        model, batch, torch.ones((), dtype=torch.float64), seed="0"
+    ).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_micro_batches_give_the_gradients_of_one_large_batch():
@@ -71,12 +82,26 @@ def test_micro_batches_give_the_gradients_of_one_large_batch():
 def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "max_position_embeddings": 16}
+    shape = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+    }
     theirs = transformers.BertForPreTraining(transformers.BertConfig(**shape)).eval()
     theirs.save_pretrained(tmp_path / "bert")
     config = ModelConfig(
-        family="ict", num_layers=2, hidden_size=16, num_attention_heads=4, ffn_hidden_size=32, post_norm=True, layernorm_epsilon=1e-12,
-        make_vocab_size_divisible_by=8, biencoder_projection_dim=6,
+        family="ict",
+        num_layers=2,
+        hidden_size=16,
+        num_attention_heads=4,
+        ffn_hidden_size=32,
+        post_norm=True,
+        layernorm_epsilon=1e-12,
+        make_vocab_size_divisible_by=8,
+        biencoder_projection_dim=6,
     )
     model = build_model(resolve(config, vocab_size=60, seq_length=16)).eval()
     initialize(model, 1)
@@ -86,7 +111,12 @@ def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_pa
     with torch.no_grad():
         first = theirs.bert(tokens, attention_mask=present.long()).last_hidden_state[:, 0]
         for embed, tower in ((model.embed_queries, model.query), (model.embed_blocks, model.context)):
-            torch.testing.assert_close(embed(tokens, present), F.linear(first, tower.projection.weight, tower.projection.bias), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                embed(tokens, present),
+                F.linear(first, tower.projection.weight, tower.projection.bias),
+                atol=1e-5,
+                rtol=1e-5,
+            )
     assert torch.equal(model.query.projection.weight, model.context.projection.weight)
 
 
@@ -97,26 +127,54 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """(prefix of documents of sentences about a topic of 4 words, prefix of their titles, settings of their tokenizer)"""
+    """(prefix of documents of sentences about a topic of 4 words, prefix of their titles, settings of their
+    tokenizer)
+    """
     folder = tmp_path_factory.mktemp("topics")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     random = np.random.RandomState(0)
     for name, per_document, length in (("text", 4, 8), ("title", 1, 3)):
-        tokens = [5 + 4 * (document % 25) + random.randint(4, size=length) for document in range(200) for _ in range(per_document)]
+        tokens = [
+            5 + 4 * (document % 25) + random.randint(4, size=length)
+            for document in range(200)
+            for _ in range(per_document)
+        ]
         writer = IndexedWriter(folder / f"{name}_sentence", np.uint16, folder / f"work-{name}")
         writer.add(np.concatenate(tokens), np.full(200 * per_document, length), np.full(200, per_document))
         writer.finish()
-    return str(folder / "text_sentence"), str(folder / "title_sentence"), {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": str(folder / "vocab.txt")}
+    return (
+        str(folder / "text_sentence"),
+        str(folder / "title_sentence"),
+        {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": str(folder / "vocab.txt")},
+    )
 
 
 def run(corpus, folder, **more):
     text, titles, tokenizer = corpus
     tree = {
-        "model": {"family": "ict", "num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, **more.pop("model", {})},
-        "data": {"data_path": [text], "titles_data_path": [titles], "seq_length": 32, "split": "90,10,0", **more.pop("data", {})},
+        "model": {
+            "family": "ict",
+            "num_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            **more.pop("model", {}),
+        },
+        "data": {
+            "data_path": [text],
+            "titles_data_path": [titles],
+            "seq_length": 32,
+            "split": "90,10,0",
+            **more.pop("data", {}),
+        },
         "tokenizer": tokenizer,
         "optimizer": {"lr": 3e-3, "lr_warmup_iters": 2},
-        "train": {"micro_batch_size": 8, "global_batch_size": 16, "train_iters": 30, "eval_interval": 30, "eval_iters": 1},
+        "train": {
+            "micro_batch_size": 8,
+            "global_batch_size": 16,
+            "train_iters": 30,
+            "eval_interval": 30,
+            "eval_iters": 1,
+        },
         "checkpoint": {"save": str(folder), **more.pop("checkpoint", {})},
         "log": {"log_interval": 5},
         **more,
@@ -133,11 +191,20 @@ def trained(corpus, tmp_path_factory):
 def test_a_micro_batch_is_its_samples(corpus):
     text, titles, tokenizer = corpus
     config = SampleConfig(data_path=(text,), titles_data_path=(titles,), seq_length=32, split="100,0,0")
-    dataset = build_samples(ModelConfig(family="ict"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0))[0]
-    batches = Batches(dataset, micro_batch_size=3, vocab_size=120, mesh=HERE, packing=PackingConfig(), eod=None)
+    dataset = build_samples(
+        ModelConfig(family="ict"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0)
+    )[0]
+    batches = Batches(
+        dataset, micro_batch_size=3, vocab_size=120, mesh=HERE, packing=PackingConfig(), eod=None
+    )
     micro = batches.global_batch(3, 3)[0]
     for row in range(3):
-        for ours, theirs in (("tokens", "query_tokens"), ("padding_mask", "query_pad_mask"), ("encoder_tokens", "context_tokens"), ("encoder_padding_mask", "context_pad_mask")):
+        for ours, theirs in (
+            ("tokens", "query_tokens"),
+            ("padding_mask", "query_pad_mask"),
+            ("encoder_tokens", "context_tokens"),
+            ("encoder_padding_mask", "context_pad_mask"),
+        ):
             assert getattr(micro, ours)[row].tolist() == dataset[3 + row][theirs].tolist()
     assert micro.loss_mask.tolist() == [1, 1, 1]
 
@@ -160,11 +227,28 @@ def test_a_stopped_run_ends_with_the_same_losses(corpus, trained, tmp_path):
 def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
     shape = {"model": {"family": "bert", "bert_binary_head": False}, "data": {"titles_data_path": []}}
     run(corpus, tmp_path / "bert", **shape)
-    with pytest.raises(UserError, match=r"bert.*: holds a BERT, whose weights both towers can begin with; give --finetune to say so"):
+    with pytest.raises(
+        UserError,
+        match=r"bert.*: holds a BERT, whose weights both towers can begin with; give --finetune to say so",
+    ):
         run(corpus, tmp_path / "run", checkpoint={"load": str(tmp_path / "bert")})
-    with pytest.raises(UserError, match=r"holds another model: embedding.weight is \(128, 32\) there and \(128, 16\) here"):
-        run(corpus, tmp_path / "run", model={"hidden_size": 16}, checkpoint={"load": str(tmp_path / "bert"), "finetune": True})
-    run(corpus, tmp_path / "run", model={"biencoder_projection_dim": 400}, checkpoint={"load": str(tmp_path / "bert"), "finetune": True}, optimizer={"lr": 1e-12}, train={"train_iters": 1, "micro_batch_size": 4, "eval_iters": 0})
+    with pytest.raises(
+        UserError, match=r"holds another model: embedding.weight is \(128, 32\) there and \(128, 16\) here"
+    ):
+        run(
+            corpus,
+            tmp_path / "run",
+            model={"hidden_size": 16},
+            checkpoint={"load": str(tmp_path / "bert"), "finetune": True},
+        )
+    run(
+        corpus,
+        tmp_path / "run",
+        model={"biencoder_projection_dim": 400},
+        checkpoint={"load": str(tmp_path / "bert"), "finetune": True},
+        optimizer={"lr": 1e-12},
+        train={"train_iters": 1, "micro_batch_size": 4, "eval_iters": 0},
+    )
     bert, ict = load_model(tmp_path / "bert")[0], load_model(tmp_path / "run")[0]
     for name, weight in ict.query.bert.named_parameters():
         torch.testing.assert_close(weight, bert.get_parameter(name), atol=1e-9, rtol=0)
@@ -176,9 +260,14 @@ def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
 
 
 def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"model.biencoder_projection_dim: for model.family = ict, not bert; leave it out"):
+    with pytest.raises(
+        UserError, match=r"model.biencoder_projection_dim: for model.family = ict, not bert; leave it out"
+    ):
         run(corpus, tmp_path / "run", model={"family": "bert", "biencoder_projection_dim": 16})
-    with pytest.raises(UserError, match=r"data.titles_data_path is for the blocks of model.family = ict, not bert; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=r"data.titles_data_path is for the blocks of model.family = ict, not bert; leave it out",
+    ):
         run(corpus, tmp_path / "run", model={"family": "bert"})
     with pytest.raises(UserError, match="titles_data_path names 2 and the data 1"):
         run(corpus, tmp_path / "run", data={"titles_data_path": [corpus[1], corpus[1]]})
@@ -188,14 +277,42 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
 
 
 def test_parts_and_flops_count_both_towers_and_a_dry_run_takes_a_step(corpus):
-    one, two = (resolve(ModelConfig(family=family, num_layers=2, hidden_size=32, num_attention_heads=4, bert_binary_head=False), vocab_size=120, seq_length=32) for family in ("bert", "ict"))
-    blocks = lambda config: sum(part.flops for part in count_parts(config, Cut(), seq_length=32, dtype=torch.float32).blocks)
+    one, two = (
+        resolve(
+            ModelConfig(
+                family=family, num_layers=2, hidden_size=32, num_attention_heads=4, bert_binary_head=False
+            ),
+            vocab_size=120,
+            seq_length=32,
+        )
+        for family in ("bert", "ict")
+    )
+    blocks = lambda config: sum(
+        part.flops for part in count_parts(config, Cut(), seq_length=32, dtype=torch.float32).blocks
+    )
     assert blocks(two) == 2 * blocks(one)
     assert training_flops(two, 32).full == 6 * blocks(one)
     model = build_model(two)
     parts = count_parts(two, Cut(), seq_length=32, dtype=torch.float32)
-    assert sum(p.parameters for p in (parts.first, *parts.blocks, parts.last)) == sum(p.numel() for p in model.parameters())
-    shape = {"model": {"family": "ict", "num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 120}}
-    tree = {**shape, "data": {"data_path": ["nowhere"], "seq_length": 32}, "train": {"train_iters": 3}, "checkpoint": {"save": "nowhere"}, "dry_run": True, "world_size": 8}
+    assert sum(p.parameters for p in (parts.first, *parts.blocks, parts.last)) == sum(
+        p.numel() for p in model.parameters()
+    )
+    shape = {
+        "model": {
+            "family": "ict",
+            "num_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "vocab_size": 120,
+        }
+    }
+    tree = {
+        **shape,
+        "data": {"data_path": ["nowhere"], "seq_length": 32},
+        "train": {"train_iters": 3},
+        "checkpoint": {"save": "nowhere"},
+        "dry_run": True,
+        "world_size": 8,
+    }
     facts = dry_run(build(TrainConfig, ("test", tree)))
     assert facts["checked"].startswith("shapes and groups hold from the first layer to the optimizer's step")

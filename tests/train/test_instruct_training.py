@@ -5,19 +5,22 @@ import json
 import pytest
 import torch
 
-from mt.config import UserError, build
-from mt.eval.qa import QaConfig, qa
-from mt.indexed.instruct import SYSTEM
-from mt.tokenizer import TokenizerConfig, load
+from mt.core.config import UserError, build
+from mt.eval.tasks.open_qa import QaConfig, qa
+from mt.indexed.instruct_dataset import SYSTEM
+from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, identity, unigram_entropy
-from mt.train.checkpoint import load_model
+from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
 from mt.train.model.layers import ModelConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = {"tokenizer_type": "ByteLevelTokenizer"}
-QUESTIONS = [{"question": q, "answers": [a], "ctxs": [{"title": "", "text": q}]} for q, a in (("aa?", "x"), ("bb?", "yy"), ("cc?", "z"))]
+QUESTIONS = [
+    {"question": q, "answers": [a], "ctxs": [{"title": "", "text": q}]}
+    for q, a in (("aa?", "x"), ("bb?", "yy"), ("cc?", "z"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,19 @@ def folder(tmp_path_factory):
 def tree(folder, save, **more):
     return {
         "model": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, **more.pop("model", {})},
-        "data": {"data_folder": str(folder), "data_path": ["open_inst"], "seq_length": 300, "ft_neighbours": 0, **more.pop("data", {})},
-        "tokenizer": TOKENIZER, "optimizer": {"lr": 1e-2, "lr_warmup_iters": 2},
-        "train": {"micro_batch_size": 3, "train_iters": 150, "eval_interval": 150, "eval_iters": 1}, "checkpoint": {"save": str(save)}, "log": {"log_interval": 5}, **more,
+        "data": {
+            "data_folder": str(folder),
+            "data_path": ["open_inst"],
+            "seq_length": 300,
+            "ft_neighbours": 0,
+            **more.pop("data", {}),
+        },
+        "tokenizer": TOKENIZER,
+        "optimizer": {"lr": 1e-2, "lr_warmup_iters": 2},
+        "train": {"micro_batch_size": 3, "train_iters": 150, "eval_interval": 150, "eval_iters": 1},
+        "checkpoint": {"save": str(save)},
+        "log": {"log_interval": 5},
+        **more,
     }
 
 
@@ -48,7 +61,13 @@ def test_the_loss_is_that_of_the_answers_alone(folder, tuned):
     model, tokenizer, _ = load_model(tuned[0])
     total = count = 0
     for question in QUESTIONS:
-        prompt, answer = tokenizer.encode(SYSTEM + question["question"]), [*tokenizer.encode(" " + question["answers"][0]), tokenizer.eod]
+        prompt, answer = (
+            tokenizer.encode(SYSTEM + question["question"]),
+            [
+                *tokenizer.encode(" " + question["answers"][0]),
+                tokenizer.eod,
+            ],
+        )
         with torch.no_grad():
             logprobs = model.logits(model(torch.tensor([prompt + answer[:-1]]))).log_softmax(-1)[0]
         for i, token in enumerate(answer):
@@ -59,14 +78,33 @@ def test_the_loss_is_that_of_the_answers_alone(folder, tuned):
 
 def test_a_tuned_model_gives_the_answers_it_learned(folder, tuned):
     assert tuned[1]["curve"][-1][1] < 0.5
-    settings = {"load": str(tuned[0]), "valid_data": [str(folder / "open_inst")], "ft_neighbours": 0, "tokens_to_generate": 8}
+    settings = {
+        "load": str(tuned[0]),
+        "valid_data": [str(folder / "open_inst")],
+        "ft_neighbours": 0,
+        "tokens_to_generate": 8,
+    }
     scores = qa(build(QaConfig, ("test", settings)))["scores"]
     assert (scores["exact_match"], scores["f1"]) == (1, 1)
 
 
 def test_a_retro_model_is_tuned_with_its_encoder_off(folder, tmp_path):
     retro = {"num_layers": 6, "retro_add_retriever": True, "retro_encoder_layers": 1, "retro_chunk_length": 8}
-    manifest = train(build(TrainConfig, ("test", tree(folder, tmp_path / "run", model=retro, log={"log_interval": 1}, train={"micro_batch_size": 3, "train_iters": 5, "eval_iters": 1}))))
+    manifest = train(
+        build(
+            TrainConfig,
+            (
+                "test",
+                tree(
+                    folder,
+                    tmp_path / "run",
+                    model=retro,
+                    log={"log_interval": 1},
+                    train={"micro_batch_size": 3, "train_iters": 5, "eval_iters": 1},
+                ),
+            ),
+        )
+    )
     assert manifest["valid_loss"] < manifest["curve"][0][1]
 
 
@@ -74,7 +112,14 @@ def test_a_micro_batch_is_its_samples(folder):
     tokenizer = load(TokenizerConfig(**TOKENIZER))
     config = SampleConfig(data_folder=str(folder), data_path=("open_inst",), seq_length=300)
     dataset = build_samples(ModelConfig(), config, tokenizer, (20, 0, 0))[0]
-    micro = Batches(dataset, micro_batch_size=3, vocab_size=tokenizer.vocab_size, mesh=Mesh(0, 1, torch.device("cpu")), packing=PackingConfig(), eod=None).global_batch(3, 3)[0]
+    micro = Batches(
+        dataset,
+        micro_batch_size=3,
+        vocab_size=tokenizer.vocab_size,
+        mesh=Mesh(0, 1, torch.device("cpu")),
+        packing=PackingConfig(),
+        eod=None,
+    ).global_batch(3, 3)[0]
     for row in range(3):
         sample = dataset[3 + row]
         assert micro.tokens[row].tolist() == sample["text"][:-1].tolist()
@@ -86,8 +131,14 @@ def test_a_micro_batch_is_its_samples(folder):
 
 def test_settings_that_do_not_go_with_questions_are_refused(folder, tmp_path):
     for changes, message in (
-        ({"model": {"family": "bert"}}, r"data.data_folder is for the questions that model.family = gpt answers, not bert"),
-        ({"packing": {"reset_position_ids": True}}, r"documents that are packed .* are not for the questions of data.data_folder"),
+        (
+            {"model": {"family": "bert"}},
+            r"data.data_folder is for the questions that model.family = gpt answers, not bert",
+        ),
+        (
+            {"packing": {"reset_position_ids": True}},
+            r"documents that are packed .* are not for the questions of data.data_folder",
+        ),
         ({"data": {"ft_neighbours": -1}}, r"data.ft_neighbours = -1 must not be negative"),
         ({"data": {"seq_length": 100}}, r"3 of its 3 questions do not fit data.seq_length = 100"),
     ):

@@ -10,17 +10,28 @@ import pytest
 import torch
 import yaml
 
-from mt.config import Failure, UserError
-from mt.indexed.gpt import build_datasets
-from mt.train import loop, pace
-from mt.train.checkpoint import load_model
+from mt.core.config import Failure, UserError
+from mt.indexed.gpt_dataset import build_datasets
+from mt.train import loop, stragglers
+from mt.train.checkpoint.native import load_model
 from mt.train.determinism import RULES
 from mt.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-RATES = ("seconds", "tokens_per_second", "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes", "block_seconds", "slowest", "slow")
+RATES = (
+    "seconds",
+    "tokens_per_second",
+    "data_wait",
+    "flops_per_second",
+    "mfu",
+    "mfu_causal",
+    "memory_bytes",
+    "block_seconds",
+    "slowest",
+    "slow",
+)
 
 
 def lines(save):
@@ -60,7 +71,7 @@ def test_pythons_collector_works_at_given_steps_alone_and_finds_no_tensor(settin
 
     real = gc.collect
     monkeypatch.setattr(loop, "STEPS_BETWEEN_COLLECTIONS", 3)
-    monkeypatch.setattr(loop, "collector_at_bay", lambda: pace.collector_at_bay(collect))
+    monkeypatch.setattr(loop, "collector_at_bay", lambda: stragglers.collector_at_bay(collect))
     train(settings(tmp_path / "run", recompute_granularity="full"))
     assert found == [0, 0]  # after steps 3 and 6 of 8
     assert gc.isenabled()
@@ -77,11 +88,21 @@ def test_tensorboard_holds_the_curve(finished):
 
 def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settings, tmp_path):
     """Three steps against a loop that knows nothing of micro-batches, chunks or schedules."""
-    config = settings(tmp_path / "run", train_iters=3, lr_decay_style="constant", lr_warmup_iters=0, log_interval=1, eval_iters=0)
+    config = settings(
+        tmp_path / "run",
+        train_iters=3,
+        lr_decay_style="constant",
+        lr_warmup_iters=0,
+        log_interval=1,
+        eval_iters=0,
+    )
     train(config)
     model = loop.build_model(load_model(tmp_path / "run")[2].model)
     loop.initialize(model, config.data.seed)
-    groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01}, {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-2)
     dataset = build_datasets(config.data, (24, 0, 0))[0]
     for step, line in enumerate(lines(tmp_path / "run")):
@@ -106,7 +127,13 @@ def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finis
     save, manifest = finished
     monkeypatch.setattr(loop, "Trainer", None)
     assert train(settings(save, keep_last=0))["finished"] == manifest["finished"]
-    with pytest.raises(UserError, match=r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or pass --overwrite; to go on from it with other settings, give --load .*run and another --save"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or"
+            r" pass --overwrite; to go on from it with other settings, give --load .*run and another --save"
+        ),
+    ):
         train(settings(save, keep_last=0, lr=2e-2))
 
 
@@ -140,10 +167,17 @@ loop.train(build(loop.TrainConfig, ("test", json.loads(sys.argv[3]))))
 """
 
 
-@pytest.mark.parametrize(("where", "call"), [("step", 6), ("rename", 2)])  # after the log went past a checkpoint; before a checkpoint has its name
-def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights(finished, settings, tree, tmp_path, where, call):
+# after the log went past a checkpoint; before a checkpoint has its name
+@pytest.mark.parametrize(("where", "call"), [("step", 6), ("rename", 2)])
+def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights(
+    finished, settings, tree, tmp_path, where, call
+):
     save = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save))], capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save))],
+        capture_output=True,
+        text=True,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in save.glob("step_*")] == ["step_00000003"]
     with open(save / "log.jsonl", "a") as file:
@@ -159,8 +193,13 @@ def test_a_run_that_is_killed_before_its_manifest_only_writes_that(finished, set
     before = json.loads((save / "manifest.json").read_text())
     (save / "manifest.json").rename(save / "run.json")
     after = train(settings(save, keep_last=0))
-    assert all(after[name] == before[name] for name in ("counts", "curve", "valid_curve", "train_loss", "valid_loss", "tokens_per_second"))
-    assert [(o["name"], o["xxh3"]) for o in after["outputs"]] == [(o["name"], o["xxh3"]) for o in before["outputs"]]
+    assert all(
+        after[name] == before[name]
+        for name in ("counts", "curve", "valid_curve", "train_loss", "valid_loss", "tokens_per_second")
+    )
+    assert [(o["name"], o["xxh3"]) for o in after["outputs"]] == [
+        (o["name"], o["xxh3"]) for o in before["outputs"]
+    ]
 
 
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, settings, tmp_path, monkeypatch):
@@ -173,7 +212,9 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, setting
         return step(trainer, *arguments)
 
     monkeypatch.setattr(loop.Trainer, "step", told)
-    with pytest.raises(Failure, match="stopped by SIGTERM after step 5; its checkpoint is saved: run the same command again") as stopped:
+    with pytest.raises(
+        Failure, match="stopped by SIGTERM after step 5; its checkpoint is saved: run the same command again"
+    ) as stopped:
         train(settings(save))
     assert stopped.value.exit_code == 143
     assert (save / "step_00000005" / "state.json").exists()
@@ -186,8 +227,12 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, setting
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
 def test_a_batch_systems_warning_and_ctrl_c_end_a_run_as_well(settings, tmp_path, monkeypatch, number):
     step = loop.Trainer.step
-    monkeypatch.setattr(loop.Trainer, "step", lambda trainer, batch: (os.kill(os.getpid(), number), step(trainer, batch))[1])
-    with pytest.raises(Failure, match=f"stopped by {number.name} after step 1; its checkpoint is saved") as stopped:
+    monkeypatch.setattr(
+        loop.Trainer, "step", lambda trainer, batch: (os.kill(os.getpid(), number), step(trainer, batch))[1]
+    )
+    with pytest.raises(
+        Failure, match=f"stopped by {number.name} after step 1; its checkpoint is saved"
+    ) as stopped:
         train(settings(tmp_path / "run"))
     assert stopped.value.exit_code == 128 + number
     assert (tmp_path / "run" / "step_00000001").exists()
@@ -203,10 +248,19 @@ def test_a_run_ends_when_its_time_is_up_and_goes_on_with_the_same_command(finish
 
 
 def test_deterministic_mode_gives_the_same_bits_whole_twice_or_cut_anywhere(settings, tmp_path, monkeypatch):
-    """With dropout and accumulation. On a CPU everything else is, too: what this adds is that it runs at all."""
+    """With dropout and accumulation.
+
+    On a CPU everything else is, too: what this adds is that it runs at all.
+    """
     for name in RULES:
         monkeypatch.setenv(name, RULES[name][0])
-    how = {"deterministic_mode": True, "hidden_dropout": 0.1, "attention_dropout": 0.1, "keep_last": 0, "log_interval": 1}
+    how = {
+        "deterministic_mode": True,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "keep_last": 0,
+        "log_interval": 1,
+    }
     try:
         train(settings(tmp_path / "whole", **how))
         train(settings(tmp_path / "twice", **how))
@@ -216,28 +270,46 @@ def test_deterministic_mode_gives_the_same_bits_whole_twice_or_cut_anywhere(sett
     finally:
         torch.use_deterministic_algorithms(False)
     assert lines(tmp_path / "whole") == lines(tmp_path / "twice") == lines(tmp_path / "cut")
-    tensors = [(tmp_path / name / "step_00000008" / "__0_0.distcp").read_bytes() for name in ("whole", "twice", "cut")]
+    tensors = [
+        (tmp_path / name / "step_00000008" / "__0_0.distcp").read_bytes()
+        for name in ("whole", "twice", "cut")
+    ]
     assert tensors[0] == tensors[1] == tensors[2]
 
 
 def test_an_environment_that_contradicts_deterministic_mode_is_refused(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("NCCL_ALGO", "Tree")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    with pytest.raises(UserError, match=r"(?s)CUBLAS_WORKSPACE_CONFIG = :0:0 is not deterministic; unset it, or use :4096:8 or :16:8.*NCCL_ALGO = Tree is not deterministic"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"(?s)CUBLAS_WORKSPACE_CONFIG = :0:0 is not deterministic; unset it, or use :4096:8 or"
+            r" :16:8.*NCCL_ALGO = Tree is not deterministic"
+        ),
+    ):
         train(settings(tmp_path / "run", deterministic_mode=True))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"recompute_granularity": "full"}, {"recompute_granularity": "selective"}, {"async_save": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"recompute_granularity": "full"}, {"recompute_granularity": "selective"}, {"async_save": True}],
+)
 def test_settings_that_change_no_number_change_none(finished, settings, tmp_path, changes):
     train(settings(tmp_path / "run", **changes))
     assert lines(tmp_path / "run") == lines(finished[0])
 
 
 @pytest.mark.parametrize(("where", "call"), [("step", 5), ("rename", 2)])
-def test_a_kill_while_a_checkpoint_is_written_aside_never_shadows_the_good_one(finished, settings, tree, tmp_path, where, call):
+def test_a_kill_while_a_checkpoint_is_written_aside_never_shadows_the_good_one(
+    finished, settings, tree, tmp_path, where, call
+):
     save = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save, async_save=True))], capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, where, str(call), json.dumps(tree(save, async_save=True))],
+        capture_output=True,
+        text=True,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(settings(save, async_save=True))
     assert lines(save) == lines(finished[0])
@@ -256,22 +328,42 @@ def test_a_broken_newest_checkpoint_costs_its_steps_only(finished, settings, tmp
 
 
 def test_a_longer_run_goes_on_from_another_runs_checkpoint(settings, finished, tmp_path, capsys):
-    manifest = train(settings(tmp_path / "longer", load=str(finished[0]), train_iters=12, lr_decay_style="constant"))
+    manifest = train(
+        settings(tmp_path / "longer", load=str(finished[0]), train_iters=12, lr_decay_style="constant")
+    )
     assert manifest["counts"]["samples"] == 96
     assert [step for step, _ in manifest["curve"]] == [10, 12]
     assert "draws another number of samples" in capsys.readouterr().err
 
 
 def test_finetune_takes_the_weights_alone(settings, finished, tmp_path):
-    manifest = train(settings(tmp_path / "tuned", load=str(finished[0]), finetune=True, lr=1e-3, lr_warmup_iters=0, train_iters=2, log_interval=1))
+    manifest = train(
+        settings(
+            tmp_path / "tuned",
+            load=str(finished[0]),
+            finetune=True,
+            lr=1e-3,
+            lr_warmup_iters=0,
+            train_iters=2,
+            log_interval=1,
+        )
+    )
     assert manifest["counts"]["samples"] == 16
     assert manifest["curve"][0][1] < finished[1]["curve"][0][1] - 0.3
 
 
 def test_a_position_in_other_data_is_refused(settings, finished, tmp_path):
-    with pytest.raises(UserError, match=r"was trained on other data \(seed 1234 there, 5 here\); give the same data settings, or --finetune"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"was trained on other data \(seed 1234 there, 5 here\); give the same data settings, or"
+            r" --finetune"
+        ),
+    ):
         train(settings(tmp_path / "run", load=str(finished[0]), seed=5))
-    with pytest.raises(UserError, match="has already seen 64 samples, and this run ends at 64; make it longer"):
+    with pytest.raises(
+        UserError, match="has already seen 64 samples, and this run ends at 64; make it longer"
+    ):
         train(settings(tmp_path / "same", load=str(finished[0])))
 
 
@@ -282,8 +374,21 @@ def test_load_from_the_save_directory_itself_means_going_on(settings, tmp_path):
 
 
 def test_growing_batches_are_counted_in_samples(settings, tmp_path):
-    manifest = train(settings(tmp_path / "run", train_iters=None, train_samples=40, rampup_batch_size=[2, 2, 12], lr_warmup_iters=0, log_interval=1))
-    assert [json.loads(line).get("samples") for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if "samples" in line] == [2, 4, 8, 14, 22, 30, 38]
+    manifest = train(
+        settings(
+            tmp_path / "run",
+            train_iters=None,
+            train_samples=40,
+            rampup_batch_size=[2, 2, 12],
+            lr_warmup_iters=0,
+            log_interval=1,
+        )
+    )
+    assert [
+        json.loads(line).get("samples")
+        for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+        if "samples" in line
+    ] == [2, 4, 8, 14, 22, 30, 38]
     assert manifest["counts"]["steps"] == 7
 
 
@@ -295,12 +400,25 @@ def test_no_two_micro_batches_draw_the_same_dropout(settings, tmp_path, monkeypa
 
 
 def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
-    """With dropout, whose masks belong to micro-batches and not to ranks; and either goes on from the other's checkpoint."""
+    """With dropout, whose masks belong to micro-batches and not to ranks; and either goes on from the other's
+    checkpoint.
+    """
     config = tmp_path / "two.yaml"
     changes = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "log_interval": 1}
     config.write_text(yaml.safe_dump(tree(tmp_path / "two", exit_interval=6, **changes)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "mt",
+        "train",
+        "--config",
+        str(config),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("stopped after step 6") == 1  # rank 0 alone speaks
@@ -315,21 +433,54 @@ def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
 def test_two_processes_compute_in_float16_and_save_aside_as_one_does(settings, tree, tmp_path):
     """The loss scale overflows at first, on all ranks alike."""
     config = tmp_path / "two.yaml"
-    changes = {"fp16": True, "initial_loss_scale": 2.0**23, "hysteresis": 1, "log_interval": 1, "eval_iters": 0, "split": "100,0,0", "save_interval": 3}
+    changes = {
+        "fp16": True,
+        "initial_loss_scale": 2.0**23,
+        "hysteresis": 1,
+        "log_interval": 1,
+        "eval_iters": 0,
+        "split": "100,0,0",
+        "save_interval": 3,
+    }
     config.write_text(yaml.safe_dump(tree(tmp_path / "two", async_save=True, **changes)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "mt",
+        "train",
+        "--config",
+        str(config),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     together, alone = json.loads(done.stdout), train(settings(tmp_path / "one", **changes))
     assert together["skipped_steps"] == alone["skipped_steps"] > 0
-    assert [loss for _, loss in together["curve"]] == pytest.approx([loss for _, loss in alone["curve"]], rel=2e-3)
+    assert [loss for _, loss in together["curve"]] == pytest.approx(
+        [loss for _, loss in alone["curve"]], rel=2e-3
+    )
     assert same_weights(tmp_path / "two" / "step_00000008", tmp_path / "two")
 
 
 def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "bad", data_path=["absent"])))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mt", "train", "--config", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "mt",
+        "train",
+        "--config",
+        str(config),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
     assert done.stderr.count("no such file; give the prefix of a .bin/.idx pair") == 1
@@ -339,13 +490,25 @@ def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"global_batch_size": 7}, "train.global_batch_size = 7 is not a multiple of train.micro_batch_size = 2 x 1 data-parallel process = 2; use 6 or 8"),
-        ({"seq_length": 32, "max_position_embeddings": 16}, "data.seq_length = 32 is longer than model.max_position_embeddings = 16"),
+        (
+            {"global_batch_size": 7},
+            (
+                "train.global_batch_size = 7 is not a multiple of train.micro_batch_size = 2 x 1"
+                " data-parallel process = 2; use 6 or 8"
+            ),
+        ),
+        (
+            {"seq_length": 32, "max_position_embeddings": 16},
+            "data.seq_length = 32 is longer than model.max_position_embeddings = 16",
+        ),
         ({"vocab_size": 50}, "model.vocab_size = 50 is smaller than the tokenizer's 60"),
         ({"tokenizer_vocab_size": 50}, r"the data holds token 59, but model.vocab_size = 50"),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide model.hidden_size = 32"),
         ({"train_iters": None}, "the run's length must be given once: --train-iters or --train-samples"),
-        ({"train_iters": None, "train_samples": 3, "lr_warmup_iters": 0}, "train.train_samples = 3 is less than one global batch of 8"),
+        (
+            {"train_iters": None, "train_samples": 3, "lr_warmup_iters": 0},
+            "train.train_samples = 3 is less than one global batch of 8",
+        ),
         ({"rampup_batch_size": [2, 2, 8]}, "rampup_batch_size needs a run of --train-samples"),
         ({"load": "nowhere"}, "nowhere: no such checkpoint; check the path"),
         ({"finetune": True}, "checkpoint.finetune needs --load"),
@@ -366,12 +529,20 @@ def test_a_loss_that_is_no_number_stops_the_run(settings, tmp_path):
 
 def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
     from mt.cli import read_preset
-    from mt.config import build
+    from mt.core.config import build
 
     for name in ("gpt-345m", "tiny"):
-        needed = {"data.data_path": [corpus], "tokenizer.tokenizer_type": "ByteLevelTokenizer", "checkpoint.save": "x", "train.train_iters": 1}
+        needed = {
+            "data.data_path": [corpus],
+            "tokenizer.tokenizer_type": "ByteLevelTokenizer",
+            "checkpoint.save": "x",
+            "train.train_iters": 1,
+        }
         config = build(loop.TrainConfig, ("preset", read_preset(loop.TrainConfig, name)), ("test", needed))
         with torch.device("meta"):
-            model = loop.build_model(loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length))
+            model = loop.build_model(
+                loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length)
+            )
         if name == "gpt-345m":
-            assert sum(p.numel() for p in model.parameters()) == 354_871_296  # GPT-2 medium with its vocabulary padded to 50,304
+            # GPT-2 medium with its vocabulary padded to 50,304
+            assert sum(p.numel() for p in model.parameters()) == 354_871_296

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import UserError, build
+from mt.core.config import UserError, build
 from mt.indexed.format import IndexedWriter
-from mt.indexed.gpt import DataConfig
-from mt.tokenizer import TokenizerConfig, load
+from mt.indexed.gpt_dataset import DataConfig
+from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, identity, unigram_entropy
-from mt.train.checkpoint import load_model
+from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
 from mt.train.model.layers import ModelConfig
 from mt.train.parallel.mesh import Mesh
@@ -21,7 +21,9 @@ TOKENIZER = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_extra_ids": 20} 
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """(prefix of documents of 2 to 8 sentences in which each token makes the next one likely, settings of their tokenizer)"""
+    """(prefix of documents of 2 to 8 sentences in which each token makes the next one likely, settings of
+    their tokenizer)
+    """
     folder = tmp_path_factory.mktemp("sentences")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     random = np.random.RandomState(0)
@@ -39,7 +41,14 @@ def micro_batch(sentences, model, **data):
     tokenizer = load(TokenizerConfig(**tokenizer))
     config = SampleConfig(data_path=(prefix,), seq_length=32, split="100,0,0", **data)
     dataset = build_samples(model, config, tokenizer, (20, 0, 0))[0]
-    batches = Batches(dataset, micro_batch_size=3, vocab_size=70, mesh=Mesh(0, 1, torch.device("cpu")), packing=PackingConfig(), eod=None)
+    batches = Batches(
+        dataset,
+        micro_batch_size=3,
+        vocab_size=70,
+        mesh=Mesh(0, 1, torch.device("cpu")),
+        packing=PackingConfig(),
+        eod=None,
+    )
     return dataset, batches.global_batch(3, 3)[0]
 
 
@@ -47,12 +56,28 @@ def test_a_micro_batch_of_bert_is_its_samples(sentences):
     dataset, micro = micro_batch(sentences, ModelConfig(family="bert", bert_binary_head=True))
     for row in range(3):
         sample = dataset[3 + row]
-        for name, theirs in (("tokens", "text"), ("token_types", "types"), ("padding_mask", "padding_mask"), ("loss_mask", "loss_mask"), ("swapped", "is_random")):
+        for name, theirs in (
+            ("tokens", "text"),
+            ("token_types", "types"),
+            ("padding_mask", "padding_mask"),
+            ("loss_mask", "loss_mask"),
+            ("swapped", "is_random"),
+        ):
             assert getattr(micro, name)[row].tolist() == np.asarray(sample[theirs]).tolist()
         asked = sample["loss_mask"] == 1
         assert micro.labels[row].numpy()[asked].tolist() == sample["labels"][asked].tolist()
-    assert set(micro.arguments()) == {"tokens", "labels", "loss_mask", "token_types", "padding_mask", "swapped"}
-    assert micro_batch(sentences, ModelConfig(family="bert", bert_binary_head=False))[0].fingerprint != dataset.fingerprint
+    assert set(micro.arguments()) == {
+        "tokens",
+        "labels",
+        "loss_mask",
+        "token_types",
+        "padding_mask",
+        "swapped",
+    }
+    assert (
+        micro_batch(sentences, ModelConfig(family="bert", bert_binary_head=False))[0].fingerprint
+        != dataset.fingerprint
+    )
 
 
 def test_a_micro_batch_of_t5_is_its_samples(sentences):
@@ -60,7 +85,12 @@ def test_a_micro_batch_of_t5_is_its_samples(sentences):
     assert micro.tokens.shape == (3, 20)
     for row in range(3):
         sample = dataset[3 + row]
-        for name, theirs in (("encoder_tokens", "text_enc"), ("padding_mask", "enc_mask"), ("tokens", "text_dec"), ("loss_mask", "loss_mask")):
+        for name, theirs in (
+            ("encoder_tokens", "text_enc"),
+            ("padding_mask", "enc_mask"),
+            ("tokens", "text_dec"),
+            ("loss_mask", "loss_mask"),
+        ):
             assert getattr(micro, name)[row].tolist() == sample[theirs].tolist()
         asked = sample["loss_mask"] == 1
         assert micro.labels[row].numpy()[asked].tolist() == sample["labels"][asked].tolist()
@@ -69,7 +99,9 @@ def test_a_micro_batch_of_t5_is_its_samples(sentences):
 def test_the_unigram_entropy_and_identity_go_by_the_documents_of_a_split(sentences):
     prefix, tokenizer = sentences
     config = SampleConfig(data_path=(prefix,), seq_length=32, split="50,50,0")
-    dataset = build_samples(ModelConfig(family="bert"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0))[0]
+    dataset = build_samples(
+        ModelConfig(family="bert"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0)
+    )[0]
     first, end = dataset.indexed.document_indices[[0, 60]].tolist()
     tokens = np.concatenate([dataset.indexed[i] for i in range(first, end)])
     shares = np.bincount(tokens)[np.unique(tokens)] / len(tokens)
@@ -81,10 +113,22 @@ def run(sentences, folder, model, **more):
     prefix, tokenizer = sentences
     tree = {
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, **model},
-        "data": {"data_path": [prefix], "seq_length": 32, "split": "90,10,0", "decoder_seq_length": 24, **more.pop("data", {})},
+        "data": {
+            "data_path": [prefix],
+            "seq_length": 32,
+            "split": "90,10,0",
+            "decoder_seq_length": 24,
+            **more.pop("data", {}),
+        },
         "tokenizer": tokenizer,
         "optimizer": {"lr": 1e-2, "lr_warmup_iters": 2},
-        "train": {"micro_batch_size": 8, "global_batch_size": 16, "train_iters": 25, "eval_interval": 25, "eval_iters": 1},
+        "train": {
+            "micro_batch_size": 8,
+            "global_batch_size": 16,
+            "train_iters": 25,
+            "eval_interval": 25,
+            "eval_iters": 1,
+        },
         "checkpoint": {"save": str(folder)},
         "log": {"log_interval": 5},
         **more,
@@ -98,7 +142,14 @@ def run(sentences, folder, model, **more):
         {"family": "bert"},
         {"family": "bert", "post_norm": True, "bert_binary_head": False},
         {"family": "t5"},
-        {"family": "t5", "decoder_num_layers": 1, "position_embedding_type": "relative", "normalization": "RMSNorm", "add_bias_linear": False, "activation": "geglu"},
+        {
+            "family": "t5",
+            "decoder_num_layers": 1,
+            "position_embedding_type": "relative",
+            "normalization": "RMSNorm",
+            "add_bias_linear": False,
+            "activation": "geglu",
+        },
     ],
     ids=["bert", "original bert", "t5", "t5 v1.1"],
 )
@@ -114,7 +165,9 @@ def test_a_run_learns_and_its_checkpoint_is_read_again(sentences, tmp_path, mode
 def test_mistakes_are_named_before_anything_is_built(sentences, tmp_path):
     with pytest.raises(UserError, match=r"are for model.family = gpt, not bert; leave them out"):
         run(sentences, tmp_path / "run", {"family": "bert"}, packing={"reset_position_ids": True})
-    with pytest.raises(UserError, match=r"data.decoder_seq_length = 128 is longer than model.max_position_embeddings = 32"):
+    with pytest.raises(
+        UserError, match=r"data.decoder_seq_length = 128 is longer than model.max_position_embeddings = 32"
+    ):
         run(sentences, tmp_path / "run", {"family": "t5"}, data={"decoder_seq_length": 128})
     with pytest.raises(UserError, match=r"mask_prob = 2.0 must lie between 0 and 1"):
         run(sentences, tmp_path / "run", {"family": "bert"}, data={"mask_prob": 2.0})

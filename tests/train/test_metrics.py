@@ -6,13 +6,22 @@ import types
 import pytest
 import torch
 
-from mt.config import UserError
-from mt.train.flops import Flops
+from mt.core.config import UserError
 from mt.train.loop import train
 from mt.train.metrics import LogConfig, Rates, RunLog, peak_memory
+from mt.train.model.flops import Flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LINE = {"samples": 8, "tokens": 64, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "skipped": 0, "seconds": 2.0, "tokens_per_second": 32.0}
+LINE = {
+    "samples": 8,
+    "tokens": 64,
+    "loss": 2.0,
+    "lr": 1e-3,
+    "grad_norm": 1.0,
+    "skipped": 0,
+    "seconds": 2.0,
+    "tokens_per_second": 32.0,
+}
 
 
 def test_rates_are_of_the_interval_and_of_one_device():
@@ -22,7 +31,14 @@ def test_rates_are_of_the_interval_and_of_one_device():
         rates.time(seconds=0.5, waited=0.1)
     taken = rates.take()
     assert {k: v for k, v in taken.items() if k != "memory_bytes"} == pytest.approx(
-        {"seconds": 2.0, "tokens_per_second": 100.0, "data_wait": 0.2, "flops_per_second": 5000.0, "mfu": 1.25, "mfu_causal": 1.0}
+        {
+            "seconds": 2.0,
+            "tokens_per_second": 100.0,
+            "data_wait": 0.2,
+            "flops_per_second": 5000.0,
+            "mfu": 1.25,
+            "mfu_causal": 1.0,
+        }
     )
     assert taken["memory_bytes"] == peak_memory() > 10_000_000
     rates.count(1, 10)
@@ -42,7 +58,10 @@ def test_a_log_is_cut_back_to_the_step_that_counts_and_forgets_a_line_cut_short(
         log.training(step, **LINE, mfu=0.5)
         log.validation(step, 3.0)
     log.close()
-    assert "step 2/9  loss 2.0000  lr 1.00e-03  grad norm 1.00  32 tokens/s  MFU 50.0%" in capsys.readouterr().err
+    assert (
+        "step 2/9  loss 2.0000  lr 1.00e-03  grad norm 1.00  32 tokens/s  MFU 50.0%"
+        in capsys.readouterr().err
+    )
     with open(log.path, "a") as file:
         file.write('{"step": 2, "lo')
     again = RunLog(tmp_path, LogConfig(), step=2, total_steps=9, settings={})
@@ -58,16 +77,29 @@ def test_a_log_is_cut_back_to_the_step_that_counts_and_forgets_a_line_cut_short(
 def test_a_run_logs_what_the_docs_promise(finished):
     line = json.loads((finished[0] / "log.jsonl").read_text().splitlines()[0])
     assert set(line) == {
-        "step", "samples", "tokens", "loss", "lr", "weight_decay", "grad_norm", "skipped", "seconds", "tokens_per_second",
-        "data_wait", "flops_per_second", "mfu", "mfu_causal", "memory_bytes",
+        "step",
+        "samples",
+        "tokens",
+        "loss",
+        "lr",
+        "weight_decay",
+        "grad_norm",
+        "skipped",
+        "seconds",
+        "tokens_per_second",
+        "data_wait",
+        "flops_per_second",
+        "mfu",
+        "mfu_causal",
+        "memory_bytes",
     }
     assert 0 <= line["data_wait"] < 1
     assert line["mfu_causal"] < line["mfu"]
 
 
 def test_a_mixture_logs_the_load_of_its_busiest_expert(tree, tmp_path):
-    from mt.config import build
-    from mt.train.course import TrainConfig
+    from mt.core.config import build
+    from mt.train.config import TrainConfig
 
     settings = tree(tmp_path / "run", train_iters=2, log_interval=1, lr_warmup_iters=0)
     settings["model"] |= {"num_experts": 4, "moe_aux_loss_coeff": 0.1}
@@ -77,13 +109,17 @@ def test_a_mixture_logs_the_load_of_its_busiest_expert(tree, tmp_path):
     assert all(1.0 <= load <= 4.0 for load in line["experts"].values())
 
 
-def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_there(settings, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_there(
+    settings, tmp_path, monkeypatch
+):
     """With a stand-in for the package, which needs a server."""
     opened, logged = [], []
 
     def init(**arguments):
         opened.append(arguments)
-        return types.SimpleNamespace(id="abc", log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+        return types.SimpleNamespace(
+            id="abc", log=lambda values, step: logged.append((step, values)), finish=lambda: None
+        )
 
     wandb = types.ModuleType("wandb")
     wandb.__spec__ = types.SimpleNamespace(name="wandb")
@@ -96,7 +132,9 @@ def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_
     assert [step for step, values in logged if "loss" in values] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize(("end", "leaves", "recorded"), [(2, None, (2, 2)), (20, 3, (2, 3))], ids=["some steps", "to the end"])
+@pytest.mark.parametrize(
+    ("end", "leaves", "recorded"), [(2, None, (2, 2)), (20, 3, (2, 3))], ids=["some steps", "to the end"]
+)
 def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, recorded):
     """And change nothing: the losses are those of a run without."""
     how = {"train_iters": 3, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "exit_interval": leaves}
@@ -104,7 +142,10 @@ def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, 
     found = train(settings(tmp_path / "run", profile=True, profile_step_start=1, profile_step_end=end, **how))
     assert found["curve"] == plain["curve"]
     name = "rank_0_steps_{}_{}".format(*recorded)
-    assert sorted(p.name for p in (tmp_path / "run" / "profile").iterdir()) == [f"{name}.json.gz", f"{name}.txt"]
+    assert sorted(p.name for p in (tmp_path / "run" / "profile").iterdir()) == [
+        f"{name}.json.gz",
+        f"{name}.txt",
+    ]
     with gzip.open(tmp_path / "run" / "profile" / f"{name}.json.gz") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
     assert names.count("Optimizer.step#AdamW.step") == recorded[1] - recorded[0] + 1
@@ -114,7 +155,10 @@ def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"profile_ranks": [0, 1], "profile_step_start": 1}, "log.profile_ranks = 1: this run's ranks are 0 to 0; name some of them"),
+        (
+            {"profile_ranks": [0, 1], "profile_step_start": 1},
+            "log.profile_ranks = 1: this run's ranks are 0 to 0; name some of them",
+        ),
         ({}, "log.profile_step_start = 10: this run has 8 steps; record earlier ones"),
     ],
 )
@@ -125,12 +169,16 @@ def test_a_recording_of_nothing_is_refused(settings, tmp_path, how, message):
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match=r"log.profile_step_start = 3 must be before log.profile_step_end = 3"):
+    with pytest.raises(
+        UserError, match=r"log.profile_step_start = 3 must be before log.profile_step_end = 3"
+    ):
         LogConfig(profile=True, profile_step_start=3, profile_step_end=3)
     with pytest.raises(UserError, match=r"log.wandb_exp_name needs --wandb-project"):
         LogConfig(wandb_exp_name="x")
     if "wandb" not in sys.modules:
-        with pytest.raises(UserError, match=r"log.wandb_project needs the package wandb; install it with: pip install wandb"):
+        with pytest.raises(
+            UserError, match=r"log.wandb_project needs the package wandb; install it with: pip install wandb"
+        ):
             LogConfig(wandb_project="p")
 
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mt.config import UserError
-from mt.train.optimizer import (
-    OptimizerConfig,
-    build_optimizer,
-    clip_gradients,
-    gradient_norm,
-    set_rates,
-)
+from mt.core.config import UserError
+from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, set_rates
 from mt.train.parallel.mesh import Mesh
 
 ALONE = Mesh(0, 1, torch.device("cpu"))
@@ -40,7 +34,9 @@ def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
             g = p.grad.double()
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
             decay = 0.5 if p.ndim == 2 else 0.0
-            theta = theta * (1 - 0.1 * decay) - 0.1 * (m / (1 - 0.8**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-6)
+            theta = theta * (1 - 0.1 * decay) - 0.1 * (m / (1 - 0.8**step)) / (
+                (v / (1 - 0.9**step)).sqrt() + 1e-6
+            )
             by_hand[name] = theta, m, v
         optimizer.step()
     for name, p in model.named_parameters():
@@ -49,9 +45,19 @@ def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
 
 def test_sgd_steps_as_torchs_whose_weight_decay_is_part_of_the_gradient():
     ours, theirs = network(), network()
-    optimizer = build_optimizer(dict(ours.named_parameters()), OptimizerConfig(optimizer="sgd", lr=0.1, weight_decay=0.5, sgd_momentum=0.8))
-    matrices, vectors = ([p for p in theirs.parameters() if (p.ndim == 2) == wanted] for wanted in (True, False))
-    expected = torch.optim.SGD([{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}], lr=0.1, momentum=0.8, foreach=False)
+    optimizer = build_optimizer(
+        dict(ours.named_parameters()),
+        OptimizerConfig(optimizer="sgd", lr=0.1, weight_decay=0.5, sgd_momentum=0.8),
+    )
+    matrices, vectors = (
+        [p for p in theirs.parameters() if (p.ndim == 2) == wanted] for wanted in (True, False)
+    )
+    expected = torch.optim.SGD(
+        [{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}],
+        lr=0.1,
+        momentum=0.8,
+        foreach=False,
+    )
     for step in range(3):
         give_gradients(ours, step)
         give_gradients(theirs, step)
@@ -62,7 +68,11 @@ def test_sgd_steps_as_torchs_whose_weight_decay_is_part_of_the_gradient():
 
 
 def test_a_stack_of_experts_biases_does_not_decay_though_it_is_a_matrix():
-    weights = {"experts.up": nn.Parameter(torch.ones(2, 3, 4)), "experts.up_bias": nn.Parameter(torch.ones(2, 3)), "norm.weight": nn.Parameter(torch.ones(3))}
+    weights = {
+        "experts.up": nn.Parameter(torch.ones(2, 3, 4)),
+        "experts.up_bias": nn.Parameter(torch.ones(2, 3)),
+        "norm.weight": nn.Parameter(torch.ones(3)),
+    }
     decays, free = build_optimizer(weights, OptimizerConfig(weight_decay=0.1)).param_groups
     assert [len(g["params"]) for g in (decays, free)] == [1, 2]
     assert (decays["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
@@ -92,7 +102,10 @@ def test_clipping_is_torchs_over_the_whole_gradient(limit, scale):
 
 
 def test_the_norm_of_millions_of_gradients_does_not_depend_on_how_they_are_cut():
-    whole, cut = nn.Linear(2048, 1024, bias=False), nn.ModuleList(nn.Linear(2048, 512, bias=False) for _ in range(2))
+    whole, cut = (
+        nn.Linear(2048, 1024, bias=False),
+        nn.ModuleList(nn.Linear(2048, 512, bias=False) for _ in range(2)),
+    )
     give_gradients(whole, 1)
     for part, gradient in zip(cut, whole.weight.grad.chunk(2)):
         part.weight.grad = gradient.clone()
@@ -112,9 +125,18 @@ def test_a_limit_of_zero_clips_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight_decay_incr_style": "linear"}, "weight_decay_incr_style = linear needs start_weight_decay and end_weight_decay"),
-        ({"end_weight_decay": 0.1}, "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine"),
-        ({"lr": 0.1, "lr_warmup_init": 0.2}, "optimizer.lr_warmup_init = 0.2 must lie between 0 and lr = 0.1"),
+        (
+            {"weight_decay_incr_style": "linear"},
+            "weight_decay_incr_style = linear needs start_weight_decay and end_weight_decay",
+        ),
+        (
+            {"end_weight_decay": 0.1},
+            "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine",
+        ),
+        (
+            {"lr": 0.1, "lr_warmup_init": 0.2},
+            "optimizer.lr_warmup_init = 0.2 must lie between 0 and lr = 0.1",
+        ),
         ({"sgd_momentum": 1.0}, "optimizer.sgd_momentum = 1.0 must be at least 0 and below 1"),
     ],
 )

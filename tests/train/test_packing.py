@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.train.batches import Batches, PackingConfig
 from mt.train.loop import train
 from mt.train.model.gpt import GPT
@@ -27,13 +27,17 @@ class OneSample:
 
 def micro_batch(**packing):
     mesh = Mesh(0, 1, torch.device("cpu"))
-    batches = Batches(OneSample(), micro_batch_size=2, vocab_size=60, mesh=mesh, packing=PackingConfig(**packing), eod=EOD)
+    batches = Batches(
+        OneSample(), micro_batch_size=2, vocab_size=60, mesh=mesh, packing=PackingConfig(**packing), eod=EOD
+    )
     return batches.global_batch(0, 2)[0]
 
 
 @pytest.fixture(params=["learned", "rope"])
 def model(request):
-    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, position_embedding_type=request.param)
+    config = ModelConfig(
+        num_layers=2, hidden_size=32, num_attention_heads=4, position_embedding_type=request.param
+    )
     model = GPT(resolve(config, vocab_size=60, seq_length=18))
     initialize(model, 1)
     with torch.no_grad():
@@ -47,7 +51,8 @@ def test_each_document_by_itself_has_the_loss_that_it_has_alone(model):
     loss = model.loss(**packed.arguments())
     alone = 0.0
     for document in DOCUMENTS:
-        labels = [*document[1:], 46]  # the last one's is masked, except in the document that the sample cuts off
+        # the last one's is masked, except in the document that the sample cuts off
+        labels = [*document[1:], 46]
         count = len(document) if document[-1] != EOD else len(document) - 1
         rows = [torch.tensor([x[:count]]) for x in (document, labels)]
         alone += model.loss(*rows, torch.ones(1, count))
@@ -66,7 +71,14 @@ def test_by_default_they_are_one_text(model):
 
 def test_a_run_takes_the_settings_and_they_change_its_loss(settings, tmp_path):
     plain = train(settings(tmp_path / "plain", train_iters=4, log_interval=1))
-    packed = train(settings(tmp_path / "packed", train_iters=4, log_interval=1, packing={"reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True}))
+    packed = train(
+        settings(
+            tmp_path / "packed",
+            train_iters=4,
+            log_interval=1,
+            packing={"reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True},
+        )
+    )
     assert packed["counts"]["tokens"] < plain["counts"]["tokens"], "masked labels are no trained tokens"
     assert packed["train_loss"] != plain["train_loss"]
 
@@ -77,6 +89,8 @@ def test_what_a_run_cannot_do_is_refused_before_it_claims_anything(settings, tmp
     with pytest.raises(UserError, match="this tokenizer has none; leave them out"):
         PackingConfig(eod_mask_loss=True).check_against(None)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"model\.attention_backend = flex needs a GPU, and this runs on cpu; use auto"):
+        with pytest.raises(
+            UserError, match=r"model\.attention_backend = flex needs a GPU, and this runs on cpu; use auto"
+        ):
             train(settings(tmp_path / "run", attention_backend="flex"))
     assert not (tmp_path / "run" / "run.json").exists()

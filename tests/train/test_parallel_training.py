@@ -1,4 +1,6 @@
-"""`mt train` at a parallel layout: the same batches, losses and checkpoints as one process, and from one layout to another."""
+"""`mt train` at a parallel layout: the same batches, losses and checkpoints as one process, and from one
+layout to another.
+"""
 
 import json
 import shutil
@@ -7,8 +9,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from mt.train.checkpoint import load_model, whats_wrong
-from tests.train.parallel_jobs import run_mt_train
+from mt.tests.train.parallel_jobs import run_mt_train
+from mt.train.checkpoint.native import load_model, whats_wrong
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -33,23 +35,44 @@ def tensors(path) -> dict[str, torch.Tensor]:
 
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> bool:
     """key biases left out: see test_parallel.differences."""
-    return one.keys() == other.keys() and all((one[n] - other[n]).abs().max() < tolerance for n in one if not n.endswith("qkv.bias"))
+    return one.keys() == other.keys() and all(
+        (one[n] - other[n]).abs().max() < tolerance for n in one if not n.endswith("qkv.bias")
+    )
 
 
 LAYOUTS = {
     "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "tp2 x dp2": (4, {"tensor_model_parallel_size": 2}),
     "cp2 x ep2": (2, {"context_parallel_size": 2, "expert_model_parallel_size": 2}),
-    "pp2, interleaved, ep1": (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1, "num_layers": 4}),
-    "tp2 x pp2, zero-bubble": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero-bubble"}),
+    "pp2, interleaved, ep1": (
+        2,
+        {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1, "num_layers": 4},
+    ),
+    "tp2 x pp2, zero-bubble": (
+        4,
+        {
+            "tensor_model_parallel_size": 2,
+            "pipeline_model_parallel_size": 2,
+            "pipeline_schedule": "zero-bubble",
+        },
+    ),
 }
 MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one(pool, settings, tmp_path, layout):
+def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one(
+    pool, settings, tmp_path, layout
+):
     world, parallel = LAYOUTS[layout]
-    changes = {"log_interval": 1, "train_iters": 6, "eval_interval": 3, "save_interval": 2, "keep_last": 0, **(MIXTURE if "ep" in layout else {})}
+    changes = {
+        "log_interval": 1,
+        "train_iters": 6,
+        "eval_interval": 3,
+        "save_interval": 2,
+        "keep_last": 0,
+        **(MIXTURE if "ep" in layout else {}),
+    }
     changes |= {"num_layers": parallel["num_layers"]} if "num_layers" in parallel else {}
     pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
     save = tmp_path / "run"
@@ -65,20 +88,53 @@ def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one
 
 
 def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path):
-    """Saved at TP2 x PP2, loaded by TP4, PP4, DP2 with weights cut too and one process, moments included: what those save again is the same."""
-    changes = {"train_iters": 2, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "lr_warmup_iters": 0, "num_layers": 4}
-    pool.run(run_mt_train, 4, settings(tmp_path / "first", **changes, tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
+    """Saved at TP2 x PP2, loaded by TP4, PP4, DP2 with weights cut too and one process, moments included:
+    what those save again is the same.
+    """
+    changes = {
+        "train_iters": 2,
+        "eval_iters": 0,
+        "split": "100,0,0",
+        "log_interval": 1,
+        "lr_warmup_iters": 0,
+        "num_layers": 4,
+    }
+    pool.run(
+        run_mt_train,
+        4,
+        settings(tmp_path / "first", **changes, tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
+    )
     first = tensors(tmp_path / "first" / "step_00000002")
     assert {name.split(".")[0] for name in first} == {"model", "exp_avg", "exp_avg_sq"}
-    for world, parallel in ((4, {"tensor_model_parallel_size": 4}), (4, {"pipeline_model_parallel_size": 4}), (2, {"data_parallel_sharding": "full"}), (1, {})):
-        again = pool.run(run_mt_train, world, settings(tmp_path / "unused", **changes, **parallel), tmp_path / "first" / "step_00000002")[0]
+    for world, parallel in (
+        (4, {"tensor_model_parallel_size": 4}),
+        (4, {"pipeline_model_parallel_size": 4}),
+        (2, {"data_parallel_sharding": "full"}),
+        (1, {}),
+    ):
+        again = pool.run(
+            run_mt_train,
+            world,
+            settings(tmp_path / "unused", **changes, **parallel),
+            tmp_path / "first" / "step_00000002",
+        )[0]
         shutil.rmtree(tmp_path / "unused", ignore_errors=True)
         assert again.keys() == first.keys()
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
 def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_before(pool, settings, tmp_path):
-    save, changes = tmp_path / "run", {"train_iters": 4, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "save_interval": 2, "keep_last": 0}
+    save, changes = (
+        tmp_path / "run",
+        {
+            "train_iters": 4,
+            "eval_iters": 0,
+            "split": "100,0,0",
+            "log_interval": 1,
+            "save_interval": 2,
+            "keep_last": 0,
+        },
+    )
     pool.run(run_mt_train, 2, settings(save, exit_interval=3, **changes))
     before = losses(save)
     written = sorted((save / "step_00000003").glob("__1_*"))[0]
@@ -90,7 +146,15 @@ def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_befor
 
 
 def test_a_pipeline_grows_its_batch_from_fewer_micro_batches_than_stages(pool, settings, tmp_path):
-    changes = {"rampup_batch_size": [2, 2, 12], "train_iters": None, "train_samples": 24, "eval_interval": 3, "log_interval": 1, "lr_warmup_iters": 0, "hidden_dropout": 0.1}
+    changes = {
+        "rampup_batch_size": [2, 2, 12],
+        "train_iters": None,
+        "train_samples": 24,
+        "eval_interval": 3,
+        "log_interval": 1,
+        "lr_warmup_iters": 0,
+        "hidden_dropout": 0.1,
+    }
     pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
     pool.run(run_mt_train, 2, settings(tmp_path / "run", **changes, pipeline_model_parallel_size=2))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=5e-6)

@@ -1,4 +1,6 @@
-"""The plan against what is counted and published: bytes of real models and ranks, Megatron-LM's tables, and the dry run."""
+"""The plan against what is counted and published: bytes of real models and ranks, Megatron-LM's tables, and
+the dry run.
+"""
 
 import itertools
 import json
@@ -12,22 +14,27 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from mt import cli
-from mt.config import UserError, build
-from mt.train.footprint import Cut, count_parts
+from mt.core.config import UserError, build
+from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config, random_neighbors
+from mt.tests.train.plan_jobs import held
 from mt.train.loop import train
+from mt.train.memory_estimate import Cut, count_parts
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.parallel.stages import divide
 from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
-from tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config, random_neighbors
-from tests.train.plan_jobs import held
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T = 64
 MODELS = {
     "gpt": {},
-    "grouped queries, a gate, rotations": {"num_query_groups": 2, "activation": "swiglu", "normalization": "RMSNorm", "position_embedding_type": "rope"},
+    "grouped queries, a gate, rotations": {
+        "num_query_groups": 2,
+        "activation": "swiglu",
+        "normalization": "RMSNorm",
+        "position_embedding_type": "rope",
+    },
     "dropout": {"hidden_dropout": 0.1},
     "mixture": {"num_experts": 4, "activation": "swiglu"},
     "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
@@ -38,16 +45,28 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in MODELS), ("gpt", torch.bfloat16), ("mixture", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in MODELS), ("gpt", torch.bfloat16), ("mixture", torch.bfloat16)],
+)
 def test_parameters_are_those_of_the_model_and_activations_within_a_tenth_of_what_autograd_keeps(name, dtype):
-    config = resolve(ModelConfig(**{"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, **MODELS[name]}), vocab_size=256, seq_length=2 * T)
+    config = resolve(
+        ModelConfig(**{"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, **MODELS[name]}),
+        vocab_size=256,
+        seq_length=2 * T,
+    )
     model = build_model(config)
     initialize(model, 1)
     model.to(dtype)
     tokens = torch.zeros(2, T, dtype=torch.int64)
     arguments = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(2, T)}
     if config.family == "bert":
-        arguments |= {"padding_mask": torch.ones(2, T).bool(), "token_types": tokens, "swapped": tokens[:, 0], "loss_mask": (torch.arange(T) % 7 == 0).float().expand(2, T)}
+        arguments |= {
+            "padding_mask": torch.ones(2, T).bool(),
+            "token_types": tokens,
+            "swapped": tokens[:, 0],
+            "loss_mask": (torch.arange(T) % 7 == 0).float().expand(2, T),
+        }
     if config.family == "t5":
         arguments |= {"encoder_tokens": tokens.repeat(1, 2), "padding_mask": torch.ones(2, 2 * T).bool()}
     if config.retro_add_retriever:
@@ -66,10 +85,14 @@ def test_parameters_are_those_of_the_model_and_activations_within_a_tenth_of_wha
     parts = count_parts(config, Cut(), seq_length=lengths[0], decoder_seq_length=lengths[1], dtype=dtype)
     whole = parts.stage(0, len(parts.blocks))
     assert whole.parameters == sum(p.numel() for p in model.parameters())
-    head = config.padded_vocab_size * config.hidden_size * dtype.itemsize  # its gradient, which the plan has under workspace
+    # its gradient, which the plan has under workspace
+    head = config.padded_vocab_size * config.hidden_size * dtype.itemsize
     assert 2 * whole.activations[None] + head == pytest.approx(counted, rel=0.1)
     assert whole.activations[None] > whole.activations["selective"] > whole.activations["full"]
-    assert whole.activations["full"] - parts.last.activations["full"] == sum((128 * dtype.itemsize) * (lengths[0] if config.family != "t5" or i < 4 else T) for i in range(len(parts.blocks)))
+    assert whole.activations["full"] - parts.last.activations["full"] == sum(
+        (128 * dtype.itemsize) * (lengths[0] if config.family != "t5" or i < 4 else T)
+        for i in range(len(parts.blocks))
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,56 +105,118 @@ def test_parameters_are_those_of_the_model_and_activations_within_a_tenth_of_wha
     ],
 )
 def test_ranks_hold_what_the_plan_says(pool, family, layout):
-    """The bytes of a step on two processes, counted on each, with weights cut evenly (widths are powers of two)."""
-    changes = {"hidden_size": 128, "num_layers": 4, **({"moe_layer_freq": "1"} if family == "moe" else {"window_size": None} if family == "llama" else {})}
+    """The bytes of a step on two processes, counted on each, with weights cut evenly (widths are powers of
+    two).
+    """
+    changes = {
+        "hidden_size": 128,
+        "num_layers": 4,
+        **(
+            {"moe_layer_freq": "1"} if family == "moe" else {"window_size": None} if family == "llama" else {}
+        ),
+    }
     counted = pool.run(held, 2, family, layout, changes)
-    tree = {"parallel": layout, "data": {"seq_length": LENGTH}, "train": {"micro_batch_size": ROWS, "global_batch_size": 8}, "world_size": 2}
+    tree = {
+        "parallel": layout,
+        "data": {"seq_length": LENGTH},
+        "train": {"micro_batch_size": ROWS, "global_batch_size": 8},
+        "world_size": 2,
+    }
     config = build(PlanConfig, ("test", tree | {"model": {"vocab_size": VOCABULARY}}))
     shape = model_config(family, **changes)
     planner = Planner(config, shape)
     estimate = planner.estimate(planner.given())
-    whole = planner.parts(Cut(estimate.layout.tensor, 1, estimate.layout.expert, estimate.layout.sequence_parallel))
+    whole = planner.parts(
+        Cut(estimate.layout.tensor, 1, estimate.layout.expert, estimate.layout.sequence_parallel)
+    )
     local = estimate.moments / 8  # two moments of four bytes
-    activations = estimate.activations - whole.workspace - ROWS * whole.logits + 4 * shape.padded_vocab_size * 128 / estimate.layout.tensor  # the head's gradient
+    # the head's gradient
+    activations = (
+        estimate.activations
+        - whole.workspace
+        - ROWS * whole.logits
+        + 4 * shape.padded_vocab_size * 128 / estimate.layout.tensor
+    )
     for rank in counted:
         assert rank["weights"] == rank["gradients"] == pytest.approx(4 * local, rel=0.02)
         assert rank["moments"] == pytest.approx(estimate.moments, rel=0.02)
         assert activations == pytest.approx(rank["activations"], rel=0.1)
-    assert estimate.weights == 4 * local + 4 * estimate.parameters, "the cut weights, and whole ones to compute with"
-    assert estimate.gradients == 4 * local + 4 * estimate.parameters, "the sums of a step, whole until its last micro-batch"
+    assert estimate.weights == 4 * local + 4 * estimate.parameters, (
+        "the cut weights, and whole ones to compute with"
+    )
+    assert estimate.gradients == 4 * local + 4 * estimate.parameters, (
+        "the sums of a step, whole until its last micro-batch"
+    )
 
 
 # Megatron-LM's README, MCore r0.8 on H100: heads, hidden size, layers, TP, PP, GPUs, global batch, MFU in %.
 PUBLISHED = {
-    "1.7B": (16, 2048, 24, 1, 1, 48, 192, 41.3), "7.1B": (32, 4096, 30, 2, 1, 96, 192, 47.1), "16B": (48, 6144, 32, 4, 1, 192, 192, 49.5),
-    "32B": (56, 7168, 48, 8, 1, 384, 192, 46.5), "70B": (64, 8192, 84, 8, 2, 768, 384, 42.4), "119B": (80, 10240, 92, 8, 4, 1536, 768, 42.5),
-    "177B": (96, 12288, 96, 8, 6, 2304, 1152, 43.8), "314B": (128, 16384, 96, 8, 8, 3072, 1536, 48.0), "462B": (144, 18432, 112, 8, 16, 6144, 3072, 46.5),
+    "1.7B": (16, 2048, 24, 1, 1, 48, 192, 41.3),
+    "7.1B": (32, 4096, 30, 2, 1, 96, 192, 47.1),
+    "16B": (48, 6144, 32, 4, 1, 192, 192, 49.5),
+    "32B": (56, 7168, 48, 8, 1, 384, 192, 46.5),
+    "70B": (64, 8192, 84, 8, 2, 768, 384, 42.4),
+    "119B": (80, 10240, 92, 8, 4, 1536, 768, 42.5),
+    "177B": (96, 12288, 96, 8, 6, 2304, 1152, 43.8),
+    "314B": (128, 16384, 96, 8, 8, 3072, 1536, 48.0),
+    "462B": (144, 18432, 112, 8, 16, 6144, 3072, 46.5),
 }
 
 
-def estimated(heads, hidden, layers, tensor, stages, gpus, batch, *, seq_length=4096, vocab_size=131072, gpu="H100", granularity=None, virtual=1):
+def estimated(
+    heads,
+    hidden,
+    layers,
+    tensor,
+    stages,
+    gpus,
+    batch,
+    *,
+    seq_length=4096,
+    vocab_size=131072,
+    gpu="H100",
+    granularity=None,
+    virtual=1,
+):
     tree = {
-        "model": {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": vocab_size}, "data": {"seq_length": seq_length},
-        "train": {"global_batch_size": batch}, "precision": {"bf16": True}, "world_size": gpus, "gpu": gpu,
+        "model": {
+            "num_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "vocab_size": vocab_size,
+        },
+        "data": {"seq_length": seq_length},
+        "train": {"global_batch_size": batch},
+        "precision": {"bf16": True},
+        "world_size": gpus,
+        "gpu": gpu,
     }
     config = build(PlanConfig, ("test", tree))
     planner, data = Planner(config, resolve_shape(config)), gpus // (tensor * stages)
-    return planner, planner.estimate(Layout(tensor, 1, 1, stages, data, tensor > 1, "optimizer", 1, batch // data, granularity, virtual))
+    return planner, planner.estimate(
+        Layout(tensor, 1, 1, stages, data, tensor > 1, "optimizer", 1, batch // data, granularity, virtual)
+    )
 
 
 def test_the_expected_mfu_is_near_megatrons_published_ones():
     errors = []
     for *shape, measured in PUBLISHED.values():
         layers, stages = shape[2], shape[4]
-        _, estimate = estimated(*shape, virtual=1 if stages == 1 else next(v for v in (6, 5, 4, 7) if layers // stages >= v))
+        _, estimate = estimated(
+            *shape, virtual=1 if stages == 1 else next(v for v in (6, 5, 4, 7) if layers // stages >= v)
+        )
         errors.append(100 * estimate.mfu / measured - 1)
     assert max(map(abs, errors)) < 0.22
     assert (sum(e * e for e in errors) / len(errors)) ** 0.5 < 0.12
 
 
 def test_gpt3_on_a_thousand_a100_is_near_megatrons_32_seconds():
-    """1,536 samples in 32 s are 103 TFLOP/s of the model's; the README's 138, 44 % of the peak, count what is computed twice."""
-    planner, estimate = estimated(96, 12288, 96, 8, 16, 1024, 1536, seq_length=2048, vocab_size=51200, gpu="A100", granularity="full")
+    """1,536 samples in 32 s are 103 TFLOP/s of the model's; the README's 138, 44 % of the peak, count what is
+    computed twice.
+    """
+    planner, estimate = estimated(
+        96, 12288, 96, 8, 16, 1024, 1536, seq_length=2048, vocab_size=51200, gpu="A100", granularity="full"
+    )
     assert planner.total_parameters == pytest.approx(174.6e9, rel=1e-3)
     assert estimate.bubble == pytest.approx(15 / 207)
     assert estimate.seconds == pytest.approx(32, rel=0.15)
@@ -139,16 +224,27 @@ def test_gpt3_on_a_thousand_a100_is_near_megatrons_32_seconds():
 
 
 def test_a_mixed_precision_step_takes_megatrons_bytes_a_parameter_and_the_cut_gradients():
-    """6 + 12 / d in Megatron-LM's README; the engine here keeps 4 / d more, the sums that each rank steps with."""
-    tree = {"model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128}, "train": {"micro_batch_size": 1, "global_batch_size": 32}, "precision": {"bf16": True}}
+    """6 + 12 / d in Megatron-LM's README; the engine here keeps 4 / d more, the sums that each rank steps
+    with.
+    """
+    tree = {
+        "model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128},
+        "train": {"micro_batch_size": 1, "global_batch_size": 32},
+        "precision": {"bf16": True},
+    }
     for gpus in (2, 8):
         config = build(PlanConfig, ("test", tree | {"world_size": gpus}))
         planner = Planner(config, resolve_shape(config))
         estimate = planner.estimate(planner.given())
-        assert estimate.memory - estimate.activations == pytest.approx(planner.total_parameters * (6 + 16 / gpus))
+        assert estimate.memory - estimate.activations == pytest.approx(
+            planner.total_parameters * (6 + 16 / gpus)
+        )
 
 
-@pytest.mark.parametrize(("costs", "stages"), [([1, 1, 1, 1, 3], 2), ([5, 1, 1, 1, 1, 4], 3), ([1] * 7, 4), ([2, 9, 2, 2], 3), ([3.5], 1)])
+@pytest.mark.parametrize(
+    ("costs", "stages"),
+    [([1, 1, 1, 1, 3], 2), ([5, 1, 1, 1, 1, 4], 3), ([1] * 7, 4), ([2, 9, 2, 2], 3), ([3.5], 1)],
+)
 def test_stages_are_as_even_as_any_cut_makes_them(costs, stages):
     ends = divide(costs, stages)
     dearest = lambda ends: max(sum(costs[a:b]) for a, b in zip([0, *ends], ends))
@@ -160,7 +256,16 @@ def test_stages_are_as_even_as_any_cut_makes_them(costs, stages):
 
 
 def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
-    arguments = ["--preset", "gpt-1.3b", "--vocab-size", "50257", "--world-size", "16", "--global-batch-size", "64"]
+    arguments = [
+        "--preset",
+        "gpt-1.3b",
+        "--vocab-size",
+        "50257",
+        "--world-size",
+        "16",
+        "--global-batch-size",
+        "64",
+    ]
     found = cli.call(("plan",), arguments)
     seconds = [layout["seconds"] for layout in found["layouts"]]
     assert seconds == sorted(seconds)
@@ -177,13 +282,54 @@ def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "gpt-345m", "--world-size", "8"], "model.vocab_size is not known; give --vocab-size, or the tokenizer"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--dry-run"], "dry_run is for `mt train`; a plan runs nothing"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--global-batch-size", "32", "--pipeline-stages", "3"], "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of"),
+        (
+            ["--preset", "gpt-345m", "--world-size", "8"],
+            "model.vocab_size is not known; give --vocab-size, or the tokenizer",
+        ),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--dry-run"],
+            "dry_run is for `mt train`; a plan runs nothing",
+        ),
+        (
+            [
+                "--preset",
+                "gpt-345m",
+                "--vocab-size",
+                "9",
+                "--world-size",
+                "8",
+                "--global-batch-size",
+                "32",
+                "--pipeline-stages",
+                "3",
+            ],
+            "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of",
+        ),
         (["--preset", "gpt-345m", "--vocab-size", "9"], "give the number of GPUs, --world-size N"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--gpu", "H1000"], "gpu = H1000 is not known; did you mean H100?"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--tensor-model-parallel-size", "3"], "8 processes cannot be cut into replicas"),
-        (["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--global-batch-size", "33"], "train.global_batch_size = 33 is not a multiple of train.micro_batch_size = 4 x 8 data-parallel processes = 32; use 64"),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--gpu", "H1000"],
+            "gpu = H1000 is not known; did you mean H100?",
+        ),
+        (
+            [
+                "--preset",
+                "gpt-345m",
+                "--vocab-size",
+                "9",
+                "--world-size",
+                "8",
+                "--tensor-model-parallel-size",
+                "3",
+            ],
+            "8 processes cannot be cut into replicas",
+        ),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--global-batch-size", "33"],
+            (
+                "train.global_batch_size = 33 is not a multiple of train.micro_batch_size = 4 x 8"
+                " data-parallel processes = 32; use 64"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(arguments, message):
@@ -192,19 +338,44 @@ def test_what_cannot_be_planned_is_refused(arguments, message):
 
 
 def test_the_layout_of_the_configuration_is_planned_with_its_pipeline():
-    tree = {"model": {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128}, "train": {"micro_batch_size": 1, "global_batch_size": 32}, "world_size": 8}
+    tree = {
+        "model": {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128},
+        "train": {"micro_batch_size": 1, "global_batch_size": 32},
+        "world_size": 8,
+    }
     parallel = {"pipeline_model_parallel_size": 4}
-    for changes, waiting in (({}, 3), ({"num_layers_per_virtual_pipeline_stage": 1}, 1.5), ({"pipeline_schedule": "zero-bubble"}, 1)):
+    for changes, waiting in (
+        ({}, 3),
+        ({"num_layers_per_virtual_pipeline_stage": 1}, 1.5),
+        ({"pipeline_schedule": "zero-bubble"}, 1),
+    ):
         config = build(PlanConfig, ("test", tree | {"parallel": parallel | changes}))
         planner = Planner(config, resolve_shape(config))
         assert planner.estimate(planner.given()).bubble == pytest.approx(waiting / (16 + waiting))
 
 
-@pytest.mark.parametrize("model", [{}, {"family": "t5", "max_position_embeddings": 128}, {"family": "bert"}, {"num_experts": 4}])
+@pytest.mark.parametrize(
+    "model", [{}, {"family": "t5", "max_position_embeddings": 128}, {"family": "bert"}, {"num_experts": 4}]
+)
 def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp_path, model):
-    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero-bubble"}
+    parallel = {
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "pipeline_model_parallel_size": 2,
+        "pipeline_schedule": "zero-bubble",
+    }
     shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCABULARY, **model}
-    found = train(settings(tmp_path / "run", global_batch_size=64, bf16=True, model=shape, dry_run=True, world_size=16, parallel=parallel))
+    found = train(
+        settings(
+            tmp_path / "run",
+            global_batch_size=64,
+            bf16=True,
+            model=shape,
+            dry_run=True,
+            world_size=16,
+            parallel=parallel,
+        )
+    )
     assert (found["tp"], found["pp"], found["dp"]) == (2, 2, 4)
     assert "on the first stage and the last" in found["text"]
     assert 0 < found["local_parameters"] < found["parameters"] / 8
@@ -212,11 +383,33 @@ def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp
 
 def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settings, tmp_path):
     values = {"global_batch_size": 64, "vocab_size": VOCABULARY, "hidden_size": 256}
-    found = train(settings(tmp_path / "run", **values, dry_run=True, world_size=16, parallel={"tensor_model_parallel_size": 4, "sequence_parallel": True}))
+    found = train(
+        settings(
+            tmp_path / "run",
+            **values,
+            dry_run=True,
+            world_size=16,
+            parallel={"tensor_model_parallel_size": 4, "sequence_parallel": True},
+        )
+    )
     assert (found["tp"], found["dp"], found["micro_batches"], found["steps"]) == (4, 4, 8, 8)
     assert "from the first layer to the optimizer's step" in found["text"]
-    tree = {"model": {"num_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": VOCABULARY}, "data": {"seq_length": 16}}
-    config = build(PlanConfig, ("test", tree | {"train": {"micro_batch_size": 2, "global_batch_size": 64}, "world_size": 16, "parallel": {"tensor_model_parallel_size": 4, "sequence_parallel": True}}))
+    tree = {
+        "model": {"num_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": VOCABULARY},
+        "data": {"seq_length": 16},
+    }
+    config = build(
+        PlanConfig,
+        (
+            "test",
+            tree
+            | {
+                "train": {"micro_batch_size": 2, "global_batch_size": 64},
+                "world_size": 16,
+                "parallel": {"tensor_model_parallel_size": 4, "sequence_parallel": True},
+            },
+        ),
+    )
     planner = Planner(config, resolve_shape(config))
     estimate = planner.estimate(planner.given())
     assert found["parameters"] == planner.total_parameters
@@ -226,36 +419,72 @@ def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settin
 
 
 def test_a_dry_run_goes_as_far_as_shapes_do_not_depend_on_data(settings, tmp_path):
-    experts = {"model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_experts": 4, "vocab_size": VOCABULARY}}
-    found = train(settings(tmp_path / "run", **experts, global_batch_size=16, dry_run=True, world_size=8, parallel={"expert_model_parallel_size": 4}))
+    experts = {
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_experts": 4,
+            "vocab_size": VOCABULARY,
+        }
+    }
+    found = train(
+        settings(
+            tmp_path / "run",
+            **experts,
+            global_batch_size=16,
+            dry_run=True,
+            world_size=8,
+            parallel={"expert_model_parallel_size": 4},
+        )
+    )
     assert "as far as the first exchange between experts" in found["text"]
     assert found["ep"] == 4
 
 
 def test_a_dry_run_refuses_what_the_job_would(settings, tmp_path):
-    with pytest.raises(UserError, match="world_size = 16 is for --dry-run; the processes of a run are torchrun's"):
+    with pytest.raises(
+        UserError, match="world_size = 16 is for --dry-run; the processes of a run are torchrun's"
+    ):
         train(settings(tmp_path / "run", world_size=16))
     with pytest.raises(UserError, match="--dry-run needs the number of processes of the job, --world-size N"):
         train(settings(tmp_path / "run", dry_run=True))
-    with pytest.raises(UserError, match=r"tensor_model_parallel_size = 8 does not divide model\.num_attention_heads = 4"):
-        train(settings(tmp_path / "run", dry_run=True, world_size=16, vocab_size=VOCABULARY, parallel={"tensor_model_parallel_size": 8}))
+    with pytest.raises(
+        UserError, match=r"tensor_model_parallel_size = 8 does not divide model\.num_attention_heads = 4"
+    ):
+        train(
+            settings(
+                tmp_path / "run",
+                dry_run=True,
+                world_size=16,
+                vocab_size=VOCABULARY,
+                parallel={"tensor_model_parallel_size": 8},
+            )
+        )
     with pytest.raises(UserError, match=r"train\.global_batch_size = 8 is not a multiple"):
         train(settings(tmp_path / "run", dry_run=True, world_size=16, vocab_size=VOCABULARY))
 
 
 def test_the_example_of_gpt3_is_a_job_that_can_start():
     example = str(Path(__file__).parents[2] / "examples/gpt3_175b.yaml")
-    found = cli.call(("train",), ["--config", example, "--dry-run", "--world-size", "1024", "--num-layers", "16"])
+    found = cli.call(
+        ("train",), ["--config", example, "--dry-run", "--world-size", "1024", "--num-layers", "16"]
+    )
     assert (found["tp"], found["pp"], found["dp"], found["micro_batches"]) == (8, 16, 8, 192)
     planned = cli.call(("plan",), ["--config", example, "--world-size", "1024", "--gpu", "A100"])
     assert planned["parameters"] == pytest.approx(174.6e9, rel=1e-3)
     assert planned["given"]["fits"]
 
 
-STAND_INS = {  # for Slurm's commands and mt; the last one ends well at its third attempt, or when it is told to
+# for Slurm's commands and mt; the last one ends well at its third attempt, or when it is told to
+STAND_INS = {
     "scontrol": 'echo "scontrol $*" >> "$RECORD"; echo here',
     "srun": 'shift; "$@" & trap "kill -TERM $!" TERM; wait $!; wait $!',
-    "mt": 'echo "mt $*" >> "$RECORD"; [ -n "$MISTAKE" ] && echo 2 > "$FINAL_EXIT_CODE"; [ "$(grep -c ^mt "$RECORD")" -lt "$LASTS_FROM" ] && exit 1; trap "echo saved >> $RECORD; exit 143" TERM; echo running >> "$RECORD"; for i in $(seq 200); do sleep 0.02; [ -n "$ENDS" ] && exit 0; done',
+    "mt": (
+        'echo "mt $*" >> "$RECORD"; [ -n "$MISTAKE" ] && echo 2 > "$FINAL_EXIT_CODE"; [ "$(grep -c ^mt'
+        ' "$RECORD")" -lt "$LASTS_FROM" ] && exit 1; trap "echo saved >> $RECORD; exit 143" TERM; echo'
+        ' running >> "$RECORD"; for i in $(seq 200); do sleep 0.02; [ -n "$ENDS" ] && exit 0; done'
+    ),
 }
 
 
@@ -267,8 +496,25 @@ def job(tmp_path):
         (tmp_path / name).chmod(0o755)
     record = tmp_path / "record"
     script = Path(__file__).parents[2] / "examples/slurm/train.sbatch"
-    base = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "ENDS": "", "MISTAKE": "", "LASTS_FROM": "1"}
-    return lambda **values: (subprocess.Popen(["bash", str(script), "run.yaml", "--lr", "1"], env=base | values, stdout=subprocess.DEVNULL, cwd=tmp_path), record)
+    base = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RECORD": str(record),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "1",
+        "ENDS": "",
+        "MISTAKE": "",
+        "LASTS_FROM": "1",
+    }
+    return lambda **values: (
+        subprocess.Popen(
+            ["bash", str(script), "run.yaml", "--lr", "1"],
+            env=base | values,
+            stdout=subprocess.DEVNULL,
+            cwd=tmp_path,
+        ),
+        record,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -5,17 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from mt.config import Failure, UserError
+from mt.core.config import Failure, UserError
 from mt.train.float8 import float8_obstacle, use_float8
 from mt.train.loop import train
 from mt.train.model.build import build_model
 from mt.train.model.layers import Linear, ModelConfig, initialize, resolve
-from mt.train.precision import (
-    LossScale,
-    PrecisionConfig,
-    Weights,
-    use_fast_float32_products,
-)
+from mt.train.precision import LossScale, PrecisionConfig, Weights, use_fast_float32_products
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +36,11 @@ def test_the_loss_scale_moves_as_megatrons():
     for overflow in overflows.tolist():
         ours.update(overflow)
         theirs.update(overflow)
-        assert (ours.value, ours.good_steps, ours.patience) == (theirs._scale.item(), theirs._growth_tracker, theirs._hysteresis_tracker)
+        assert (ours.value, ours.good_steps, ours.patience) == (
+            theirs._scale.item(),
+            theirs._growth_tracker,
+            theirs._hysteresis_tracker,
+        )
         values.add(ours.value)
     assert len(values) > 4
     assert min(values) == 1.0
@@ -92,7 +91,17 @@ def test_bf16_learns_as_float32_does_and_goes_on_to_the_same_bits(finished, sett
 
 
 def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, settings, tmp_path):
-    how = {"fp16": True, "hysteresis": 1, "initial_loss_scale": 2.0**24, "train_iters": 18, "lr_decay_style": "constant", "log_interval": 18, "eval_iters": 0, "split": "100,0,0", "save_interval": 9}
+    how = {
+        "fp16": True,
+        "hysteresis": 1,
+        "initial_loss_scale": 2.0**24,
+        "train_iters": 18,
+        "lr_decay_style": "constant",
+        "log_interval": 18,
+        "eval_iters": 0,
+        "split": "100,0,0",
+        "save_interval": 9,
+    }
     whole = train(settings(tmp_path / "whole", **how))
     assert 2 < whole["skipped_steps"] < 12
     assert whole["train_loss"] < finished[1]["curve"][0][1]
@@ -102,14 +111,22 @@ def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, setti
 
 
 def test_float16_that_never_found_its_scale_says_so(settings, tmp_path):
-    with pytest.raises(Failure, match=r"not one step of this run changed a weight; float16's loss scale has only come down to \d.*; train for more steps, or lower --initial-loss-scale"):
+    with pytest.raises(
+        Failure,
+        match=(
+            r"not one step of this run changed a weight; float16's loss scale has only come down to \d.*;"
+            r" train for more steps, or lower --initial-loss-scale"
+        ),
+    ):
         train(settings(tmp_path / "run", fp16=True, train_iters=4, eval_iters=0, split="100,0,0"))
 
 
 def two_linears() -> nn.Module:
     """Layers as a block has them: one of 48 x 64, and one of 7 x 64, whose rows are no multiple of 16."""
     model = nn.Sequential()
-    model.add_module("layers", nn.ModuleList([Linear(64, 48, bias=True, std=0.1), Linear(64, 7, bias=False, std=0.1)]))
+    model.add_module(
+        "layers", nn.ModuleList([Linear(64, 48, bias=True, std=0.1), Linear(64, 7, bias=False, std=0.1)])
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     return model
@@ -122,7 +139,10 @@ def output_and_gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor
     return [y, x.grad, layer.weight.grad, layer.bias.grad]
 
 
-@pytest.mark.parametrize(("format", "recipe"), [("e4m3", "tensorwise"), ("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")])
+@pytest.mark.parametrize(
+    ("format", "recipe"),
+    [("e4m3", "tensorwise"), ("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")],
+)
 def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format, recipe):
     """torch._scaled_mm works on CPUs, slowly; torchao emulates. 25 tokens are no multiple of 16."""
     if recipe != "tensorwise":
@@ -131,8 +151,13 @@ def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format, rec
     narrow = copy.deepcopy(exact).bfloat16()
     assert use_float8(narrow, format, recipe, emulate=True) == 1
     x = torch.randn(5, 5, 64, generator=torch.Generator().manual_seed(2))
-    expected, found = output_and_gradients(exact.layers[0], x), output_and_gradients(narrow.layers[0], x.bfloat16())
-    errors = [((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(found, expected)]
+    expected, found = (
+        output_and_gradients(exact.layers[0], x),
+        output_and_gradients(narrow.layers[0], x.bfloat16()),
+    )
+    errors = [
+        ((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(found, expected)
+    ]
     assert max(errors) < 0.08
     assert min(errors[:2]) > 0.005  # bfloat16's are 0.002
     assert (errors[2] < 0.005) == (recipe == "rowwise_with_gw_hp")
@@ -158,24 +183,38 @@ def test_products_in_float8_are_those_of_torchao(recipe):
 
 
 def test_float8_is_refused_where_the_hardware_lacks_it(settings, tmp_path):
-    with pytest.raises(UserError, match=r"precision.fp8_format = hybrid with fp8_recipe = tensorwise needs a GPU with 8-bit matrix units, and this runs on cpu; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"precision.fp8_format = hybrid with fp8_recipe = tensorwise needs a GPU with 8-bit matrix units,"
+            r" and this runs on cpu; leave it out"
+        ),
+    ):
         train(settings(tmp_path / "run", bf16=True, fp8_format="hybrid"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("format", "recipe"), [("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")])
+@pytest.mark.parametrize(
+    ("format", "recipe"), [("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")]
+)
 def test_float8_trains_on_a_gpu(format, recipe):
     device = torch.device("cuda")
     if wrong := float8_obstacle(device, recipe):
         pytest.skip(wrong)
-    config = resolve(ModelConfig(num_layers=2, hidden_size=256, num_attention_heads=4), vocab_size=512, seq_length=64)
+    config = resolve(
+        ModelConfig(num_layers=2, hidden_size=256, num_attention_heads=4), vocab_size=512, seq_length=64
+    )
     model = build_model(config)
     initialize(model, 1)
     model.to(device, torch.bfloat16)
     tokens = torch.randint(0, 512, (4, 65), device=device)
-    arguments = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(4, 64, device=device)}
+    arguments = {
+        "tokens": tokens[:, :-1],
+        "labels": tokens[:, 1:],
+        "loss_mask": torch.ones(4, 64, device=device),
+    }
     exact = model.loss(**arguments).item()
     assert use_float8(model, format, recipe) == 8
     loss = model.loss(**arguments)
@@ -189,7 +228,10 @@ def test_float8_trains_on_a_gpu(format, recipe):
     [
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both given; keep one"),
         ({"fp8_format": "hybrid"}, "precision.fp8_format = hybrid needs --bf16"),
-        ({"bf16": True, "fp8_format": "hybrid", "fp8_recipe": "rowwise"}, "precision.fp8_recipe = rowwise needs --fp8-format e4m3: it has no other format"),
+        (
+            {"bf16": True, "fp8_format": "hybrid", "fp8_recipe": "rowwise"},
+            "precision.fp8_recipe = rowwise needs --fp8-format e4m3: it has no other format",
+        ),
         ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must be at least 1.0"),
     ],
 )

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from mt.config import UserError
+from mt.core.config import UserError
+from mt.tests.train.parallel_jobs import random_neighbors
 from mt.train.model.build import build_model
 from mt.train.model.layers import ModelConfig, initialize, resolve
 from mt.train.recompute import RecomputeConfig, recompute, stacks
-from tests.train.parallel_jobs import random_neighbors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +27,18 @@ MODELS = {
 
 def network(name: str):
     config = resolve(
-        ModelConfig(**{"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "hidden_dropout": 0.2, "attention_dropout": 0.2, **MODELS[name]}),
-        vocab_size=60, seq_length=16,
+        ModelConfig(
+            **{
+                "num_layers": 4,
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "hidden_dropout": 0.2,
+                "attention_dropout": 0.2,
+                **MODELS[name],
+            }
+        ),
+        vocab_size=60,
+        seq_length=16,
     )
     model = build_model(config)
     initialize(model, 1)
@@ -40,7 +50,10 @@ def step(model, name: str):
     tokens = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
     arguments = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, 16)}
     if name == "t5":
-        arguments |= {"encoder_tokens": tokens[:, :-1].flip(1), "padding_mask": torch.ones(2, 16, dtype=torch.bool)}
+        arguments |= {
+            "encoder_tokens": tokens[:, :-1].flip(1),
+            "padding_mask": torch.ones(2, 16, dtype=torch.bool),
+        }
     if name == "retro":
         arguments |= random_neighbors(model.config, 2, 16, torch.Generator().manual_seed(1))
     kept = {}
@@ -55,7 +68,11 @@ def step(model, name: str):
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model.loss(**arguments)
     loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept.values())
+    return (
+        loss.detach(),
+        [p.grad.clone() for p in model.parameters() if p.grad is not None],
+        sum(kept.values()),
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -109,7 +126,12 @@ def test_an_encoder_and_a_decoder_are_two_stacks():
     assert [len(blocks) for blocks in stacks(network("t5"))] == [4, 4]
 
 
-@pytest.mark.parametrize("settings", [{"recompute_num_layers": 2}, {"recompute_granularity": "selective", "recompute_method": "block"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"recompute_num_layers": 2}, {"recompute_granularity": "selective", "recompute_method": "block"}],
+)
 def test_a_method_without_full_granularity_is_refused(settings):
-    with pytest.raises(UserError, match="recompute_method and recompute_num_layers need recompute_granularity = full"):
+    with pytest.raises(
+        UserError, match="recompute_method and recompute_num_layers need recompute_granularity = full"
+    ):
         RecomputeConfig(**settings)

@@ -8,24 +8,32 @@ import sys
 import pytest
 import yaml
 
-from mt.train.pace import slow_ranks, table
-from tests.train.parallel_jobs import run_mt_train, train_with_a_slow_rank
-from tests.train.test_parallel_training import losses
+from mt.tests.train.parallel_jobs import run_mt_train, train_with_a_slow_rank
+from mt.tests.train.test_parallel_training import losses
+from mt.train.stragglers import slow_ranks, table
 
 SETTINGS = {"log_interval": 1, "eval_iters": 0, "split": "100,0,0"}
 
 
 @pytest.fixture
 def job(tree, tmp_path):
-    """start(save, fault, *flags, name=value ...) -> the process of a job whose messages are a pipe, as is its summary."""
+    """start(save, fault, *flags, name=value ...) -> the process of a job whose messages are a pipe, as is its
+    summary.
+    """
 
     def start(save, fault, *flags, **values) -> subprocess.Popen:
         config = tmp_path / f"{save.name}.yaml"
         config.write_text(yaml.safe_dump(tree(save, **SETTINGS, **values)))
         command = [sys.executable, "-m", "mt", "launch", "--nproc-per-node", "2", *flags]
-        command += ["-m", "tests.train.faulty"] if fault else []
+        command += ["-m", "mt.tests.train.faulty"] if fault else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "ONCE": str(tmp_path / "once")}
-        return subprocess.Popen([*command, "train", "--config", str(config), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            [*command, "train", "--config", str(config), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     return start
 
@@ -37,7 +45,9 @@ def undisturbed(pool, settings, tmp_path_factory):
     return losses(save)
 
 
-def test_a_job_whose_rank_is_killed_in_a_save_goes_on_by_itself_from_the_checkpoint_before_with_the_same_losses(job, undisturbed, tmp_path):
+def test_a_job_whose_rank_is_killed_in_a_save_goes_on_by_itself_from_the_checkpoint_before_with_the_same_losses(
+    job, undisturbed, tmp_path
+):
     save = tmp_path / "run"
     process = job(save, "kill_in_save@0@6")
     out, messages = process.communicate()
@@ -45,7 +55,8 @@ def test_a_job_whose_rank_is_killed_in_a_save_goes_on_by_itself_from_the_checkpo
     assert "rank 0 was killed by SIGKILL; starting again (1 of 3)" in messages
     assert json.loads(out)["counts"]["steps"] == 8
     assert losses(save) == undisturbed
-    assert sorted(p.name for p in save.iterdir() if "step" in p.name) == ["step_00000006", "step_00000008"]  # the half-written one is gone
+    # the half-written one is gone
+    assert sorted(p.name for p in save.iterdir() if "step" in p.name) == ["step_00000006", "step_00000008"]
 
 
 def test_a_mistake_is_said_once_and_not_tried_again(job, tmp_path):
@@ -57,12 +68,16 @@ def test_a_mistake_is_said_once_and_not_tried_again(job, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
-def test_a_rank_that_hangs_is_named_with_the_step_and_what_the_others_wait_in_and_the_job_ends(job, tmp_path, fault):
+def test_a_rank_that_hangs_is_named_with_the_step_and_what_the_others_wait_in_and_the_job_ends(
+    job, tmp_path, fault
+):
     process = job(tmp_path / "run", f"{fault}@1@4", "--max-restarts", "0", distributed_timeout_minutes=0.05)
     _, messages = process.communicate(timeout=100)
     assert process.returncode not in (0, 2), messages
     (line,) = (line for line in messages.splitlines() if line.startswith("mt: rank 1 (process"))
-    assert ("has not come to " in line and "in which rank 0 has waited for" in line) or "has given no sign of life for" in line
+    assert (
+        "has not come to " in line and "in which rank 0 has waited for" in line
+    ) or "has given no sign of life for" in line
     assert "at step 4" in line
     assert fault == "stop" or "mt.train.loop:" in line  # the line from which the sleeping function was called
 
@@ -98,7 +113,9 @@ def test_a_rank_is_slow_that_computes_longer_or_waits_longer_for_data_than_the_m
 
 
 def test_the_table_of_slow_ranks_stands_beside_the_median():
-    assert table(40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]).splitlines() == [
+    assert table(
+        40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]
+    ).splitlines() == [
         "mt: step 40: 1 of 3 ranks keeps the others waiting",
         "    rank  host    ms a block   data s    all s",
         "       2  node27       30.00     0.50     2.00",

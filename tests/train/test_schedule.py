@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from mt.config import UserError
+from mt.core.config import UserError
 from mt.train.optimizer import OptimizerConfig, learning_rate, weight_decay
 from mt.train.schedule import BatchSize, LearningRate
 
@@ -13,8 +13,15 @@ def megatron_rate(rate: LearningRate, samples: int) -> float:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     scheduler = types.SimpleNamespace(
-        max_lr=rate.peak, min_lr=rate.minimum, init_lr=rate.initial, num_steps=samples, lr_warmup_steps=rate.warmup, lr_decay_style=rate.style,
-        lr_decay_steps=rate.decay, wsd_decay_steps=rate.wsd_decay, lr_wsd_decay_style=rate.wsd_style,
+        max_lr=rate.peak,
+        min_lr=rate.minimum,
+        init_lr=rate.initial,
+        num_steps=samples,
+        lr_warmup_steps=rate.warmup,
+        lr_decay_style=rate.style,
+        lr_decay_steps=rate.decay,
+        wsd_decay_steps=rate.wsd_decay,
+        lr_wsd_decay_style=rate.wsd_style,
     )
     return OptimizerParamScheduler.get_lr(scheduler, {})
 
@@ -45,7 +52,11 @@ def test_the_weight_decay_is_megatrons_at_every_sample(style):
 
 
 def test_a_constant_weight_decay_is_the_one_that_was_given():
-    assert [weight_decay(OptimizerConfig(weight_decay=0.3), 100).at(n) for n in (0, 50, 200)] == [0.3, 0.3, 0.3]
+    assert [weight_decay(OptimizerConfig(weight_decay=0.3), 100).at(n) for n in (0, 50, 200)] == [
+        0.3,
+        0.3,
+        0.3,
+    ]
 
 
 @pytest.mark.parametrize("wsd_style", ["linear", "cosine", "exponential", "minus_sqrt"])
@@ -79,18 +90,24 @@ def test_a_run_is_as_many_whole_batches_as_fit():
 
 
 def test_steps_are_turned_into_samples_by_the_global_batch():
-    config = OptimizerConfig(lr=1.0, min_lr=0.1, lr_decay_style="linear", lr_warmup_iters=2, lr_decay_iters=50)
+    config = OptimizerConfig(
+        lr=1.0, min_lr=0.1, lr_decay_style="linear", lr_warmup_iters=2, lr_decay_iters=50
+    )
     rate = learning_rate(config, total_samples=800, global_batch_size=8, by_samples=False)
     assert (rate.warmup, rate.decay) == (16, 400)
     fraction = dataclasses.replace(config, lr_warmup_iters=0, lr_warmup_fraction=0.1)
-    assert learning_rate(fraction, total_samples=800, global_batch_size=8, by_samples=False).warmup == 40  # of the decay, as Megatron counts
+    # of the decay, as Megatron counts
+    assert learning_rate(fraction, total_samples=800, global_batch_size=8, by_samples=False).warmup == 40
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"lr_warmup_iters": 100}, r"warm-up \(800 samples\) must be shorter than its decay \(800 samples\)"),
-        ({"lr_warmup_samples": 5}, "lr_warmup_samples does not fit a run of --train-iters; use lr_warmup_iters"),
+        (
+            {"lr_warmup_samples": 5},
+            "lr_warmup_samples does not fit a run of --train-iters; use lr_warmup_iters",
+        ),
         ({"lr_decay_style": "WSD"}, "lr_decay_style = WSD needs lr_wsd_decay_iters"),
     ],
 )
@@ -107,5 +124,11 @@ def test_a_rampup_that_does_not_reach_the_batch_is_refused():
 
 
 def test_contradicting_settings_are_refused_together():
-    with pytest.raises(UserError, match=r"(?s)lr_warmup_fraction and lr_warmup_iters are both given.*lr_decay_iters and lr_decay_samples are both given"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"(?s)lr_warmup_fraction and lr_warmup_iters are both given.*lr_decay_iters and lr_decay_samples"
+            r" are both given"
+        ),
+    ):
         OptimizerConfig(lr_warmup_fraction=0.1, lr_warmup_iters=3, lr_decay_iters=1, lr_decay_samples=8)

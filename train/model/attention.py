@@ -1,8 +1,10 @@
-"""Grouped-query attention: to the sequence itself, causal or both ways, or to another one; what computes it; the cache.
+"""Grouped-query attention: to the sequence itself, causal or both ways, or to another one; what computes it;
+the cache.
 
-The projection to queries, keys and values is one matrix whose rows go group by group: the group's query heads, then
-its key head, then its value head (Megatron-LM's order), so that a slice of its rows is a slice of the groups. Nothing
-here counts heads by the configuration: a module whose weights were cut works on its share.
+The projection to queries, keys and values is one matrix whose rows go group by group: the group's query
+heads, then its key head, then its value head (Megatron-LM's order), so that a slice of its rows is a slice of
+the groups. Nothing here counts heads by the configuration: a module whose weights were cut works on its
+share.
 
 What a query sees is decided once for a batch (`see`), not in every layer.
 """
@@ -19,12 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import UserError
+from ...core.config import UserError
 from .layers import Linear, ModelConfig, Norm
 from .positions import rotate
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
-PACKAGES = {"flash": ("flash_attn", "flash-attn"), "transformer-engine": ("transformer_engine", "transformer-engine[pytorch]")}  # name: module, package
+# name: module, package
+PACKAGES = {
+    "flash": ("flash_attn", "flash-attn"),
+    "transformer-engine": ("transformer_engine", "transformer-engine[pytorch]"),
+}
 SCORES = 1 << 18
 
 
@@ -41,25 +47,32 @@ class Seen(NamedTuple):
 
     backend: str = "sdpa"
     causal: bool = False  # nothing later; says it all where there is no mask
-    mask: Tensor | None = None  # sdpa: (B or 1, H or 1, T, keys), bool, True where a query may look, or float, added to the scores
+    # sdpa: (B or 1, H or 1, T, keys), bool, True where a query may look, or float, added to the scores
+    mask: Tensor | None = None
     blocks: Any = None  # flex: its BlockMask
-    documents: Documents | None = None  # flash, varlen, transformer-engine (None there: every sample is one), each
+    # flash, varlen, transformer-engine (None there: every sample is one), each
+    documents: Documents | None = None
     window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
 
     @property
     def sides(self) -> tuple[int, int]:
-        """What kernels are told of a window: tokens that are seen before the query's own, -1 for all, and after it."""
+        """What kernels are told of a window: tokens that are seen before the query's own, -1 for all, and
+        after it.
+        """
         return (-1 if self.window is None else self.window - 1, 0)
 
 
 def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None) -> Seen:
-    """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the window.
+    """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the
+    window.
 
     tokens: (B, T), for its shape and device. dtype: of the queries.
     """
     B, T = tokens.shape
     window = config.window_size if config.window_size is not None and config.window_size < T else None
-    backend = attention_backend(config, tokens.device, dtype, bounded=documents is not None or window is not None)
+    backend = attention_backend(
+        config, tokens.device, dtype, bounded=documents is not None or window is not None
+    )
     if backend == "transformer-engine":
         return Seen(backend, True, documents=documents, window=window)
     if backend in ("flash", "varlen"):
@@ -72,8 +85,8 @@ def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Docu
     ids = None if documents is None else documents.ids
     if backend == "flex":
         return Seen(backend, True, blocks=_block_mask(ids, B, T, window, tokens.device))
-    # One mask for all layers: on a CPU attention then takes 1.4 times as long as without (float32, T = 1024); document
-    # by document it takes 0.9 to 4.4 times, by the documents' lengths.
+    # One mask for all layers: on a CPU attention then takes 1.4 times as long as without (float32, T = 1024);
+    # document by document it takes 0.9 to 4.4 times, by the documents' lengths.
     order = torch.arange(T, device=tokens.device)
     mask = order <= order[:, None]
     if window is not None:
@@ -88,9 +101,11 @@ def see_tokens(present: Tensor | None) -> Seen:
 
 
 def see_texts(lengths: list[int], device: torch.device) -> Seen:
-    """For attention both ways within each of some texts, which stand one behind the other in one row; not for training.
+    """For attention both ways within each of some texts, which stand one behind the other in one row; not for
+    training.
 
-    lengths: tokens of each. On a processor it spares the padding of a batch and the mask, and scores stay in the cache.
+    lengths: tokens of each. On a processor it spares the padding of a batch and the mask, and scores stay in
+    the cache.
     """
     ends = torch.tensor([0, *lengths], device=device).cumsum(0)
     ids = torch.arange(len(lengths), device=device).repeat_interleave(ends.diff())
@@ -98,13 +113,18 @@ def see_texts(lengths: list[int], device: torch.device) -> Seen:
 
 
 def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool) -> str:
-    """What computes causal attention: flash, transformer-engine, varlen, flex or sdpa; raises UserError where the one asked for cannot.
+    """What computes causal attention: flash, transformer-engine, varlen, flex or sdpa; raises UserError where
+    the one asked for cannot.
 
     bounded: by documents or a window, which sdpa can only be told by a mask of T x T. dtype: of the queries.
     """
     asked = config.attention_backend
     if asked == "auto":
-        return next(name for name in PREFERRED if _obstacle(name, config, device, dtype) is None) if bounded else "sdpa"
+        return (
+            next(name for name in PREFERRED if _obstacle(name, config, device, dtype) is None)
+            if bounded
+            else "sdpa"
+        )
     if obstacle := _obstacle(asked, config, device, dtype):
         raise UserError(f"model.attention_backend = {asked} {obstacle}; use auto")
     return asked
@@ -126,14 +146,26 @@ def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch
         return f"takes heads of at most 256 channels, not {config.kv_channels}"
     if name in PACKAGES:
         module, package = PACKAGES[name]
-        return None if importlib.util.find_spec(module) else f"needs the package {package.partition('[')[0]} (pip install --no-build-isolation '{package}')"
+        return (
+            None
+            if importlib.util.find_spec(module)
+            else (
+                f"needs the package {package.partition('[')[0]} (pip install --no-build-isolation"
+                f" '{package}')"
+            )
+        )
     if config.window_size is not None and "window_size" not in _varlen_options():
         return f"knows no windows in torch {torch.__version__}"
     return None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: float | None, dropout: float) -> Tensor:
-    """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C). scale: of the scores; None: C^-0.5."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: float | None, dropout: float
+) -> Tensor:
+    """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C).
+
+    scale: of the scores; None: C^-0.5.
+    """
     grouped = query.shape[1] != key.shape[1]
     if seen.backend == "each":
         return _each(query[0], key[0], value[0], seen.documents.cu_seqlens.tolist(), scale)
@@ -149,19 +181,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: floa
     else:
         if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
             # torch's kernel takes three times as long for one query as the copies and float32 do together.
-            return attend(query.float(), key.float(), value.float(), seen, scale=scale, dropout=dropout).bfloat16()
+            return attend(
+                query.float(), key.float(), value.float(), seen, scale=scale, dropout=dropout
+            ).bfloat16()
         mask = seen.mask if seen.mask is None or seen.mask.dtype == torch.bool else seen.mask.to(query.dtype)
         y = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=seen.causal and mask is None, dropout_p=dropout, scale=scale, enable_gqa=grouped,
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=seen.causal and mask is None,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=grouped,
         )
     return y.transpose(1, 2).flatten(2)
 
 
 def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: float | None) -> Tensor:
-    """(1, T, H x C) from query, key and value (H, T, C), which texts share: from ends[i] to ends[i + 1]. No gradients.
+    """(1, T, H x C) from query, key and value (H, T, C), which texts share: from ends[i] to ends[i + 1].
 
-    Plain products: for 60 tokens torch's own attention takes three times as long in float32. Neighbours of one length go
-    together, as many as have SCORES scores at most, which stay in a core's cache.
+    No gradients.
+
+    Plain products: for 60 tokens torch's own attention takes three times as long in float32. Neighbours of
+    one length go together, as many as have SCORES scores at most, which stay in a core's cache.
     """
     heads, T, channels = query.shape
     if key.shape[0] != heads:
@@ -176,22 +219,39 @@ def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: flo
             places = slice(start, start + count * length)
             own = [x[:, places].reshape(heads * count, length, channels) for x in (query, key, value)]
             scores = torch.baddbmm(nothing, own[0], own[1].transpose(1, 2), beta=0, alpha=scale)
-            weights = scores.softmax(-1, torch.float32).to(value.dtype)  # in bfloat16 torch takes twice as long
-            y[places].view(count, length, heads, channels).copy_(torch.bmm(weights, own[2]).view(heads, count, length, channels).permute(1, 2, 0, 3))
+            # in bfloat16 torch takes twice as long
+            weights = scores.softmax(-1, torch.float32).to(value.dtype)
+            y[places].view(count, length, heads, channels).copy_(
+                torch.bmm(weights, own[2]).view(heads, count, length, channels).permute(1, 2, 0, 3)
+            )
             start, left = places.stop, left - count
     return y.flatten(1)[None]
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     _, starts, longest = seen.documents
     return flash_attn_varlen_func(
-        query, key, value, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=True, window_size=seen.sides,
+        query,
+        key,
+        value,
+        starts,
+        starts,
+        longest,
+        longest,
+        dropout_p=dropout,
+        softmax_scale=scale,
+        causal=True,
+        window_size=seen.sides,
     )
 
 
-def _transformer_engine(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+def _transformer_engine(
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+) -> Tensor:
     """Its fused attention, cuDNN's or flash-attn's: it chooses by the shapes."""
     B, heads, T, channels = query.shape
     samples = [x.transpose(1, 2) for x in (query, key, value)]  # (B, T, heads, C)
@@ -200,8 +260,12 @@ def _transformer_engine(query: Tensor, key: Tensor, value: Tensor, seen: Seen, s
         samples = [x.flatten(0, 1) for x in samples]
         _, starts, longest = seen.documents
         how = {
-            "qkv_format": "thd", "attn_mask_type": "padding_causal", "cu_seqlens_q": starts, "cu_seqlens_kv": starts,
-            "max_seqlen_q": longest, "max_seqlen_kv": longest,
+            "qkv_format": "thd",
+            "attn_mask_type": "padding_causal",
+            "cu_seqlens_q": starts,
+            "cu_seqlens_kv": starts,
+            "max_seqlen_q": longest,
+            "max_seqlen_kv": longest,
         }
     layer = _transformer_engine_layer(heads, channels, key.shape[1], dropout, scale)
     return layer(*(x.contiguous() for x in samples), window_size=seen.sides, **how).reshape(B, T, -1)
@@ -212,10 +276,14 @@ def _transformer_engine_layer(heads: int, channels: int, groups: int, dropout: f
     """A module without weights."""
     from transformer_engine.pytorch import DotProductAttention
 
-    return DotProductAttention(heads, channels, num_gqa_groups=groups, attention_dropout=dropout, softmax_scale=scale)
+    return DotProductAttention(
+        heads, channels, num_gqa_groups=groups, attention_dropout=dropout, softmax_scale=scale
+    )
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     assert scale is None, "T5, which has a scale of its own, has a mask and comes to sdpa"
@@ -258,7 +326,10 @@ def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: 
 
 
 def attention_scale(config: ModelConfig) -> float | None:
-    """What scores are multiplied by; None: kv_channels^-0.5. T5, the model of relative positions, leaves them as they are."""
+    """What scores are multiplied by; None: kv_channels^-0.5.
+
+    T5, the model of relative positions, leaves them as they are.
+    """
     return 1.0 if config.position_embedding_type == "relative" else None
 
 
@@ -271,17 +342,34 @@ class Attention(nn.Module):
         self.channels, self.queries_per_group = config.kv_channels, heads // groups
         self.scale, self.dropout = attention_scale(config), config.attention_dropout
         qkv_bias = config.add_bias_linear or config.add_qkv_bias
-        self.qkv = Linear(config.hidden_size, (heads + 2 * groups) * self.channels, bias=qkv_bias, std=std, split="column")
+        self.qkv = Linear(
+            config.hidden_size, (heads + 2 * groups) * self.channels, bias=qkv_bias, std=std, split="column"
+        )
         self.query_norm = Norm(config, self.channels) if config.qk_layernorm else None
         self.key_norm = Norm(config, self.channels) if config.qk_layernorm else None
-        self.out = Linear(heads * self.channels, config.hidden_size, bias=config.add_bias_linear, std=config.residual_std, split="row")
+        self.out = Linear(
+            heads * self.channels,
+            config.hidden_size,
+            bias=config.add_bias_linear,
+            std=config.residual_std,
+            split="row",
+        )
         self.attend = attend  # the parallel floor puts another here, where ranks have parts of a sequence
 
-    def forward(self, x: Tensor, *, seen: Seen, rotary: tuple[Tensor, Tensor] | None = None, cache: LayerCache | None = None, **_) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        seen: Seen,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        **_,
+    ) -> Tensor:
         """rotary: (cos, sin), each (B or 1, 1, T, turned channels)."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.queries_per_group + 2, self.channels)
-        query, key, value = qkv[..., :-2, :].flatten(2, 3), qkv[..., -2, :], qkv[..., -1, :]  # (B, T, H or G, C)
+        # (B, T, H or G, C)
+        query, key, value = qkv[..., :-2, :].flatten(2, 3), qkv[..., -2, :], qkv[..., -1, :]
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -289,28 +377,44 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.extend(key, value)
-        y = self.attend(query, key, value, seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+        y = self.attend(
+            query, key, value, seen, scale=self.scale, dropout=self.dropout if self.training else 0.0
+        )
         return self.out(y)
 
     def new_cache(self, batch: int, max_length: int) -> LayerCache:
         groups = self.qkv.weight.shape[0] // (self.queries_per_group + 2) // self.channels
-        return LayerCache(*(self.qkv.weight.new_zeros(batch, max_length, groups, self.channels) for _ in "kv"))
+        return LayerCache(
+            *(self.qkv.weight.new_zeros(batch, max_length, groups, self.channels) for _ in "kv")
+        )
 
 
 class CrossAttention(nn.Module):
-    """x (B, T, D), another sequence (B, S, D) -> (B, T, D): an encoder-decoder's way from its decoder to its encoder."""
+    """x (B, T, D), another sequence (B, S, D) -> (B, T, D): an encoder-decoder's way from its decoder to its
+    encoder.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        heads, groups, size, std = config.num_attention_heads, config.num_query_groups, config.hidden_size, config.init_method_std
+        heads, groups, size, std = (
+            config.num_attention_heads,
+            config.num_query_groups,
+            config.hidden_size,
+            config.init_method_std,
+        )
         self.channels = config.kv_channels
         self.scale, self.dropout = attention_scale(config), config.attention_dropout
         qkv_bias = config.add_bias_linear or config.add_qkv_bias
         self.query = Linear(size, heads * self.channels, bias=qkv_bias, std=std, split="column")
-        self.key_value = Linear(size, 2 * groups * self.channels, bias=qkv_bias, std=std, split="column")  # key, value of each group
-        self.out = Linear(heads * self.channels, size, bias=config.add_bias_linear, std=config.residual_std, split="row")
+        # key, value of each group
+        self.key_value = Linear(size, 2 * groups * self.channels, bias=qkv_bias, std=std, split="column")
+        self.out = Linear(
+            heads * self.channels, size, bias=config.add_bias_linear, std=config.residual_std, split="row"
+        )
 
-    def forward(self, x: Tensor, *, memory: Tensor, memory_seen: Seen, cache: LayerCache | None = None, **_) -> Tensor:
+    def forward(
+        self, x: Tensor, *, memory: Tensor, memory_seen: Seen, cache: LayerCache | None = None, **_
+    ) -> Tensor:
         """memory: (B, S, D). With a cache its keys and values are computed once, at the first call."""
         B, T, _ = x.shape
         query = self.query(x).view(B, T, -1, self.channels).transpose(1, 2)
@@ -320,7 +424,9 @@ class CrossAttention(nn.Module):
                 cache.memory = key, value
         else:
             key, value = cache.memory
-        y = attend(query, key, value, memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+        y = attend(
+            query, key, value, memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0
+        )
         return self.out(y)
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,7 +441,9 @@ class CrossAttention(nn.Module):
 
 
 class LayerCache:
-    """One layer's keys and values, (B, slots, G, C) each; `memory`: those of the encoder's states, (B, G, S, C)."""
+    """One layer's keys and values, (B, slots, G, C) each; `memory`: those of the encoder's states, (B, G, S,
+    C).
+    """
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
@@ -343,18 +451,25 @@ class LayerCache:
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps key and value (B, G, T, C) in their slots; returns the first `length` slots, (B, G, length, C)."""
+        """Keeps key and value (B, G, T, C) in their slots; returns the first `length` slots, (B, G, length,
+        C).
+        """
         rows = torch.arange(len(key), device=key.device)[:, None]
         self.keys[rows, self.positions] = key.transpose(1, 2).to(self.keys.dtype)
         self.values[rows, self.positions] = value.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, : self.length].transpose(1, 2).to(key.dtype), self.values[:, : self.length].transpose(1, 2).to(value.dtype)
+        return self.keys[:, : self.length].transpose(1, 2).to(key.dtype), self.values[
+            :, : self.length
+        ].transpose(1, 2).to(value.dtype)
 
 
 class Cache:
-    """What every layer keeps of the tokens so far: attention their keys and values. The slot of a token is its position.
+    """What every layer keeps of the tokens so far: attention their keys and values.
 
-    So rows of different lengths need no offsets: pad prompts on the right, and what the padding wrote is overwritten
-    by the row's own later tokens before any of them may look there (a query at position p sees slots 0 to p).
+    The slot of a token is its position.
+
+    So rows of different lengths need no offsets: pad prompts on the right, and what the padding wrote is
+    overwritten by the row's own later tokens before any of them may look there (a query at position p sees
+    slots 0 to p).
     """
 
     def __init__(self, layers: list, max_length: int, window: int | None = None):
@@ -365,7 +480,9 @@ class Cache:
     def at(self, positions: Tensor) -> Seen:
         """Readies the layers for tokens at positions (B, T); returns what those see, of the slots in use."""
         self.length = max(self.length, int(positions.max()) + 1)
-        assert self.length <= self.max_length, f"position {self.length - 1} in a cache of {self.max_length} slots"
+        assert self.length <= self.max_length, (
+            f"position {self.length - 1} in a cache of {self.max_length} slots"
+        )
         for layer in self.layers:
             if isinstance(layer, LayerCache):
                 layer.positions, layer.length = positions, self.length

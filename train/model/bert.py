@@ -1,7 +1,9 @@
-"""BERT (Devlin et al. 2018): tokens -> hidden states that look both ways -> what was masked, and which segment came first.
+"""BERT (Devlin et al.
 
-With config.post_norm it is the original and Hugging Face's, a norm on the embedding and after every sum; without,
-Megatron-LM's, a norm before every part and after the last.
+2018): tokens -> hidden states that look both ways -> what was masked, and which segment came first.
+
+With config.post_norm it is the original and Hugging Face's, a norm on the embedding and after every sum;
+without, Megatron-LM's, a norm before every part and after the last.
 """
 
 from __future__ import annotations
@@ -29,18 +31,27 @@ class Bert(nn.Module):
         self.positions = Embedding(config.max_position_embeddings, D, std=std)
         self.token_types = Embedding(TOKEN_TYPES, D, std=std)
         self.norm = Norm(config)  # of the embedding where norms stand after the parts, else of the last layer
-        self.layers = nn.ModuleList(Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)
+        )
         self.head = MaskedHead(config) if heads else None
         binary = heads and config.bert_binary_head
         self.pooler = Linear(D, D, bias=True, std=std) if binary else None
         self.binary_head = Linear(D, 2, bias=True, std=std) if binary else None
-        self.cross_entropy = cross_entropy  # the parallel floor puts another here, where ranks have parts of the vocabulary
+        # the parallel floor puts another here, where ranks have parts of the vocabulary
+        self.cross_entropy = cross_entropy
 
-    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, token_types: Tensor | None = None, texts: Seen | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        padding_mask: Tensor | None = None,
+        token_types: Tensor | None = None,
+        texts: Seen | None = None,
+    ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T) int64.
 
-        padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by default 0.
-        texts: of see_texts, where the one row is several texts.
+        padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by
+        default 0. texts: of see_texts, where the one row is several texts.
         """
         starts = 0 if texts is None else texts.documents.cu_seqlens[texts.documents.ids]
         x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types, starts)
@@ -50,7 +61,10 @@ class Bert(nn.Module):
         return x if self.config.post_norm else self.norm(x)
 
     def embed(self, tokens: Tensor, token_types: Tensor, starts: Tensor | int = 0) -> Tensor:
-        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64. starts: where each one's text begins."""
+        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64.
+
+        starts: where each one's text begins.
+        """
         positions = torch.arange(tokens.shape[1], device=tokens.device) - starts
         x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
         if self.config.post_norm:
@@ -58,7 +72,9 @@ class Bert(nn.Module):
         return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) from hidden states (..., D): what stands there; the padding of the vocabulary has minus infinity."""
+        """(..., V) from hidden states (..., D): what stands there; the padding of the vocabulary has minus
+        infinity.
+        """
         return logits_of(self.head(hidden), self.embedding.weight, self.config.vocab_size, self.head.bias)
 
     def order_logits(self, hidden: Tensor) -> Tensor:
@@ -66,19 +82,35 @@ class Bert(nn.Module):
         return self.binary_head(self.pooler(hidden[:, 0]).tanh())
 
     def loss(
-        self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, token_types: Tensor | None = None, padding_mask: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        *,
+        token_types: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         swapped: Tensor | None = None,
     ) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar, of the masked tokens and, with a binary head, of the order.
+        """Summed negative log-likelihood in nats, a scalar, of the masked tokens and, with a binary head, of
+        the order.
 
-        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels. swapped: (B,) int64. The order of a
-        sample weighs as much as its masked tokens do together: the sum is divided by their number later on, and
-        so becomes the mean over tokens plus the mean over samples, however samples are cut into batches.
+        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels. swapped: (B,) int64. The order
+        of a sample weighs as much as its masked tokens do together: the sum is divided by their number later
+        on, and so becomes the mean over tokens plus the mean over samples, however samples are cut into
+        batches.
         """
         hidden = self.forward(tokens, padding_mask, token_types)  # not self(...): see GPT.loss
-        rows = loss_mask.flatten().nonzero()[:, 0]  # the head costs as much as several layers, and one token in seven is asked
+        # the head costs as much as several layers, and one token in seven is asked
+        rows = loss_mask.flatten().nonzero()[:, 0]
         asked = self.head(hidden.flatten(0, 1)[rows])
-        loss = self.cross_entropy(asked, self.embedding.weight, labels.flatten()[rows], loss_mask.flatten()[rows], self.config.vocab_size, self.head.bias)
+        loss = self.cross_entropy(
+            asked,
+            self.embedding.weight,
+            labels.flatten()[rows],
+            loss_mask.flatten()[rows],
+            self.config.vocab_size,
+            self.head.bias,
+        )
         if self.binary_head is None:
             return loss
         order = self.order_logits(hidden).to(loss.dtype)

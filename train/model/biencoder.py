@@ -1,7 +1,9 @@
-"""Two BERTs that meet in one space: a query's embedding and the embeddings of blocks of text -> inner products (Lee et al. 2019; Guu et al. 2020).
+"""Two BERTs that meet in one space: a query's embedding and the embeddings of blocks of text -> inner
+products (Lee et al. 2019; Guu et al. 2020).
 
-An embedding is the last state of the first token, [CLS], or a projection of it. In training the other blocks of a global
-batch are the wrong answers, so that the loss is one of whole batches: contrastive.py computes it over micro-batches.
+An embedding is the last state of the first token, [CLS], or a projection of it. In training the other blocks
+of a global batch are the wrong answers, so that the loss is one of whole batches: contrastive.py computes it
+over micro-batches.
 
 B samples, N samples of the global batch, T positions, D hidden, E numbers in an embedding.
 """
@@ -27,7 +29,8 @@ class Biencoder(nn.Module):
         self.config = config
         self.query = Tower(config)
         self.context = None if config.biencoder_shared_query_context_model else Tower(config)
-        self.gather_blocks = lambda blocks: (blocks, 0)  # the parallel floor puts another here, where ranks have parts of the global batch
+        # the parallel floor puts another here, where ranks have parts of the global batch
+        self.gather_blocks = lambda blocks: (blocks, 0)
 
     @property
     def towers(self) -> list[Tower]:
@@ -49,12 +52,22 @@ class Biencoder(nn.Module):
         """(B, E), likewise."""
         return self.towers[-1](tokens, padding_mask)
 
-    def embed(self, tokens: Tensor, padding_mask: Tensor, encoder_tokens: Tensor, encoder_padding_mask: Tensor, **_labels) -> tuple[Tensor, Tensor]:
+    def embed(
+        self,
+        tokens: Tensor,
+        padding_mask: Tensor,
+        encoder_tokens: Tensor,
+        encoder_padding_mask: Tensor,
+        **_labels,
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings (B, E) of queries and of their blocks, encoder_tokens (B, T) int64."""
-        return self.embed_queries(tokens, padding_mask), self.embed_blocks(encoder_tokens, encoder_padding_mask)
+        return self.embed_queries(tokens, padding_mask), self.embed_blocks(
+            encoder_tokens, encoder_padding_mask
+        )
 
     def contrast(self, queries: Tensor, blocks: Tensor) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar, that each query's own block is chosen among all of the global batch.
+        """Summed negative log-likelihood in nats, a scalar, that each query's own block is chosen among all
+        of the global batch.
 
         queries, blocks: (n, E), those of this rank, in the same order.
         """
@@ -76,10 +89,18 @@ class Tower(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        plain = {f.name: f.default for f in dataclasses.fields(config) if f.name.startswith(("biencoder_", "retriever_"))}
-        self.bert = Bert(dataclasses.replace(config, family="bert", bert_binary_head=False, **plain), heads=False)
+        plain = {
+            f.name: f.default
+            for f in dataclasses.fields(config)
+            if f.name.startswith(("biencoder_", "retriever_"))
+        }
+        self.bert = Bert(
+            dataclasses.replace(config, family="bert", bert_binary_head=False, **plain), heads=False
+        )
         size = config.biencoder_projection_dim
-        self.projection = Linear(config.hidden_size, size, bias=True, std=config.init_method_std) if size else None
+        self.projection = (
+            Linear(config.hidden_size, size, bias=True, std=config.init_method_std) if size else None
+        )
 
     def forward(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         first = self.bert(tokens, padding_mask)[:, 0].clone()  # fully_shard's hooks want no view

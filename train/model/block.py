@@ -1,7 +1,5 @@
-"""One residual block: a mixer over the sequence, a look at another sequence, a feed-forward layer, each of them or not.
-
-`layer_kinds` says which blocks make a decoder: by default attention and a feed-forward layer (or experts) in each, or
-one of them in each, as a pattern of Megatron-LM's hybrid models has it.
+"""One residual block: a mixer over the sequence, a look at another sequence, a feed-forward layer, each of
+them or not.
 """
 
 from __future__ import annotations
@@ -10,18 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
-from .layers import GATED, Linear, ModelConfig, Norm, expert_layers, retro_layers
+from .layers import GATED, Linear, ModelConfig, Norm
 
 
 class Block(nn.Module):
     """x (B, T, D) -> (B, T, D): x plus what each part adds, in the order mixer, cross, ffn.
 
-    mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm stands before each part, or, with
-    config.post_norm, after each sum (BERT, Devlin et al. 2018).
+    mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm stands before each part, or,
+    with config.post_norm, after each sum (BERT, Devlin et al. 2018).
     """
 
-    def __init__(self, config: ModelConfig, *, mixer: nn.Module | None = None, cross: nn.Module | None = None, ffn: nn.Module | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        mixer: nn.Module | None = None,
+        cross: nn.Module | None = None,
+        ffn: nn.Module | None = None,
+    ):
         super().__init__()
         self.post_norm, self.dropout = config.post_norm, config.hidden_dropout
         self.mixer_norm, self.mixer = Norm(config) if mixer is not None else None, mixer
@@ -29,18 +33,22 @@ class Block(nn.Module):
         self.ffn_norm, self.ffn = Norm(config) if ffn is not None else None, ffn
 
     def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
-        """at: (rows, columns), each (N,): the places of x that are wanted, (N, D); the feed-forward layer is spared the others.
+        """at: (rows, columns), each (N,): the places of x that are wanted, (N, D); the feed-forward layer is
+        spared the others.
 
         context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
 
-        seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or None.
-        cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,),
-        how many tokens of a row are no padding, or None. memory, memory_seen: the other sequence (B, S, D), and what is seen of it.
-        retrieved: what was retrieved (retro.Retrieved). Without another sequence or something retrieved, cross adds nothing.
+        seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or
+        None. cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,), how
+        many tokens of a row are no padding, or None. memory, memory_seen: the other sequence (B, S, D), and
+        what is seen of it. retrieved: what was retrieved (retro.Retrieved). Without another sequence or
+        something retrieved, cross adds nothing.
         """
         if self.mixer is not None:
             x = self._add(x, self.mixer_norm, self.mixer, context)
-        if self.cross is not None and (context.get("memory") is not None or context.get("retrieved") is not None):
+        if self.cross is not None and (
+            context.get("memory") is not None or context.get("retrieved") is not None
+        ):
             x = self._add(x, self.cross_norm, self.cross, context)
         if at is not None and isinstance(self.ffn, FeedForward):  # a mixture's capacity counts all tokens
             x, at = x[at], None
@@ -49,18 +57,28 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, norm: Norm, part: nn.Module, context: dict) -> Tensor:
         added = F.dropout(part(x if self.post_norm else norm(x), **context), self.dropout, self.training)
-        x = x + added if torch.is_grad_enabled() else added.add_(x)  # a sum of its own costs a hundredth of BERT's time
+        # a sum of its own costs a hundredth of BERT's time
+        x = x + added if torch.is_grad_enabled() else added.add_(x)
         return norm(x) if self.post_norm else x
 
 
 class FeedForward(nn.Module):
-    """Two layers with an activation between, or gated (Shazeer 2020); gate and up stay two matrices, so that slices of their rows match."""
+    """Two layers with an activation between, or gated (Shazeer 2020); gate and up stay two matrices, so that
+    slices of their rows match.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        size, inner, bias, std = config.hidden_size, config.ffn_hidden_size, config.add_bias_linear, config.init_method_std
+        size, inner, bias, std = (
+            config.hidden_size,
+            config.ffn_hidden_size,
+            config.add_bias_linear,
+            config.init_method_std,
+        )
         self.activation = config.activation
-        self.gate = Linear(size, inner, bias=bias, std=std, split="column") if self.activation in GATED else None
+        self.gate = (
+            Linear(size, inner, bias=bias, std=std, split="column") if self.activation in GATED else None
+        )
         self.up = Linear(size, inner, bias=bias, std=std, split="column")
         self.down = Linear(inner, size, bias=bias, std=config.residual_std, split="row")
 
@@ -79,38 +97,3 @@ def activate(x: Tensor, activation: str) -> Tensor:
     if activation == "gelu":
         return F.gelu(x)
     return F.relu(x) if activation == "relu" else F.relu(x).square()
-
-
-def layer_kinds(config: ModelConfig) -> list[str]:
-    """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for Mamba-2 ...
-
-    Where neighbours are read "x" stands between, and "X" in the first of these layers, whose the encoder is.
-    """
-    if config.hybrid_override_pattern:
-        return list(config.hybrid_override_pattern)
-    experts = [False] * config.num_layers if config.num_experts is None else expert_layers(config.moe_layer_freq, config.num_layers)
-    reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
-    cross = ["" if i not in reading else "X" if i == reading[0] else "x" for i in range(config.num_layers)]
-    return [f"*{x}{'E' if e else '-'}" for x, e in zip(cross, experts)]
-
-
-def build_block(config: ModelConfig, kind: str) -> Block:
-    """The block of an entry of `layer_kinds`."""
-    mixer = cross = ffn = None
-    if "*" in kind:
-        mixer = Attention(config)
-    elif "M" in kind:
-        from .mamba import Mamba
-
-        mixer = Mamba(config)
-    if "x" in kind.lower():
-        from .retro import ChunkedCrossAttention
-
-        cross = ChunkedCrossAttention(config, encodes="X" in kind)
-    if "-" in kind:
-        ffn = FeedForward(config)
-    elif "E" in kind:
-        from .moe import MoE
-
-        ffn = MoE(config)
-    return Block(config, mixer=mixer, cross=cross, ffn=ffn)

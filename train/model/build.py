@@ -14,11 +14,14 @@ from .t5 import T5
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """A GPT (Retro where it retrieves), Bert, T5 or Biencoder whose weights have no values yet: see layers.initialize. config must be resolved.
+    """A GPT (Retro where it retrieves), Bert, T5 or Biencoder whose weights have no values yet: see
+    layers.initialize. config must be resolved.
 
     Every one has `layers`, its blocks, and `loss(**arguments)`, a summed float scalar (MicroBatch.arguments).
     """
-    return {"gpt": Retro if config.retro_add_retriever else GPT, "bert": Bert, "t5": T5, "ict": Biencoder}[config.family](config)
+    return {"gpt": Retro if config.retro_add_retriever else GPT, "bert": Bert, "t5": T5, "ict": Biencoder}[
+        config.family
+    ](config)
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -1,26 +1,28 @@
-"""GPT: tokens -> hidden states -> loss or logits. By configuration GPT-2, Llama, Mistral, Qwen, Mixtral, Mamba-2 and hybrids."""
+"""GPT: tokens -> hidden states -> loss or logits.
+
+By configuration GPT-2, Llama, Mistral, Qwen, Mixtral, Mamba-2 and hybrids.
+"""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Cache, Documents, see
-from .block import build_block, layer_kinds
+from .chunked_cross_attention import Retrieved
+from .decoder import build_block, layer_kinds
 from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype
 from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of
 from .positions import rotary_table
 
-if TYPE_CHECKING:
-    from .retro import Retrieved
-
 
 class GPT(nn.Module):
-    """A causal language model. config must be resolved; `layers.initialize` gives the weights their first values."""
+    """A causal language model.
+
+    config must be resolved; `layers.initialize` gives the weights their first values.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -31,31 +33,64 @@ class GPT(nn.Module):
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
         self.layers = nn.ModuleList(build_block(config, kind) for kind in layer_kinds(config))
         self.norm = Norm(config)
-        self.output = Linear(D, V, bias=False, std=std, split="column") if config.untie_embeddings_and_output_weights else None
+        self.output = (
+            Linear(D, V, bias=False, std=std, split="column")
+            if config.untie_embeddings_and_output_weights
+            else None
+        )
         # The parallel floor puts others here, where ranks have parts of a sequence, or of the vocabulary.
-        self.see, self.cross_entropy, self.likelihoods, self.logits_of = see, cross_entropy, likelihoods, logits_of
+        self.see, self.cross_entropy, self.likelihoods, self.logits_of = (
+            see,
+            cross_entropy,
+            likelihoods,
+            logits_of,
+        )
 
     def forward(
-        self, tokens: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None, cache: Cache | None = None,
-        lengths: Tensor | None = None, retrieved: Retrieved | None = None, at: tuple[Tensor, Tensor] | None = None,
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+        retrieved: Retrieved | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D), normalised, of tokens (B, T) int64; with `at` those of the places (rows, columns) alone, (N, D).
+        """Hidden states (B, T, D), normalised, of tokens (B, T) int64; with `at` those of the places (rows,
+        columns) alone, (N, D).
 
-        positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. documents: tokens see
-        their own document alone; by default everything before them. cache: from `new_cache`; the tokens are added to
-        it and see what it holds. lengths: (B,), with a cache: a row's tokens from there on are padding; Mamba layers
-        must be told, to attention it does not matter (see Cache). retrieved: what layers of Retro read beside (retro.Retro).
+        positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. documents:
+        tokens see their own document alone; by default everything before them. cache: from `new_cache`; the
+        tokens are added to it and see what it holds. lengths: (B,), with a cache: a row's tokens from there
+        on are padding; Mamba layers must be told, to attention it does not matter (see Cache). retrieved:
+        what layers of Retro read beside (retro.Retro).
         """
         B, T = tokens.shape
         if positions is None:
             start = cache.length if cache is not None else 0
-            positions = torch.arange(start, start + T, device=tokens.device).expand(1 if cache is None else B, T)
+            positions = torch.arange(start, start + T, device=tokens.device).expand(
+                1 if cache is None else B, T
+            )
         x = self.embed(tokens, positions)
-        seen = cache.at(positions) if cache is not None else self.see(self.config, tokens, compute_dtype(x), documents)
+        seen = (
+            cache.at(positions)
+            if cache is not None
+            else self.see(self.config, tokens, compute_dtype(x), documents)
+        )
         rotary = self._rotary(positions)
         for i, layer in enumerate(self.layers):
             more = {"at": at} if at is not None and i == len(self.layers) - 1 else {}
-            x = layer(x, seen=seen, rotary=rotary, documents=documents, cache=cache and cache.layers[i], lengths=lengths, retrieved=retrieved, **more)
+            x = layer(
+                x,
+                seen=seen,
+                rotary=rotary,
+                documents=documents,
+                cache=cache and cache.layers[i],
+                lengths=lengths,
+                retrieved=retrieved,
+                **more,
+            )
         return self.norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -80,14 +115,30 @@ class GPT(nn.Module):
         """Of targets (N,) int64 after hidden states (N, D): see likelihood.likelihoods."""
         return self.likelihoods(hidden, self._head(), targets, self.config.vocab_size)
 
-    def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""
-        hidden = self.forward(tokens, positions=positions, documents=documents)  # not self(...): data parallelism hooks this method as it hooks calls
-        return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
+    def loss(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64.
+
+        loss_mask: (B, T), weights.
+        """
+        # not self(...): data parallelism hooks this method as it hooks calls
+        hidden = self.forward(tokens, positions=positions, documents=documents)
+        return self.cross_entropy(
+            hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size
+        )
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of up to `max_length` tokens."""
-        layers = [None if layer.mixer is None else layer.mixer.new_cache(batch, max_length) for layer in self.layers]
+        layers = [
+            None if layer.mixer is None else layer.mixer.new_cache(batch, max_length) for layer in self.layers
+        ]
         return Cache(layers, max_length, self.config.window_size)
 
     def _head(self) -> Tensor:

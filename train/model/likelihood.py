@@ -14,7 +14,8 @@ from torch import Tensor
 from .loss import WORTH_COMPILING
 
 ROWS = 1024  # read together
-PIECE = 1 << 22  # logits: what a processor's cache holds, 16 MiB; of all ids at once they would come back from memory
+# logits: what a processor's cache holds, 16 MiB; of all ids at once they would come back from memory
+PIECE = 1 << 22
 
 
 class Softmax(NamedTuple):
@@ -27,7 +28,8 @@ class Softmax(NamedTuple):
 
 
 def likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """(log-probabilities in nats (N,) float32, whether each is the most probable (N,) bool) of targets (N,) int64.
+    """(log-probabilities in nats (N,) float32, whether each is the most probable (N,) bool) of targets (N,)
+    int64.
 
     hidden: (N, D). weight: (V, D), the head. vocab_size: rows of `weight` that are tokens.
     """
@@ -44,7 +46,9 @@ def joined(parts: Softmax) -> Softmax:
     largest = parts.largest.amax(0)
     is_largest = parts.largest == largest
     best = parts.best.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(0)
-    return Softmax(largest, best, (parts.total * (parts.largest.double() - largest).exp()).sum(0), parts.wanted.sum(0))
+    return Softmax(
+        largest, best, (parts.total * (parts.largest.double() - largest).exp()).sum(0), parts.wanted.sum(0)
+    )
 
 
 def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Softmax:
@@ -56,7 +60,12 @@ def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Sof
     else:
         fold_ = _fold_
     make = lambda value, dtype: torch.full((N,), value, dtype=dtype, device=hidden.device)
-    known = Softmax(make(float("-inf"), torch.float32), make(0, torch.int64), make(0, torch.float64), make(0, torch.float32))
+    known = Softmax(
+        make(float("-inf"), torch.float32),
+        make(0, torch.int64),
+        make(0, torch.float64),
+        make(0, torch.float32),
+    )
     for start in range(0, N, ROWS):
         rows = slice(start, start + ROWS)
         x, target = hidden[rows], targets[rows] - first

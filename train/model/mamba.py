@@ -3,16 +3,17 @@
     x (B, T, D) -> projection to z, x, B, C, dt -> short causal convolution of x, B, C -> SiLU -> `scan`
                 -> RMS norm of each group, gated by SiLU(z) -> projection to (B, T, D)
 
-    state_t = exp(dt_t A) state_{t-1} + dt_t x_t B_t^T        y_t = state_t C_t + D x_t        (per head; state P x S)
+    state_t = exp(dt_t A) state_{t-1} + dt_t x_t B_t^T        y_t = state_t C_t + D x_t        (per head;
+        state P x S)
 
-`scan` computes this chunk by chunk as matrix products, or hands it to the kernels of the package mamba-ssm where they
-can run. The rows of the projection go group by group: the group's z, x, B, C, then dt of its heads; those of the
-convolution likewise: x, B, C. So every parameter here is cut over tensor-parallel ranks by a plain slice of dimension 0
-(that of the last projection: 1), which is a slice of the groups, and a module whose weights were cut works on its share.
-There are no biases but the convolution's.
+`scan` computes this chunk by chunk as matrix products, or hands it to the kernels of the package mamba-ssm
+where they can run. The rows of the projection go group by group: the group's z, x, B, C, then dt of its
+heads; those of the convolution likewise: x, B, C. So every parameter here is cut over tensor-parallel ranks
+by a plain slice of dimension 0 (that of the last projection: 1), which is a slice of the groups, and a module
+whose weights were cut works on its share. There are no biases but the convolution's.
 
-Legend: B batch, T sequence, D hidden, H heads, G groups, R heads of a group, P channels of a head, S size of the state,
-W width of the convolution, Q tokens of a chunk, N chunks.
+Legend: B batch, T sequence, D hidden, H heads, G groups, R heads of a group, P channels of a head, S size of
+the state, W width of the convolution, Q tokens of a chunk, N chunks.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ def _same(x: Tensor) -> Tensor:
 
 
 class Exchange(NamedTuple):
-    """What the parallel floor puts here where sequences are cut over ranks: each then has all tokens of some groups."""
+    """What the parallel floor puts here where sequences are cut over ranks: each then has all tokens of some
+    groups.
+    """
 
-    to_groups: Callable[[Tensor], Tensor] = _same  # (B, this rank's tokens, all groups, ...) -> (B, all tokens, its groups, ...)
+    # (B, this rank's tokens, all groups, ...) -> (B, all tokens, its groups, ...)
+    to_groups: Callable[[Tensor], Tensor] = _same
     to_tokens: Callable[[Tensor], Tensor] = _same  # and back
     own: Callable[[Tensor], Tensor] = _same  # of a weight whose rows go by groups, those of this rank's
 
@@ -51,15 +55,26 @@ class Exchange(NamedTuple):
 class Mamba(nn.Module):
     """x (B, T, D) -> (B, T, D). config must be resolved."""
 
-    keeps_float32 = ("A_log", "D")  # precision.Weights: a rounding of A is one of every step's decay (Megatron-LM likewise)
+    # precision.Weights: a rounding of A is one of every step's decay (Megatron-LM likewise)
+    keeps_float32 = ("A_log", "D")
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         heads, groups = config.mamba_num_heads, config.mamba_num_groups
-        self.channels, self.state, self.heads_per_group = config.mamba_head_dim, config.mamba_state_dim, heads // groups
+        self.channels, self.state, self.heads_per_group = (
+            config.mamba_head_dim,
+            config.mamba_state_dim,
+            heads // groups,
+        )
         self.epsilon = config.layernorm_epsilon
         inner, both = heads * self.channels, 2 * groups * self.state
-        self.projection = Linear(config.hidden_size, 2 * inner + both + heads, bias=False, std=config.init_method_std, split="column")
+        self.projection = Linear(
+            config.hidden_size,
+            2 * inner + both + heads,
+            bias=False,
+            std=config.init_method_std,
+            split="column",
+        )
         self.convolution = nn.Parameter(torch.empty(inner + both, WIDTH))
         self.convolution_bias = nn.Parameter(torch.empty(inner + both))
         self.dt_bias = nn.Parameter(torch.empty(heads))
@@ -70,7 +85,9 @@ class Mamba(nn.Module):
         self.exchange = Exchange()
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """For layers.initialize; as in the paper's code: time steps spread evenly by their logarithm, decays evenly."""
+        """For layers.initialize; as in the paper's code: time steps spread evenly by their logarithm, decays
+        evenly.
+        """
         if name in ("D", "norm_weight"):
             return torch.ones(shape)
         uniform = torch.rand(shape, generator=generator)
@@ -82,31 +99,58 @@ class Mamba(nn.Module):
             return dt + (-(-dt).expm1()).log()  # the inverse of softplus
         return (2 * uniform - 1) / WIDTH**0.5
 
-    def forward(self, x: Tensor, *, documents: Documents | None = None, cache: MambaCache | None = None, lengths: Tensor | None = None, **_) -> Tensor:
-        """documents: the state starts anew at each. cache: from `new_cache`; its state goes on, and is changed.
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        documents: Documents | None = None,
+        cache: MambaCache | None = None,
+        lengths: Tensor | None = None,
+        **_,
+    ) -> Tensor:
+        """documents: the state starts anew at each.
 
-        lengths: (B,), with a cache: a row's tokens from there on are padding, which leaves no trace in the state.
+        cache: from `new_cache`; its state goes on, and is changed.
+
+        lengths: (B,), with a cache: a row's tokens from there on are padding, which leaves no trace in the
+        state.
         """
         assert documents is None or cache is None, "a cache goes on with one text per row"
         ids = None if documents is None else documents.ids
         per_head = 2 * self.channels + 1
-        # From here to the last projection each group is by itself: T is the whole sequence, G this rank's groups.
-        parts = self.exchange.to_groups(self.projection(x).unflatten(-1, (-1, self.heads_per_group * per_head + 2 * self.state)))  # (B, T, G, ...)
+        # From here to the last projection each group is by itself: T is the whole sequence, G this rank's
+        # groups.
+        # (B, T, G, ...)
+        parts = self.exchange.to_groups(
+            self.projection(x).unflatten(-1, (-1, self.heads_per_group * per_head + 2 * self.state))
+        )
         kernel, kernel_bias, dt_bias, A_log, D, norm_weight = (
-            self.exchange.own(weight) for weight in (self.convolution, self.convolution_bias, self.dt_bias, self.A_log, self.D, self.norm_weight)
+            self.exchange.own(weight)
+            for weight in (
+                self.convolution,
+                self.convolution_bias,
+                self.dt_bias,
+                self.A_log,
+                self.D,
+                self.norm_weight,
+            )
         )
         inner = self.heads_per_group * self.channels
         z, mixed, dt = parts.split((inner, inner + 2 * self.state, self.heads_per_group), dim=-1)
         mixed = mixed.flatten(2)
         convolved = F.silu(convolve(mixed, kernel, kernel_bias, before=cache and cache.inputs, documents=ids))
-        values, keys, queries = convolved.unflatten(-1, (-1, inner + 2 * self.state)).split((inner, self.state, self.state), dim=-1)
+        values, keys, queries = convolved.unflatten(-1, (-1, inner + 2 * self.state)).split(
+            (inner, self.state, self.state), dim=-1
+        )
         values = values.reshape(*parts.shape[:2], -1, self.channels)  # (B, T, H, P)
 
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(dt.flatten(2).to(wide) + dt_bias.to(wide))
         if lengths is not None:
             dt = dt * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
-        y, state = scan(values, dt, -A_log.to(wide).exp(), keys, queries, state=cache and cache.state, documents=ids)
+        y, state = scan(
+            values, dt, -A_log.to(wide).exp(), keys, queries, state=cache and cache.state, documents=ids
+        )
         if cache is not None:
             cache.keep(mixed, state, lengths)
         y = y.to(wide) + values * D.to(wide)[:, None]
@@ -142,14 +186,16 @@ class MambaCache:
         self.state = state
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, before: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, *, before: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor:
     """(B, T, C): each channel's weighted sum of its own last W values, the present one times weight[:, -1].
 
-    x: (B, T, C). weight: (C, W). bias: (C,). before: (B, W - 1, C), what came before x; zeros by default. documents:
-    (B, T), the document of each token; nothing comes over from another.
+    x: (B, T, C). weight: (C, W). bias: (C,). before: (B, W - 1, C), what came before x; zeros by default.
+    documents: (B, T), the document of each token; nothing comes over from another.
 
-    As W shifted sums, because torch's convolution knows no documents: on a CPU an eighth slower than that, forward
-    and backward, and compiled four times as fast.
+    As W shifted sums, because torch's convolution knows no documents: on a CPU an eighth slower than that,
+    forward and backward, and compiled four times as fast.
     """
     T, W = x.shape[1], weight.shape[1]
     x = F.pad(x, (0, 0, W - 1, 0)) if before is None else torch.cat([before.to(x.dtype), x], dim=1)
@@ -165,17 +211,33 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, before: Tensor | None =
 
 
 def scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, state: Tensor | None = None, documents: Tensor | None = None, chunk: int = CHUNK,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """(y (B, T, H, P), the state after them (B, H, P, S)): section 6 of the paper.
 
-    x: (B, T, H, P). dt: (B, T, H), time steps. A: (H,), negative. B, C: (B, T, G, S), how the heads of a group write
-    and read the state. state: (B, H, P, S) before the first token; zeros by default. documents: (B, T) in rising order,
-    the document of each token; the state starts anew at each. dt and A are float32 or wider, and so is the state.
+    x: (B, T, H, P). dt: (B, T, H), time steps. A: (H,), negative. B, C: (B, T, G, S), how the heads of a
+    group write and read the state. state: (B, H, P, S) before the first token; zeros by default. documents:
+    (B, T) in rising order, the document of each token; the state starts anew at each. dt and A are float32 or
+    wider, and so is the state.
     """
     if scan_backend(x.device.type) == "mamba_ssm":
         return _fused()(
-            x, dt, A, B, C, chunk_size=chunk, initial_states=state, return_final_states=True,
+            x,
+            dt,
+            A,
+            B,
+            C,
+            chunk_size=chunk,
+            initial_states=state,
+            return_final_states=True,
             seq_idx=None if documents is None else documents.to(torch.int32),
         )
     batch, T, heads, channels = x.shape
@@ -183,13 +245,20 @@ def scan(
     Q = min(chunk, T)
     padding = -T % Q  # of time steps 0: they neither decay nor write
     x = x * dt.to(x.dtype)[..., None]
-    chunked = [F.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)).unflatten(1, (-1, Q)) for t in (x, dt * A, B, C)]
+    chunked = [
+        F.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)).unflatten(1, (-1, Q)) for t in (x, dt * A, B, C)
+    ]
     x, B, C = chunked[0].unflatten(3, (groups, -1)), *chunked[2:]  # x: (B, N, Q, G, R, P)
-    decay = _running_sum(chunked[1].unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2))  # (B, N, G, R, Q): log, from the chunk's start
+    # (B, N, G, R, Q): log, from the chunk's start
+    decay = _running_sum(chunked[1].unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2))
     same = _Same(documents, padding, Q) if documents is not None else None
 
     # Within a chunk, token q reads what token k <= q wrote.
-    between = (decay[..., :, None] - decay[..., None, :]).masked_fill(_later(Q, x.device) if same is None else same.hidden, float("-inf")).exp()
+    between = (
+        (decay[..., :, None] - decay[..., None, :])
+        .masked_fill(_later(Q, x.device) if same is None else same.hidden, float("-inf"))
+        .exp()
+    )
     scores = torch.einsum("bnqgs,bnkgs->bngqk", C, B)
     y = torch.einsum("bngrqk,bnkgrp->bnqgrp", (scores[:, :, :, None] * between).to(x.dtype), x)
 
@@ -198,7 +267,9 @@ def scan(
     whole, from_start = decay[..., -1].exp(), decay.exp()
     if same is not None:
         to_end, whole, from_start = to_end * same.to_end, whole * same.whole, from_start * same.from_start
-    written = torch.einsum("bnqgs,bnqgrp->bngrps", B, x * to_end.permute(0, 1, 4, 2, 3).to(x.dtype)[..., None])
+    written = torch.einsum(
+        "bnqgs,bnqgrp->bngrps", B, x * to_end.permute(0, 1, 4, 2, 3).to(x.dtype)[..., None]
+    )
     state = x.new_zeros(batch, heads, channels, size, dtype=dt.dtype) if state is None else state
     state, before = state.unflatten(1, (groups, -1)), []
     for n in range(written.shape[1]):
@@ -212,7 +283,9 @@ def scan(
 
 
 def _running_sum(x: Tensor) -> Tensor:
-    """Along the last dimension, by doubling: a GPU's torch.cumsum is refused where results must repeat to the bit."""
+    """Along the last dimension, by doubling: a GPU's torch.cumsum is refused where results must repeat to the
+    bit.
+    """
     step = 1
     while step < x.shape[-1]:
         x = x + F.pad(x[..., :-step], (step, 0))
@@ -226,10 +299,13 @@ def _later(Q: int, device: torch.device) -> Tensor:
 
 
 class _Same:
-    """Which tokens of a chunk lie in one document with each other, with the chunk's end, and with what came before it."""
+    """Which tokens of a chunk lie in one document with each other, with the chunk's end, and with what came
+    before it.
+    """
 
     def __init__(self, documents: Tensor, padding: int, Q: int):
-        ids = torch.cat([documents, documents[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, Q))  # (B, N, Q)
+        # (B, N, Q)
+        ids = torch.cat([documents, documents[:, -1:].expand(-1, padding)], dim=1).unflatten(1, (-1, Q))
         ends = ids[..., -1]
         previous = torch.cat([ids[:, :1, 0], ends[:, :-1]], dim=1)
         shaped = lambda t: t[:, :, None, None]  # (B, N, 1, 1, ...), beside G and R

@@ -4,18 +4,20 @@
                   -> dispatch -> permute -> rows (M, D), sorted by expert -> Experts -> rows (M, D)
                   -> unpermute -> (N, D)
 
-The steps are functions with plain tensors between them, so that an all-to-all fits between `permute` and `Experts`, and
-back before `unpermute`. Nothing here counts experts or widths by the configuration: an `Experts` whose weights were cut
-works on its share. Rows move by gathers alone, forwards and backwards, and are sorted stably: the same numbers every time.
+The steps are functions with plain tensors between them, so that an all-to-all fits between `permute` and
+`Experts`, and back before `unpermute`. Nothing here counts experts or widths by the configuration: an
+`Experts` whose weights were cut works on its share. Rows move by gathers alone, forwards and backwards, and
+are sorted stably: the same numbers every time.
 
-Balance. The auxiliary loss (Fedus et al. 2021) and the z-loss (Zoph et al. 2022) of a micro-batch join the graph at the
-router's weights, which pass unchanged (`_Attach`), so that a pipeline stage needs no loss of its own to train its
-routers. They are means over tokens, while the loss of the model is a sum over tokens that the engine divides once by
-their number in the global batch; so here both are multiplied by the micro-batch's tokens (rows, whatever their weight
-in the loss), and the engine says by `set_loss_scale` what it divides by. After each step it calls `balance`.
+Balance. The auxiliary loss (Fedus et al. 2021) and the z-loss (Zoph et al. 2022) of a micro-batch join the
+graph at the router's weights, which pass unchanged (`_Attach`), so that a pipeline stage needs no loss of its
+own to train its routers. They are means over tokens, while the loss of the model is a sum over tokens that
+the engine divides once by their number in the global batch; so here both are multiplied by the micro-batch's
+tokens (rows, whatever their weight in the loss), and the engine says by `set_loss_scale` what it divides by.
+After each step it calls `balance`.
 
-Legend: N tokens, E experts, K experts that a token goes to, M rows that experts get (N x K, less those dropped),
-D hidden, F width of an expert.
+Legend: N tokens, E experts, K experts that a token goes to, M rows that experts get (N x K, less those
+dropped), D hidden, F width of an expert.
 """
 
 from __future__ import annotations
@@ -39,20 +41,30 @@ from .layers import GATED, Linear, ModelConfig, compute_dtype
 class MoE(nn.Module):
     """x (B, T, D) -> (B, T, D). config must be resolved.
 
-    Where `config.moe_shared_expert_intermediate_size` is set, every token also goes through a shared expert, whose
-    output may have a gate of its own (Qwen2-MoE). Capacity bounds experts in training alone: what a trained model says
-    must not depend on the texts beside it.
+    Where `config.moe_shared_expert_intermediate_size` is set, every token also goes through a shared expert,
+    whose output may have a gate of its own (Qwen2-MoE). Capacity bounds experts in training alone: what a
+    trained model says must not depend on the texts beside it.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.capacity_factor, self.drop_policy = config.moe_expert_capacity_factor, config.moe_token_drop_policy
+        self.capacity_factor, self.drop_policy = (
+            config.moe_expert_capacity_factor,
+            config.moe_token_drop_policy,
+        )
         self.router, self.experts = Router(config), Experts(config)
         shared = config.moe_shared_expert_intermediate_size
-        self.shared = FeedForward(dataclasses.replace(config, ffn_hidden_size=shared, add_bias_linear=False)) if shared else None
+        self.shared = (
+            FeedForward(dataclasses.replace(config, ffn_hidden_size=shared, add_bias_linear=False))
+            if shared
+            else None
+        )
         gated = config.moe_shared_expert_gate
-        self.shared_gate = Linear(config.hidden_size, 1, bias=False, std=config.init_method_std) if gated else None
-        self.within_capacity = within_capacity  # the parallel floor's own where ranks share a micro-batch's tokens
+        self.shared_gate = (
+            Linear(config.hidden_size, 1, bias=False, std=config.init_method_std) if gated else None
+        )
+        # the parallel floor's own where ranks share a micro-batch's tokens
+        self.within_capacity = within_capacity
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
@@ -60,7 +72,9 @@ class MoE(nn.Module):
         kept = None
         if self.capacity_factor is not None and self.training:
             choices = (t.unflatten(0, x.shape[:-1]) for t in (experts, weights))
-            kept = self.within_capacity(*choices, self.router.num_experts, self.capacity_factor, self.drop_policy).flatten(0, -2)
+            kept = self.within_capacity(
+                *choices, self.router.num_experts, self.capacity_factor, self.drop_policy
+            ).flatten(0, -2)
         sent = dispatch(experts, self.router.num_experts, kept)
         rows = self.experts(permute(tokens, sent), sent.counts)
         y = unpermute(rows, weights, sent).view_as(x)
@@ -73,23 +87,32 @@ class MoE(nn.Module):
 class Router(nn.Module):
     """tokens (N, D) -> experts (N, K) int64, a token's first choice first, and their weights (N, K).
 
-    Computed in float32 whatever the tokens are, because a rounding decides who gets a token. Half-precision scores
-    would also tie often.
+    Computed in float32 whatever the tokens are, because a rounding decides who gets a token. Half-precision
+    scores would also tie often.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.num_experts, self.topk, self.std = config.num_experts, config.moe_router_topk, config.init_method_std
-        self.score_function, self.pre_softmax = config.moe_router_score_function, config.moe_router_pre_softmax
+        self.num_experts, self.topk, self.std = (
+            config.num_experts,
+            config.moe_router_topk,
+            config.init_method_std,
+        )
+        self.score_function, self.pre_softmax = (
+            config.moe_router_score_function,
+            config.moe_router_pre_softmax,
+        )
         self.aux_coefficient, self.z_coefficient = config.moe_aux_loss_coeff, config.moe_z_loss_coeff
         self.bias_update_rate = config.moe_router_bias_update_rate
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         # Added to the scores where experts are chosen, not where they are weighted (Wang et al. 2024).
-        self.register_buffer("expert_bias", torch.zeros(config.num_experts) if config.moe_router_enable_expert_bias else None)
+        self.register_buffer(
+            "expert_bias", torch.zeros(config.num_experts) if config.moe_router_enable_expert_bias else None
+        )
         self.register_buffer("loads", torch.zeros(config.num_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
-        # Where ranks share a micro-batch's tokens (tensor parallel with sequence parallel, context parallel), the
-        # parallel floor puts the sum over those ranks here.
+        # Where ranks share a micro-batch's tokens (tensor parallel with sequence parallel, context parallel),
+        # the parallel floor puts the sum over those ranks here.
         self.sum_counts: Callable[[Tensor], Tensor] = _alone
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -103,10 +126,15 @@ class Router(nn.Module):
         with _without_autocast(tokens.device):
             logits = F.linear(tokens.to(wide), self.weight.to(wide))
         experts, weights = choose(
-            logits, self.topk, score_function=self.score_function, pre_softmax=self.pre_softmax, expert_bias=self.expert_bias,
+            logits,
+            self.topk,
+            score_function=self.score_function,
+            pre_softmax=self.pre_softmax,
+            expert_bias=self.expert_bias,
         )
         if self.training:
-            # Recomputation runs this twice and counts twice. Balance goes by shares, which that does not change.
+            # Recomputation runs this twice and counts twice. Balance goes by shares, which that does not
+            # change.
             self.loads += _counts(experts, self.num_experts)
             if torch.is_grad_enabled() and (self.aux_coefficient or self.z_coefficient):
                 weights = _Attach.apply(weights, self._auxiliary_loss(logits, experts), self.loss_scale)
@@ -117,7 +145,8 @@ class Router(nn.Module):
         loss = logits.new_zeros(())
         if self.aux_coefficient:
             probabilities = _normalised(logits, self.score_function)
-            if self.expert_bias is not None:  # as in Megatron-LM: the balance that the scores themselves would give
+            # as in Megatron-LM: the balance that the scores themselves would give
+            if self.expert_bias is not None:
                 experts = probabilities.topk(self.topk).indices
             counts = self.sum_counts(_counts(experts, self.num_experts))
             loss = loss + self.aux_coefficient * balancing_loss(probabilities, counts)
@@ -131,12 +160,18 @@ def _alone(counts: Tensor) -> Tensor:
 
 
 def choose(
-    logits: Tensor, k: int, *, score_function: Literal["softmax", "sigmoid"], pre_softmax: bool = False, expert_bias: Tensor | None = None,
+    logits: Tensor,
+    k: int,
+    *,
+    score_function: Literal["softmax", "sigmoid"],
+    pre_softmax: bool = False,
+    expert_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(experts (N, k) int64, weights (N, k)) from logits (N, E).
 
-    softmax: over the chosen k (Mixtral), or, with pre_softmax, over all, of which the chosen keep their part. sigmoid:
-    divided by their sum over the chosen k; expert_bias (E,) takes part in the choice alone (DeepSeek-V3).
+    softmax: over the chosen k (Mixtral), or, with pre_softmax, over all, of which the chosen keep their part.
+    sigmoid: divided by their sum over the chosen k; expert_bias (E,) takes part in the choice alone
+    (DeepSeek-V3).
     """
     if score_function == "sigmoid":
         scores = logits.sigmoid()
@@ -152,8 +187,8 @@ def choose(
 class _Pick(torch.autograd.Function):
     """scores (N, E), experts (N, K) -> (N, K): those of the chosen.
 
-    Backwards by comparisons instead of the scatter of torch.gather: compiled for a CPU, torch 2.13 reads the target of
-    that before it is written, and the routers silently lose the gradient of the model's loss.
+    Backwards by comparisons instead of the scatter of torch.gather: compiled for a CPU, torch 2.13 reads the
+    target of that before it is written, and the routers silently lose the gradient of the model's loss.
     """
 
     @staticmethod
@@ -166,7 +201,13 @@ class _Pick(torch.autograd.Function):
     def backward(ctx, gradient):
         (experts,) = ctx.saved_tensors
         every = torch.arange(ctx.num_experts, device=experts.device)
-        return sum(torch.where(experts[:, j, None] == every, gradient[:, j, None], 0.0) for j in range(experts.shape[1])), None
+        return (
+            sum(
+                torch.where(experts[:, j, None] == every, gradient[:, j, None], 0.0)
+                for j in range(experts.shape[1])
+            ),
+            None,
+        )
 
 
 def _normalised(logits: Tensor, score_function: str) -> Tensor:
@@ -178,17 +219,21 @@ def _normalised(logits: Tensor, score_function: str) -> Tensor:
 
 
 def balancing_loss(probabilities: Tensor, counts: Tensor) -> Tensor:
-    """N x E x the sum over experts of f_i P_i: the share of choices that went to expert i times its mean probability.
+    """N x E x the sum over experts of f_i P_i: the share of choices that went to expert i times its mean
+    probability.
 
-    probabilities: (N, E), of this rank's tokens. counts: (E,), choices of all N tokens; where other ranks have some of
-    them, the parts of the ranks add up to the whole. Least, and then N, where all experts have the same.
+    probabilities: (N, E), of this rank's tokens. counts: (E,), choices of all N tokens; where other ranks
+    have some of them, the parts of the ranks add up to the whole. Least, and then N, where all experts have
+    the same.
     """
     num_experts = probabilities.shape[-1]
     return num_experts * (probabilities.sum(0) * counts).sum() / counts.sum()
 
 
 class _Attach(torch.autograd.Function):
-    """Weights as they are; backwards the loss gets the gradient `scale`, as if it were added to the model's loss."""
+    """Weights as they are; backwards the loss gets the gradient `scale`, as if it were added to the model's
+    loss.
+    """
 
     @staticmethod
     def forward(ctx, weights, loss, scale):
@@ -204,8 +249,8 @@ class _Attach(torch.autograd.Function):
 def set_loss_scale(model: nn.Module, scale: Tensor | float) -> None:
     """Before the forward passes of a step: what the engine multiplies the model's summed loss with.
 
-    That is one over the tokens of the global batch, times the loss scale of fp16. Without this call it is 1, which is
-    right for `model.loss(...).backward()`.
+    That is one over the tokens of the global batch, times the loss scale of fp16. Without this call it is 1,
+    which is right for `model.loss(...).backward()`.
     """
     for module in model.modules():
         if isinstance(module, Router):
@@ -214,13 +259,18 @@ def set_loss_scale(model: nn.Module, scale: Tensor | float) -> None:
 
 @torch.no_grad()
 def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dict[str, Tensor]:
-    """After a step: each expert's share of the choices made since the last call, by layer ("layers.3.ffn"), (E,) float32.
+    """After a step: each expert's share of the choices made since the last call, by layer ("layers.3.ffn"),
+    (E,) float32.
 
-    Moves each router's expert bias, if it has one, by its rate towards the mean: up where an expert had less than
-    that, down where it had more (Wang et al. 2024). total: the sum of a tensor over all ranks that had tokens of this
-    step. A choice counts also where capacity then drops it.
+    Moves each router's expert bias, if it has one, by its rate towards the mean: up where an expert had less
+    than that, down where it had more (Wang et al. 2024). total: the sum of a tensor over all ranks that had
+    tokens of this step. A choice counts also where capacity then drops it.
     """
-    routers = {name.removesuffix(".router"): module for name, module in model.named_modules() if isinstance(module, Router)}
+    routers = {
+        name.removesuffix(".router"): module
+        for name, module in model.named_modules()
+        if isinstance(module, Router)
+    }
     if not routers:
         return {}
     shares = {}
@@ -233,11 +283,14 @@ def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dic
     return shares
 
 
-def within_capacity(experts: Tensor, weights: Tensor, num_experts: int, factor: float, policy: Literal["probs", "position"]) -> Tensor:
-    """Which choices (..., K) are kept, bool, where an expert takes at most ceil(N K / E x factor) of the micro-batch's N tokens.
+def within_capacity(
+    experts: Tensor, weights: Tensor, num_experts: int, factor: float, policy: Literal["probs", "position"]
+) -> Tensor:
+    """Which choices (..., K) are kept, bool, where an expert takes at most ceil(N K / E x factor) of the
+    micro-batch's N tokens.
 
-    policy: an expert takes those with the greatest weights, or those that come first in the micro-batch; among equal
-    weights also those.
+    policy: an expert takes those with the greatest weights, or those that come first in the micro-batch;
+    among equal weights also those.
     """
     capacity = math.ceil(experts.numel() / num_experts * factor)
     chosen = experts.flatten()
@@ -250,7 +303,10 @@ def within_capacity(experts: Tensor, weights: Tensor, num_experts: int, factor: 
 
 
 class Dispatch(NamedTuple):
-    """Which choice (token n's j-th expert, numbered n K + j) became which row. Rows of an expert are in the tokens' order."""
+    """Which choice (token n's j-th expert, numbered n K + j) became which row.
+
+    Rows of an expert are in the tokens' order.
+    """
 
     choices: Tensor  # (M,) int64: of each row
     rows: Tensor  # (N, K) int64: of each choice; -1 where it was dropped
@@ -258,8 +314,12 @@ class Dispatch(NamedTuple):
 
 
 def dispatch(experts: Tensor, num_experts: int, kept: Tensor | None = None) -> Dispatch:
-    """The rows of experts (N, K), less the choices that are not kept. Without `kept` no shape depends on a value."""
-    key = experts.flatten() if kept is None else torch.where(kept, experts, num_experts).flatten()  # the dropped at the end
+    """The rows of experts (N, K), less the choices that are not kept.
+
+    Without `kept` no shape depends on a value.
+    """
+    # the dropped at the end
+    key = experts.flatten() if kept is None else torch.where(kept, experts, num_experts).flatten()
     ranked, choices = key.sort(stable=True)
     ends = torch.searchsorted(ranked, torch.arange(num_experts, device=experts.device), right=True)
     rows = choices.argsort().view_as(experts)  # the inverse permutation
@@ -270,8 +330,13 @@ def dispatch(experts: Tensor, num_experts: int, kept: Tensor | None = None) -> D
 
 
 def _counts(experts: Tensor, num_experts: int) -> Tensor:
-    """(E,) int64: how often each expert was chosen. By sorting, because torch.bincount adds in any order on a GPU and waits for it."""
-    ends = torch.searchsorted(experts.flatten().sort().values, torch.arange(num_experts, device=experts.device), right=True)
+    """(E,) int64: how often each expert was chosen.
+
+    By sorting, because torch.bincount adds in any order on a GPU and waits for it.
+    """
+    ends = torch.searchsorted(
+        experts.flatten().sort().values, torch.arange(num_experts, device=experts.device), right=True
+    )
     return ends.diff(prepend=ends.new_zeros(1))
 
 
@@ -286,7 +351,9 @@ def unpermute(rows: Tensor, weights: Tensor, sent: Dispatch) -> Tensor:
 
 
 class _Permute(torch.autograd.Function):
-    """torch's own gradient of an indexed read adds the rows of a token in any order on a GPU; this one in that of its choices."""
+    """torch's own gradient of an indexed read adds the rows of a token in any order on a GPU; this one in
+    that of its choices.
+    """
 
     @staticmethod
     def forward(ctx, tokens, choices, rows):
@@ -305,14 +372,21 @@ class _Unpermute(torch.autograd.Function):
     def forward(ctx, values, weights, choices, rows):
         ctx.save_for_backward(values, weights, choices, rows)
         ctx.dropped = len(choices) < rows.numel()
-        return sum(weights[:, j, None] * _read(values, rows[:, j], ctx.dropped) for j in range(rows.shape[1])).to(values.dtype)
+        return sum(
+            weights[:, j, None] * _read(values, rows[:, j], ctx.dropped) for j in range(rows.shape[1])
+        ).to(values.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
         values, weights, choices, rows = ctx.saved_tensors
         wide = gradient.to(weights.dtype)
-        of_weights = torch.stack([(wide * _read(values, rows[:, j], ctx.dropped)).sum(-1) for j in range(rows.shape[1])], dim=-1)
-        of_values = gradient.index_select(0, choices // rows.shape[1]) * weights.flatten().index_select(0, choices)[:, None]
+        of_weights = torch.stack(
+            [(wide * _read(values, rows[:, j], ctx.dropped)).sum(-1) for j in range(rows.shape[1])], dim=-1
+        )
+        of_values = (
+            gradient.index_select(0, choices // rows.shape[1])
+            * weights.flatten().index_select(0, choices)[:, None]
+        )
         return of_values.to(values.dtype), of_weights, None, None
 
 
@@ -326,41 +400,54 @@ def _read(values: Tensor, rows: Tensor, dropped: bool) -> Tensor:
 class Experts(nn.Module):
     """rows (M, D), sorted by expert, counts (E,) of each -> (M, D). E feed-forward layers without biases.
 
-    The weights of all are stacked, so that cutting experts over ranks is a cut of dimension 0, and a cut of each
-    expert's width is one of dimension 1 of `gate` and `up` (E, F, D) and of dimension 2 of `down` (E, D, F); what such
-    ranks compute is then summed.
+    The weights of all are stacked, so that cutting experts over ranks is a cut of dimension 0, and a cut of
+    each expert's width is one of dimension 1 of `gate` and `up` (E, F, D) and of dimension 2 of `down` (E, D,
+    F); what such ranks compute is then summed.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         count, size, inner = config.num_experts, config.hidden_size, config.moe_ffn_hidden_size
-        self.activation, self.std, self.residual_std = config.activation, config.init_method_std, config.residual_std
+        self.activation, self.std, self.residual_std = (
+            config.activation,
+            config.init_method_std,
+            config.residual_std,
+        )
         self.gate = nn.Parameter(torch.empty(count, inner, size)) if self.activation in GATED else None
         self.up = nn.Parameter(torch.empty(count, inner, size))
         self.down = nn.Parameter(torch.empty(count, size, inner))
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """For layers.initialize."""
-        return torch.empty(shape).normal_(0.0, self.residual_std if name == "down" else self.std, generator=generator)
+        return torch.empty(shape).normal_(
+            0.0, self.residual_std if name == "down" else self.std, generator=generator
+        )
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         up = grouped_linear(rows, self.up, counts)
         if self.gate is None:
             return grouped_linear(activate(up, self.activation), self.down, counts)
-        return grouped_linear(activate(grouped_linear(rows, self.gate, counts), self.activation) * up, self.down, counts)
+        return grouped_linear(
+            activate(grouped_linear(rows, self.gate, counts), self.activation) * up, self.down, counts
+        )
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """(M, out): the first counts[0] rows of x (M, in) times weight[0].T, the next counts[1] times weight[1].T ...
+    """(M, out): the first counts[0] rows of x (M, in) times weight[0].T, the next counts[1] times weight[1].T
+    ...
 
-    weight: (E, out, in). Under autocast in its dtype. By torch's grouped product where that works here, which also
-    waits for no GPU to say the counts; otherwise by a loop.
+    weight: (E, out, in). Under autocast in its dtype. By torch's grouped product where that works here, which
+    also waits for no GPU to say the counts; otherwise by a loop.
     """
     dtype = compute_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)
     # It reads rows of whole 16 bytes, fails without any, and torch.compile knows it in bfloat16 alone.
     fits = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]) and len(x) > 0
-    if fits and (dtype == torch.bfloat16 or not torch.compiler.is_compiling()) and grouped_product_works(x.device, dtype):
+    if (
+        fits
+        and (dtype == torch.bfloat16 or not torch.compiler.is_compiling())
+        and grouped_product_works(x.device, dtype)
+    ):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=counts.cumsum(0, dtype=torch.int32))
     return looped_linear(x, weight, counts)
 
@@ -372,14 +459,16 @@ def looped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 
 def grouped_product_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch.nn.functional.grouped_mm gives right products and gradients for these: torch 2.13 has none in float64."""
+    """Whether torch.nn.functional.grouped_mm gives right products and gradients for these: torch 2.13 has
+    none in float64.
+    """
     return _probe(device, dtype)
 
 
 @functools.cache
 def _probe(device: torch.device, dtype: torch.dtype) -> bool:
-    # In a thread of its own, which no mode of this one reaches: where this first runs under recomputation, its products
-    # would count among those to compute again.
+    # In a thread of its own, which no mode of this one reaches: where this first runs under recomputation,
+    # its products would count among those to compute again.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_grouped_products_are_right, device, dtype).result()
 
@@ -388,7 +477,9 @@ def _grouped_products_are_right(device: torch.device, dtype: torch.dtype) -> boo
     x = torch.ones(4, 16, device=device, dtype=dtype)
     weight = torch.ones(2, 16, 16, device=device, dtype=dtype, requires_grad=True)
     try:
-        y = F.grouped_mm(x, weight.transpose(-2, -1), offs=torch.tensor([1, 4], device=device, dtype=torch.int32))
+        y = F.grouped_mm(
+            x, weight.transpose(-2, -1), offs=torch.tensor([1, 4], device=device, dtype=torch.int32)
+        )
         (gradient,) = torch.autograd.grad(y, weight, torch.ones_like(y))
     except (RuntimeError, AttributeError, NotImplementedError, ValueError):
         return False

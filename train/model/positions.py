@@ -1,4 +1,6 @@
-"""How positions enter attention: rotated queries and keys (RoPE, Su et al. 2021), or T5's biases by distance (Raffel et al. 2020).
+"""How positions enter attention: rotated queries and keys (RoPE, Su et al.
+
+2021), or T5's biases by distance (Raffel et al. 2020).
 
 Legend: B batch, T sequence, C channels of a head, H heads.
 """
@@ -15,7 +17,10 @@ SCALING_KEYS = {
     "linear": (("factor",), ()),
     "dynamic": (("factor", "original_max_position_embeddings"), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
-    "yarn": (("factor", "original_max_position_embeddings"), ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
 }
 
 
@@ -32,8 +37,12 @@ def scaling_mistake(scaling: dict) -> str | None:
     return None
 
 
-def rotary_table(positions: Tensor, channels: int, base: float, scaling: dict | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves split as in Hugging Face's Llama."""
+def rotary_table(
+    positions: Tensor, channels: int, base: float, scaling: dict | None = None
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves split as in Hugging Face's
+    Llama.
+    """
     length = positions.max() + 1 if scaling is not None and scaling["rope_type"] == "dynamic" else None
     frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device, length=length)
     angles = positions[..., None].double() * frequencies
@@ -42,18 +51,26 @@ def rotary_table(positions: Tensor, channels: int, base: float, scaling: dict | 
 
 
 def rotary_frequencies(
-    channels: int, base: float, scaling: dict | None = None, *, device: torch.device | None = None, length: Tensor | None = None,
+    channels: int,
+    base: float,
+    scaling: dict | None = None,
+    *,
+    device: torch.device | None = None,
+    length: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """((channels / 2,) float64 radians per position, what cosine and sine are multiplied by).
 
-    scaling: see SCALING_KEYS. linear: positions are divided (Chen et al. 2023). llama3: only the waves that are long
-    for the original length, those between by degrees (Dubey et al. 2024). yarn: likewise, counted in turns over that
-    length, with attention sharpened to match (Peng et al. 2023). dynamic: the base grows with the sequence once it is
-    longer than the original length (its section 3.3); length: () int64, tokens of the longest one at hand.
+    scaling: see SCALING_KEYS. linear: positions are divided (Chen et al. 2023). llama3: only the waves that
+    are long for the original length, those between by degrees (Dubey et al. 2024). yarn: likewise, counted in
+    turns over that length, with attention sharpened to match (Peng et al. 2023). dynamic: the base grows with
+    the sequence once it is longer than the original length (its section 3.3); length: () int64, tokens of the
+    longest one at hand.
     """
     if scaling is not None and scaling["rope_type"] == "dynamic":
         stretch = length.double() / scaling["original_max_position_embeddings"]
-        base = base * (scaling["factor"] * stretch.clamp(min=1) - (scaling["factor"] - 1)) ** (channels / (channels - 2))
+        base = base * (scaling["factor"] * stretch.clamp(min=1) - (scaling["factor"] - 1)) ** (
+            channels / (channels - 2)
+        )
         scaling = None
     frequencies = base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
     if scaling is None:
@@ -64,7 +81,8 @@ def rotary_frequencies(
     original = scaling["original_max_position_embeddings"]
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)  # 1: the frequency stays as it is
+        # 1: the frequency stays as it is
+        kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
         return frequencies * (kept + (1 - kept) / factor), 1.0
 
     def channel_of(turns: float) -> float:
@@ -75,7 +93,9 @@ def rotary_frequencies(
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, channels - 1)
-    divided = ((torch.arange(channels // 2, dtype=torch.float64, device=device) - first) / (last - first or 0.001)).clamp(0, 1)
+    divided = (
+        (torch.arange(channels // 2, dtype=torch.float64, device=device) - first) / (last - first or 0.001)
+    ).clamp(0, 1)
     return frequencies * (1 - divided + divided / factor), _yarn_attention_factor(scaling)
 
 
@@ -94,11 +114,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
-def distance_buckets(queries: Tensor, keys: Tensor, *, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
-    """(..., T, K) int64: the bucket of the distance from each query to each key. queries (..., T), keys (K,): positions.
+def distance_buckets(
+    queries: Tensor, keys: Tensor, *, both_ways: bool, buckets: int, max_distance: int
+) -> Tensor:
+    """(..., T, K) int64: the bucket of the distance from each query to each key.
 
-    The first half of the buckets are single distances, the others grow up to max_distance. both_ways: keys after the
-    query have buckets of their own, half of them all; else they count as distance 0 (they are masked anyway).
+    queries (..., T), keys (K,): positions.
+
+    The first half of the buckets are single distances, the others grow up to max_distance. both_ways: keys
+    after the query have buckets of their own, half of them all; else they count as distance 0 (they are
+    masked anyway).
     """
     ahead = keys - queries[..., None]
     first = torch.zeros_like(ahead)
@@ -109,6 +134,11 @@ def distance_buckets(queries: Tensor, keys: Tensor, *, both_ways: bool, buckets:
     else:
         distance = (-ahead).clamp(min=0)
     single = buckets // 2
-    # In float32 and in this order of operations, as in the original: a bucket's edge may hang on the last bit.
-    grown = torch.log(distance.float().clamp(min=1) / single) / math.log(max_distance / single) * (buckets - single)
+    # In float32 and in this order of operations, as in the original: a bucket's edge may hang on the last
+    # bit.
+    grown = (
+        torch.log(distance.float().clamp(min=1) / single)
+        / math.log(max_distance / single)
+        * (buckets - single)
+    )
     return first + torch.where(distance < single, distance, (single + grown.long()).clamp(max=buckets - 1))

@@ -1,52 +1,54 @@
-"""Retro (Borgeaud et al. 2022): a GPT some of whose layers also read what was retrieved for each chunk of its tokens.
+"""Retro (Borgeaud et al.
 
-Tokens are cut into chunks of m. Each chunk has k neighbours of r = 2 m tokens: a chunk of a database and what follows it
-there. Chunked cross-attention lets the last token of chunk i and the m - 1 tokens after it read the neighbours of chunk i,
-so that no token sees what was retrieved by a later one. For m = 4:
+2022): a GPT some of whose layers also read what was retrieved for each chunk of its tokens.
+
+Tokens are cut into chunks of m. Each chunk has k neighbours of r = 2 m tokens: a chunk of a database and what
+follows it there. Chunked cross-attention lets the last token of chunk i and the m - 1 tokens after it read
+the neighbours of chunk i, so that no token sees what was retrieved by a later one. For m = 4:
 
     token                       0 1 2 3 4 5 6 7 8 9
     of chunk                    0 0 0 0 1 1 1 1 2 2
     reads neighbours of chunk   - - - 0 0 0 0 1 1 1
 
-Every third layer has it (layers.retro_layers), between attention and the feed-forward layer. The first of these owns the
-encoder of the neighbours, which looks both ways and whose first layer reads that layer's states of the chunk that a
-neighbour was retrieved for. Neighbours share the embeddings of tokens and positions; only the encoder's attention to
-itself rotates. A sequence that chunks do not divide begins with the short one, as in Megatron-LM: then what was retrieved
-for all of it is read by its last token.
+Every third layer has it (layers.retro_layers), between attention and the feed-forward layer. The first of
+these owns the encoder of the neighbours, which looks both ways and whose first layer reads that layer's
+states of the chunk that a neighbour was retrieved for. Neighbours share the embeddings of tokens and
+positions; only the encoder's attention to itself rotates. A sequence that chunks do not divide begins with
+the short one, as in Megatron-LM: then what was retrieved for all of it is read by its last token.
 
-Where Megatron-LM fills a missing neighbour with other tokens and a short chunk with zeros, both are masked here. Nor has
-chunked cross-attention a bias after it: a token that reads nothing gets exactly nothing, and without neighbours the
-model is the GPT that it contains.
+Where Megatron-LM fills a missing neighbour with other tokens and a short chunk with zeros, both are masked
+here. Nor has chunked cross-attention a bias after it: a token that reads nothing gets exactly nothing, and
+without neighbours the model is the GPT that it contains.
 
-Legend: B batch, T sequence, D hidden, H heads, G key-value groups, C channels; n chunks, m their tokens, k neighbours of
-each, r tokens of one.
+Legend: B batch, T sequence, D hidden, H heads, G key-value groups, C channels; n chunks, m their tokens, k
+neighbours of each, r tokens of one.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import Attention, Cache, CrossAttention, Documents, LayerCache, Seen, attend, see_tokens
-from .block import Block, FeedForward
+from .attention import Cache, Documents, LayerCache, Seen
+from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
 from .gpt import GPT
-from .layers import Linear, ModelConfig, Norm
+from .layers import ModelConfig
 
-# ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where there is no token
+# ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where
+# there is no token
 Retrieve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Retro(GPT):
-    """A GPT that reads neighbours: those it is given, or those that `retrieve` finds for its own chunks, whenever one is full.
+    """A GPT that reads neighbours: those it is given, or those that `retrieve` finds for its own chunks,
+    whenever one is full.
 
-    gate: what is read is multiplied by it; 0 turns retrieval off. Without neighbours and without `retrieve` the model is
-    a plain GPT, too. The chunks that it looks up itself are those at the multiples of m: so they do not move as a text grows.
+    gate: what is read is multiplied by it; 0 turns retrieval off. Without neighbours and without `retrieve`
+    the model is a plain GPT, too. The chunks that it looks up itself are those at the multiples of m: so they
+    do not move as a text grows.
     """
 
     def __init__(self, config: ModelConfig):
@@ -55,42 +57,87 @@ class Retro(GPT):
         self.retrieve: Retrieve | None = None
 
     def forward(
-        self, tokens: Tensor, *, neighbors: Tensor | None = None, neighbor_mask: Tensor | None = None, positions: Tensor | None = None,
-        documents: Documents | None = None, cache: Cache | None = None, lengths: Tensor | None = None, at: tuple[Tensor, Tensor] | None = None,
+        self,
+        tokens: Tensor,
+        *,
+        neighbors: Tensor | None = None,
+        neighbor_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T), as GPT.forward.
 
         neighbors: (B, ceil(T / m), k, r) int64, of each chunk, the first one short where m does not divide T.
-        neighbor_mask: bool of that shape, false where there is no token; a neighbour that is missing is all false.
-        cache: from `new_cache`; neighbours of chunks that become full are then looked up.
+        neighbor_mask: bool of that shape, false where there is no token; a neighbour that is missing is all
+        false. cache: from `new_cache`; neighbours of chunks that become full are then looked up.
         """
         retrieved: Retrieved | None = None
         if self.gate and neighbors is not None:
             assert cache is None, "with a cache neighbours are looked up, not given"
             embedded = self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1))
-            retrieved = Retrieved(*embedded, gate=self.gate, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
+            retrieved = Retrieved(
+                *embedded,
+                gate=self.gate,
+                chunks=neighbors.shape[1],
+                first=self.first_chunk(tokens, neighbors),
+            )
         elif self.gate and isinstance(cache, RetroCache):
             if positions is None:
-                positions = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device).expand(tokens.shape)
+                positions = torch.arange(
+                    cache.length, cache.length + tokens.shape[1], device=tokens.device
+                ).expand(tokens.shape)
             retrieved = self._retrieve_growing(tokens, positions, cache, lengths)
-        elif self.gate and cache is None and self.retrieve is not None and (full := tokens.shape[1] // self.config.retro_chunk_length):
+        elif (
+            self.gate
+            and cache is None
+            and self.retrieve is not None
+            and (full := tokens.shape[1] // self.config.retro_chunk_length)
+        ):
             m = self.config.retro_chunk_length
             found = self._look_up(tokens[:, : full * m].unflatten(1, (full, m)).flatten(0, 1))
             retrieved = Retrieved(*self._embed(*found), gate=self.gate, chunks=full, first=m)
-        return GPT.forward(self, tokens, positions=positions, documents=documents, cache=cache, lengths=lengths, retrieved=retrieved, at=at)
+        return GPT.forward(
+            self,
+            tokens,
+            positions=positions,
+            documents=documents,
+            cache=cache,
+            lengths=lengths,
+            retrieved=retrieved,
+            at=at,
+        )
 
     def first_chunk(self, tokens: Tensor, neighbors: Tensor) -> int:
         """Tokens of the first chunk, short where m does not divide T. neighbors: as in `forward`."""
-        assert neighbors.shape[1] == -(-tokens.shape[1] // self.config.retro_chunk_length), "as many chunks must have neighbours as there are"
+        assert neighbors.shape[1] == -(-tokens.shape[1] // self.config.retro_chunk_length), (
+            "as many chunks must have neighbours as there are"
+        )
         return (tokens.shape[1] - 1) % self.config.retro_chunk_length + 1
 
     def loss(
-        self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, neighbors: Tensor | None = None, neighbor_mask: Tensor | None = None,
-        positions: Tensor | None = None, documents: Documents | None = None,
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        *,
+        neighbors: Tensor | None = None,
+        neighbor_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
-        """Summed negative log-likelihood in nats, as GPT.loss. neighbors, neighbor_mask: as in `forward`; without, that of the plain GPT."""
-        hidden = self.forward(tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents)
-        return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
+        """Summed negative log-likelihood in nats, as GPT.loss.
+
+        neighbors, neighbor_mask: as in `forward`; without, that of the plain GPT.
+        """
+        hidden = self.forward(
+            tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents
+        )
+        return self.cross_entropy(
+            hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size
+        )
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         cache = super().new_cache(batch, max_length)
@@ -98,8 +145,14 @@ class Retro(GPT):
             return cache
         for layer, own in zip(self.layers, cache.layers):
             if layer.cross is not None:
-                own.memory = layer.cross.new_memory(batch, self.config.retro_num_neighbors * 2 * self.config.retro_chunk_length)
-        return RetroCache(cache, self.config, self.embedding.weight.new_zeros(batch, self.config.retro_chunk_length, self.config.hidden_size))
+                own.memory = layer.cross.new_memory(
+                    batch, self.config.retro_num_neighbors * 2 * self.config.retro_chunk_length
+                )
+        return RetroCache(
+            cache,
+            self.config,
+            self.embedding.weight.new_zeros(batch, self.config.retro_chunk_length, self.config.hidden_size),
+        )
 
     def freeze_gpt(self) -> None:
         """Leaves only what reads neighbours to be trained."""
@@ -119,7 +172,9 @@ class Retro(GPT):
             x = x + self.positions(positions)
         return x, mask, self._rotary(positions)
 
-    def _retrieve_growing(self, tokens: Tensor, positions: Tensor, cache: RetroCache, lengths: Tensor | None) -> Growing:
+    def _retrieve_growing(
+        self, tokens: Tensor, positions: Tensor, cache: RetroCache, lengths: Tensor | None
+    ) -> Growing:
         """Adds tokens (B, T) to the cache and looks up the chunks that they fill."""
         growing = Growing(cache, tokens, positions, lengths, gate=self.gate)
         full = growing.keep(cache.tokens, tokens)
@@ -133,38 +188,9 @@ def is_retrieval(name: str) -> bool:
     return ".cross" in name
 
 
-class Retrieved:
-    """The neighbours of the chunks of a batch on their way through the layers: `chunks` of each sample, the first of `first` tokens.
-
-    states: (n k, r, D), embedded. present: (n, k, r) bool. n = B x chunks.
-    """
-
-    def __init__(self, states: Tensor, present: Tensor, rotary: tuple[Tensor, Tensor] | None, *, gate: float, chunks: int, first: int):
-        self.states, self.present, self.rotary, self.gate, self.chunks, self.first = states, present, rotary, gate, chunks, first
-        self.encoded: Tensor | None = None  # (n, k r, D): made by the first layer that reads neighbours, for it and those after it
-
-    def encode(self, encoder: Encoder, x: Tensor) -> None:
-        """x: (B, T, D), the states in the first of the layers."""
-        m = self.present.shape[-1] // 2
-        absent = m - self.first
-        memory = F.pad(x[:, : self.first + (self.chunks - 1) * m], (0, 0, absent, 0)).unflatten(1, (self.chunks, m)).flatten(0, 1)  # (n, m, D)
-        seen = Seen()
-        if absent:
-            there = torch.arange(self.chunks * m, device=x.device).view(self.chunks, m) >= absent
-            seen = see_tokens(there.repeat(len(x), 1))
-        self.encoded = encoder(self.states, self.present, self.rotary, memory, seen)
-
-    def read(self, query: Tensor, key: Tensor, value: Tensor, cache: None, attention: Callable) -> Tensor:
-        """(B, T, H C): what each token reads. query: (B, T, H C). key, value: (n, G, k r, C), of `encoded`."""
-        B, T, width = query.shape
-        m, channels, skipped = self.present.shape[-1] // 2, key.shape[-1], self.first - 1
-        groups = F.pad(query[:, skipped:], (0, 0, 0, self.chunks * m - (T - skipped)))
-        y = _attend(groups.reshape(B * self.chunks, m, -1, channels).transpose(1, 2), key, value, self.present.flatten(1), attention)
-        return F.pad(y.view(B, -1, width)[:, : T - skipped], (0, 0, skipped, 0))
-
-
 class RetroCache(Cache):
-    """A GPT's cache, and of every row its last chunk, as far as it goes, and what was retrieved for the one before it.
+    """A GPT's cache, and of every row its last chunk, as far as it goes, and what was retrieved for the one
+    before it.
 
     A layer that reads neighbours keeps keys and values of the latter in its LayerCache.memory.
     """
@@ -172,20 +198,25 @@ class RetroCache(Cache):
     def __init__(self, cache: Cache, config: ModelConfig, states: Tensor):
         super().__init__(cache.layers, cache.max_length, cache.window)
         batch, m = states.shape[:2]
-        self.states = states  # (B, m, D): in the first layer that reads neighbours; a token's slot is its place in its chunk
+        # (B, m, D): in the first layer that reads neighbours; a token's slot is its place in its chunk
+        self.states = states
         self.tokens = torch.zeros(batch, m, dtype=torch.int64, device=states.device)
-        self.present = torch.zeros(batch, config.retro_num_neighbors * 2 * m, dtype=torch.bool, device=states.device)
+        self.present = torch.zeros(
+            batch, config.retro_num_neighbors * 2 * m, dtype=torch.bool, device=states.device
+        )
 
 
 class Growing(Retrieved):
     """The same for tokens that are added to a cache, where each row is somewhere else in a chunk.
 
-    Row b has a window of w chunks: from the one that its first new token lies in to the one that the last of any row lies
-    in. `finished` (B, w) says which of them are now full, `rows` and `which` name those n. What a layer reads is a bank
-    of w + 1 entries a row: what it had before, and the window's chunks.
+    Row b has a window of w chunks: from the one that its first new token lies in to the one that the last of
+    any row lies in. `finished` (B, w) says which of them are now full, `rows` and `which` name those n. What
+    a layer reads is a bank of w + 1 entries a row: what it had before, and the window's chunks.
     """
 
-    def __init__(self, cache: RetroCache, tokens: Tensor, positions: Tensor, lengths: Tensor | None, *, gate: float):
+    def __init__(
+        self, cache: RetroCache, tokens: Tensor, positions: Tensor, lengths: Tensor | None, *, gate: float
+    ):
         B, T = tokens.shape
         m = cache.tokens.shape[1]
         self.cache, self.gate, self.chunk_length = cache, gate, m
@@ -198,12 +229,15 @@ class Growing(Retrieved):
         self.row = torch.arange(B, device=tokens.device)
         self.newest = self.finished.sum(1)  # the bank's entry that is read from the last new token on
         old = cache.present & (positions[:, :1] >= m)  # before, a row may have been another text's
-        self.bank = torch.cat([old[:, None], old.new_zeros(B, w, old.shape[1])], dim=1)  # (B, w + 1, k r) bool
+        # (B, w + 1, k r) bool
+        self.bank = torch.cat([old[:, None], old.new_zeros(B, w, old.shape[1])], dim=1)
         cache.present.copy_(self.bank[self.row, self.newest])
         self.encoded = None
 
     def keep(self, kept: Tensor, new: Tensor) -> Tensor:
-        """(n, m, ...): the chunks that are now full, of kept (B, m, ...), which then holds the one that goes on, and new (B, T, ...)."""
+        """(n, m, ...): the chunks that are now full, of kept (B, m, ...), which then holds the one that goes
+        on, and new (B, T, ...).
+        """
         m, w = self.chunk_length, self.finished.shape[1]
         slots, offset = torch.arange(w * m, device=new.device), self.offset[:, None]
         place = torch.where(slots < offset, slots, m + slots - offset).clamp(max=m + new.shape[1] - 1)
@@ -222,7 +256,9 @@ class Growing(Retrieved):
         if len(chunks):
             self.encoded = encoder(self.states, self.present, self.rotary, chunks, Seen())
 
-    def read(self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: LayerCache, attention: Callable) -> Tensor:
+    def read(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: LayerCache, attention: Callable
+    ) -> Tensor:
         B, T, width = query.shape
         m, w, channels = self.chunk_length, self.finished.shape[1], cache.memory[0].shape[-1]
         if T == 1:  # what it reads is what the cache then holds
@@ -230,7 +266,9 @@ class Growing(Retrieved):
                 for kept, new in zip(cache.memory, (key, value)):
                     kept[self.rows] = new.to(kept.dtype)
             key, value = (kept.to(query.dtype) for kept in cache.memory)
-            return _attend(query.view(B, 1, -1, channels).transpose(1, 2), key, value, self.cache.present, attention)
+            return attend_where_present(
+                query.view(B, 1, -1, channels).transpose(1, 2), key, value, self.cache.present, attention
+            )
         banks = []
         for kept, new in zip(cache.memory, (key, value)):
             bank = torch.cat([kept[:, None], kept.new_zeros(B, w, *kept.shape[1:])], dim=1)
@@ -238,64 +276,15 @@ class Growing(Retrieved):
                 bank[self.rows, self.which + 1] = new.to(kept.dtype)
             kept.copy_(bank[self.row, self.newest])
             banks.append(bank.flatten(0, 1).to(query.dtype))  # (B (w + 1), G, k r, C)
-        # The token in slot j of the window reads entry (j + 1) // m: the last of a chunk its own, those before it the one before.
+        # The token in slot j of the window reads entry (j + 1) // m: the last of a chunk its own, those
+        # before it the one before.
         slots = self.offset[:, None] + torch.arange(1, T + 1, device=query.device)
         groups = query.new_zeros(B, (w + 1) * m, width)
         groups[self.row[:, None], slots] = query
-        y = _attend(groups.view(B * (w + 1), m, -1, channels).transpose(1, 2), *banks, self.bank.flatten(0, 1), attention)
+        y = attend_where_present(
+            groups.view(B * (w + 1), m, -1, channels).transpose(1, 2),
+            *banks,
+            self.bank.flatten(0, 1),
+            attention,
+        )
         return y.view(B, (w + 1) * m, width)[self.row[:, None], slots]
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, present: Tensor, attention: Callable) -> Tensor:
-    """(n, T, H C); zeros where no key is present. query: (n, H, T, C). key, value: (n, G, keys, C). present: (n, keys) bool."""
-    any_present = present.any(1, keepdim=True)
-    y = attention(query, key, value, see_tokens(present | ~any_present))  # of no keys at all there is no softmax
-    return y * any_present[..., None].to(y.dtype)
-
-
-class ChunkedCrossAttention(CrossAttention):
-    """x (B, T, D) -> (B, T, D): what each token reads of the neighbours that it may read (section 2.4 of the paper)."""
-
-    def __init__(self, config: ModelConfig, *, encodes: bool):
-        """encodes: whether this is the first of its kind in the model, which owns the encoder."""
-        super().__init__(config)
-        self.out = Linear(config.num_attention_heads * config.kv_channels, config.hidden_size, bias=False, std=config.residual_std, split="row")
-        self.encoder = Encoder(config) if encodes else None
-
-    def forward(self, x: Tensor, *, retrieved: Retrieved, cache: LayerCache | None = None, **_) -> Tensor:
-        if self.encoder is not None:
-            retrieved.encode(self.encoder, x)
-        key, value = (None, None) if retrieved.encoded is None else self.keys_and_values(retrieved.encoded)
-        attention = functools.partial(attend, scale=self.scale, dropout=self.dropout if self.training else 0.0)
-        y = self.out(retrieved.read(self.query(x), key, value, cache, attention))
-        return y if retrieved.gate == 1 else y * retrieved.gate
-
-
-class Encoder(nn.Module):
-    """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        own = dataclasses.replace(config, hidden_dropout=config.retro_encoder_hidden_dropout, attention_dropout=config.retro_encoder_attention_dropout)
-        self.dropout = own.hidden_dropout
-        crosses = [NeighborAttention(own) if i == 0 else None for i in range(config.retro_encoder_layers)]
-        self.layers = nn.ModuleList(Block(own, mixer=Attention(own), cross=cross, ffn=FeedForward(own)) for cross in crosses)
-        self.norm = Norm(config)
-
-    def forward(self, states: Tensor, present: Tensor, rotary: tuple[Tensor, Tensor] | None, memory: Tensor, memory_seen: Seen) -> Tensor:
-        """(n, k r, D), normalised. states: (n k, r, D). present: (n, k, r) bool. memory: (n, m, D), the chunks."""
-        here = present.flatten(0, 1)
-        seen, x = see_tokens(here | ~here.any(1, keepdim=True)), F.dropout(states, self.dropout, self.training)
-        for layer in self.layers:
-            x = layer(x, seen=seen, rotary=rotary, memory=memory, memory_seen=memory_seen)
-        return self.norm(x).reshape(len(present), -1, x.shape[-1])
-
-
-class NeighborAttention(CrossAttention):
-    """x (n k, r, D), memory (n, m, D) -> (n k, r, D): every neighbour reads its chunk, whose keys are computed once for all k."""
-
-    def forward(self, x: Tensor, *, memory: Tensor, memory_seen: Seen, **_) -> Tensor:
-        query = self.query(x)
-        grouped = query.view(len(memory), -1, query.shape[-1] // self.channels, self.channels).transpose(1, 2)  # (n, H, k r, C)
-        y = attend(grouped, *self.keys_and_values(memory), memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0)
-        return self.out(y.view(query.shape))

@@ -1,8 +1,9 @@
 """the head's softmax and its gradient on a CPU, in the place of the logits: one read and one write of memory.
 
-torch goes over the logits some eight times, half of them in float32: 7 ns a logit where this takes 1, and a third of a
-bfloat16 step of a small GPT-2 (V = 50304) went there. numba compiles the loops; what it has no instruction for, a
-vector's exponential and bfloat16, is written out here. numba loads when this module does, so import it where that pays.
+torch goes over the logits some eight times, half of them in float32: 7 ns a logit where this takes 1, and a
+third of a bfloat16 step of a small GPT-2 (V = 50304) went there. numba compiles the loops; what it has no
+instruction for, a vector's exponential and bfloat16, is written out here. numba loads when this module does,
+so import it where that pays.
 """
 
 from __future__ import annotations
@@ -18,14 +19,29 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
 
-from ...compiled import compile_loop
-from .loss import chunks_of
+from ...core.numba_loops import compile_loop
+from .layers import chunks_of
 
 LANES, BLOCK = 64, 512
 LOWEST = np.float32(-87.0)  # exp of less is no normal float32
-LOG2_E, LN_2_HIGH, LN_2_LOW = np.float32(1.44269504088896341), np.float32(0.693359375), np.float32(-2.12194440e-4)
-# exp(r) for |r| <= ln(2) / 2 is 1 + r + r^2 (the polynomial), to 2e-7: expf of the Cephes library (Moshier 1992).
-P0, P1, P2, P3, P4, P5 = (np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1))
+LOG2_E, LN_2_HIGH, LN_2_LOW = (
+    np.float32(1.44269504088896341),
+    np.float32(0.693359375),
+    np.float32(-2.12194440e-4),
+)
+# exp(r) for |r| <= ln(2) / 2 is 1 + r + r^2 (the polynomial), to 2e-7: expf of the Cephes library (Moshier
+# 1992).
+P0, P1, P2, P3, P4, P5 = (
+    np.float32(c)
+    for c in (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
+)
 HALF, ONE = np.float32(0.5), np.float32(1.0)
 BIAS, MANTISSA, UPPER, LAST, ROUND = np.int32(127), np.int32(23), np.int32(16), np.int32(1), np.int32(0x7FFF)
 
@@ -34,12 +50,22 @@ ROWS_BYTES = {torch.float32: 100 << 20, torch.bfloat16: 256 << 20}  # of logits 
 COLUMNS = 4096  # of a product with the head's rows, in float32
 
 
-def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, vocab_size: int, *, needs_gradient: bool) -> tuple[Tensor, tuple]:
-    """What loss._loss_and_gradients gives, for float32 or bfloat16 on a CPU: (the loss, (the gradients of hidden and weight)).
+def loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss_mask: Tensor,
+    vocab_size: int,
+    *,
+    needs_gradient: bool,
+) -> tuple[Tensor, tuple]:
+    """What loss._loss_and_gradients gives, for float32 or bfloat16 on a CPU: (the loss, (the gradients of
+    hidden and weight)).
 
-    A chunk of logits is one piece of memory for all of them: fresh pages cost as much as a fifth of the product. In
-    float32 chunks are small and the product with the head goes by its rows, which keeps oneDNN at 105 instead of 85
-    GFLOP a CPU second (Zen 4); in bfloat16 chunks are large, because adding up their products in float32 costs more.
+    A chunk of logits is one piece of memory for all of them: fresh pages cost as much as a fifth of the
+    product. In float32 chunks are small and the product with the head goes by its rows, which keeps oneDNN at
+    105 instead of 85 GFLOP a CPU second (Zen 4); in bfloat16 chunks are large, because adding up their
+    products in float32 costs more.
     """
     N, V = len(hidden), len(weight)
     wide = weight.dtype == torch.float32
@@ -71,19 +97,23 @@ def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, loss_mask
 def softmax_gradient_(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """The labels' log-probabilities, (N,) float64; the logits become softmax(logits) minus one at the label.
 
-    logits: (N, V) contiguous, float32 or bfloat16, on a CPU. labels: (N,) int64. vocab_size: columns that are tokens;
-    the gradient of those after them is zero.
+    logits: (N, V) contiguous, float32 or bfloat16, on a CPU. labels: (N,) int64. vocab_size: columns that are
+    tokens; the gradient of those after them is zero.
     """
     narrow = logits.dtype == torch.bfloat16
     loop = _narrow if narrow else _wide
     values, wanted = (logits.view(torch.uint16) if narrow else logits).numpy(), labels.numpy()
     picked = np.empty(len(logits))
-    _by_rows(len(logits), lambda s: loop(values[s], wanted[s], vocab_size, picked[s], np.empty(vocab_size, np.float32)))
+    _by_rows(
+        len(logits),
+        lambda s: loop(values[s], wanted[s], vocab_size, picked[s], np.empty(vocab_size, np.float32)),
+    )
     return torch.from_numpy(picked)
 
 
 def fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tensor) -> None:
-    """Adds a piece of the vocabulary to what is known of a softmax; see likelihood.Softmax, whose tensors are changed.
+    """Adds a piece of the vocabulary to what is known of a softmax; see likelihood.Softmax, whose tensors are
+    changed.
 
     logits: (N, C) float32 of the ids from `first` on, on a CPU; only read.
     """
@@ -101,12 +131,16 @@ def _by_rows(count: int, work: Callable[[slice], None]) -> None:
 
 @intrinsic
 def _as_float(typing, bits):
-    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.FloatType())
+    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.FloatType()
+    )
 
 
 @intrinsic
 def _as_bits(typing, number):
-    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.IntType(32))
+    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.IntType(32)
+    )
 
 
 @compile_loop
@@ -138,10 +172,13 @@ def _exponential(x):
 
 @LOOSELY
 def _exponentials(row, most):
-    """row becomes exp(row - most), whose sum is returned; what is not a number stays so, and makes the sum so."""
+    """row becomes exp(row - most), whose sum is returned; what is not a number stays so, and makes the sum
+    so.
+    """
     total = 0.0
     for start in range(0, len(row), BLOCK):
-        part, block = np.float32(0), row[start : start + BLOCK]  # an index that starts at zero is one that LLVM trusts
+        # an index that starts at zero is one that LLVM trusts
+        part, block = np.float32(0), row[start : start + BLOCK]
         for j in range(len(block)):
             e = _exponential(block[j] - most)
             block[j] = e
@@ -197,7 +234,9 @@ def _narrow(logits, labels, tokens, picked, row):
 
 @compile_loop
 def _softmax(row, label):
-    """(the label's log-probability, scale); row x scale is then the softmax of the row, minus one at the label."""
+    """(the label's log-probability, scale); row x scale is then the softmax of the row, minus one at the
+    label.
+    """
     most = _greatest(row)
     at = np.float64(row[label]) - most
     total = _exponentials(row, most)

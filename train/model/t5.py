@@ -1,8 +1,11 @@
-"""T5 (Raffel et al. 2020): one sequence -> an encoder's states -> a decoder that reads them and says what comes next.
+"""T5 (Raffel et al.
 
-Positions are learned (Megatron-LM's T5) or enter as biases by distance, of which each stack has one table for all of
-its layers (the original and Hugging Face's). With the latter come the original's other ways: scores are not divided by the
-root of the channels, and where the head is the embedding, what goes into it is scaled by hidden_size^-0.5.
+2020): one sequence -> an encoder's states -> a decoder that reads them and says what comes next.
+
+Positions are learned (Megatron-LM's T5) or enter as biases by distance, of which each stack has one table for
+all of its layers (the original and Hugging Face's). With the latter come the original's other ways: scores
+are not divided by the root of the channels, and where the head is the embedding, what goes into it is scaled
+by hidden_size^-0.5.
 """
 
 from __future__ import annotations
@@ -41,22 +44,31 @@ class T5(nn.Module):
         learned, relative = (config.position_embedding_type == kind for kind in ("learned", "relative"))
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
         self.encoder_bias = DistanceBias(config, both_ways=True) if relative else None
-        self.encoder = nn.ModuleList(Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers))
+        self.encoder = nn.ModuleList(
+            Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)
+        )
         self.encoder_norm = Norm(config)
         self.decoder_bias = DistanceBias(config, both_ways=False) if relative else None
         self.decoder = nn.ModuleList(
-            Block(config, mixer=Attention(config), cross=CrossAttention(config), ffn=FeedForward(config)) for _ in range(config.decoder_num_layers)
+            Block(config, mixer=Attention(config), cross=CrossAttention(config), ffn=FeedForward(config))
+            for _ in range(config.decoder_num_layers)
         )
         self.decoder_norm = Norm(config)
-        self.output = Linear(D, V, bias=False, std=std, split="column") if config.untie_embeddings_and_output_weights else None
-        self.cross_entropy = cross_entropy  # the parallel floor puts another here, where ranks have parts of the vocabulary
+        self.output = (
+            Linear(D, V, bias=False, std=std, split="column")
+            if config.untie_embeddings_and_output_weights
+            else None
+        )
+        # the parallel floor puts another here, where ranks have parts of the vocabulary
+        self.cross_entropy = cross_entropy
 
     @property
     def layers(self) -> list[Block]:
         return [*self.encoder, *self.decoder]
 
     def forward(self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """The decoder's hidden states (B, T, D), normalised, of tokens (B, T) after encoder_tokens (B, S), int64.
+        """The decoder's hidden states (B, T, D), normalised, of tokens (B, T) after encoder_tokens (B, S),
+        int64.
 
         padding_mask: (B, S), true where encoder_tokens are tokens and not padding.
         """
@@ -72,7 +84,9 @@ class T5(nn.Module):
             x = layer(x, seen=seen)
         return Memory(self.encoder_norm(x), present)
 
-    def decode(self, tokens: Tensor, memory: Memory, *, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def decode(
+        self, tokens: Tensor, memory: Memory, *, positions: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """The decoder's hidden states (B, T, D), normalised, of tokens (B, T) int64.
 
         positions, cache: as in GPT.forward; what is read of the memory is computed at the cache's first use.
@@ -80,31 +94,53 @@ class T5(nn.Module):
         T = tokens.shape[1]
         if positions is None:
             start = cache.length if cache is not None else 0
-            positions = torch.arange(start, start + T, device=tokens.device).expand(len(tokens) if cache is not None else 1, T)
+            positions = torch.arange(start, start + T, device=tokens.device).expand(
+                len(tokens) if cache is not None else 1, T
+            )
         seen = cache.at(positions) if cache is not None else Seen(causal=True)
         if self.decoder_bias is not None:
             slots = torch.arange(cache.length if cache is not None else T, device=tokens.device)
             seen = self.decoder_bias(positions, slots, seen)
         x = self.embed(tokens, positions)
         for i, layer in enumerate(self.decoder):
-            x = layer(x, seen=seen, memory=memory.states, memory_seen=memory.seen, cache=cache and cache.layers[i])
+            x = layer(
+                x, seen=seen, memory=memory.states, memory_seen=memory.seen, cache=cache and cache.layers[i]
+            )
         return self.decoder_norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(B, T, D): what goes into a stack's first block, of tokens (B, T) and positions (T,) or (B, T), int64."""
+        """(B, T, D): what goes into a stack's first block, of tokens (B, T) and positions (T,) or (B, T),
+        int64.
+        """
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
         return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) from the decoder's hidden states (..., D); the padding of the vocabulary has minus infinity."""
+        """(..., V) from the decoder's hidden states (..., D); the padding of the vocabulary has minus
+        infinity.
+        """
         return logits_of(self._scaled(hidden), self._head(), self.config.vocab_size)
 
-    def loss(self, tokens: Tensor, labels: Tensor, loss_mask: Tensor, *, encoder_tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64. loss_mask: (B, T), weights."""
-        hidden = self._scaled(self.forward(tokens, encoder_tokens, padding_mask))  # not self(...): see GPT.loss
-        return self.cross_entropy(hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size)
+    def loss(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        *,
+        encoder_tokens: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64.
+
+        loss_mask: (B, T), weights.
+        """
+        # not self(...): see GPT.loss
+        hidden = self._scaled(self.forward(tokens, encoder_tokens, padding_mask))
+        return self.cross_entropy(
+            hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size
+        )
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache of the decoder, for `batch` rows of up to `max_length` tokens."""
@@ -112,7 +148,11 @@ class T5(nn.Module):
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         config = self.config
-        return hidden if config.untie_embeddings_and_output_weights or config.position_embedding_type != "relative" else hidden * config.hidden_size**-0.5
+        return (
+            hidden
+            if config.untie_embeddings_and_output_weights or config.position_embedding_type != "relative"
+            else hidden * config.hidden_size**-0.5
+        )
 
     def _head(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight
@@ -124,11 +164,18 @@ class DistanceBias(nn.Module):
     def __init__(self, config: ModelConfig, *, both_ways: bool):
         super().__init__()
         self.both_ways = both_ways
-        self.table = Embedding(DISTANCE_BUCKETS, config.num_attention_heads, std=config.init_method_std, split="row")
+        self.table = Embedding(
+            DISTANCE_BUCKETS, config.num_attention_heads, std=config.init_method_std, split="row"
+        )
 
     def forward(self, queries: Tensor, keys: Tensor, seen: Seen) -> Seen:
         """`seen` with the biases in its mask. queries: (T,) or (B, T), keys: (K,) int64 positions."""
-        bias = self.table(distance_buckets(queries, keys, both_ways=self.both_ways, buckets=DISTANCE_BUCKETS, max_distance=MAX_DISTANCE)).movedim(-1, -3)  # (H, T, K) or (B, H, T, K)
+        # (H, T, K) or (B, H, T, K)
+        bias = self.table(
+            distance_buckets(
+                queries, keys, both_ways=self.both_ways, buckets=DISTANCE_BUCKETS, max_distance=MAX_DISTANCE
+            )
+        ).movedim(-1, -3)
         bias = bias if bias.ndim == 4 else bias[None]
         mask = seen.mask
         if seen.causal:

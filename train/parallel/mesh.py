@@ -1,14 +1,14 @@
 """the one place that starts torch.distributed and makes groups.
 
-`launch` reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK); without it, or with one process, nothing of
-torch.distributed is started. All ranks stand in one grid, seen in two ways:
+`launch` reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK); without it, or with one process, nothing
+of torch.distributed is started. All ranks stand in one grid, seen in two ways:
 
     dense   pipeline x data x context x tensor       the weights that every rank has a share of
     sparse  pipeline x rest x expert x tensor, rest x expert = data x context     the weights of experts
 
-Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then data-parallel ones;
-pipeline stages, which exchange least, stand furthest apart. Ranks that differ in their data-parallel place alone read
-different samples; all others of a replica read the same.
+Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then
+data-parallel ones; pipeline stages, which exchange least, stand furthest apart. Ranks that differ in their
+data-parallel place alone read different samples; all others of a replica read the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import datetime
 import gc
-import math
 import os
 import sys
 import traceback
@@ -28,49 +27,109 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate
 
-from ...config import Failure, UserError, check, option
-from .watch import Watch
+from ...core.config import Failure, UserError, check, option
+from .watchdog import Watch
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """How processes work together. Their number is torchrun's; what the other sizes leave is data parallel.
 
-    None of this changes a result but by rounding (and which masks dropout draws), so a run may go on at another layout.
+    None of this changes a result but by rounding (and which masks dropout draws), so a run may go on at
+    another layout.
     """
 
     tensor_model_parallel_size: int = option(1, "processes among which every matrix is cut", role="runtime")
-    sequence_parallel: bool = option(False, "cut also what lies between the matrices, along the sequence, over the tensor-parallel processes", role="runtime")
-    context_parallel_size: int = option(1, "processes among which a sequence is cut; attention gathers keys and values", role="runtime")
-    pipeline_model_parallel_size: int = option(1, "pipeline stages: processes among which the blocks are dealt out, one after the other", role="runtime")
-    num_layers_per_virtual_pipeline_stage: int | None = option(None, "interleave: every pipeline process has several stages of so many blocks each, and waits less (default: one stage)", role="runtime")
-    pipeline_schedule: Literal["1f1b", "gpipe", "zero-bubble"] = option("1f1b", "order of the stages' work: forward and backward passes in turns; all forward passes first; or turns with the gradients of weights put off to where a stage would wait", role="runtime")
-    expert_model_parallel_size: int = option(1, "data- and context-parallel processes among which experts are dealt out; tokens travel to them", role="runtime")
-    data_parallel_sharding: Literal["optimizer", "full"] = option("optimizer", "what is cut over data- and context-parallel processes beside the optimizer: nothing (ZeRO-1), or weights and gradients too (ZeRO-3)", role="runtime")
-    distributed_timeout_minutes: float = option(10.0, "how long a rank waits for the others; who has not come then is named, and the job ends", role="runtime")
+    sequence_parallel: bool = option(
+        False,
+        "cut also what lies between the matrices, along the sequence, over the tensor-parallel processes",
+        role="runtime",
+    )
+    context_parallel_size: int = option(
+        1, "processes among which a sequence is cut; attention gathers keys and values", role="runtime"
+    )
+    pipeline_model_parallel_size: int = option(
+        1,
+        "pipeline stages: processes among which the blocks are dealt out, one after the other",
+        role="runtime",
+    )
+    num_layers_per_virtual_pipeline_stage: int | None = option(
+        None,
+        "interleave: every pipeline process has several stages of so many blocks each, and waits less"
+        " (default: one stage)",
+        role="runtime",
+    )
+    pipeline_schedule: Literal["1f1b", "gpipe", "zero-bubble"] = option(
+        "1f1b",
+        "order of the stages' work: forward and backward passes in turns; all forward passes first; or turns"
+        " with the gradients of weights put off to where a stage would wait",
+        role="runtime",
+    )
+    expert_model_parallel_size: int = option(
+        1,
+        "data- and context-parallel processes among which experts are dealt out; tokens travel to them",
+        role="runtime",
+    )
+    data_parallel_sharding: Literal["optimizer", "full"] = option(
+        "optimizer",
+        "what is cut over data- and context-parallel processes beside the optimizer: nothing (ZeRO-1), or"
+        " weights and gradients too (ZeRO-3)",
+        role="runtime",
+    )
+    distributed_timeout_minutes: float = option(
+        10.0,
+        "how long a rank waits for the others; who has not come then is named, and the job ends",
+        role="runtime",
+    )
 
     def __post_init__(self):
-        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size")
+        sizes = (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+            "expert_model_parallel_size",
+        )
         check(
-            *((getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1") for n in sizes),
-            (self.distributed_timeout_minutes > 0, f"parallel.distributed_timeout_minutes = {self.distributed_timeout_minutes} must be above 0"),
-            (
-                not self.sequence_parallel or self.tensor_model_parallel_size > 1,
-                "parallel.sequence_parallel cuts sequences over tensor-parallel processes, and there is one; give --tensor-model-parallel-size, or leave it out",
+            *(
+                (getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1")
+                for n in sizes
             ),
             (
-                self.pipeline_model_parallel_size > 1 or (self.num_layers_per_virtual_pipeline_stage is None and self.pipeline_schedule == "1f1b"),
-                "parallel.num_layers_per_virtual_pipeline_stage and parallel.pipeline_schedule say how pipeline stages work, and there is one; give --pipeline-model-parallel-size, or leave them out",
+                self.distributed_timeout_minutes > 0,
+                f"parallel.distributed_timeout_minutes = {self.distributed_timeout_minutes} must be above 0",
+            ),
+            (
+                not self.sequence_parallel or self.tensor_model_parallel_size > 1,
+                (
+                    "parallel.sequence_parallel cuts sequences over tensor-parallel processes, and there is"
+                    " one; give --tensor-model-parallel-size, or leave it out"
+                ),
+            ),
+            (
+                self.pipeline_model_parallel_size > 1
+                or (self.num_layers_per_virtual_pipeline_stage is None and self.pipeline_schedule == "1f1b"),
+                (
+                    "parallel.num_layers_per_virtual_pipeline_stage and parallel.pipeline_schedule say how"
+                    " pipeline stages work, and there is one; give --pipeline-model-parallel-size, or leave"
+                    " them out"
+                ),
             ),
             (
                 self.pipeline_schedule != "zero-bubble" or self.data_parallel_sharding == "optimizer",
-                "parallel.pipeline_schedule = zero-bubble keeps whole gradients until the end of a step, and parallel.data_parallel_sharding = full cuts them in every micro-batch; leave one of them out",
+                (
+                    "parallel.pipeline_schedule = zero-bubble keeps whole gradients until the end of a step,"
+                    " and parallel.data_parallel_sharding = full cuts them in every micro-batch; leave one of"
+                    " them out"
+                ),
             ),
             (
-                self.num_layers_per_virtual_pipeline_stage is None or self.num_layers_per_virtual_pipeline_stage >= 1,
-                f"parallel.num_layers_per_virtual_pipeline_stage = {self.num_layers_per_virtual_pipeline_stage} must be at least 1",
+                self.num_layers_per_virtual_pipeline_stage is None
+                or self.num_layers_per_virtual_pipeline_stage >= 1,
+                (
+                    "parallel.num_layers_per_virtual_pipeline_stage ="
+                    f" {self.num_layers_per_virtual_pipeline_stage} must be at least 1"
+                ),
             ),
         )
 
@@ -130,7 +189,11 @@ class Mesh:
 
     def any(self, flag: object) -> bool:
         """Whether a flag is set on any rank; the same answer on all."""
-        return bool(flag) if self.world_size == 1 else bool(self.sum(torch.tensor(int(bool(flag)), device=self.device)))
+        return (
+            bool(flag)
+            if self.world_size == 1
+            else bool(self.sum(torch.tensor(int(bool(flag)), device=self.device)))
+        )
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -139,7 +202,8 @@ class Mesh:
     def on_main(self, function: Callable[[], Any]) -> Any:
         """Runs a function on rank 0 while the others wait; its result there, None on the others.
 
-        A mistake of the user's that it raises is raised on rank 0, which says it; the other ranks end quietly.
+        A mistake of the user's that it raises is raised on rank 0, which says it; the other ranks end
+        quietly.
         """
         if self.world_size == 1:
             return function()
@@ -185,11 +249,21 @@ class Mesh:
 
 @contextlib.contextmanager
 def launch(config: ParallelConfig) -> Iterator[Mesh]:
-    """The mesh of this job, for the length of a `with` block; shuts torch.distributed down cleanly at its end."""
+    """The mesh of this job, for the length of a `with` block; shuts torch.distributed down cleanly at its
+    end.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         check_sizes(config, world)
-        check((world == 1 or os.environ.get("MASTER_PORT") != "0", "torchrun --master-port 0: processes cannot find each other at port 0; leave it out, or give --standalone"))
+        check(
+            (
+                world == 1 or os.environ.get("MASTER_PORT") != "0",
+                (
+                    "torchrun --master-port 0: processes cannot find each other at port 0; leave it out, or"
+                    " give --standalone"
+                ),
+            )
+        )
     except UserError:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
@@ -206,7 +280,9 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     # Torch's own timeout ends a job that is not watched any more, without a name.
     timeout = datetime.timedelta(seconds=1.25 * limit + 30)
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "200")  # of the last collectives, which Watch reads
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None
+    )
     mesh = _lay_out(config, dist.get_rank(), world, device)
     watch = Watch(mesh.rank, world, limit, lambda: mesh.doing)
     watch.start()
@@ -228,7 +304,9 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
 
 @contextlib.contextmanager
 def pretend(config: ParallelConfig, world: int, rank: int = 0) -> Iterator[Mesh]:
-    """The mesh of a rank in a job of `world` processes of which no other is there: collectives return at once, with no numbers."""
+    """The mesh of a rank in a job of `world` processes of which no other is there: collectives return at
+    once, with no numbers.
+    """
     check_sizes(config, world)
     if world == 1:
         yield Mesh(0, 1, torch.device("cpu"))
@@ -252,33 +330,59 @@ def check_sizes(config: ParallelConfig, world: int) -> None:
     check(
         (
             world % replica == 0,
-            f"{world} process{'es' if world > 1 else ''} cannot be cut into replicas of parallel.tensor_model_parallel_size = {tensor} x "
-            f"parallel.context_parallel_size = {context}{pipeline} = {replica}; start {-(-world // replica) * replica} with torchrun --nproc-per-node, or make the sizes smaller",
+            (
+                f"{world} process{'es' if world > 1 else ''} cannot be cut into replicas of"
+                f" parallel.tensor_model_parallel_size = {tensor} x parallel.context_parallel_size ="
+                f" {context}{pipeline} = {replica}; start {-(-world // replica) * replica} with torchrun"
+                " --nproc-per-node, or make the sizes smaller"
+            ),
         ),
         (
             world % replica != 0 or shards % expert == 0,
-            f"parallel.expert_model_parallel_size = {expert} does not divide the {shards} data- and context-parallel processes "
-            f"({world} / parallel.tensor_model_parallel_size = {tensor}{pipeline.replace(' x ', ' / ', 1)}); use one of {', '.join(str(n) for n in range(1, shards + 1) if shards % n == 0)}",
+            (
+                f"parallel.expert_model_parallel_size = {expert} does not divide the {shards} data- and"
+                f" context-parallel processes ({world} / parallel.tensor_model_parallel_size ="
+                f" {tensor}{pipeline.replace(' x ', ' / ', 1)}); use one of"
+                f" {', '.join(str(n) for n in range(1, shards + 1) if shards % n == 0)}"
+            ),
         ),
     )
 
 
 def _sizes(config: ParallelConfig) -> tuple[int, int, int, int]:
     """Tensor, context, expert, pipeline."""
-    return config.tensor_model_parallel_size, config.context_parallel_size, config.expert_model_parallel_size, config.pipeline_model_parallel_size
+    return (
+        config.tensor_model_parallel_size,
+        config.context_parallel_size,
+        config.expert_model_parallel_size,
+        config.pipeline_model_parallel_size,
+    )
 
 
 def _lay_out(config: ParallelConfig, rank: int, world: int, device: torch.device) -> Mesh:
     """The grid of a started torch.distributed."""
     tensor, context, expert, stages = _sizes(config)
     shards = world // (tensor * stages)
-    grid = init_device_mesh(device.type, (stages, shards // context, context, tensor), mesh_dim_names=("pp", "dp", "cp", "tp"))
+    grid = init_device_mesh(
+        device.type, (stages, shards // context, context, tensor), mesh_dim_names=("pp", "dp", "cp", "tp")
+    )
     dense = init_device_mesh(device.type, (stages, shards, tensor), mesh_dim_names=("pp", "shards", "tp"))
-    sparse = init_device_mesh(device.type, (stages, shards // expert, expert, tensor), mesh_dim_names=("pp", "rest", "ep", "tp"))
+    sparse = init_device_mesh(
+        device.type, (stages, shards // expert, expert, tensor), mesh_dim_names=("pp", "rest", "ep", "tp")
+    )
     axis = lambda view, name: Axis(view[name].size(), view[name].get_local_rank(), view[name].get_group())
     return Mesh(
-        rank, world, device, dp=axis(grid, "dp"), cp=axis(grid, "cp"), tp=axis(dense, "tp"), ep=axis(sparse, "ep"), pp=axis(dense, "pp"),
-        shards=axis(dense, "shards"), dense=dense, sparse=sparse,
+        rank,
+        world,
+        device,
+        dp=axis(grid, "dp"),
+        cp=axis(grid, "cp"),
+        tp=axis(dense, "tp"),
+        ep=axis(sparse, "ep"),
+        pp=axis(dense, "pp"),
+        shards=axis(dense, "shards"),
+        dense=dense,
+        sparse=sparse,
     )
 
 
@@ -289,8 +393,9 @@ def _sum_along(axis: Axis, tensor: Tensor) -> Tensor:
 
 
 def _shut_down(mesh: Mesh) -> None:
-    # A process group that a DeviceMesh still holds at the interpreter's exit aborts it ("terminate called without an
-    # active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36 once the mesh is dropped.
+    # A process group that a DeviceMesh still holds at the interpreter's exit aborts it ("terminate called
+    # without an active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36 once the
+    # mesh is dropped.
     mesh.dense = mesh.sparse = None
     mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.pp = mesh.shards = ALONE
     gc.collect()
@@ -301,23 +406,3 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's piece of a DTensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def held(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
-    """(this rank's piece of a DTensor, which part of the whole it is); any other tensor is all of it."""
-    if not isinstance(tensor, DTensor):
-        return tensor, tuple(slice(0, size) for size in tensor.shape)
-    (chunk,) = tensor.__create_chunk_list__()
-    return tensor.to_local(), tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes))
-
-
-def replicas(weight: Tensor) -> int:
-    """How many ranks hold the same piece of a weight."""
-    if not isinstance(weight, DTensor):
-        return 1
-    return math.prod(weight.device_mesh.size(i) for i, placement in enumerate(weight.placements) if isinstance(placement, Replicate))

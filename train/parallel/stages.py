@@ -1,17 +1,18 @@
 """A model cut into pipeline stages: which blocks a stage has, and what of the model is left there.
 
-A stage is the whole model, built without memory (on the meta device), of which the blocks of other stages became
-pass-throughs, what stands before the first block or after the last is gone where it is not needed, and the embedding
-gives what came from the stage before. So the model's own forward pass is that of every stage, and all names are those of
-one process. What goes from stage to stage:
+A stage is the whole model, built without memory (on the meta device), of which the blocks of other stages
+became pass-throughs, what stands before the first block or after the last is gone where it is not needed, and
+the embedding gives what came from the stage before. So the model's own forward pass is that of every stage,
+and all names are those of one process. What goes from stage to stage:
 
     GPT, BERT           (B, T, D), after a block
     T5, in the encoder  (B, S, D), after a block of the encoder, or its last
     T5, in the decoder  (B, T, D), after a block, and the encoder's states (B, S, D)
-    Retro               (B, T, D), and from its encoder to the last layer that reads it the neighbours' states (n, k r, D)
+    Retro               (B, T, D), and from its encoder to the last layer that reads it the neighbours' states
+        (n, k r, D)
 
-A weight that several stages read (an embedding that is the head too, T5's positions and its biases by distance) belongs to
-the first of them; the others have copies (pipeline.py keeps them equal).
+A weight that several stages read (an embedding that is the head too, T5's positions and its biases by
+distance) belongs to the first of them; the others have copies (pipeline.py keeps them equal).
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from ...config import check
-from ..batches import MicroBatch
-from ..flops import block_flops, head_flops
+from ...core.config import check
 from ..model.attention import see_tokens
 from ..model.block import Block
+from ..model.chunked_cross_attention import Retrieved
+from ..model.flops import block_flops, head_flops
 from ..model.gpt import GPT
+from ..model.inputs import MicroBatch
 from ..model.layers import ModelConfig, retro_layers
-from ..model.retro import Retrieved, Retro
+from ..model.retro import Retro
 from ..model.t5 import T5, Memory
 from .mesh import ParallelConfig
 
@@ -38,25 +40,53 @@ OF_LOSS = ("labels", "loss_mask", "swapped")  # of a micro-batch: what the last 
 
 
 def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
-    """Raises UserError where a model cannot be cut into these stages. model: resolved. lengths: see sharding.check_layout."""
+    """Raises UserError where a model cannot be cut into these stages. model: resolved.
+
+    lengths: see sharding.check_layout.
+    """
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     if ranks == 1:
         return
-    check((model.family in FAMILIES, f"parallel.pipeline_model_parallel_size = {ranks}: model.family = {model.family} is not cut into stages; use --tensor-model-parallel-size, or more data-parallel processes"))
+    check(
+        (
+            model.family in FAMILIES,
+            (
+                f"parallel.pipeline_model_parallel_size = {ranks}: model.family = {model.family} is not cut"
+                " into stages; use --tensor-model-parallel-size, or more data-parallel processes"
+            ),
+        )
+    )
     blocks = len(_costs(model, lengths))
     check(
-        (ranks <= blocks, f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks; use at most so many"),
+        (
+            ranks <= blocks,
+            (
+                f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks;"
+                " use at most so many"
+            ),
+        ),
         (
             size is None or blocks % (ranks * size) == 0,
-            f"parallel.num_layers_per_virtual_pipeline_stage = {size} x parallel.pipeline_model_parallel_size = {ranks} does not divide the model's {blocks} blocks; "
-            f"use one of {', '.join(str(n) for n in range(1, blocks // ranks + 1) if blocks % (ranks * n) == 0) or 'none: leave it out, or change the stages'}",
+            (
+                f"parallel.num_layers_per_virtual_pipeline_stage = {size} x"
+                f" parallel.pipeline_model_parallel_size = {ranks} does not divide the model's {blocks}"
+                " blocks; "
+                "use one of"
+                f" {', '.join(str(n) for n in range(1, blocks // ranks + 1) if blocks % (ranks * n) == 0) or 'none: leave it out, or change the stages'}"
+            ),
         ),
     )
 
 
 def bounds(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> list[tuple[int, int]]:
-    """(first block, block after the last) of every stage: as even as blocks can be dealt out, the head counted with the last one."""
-    costs, ranks, size = _costs(model, lengths), parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
+    """(first block, block after the last) of every stage: as even as blocks can be dealt out, the head
+    counted with the last one.
+    """
+    costs, ranks, size = (
+        _costs(model, lengths),
+        parallel.pipeline_model_parallel_size,
+        parallel.num_layers_per_virtual_pipeline_stage,
+    )
     ends = divide(costs, ranks) if size is None else list(range(size, len(costs) + 1, size))
     return list(zip([0, *ends], ends))
 
@@ -70,7 +100,10 @@ def _costs(model: ModelConfig, lengths: dict[str, int]) -> list[float]:
 
 
 def divide(costs: list[float], stages: int) -> list[int]:
-    """Where each stage ends: consecutive blocks, the dearest stage as cheap as can be. len(costs) >= stages."""
+    """Where each stage ends: consecutive blocks, the dearest stage as cheap as can be.
+
+    len(costs) >= stages.
+    """
     return list(_divide(tuple(costs), stages))
 
 
@@ -122,7 +155,9 @@ def _kept(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
     """What a stage has beside its blocks, by the model's names."""
     first, last, kept = begin == 0, end == total, set()
     if last:
-        kept |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"} | (set() if config.untie_embeddings_and_output_weights else {"embedding"})
+        kept |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"} | (
+            set() if config.untie_embeddings_and_output_weights else {"embedding"}
+        )
     if first:
         kept |= {"embedding", "positions", "token_types"}
     if config.post_norm:  # BERT's norm is then the embedding's
@@ -157,7 +192,9 @@ class PassThrough(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A model whose first states come from the stage before, where there is one: `received`, filled before every forward pass."""
+    """A model whose first states come from the stage before, where there is one: `received`, filled before
+    every forward pass.
+    """
 
     def embed(self, *arguments) -> Tensor:
         return self.received.pop(0) if self.received else super().embed(*arguments)
@@ -166,12 +203,18 @@ class _Stage(nn.Module):
         """What the next stage gets; of the last one, (the summed loss,)."""
         self.received = list(received)
         arguments = micro.arguments()
-        result = self.loss(**arguments) if self.is_last else self(**{name: value for name, value in arguments.items() if name not in OF_LOSS})
+        result = (
+            self.loss(**arguments)
+            if self.is_last
+            else self(**{name: value for name, value in arguments.items() if name not in OF_LOSS})
+        )
         return result if isinstance(result, tuple) else (result,)
 
 
 class _T5Stage(_Stage):
-    def forward(self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         encoder = len(self.encoder)
         if self.begin <= encoder:
             memory = self.encode(encoder_tokens, padding_mask)
@@ -185,13 +228,27 @@ class _T5Stage(_Stage):
 
 
 class _RetroStage(_Stage):
-    def forward(self, tokens: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor, **how) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor, **how
+    ) -> Tensor | tuple[Tensor, Tensor]:
         encoding = retro_layers(len(self.layers))[0]
         retrieved = None
         if self.begin <= encoding < self.end:
-            retrieved = Retrieved(*self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)), gate=1.0, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
+            retrieved = Retrieved(
+                *self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)),
+                gate=1.0,
+                chunks=neighbors.shape[1],
+                first=self.first_chunk(tokens, neighbors),
+            )
         elif _reads_on(self.config, self.begin):
-            retrieved = Retrieved(None, neighbor_mask.flatten(0, 1), None, gate=1.0, chunks=neighbors.shape[1], first=self.first_chunk(tokens, neighbors))
+            retrieved = Retrieved(
+                None,
+                neighbor_mask.flatten(0, 1),
+                None,
+                gate=1.0,
+                chunks=neighbors.shape[1],
+                first=self.first_chunk(tokens, neighbors),
+            )
             retrieved.encoded = self.received.pop()
         x = GPT.forward(self, tokens, retrieved=retrieved, **how)
         return (x, retrieved.encoded.clone()) if not self.is_last and _reads_on(self.config, self.end) else x
@@ -204,7 +261,10 @@ def _reads_on(config: ModelConfig, begin: int) -> bool:
 
 
 def shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
-    """Of what comes to the stage whose first block is `begin`. cut: tensor-parallel ranks over which sequences are cut between blocks."""
+    """Of what comes to the stage whose first block is `begin`.
+
+    cut: tensor-parallel ranks over which sequences are cut between blocks.
+    """
     B, T = micro.tokens.shape
     if config.family == "t5":
         S = micro.encoder_tokens.shape[1]

@@ -1,0 +1,245 @@
+"""`mt run`: stages chained by their manifests; skips what is up to date.
+
+    run_dir: runs/mine
+    stages:
+      clean:  {run: data clean, input: my/*.jsonl, preset: fineweb}
+      dedup:  {run: data dedup, input: "${clean}"}
+      tokens: {run: data tokenize, input: "${dedup}", vocab_file: v.json, merge_file: m.txt, append_eod: true}
+      train:  {run: train, data.data_path: "${tokens}_text_document", train.train_iters: 1000, launch: mt
+          launch --nproc-per-node 8}
+
+A stage is a command of mt (`run`) with its settings, spelled as in that command's `--config` file. Its output
+goes to `<run_dir>/<stage>` unless it says otherwise; `${stage}` stands for it and `${run_dir}` for the
+directory of all. `launch` puts a launcher (mt launch, torchrun, srun) before the command. The manifest of
+each stage carries a key made of its settings and of the keys of what it read, so a stage is run again exactly
+when one of its own settings or a stage before it changed, and a killed pipeline goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import cli
+from ..core.config import Failure, UserError, nearest, option, read_yaml, settings
+from ..core.manifest import atomic_write, read_json, write_json
+from . import report
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings of `mt run`."""
+
+    POSITIONAL = "pipeline"
+
+    pipeline: str = option(help="YAML file of stages", role="input")
+    run_dir: str | None = option(
+        None, "directory for all outputs (default: the file's own run_dir)", role="output"
+    )
+    until: str | None = option(None, "the last stage to run")
+    dry_run: bool = option(
+        False, "check every stage's settings and print the commands, run nothing", role="runtime"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The settings of `mt demo`."""
+
+    run_dir: str = option("runs/demo", "directory for all outputs", role="output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage, its references resolved."""
+
+    name: str
+    verb: tuple[str, ...]
+    settings: dict[str, Any]
+    output: str
+    launch: list[str]
+
+
+def demo(config: DemoConfig) -> dict:
+    """Runs the packaged `examples/demo.yaml`; returns its summary."""
+    return run(
+        RunConfig(pipeline=str(Path(__file__).parents[1] / "examples" / "demo.yaml"), run_dir=config.run_dir)
+    )
+
+
+def run(config: RunConfig) -> dict:
+    """Runs the stages of a pipeline file in order; returns the table of results and the path of the report,
+    if any.
+
+    Every stage's settings are checked before the first one starts.
+    """
+    started = time.time()
+    run_dir, stages = load(config.pipeline, config.run_dir)
+    names = [s.name for s in stages]
+    if config.until is not None:
+        if config.until not in names:
+            raise UserError(
+                f"until = {config.until!r} is no stage of {config.pipeline}{nearest(config.until, names)}; it"
+                f" has {', '.join(names)}"
+            )
+        stages = stages[: names.index(config.until) + 1]
+    calls = [(stage, *_configure(stage, config.pipeline)) for stage in stages]
+    if config.dry_run:
+        return {
+            "text": "\n".join(
+                f"{s.name}: {' '.join([*s.launch, 'mt', *s.verb])} -> {s.output}" for s in stages
+            )
+        }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(
+        run_dir / "pipeline.json",
+        [{"name": s.name, "verb": " ".join(s.verb), "output": s.output} for s in stages],
+    )
+    manifests = []
+    for number, (stage, function, settings_) in enumerate(calls, 1):
+        began = time.time()
+        print(f"[{number}/{len(calls)}] {stage.name}: mt {' '.join(stage.verb)}", file=sys.stderr, flush=True)
+        manifests.append(_launch(stage, run_dir) if stage.launch else function(settings_))
+        took = time.time() - began
+        print(f"[{number}/{len(calls)}] {stage.name}: {took:.1f} s", file=sys.stderr, flush=True)
+    rows = report.rows([(s.name, s.output, m) for s, m in zip(stages, manifests)])
+    page = next((m["page"] for m in reversed(manifests) if "page" in m), None)
+    seconds = time.time() - started
+    text = report.text_table(rows) + f"\n\n{seconds:.0f} s in all" + (f"; report: {page}" if page else "")
+    rejected = sum(m.get("counts", {}).get("rejected", 0) for m in manifests)
+    return {
+        "text": text,
+        "stages": rows,
+        "report": page,
+        "seconds": round(seconds, 1),
+        "counts": {"rejected": rejected},
+    }
+
+
+def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
+    """The run directory and the stages of a pipeline file; raises UserError that names every mistake."""
+    tree = read_yaml(path)
+    unknown = [k for k in tree if k not in ("run_dir", "stages")]
+    if unknown:
+        raise UserError(
+            "\n".join(
+                f"{path}: unknown key {k!r}{nearest(str(k), ['run_dir', 'stages'])}; it takes run_dir and"
+                " stages"
+                for k in unknown
+            )
+        )
+    if not isinstance(tree.get("stages"), dict) or not tree["stages"]:
+        raise UserError(f"{path}: needs `stages:`, a mapping from each stage's name to its settings")
+    folder = run_dir or tree.get("run_dir")
+    if not folder:
+        raise UserError(f"{path}: needs run_dir, the directory for all outputs (or pass --run-dir)")
+    stages: list[Stage] = []
+    errors: list[str] = []
+    outputs = {"run_dir": str(folder)}
+    for name, body in tree["stages"].items():
+        try:
+            stage = _stage(str(name), body, Path(folder), outputs)
+        except UserError as error:
+            errors += [f"{path}: stage {name}: {line}" for line in str(error).split("\n")]
+            outputs[str(name)] = f"{folder}/{name}"  # later references to it are no further mistakes
+            continue
+        outputs[stage.name] = stage.output
+        stages.append(stage)
+    if errors:
+        raise UserError("\n".join(errors))
+    return Path(folder), stages
+
+
+def _stage(name: str, body, run_dir: Path, outputs: dict[str, str]) -> Stage:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError("a stage's name is made of letters, digits, - and _")
+    if not isinstance(body, dict) or not isinstance(body.get("run"), str):
+        raise UserError("needs `run:`, the command of mt that it runs (`run: data clean`)")
+    verb = tuple(body["run"].split())
+    if verb not in cli.VERBS:
+        known = [" ".join(v) for v in cli.VERBS]
+        raise UserError(
+            f"run: {body['run']!r} is no command of mt{nearest(body['run'], known)}; `mt --help` lists them"
+        )
+    _, cls = cli.verb(verb)
+    output = next((s for s in settings(cls) if s.role == "output"), None)
+    if output is None:
+        raise UserError(f"`mt {body['run']}` writes nothing: it cannot be a stage")
+    given = {k: _resolve(v, outputs) for k, v in body.items() if k not in ("run", "launch")}
+    place = _lookup(given, output.path)
+    if place is None:
+        place = str(run_dir / name / name if output.name.endswith("prefix") else run_dir / name)
+        given[output.name] = place
+    overwrite = next((s for s in settings(cls) if s.path[-1] == "overwrite"), None)
+    if overwrite is not None:
+        # a stage's place is its own: what an older version of the file left there is replaced
+        given[overwrite.name] = True
+    return Stage(name, verb, given, place, shlex.split(_resolve(body.get("launch", ""), outputs)))
+
+
+def _lookup(tree: dict, path: tuple[str, ...]):
+    if ".".join(path) in tree:
+        return tree[".".join(path)]
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _resolve(value, outputs: dict[str, str]):
+    """A setting with every `${stage}` replaced by that stage's output."""
+    if isinstance(value, dict):
+        return {k: _resolve(v, outputs) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve(v, outputs) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def output_of(match: re.Match) -> str:
+        if match[1] not in outputs:
+            raise UserError(
+                f"{match[0]} names no stage before this one{nearest(match[1], outputs)}; stages run in the"
+                " order of the file"
+            )
+        return outputs[match[1]]
+
+    return REFERENCE.sub(output_of, value)
+
+
+def _configure(stage: Stage, origin: str):
+    function, cls = cli.verb(stage.verb)
+    return function, cli.configure(cls, [(f"{origin}: stage {stage.name}", stage.settings)])
+
+
+def _launch(stage: Stage, run_dir: Path) -> dict:
+    """Runs a stage under its launcher, as `LAUNCHER -m mt VERB --config FILE`; returns its manifest."""
+    settings_file = run_dir / f"{stage.name}.launch.yaml"
+    with atomic_write(settings_file, "w") as file:
+        yaml.safe_dump(stage.settings, file)
+    command = [*stage.launch, "-m", "mt", *stage.verb, "--config", str(settings_file)]
+    try:
+        code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    except FileNotFoundError:
+        raise UserError(
+            f"stage {stage.name}: launch: {stage.launch[0]!r} is not installed; check its name and PATH"
+        ) from None
+    if code not in (0, 3):
+        kind = UserError if code == 2 else Failure
+        raise kind(
+            f"stage {stage.name}: {' '.join(command)} ended with exit code {code}; its messages stand above"
+        )
+    output = Path(stage.output)
+    _, cls = cli.verb(stage.verb)
+    prefix = next(s for s in settings(cls) if s.role == "output").name.endswith("prefix")
+    return read_json(output.with_name(f"{output.name}.manifest.json") if prefix else output / "manifest.json")

@@ -1,0 +1,266 @@
+"""The published rule sets: Gopher's, C4's and FineWeb's, with datatrove's verdicts on the same words.
+
+Each function takes a `Text` and returns the reason to drop it, or None; `c4` is an edit. Thresholds are those
+of the papers named below and of datatrove 0.10, whose parameters all have a name here; where the two differ,
+datatrove's number is the default and the paper's is named. Shares are computed by the same divisions, so that
+a text on a threshold falls on the same side. In the Gopher sets a threshold of 0 switches its rule off.
+`words` is how a text is cut (features.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from typing import Literal
+
+import numpy as np
+
+from .boilerplate import POLICY_PHRASES
+from .text_stats import Text, duplicates, word_hashes
+
+WordSplitter = Literal["space", "apart"]
+END_PUNCTUATION = (".", "!", "?", '"', "'")
+CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+# Where a sentence ends and another begins: not after an initial or inside an ellipsis. spaCy's sentencizer
+# cuts as many pieces in 9 of 10 lines; datatrove asks it, C4's own code asks NLTK.
+SENTENCE_END = re.compile(
+    r"[.!?](?:(?<=[!?])|(?<![A-Z.]\.)|(?<=[A-Z][A-Z]\.))[!?\"'”’)\]]*(?:\s+(?=\S)|(?=(?<=[a-z]\.)[A-Z]))"
+)
+
+
+class Drop(str):
+    """The reason why a document goes."""
+
+    __slots__ = ()
+
+
+def gopher_quality(
+    view: Text,
+    *,
+    min_words: int = 50,
+    max_words: int = 100_000,
+    min_mean_word: float = 3.0,
+    max_mean_word: float = 10.0,
+    max_symbols_per_word: float = 0.1,
+    max_bullet_lines: float = 0.9,
+    max_ellipsis_lines: float = 0.3,
+    min_alphabetic_words: float = 0.8,
+    min_stop_words: int = 2,
+    stop_words: str = "the,be,to,of,and,that,have,with",
+    words: WordSplitter = "space",
+) -> str | None:
+    """The quality filter of Gopher (Rae et al.
+
+    2021, arXiv 2112.11446, appendix A1.1), all thresholds as there.
+
+    Words of marks alone count for nothing but the shares per word, as in FineWeb's pipeline. stop_words: with
+    commas between, at least min_stop_words different ones must stand there.
+    """
+    text, found = view.text, view.words(words)
+    plain = found.count - found.symbols
+    if not found.count or (min_words and plain < min_words):
+        return "gopher_too_few_words"
+    if max_words and plain > max_words:
+        return "gopher_too_many_words"
+    mean = found.plain_chars / plain if plain else 0.0
+    if plain and ((min_mean_word and mean < min_mean_word) or (max_mean_word and mean > max_mean_word)):
+        return "gopher_mean_word_length"
+    if max_symbols_per_word and text.count("#") / found.count > max_symbols_per_word:
+        return "gopher_hashes"
+    if max_symbols_per_word and (text.count("...") + text.count("…")) / found.count > max_symbols_per_word:
+        return "gopher_ellipses"
+    lines, bullets, ellipses = view.line_counts("", 0)[:3]
+    if max_bullet_lines and bullets / lines > max_bullet_lines:
+        return "gopher_bullet_lines"
+    if max_ellipsis_lines and ellipses / lines > max_ellipsis_lines:
+        return "gopher_ellipsis_lines"
+    if min_alphabetic_words and (found.count - found.unlettered) / found.count < min_alphabetic_words:
+        return "gopher_not_alphabetic"
+    if min_stop_words and found.distinct(_hashes(stop_words), min_stop_words) < min_stop_words:
+        return "gopher_stop_words"
+    return None
+
+
+@functools.cache
+def _hashes(listed: str) -> np.ndarray:
+    return word_hashes(listed.split(","))
+
+
+def gopher_repetition(
+    view: Text,
+    *,
+    max_dup_lines: float = 0.3,
+    max_dup_paragraphs: float = 0.3,
+    max_dup_line_chars: float = 0.2,
+    max_dup_paragraph_chars: float = 0.2,
+    max_top_2gram: float = 0.2,
+    max_top_3gram: float = 0.18,
+    max_top_4gram: float = 0.16,
+    max_dup_5gram: float = 0.15,
+    max_dup_6gram: float = 0.14,
+    max_dup_7gram: float = 0.13,
+    max_dup_8gram: float = 0.12,
+    max_dup_9gram: float = 0.11,
+    max_dup_10gram: float = 0.10,
+    words: WordSplitter = "space",
+) -> str | None:
+    """The repetition filter of Gopher (arXiv 2112.11446, table A1), all thresholds as there.
+
+    Shares of n-grams are shares of characters: the most frequent 2-, 3- and 4-gram with the spaces inside it,
+    and the words of 5- to 10-grams that have stood before, without spaces and without counting a word twice.
+    """
+    text = view.text
+    if not text:
+        return "empty"
+    chars = len(text)
+    bare = text.strip()
+    if "\n\n" in bare:
+        paragraphs = re.split(r"\n{2,}", bare)
+        count, repeated = duplicates(paragraphs)
+        if max_dup_paragraphs and count / len(paragraphs) > max_dup_paragraphs:
+            return "repeated_paragraphs"
+        if max_dup_paragraph_chars and repeated / chars > max_dup_paragraph_chars:
+            return "repeated_paragraph_chars"
+    if "\n" in text:
+        lines = re.split(r"\n+", text)
+        count, repeated = duplicates(lines)
+        if max_dup_lines and count / len(lines) > max_dup_lines:
+            return "repeated_lines"
+        if max_dup_line_chars and repeated / chars > max_dup_line_chars:
+            return "repeated_line_chars"
+    limits = (
+        max_top_2gram,
+        max_top_3gram,
+        max_top_4gram,
+        max_dup_5gram,
+        max_dup_6gram,
+        max_dup_7gram,
+        max_dup_8gram,
+        max_dup_9gram,
+        max_dup_10gram,
+    )
+    for n, limit, taken in zip(range(2, 11), limits, view.words(words).repetition):
+        if limit and taken / chars > limit:
+            return f"top_{n}gram" if n <= 4 else f"repeated_{n}grams"
+    return None
+
+
+def fineweb(
+    view: Text,
+    *,
+    min_punctuated_lines: float = 0.12,
+    allow_unpunctuated: bool = False,
+    line_ends: str = "",
+    max_short_lines: float = 0.67,
+    short_line_chars: int = 30,
+    max_dup_line_chars: float = 0.01,
+    max_newlines_per_word: float = 0.3,
+    words: WordSplitter = "apart",
+) -> str | None:
+    """FineWeb's own quality filters (Penedo et al. 2024, arXiv 2406.17557, section 3.6).
+
+    The thresholds are those of the released pipeline, which wants at most 0.01 of the characters in repeated
+    lines where the paper's text says 0.1, and also bounds newlines per word. line_ends: the characters that
+    end a line well, one after the other (default: Unicode's Sentence_Terminal). allow_unpunctuated: keep a
+    text none of whose lines ends so.
+    """
+    _, _, _, lines, ended, short = view.line_counts(line_ends, short_line_chars)
+    if not lines:
+        return "empty"
+    if ended / lines < min_punctuated_lines and not (ended == 0 and allow_unpunctuated):
+        return "fineweb_unpunctuated_lines"
+    if short / lines > max_short_lines:
+        return "fineweb_short_lines"
+    newlines = view.text.count("\n")
+    if lines > 1 and duplicates(view.lines)[1] / (len(view.text) - newlines) > max_dup_line_chars:
+        return "fineweb_repeated_lines"
+    if newlines / view.words(words).count > max_newlines_per_word:
+        return "fineweb_list"
+    return None
+
+
+def c4(
+    view: Text,
+    *,
+    split: Literal["lines", "sentences"] = "lines",
+    terminal_punctuation: bool = True,
+    min_sentences: int = 5,
+    min_words_per_line: int = 3,
+    max_word_chars: int = 1000,
+    citations: bool = True,
+    lorem_ipsum: bool = True,
+    javascript: bool = True,
+    curly_bracket: bool = True,
+    policy: bool = True,
+) -> str:
+    """C4's lines and pages (Raffel et al.
+
+    2020, JMLR 21/140, section 2.2; numbers of its released code): an edit.
+
+    Lines go that do not end in terminal punctuation (or end in an ellipsis), that have few words or an
+    endless one, that speak of JavaScript or of cookies and terms of use; `[1]`, `[edit]`, `[citation needed]`
+    go from the rest. The page goes that holds lorem ipsum or a curly bracket, or has too few sentences left.
+    Each can be switched off by `false` or 0. split: judge sentences instead of lines, and join what is left
+    by spaces. (C4's list of bad words, its language test and its three-sentence deduplication are other
+    people's lists and other stages.)
+    """
+    whole = view.text.lower()
+    javascript, lorem_ipsum = javascript and "javascript" in whole, lorem_ipsum and "lorem ipsum" in whole
+    policies = [phrase for phrase in POLICY_PHRASES if phrase in whole] if policy else []
+    kept, count = [], 0
+    for line in view.text.splitlines() if split == "lines" else sentences(view.text):
+        line = line.strip()
+        if 0 < max_word_chars < len(line) and _has_longer_word(line, max_word_chars):
+            continue
+        few = min_words_per_line > 0 and len(line.split(None, min_words_per_line - 1)) < min_words_per_line
+        if citations and "[" in line:
+            line = CITATION.sub("", line)
+        if terminal_punctuation and (not line.endswith(END_PUNCTUATION) or line.endswith("...")):
+            continue
+        if few:
+            continue
+        if lorem_ipsum and "lorem ipsum" in line.lower():
+            return Drop("c4_lorem_ipsum")
+        if javascript and "javascript" in line.lower():
+            continue
+        if curly_bracket and "{" in line:
+            return Drop("c4_curly_bracket")
+        if policies and any(phrase in line.lower() for phrase in policies):
+            continue
+        if count < min_sentences:
+            count += 1 if split == "sentences" else count_sentences(line, min_sentences)
+        kept.append(line)
+    if count < min_sentences:
+        return Drop("c4_too_few_sentences")
+    return ("\n" if split == "lines" else " ").join(kept).strip()
+
+
+def c4_paragraphs(view: Text, *, min_paragraphs: int = 3, min_chars: int = 200) -> str | None:
+    """mC4's pages: at least so many lines of so many characters (Xue et al.
+
+    2021, arXiv 2010.11934, section 3.1).
+    """
+    enough = itertools.islice(
+        (None for line in view.text.split("\n") if len(line) >= min_chars), min_paragraphs
+    )
+    return "c4_too_few_paragraphs" if sum(1 for _ in enough) < min_paragraphs else None
+
+
+def _has_longer_word(line: str, chars: int) -> bool:
+    # A word so long fills one of the line's blocks of half its length: few blocks have no space inside.
+    half = max(chars // 2, 1)
+    if all(len(line[i : i + half].split(None, 1)) != 1 for i in range(0, len(line), half)):
+        return False
+    return max(map(len, line.split())) > chars
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut behind every end of a sentence."""
+    cuts = [0, *(end.end() for end in SENTENCE_END.finditer(text)), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+def count_sentences(line: str, enough: int) -> int:
+    """How many sentences a line without surrounding whitespace has; counts no further than enough."""
+    return 1 + sum(1 for _ in itertools.islice(SENTENCE_END.finditer(line), enough - 1))

@@ -1,0 +1,393 @@
+"""What the rules ask of a text, counted once for all of them by compiled loops over its characters.
+
+A `Text` holds a text and, each made when first asked for, its words, its line counts and its repeated
+n-grams. Words are arrays of positions and 64-bit hashes, never Python strings: the loops read a text at some
+hundred MB/s, where its list of words alone takes longer to make than all they do. Two ways to cut a text into
+words:
+
+    space   what whitespace separates, as in the Gopher paper
+    apart   as well, marks stand apart from letters and clitics from their word, as in `do|n't|
+        |stop|,|it|'s|well|-|known|.`;
+            near what spaCy's English splitter does, on which FineWeb's thresholds were set
+                (docs/performance.md: how near)
+
+The hash of a word is the polynomial of its code points modulo 2^64, so that the hash of a joined n-gram is
+made of those of its words. Different n-grams of one text share a hash with odds of about 1e-14.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ...core.numba_loops import compile_loop
+
+# Unicode's property Sentence_Terminal (15.0, with Khmer's signs), which no module of Python's knows: what
+# ends a line for datatrove's FineWeb filter. Hexadecimal, `a-b` is a range.
+TERMINAL = """21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6
+17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f 203c-203d 2047-2049 2e2e 2e3c
+2e53-2e54 3002 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb fe52 fe56-fe57 ff01
+ff0e ff1f ff61 10a56-10a57 10f55-10f59 10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df
+11238-11239 1123b-1123c 112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43
+11a9b-11a9c 11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88"""
+# Besides those, what makes no word for datatrove's Gopher filter: marks of several scripts, and control
+# characters.
+SYMBOLS = "\"#$%&'()*+,-/:;<=>@[\\]^_`{|}~«´»–—’“”„…∶━►、〈〉《》「」【】％（），１：；～"
+INNER = "/-@.\\^|~+"  # marks that stay with the letters behind them
+CONTROLS = [*range(9), 11, 12, *range(13, 32), *range(127, 160)]
+
+SPACE, ALPHA, MARK, SYMBOL, ENDS, UPPER, LOWER, BREAK = 1, 2, 4, 8, 16, 32, 64, 128
+LAST_CODE = 0x32400  # beyond it Unicode has neither letters nor spaces nor marks (but variation selectors)
+PRIME = np.uint64(0x9E3779B97F4A7C15)
+SPREAD = np.uint64(0xBF58476D1CE4E5B9)
+# slots of the hash table for each word (fewer take half as long again), up to so many words
+SPARSE, LARGE = 8, 1 << 16
+ONE, BLANK, BITS = np.uint64(1), np.uint64(33), np.uint64(64)
+
+
+class Text:
+    """A text, and what the rules count in it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    @functools.cached_property
+    def codes(self) -> np.ndarray:
+        """(chars,) uint32 code points."""
+        return np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+    @functools.cached_property
+    def lines(self) -> list[str]:
+        """The lines, cut at newlines, that hold more than whitespace."""
+        return [line for line in self.text.split("\n") if line and not line.isspace()]
+
+    @functools.cached_property
+    def spaced(self) -> Words:
+        return Words(self.codes, False)
+
+    @functools.cached_property
+    def apart(self) -> Words:
+        return Words(self.codes, True)
+
+    def words(self, how: str) -> Words:
+        """how: `space` or `apart`."""
+        return self.apart if how == "apart" else self.spaced
+
+    def line_counts(self, ends: str, short_line_chars: int) -> list[int]:
+        """Lines as str.splitlines cuts them: all, those that begin with a bullet, those that end in an
+        ellipsis; then those
+        of `self.lines`: all, those that end with one of `ends` ("" is TERMINAL), those of at most
+        short_line_chars."""
+        return compile_loop(_line_counts)(self.codes, classes(ends), short_line_chars).tolist()
+
+
+class Words:
+    """The words of a text: counts of them, and their hashes."""
+
+    def __init__(self, codes: np.ndarray, apart: bool):
+        table = classes("")
+        self.starts, self.ends = compile_loop(_cut_apart if apart else _cut_at_spaces)(codes, table)
+        self.count = len(self.starts)
+        # Words of marks alone, characters of all other words, words without a letter.
+        self.hashes, self.powers, (self.symbols, self.plain_chars, self.unlettered) = compile_loop(_measure)(
+            codes, table, self.starts, self.ends
+        )
+
+    def of(self, text: str) -> list[str]:
+        """The words themselves, of the text that these are the words of."""
+        return [text[a:b] for a, b in zip(self.starts.tolist(), self.ends.tolist())]
+
+    def distinct(self, wanted: np.ndarray, enough: int) -> int:
+        """How many of some words (their hashes) are among these; counts no further than enough."""
+        return compile_loop(_distinct)(self.hashes, wanted, enough)
+
+    @functools.cached_property
+    def repetition(self) -> list[int]:
+        """Characters in the most frequent 2-, 3- and 4-gram (all its places, spaces inside it counted, the
+        first of equally
+        frequent ones), and in 5- to 10-grams that have stood before (without spaces, no word counted twice).
+        """
+        return compile_loop(_repetition)(self.hashes, self.powers, self.ends - self.starts).tolist()
+
+
+def word_hashes(words: Iterable[str]) -> np.ndarray:
+    """The hashes that `Words` has for some words, each once."""
+    return np.array(
+        [
+            functools.reduce(lambda h, c: (h * int(PRIME) + ord(c) + 1) % 2**64, word, 0)
+            for word in dict.fromkeys(words)
+        ],
+        np.uint64,
+    )
+
+
+def duplicates(items: Sequence[str]) -> tuple[int, int]:
+    """How many items have stood before, and their characters."""
+    distinct = set(items)
+    if len(distinct) == len(items):
+        return 0, 0
+    return len(items) - len(distinct), sum(map(len, items)) - sum(map(len, distinct))
+
+
+def terminal() -> frozenset[str]:
+    """The characters of TERMINAL."""
+    spans = (span.partition("-") for span in TERMINAL.split())
+    return frozenset(
+        chr(c) for first, _, last in spans for c in range(int(first, 16), int(last or first, 16) + 1)
+    )
+
+
+@functools.cache
+def classes(ends: str) -> np.ndarray:
+    """(code points,) uint8 of the bits SPACE to BREAK of every character; `ends` has ENDS, or TERMINAL where
+    it is empty.
+    """
+    kinds = {"L": ALPHA, "Lu": ALPHA | UPPER, "Ll": ALPHA | LOWER, "P": MARK, "S": MARK}
+    of = {
+        k: kinds.get(k, kinds.get(k[0], 0))
+        for k in set(map(unicodedata.category, map(chr, range(LAST_CODE))))
+    }
+    table = np.zeros(0x110000, np.uint8)
+    table[:LAST_CODE] = np.fromiter(
+        map(of.__getitem__, map(unicodedata.category, map(chr, range(LAST_CODE)))), np.uint8, LAST_CODE
+    )
+    table[[c for c in range(0x3001) if chr(c).isspace()]] |= SPACE
+    table[[c for c in range(0x3001) if len(f"a{chr(c)}b".splitlines()) > 1]] |= BREAK
+    table[[ord(c) for c in INNER]] &= 0xFF ^ MARK
+    table[[*CONTROLS, *map(ord, {*SYMBOLS, *terminal()})]] |= SYMBOL
+    table[[ord(c) for c in ends or terminal()]] |= ENDS
+    return table
+
+
+def _cut_at_spaces(codes, classes):
+    """(starts, ends) int32 of the words between whitespace."""
+    n = len(codes)
+    # what is not written takes no memory
+    starts, ends = np.empty((n + 1) // 2, np.int32), np.empty((n + 1) // 2, np.int32)
+    count = i = 0
+    while i < n:
+        if classes[codes[i]] & SPACE:
+            i += 1
+            continue
+        starts[count] = i
+        while i < n and not classes[codes[i]] & SPACE:
+            i += 1
+        ends[count] = i
+        count += 1
+    return starts[:count], ends[:count]
+
+
+def _cut_apart(codes, classes):
+    """(starts, ends) int32 of the words, marks apart.
+
+    Of a stretch between spaces the marks at both ends are words, one by one (a row of dots as one); what is
+    between them is cut where a mark stands between letters.
+    """
+    n = len(codes)
+    starts, ends = np.empty(n, np.int32), np.empty(n, np.int32)  # what is not written takes no memory
+    count = i = end = tail = 0
+    while i < n:
+        if i >= end:  # a stretch [i, end) begins
+            if classes[codes[i]] & SPACE:
+                i += 1
+                continue
+            end = i + 1
+            while end < n and not classes[codes[end]] & SPACE:
+                end += 1
+            tail = end  # where the marks at its end begin
+            while tail > i + 1:
+                last, before = codes[tail - 1], classes[codes[tail - 2]]
+                # A full stop is one, but not that of `U.S.` and `J.`
+                stop = last == 0x2E and (
+                    not before & UPPER or (tail > i + 2 and classes[codes[tail - 3]] & UPPER)
+                )
+                if not (stop or classes[last] & MARK):
+                    break
+                tail -= 1
+        code, left = codes[i], classes[codes[i - 1]] if i > 0 else 0
+        quote = code == 0x27 or code == 0x2019
+        j = i + 1
+        if (
+            i >= tail
+            or (classes[code] & MARK and not quote)
+            or (code == 0x2E and j < end and codes[j] == 0x2E)
+        ):
+            while code == 0x2E and j < end and codes[j] == 0x2E:
+                j += 1
+        elif quote and tail > i + 3 and not left & ALPHA:
+            pass  # a quote before the word, and no clitic
+        elif left & ALPHA and (code == 0x2D or code == 0x2C or code == 0x2E or code == 0x7E or code == 0x2F):
+            while j < tail and code == 0x2D and codes[j] == 0x2D:  # - , . ~ / where the loop below stopped
+                j += 1
+        else:
+            while j < tail:
+                mark, before, after = (
+                    codes[j],
+                    classes[codes[j - 1]],
+                    classes[codes[j + 1]] if j + 1 < tail else 0,
+                )
+                first = codes[j + 1] | 0x20 if j + 1 < tail else 0
+                second = codes[j + 2] | 0x20 if j + 2 < tail else 0
+                if mark == 0x3A and before & ALPHA and first == 0x2F and second == 0x2F:  # an address
+                    j = tail
+                    break
+                if mark == 0x2E:
+                    if first == 0x2E or (before & LOWER and after & UPPER):  # `well...so`, `end.Next`
+                        break
+                elif mark == 0x27 or mark == 0x2019:
+                    if j + 2 == tail and first == 0x74 and codes[j - 1] | 0x20 == 0x6E:  # n't
+                        if j - 1 > i:
+                            j -= 1
+                            break
+                    elif j + 2 == tail and (first == 0x73 or first == 0x6D or first == 0x64):  # 's 'm 'd
+                        break
+                    elif j + 3 == tail and (
+                        (first == 0x6C and second == 0x6C)
+                        or ((first == 0x72 or first == 0x76) and second == 0x65)
+                    ):
+                        break  # 'll 're 've
+                elif before & ALPHA and mark == 0x2D and first == 0x2D:
+                    break  # `one--two`
+                elif (
+                    before & ALPHA
+                    and after & ALPHA
+                    and (
+                        mark == 0x2C
+                        or mark == 0x2D
+                        or mark == 0x7E
+                        or mark == 0x2F
+                        or mark == 0x3A
+                        or 0x3C <= mark <= 0x3E
+                        or 0x2013 <= mark <= 0x2014
+                    )
+                ):  # , - ~ / : < = > and dashes
+                    break
+                j += 1
+        starts[count], ends[count] = i, j
+        count += 1
+        i = j
+    return starts[:count], ends[:count]
+
+
+def _measure(codes, classes, starts, ends):
+    """(hashes, powers) uint64 of words, and the counts of `Words`; powers are PRIME to the words' lengths."""
+    hashes, powers = np.empty(len(starts), np.uint64), np.empty(len(starts), np.uint64)
+    symbols = plain_chars = unlettered = 0
+    for w in range(len(starts)):
+        value, power = np.uint64(0), ONE
+        kinds_all, kinds_any = 0xFF, 0
+        for i in range(starts[w], ends[w]):
+            value = value * PRIME + np.uint64(codes[i]) + ONE
+            power *= PRIME
+            kinds_all &= classes[codes[i]]
+            kinds_any |= classes[codes[i]]
+        hashes[w], powers[w] = value, power
+        if kinds_all & SYMBOL:
+            symbols += 1
+        else:
+            plain_chars += ends[w] - starts[w]
+        if not kinds_any & ALPHA:
+            unlettered += 1
+    return hashes, powers, (symbols, plain_chars, unlettered)
+
+
+def _line_counts(codes, classes, short_line_chars):
+    out = np.zeros(6, np.int64)
+    n = len(codes)
+    start = begin = 0  # of the line as str.splitlines cuts it, and as "\n" does
+    first = last = -1  # of its characters that are no spaces
+    blank = True
+    for i in range(n + 1):
+        code = codes[i] if i < n else 0x0A
+        if 0x20 < code < 0x7F or not classes[code] & SPACE:
+            if first < 0:
+                first = i
+            last = i
+            continue
+        if i < n and not classes[code] & BREAK:
+            continue
+        blank = blank and first < 0
+        # "\r\n" is one break
+        if (i < n or start < n) and not (code == 0x0A and i > 0 and i < n and codes[i - 1] == 0x0D):
+            out[0] += 1
+            if first >= 0:
+                out[1] += codes[first] == 0x2D or codes[first] == 0x2022
+                out[2] += codes[last] == 0x2026 or (
+                    last - start >= 2
+                    and codes[last] == 0x2E
+                    and codes[last - 1] == 0x2E
+                    and codes[last - 2] == 0x2E
+                )
+        start, first, last = i + 1, -1, -1
+        if code == 0x0A:
+            if not blank:
+                out[3] += 1
+                out[4] += classes[codes[i - 1]] & ENDS != 0
+                out[5] += i - begin <= short_line_chars
+            begin, blank = i + 1, True
+    return out
+
+
+def _distinct(hashes, wanted, enough):
+    found = np.zeros(len(wanted), np.bool_)
+    count = 0
+    for value in hashes:
+        if count >= enough:
+            break
+        for w in range(len(wanted)):
+            if value == wanted[w] and not found[w]:
+                found[w] = True
+                count += 1
+    return count
+
+
+def _repetition(hashes, powers, sizes):
+    out = np.zeros(9, np.int64)
+    words = len(hashes)
+    bits = 4
+    while 1 << bits < (SPARSE if words < LARGE else 2) * words:
+        bits += 1
+    shift, mask = BITS - np.uint64(bits), (1 << bits) - 1
+    # of the n words from each place on, with spaces between them and without
+    joined, grams = hashes.copy(), hashes.copy()
+    counts = np.zeros(words, np.int32)  # at the first place of each n-gram
+    places = np.empty(1 << bits, np.int32)  # a hash table: the first place of the n-gram there, or -1
+    for n in range(2, 11):
+        for i in range(words - n + 1):
+            if n <= 4:
+                joined[i] = (joined[i] * PRIME + BLANK) * powers[i + n - 1] + hashes[i + n - 1]
+            grams[i] = grams[i] * powers[i + n - 1] + hashes[i + n - 1]
+        keys = joined if n <= 4 else grams
+        places[:] = -1
+        if n <= 4:
+            counts[:] = 0
+        i = 0
+        while i < words - n + 1:
+            slot = np.int64((keys[i] * SPREAD) >> shift)
+            while places[slot] >= 0 and keys[places[slot]] != keys[i]:
+                slot = (slot + 1) & mask
+            seen = places[slot] >= 0
+            if not seen:
+                places[slot] = i
+            if n <= 4:
+                counts[places[slot]] += 1
+                i += 1
+            elif seen:
+                for k in range(i, i + n):
+                    out[n - 2] += sizes[k]
+                i += n
+            else:
+                i += 1
+        if n <= 4 and words >= n:
+            top = 0
+            for i in range(words - n + 1):
+                if counts[i] > counts[top]:
+                    top = i
+            chars = n - 1
+            for k in range(top, top + n):
+                chars += sizes[k]
+            out[n - 2] = chars * counts[top]
+    return out

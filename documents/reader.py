@@ -1,0 +1,535 @@
+"""Document(id, text, meta): read JSONL(.gz .zst), Parquet, Arrow, text, standard input and HF datasets
+(sources.py).
+
+A document is one record: a text under one key (`text` unless told), an id, and whatever else the record
+holds, which is kept (writer.py writes it). Inputs are files, folders and globs, in sorted order; a folder
+that mt wrote is read by its manifest, one that `datasets` saved by its list. Plain JSONL, Parquet and Arrow
+files are cut into shards of about equal size, so that one big file keeps every worker busy; the cut depends
+on the files and `shard_bytes` alone, never on the number of workers.
+
+A record that cannot be read (malformed JSON, a missing key, `null` text, bytes that are not UTF-8) is an
+error that names file and line; with `--on-error skip` it is set aside in `rejects.jsonl` with its reason
+instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import dataclasses
+import glob
+import itertools
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from ..core import manifest
+from ..core.config import UserError
+from . import files, sources
+
+PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+EXTENSIONS = (*PLAIN_LINES, *PACKED_LINES, ".parquet", ".arrow", ".txt")
+BATCHES_AHEAD = 3  # of Parquet: unpacked while those before are in use
+# in one of them: with 256 the thread that unpacks waits for Python's lock four times as often
+BATCH_ROWS = 1024
+COUNTED_BYTES = 64 << 20  # a bad line of plain JSONL is named by its number up to here, beyond by its offset
+
+
+@dataclasses.dataclass(slots=True)
+class Document:
+    """One document. meta: every field of the record but the id and the text."""
+
+    id: str
+    text: str
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A piece of one input: bytes [start, end) of plain JSONL, row groups of Parquet, record batches of
+    Arrow, shards of
+    an HF dataset, else the whole.
+
+    A JSONL line belongs to the shard in which its first byte lies.
+    """
+
+    path: str
+    start: int
+    end: int
+    bytes: int
+    key: str  # where the text is
+    on_error: Literal["fail", "skip"]
+
+    @property
+    def name(self) -> str:
+        """What messages call the input."""
+        return sources.shown(self.path)
+
+
+@dataclasses.dataclass
+class Reject:
+    """A record that could not be read. raw: its bytes, as text where they are UTF-8."""
+
+    file: str
+    place: str
+    reason: str
+    raw: str
+
+    def as_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def expand(inputs: Sequence[str]) -> list[Path]:
+    """The files behind files, folders and globs, sorted within each; raises UserError for one that gives
+    none.
+    """
+    every: list[Path] = []
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            found = _files_in(path)
+            if not found:
+                raise UserError(f"{path}: holds no documents ({', '.join(EXTENSIONS)}); check the path")
+        elif path.exists():
+            found = [path]
+        else:
+            found = sorted(Path(p) for p in glob.glob(item, recursive=True))
+            if not found:
+                raise UserError(f"{item}: no such file or directory; check the path")
+        every += found
+    for path in every:
+        if not _known(path.name):
+            raise UserError(f"{path}: not a kind of file that mt reads; use one of {', '.join(EXTENSIONS)}")
+    return every
+
+
+def _known(name: str) -> bool:
+    return name.endswith(EXTENSIONS)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    if (written := manifest.manifest_of(folder)) is not None:
+        # A stage writes a file a shard, also where it kept nothing of it.
+        return [
+            folder / o["name"]
+            for o in written["outputs"]
+            if o.get("documents", True) and o.get("rows") != 0 and _known(o["name"])
+        ]
+    if (folder / "run.json").exists():
+        raise UserError(
+            f"{folder}: holds an unfinished run of mt; run the command that writes it again first"
+        )
+    if (folder / "dataset_dict.json").exists():
+        splits = manifest.read_json(folder / "dataset_dict.json")["splits"]
+        raise UserError(
+            f"{folder}: holds the splits {', '.join(splits)} of a dataset; name one, as in"
+            f" {folder / splits[0]}"
+        )
+    if _is_saved_dataset(folder):
+        return [folder / f["filename"] for f in manifest.read_json(folder / "state.json")["_data_files"]]
+    # Another program's manifest.json is no JSON of documents either.
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and _known(p.name) and not p.name.startswith(".") and p.name != "manifest.json"
+    )
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    return (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+
+
+def plan(
+    inputs: Sequence[str],
+    *,
+    key: str = "text",
+    shard_bytes: int = 64 << 20,
+    on_error: Literal["fail", "skip"] = "fail",
+    output: str | Path | None = None,
+) -> list[Shard]:
+    """Shards of the inputs, in order. An empty file gives a shard of no bytes, which `read` then objects to.
+
+    output: the directory or prefix that the stage writes; standard input is copied beside it, or without one
+    to the system's folder for temporary files.
+    """
+    shards = []
+    for item in inputs:
+        if item.startswith(sources.HUB) and (saved := _saved(item)) is None:
+            count, size = sources.hub_shards(item)
+            shards += [Shard(item, i, i + 1, size // count, key, on_error) for i in range(count)]
+            continue
+        for path in (
+            [Path(sources.spool_stdin(output))]
+            if item == "-"
+            else expand([saved if item.startswith(sources.HUB) else item])
+        ):
+            shards += [Shard(str(path), a, b, n, key, on_error) for a, b, n in _pieces(path, shard_bytes)]
+    return shards
+
+
+def _saved(item: str) -> str | None:
+    """The folder that `hf:FOLDER` or `hf:FOLDER:SPLIT` means where `save_to_disk` wrote it."""
+    place, _, split = item.removeprefix(sources.HUB).partition(":")
+    folder = Path(place, split)
+    return str(folder) if _is_saved_dataset(folder) or (folder / "dataset_dict.json").exists() else None
+
+
+def _pieces(path: Path, shard_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, bytes) of the shards of a file."""
+    size = path.stat().st_size
+    if path.name.endswith(PLAIN_LINES):
+        pieces = max(1, -(-size // shard_bytes))
+        yield from (
+            (a, b, b - a) for a, b in itertools.pairwise(size * i // pieces for i in range(pieces + 1))
+        )
+    elif path.suffix in (".parquet", ".arrow") and size:
+        sizes = (
+            files.row_group_bytes(path)
+            if path.suffix == ".parquet"
+            else (b.nbytes for b in files.arrow_batches(path))
+        )
+        yield from _groups(sizes, shard_bytes)
+    else:
+        yield 0, size, size
+
+
+def _groups(sizes: Iterable[int], shard_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, bytes) of runs of row groups or batches of at least shard_bytes each but the last."""
+    start, size, number = 0, 0, 0
+    for number, more in enumerate(sizes, 1):
+        size += more
+        if size >= shard_bytes:
+            yield start, number, size
+            start, size = number, 0
+    if number > start or number == 0:
+        yield start, number, size
+
+
+def read(shard: Shard, reject: Callable[[Reject], None] | None = None) -> Iterator[Document]:
+    """The documents of a shard, in order.
+
+    reject: called with each record that is set aside where shard.on_error is "skip"; with "fail" the first
+    bad record raises UserError.
+    """
+    return (_read_lines if _is_lines(shard.path) else _read_records)(shard, reject)
+
+
+def _is_lines(path: str) -> bool:
+    return path.endswith((*PLAIN_LINES, *PACKED_LINES)) and not path.startswith(sources.HUB)
+
+
+def _lines(shard: Shard) -> Iterator[tuple[int, int | None, list[bytes]]]:
+    """(offset of the first, its number where that is known, some lines) of the JSON lines of a shard."""
+    return (
+        files.lines_between(shard.path, shard.start, shard.end)
+        if shard.path.endswith(PLAIN_LINES)
+        else files.packed_lines(shard.path)
+    )
+
+
+def _read_lines(shard: Shard, reject) -> Iterator[Document]:
+    """`read` of JSONL.
+
+    A line in order takes the short way (benchmarks/dataprep.py compares it with bare orjson).
+    """
+    key, loads, new = shard.key, orjson.loads, object.__new__
+    for start, number, lines in _lines(shard):
+        left, offsets = iter(lines), None
+        records = map(loads, left)
+        while True:
+            try:
+                for record in records:
+                    text, name = record.pop(key), record.pop("id", None)
+                    if type(text) is str is type(name):
+                        document = new(Document)  # without the call of __init__, a fifth of the time
+                        document.id, document.text, document.meta = name, text, record
+                        yield document
+                    else:
+                        break
+                else:
+                    break
+            except (ValueError, KeyError, TypeError, AttributeError):
+                text = name = None
+            index = len(lines) - operator.length_hint(left) - 1
+            offsets = offsets or list(itertools.accumulate(map(len, lines), initial=start))
+            place = _Line(shard, offsets[index], number and number + index)
+            if type(text) is str:
+                yield Document(_made_id(shard, place) if name is None else str(name), text, record)
+                continue
+            raw, record, problem = _parsed(lines[index], place)
+            document = problem or _document(record, shard, place)
+            if isinstance(document, Document):
+                yield document
+            elif raw or problem:
+                _set_aside(shard, place(), document, raw, reject)
+
+
+def _read_records(shard: Shard, reject) -> Iterator[Document]:
+    for place, raw, record, problem in _records(shard):
+        document = problem or _document(record, shard, place)
+        if isinstance(document, Document):
+            yield document
+        else:
+            _set_aside(shard, place(), document, raw, reject)
+
+
+def read_raw(shard: Shard, reject: Callable[[Reject], None] | None = None) -> Iterator[tuple[str, dict]]:
+    """(its place, every key and value) of every record of a shard, in order, whatever its keys.
+
+    reject: as for `read`. A text file is a record of `id` and text.
+    """
+    for place, raw, record, problem in _records(dataclasses.replace(shard, key="")):
+        if problem or not isinstance(record, dict):
+            _set_aside(shard, place(), problem or f"is {_json_type(record)}, not a JSON object", raw, reject)
+        else:
+            yield place().removeprefix(", "), record
+
+
+def read_values(
+    shard: Shard, keys: Sequence[str], reject: Callable[[Reject], None] | None = None
+) -> Iterator[tuple[str | list[str], ...]]:
+    """The values of several keys of every record of a shard, in order: each a text, or a list of texts.
+
+    reject: as for `read`.
+    """
+    quick = None
+    if not shard.path.startswith(sources.HUB):
+        quick = _quick_rows(shard, keys) if shard.path.endswith(".parquet") else _quick_values(shard, keys)
+    if quick is not None:
+        yield from quick
+        return
+    for place, raw, record, problem in _records(shard):
+        values = problem or _values(record, keys)
+        if isinstance(values, tuple):
+            yield values
+        else:
+            _set_aside(shard, place(), values, raw, reject)
+
+
+def _quick_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | None:
+    """What `read_values` yields for a small piece of plain JSONL where every record is in order, else None.
+
+    Three times as fast as the way that can say what is wrong and where.
+    """
+    if not shard.path.endswith(PLAIN_LINES) or not 0 < shard.bytes <= 64 << 20:
+        return None
+    loads, pick, picked = orjson.loads, operator.itemgetter(*keys), []
+    try:
+        for _, _, lines in _lines(shard):
+            try:
+                picked += [pick(record) for record in map(loads, lines)]
+            except orjson.JSONDecodeError:  # blank lines, or a mistake
+                picked += [pick(loads(line)) for line in lines if line.strip()]
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+        return None
+    columns = [picked] if len(keys) == 1 else list(zip(*picked))
+    if any(set(map(type, column)) - {str} for column in columns):
+        return None
+    return list(zip(*columns))
+
+
+def _quick_rows(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ...]] | None:
+    """What `read_values` yields for Parquet where the file itself says that every value is a text, else None.
+
+    Other columns are not read, and no row becomes a dictionary.
+    """
+    import pyarrow
+
+    file = files.open_parquet(shard.path)
+    columns = {file.schema.column(i).path: i for i in range(len(file.schema))}
+    texts = {
+        name
+        for name in file.schema_arrow.names
+        if pyarrow.types.is_string(kind := file.schema_arrow.field(name).type)
+        or pyarrow.types.is_large_string(kind)
+    }
+    groups = list(range(shard.start, shard.end))
+    for key in keys:
+        if key not in texts or key not in columns:
+            return None
+        for group in groups:
+            facts = file.metadata.row_group(group).column(columns[key]).statistics
+            if facts is None or not facts.has_null_count or facts.null_count:
+                return None
+    # pyarrow's threads would take twice the processor time, from workers that are at work already.
+    batches = file.iter_batches(
+        batch_size=BATCH_ROWS, row_groups=groups, columns=list(keys), use_threads=False
+    )
+    return itertools.chain.from_iterable(
+        zip(*(batch.column(key).to_pylist() for key in keys)) for batch in _ahead(batches)
+    )
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """The items, a few of them made by a thread while those before are in use: pyarrow unpacks without
+    Python's lock.
+    """
+    with ThreadPoolExecutor(1, "unpack") as pool:
+        waiting = collections.deque(pool.submit(next, items, None) for _ in range(BATCHES_AHEAD))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
+
+
+def _set_aside(shard: Shard, place: str, reason: str, raw: bytes | dict, reject) -> None:
+    if shard.on_error == "fail" or reject is None:
+        raise UserError(
+            f"{shard.name}{place}: {reason}; mend it, or pass --on-error skip to set such records aside"
+        )
+    reject(Reject(shard.name, place.removeprefix(", "), reason, _printable(raw)))
+
+
+def _printable(raw: bytes | dict) -> str:
+    if isinstance(raw, dict):
+        raw = orjson.dumps(raw, default=str)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(raw).decode()
+
+
+def _document(record, shard: Shard, place) -> Document | str:
+    """The document in a record, or what is wrong with it."""
+    if not isinstance(record, dict):
+        return f"is {_json_type(record)}, not a JSON object"
+    if shard.key not in record:
+        return _absent(record, shard.key)
+    text = record[shard.key]
+    if not isinstance(text, str):
+        return f"{shard.key!r} is {_json_type(text)}, not a text"
+    del record[shard.key]
+    name = record.pop("id", None)
+    return Document(str(name) if name is not None else _made_id(shard, place), text, record)
+
+
+def _values(record, keys: Sequence[str]) -> tuple[str | list[str], ...] | str:
+    """The texts, or lists of texts, under the keys of a record, or what is wrong with it."""
+    if not isinstance(record, dict):
+        return f"is {_json_type(record)}, not a JSON object"
+    for key in keys:
+        if key not in record:
+            return _absent(record, key)
+        value = record[key]
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, list):
+            return f"{key!r} is {_json_type(value)}, not a text"
+        wrong = next((v for v in value if not isinstance(v, str)), None)
+        if wrong is not None or None in value:
+            return f"{key!r} holds {_json_type(wrong)} among its texts"
+    return tuple(record[key] for key in keys)
+
+
+def _absent(record: dict, key: str) -> str:
+    return f"has no key {key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
+
+
+def _json_type(value) -> str:
+    return {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+        str: "a text",
+        bytes: "bytes",
+    }.get(type(value), f"a {type(value).__name__}")
+
+
+def _made_id(shard: Shard, place) -> str:
+    return f"{shard.name if shard.path.startswith(sources.HUB) else Path(shard.name).name}:{place.position}"
+
+
+class _Line:
+    """Where a line is: its byte offset at once, its number when somebody asks (counting what lies before it)."""
+
+    __slots__ = ("number", "path", "position")
+
+    def __init__(self, shard: Shard, position: int, number: int | None = None):
+        self.path, self.position, self.number = shard.path, position, number
+
+    def __call__(self) -> str:
+        if self.number is not None:
+            return f", line {self.number}"
+        if self.position > COUNTED_BYTES:  # a terabyte is not read again for every line that is set aside
+            return f", byte {self.position}"
+        left, number = self.position, 1
+        with open(self.path, "rb") as file:
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                number += block.count(b"\n")
+                left -= len(block)
+        return f", line {number}"
+
+
+class _Row:
+    """Where a row is: its number in a file, or SHARD:NUMBER in an HF dataset."""
+
+    __slots__ = ("position", "row", "shard")
+
+    def __init__(self, row: int, shard: int | None = None):
+        self.row, self.shard = row, shard
+        self.position = row if shard is None else f"{shard}:{row}"
+
+    def __call__(self) -> str:
+        return f", row {self.row + 1}" if self.shard is None else f", shard {self.shard}, row {self.row + 1}"
+
+
+def _records(shard: Shard) -> Iterator[tuple[Callable[[], str], bytes | dict, Any, str]]:
+    """(place, its bytes or row, the record, "" or what is wrong where it cannot be parsed) of every record."""
+    path = shard.path
+    if path.startswith(sources.HUB):
+        for index in range(shard.start, shard.end):
+            for row, record in enumerate(sources.hub_records(path, index)):
+                yield _Row(row, index), record, record, ""
+    elif _is_lines(path):
+        for start, number, lines in _lines(shard):
+            offsets = itertools.accumulate(map(len, lines), initial=start)
+            for index, (offset, line) in enumerate(zip(offsets, lines)):
+                raw, record, problem = _parsed(line, place := _Line(shard, offset, number and number + index))
+                if raw or problem:
+                    yield place, raw, record, problem
+    elif os.path.getsize(path) == 0:
+        yield _Line(shard, 0, 1), b"", None, "the file is empty"
+    elif path.endswith((".parquet", ".arrow")):
+        rows = files.parquet_rows if path.endswith(".parquet") else files.arrow_rows
+        for row, record in rows(path, shard.start, shard.end, shard.key):
+            yield _Row(row), record, record, ""
+    else:
+        raw = Path(path).read_bytes()
+        try:
+            yield _Line(shard, 0, 1), raw, {shard.key: raw.decode("utf-8-sig"), "id": Path(path).name}, ""
+        except UnicodeDecodeError as error:
+            yield (
+                _Line(shard, 0, raw.count(b"\n", 0, error.start) + 1),
+                raw,
+                None,
+                f"byte {error.start} of the file is not UTF-8",
+            )
+
+
+def _parsed(line: bytes, place) -> tuple[bytes, Any, str]:
+    """(the line without white space around it, its record, "" or what is wrong with it); a blank line is b""."""
+    if place.position == 0 and line.startswith(b"\xef\xbb\xbf"):
+        line = line[3:]
+    line = line.strip()
+    if not line:
+        return b"", None, "" if os.path.getsize(place.path) else "the file is empty"
+    try:
+        return line, orjson.loads(line), ""
+    except orjson.JSONDecodeError as error:
+        return line, None, _json_mistake(line, error)
+
+
+def _json_mistake(line: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"byte {wrong.start + 1} of the line ({line[wrong.start]:#04x}) is not UTF-8"
+    return f"malformed JSON at column {error.colno} ({error.msg.split(':')[0]})"

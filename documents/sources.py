@@ -1,0 +1,212 @@
+"""inputs that are no files: standard input (`-`) and Hugging Face datasets (`hf:NAME[:CONFIG][:SPLIT]`).
+
+A stream cannot be read twice, and stages read their input in passes, in pieces and again after a kill. So
+standard input (JSONL) is first copied to a hidden folder beside the output,
+`.OUTPUT.stdin-PID/DIGEST.stdin.jsonl`, and read from there as any file; the folder goes when the process
+ends, and what a killed process left goes when the same command runs again. The digest is that of all its
+bytes: the same stream piped in again goes on where a killed run was, another is another run.
+
+A dataset is streamed by the library `datasets`, which reads its files from the Hub or from a folder,
+`hf:/path`. What it calls a shard (a file, usually) is one here. A folder that `save_to_disk` wrote holds
+Arrow files, which documents.py reads by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ..core import manifest
+from ..core.config import UserError
+
+STDIN = ".stdin.jsonl"
+HUB = "hf:"
+READ_BYTES = 1 << 20
+
+
+def shown(path: str) -> str:
+    """What a message and a made id call an input."""
+    return "stdin" if path.endswith(STDIN) else path
+
+
+def identity(path: str | Path) -> dict:
+    """manifest.identity, which knows files alone, extended to standard input and to datasets of Hugging Face."""
+    path = str(path)
+    if path.endswith(STDIN):
+        return {
+            "path": "-",
+            "name": "stdin",
+            "bytes": os.path.getsize(path),
+            "xxh3": Path(path).name.removesuffix(STDIN),
+        }
+    if path.startswith(HUB):
+        return {"path": path, "name": path.rpartition("/")[2], "files": _dataset(path).files}
+    return manifest.identity(path)
+
+
+def spool_stdin(output: str | Path | None) -> str:
+    """Copies standard input to a file and returns its path; raises UserError where there is nothing to copy.
+
+    output: the directory or prefix beside which it lies; without one in the system's folder for temporary
+    files.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(
+            "input = -: standard input is a terminal; pipe JSONL into the command, as in `zcat a.jsonl.gz |"
+            " mt ... --input -`"
+        )
+    place = Path(output) if output is not None else Path(tempfile.gettempdir(), "mt")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _discard_orphans(place)
+    folder = place.with_name(f".{place.name}.stdin-{os.getpid()}")
+    if folder.exists():
+        raise UserError("input = -: standard input was read already; name it once")
+    folder.mkdir()
+    lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends: tells that the folder is in use
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    atexit.register(_discard, folder, os.getpid(), lock)
+    digest, partial = xxhash.xxh3_128(), folder / "partial"
+    with open(partial, "wb") as file:
+        while block := sys.stdin.buffer.read(READ_BYTES):
+            digest.update(block)
+            file.write(block)
+    whole = folder / f"{digest.hexdigest()}{STDIN}"
+    partial.rename(whole)
+    return str(whole)
+
+
+def _discard(folder: Path, owner: int, lock) -> None:
+    if os.getpid() == owner:  # not in a process forked from it
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _discard_orphans(place: Path) -> None:
+    """Removes the copies that killed processes left beside the same output."""
+    for folder in place.parent.glob(f".{place.name}.stdin-*"):
+        with contextlib.suppress(OSError), open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def hub_shards(name: str) -> tuple[int, int]:
+    """(shards of a dataset's split, its size in bytes, 0 where nobody knows)."""
+    dataset = _dataset(name)
+    return dataset.stream.num_shards, dataset.bytes
+
+
+def hub_records(name: str, shard: int) -> Iterator[dict]:
+    """The records of one shard of a dataset, in order."""
+    stream = _dataset(name).stream
+    try:
+        yield from stream.shard(num_shards=stream.num_shards, index=shard)
+    except Exception as error:  # as in _builder
+        raise UserError(
+            f"{name}: shard {shard} cannot be read ({_first_line(error)}); check the dataset and the network"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dataset:
+    """One split of a dataset.
+
+    stream: a datasets.IterableDataset; files: what it is made of, for the identity.
+    """
+
+    stream: Any
+    files: list[list]
+    bytes: int  # 0 where nobody knows
+
+
+@functools.lru_cache(maxsize=16)
+def _dataset(name: str) -> _Dataset:
+    """The dataset behind `hf:NAME[:CONFIG][:SPLIT]`; a single part after the name is a split where there is
+    such a one.
+    """
+    place, *parts = name.removeprefix(HUB).split(":")
+    if not place or len(parts) > 2:
+        raise UserError(
+            f"{name}: not a dataset; write hf:NAME, hf:NAME:SPLIT, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT,"
+            " where NAME is a dataset of the Hub or a folder"
+        )
+    config, split = (parts + ["", ""])[:2]
+    builder = _builder(name, place, config) if len(parts) != 1 else _default_builder(name, place)
+    if len(parts) == 1:
+        if builder is not None and config in _splits(builder):
+            config, split = "", config
+        else:
+            builder = _builder(name, place, config)
+    splits = _splits(builder)
+    if not split and len(splits) > 1:
+        raise UserError(f"{name}: has the splits {', '.join(splits)}; name one, as in {name}:{splits[0]}")
+    if split and split not in splits:
+        raise UserError(f"{name}: has no split {split}; it has {', '.join(splits)}")
+    split = split or splits[0]
+    found = builder.config.data_files[split] if builder.config.data_files else []
+    info = (builder.info.splits or {}).get(split)
+    size = (
+        sum(map(os.path.getsize, found))
+        if found and all(map(os.path.exists, found))
+        else info.num_bytes
+        if info
+        else 0
+    )
+    files = [_file(*pair) for pair in zip(found, found.origin_metadata)] if found else [[str(builder.hash)]]
+    return _Dataset(builder.as_streaming_dataset(split=split), files, size or 0)
+
+
+def _default_builder(name: str, place: str):
+    """The builder of a dataset's only or default configuration; None where one of several must be named."""
+    try:
+        return _builder(name, place, "")
+    except UserError:
+        return None
+
+
+def _builder(name: str, place: str, config: str):
+    try:
+        import datasets
+
+        return datasets.load_dataset_builder(place, config or None)
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":
+            raise UserError(
+                f"{name}: reading it needs the package {error.name}; install it with: pip install"
+                f" {error.name}"
+            ) from None
+        raise UserError(
+            f"{name}: datasets of Hugging Face need the package datasets; install it with: pip install"
+            " 'mt[hf]'"
+        ) from None
+    except Exception as error:  # a network, a Hub and a hundred formats have errors of their own
+        raise UserError(
+            f"{name}: cannot be opened ({_first_line(error)}); check its name, its configuration and the"
+            " network"
+        ) from None
+
+
+def _splits(builder) -> list[str]:
+    return list(map(str, builder.config.data_files or builder.info.splits or ()))
+
+
+def _file(path: str, origin: tuple) -> list:
+    """A local file by name, size and time; a file of the Hub by its address and revision."""
+    if os.path.exists(path):
+        return [os.path.basename(path), os.path.getsize(path), os.stat(path).st_mtime_ns]
+    return [str(path), *map(str, origin)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,95 @@
+"""a Hugging Face classifier as a program for `mt data classify`: texts on standard input, a label's
+probability for each out.
+
+    mt data classify --command "mt eval score --classifier DIR --label toxic" ...
+
+In: lines {"text": ...}. Out: a number a line, in the same order. DIR is a directory that transformers'
+AutoModelForSequenceClassification reads; nothing is fetched. Texts longer than the classifier's positions are
+judged by their beginning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ..core.config import UserError, check, option
+from .lm import batched
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which classifier, and what of its answer."""
+
+    classifier: str = option(help="directory of a Hugging Face sequence classifier", role="input")
+    label: str | None = option(None, "the label whose probability is the score (default: the last)")
+    batch_size: int = option(32, "texts judged together", role="runtime")
+
+    def __post_init__(self):
+        check((self.batch_size >= 1, f"batch_size = {self.batch_size} must be at least 1"))
+
+
+def score(config: ScoreConfig) -> None:
+    """Writes a number for every line of standard input."""
+    judge = Classifier(config.classifier, config.label)
+    for lines in batched((line for line in sys.stdin if line.strip()), config.batch_size):
+        for value in judge.scores([_text(line) for line in lines]):
+            print(f"{value:.6g}")
+
+
+def _text(line: str) -> str:
+    try:
+        return json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(
+            f'standard input: {line.strip()[:40]!r} is no line {{"text": ...}}; mt data classify writes such'
+            " lines"
+        ) from None
+
+
+class Classifier:
+    """A sequence classifier on the GPU if there is one."""
+
+    def __init__(self, directory: str, label: str | None):
+        import transformers
+
+        if not (Path(directory) / "config.json").exists():
+            raise UserError(
+                f"{directory}: has no config.json; give the directory of a Hugging Face sequence classifier"
+            )
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                directory, local_files_only=True
+            ).eval()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{directory}: transformers cannot read it as a sequence classifier"
+                f" ({str(error).splitlines()[0]})"
+            ) from None
+        names = {name.lower(): number for number, name in self.model.config.id2label.items()}
+        if label is not None and label.lower() not in names:
+            raise UserError(
+                f"label = {label} is none of {directory}'s labels; choose one of {', '.join(names)}"
+            )
+        self.column = names[label.lower()] if label is not None else len(names) - 1
+        # where labels do not exclude each other (or there is one), each has a probability of its own
+        self.separate = len(names) == 1 or self.model.config.problem_type == "multi_label_classification"
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def scores(self, texts: list[str]) -> list[float]:
+        """The label's probability for each text."""
+        longest = min(
+            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
+        )
+        batch = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(self.model.device)
+        logits = self.model(**batch).logits.float()
+        return (logits.sigmoid() if self.separate else logits.softmax(1))[:, self.column].tolist()

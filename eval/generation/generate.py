@@ -1,0 +1,320 @@
+"""continue prompts: greedy, sampled or by beam search, on a checkpoint here or on a server that runs
+elsewhere.
+
+Prompts come from the command line or from documents; each is continued by itself, so that a text depends on
+the seed, its number and its prompt, and neither on the prompts beside it nor on how many grow together. With
+`--url` the same settings go to an `mt serve`, and the same texts come back. With `--output` the samples are
+documents: what `mt data clean` and `mt data tokenize` read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+from ...core.config import UserError, check, option
+from ...core.progress import progress
+from ...documents import reader
+from ...train.prepacked_weights import ready_to_run
+from ..lm import LanguageModel, Retrieval, batched, open_generator
+from ..results import Results, records
+from ..server.client import Server
+from .beam_search import BeamSearch
+from .sampling import Sampling
+
+SAMPLES_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How prompts are continued."""
+
+    load: str | None = option(None, "checkpoint directory", role="input")
+    url: str | None = option(None, "address of a running `mt serve`, in place of --load")
+    api_key_file: str | None = option(
+        None, "file with the key that the server at --url wants", role="runtime"
+    )
+    prompts: tuple[str, ...] = option((), "texts to continue; an empty one starts a new document")
+    input: tuple[str, ...] = option((), 'documents to continue: lines {"text": prompt}', role="input")
+    output: str | None = option(None, "directory for a line per prompt; none: only print them", role="output")
+    tokens_to_generate: int = option(64, "tokens to add at most")
+    temperature: float = option(1.0, "divides the logits: below 1 surer, above 1 wilder; at most 100")
+    top_k: int = option(0, "draw among the k most probable tokens; 0: among all")
+    top_p: float = option(
+        0.0, "draw among the most probable tokens that together first exceed this probability; 0: among all"
+    )
+    top_p_decay: float = option(0.0, "multiplies top-p after every token; 0: none")
+    top_p_bound: float = option(0.0, "what top-p does not decay below")
+    greedy: bool = option(False, "always take the most probable token (so does --top-k 1)")
+    beam_width: int | None = option(
+        None, "search for the most probable text with this many beams, in place of drawing"
+    )
+    length_penalty: float = option(1.0, "beams are ranked by log-probability / length^this")
+    random_seed: int = option(1234, "the same seed gives the same texts")
+    stop: tuple[str, ...] = option((), "texts that end a continuation, and are not part of it")
+    stop_token: int | None = option(
+        None, "id of the token that ends a continuation (default: the end of a document)"
+    )
+    stop_on_eol: bool = option(False, "end at the first line's end, and at nothing else")
+    stop_on_double_eol: bool = option(False, "end at the first empty line, and at nothing else")
+    prevent_newline_after_colon: bool = option(False, "never draw a line's end after a colon")
+    add_bos: bool = option(False, "put the end-of-document token before every prompt")
+    echo: bool = option(False, "begin each text with its prompt, as training data wants it")
+    bf16: bool = option(False, "compute in bfloat16")
+    micro_batch_size: int = option(16, "prompts continued together")
+    text_key: str = option("text", "the record's key that holds the prompt")
+    on_error: Literal["fail", "skip"] = option(
+        "fail", "a prompt that cannot be read or continued: stop, or set it aside", role="runtime"
+    )
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+    retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
+
+    def __post_init__(self):
+        lines = self.stop_on_eol or self.stop_on_double_eol
+        draws = self.greedy or self.top_k or self.top_p or self.temperature != 1
+        check(
+            (bool(self.load) != bool(self.url), "give either --load CHECKPOINT or --url http://HOST:PORT"),
+            (
+                self.url is not None or self.api_key_file is None,
+                "api_key_file has no effect without --url; leave it out",
+            ),
+            (
+                self.url is None or self.retrieval == Retrieval(),
+                "retro_db and retro_attention_gate have no effect with --url; pass them to `mt serve`",
+            ),
+            (self.url is None or not self.bf16, "bf16 has no effect with --url; pass it to `mt serve`"),
+            (bool(self.prompts) != bool(self.input), "give either --prompts TEXT... or --input FILE..."),
+            (
+                self.tokens_to_generate >= 1,
+                f"tokens_to_generate = {self.tokens_to_generate} must be at least 1",
+            ),
+            (
+                0 < self.temperature <= 100,
+                (
+                    f"temperature = {self.temperature:g} must be above 0 and at most 100; for the most"
+                    " probable token pass --greedy"
+                ),
+            ),
+            (self.top_k >= 0, f"top_k = {self.top_k} must be at least 0 (0: no limit)"),
+            (0 <= self.top_p <= 1, f"top_p = {self.top_p:g} must be from 0 to 1 (0: no limit)"),
+            (
+                not (self.top_k and self.top_p),
+                f"top_k = {self.top_k} and top_p = {self.top_p:g} cannot both be set; choose one",
+            ),
+            (0 <= self.top_p_decay <= 1, f"top_p_decay = {self.top_p_decay:g} must be from 0 to 1 (0: none)"),
+            (bool(self.top_p) or not self.top_p_decay, "top_p_decay has no effect without --top-p; set it"),
+            (
+                bool(self.top_p_decay) or not self.top_p_bound,
+                "top_p_bound has no effect without --top-p-decay; set it",
+            ),
+            (
+                0 <= self.top_p_bound <= max(self.top_p, 0),
+                f"top_p_bound = {self.top_p_bound:g} must be from 0 to top_p = {self.top_p:g}",
+            ),
+            (
+                self.beam_width is None or 1 <= self.beam_width <= 64,
+                f"beam_width = {self.beam_width} must be from 1 to 64",
+            ),
+            (
+                self.beam_width is None or not draws,
+                "beam_width draws nothing: leave out --greedy, --temperature, --top-k and --top-p",
+            ),
+            (
+                self.beam_width is None or not (lines or self.stop),
+                "beam_width ends texts at --stop-token only; leave out --stop and --stop-on-...",
+            ),
+            (
+                self.beam_width is not None or self.length_penalty == 1,
+                f"length_penalty = {self.length_penalty:g} has no effect without --beam-width; set it",
+            ),
+            (self.random_seed >= 0, f"random_seed = {self.random_seed} must be at least 0"),
+            (all(self.stop), "stop = '' would end every continuation at once; give a text"),
+            (
+                self.stop_token is None or not lines,
+                (
+                    f"stop_token = {self.stop_token} has no effect with --stop-on-eol or"
+                    " --stop-on-double-eol; leave one out"
+                ),
+            ),
+            (self.micro_batch_size >= 1, f"micro_batch_size = {self.micro_batch_size} must be at least 1"),
+        )
+
+    def sampling(self) -> Sampling:
+        names = {field.name for field in dataclasses.fields(Sampling)} & {
+            field.name for field in dataclasses.fields(self)
+        }
+        return Sampling(
+            max_new_tokens=self.tokens_to_generate, **{name: getattr(self, name) for name in names}
+        )
+
+
+def generate(config: GenerateConfig) -> dict:
+    """Continues prompts; each of the summary's `samples` has text, token ids, their log-probabilities and why
+    it ended.
+
+    The log-probabilities are in nats and the model's own, before the temperature. With --output every sample
+    is a line of predictions.jsonl, and the summary keeps the first few.
+    """
+    shards = (
+        reader.plan(config.input, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
+        if config.input
+        else []
+    )
+    model_files = [config.load, *config.retrieval.inputs] if config.load else []
+    with Results("generate", config, [*model_files, *(shard.path for shard in shards)]) as results:
+        if results.finished:
+            return _for_people(results.finished, config)
+        source: Local | Server
+        if config.url:
+            source = Server(config.url, config.api_key_file)
+        else:
+            source = Local(open_generator(config.load, config.micro_batch_size, config.retrieval), config)
+        samples: list[dict] = []
+        counts = {"prompts": 0, "prompt_tokens": 0, "tokens": 0}
+        with results.predictions() as write, progress("generate", None, "prompts") as advance:
+            for slab in batched(_prompts(config, shards, source, results), source.slab):
+                for prompt, answer in zip(
+                    slab, source.complete([p.text for p in slab], counts["prompts"], config)
+                ):
+                    counts["prompt_tokens"] += answer.pop("prompt_tokens")
+                    text = prompt.text + answer["text"] if config.echo else answer["text"]
+                    sample = {"id": prompt.id, "prompt": prompt.text, **answer, "text": text}
+                    write(sample)
+                    if config.output is None or len(samples) < SAMPLES_SHOWN:
+                        samples.append(sample)
+                    counts["tokens"] += len(sample["tokens"])
+                counts["prompts"] += len(slab)
+                advance(len(slab))
+        if not counts["prompts"]:
+            raise UserError(
+                f"{', '.join(config.input)}: no prompt could be continued ({len(results.rejects)} were set"
+                " aside); check the file"
+            )
+        return _for_people(results.finish(counts, samples=samples), config)
+
+
+def _for_people(summary: dict, config: GenerateConfig) -> dict:
+    """The summary with the texts to print: each prompt with what follows it."""
+    texts = [
+        sample["text"] if config.echo else sample["prompt"] + sample["text"] for sample in summary["samples"]
+    ]
+    if (more := summary["counts"]["prompts"] - len(texts)) > 0:
+        texts.append(f"... and {more:,} more in predictions.jsonl")
+    if count := summary["counts"]["rejected"]:
+        texts.append(
+            f"{count:,} prompt{'s were' if count > 1 else ' was'} set aside: they could not be read or are"
+            " too long"
+        )
+    return {**summary, "text": "\n\n".join(texts)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A text to continue."""
+
+    id: str
+    text: str
+
+
+def _prompts(
+    config: GenerateConfig, shards: list[reader.Shard], source: Local | Server, results: Results
+) -> Iterator[Prompt]:
+    """The prompts in order; one too long is a UserError, or a reject where it came from a file and on_error
+    is "skip".
+    """
+    for number, text in enumerate(config.prompts, 1):
+        if problem := source.problem(text, config):
+            raise UserError(f"prompt {number} ({_head(text)}) {problem}")
+        yield Prompt(str(number), text)
+    for shard in shards:
+        for place, document in records(shard, results):
+            if problem := source.problem(document.text, config):
+                results.refuse(shard, place, problem, document)
+            else:
+                yield Prompt(document.id, document.text)
+
+
+def _head(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+class Local:
+    """A model in this process."""
+
+    def __init__(self, model: LanguageModel, config: GenerateConfig):
+        self.model, self.slab = model, model.slab
+        ready_to_run(model.model, bf16=config.bf16)
+        if config.stop_token is not None and not 0 <= config.stop_token < model.tokenizer.vocab_size:
+            raise UserError(
+                f"stop_token = {config.stop_token} must be from 0 to {model.tokenizer.vocab_size - 1}, an id"
+                " of the vocabulary"
+            )
+
+    def problem(self, text: str, config: GenerateConfig) -> str | None:
+        """What is wrong with a prompt, if anything."""
+        count, wanted, positions = (
+            max(1, len(self._ids(text, config))),
+            config.tokens_to_generate,
+            self.model.max_length,
+        )
+        if count + wanted <= positions:
+            return None
+        remedy = (
+            f"generate at most {positions - count}"
+            if count < positions
+            else f"shorten it to {max(1, positions - wanted)}"
+        )
+        return (
+            f"has {count} tokens; with tokens_to_generate = {wanted} that is {count + wanted}, but the model"
+            f" has {positions} positions; {remedy}"
+        )
+
+    def complete(self, texts: list[str], first: int, config: GenerateConfig) -> Iterator[dict]:
+        """The answers to consecutive prompts, the first of which has the number `first`."""
+        prompts = [self._ids(text, config) for text in texts]
+        if config.beam_width is not None:
+            for prompt in prompts:
+                yield {
+                    "prompt_tokens": max(1, len(prompt)),
+                    **search(self.model, prompt, config.sampling(), config.beam_width, config.length_penalty),
+                }
+            return
+        seeds = [(config.random_seed, first + n) for n in range(len(prompts))]
+        for prompt, found in zip(prompts, self.model.generate(prompts, config.sampling(), seeds)):
+            yield {
+                "prompt_tokens": max(1, len(prompt)),
+                "text": found.text,
+                "tokens": found.ids,
+                "logprobs": found.logprobs,
+                "ended": found.ended,
+            }
+
+    def _ids(self, text: str, config: GenerateConfig) -> list[int]:
+        ids = self.model.encode(text)
+        return [self.model.start, *ids] if config.add_bos else ids
+
+
+def search(
+    model: LanguageModel, prompt: list[int], sampling: Sampling, beam_width: int, length_penalty: float
+) -> dict:
+    """The best beam of one prompt, as an answer that also tells all `beams`: text, tokens, score."""
+    prompt = prompt or [model.start]
+    beams = BeamSearch(
+        model.model, model.tokenizer, prompt, sampling, beam_width=beam_width, length_penalty=length_penalty
+    )
+    while not beams.done:
+        beams.step()
+    found = [
+        {"text": text, "tokens": list(beam.ids), "score": beam.score}
+        for text, beam in zip(beams.texts(), beams.found)
+    ]
+    best = beams.found[0]
+    return {
+        "text": found[0]["text"],
+        "tokens": found[0]["tokens"],
+        "logprobs": list(best.logprobs),
+        "ended": best.ended,
+        "beams": found,
+    }

@@ -1,0 +1,494 @@
+"""RACE, MNLI and QQP: a BERT is finetuned to choose, or one that was is evaluated; a GPT answers RACE without
+finetuning.
+
+    --pretrained-checkpoint BERT --train-data FILE... --output DIR     finetune, then evaluate on --valid-data
+    --load DIR                                                          evaluate a finetuned classifier
+    --load GPT                                                          RACE alone: which option is the
+        likeliest answer?
+
+In: the published files (examples.py). Out, in --output: step_NNNNNNNN/ checkpoints, log.jsonl (loss of the
+steps, scores after every epoch), predictions.jsonl (a line for each example), manifest.json with the scores.
+
+An epoch is a permutation of all examples that depends on the seed and its number alone; the last batch of an
+epoch may be smaller. A run that was stopped, even by kill -9, goes on from its newest checkpoint when the
+same command is given again, and ends with the same numbers. Data-parallel processes (torchrun) share each
+batch, and the examples of an evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core import manifest
+from ...core.config import Failure, UserError, check, option
+from ...core.progress import progress
+from ...train.anomalies import StopSignals
+from ...train.checkpoint import native as checkpoint
+from ...train.checkpoint.native import CheckpointConfig, Progress, Saver, find, saved_settings
+from ...train.model.dtensor import local_shard
+from ...train.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+    set_rates,
+    weight_decay,
+)
+from ...train.parallel.mesh import Mesh
+from ...train.precision import Weights, use_fast_float32_products
+from ...train.step import forward_backward
+from ..classifier import Encoder, Finetuned, TrainingSet, is_finetuned, open_classifier, pretrained
+from ..results import Results, ranks
+from .multiple_choice import MNLI, QQP, RACE, Judge, Task, chooser, likelihood, score
+from .race import files_of, reader
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOptimizer(OptimizerConfig):
+    """AdamW as Megatron-LM finetunes with it."""
+
+    lr: float = option(5e-5, "peak learning rate")
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option(
+        "linear", "how it falls after the warm-up"
+    )
+    lr_warmup_fraction: float | None = option(0.065, "warm-up, as a fraction of the decay")
+    weight_decay: float = option(0.1, "decoupled weight decay; biases and other vectors have none")
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceOptimizer(FinetuneOptimizer):
+    lr: float = option(1e-5, "peak learning rate")
+    lr_warmup_fraction: float | None = option(0.06, "warm-up, as a fraction of the decay")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What the tasks share.
+
+    The defaults of batch, epochs and optimizer are those that Megatron-LM recommends.
+    """
+
+    valid_data: tuple[str, ...] = option(help="what is evaluated: files or folders", role="input")
+    load: str | None = option(None, "evaluate this checkpoint", role="input")
+    pretrained_checkpoint: str | None = option(None, "finetune this BERT", role="input")
+    train_data: tuple[str, ...] = option((), "what it is finetuned on: files or folders", role="input")
+    output: str | None = option(
+        None,
+        "directory for checkpoints, a line per example and the scores; none: only print the scores",
+        role="output",
+    )
+    epochs: int = option(5, "times that every example is seen; 0: only evaluate --load")
+    micro_batch_size: int = option(8, "examples that a process works on together")
+    global_batch_size: int | None = option(
+        None, "examples of a step (default: micro-batch-size x copies of the model)"
+    )
+    tensor_model_parallel_size: int = option(
+        1,
+        "processes that share one copy of the model, for models too large for one; the others share the work",
+        role="runtime",
+    )
+    seq_length: int | None = option(
+        None, "tokens of a sequence at most (default: 512, or the positions of the model if they are fewer)"
+    )
+    hidden_dropout: float = option(
+        0.1, "finetuning: dropout on the embedding, on what each layer adds, and before the head"
+    )
+    attention_dropout: float = option(0.1, "finetuning: dropout on attention weights")
+    bf16: bool = option(False, "finetune in bfloat16; evaluation is in float32")
+    seed: int = option(1234, "of the new weights, the order of the examples and the dropout")
+    save_interval: int | None = option(
+        None, "steps from one checkpoint to the next (default: one after every epoch)", role="runtime"
+    )
+    log_interval: int = option(10, "steps from one log line to the next")
+    on_error: Literal["fail", "skip"] = option("fail", "a row that is no example: stop, or set it aside")
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+    def __post_init__(self):
+        training = bool(self.train_data) and self.epochs > 0
+        sizes = (
+            "micro_batch_size",
+            "tensor_model_parallel_size",
+            "global_batch_size",
+            "seq_length",
+            "save_interval",
+            "log_interval",
+        )
+        check(
+            (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 1,
+                    f"{n} = {getattr(self, n)} must be at least 1",
+                )
+                for n in sizes
+            ),
+            *(
+                (0 <= getattr(self, n) < 1, f"{n} = {getattr(self, n)} must be at least 0 and below 1")
+                for n in ("hidden_dropout", "attention_dropout")
+            ),
+            (self.epochs >= 0, f"epochs = {self.epochs} must not be negative"),
+            (
+                self.seq_length is None or self.seq_length >= 8,
+                f"seq_length = {self.seq_length} must be at least 8: special tokens and two texts",
+            ),
+            (
+                training or self.load is not None,
+                (
+                    "what is to be evaluated? give --load CHECKPOINT, or --pretrained-checkpoint BERT with"
+                    " --train-data FILE... to finetune one"
+                ),
+            ),
+            (
+                not training or self.pretrained_checkpoint is not None,
+                "finetuning begins with a BERT: give --pretrained-checkpoint",
+            ),
+            (not training or self.output is not None, "finetuning writes checkpoints: give --output DIR"),
+            (
+                not training or self.load in (None, self.output),
+                (
+                    f"load = {self.load}: finetuning begins with --pretrained-checkpoint, and goes on from"
+                    " what lies in --output; leave --load out"
+                ),
+            ),
+        )
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.train_data) and self.epochs > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RaceConfig(FinetuneConfig):
+    epochs: int = option(3, "times that every example is seen; 0: only evaluate --load")
+    micro_batch_size: int = option(4, "questions that a process works on together, each with four sequences")
+    optimizer: RaceOptimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsConfig(FinetuneConfig):
+    optimizer: FinetuneOptimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QqpConfig(PairsConfig):
+    # The published train.tsv has rows with line breaks inside a question.
+    on_error: Literal["fail", "skip"] = option("skip", "a row that is no example: stop, or set it aside")
+
+
+def race(config: RaceConfig) -> dict | None:
+    """Accuracy on RACE's questions (Lai et al. 2017)."""
+    return _run(config, RACE)
+
+
+def mnli(config: PairsConfig) -> dict | None:
+    """Accuracy on pairs of sentences: does the second follow (Williams et al. 2018)?"""
+    return _run(config, MNLI)
+
+
+def qqp(config: QqpConfig) -> dict | None:
+    """Accuracy and F1 on pairs of questions: do they ask the same (Quora; Wang et al. 2019)?"""
+    return _run(config, QQP)
+
+
+def _run(config: FinetuneConfig, task: Task) -> dict | None:
+    with ranks(config.tensor_model_parallel_size) as mesh:
+        use_fast_float32_products()
+        valid = {path: place for place in config.valid_data for path in files_of(place, task.endings)}
+        train = [
+            path for place in config.train_data if config.trains for path in files_of(place, task.endings)
+        ]
+        model = config.pretrained_checkpoint if config.trains else config.load
+        with Results(f"eval {task.name}", config, [model, *train, *valid], mesh) as results:
+            if results.finished:
+                return results.finished if mesh.rank == 0 else None
+            if not config.trains:
+                return _evaluate(config, task, valid, results, mesh)
+            finetuning = Finetuning(config, task, train, valid, results, mesh)
+            finetuning.fit()
+            return _evaluate(config, task, valid, results, mesh, finetuning)
+
+
+def _evaluate(
+    config: FinetuneConfig,
+    task: Task,
+    valid: dict[Path, str],
+    results: Results,
+    mesh: Mesh,
+    finetuned: Finetuning | None = None,
+) -> dict | None:
+    """The scores of --load, or of what was just finetuned, as its checkpoint holds it."""
+    place = config.load if finetuned is None else config.output
+    judge = _judge(config, task, place, mesh)
+    with results.predictions() as write:
+        scores, counts = score(task, valid, results, mesh, judge, write)
+    facts = {"scores": scores, "seq_length": judge.seq_length}
+    files: list[Path] = []
+    if finetuned is not None:
+        facts |= {"training": finetuned.summary(), "epochs": finetuned.log.lines_of("accuracy")}
+        files = finetuned.files()
+    return results.finish(counts, files, examples=counts["scored"], **facts) if mesh.rank == 0 else None
+
+
+def _judge(config: FinetuneConfig, task: Task, place: str, mesh: Mesh) -> Judge:
+    if task is RACE and not is_finetuned(place) and saved_settings(find(place)).model.family == "gpt":
+        return likelihood(place, config.seq_length, 4 * config.micro_batch_size, mesh)
+    model, tokenizer, seq_length = open_classifier(place, task.name, mesh)
+    return chooser(
+        model, Encoder(tokenizer, min(config.seq_length or seq_length, seq_length)), config.micro_batch_size
+    )
+
+
+class Finetuning:
+    """One run of finetuning: model, optimizer, data, and how far it has come."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        task: Task,
+        train: list[Path],
+        valid: dict[Path, str],
+        results: Results,
+        mesh: Mesh,
+    ):
+        self.config, self.task, self.valid, self.results, self.mesh = config, task, valid, results, mesh
+        self.folder = Path(config.output)
+        model, tokenizer = pretrained(
+            config.pretrained_checkpoint,
+            task.outputs,
+            config.seed,
+            mesh,
+            hidden_dropout=config.hidden_dropout,
+            attention_dropout=config.attention_dropout,
+        )
+        positions = model.config.max_position_embeddings
+        if (config.seq_length or 0) > positions:
+            raise UserError(
+                f"seq_length = {config.seq_length} must be at most the {positions} positions of the model in"
+                f" {config.pretrained_checkpoint}"
+            )
+        self.encoder = Encoder(tokenizer, config.seq_length or min(512, positions))
+        unit = config.micro_batch_size * mesh.dp.size
+        self.batch_size = config.global_batch_size or unit
+        if self.batch_size % unit:
+            raise UserError(
+                f"global_batch_size = {self.batch_size} is not a multiple of micro_batch_size ="
+                f" {config.micro_batch_size} x {mesh.dp.size} data-parallel"
+                f" process{'es' * (mesh.dp.size > 1)} = {unit}"
+            )
+        read = reader(task.read, results.reject, config.on_error)
+        self.data = TrainingSet(self.encoder, (example for path in train for example in read(path)))
+        self.refused = len(results.rejects)
+        if not self.data:
+            raise UserError(f"{', '.join(map(str, train))}: no example could be read; check the file")
+        for path in valid:  # what is wrong there is said now, and not after the training
+            for _ in read(path):
+                pass
+        del results.rejects[self.refused :]
+        self.steps_per_epoch = -(-len(self.data) // self.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        total_samples = config.epochs * len(self.data)
+        self.rate = learning_rate(
+            config.optimizer, total_samples=total_samples, global_batch_size=self.batch_size, by_samples=False
+        )
+        self.decay = weight_decay(config.optimizer, total_samples)
+        self.model = model.train()
+        self.weights = Weights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
+        self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
+        self.progress = self._start()
+        self.log = Log(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)
+        saved = CheckpointConfig(save=config.output, load=config.pretrained_checkpoint)
+        kept = Finetuned(task.name, task.outputs, self.encoder.seq_length, model.config, saved)
+        data = {"files": [str(path) for path in train]}
+        # the ranks that hold one copy of the model
+        self.replica = Mesh(mesh.tp.rank, mesh.tp.size, mesh.device, mesh.tp.group)
+        self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=mesh)
+
+    def _start(self) -> Progress:
+        newest = self.mesh.broadcast(self.mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
+        if newest is None:
+            return Progress()
+        found = checkpoint.load(
+            newest, self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name
+        )
+        self.weights.refresh()
+        return found
+
+    def fit(self) -> None:
+        """The loop, up to the last checkpoint."""
+        config, done = self.config, self.progress
+        with (
+            StopSignals() as signals,
+            progress(f"finetune {self.task.name}", self.total_steps, "steps") as advance,
+        ):
+            advance(done.step)
+            while done.step < self.total_steps:
+                norm, rate = self.step()
+                advance(1)
+                epoch, ends = divmod(done.step, self.steps_per_epoch)
+                last = done.step == self.total_steps
+                if last or done.step % config.log_interval == 0:
+                    self.log.write(
+                        step=done.step,
+                        epoch=epoch + (ends > 0),
+                        loss=sum(done.pending_losses) / len(done.pending_losses),
+                        lr=rate,
+                        grad_norm=norm,
+                    )
+                    done.pending_losses.clear()
+                if ends == 0 and not last:
+                    self.validate(epoch)
+                signalled = self.mesh.any(signals.received)
+                if ends == 0 or signalled or (config.save_interval and done.step % config.save_interval == 0):
+                    self.save()
+                if signalled and not last:
+                    raise signals.stopped(done.step)
+
+    def step(self) -> tuple[float, float]:
+        """One update of the weights: (the gradient's norm, the learning rate)."""
+        config, done = self.config, self.progress
+        rate = self.rate.at(done.consumed_samples)
+        set_rates(self.optimizer, rate, self.decay.at(done.consumed_samples))
+        numbers = self.examples_of(done.step)
+        pieces = [
+            numbers[i : i + config.micro_batch_size] for i in range(0, len(numbers), config.micro_batch_size)
+        ]
+        mine = [
+            MicroBatch(i, self.arguments(piece))
+            for i, piece in enumerate(pieces)
+            if i % self.mesh.dp.size == self.mesh.dp.rank
+        ]
+        factor = torch.tensor(1 / len(numbers), device=self.mesh.device)
+        loss = self.mesh.sum_shards(
+            forward_backward(self.model, mine, factor, seed=f"{config.seed}:{done.step}")
+        ).item() / len(numbers)
+        self.sum_gradients()
+        norm = gradient_norm(self.weights, self.replica).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Failure(
+                f"step {done.step + 1:,}: loss {loss}, gradient norm {norm}: finetuning has diverged; start"
+                " again with a lower --lr or more warm-up"
+            )
+        clip_gradients(self.weights, norm, config.optimizer.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.weights.refresh()
+        done.step += 1
+        done.updates += 1
+        done.consumed_samples += len(numbers)
+        done.pending_losses.append(loss)
+        return norm, rate
+
+    def examples_of(self, step: int) -> list[int]:
+        """The numbers of a step's examples."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.data))
+        return order[within * self.batch_size : (within + 1) * self.batch_size].tolist()
+
+    def arguments(self, numbers: list[int]) -> dict:
+        labels = torch.tensor([self.data.labels[n] for n in numbers], device=self.mesh.device)
+        return {**self.encoder.batch([self.data[n] for n in numbers], self.mesh.device), "labels": labels}
+
+    def sum_gradients(self) -> None:
+        """Over the replicas, all weights in one sum; one without a share of the batch adds nothing."""
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        if self.mesh.dp.size > 1:
+            gradients = [local_shard(weight.grad) for weight in self.weights]
+            flat = self.mesh.sum_shards(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+                gradient.copy_(summed.view_as(gradient))
+
+    def validate(self, epoch: int) -> None:
+        """The scores after an epoch, into the log; what is finetuned in bfloat16 is judged in it."""
+        self.model.eval()
+        before = len(self.results.rejects)
+        scores, _ = score(
+            self.task,
+            self.valid,
+            self.results,
+            self.mesh,
+            chooser(self.model, self.encoder, self.config.micro_batch_size),
+            lambda line: None,
+        )
+        del self.results.rejects[before:]
+        self.model.train()
+        self.log.write(
+            step=self.progress.step,
+            epoch=epoch,
+            **{name: value for name, value in scores.items() if name != "files"},
+        )
+
+    def save(self) -> None:
+        self.log.flush()
+        self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
+
+    def summary(self) -> dict:
+        losses = self.log.lines_of("loss")
+        return {
+            "examples": len(self.data),
+            "rejected": self.refused,
+            "steps": self.progress.step,
+            "global_batch_size": self.batch_size,
+            "first_loss": losses[0]["loss"],
+            "last_loss": losses[-1]["loss"],
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+
+    def files(self) -> list[Path]:
+        """What the manifest lists beside the predictions."""
+        step = self.folder / f"step_{self.progress.step:08d}"
+        return [*sorted(p for p in step.rglob("*") if p.is_file()), self.log.path]
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """What forward_backward is given: its number in the batch, and what Classifier.loss takes."""
+
+    index: int
+    given: dict[str, Tensor]
+
+    def arguments(self) -> dict[str, Tensor]:
+        return self.given
+
+
+class Log:
+    """log.jsonl; a run that goes on cuts it back to its checkpoint's step, so that it reads as if nothing had
+    happened.
+    """
+
+    def __init__(self, path: Path, step: int, *, writes: bool):
+        """writes: whether this is the rank that does."""
+        self.path, self.lines, self._file = path, [], None
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            # a line that a kill has cut short is the last one
+            with contextlib.suppress(json.JSONDecodeError):
+                self.lines.append(json.loads(text))
+        self.lines = [line for line in self.lines if line["step"] <= step]
+        if writes:
+            with manifest.atomic_write(path, "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in self.lines)
+            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - written to until the process ends
+
+    def write(self, **line) -> None:
+        self.lines.append(line)
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def lines_of(self, name: str) -> list[dict]:
+        """The lines that hold a value of that name."""
+        return [line for line in self.lines if name in line]

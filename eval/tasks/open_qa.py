@@ -1,0 +1,227 @@
+"""Open-domain questions: a model is given passages and a question, and what it generates is compared with the
+answers.
+
+In: a GPT (or Retro) checkpoint, files of questions with answers and perhaps passages (indexed/questions.py).
+Out: exact match and F1 in the words of the answers, each a mean with its standard error; with `--output` also
+a line for every question.
+
+Texts are compared in lower case, without punctuation, without articles and with single spaces (SQuAD,
+Rajpurkar et al. 2016). An exact match and F1 take the best of a question's answers, as SQuAD's evaluation
+does; `f1_first_answer` takes the first one, as Megatron-LM's. The prompt is that of instruction tuning
+(indexed/instruct.py), from the same function.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from ...core.config import UserError, check, option
+from ...core.progress import progress
+from ...documents.reader import Reject
+from ...indexed.instruct_dataset import encode_prompt, set_of
+from ...indexed.questions import Question, read_questions
+from ..generation.sampling import Sampling
+from ..lm import NO_RETRIEVAL, LanguageModel, open_scorer
+from ..results import Mean, Results, ranks, shared
+from .lambada import Evaluation
+from .race import files_of, reader
+
+QUESTIONS_AT_ONCE = 64  # that a rank answers before it tells the others
+SCORES = ("exact_match", "f1", "f1_first_answer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QaConfig(Evaluation):
+    """The settings of `mt eval qa`."""
+
+    valid_data: tuple[str, ...] = option(
+        help="questions with answers: .json, .jsonl, or lines of a question, a tab and a list of answers",
+        role="input",
+    )
+    task: str | None = option(
+        None,
+        "the set whose instructions a prompt has: nq, tqa, BoolQ, quac ... (default: the name of a file's"
+        " folder)",
+    )
+    ft_neighbours: int = option(1, "passages that stand before a question")
+    use_retrieved_neighbours: bool = option(
+        True,
+        "passages are those that were retrieved (ctxs) where there are any; else first those that come with"
+        " the question",
+    )
+    short_format: bool = option(
+        False,
+        "ask without instructions, for models that were not tuned to them: Question: ... Answer: The"
+        " answer is",
+    )
+    tokens_to_generate: int = option(64, "tokens of an answer at most")
+    stop_on_eol: bool = option(False, "an answer ends at the first line's end, and at nothing else")
+    on_error: Literal["fail", "skip"] = option(
+        "fail",
+        "a record that is no question or does not fit the model: stop, or set it aside",
+        role="runtime",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
+            (
+                self.ft_neighbours >= 0,
+                f"ft_neighbours = {self.ft_neighbours} must not be negative (0: no passages)",
+            ),
+            (
+                self.tokens_to_generate >= 1,
+                f"tokens_to_generate = {self.tokens_to_generate} must be at least 1",
+            ),
+            (
+                not (self.short_format and self.task),
+                (
+                    f"task = {self.task} names instructions, and --short-format asks without; leave one of"
+                    " them out"
+                ),
+            ),
+        )
+
+
+def qa(config: QaConfig) -> dict | None:
+    """Exact match and F1 of generated answers."""
+    with ranks(config.tensor_model_parallel_size) as mesh:
+        paths = [
+            path
+            for place in config.valid_data
+            for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))
+        ]
+        with Results("eval qa", config, [config.load, *config.retrieval.inputs, *paths], mesh) as results:
+            if results.finished:
+                return results.finished if mesh.rank == 0 else None
+            model = open_scorer(
+                config.load,
+                config.seq_length or "positions",
+                config.micro_batch_size,
+                config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL,
+                mesh,
+            )
+            means = {name: Mean() for name in SCORES}
+            without_passages = 0
+            with results.predictions() as write, progress("qa", None, "questions") as advance:
+                answer = lambda asked: _answers(asked, model, config)
+                for asked, text in shared(
+                    mesh, _prompts(paths, model, config, results), answer, QUESTIONS_AT_ONCE
+                ):
+                    scores = score(text, asked.question.answers)
+                    for name, mean in means.items():
+                        mean.add(scores[name])
+                    without_passages += not asked.passages
+                    write(
+                        {
+                            "id": asked.question.id,
+                            "question": asked.question.text,
+                            "answers": asked.question.answers,
+                            "prediction": text,
+                            "passages": asked.passages,
+                            **scores,
+                        }
+                    )
+                    advance(1)
+            examples = means["f1"].count
+            if not examples:
+                raise UserError(
+                    f"{', '.join(config.valid_data)}: no question could be asked ({len(results.rejects)} were"
+                    " set aside); check the file"
+                )
+            found = {name: mean.mean for name, mean in means.items()} | {
+                f"{name}_stderr": mean.stderr for name, mean in means.items()
+            }
+            return (
+                results.finish({"without_passages": without_passages}, examples=examples, scores=found)
+                if mesh.rank == 0
+                else None
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A question with the ids of its prompt, and how many passages stand in it."""
+
+    question: Question
+    prompt: list[int]
+    passages: int
+
+
+def _prompts(paths: list[Path], model: LanguageModel, config: QaConfig, results: Results) -> Iterator[Asked]:
+    """The questions in order; one that does not fit is a UserError, or a reject where on_error is "skip"."""
+    room = model.max_length - config.tokens_to_generate
+
+    def refuse(bad: Reject) -> None:
+        if config.on_error == "fail":
+            raise UserError(
+                f"{bad.file}, {bad.place}: {bad.reason}; mend it, or pass --on-error skip to set such records"
+                " aside"
+            )
+        results.reject(bad)
+
+    read = reader(read_questions, results.reject, config.on_error)
+    for path in paths:
+        name = config.task if config.task is not None else set_of(path)
+        for question in read(path):
+            sources = (
+                (question.passages, question.given)
+                if config.use_retrieved_neighbours
+                else (question.given, question.passages)
+            )
+            passages = (sources[0] or sources[1])[: config.ft_neighbours]
+            try:
+                prompt = encode_prompt(
+                    model.tokenizer, question, name, passages, room, short=config.short_format
+                )
+            except ValueError as error:
+                refuse(
+                    Reject(
+                        question.file,
+                        f"question {question.id}",
+                        f"{error}: the {model.max_length} positions of the model less tokens_to_generate ="
+                        f" {config.tokens_to_generate}",
+                        question.text,
+                    )
+                )
+                continue
+            yield Asked(question, prompt, len(passages))
+
+
+def _answers(asked: list[Asked], model: LanguageModel, config: QaConfig) -> list[str]:
+    sampling = Sampling(max_new_tokens=config.tokens_to_generate, greedy=True, stop_on_eol=config.stop_on_eol)
+    return [
+        " ".join(found.text.split("\n")).strip()
+        for found in model.generate([a.prompt for a in asked], sampling)
+    ]
+
+
+def score(prediction: str, answers: tuple[str, ...]) -> dict[str, float]:
+    """SCORES of a prediction, each from 0 to 1."""
+    f1s = [f1(prediction, answer) for answer in answers]
+    exact = any(normalize(prediction) == normalize(answer) for answer in answers)
+    return {"exact_match": float(exact), "f1": max(f1s), "f1_first_answer": f1s[0]}
+
+
+def f1(prediction: str, answer: str) -> float:
+    """The harmonic mean of precision and recall of the words in common, counted as often as they stand in
+    both; where one has no word, whether neither has.
+    """
+    found, wanted = normalize(prediction).split(), normalize(answer).split()
+    if not found or not wanted:
+        return float(found == wanted)
+    common = sum((collections.Counter(found) & collections.Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
+
+
+def normalize(text: str) -> str:
+    """In lower case, without punctuation, articles and superfluous spaces."""
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())

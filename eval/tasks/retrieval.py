@@ -1,0 +1,154 @@
+"""Retrieval for open-domain questions: among the k blocks that a biencoder scores highest, does one hold an
+answer?
+
+In: a biencoder, the evidence that it embedded (`mt retro embed-blocks`), files of questions with answers
+(indexed/questions.py). Out: recall@k, each with its standard error; with `--output` also a line for every
+question.
+
+A block holds an answer where the answer's words stand in it one after the other: words are runs of letters,
+digits and combining marks, or single other characters, in lower case and canonical decomposition (DPR,
+Karpukhin et al. 2020; ORQA's evaluation in Megatron-LM). What a block says is known from its tokens alone,
+which may have lost accents and case, so an answer also counts as its own tokens spell it. Titles do not
+count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+import regex
+
+from ...core.config import UserError, check, option
+from ...core.progress import progress
+from ...indexed.questions import Question, read_questions
+from ...retro.embed_blocks import Encoder, Searcher
+from ..lm import batched
+from ..results import Mean, Results
+from .race import files_of, reader
+
+QUESTIONS_AT_ONCE = 256
+WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """The settings of `mt eval retrieval`."""
+
+    load: str = option(help="the biencoder, a run of `mt train --family ict`", role="input")
+    db: str = option(help="the blocks that it embedded, of `mt retro embed-blocks`", role="input")
+    valid_data: tuple[str, ...] = option(
+        help="questions with answers: .json, .jsonl, or lines of a question, a tab and a list of answers",
+        role="input",
+    )
+    output: str | None = option(
+        None, "directory for a line per question and the scores; none: only print the scores", role="output"
+    )
+    retriever_report_topk_accuracies: tuple[int, ...] = option((1, 5, 20, 100), "the k of recall@k")
+    faiss_match: Literal["string", "regex"] = option("string", "answers are texts, or regular expressions")
+    data_path: tuple[str, ...] = option(
+        (), "where the data of the blocks lie now, if they have moved", role="input"
+    )
+    titles_data_path: tuple[str, ...] = option(
+        (), "where their titles lie now, if they have moved", role="input"
+    )
+    on_error: Literal["fail", "skip"] = option(
+        "fail", "a record that is no question: stop, or set it aside", role="runtime"
+    )
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+    def __post_init__(self):
+        ks = self.retriever_report_topk_accuracies
+        check(
+            (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
+            (
+                bool(ks) and min(ks) >= 1,
+                (
+                    f"retriever_report_topk_accuracies = {' '.join(map(str, ks))} must be numbers of blocks"
+                    " from 1 on"
+                ),
+            ),
+        )
+
+
+def retrieval(config: RetrievalConfig) -> dict:
+    """Recall@k of the blocks found for questions."""
+    paths = [
+        path for place in config.valid_data for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))
+    ]
+    with Results("eval retrieval", config, [config.load, config.db, *paths]) as results:
+        if results.finished:
+            return results.finished
+        search = Searcher(config.db, Encoder(config.load), config.data_path, config.titles_data_path)
+        ks = sorted(set(config.retriever_report_topk_accuracies))
+        hits = {k: Mean() for k in ks}
+        read = reader(read_questions, results.reject, config.on_error)
+        with results.predictions() as write, progress("retrieval", None, "questions") as advance:
+            for questions in batched(
+                (question for path in paths for question in read(path)), QUESTIONS_AT_ONCE
+            ):
+                scores, found = search([question.text for question in questions], ks[-1])
+                for question, numbers, products in zip(questions, found.tolist(), scores.tolist()):
+                    numbers = [n for n in numbers if n >= 0]
+                    holds = Holds(question, search, config.faiss_match)
+                    first = next((rank for rank, n in enumerate(numbers, 1) if holds(n)), None)
+                    for k, mean in hits.items():
+                        mean.add(first is not None and first <= k)
+                    best = [
+                        {"block": n, "score": round(s, 6), "text": search.text(n)}
+                        for n, s in zip(numbers[: ks[0]], products)
+                    ]
+                    write({"id": question.id, "question": question.text, "first": first, "best": best})
+                advance(len(questions))
+        if not hits[ks[0]].count:
+            raise UserError(
+                f"{', '.join(config.valid_data)}: no question could be read ({len(results.rejects)} were set"
+                " aside); check the file"
+            )
+        recall = {f"recall@{k}": mean.mean for k, mean in hits.items()} | {
+            f"recall@{k}_stderr": mean.stderr for k, mean in hits.items()
+        }
+        return results.finish({"blocks": len(search.blocks.table)}, examples=hits[ks[0]].count, scores=recall)
+
+
+class Holds:
+    """Whether a block holds an answer of a question."""
+
+    def __init__(self, question: Question, search: Searcher, match: Literal["string", "regex"]):
+        self.search, self.patterns, self.answers = search, [], []
+        if match == "regex":
+            self.patterns = [pattern(answer, question) for answer in question.answers]
+        else:
+            tokenizer = search.encoder.tokenizer
+            self.answers = [
+                words(text)
+                for answer in question.answers
+                for text in (answer, tokenizer.decode(tokenizer.encode(answer)))
+            ]
+
+    def __call__(self, number: int) -> bool:
+        text = self.search.text(number)
+        if self.patterns:
+            return any(p.search(unicodedata.normalize("NFD", text)) for p in self.patterns)
+        here = words(text)
+        return any(contains(here, answer) for answer in self.answers if answer)
+
+
+def words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(unicodedata.normalize("NFD", text))]
+
+
+def contains(text: Sequence[str], part: Sequence[str]) -> bool:
+    return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
+
+
+def pattern(answer: str, question: Question):
+    try:
+        return regex.compile(unicodedata.normalize("NFD", answer), regex.IGNORECASE | regex.MULTILINE)
+    except regex.error as error:
+        raise UserError(
+            f"{question.file}, question {question.id}: the answer {answer!r} is no regular expression"
+            f" ({error}); mend it, or leave out --faiss-match regex"
+        ) from None

@@ -1,0 +1,331 @@
+"""retrieval database <-> the HDF5 files of Megatron-LM's Retro, as its `preprocess_data.py` made them until
+January 2026.
+
+    db/indexed_dataset_infos.json          [{"ratio", "prefix", "n_docs", "n_docs_train", "n_chunks",
+        "n_chunks_train", ...}]
+    db/merged/train.hdf5                   chunks u32 (n, 5): dataset, document, start, end, BERT tokens;
+        n_written u64 (1,);
+                                           doc_offsets u64 (documents, 3): dataset, document, chunks up to its
+                                               end
+    index/faiss-par-add/SPEC/added_1.000_1.000.faissindex
+    query/SPLIT_KEY/A-B.hdf5               neighbors i64 (samples * chunks of a sample, k), -1 where there are
+        fewer
+    config.json                            retro_gpt_chunk_length, retro_neighbor_dirs ...
+
+A document is there what is a sequence here, so that start and end count from the start of the sequence; a
+chunk whose text has no BERT token is not in the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..core import manifest
+from ..core.config import UserError, option
+from ..indexed.format import IndexedDataset
+from ..indexed.neighbors import CHUNK, Chunks, document_offsets, open_data, read_database, read_fact
+from ..tokenizer.tokenizer import load_directory
+from .chunks import Selection, chunk_texts
+from .embed import open_same
+from .row_blocks import write_npy_header
+
+ROWS_AT_ONCE = 1 << 16
+BLOCK = 100_000  # rows of a file of neighbours, as in Megatron-LM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The settings of `mt retro export-hdf5`."""
+
+    db: str = option(help="a database that `mt retro build-db` made", role="input")
+    neighbors: str | None = option(None, "neighbours of samples, of `mt retro neighbors`", role="input")
+    output: str = option(help="directory for Megatron-LM's project", role="output")
+    bert_model: str | None = option(
+        None, "where the BERT of the database lies now, if it has moved", role="input"
+    )
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+
+def export_hdf5(config: ExportConfig) -> dict:
+    """Writes a database and neighbours as Megatron-LM's Retro reads them; returns the manifest."""
+    root = Path(config.db)
+    database = read_database(root)
+    data = open_data(root, database)
+    _h5py()
+    samples = (
+        read_fact(Path(config.neighbors), "samples", "not the finished neighbours of samples")
+        if config.neighbors
+        else None
+    )
+    several = next(
+        (d for d in data if d.num_documents != len(d) or (np.diff(d.document_indices) != 1).any()), None
+    )
+    if several is not None:
+        raise UserError(
+            f"{several.prefix}: has documents of none or several sequences, whose chunks Megatron-LM's table"
+            " cannot hold; tokenize without --split-sentences and leave empty texts out"
+        )
+    run = manifest.begin(
+        "retro export-hdf5", config, [root, *([config.neighbors] if config.neighbors else [])]
+    )
+    if run.finished:
+        return run.manifest
+    chunks = Chunks(
+        np.load(root / "chunks.npy", mmap_mode="r"), data, database["chunk_length"], database["pad_id"]
+    )
+    tokenizer, bert = load_directory(root / "tokenizer"), open_same(database, config.bert_model, root)
+    written = [_export_chunks(run.output / "db" / "merged" / "train.hdf5", chunks, tokenizer, bert)]
+    counts = np.bincount(chunks.table["dataset"], minlength=len(data)).tolist()
+    infos = [
+        {
+            "ratio": 1.0,
+            "prefix": Path(d.prefix).name,
+            "n_docs": d.num_documents,
+            "n_docs_train": d.num_documents,
+            "n_chunks": n,
+            "n_chunks_train": n,
+            "n_chunks_invalid": 0,
+            "n_chunks_sampled": 0,
+        }
+        for d, n in zip(data, counts)
+    ]
+    written.append(_write_json(run.output / "db" / "indexed_dataset_infos.json", infos))
+    index = run.output / "index" / "faiss-par-add" / database["index"] / "added_1.000_1.000.faissindex"
+    with manifest.atomic_write(index) as out, open(root / "index.faiss", "rb") as source:
+        shutil.copyfileobj(source, out, 1 << 24)
+    folders = {}
+    for split, made in (samples["splits"] if samples else {}).items():
+        folders[split] = f"query/{split}_{made['order']}"
+        written += _export_neighbors(run.output / folders[split], Path(config.neighbors) / f"{split}.npy")
+    settings = {
+        "retro_block_size": BLOCK,
+        "retro_gpt_chunk_length": database["chunk_length"],
+        "retro_neighbor_dirs": {n: folders.get(n) for n in ("train", "valid", "test")},
+    }
+    if samples:
+        settings |= {"retro_gpt_seq_length": next(iter(samples["splits"].values()))["seq_length"]}
+    written.append(_write_json(run.output / "config.json", settings))
+    return run.finish(
+        [manifest.record(f, run.output) for f in [*written, index]],
+        {"chunks": len(chunks), "documents": sum(i["n_docs"] for i in infos)},
+    )
+
+
+def _export_chunks(path: Path, chunks: Chunks, tokenizer, bert) -> Path:
+    table, total = chunks.table, len(chunks)
+    ends = [0, *np.cumsum([d.num_documents for d in chunks.data])]
+    with manifest.atomic_write(path) as raw, _h5py().File(raw, "w") as file:
+        rows = file.create_dataset("chunks", (total, 5), "u4")
+        per_document = np.zeros(ends[-1], np.uint64)
+        for start in range(0, total, ROWS_AT_ONCE):
+            some = table[start : start + ROWS_AT_ONCE]
+            texts = chunk_texts(chunks, tokenizer, np.arange(start, start + len(some)))
+            lengths = [len(ids) - 2 for ids in bert.encode(texts)]  # without [CLS] and [SEP]
+            rows[start : start + len(some)] = np.column_stack(
+                [some["dataset"], some["document"], some["start"], some["end"], lengths]
+            )
+            np.add.at(per_document, np.array(ends)[some["dataset"]] + some["document"], 1)
+        dataset = np.repeat(np.arange(len(chunks.data)), np.diff(ends))
+        document = np.concatenate([np.arange(d.num_documents) for d in chunks.data])
+        file.create_dataset(
+            "doc_offsets",
+            data=np.column_stack([dataset, document, np.cumsum(per_document)]).astype(np.uint64),
+        )
+        file.create_dataset("n_written", data=np.array([total], np.uint64))
+    return path
+
+
+def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
+    ids = np.load(source, mmap_mode="r")
+    ids = ids.reshape(-1, ids.shape[-1])
+    digits = len(str(len(ids) - 1)) + 1
+    for start in range(0, len(ids), BLOCK):
+        stop = min(start + BLOCK, len(ids))
+        path = folder / f"{start:0{digits}d}-{stop:0{digits}d}.hdf5"
+        with manifest.atomic_write(path) as raw, _h5py().File(raw, "w") as file:
+            file.create_dataset("neighbors", data=ids[start:stop])
+        yield path
+
+
+class ExchangedNeighbors:
+    """The neighbours of a split in the query/ of a project: iterating gives them block by block, each (rows,
+    k) int64.
+
+    rows: chunks of the samples asked for, and of all that there are (a mixture has some more). k: neighbours
+    wanted of each. chunks: of the database. Raises UserError for a folder that is not whole or is of another
+    number of samples, and for numbers that are none of the database's.
+    """
+
+    def __init__(self, project: Path, split: str, rows: tuple[int, int], k: int, chunks: int):
+        self.k, self.chunks = k, chunks
+        if not (project / "config.json").exists():
+            raise UserError(
+                f"{project}: has no config.json; give the project of Megatron-LM's Retro that has query/"
+                " and db/"
+            )
+        settings = manifest.read_json(project / "config.json")
+        folders = settings.get("retro_neighbor_dirs") if isinstance(settings, dict) else None
+        folder = folders.get(split) if isinstance(folders, dict) else None
+        if not folder:
+            raise UserError(
+                f"{project / 'config.json'}: names no neighbours of {split} in retro_neighbor_dirs; ask for"
+                f" no {split} samples, or give the project that has them"
+            )
+        self.folder = project / folder
+        self.files = sorted(
+            (p for p in self.folder.glob("*.hdf5") if re.fullmatch(r"\d+-\d+", p.stem)), key=_bounds
+        )
+        ends = [_bounds(path) for path in self.files]
+        gap = next((i for i, (a, b) in enumerate(itertools.pairwise([(0, 0), *ends])) if a[1] != b[0]), None)
+        if not ends or gap is not None:
+            raise UserError(
+                f"{self.folder}:"
+                f" {'has no block of neighbours' if not ends else f'the block before {self.files[gap].name} is missing'};"
+                " fetch it again"
+            )
+        self.rows = ends[-1][1]
+        if not rows[0] <= self.rows <= rows[1]:
+            raise UserError(
+                f"{self.folder}: has the neighbours of {self.rows:,} chunks, and the {split} samples asked"
+                f" for have {rows[0]:,}; give the data settings and numbers of samples that it was made with"
+            )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for path in self.files:
+            start, stop = _bounds(path)
+            try:
+                with _h5py().File(path) as file:
+                    ids = file["neighbors"][:]
+            except (OSError, KeyError, ValueError) as error:
+                raise UserError(
+                    f"{path}: is no whole block of neighbours ({error}); fetch it again"
+                ) from None
+            if ids.ndim != 2 or len(ids) != stop - start or ids.dtype.kind not in "iu":
+                raise UserError(
+                    f"{path}: holds neighbours of shape {ids.shape} and type {ids.dtype}, not whole numbers"
+                    f" of shape ({stop - start}, k); fetch it again"
+                )
+            if ids.shape[1] < self.k:
+                raise UserError(
+                    f"{path}: has {ids.shape[1]} neighbours of a chunk; give --num-neighbors {ids.shape[1]}"
+                    " or fewer"
+                )
+            if len(ids) and (ids.min() < -1 or ids.max() >= self.chunks):
+                raise UserError(
+                    f"{path}: has chunk {ids.max() if ids.max() >= self.chunks else ids.min()}, and the"
+                    f" database has {self.chunks:,}; give the database that was made with --chunks-hdf5 of"
+                    " this project"
+                )
+            yield ids[:, : self.k].astype("<i8")
+
+
+def _bounds(path: Path) -> tuple[int, int]:
+    """The first row of a block of neighbours, and the one past its last, as its name tells."""
+    start, stop = path.stem.split("-")
+    return int(start), int(stop)
+
+
+def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: int) -> Selection:
+    """What a merged/train.hdf5 holds; raises UserError for a file that is none or not whole, and chunks
+    longer than chunk_length.
+    """
+    try:
+        with _h5py().File(path) as file:
+            total, width = file["chunks"].shape
+            whole = width == 5 and int(file["n_written"][0]) == total
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: is no whole merged/train.hdf5 of Megatron-LM's Retro ({error}); give one"
+        ) from None
+    if not whole:
+        raise UserError(f"{path}: was cut short while it was written; make it again")
+    longest = max((int((rows[:, 3] - rows[:, 2].astype(np.int64)).max()) for rows in _rows(path)), default=0)
+    if longest > chunk_length:
+        raise UserError(
+            f"{path}: has chunks of {longest} tokens, more than chunk_length = {chunk_length}; give"
+            f" --chunk-length {longest}"
+        )
+    documents = sum(d.num_documents for d in data)
+    filled = sum(int((np.diff(document_offsets(d, np.arange(d.num_documents + 1))) > 0).sum()) for d in data)
+    return Selection(
+        chunk_length,
+        None,
+        1.0,
+        tuple(d.num_documents for d in data),
+        documents,
+        0,
+        documents - filled,
+        total,
+        filled,
+        total,
+    )
+
+
+def write_exchanged(path: Path, source: str, data: Sequence[IndexedDataset], selection: Selection) -> None:
+    """The chunk table of a merged/train.hdf5.
+
+    Raises UserError where its chunks are not in the data, or not in their order.
+    """
+    with manifest.atomic_write(path) as file:
+        write_npy_header(file, CHUNK, (selection.chunks,))
+        last = -1
+        for rows in _rows(source):
+            table = np.empty(len(rows), CHUNK)
+            for number in np.unique(rows[:, 0]).tolist():
+                here = rows[:, 0] == number
+                sequence, start, end = (rows[here, i].astype(np.int64) for i in (1, 2, 3))
+                if (
+                    number >= len(data)
+                    or int(sequence.max()) >= len(data[number])
+                    or (end > data[number].lengths[sequence]).any()
+                    or (start >= end).any()
+                ):
+                    raise UserError(
+                        f"{source}: has chunks that are not in --data-path; give the pairs that it was made"
+                        " of, in the order of its indexed_dataset_infos.json"
+                    )
+                dataset = data[number]
+                document = np.searchsorted(dataset.document_indices, sequence, side="right") - 1
+                before = dataset.pointers[sequence] // dataset.dtype.itemsize - document_offsets(
+                    dataset, document
+                )
+                for name, values in zip(CHUNK.names, (number, document, before + start, before + end)):
+                    table[name][here] = values
+            keys = (table["dataset"].astype(np.int64) << 32) + table["document"]
+            if keys[0] < last or (np.diff(keys) < 0).any():
+                raise UserError(
+                    f"{source}: its chunks are not in the order of datasets and documents, as Megatron-LM"
+                    " writes them; give the file that it made"
+                )
+            last = int(keys[-1])
+            file.write(table.tobytes())
+
+
+def _rows(path: str) -> Iterator[np.ndarray]:
+    with _h5py().File(path) as file:
+        for start in range(0, len(file["chunks"]), ROWS_AT_ONCE):
+            yield file["chunks"][start : start + ROWS_AT_ONCE]
+
+
+def _write_json(path: Path, value) -> Path:
+    with manifest.atomic_write(path, "w") as file:
+        json.dump(value, file, sort_keys=True, indent=4)
+    return path
+
+
+def _h5py():
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(
+            "files of HDF5 need the package h5py; install it with: pip install 'mt[retro]'"
+        ) from None
+    return h5py

@@ -1,0 +1,55 @@
+"""ids of chunks -> their neighbours' ids, as a Retro model asks for them while it reads or writes a text.
+
+What `mt retro neighbors` finds ahead for the samples of a training run is found here at once: a chunk's text
+is embedded, its nearest chunks are searched in the database's index, and each is read with its continuation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..core.config import UserError
+from ..indexed.neighbors import Chunks, open_data, read_database
+from ..tokenizer.tokenizer import Tokenizer, load_directory
+from .chunks import texts_of
+from .embed import open_same
+from .index import nearest, open_index
+
+
+class Lookup:
+    """`Lookup(...)(ids (n, m))` -> the tokens (n, k, 2 m) int64 of k neighbours and their mask, False where
+    there is no token.
+
+    directory: of a database that `mt retro build-db` made. tokenizer: the model's; m: its chunk length.
+    Raises UserError where the database is of other tokens or chunks.
+    """
+
+    def __init__(self, directory: str | Path, tokenizer: Tokenizer, *, chunk_length: int, num_neighbors: int):
+        root = Path(directory)
+        database = read_database(root)
+        if database["chunk_length"] != chunk_length:
+            raise UserError(
+                f"{root}: has chunks of {database['chunk_length']} tokens, and the model reads chunks of"
+                f" {chunk_length}; build a database with --chunk-length {chunk_length}"
+            )
+        if load_directory(root / "tokenizer").fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{root}: holds tokens of another tokenizer than the model's; build a database of data that"
+                " the model's tokenizer made"
+            )
+        self.root, self.tokenizer, self.num_neighbors = root, tokenizer, num_neighbors
+        self.chunks = Chunks(
+            np.load(root / "chunks.npy", mmap_mode="r"),
+            open_data(root, database),
+            chunk_length,
+            database["pad_id"],
+        )
+        self.embedder = open_same(database, None, root)
+        self.index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
+
+    def __call__(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        texts = texts_of(ids, np.ones(ids.shape, bool), self.tokenizer, "a text")
+        _, found = nearest(self.index, self.embedder(texts), self.num_neighbors, np.empty((0, 3), np.int64))
+        return self.chunks.tokens(found, continued=True)

@@ -1,0 +1,216 @@
+"""Stages chained by their manifests: what runs, what is skipped, and what a killed pipeline leaves."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from mt.commands import pipeline, report
+from mt.core.config import UserError
+from mt.core.manifest import file_digest
+
+TEXTS = [
+    " ".join(
+        random.Random(i).choices(
+            [
+                "the",
+                "quick",
+                "brown",
+                "fox",
+                "jumps",
+                "over",
+                "a",
+                "lazy",
+                "dog",
+                "and",
+                "then",
+                "rests",
+                "near",
+                "some",
+                "old",
+                "river",
+            ],
+            k=80,
+        )
+    )
+    for i in range(300)
+]
+
+
+@pytest.fixture
+def documents(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(TEXTS + TEXTS[:20]))
+    )
+    return path
+
+
+def write(tmp_path, stages, **top):
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        yaml.safe_dump({"run_dir": str(tmp_path / "run"), **top, "stages": stages}, sort_keys=False)
+    )
+    return str(path)
+
+
+def two_stages(documents, **clean):
+    return {
+        "clean": {
+            "run": "data clean",
+            "input": str(documents),
+            "preset": "prose",
+            "shard_bytes": 65536,
+            **clean,
+        },
+        "dedup": {"run": "data dedup", "input": "${clean}"},
+        "report": {"run": "report", "run_dir": "${run_dir}"},
+    }
+
+
+def finished(tmp_path):
+    """(stage -> time of its manifest)"""
+    return {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/manifest.json")}
+
+
+def test_a_second_run_does_nothing_and_a_changed_setting_reruns_its_stage_and_those_after(
+    tmp_path, documents
+):
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents))))
+    first = finished(tmp_path)
+    assert set(first) == {"clean", "dedup", "report"}
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents))))
+    assert finished(tmp_path) == first
+    stages = two_stages(documents)
+    stages["dedup"]["threshold"] = 0.8
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+    second = finished(tmp_path)
+    assert [s for s in first if second[s] != first[s]] == [s for s in first if s != "clean"]
+    stages["clean"]["workers"] = 1  # cannot change a byte
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+    assert finished(tmp_path) == second
+    documents.write_text(
+        documents.read_text() + json.dumps({"text": "A new document of the corpus, " * 20}) + "\n"
+    )
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+    assert all(finished(tmp_path)[s] != second[s] for s in second)
+
+
+def test_the_summary_has_the_table_and_the_report(tmp_path, documents):
+    summary = pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents))))
+    rows = {r["stage"]: r for r in summary["stages"]}
+    assert rows["clean"]["documents"] == 320
+    assert rows["dedup"]["documents"] == 300
+    assert "removed 20 (exact 20)" in summary["text"]
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert summary["report"] in summary["text"]
+    assert "<h1>run</h1>" in page
+    assert "exact" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["clean"].update(threshhold=1), "stage clean: unknown setting threshhold"),
+        (
+            lambda s: s["dedup"].update(input="${claen}"),
+            r"\$\{claen\} names no stage before this one; did you mean clean\?",
+        ),
+        (lambda s: s["dedup"].update(run="data dedupe"), "no command of mt; did you mean data dedup"),
+        (lambda s: s["dedup"].pop("run"), "needs `run:`"),
+        (lambda s: s.update({"a b": {"run": "report"}}), "letters, digits"),
+        (lambda s: s["clean"].update(run="doctor"), "writes nothing: it cannot be a stage"),
+    ],
+)
+def test_mistakes_in_the_file_are_said_before_anything_runs(tmp_path, documents, change, message):
+    stages = two_stages(documents)
+    change(stages)
+    with pytest.raises(UserError, match=message):
+        pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_keys_and_stages_are_named(tmp_path, documents):
+    with pytest.raises(UserError, match="unknown key 'stagse'"):
+        pipeline.load(write(tmp_path, {}, stagse=1))
+    with pytest.raises(UserError, match="until = 'dedupe' is no stage"):
+        pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents)), until="dedupe"))
+    assert (
+        pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents)), dry_run=True))[
+            "text"
+        ].count("mt data")
+        == 2
+    )
+
+
+def test_a_launched_stage_gives_the_same_bytes(tmp_path, documents):
+    stages = two_stages(documents)
+    pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+    before = digests(tmp_path / "run")
+    stages["dedup"]["launch"] = sys.executable
+    pipeline.run(
+        pipeline.RunConfig(pipeline=write(tmp_path, stages, run_dir=str(tmp_path / "other" / "run")))
+    )
+    assert digests(tmp_path / "other" / "run") == before
+    stages["dedup"]["launch"] = "no-such-launcher"
+    with pytest.raises(UserError, match="'no-such-launcher' is not installed"):
+        pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
+
+
+def digests(folder):
+    """name -> digest of every file that is data: not the bookkeeping, whose times differ."""
+    skip = ("manifest.json", "run.json", "pipeline.json", "report.html", ".launch.yaml")
+    return {
+        str(p.relative_to(folder)): file_digest(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith(skip)
+    }
+
+
+def test_rejects_set_aside_in_a_stage_make_exit_code_3(tmp_path, documents):
+    with open(documents, "a") as file:
+        file.write('{"text": null}\n')
+    path = write(tmp_path, two_stages(documents, on_error="skip"))
+    ended = subprocess.run([sys.executable, "-m", "mt", "run", path], capture_output=True, text=True)
+    assert ended.returncode == 3, ended.stderr
+    assert json.loads((tmp_path / "run" / "clean" / "rejects.jsonl").read_text())["place"] == "line 321"
+    strict = write(tmp_path, two_stages(documents), run_dir=str(tmp_path / "strict"))
+    ended = subprocess.run([sys.executable, "-m", "mt", "run", strict], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "line 321: 'text' is null" in ended.stderr
+
+
+def test_a_pipeline_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, documents):
+    path = write(tmp_path, two_stages(documents))
+    pipeline.run(pipeline.RunConfig(pipeline=path))
+    whole = digests(tmp_path / "run")
+    other = tmp_path / "killed" / "run"
+    command = [sys.executable, "-m", "mt", "run", path, "--run-dir", str(other)]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    usual = time.monotonic() - started
+    import shutil
+
+    shutil.rmtree(other)
+    chance = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(chance.uniform(0.3, 1.0) * usual)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert digests(other) == whole
+
+
+def test_the_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run of `mt run`"):
+        report.report(report.ReportConfig(run_dir=str(tmp_path)))

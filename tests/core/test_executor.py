@@ -1,0 +1,166 @@
+"""Work over shards: order, resume, and workers that die."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mt.core.config import Failure, UserError
+from mt.core.executor import map_shards
+from mt.core.progress import progress
+from mt.dataprep.stats import StatsConfig
+
+
+def square(item):
+    folder, number = item
+    (Path(folder) / f"ran-{number}").touch()
+    return {"value": number * number}
+
+
+def die(item):
+    """Kills a worker; the process that shares its work out takes time meanwhile."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.5)
+    return {}
+
+
+def die_on_ray(item):
+    os.kill(os.getpid(), 9)
+
+
+def refuse(item):
+    raise UserError("line 3 is bad")
+
+
+def refuse_in_a_worker(item):
+    if multiprocessing.parent_process() is not None:
+        refuse(item)
+    time.sleep(0.5)
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_shards_and_finished_ones_are_not_redone(tmp_path, workers):
+    shards = [(str(tmp_path), n) for n in range(5)]
+    first = map_shards(square, shards, done=tmp_path / "parts", workers=workers, label="x")
+    assert [r["value"] for r in first] == [0, 1, 4, 9, 16]
+    (tmp_path / "parts" / "00003.json").unlink()
+    for ran in tmp_path.glob("ran-*"):
+        ran.unlink()
+    assert map_shards(square, shards, done=tmp_path / "parts", workers=workers, label="x") == first
+    assert [p.name for p in tmp_path.glob("ran-*")] == ["ran-3"]
+
+
+def test_a_killed_worker_ends_the_run_with_a_message_and_no_hang(tmp_path):
+    with pytest.raises(Failure, match="a worker process died"):
+        map_shards(die, [1, 2, 3], done=tmp_path, workers=2, label="x")
+
+
+@pytest.mark.parametrize("function", [refuse, refuse_in_a_worker])
+def test_a_users_mistake_in_a_worker_reaches_the_user(function, tmp_path):
+    with pytest.raises(UserError, match="line 3 is bad"):
+        map_shards(function, [1, 2, 3], done=tmp_path, workers=2, label="x")
+
+
+def test_a_result_that_cannot_be_kept_ends_the_run(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mt.core.executor.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        map_shards(
+            square, [(str(tmp_path), n) for n in range(3)], done=tmp_path / "parts", workers=2, label="x"
+        )
+
+
+def test_progress_off_a_terminal_says_plain_lines(capsys, monkeypatch):
+    clock = iter([0.0, 11.0, 12.0, 30.0])
+    monkeypatch.setattr("mt.core.progress.time.monotonic", lambda: next(clock))
+    with progress("clean", 4_000_000, "B") as advance:
+        advance(1_000_000)
+        advance(1_000_000)
+        advance(1_000_000)
+    assert capsys.readouterr().err.splitlines()[0] == "clean: 1 of 4 MB, 0.1 MB/s, 33 s left"
+
+
+def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistakes_reach_the_user(
+    tmp_path, ray_cluster
+):
+    # its workers cannot import the tests
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    on_ray = {"workers": 2, "label": "x", "ray_address": "local"}
+    with pytest.raises(UserError, match=r"^line 3 is bad$"):
+        map_shards(refuse, [1, 2, 3], done=tmp_path / "parts", **on_ray)
+    shards = [(str(tmp_path), n) for n in range(5)]
+    assert [r["value"] for r in map_shards(square, shards, done=tmp_path / "squares", **on_ray)] == [
+        0,
+        1,
+        4,
+        9,
+        16,
+    ]
+    (tmp_path / "squares/00003.json").unlink()
+    (tmp_path / "ran-2").unlink()
+    map_shards(square, shards, done=tmp_path / "squares", **on_ray)
+    assert not (tmp_path / "ran-2").exists()
+    with pytest.raises(
+        Failure, match=r"a Ray worker failed \(.*\)\. Finished work is kept: run the same command again"
+    ):
+        map_shards(die_on_ray, [1], done=tmp_path / "dead", **on_ray)
+
+
+def test_an_address_where_no_cluster_is_is_refused_and_auto_finds_one_that_runs(tmp_path, ray_cluster):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    # In a process of its own: this one is connected to the tests' cluster already.
+    code = (
+        "import sys; from mt.core.config import UserError; from mt.dataprep.stats import StatsConfig,"
+        " stats\nfor address in sys.argv[3:]:\n  try: stats(StatsConfig(input=(sys.argv[1],),"
+        " output=sys.argv[2], executor='ray', ray_address=address))\n  except UserError as error:"
+        " print(error)\n"
+    )
+    addresses = [closed, f"ray://{closed}", "cluster", "auto"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "in.jsonl"), str(tmp_path / "out"), *addresses],
+        capture_output=True,
+        text=True,
+    )
+    said = ended.stdout.splitlines()
+    assert len(said) == 3, ended.stderr
+    assert (tmp_path / "out/manifest.json").exists()
+    for line, address in zip(said, addresses):
+        assert line.startswith(f"ray_address = {address}: no Ray cluster answers (")
+        assert line.endswith("start one with `ray start --head`, or use local")
+
+
+def test_ray_that_is_missing_and_an_address_without_it_are_refused(monkeypatch):
+    with pytest.raises(
+        UserError, match="ray_address = auto has no effect with executor = local; pass --executor ray"
+    ):
+        StatsConfig(input=("x",), output="y", ray_address="auto")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"executor = ray needs the package ray; install it with: pip install 'mt\[ray\]'"
+    ):
+        StatsConfig(input=("x",), output="y", executor="ray")
+
+
+def test_progress_counts_in_the_unit_it_is_given(tmp_path, capsys, monkeypatch):
+    clock = iter([0.0, 11.0, 12.0, 13.0, 25.0])
+    monkeypatch.setattr("mt.core.progress.time.monotonic", lambda: next(clock))
+    map_shards(
+        square,
+        [(str(tmp_path), n) for n in range(3)],
+        done=tmp_path / "parts",
+        workers=1,
+        label="retro",
+        unit="chunks",
+    )
+    assert "3 chunks" in capsys.readouterr().err

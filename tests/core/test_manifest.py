@@ -1,0 +1,171 @@
+"""Claims, keys and seals of outputs."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mt.core import manifest
+from mt.core.config import UserError, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    output: str = option(help="where", role="output")
+    size: int = option(1, "a setting")
+    workers: int = option(1, "not a setting", role="runtime")
+    overwrite: bool = option(False, "replace", role="runtime")
+
+
+def make(output, source, size=1, **runtime):
+    """One stage: copies its input `size` times."""
+    config = Config(str(output), size, **runtime)
+    run = manifest.begin("copy", config, [source])
+    if run.finished:
+        return "up to date", run.manifest
+    with manifest.atomic_write(output / "out.txt") as file:
+        file.write(source.read_bytes() * size)
+    return "made", run.finish([manifest.record(output / "out.txt", output)], {"documents": size})
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("abc")
+    return path
+
+
+def test_a_second_run_is_up_to_date_and_runtime_settings_do_not_matter(tmp_path, source):
+    assert make(tmp_path / "a", source)[0] == "made"
+    assert make(tmp_path / "a", source, workers=7)[0] == "up to date"
+
+
+def test_another_setting_is_refused_with_the_difference_unless_told_to_overwrite(tmp_path, source):
+    make(tmp_path / "a", source)
+    with pytest.raises(UserError, match=r"holds another run of `mt copy` \(size was 1, is 2\)"):
+        make(tmp_path / "a", source, size=2)
+    assert make(tmp_path / "a", source, size=2, overwrite=True)[0] == "made"
+    assert (tmp_path / "a" / "out.txt").read_text() == "abcabc"
+
+
+def test_a_changed_input_makes_a_chain_of_stages_stale(tmp_path, source):
+    make(tmp_path / "a", source)
+    make(tmp_path / "b", tmp_path / "a" / "out.txt")
+    assert make(tmp_path / "b", tmp_path / "a" / "out.txt")[0] == "up to date"
+    make(tmp_path / "a", source, size=3, overwrite=True)
+    assert make(tmp_path / "b", tmp_path / "a" / "out.txt", overwrite=True)[0] == "made"
+
+
+def test_an_output_changed_behind_our_back_is_made_again(tmp_path, source, capsys):
+    make(tmp_path / "a", source)
+    out = tmp_path / "a" / "out.txt"
+    out.write_text("xyz")  # the same size
+    assert make(tmp_path / "a", source)[0] == "made"
+    assert out.read_text() == "abc"
+    assert (
+        capsys.readouterr().err
+        == f"mt: {out}: is not what was written when this run ended; the output is made again\n"
+    )
+
+
+def test_a_copied_output_with_other_times_is_still_up_to_date(tmp_path, source):
+    make(tmp_path / "a", source)
+    os.utime(tmp_path / "a" / "out.txt", (1, 1))
+    assert make(tmp_path / "a", source)[0] == "up to date"
+
+
+def test_a_directory_with_a_strangers_files_is_refused(tmp_path, source):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="mt did not write it"):
+        make(tmp_path / "a", source, overwrite=True)
+    assert (tmp_path / "a" / "thesis.txt").exists()
+
+
+def test_an_unfinished_run_goes_on_with_the_same_settings_and_is_refused_with_others(tmp_path, source):
+    run = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
+    (tmp_path / "a" / "part").write_text("work done")
+    run.lock.close()  # as the end of the process does
+    again = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
+    assert not again.finished
+    assert (tmp_path / "a" / "part").exists()
+    again.lock.close()
+    with pytest.raises(UserError, match="unfinished run"):
+        manifest.begin("copy", Config(str(tmp_path / "a"), 2), [source])
+    manifest.begin("copy", Config(str(tmp_path / "a"), 2, overwrite=True), [source])
+    assert not (tmp_path / "a" / "part").exists()
+
+
+def test_an_unfinished_run_that_left_nothing_is_in_nobodys_way(tmp_path, source):
+    manifest.begin("copy", Config(str(tmp_path / "a")), [source]).lock.close()
+    assert not manifest.begin("copy", Config(str(tmp_path / "a"), 2), [source]).finished
+
+
+def test_two_processes_do_not_write_the_same_output(tmp_path, source):
+    run = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_manifest import *\n"
+        "from pathlib import Path\n"
+        "try: manifest.begin('copy', Config(sys.argv[2]), [Path(sys.argv[3])])\n"
+        "except UserError as error: print(error)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "a"), str(source)],
+        capture_output=True,
+        text=True,
+    )
+    assert "another mt process is writing it" in said.stdout, said.stderr
+    run.release()
+
+
+def test_a_failed_write_leaves_nothing_under_the_name(tmp_path):
+    def stop_halfway():
+        with manifest.atomic_write(tmp_path / "f") as file:
+            file.write(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop_halfway()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_cut_short_is_named(tmp_path, source):
+    make(tmp_path / "a", source)
+    (tmp_path / "a" / "manifest.json").write_text('{"verb": "co')
+    with pytest.raises(UserError, match="not whole JSON"):
+        make(tmp_path / "a", source)
+
+
+def test_sampled_identity_sees_a_change_in_the_middle_of_a_large_file_by_its_time(tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(8 << 20))
+    before = manifest.identity(path)
+    with open(path, "r+b") as file:
+        file.seek(3_333_333)
+        file.write(b"x")
+    os.utime(path, ns=(1, before["mtime_ns"] + 1))
+    assert manifest.identity(path) != before
+
+
+def test_another_programs_manifest_in_an_input_is_one_file_more_and_in_an_output_is_refused(tmp_path):
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text('{"name": "extension", "outputs": ["a"]}')
+        (tmp_path / name / "a").write_text("x")
+    assert manifest.manifest_of(tmp_path / "in") is None
+    assert manifest.manifest_of(tmp_path / "in/a") is None
+    assert [f["name"] for f in manifest.identity(tmp_path / "in")["files"]] == ["a", "manifest.json"]
+    for overwrite in (False, True):
+        with pytest.raises(
+            UserError,
+            match=r"out/manifest\.json: is there already, and mt did not write it; choose another output",
+        ):
+            manifest.begin("copy", Config(str(tmp_path / "out"), overwrite=overwrite), [tmp_path / "in"])
+    assert (tmp_path / "out/a").exists()
+
+
+def test_a_missing_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        manifest.identity(tmp_path / "none")

@@ -1,0 +1,171 @@
+"""WARC files: the main text of their pages, and files that are cut short."""
+
+import gzip
+import json
+
+import pytest
+
+from mt.core.config import UserError
+from mt.dataprep.extract.extract import ExtractConfig, extract
+
+STORY = (
+    "The old house stood at the end of the lane, and nobody who lived in the village could say who had built"
+    " it. " * 3
+)
+
+
+def record(kind, body, identity="x", url="http://a.org/x", pack=gzip.compress):
+    head = (
+        f"WARC/1.1\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{identity}>\r\nWARC-Date:"
+        f" 2024-05-01T00:00:00Z\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http;"
+        f" msgtype={kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return pack(head.encode() + body + b"\r\n\r\n")
+
+
+def response(
+    identity, html, content_type="text/html; charset=utf-8", status="200 OK", more="", pack=gzip.compress
+):
+    body = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n{more}\r\n".encode() + html
+    return record("response", body, identity, f"http://a.org/{identity}", pack)
+
+
+def page(text, encoding="utf-8"):
+    return (
+        "<html><head><title>T</title><script>var x ="
+        " 1;</script></head><body><nav><ul><li>Home</li><li>About</li></ul></nav><main><h1>A"
+        f" story</h1><p>{text}</p></main><footer>Copyright</footer></body></html>".encode(encoding)
+    )
+
+
+RECORDS = [
+    record("warcinfo", b"software: test\r\n"),
+    record("request", b"GET / HTTP/1.1\r\n\r\n"),
+    response("plain", page(STORY)),
+    response(
+        "latin",
+        page("Größe und Übermut sind vergänglich. " + STORY, "latin-1"),
+        "text/html; charset=iso-8859-1",
+    ),
+    response(
+        "liar", page("Größe und Übermut sind vergänglich. " + STORY, "latin-1"), "text/html; charset=utf-8"
+    ),
+    response("squeezed", gzip.compress(page(STORY)), more="Content-Encoding: gzip\r\n"),
+    response("image", b"\x89PNG", "image/png"),
+    response("gone", page("Not found"), status="404 Not Found"),
+    response("blank", b"<html><body></body></html>"),
+]
+
+
+def config(folder, **more):
+    return ExtractConfig(
+        source="warc", input=(str(folder / "in"),), output=str(folder / "out"), workers=1, **more
+    )
+
+
+def write(folder, data, name="a.warc.gz"):
+    (folder / "in").mkdir(exist_ok=True)
+    (folder / "in" / name).write_bytes(data)
+
+
+def test_pages_become_their_main_text_and_the_rest_is_counted(tmp_path):
+    write(tmp_path, b"".join(RECORDS))
+    summary = extract(config(tmp_path))
+    found = {d["id"]: d for d in map(json.loads, (tmp_path / "out/00000.jsonl").open())}
+    assert list(found) == ["plain", "latin", "liar", "squeezed"]
+    assert found["plain"] == {
+        "id": "plain",
+        "text": f"A story\n\n{STORY.strip()}",
+        "url": "http://a.org/plain",
+        "date": "2024-05-01T00:00:00Z",
+    }
+    assert found["latin"]["text"] == found["liar"]["text"]
+    assert "Größe und Übermut" in found["latin"]["text"]
+    assert found["squeezed"]["text"] == found["plain"]["text"]
+    assert summary["counts"]["removed"] == {"empty": 1, "http_status_404": 1, "not_html": 1}
+    assert summary["counts"]["rows_in"] == 7
+
+
+def test_every_file_is_a_shard_and_packing_does_not_matter(tmp_path):
+    write(tmp_path, response("one", page(STORY)), "a.warc.gz")
+    write(tmp_path, response("one", page(STORY), pack=bytes), "b.warc")
+    extract(config(tmp_path))
+    assert (tmp_path / "out/00000.jsonl").read_bytes() == (tmp_path / "out/00001.jsonl").read_bytes()
+
+
+def converted(identity, text, language="eng", pack=gzip.compress):
+    head = (
+        f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:uuid:{identity}>\r\nWARC-Target-URI:"
+        f" http://a.org/{identity}\r\nWARC-Date: 2024-05-01T00:00:00Z\r\n"
+    )
+    spoken = f"WARC-Identified-Content-Language: {language}\r\n" if language else ""
+    return pack(
+        f"{head}{spoken}Content-Type: text/plain\r\nContent-Length: {len(text)}\r\n\r\n".encode()
+        + text
+        + b"\r\n\r\n"
+    )
+
+
+def test_the_text_of_a_wet_file_stays_as_it_is(tmp_path):
+    text = "Überschrift\n\nHome | About\nA story.\n"
+    write(
+        tmp_path,
+        RECORDS[0]
+        + converted("one", text.encode())
+        + converted("two", b" \n", None)
+        + converted("three", b"caf\xe9")
+        + converted("four", b"Last.", None),
+        "a.warc.wet.gz",
+    )
+    write(tmp_path, b"".join(converted("five", b"Plain.", pack=bytes) for _ in range(2)), "b.wet")
+    summary = extract(config(tmp_path))
+    found = [
+        json.loads(line) for name in ("00000", "00001") for line in (tmp_path / f"out/{name}.jsonl").open()
+    ]
+    assert found[0] == {
+        "id": "one",
+        "text": text.strip(),
+        "url": "http://a.org/one",
+        "date": "2024-05-01T00:00:00Z",
+        "language": "eng",
+    }
+    assert [(d["id"], d["text"], "language" in d) for d in found[1:]] == [
+        ("four", "Last.", False),
+        ("five", "Plain.", True),
+        ("five", "Plain.", True),
+    ]
+    assert summary["counts"]["removed"] == {"empty": 1}
+    assert summary["counts"]["rows_in"] == 6
+    (reject,) = map(json.loads, (tmp_path / "out/rejects.jsonl").open())
+    assert (reject["place"], reject["reason"]) == ("record three", "byte 3 of the text is not UTF-8")
+
+
+def test_a_crawl_file_becomes_several_files_where_the_text_of_one_would_be_too_much(tmp_path):
+    write(tmp_path, b"".join(converted(f"{i}", f"{i} {STORY}".encode()) for i in range(20)), "a.warc.wet.gz")
+    summary = extract(config(tmp_path, shard_bytes=2000))
+    files = [(o["name"], o["rows"]) for o in summary["outputs"] if "rows" in o]
+    assert files == [("00000.jsonl", 7), ("00000_001.jsonl", 7), ("00000_002.jsonl", 6)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path, share):
+    data = response("last", page(STORY * 9))
+    write(tmp_path, b"".join(RECORDS) + data[: int(len(data) * share)])
+    with pytest.raises(
+        UserError,
+        match=r"a\.warc\.gz: ends or breaks amid a record \(record .* is cut short\); fetch the file again",
+    ):
+        extract(config(tmp_path))
+
+
+def test_a_file_without_records_is_refused(tmp_path):
+    write(tmp_path, b"<html>no</html>", "a.warc")
+    with pytest.raises(UserError, match=r"a\.warc: "):
+        extract(config(tmp_path))
+
+
+def test_a_response_that_is_not_http_is_set_aside(tmp_path):
+    write(tmp_path, record("response", b"\x00\x01 no header", "odd") + RECORDS[2])
+    summary = extract(config(tmp_path))
+    assert summary["counts"]["documents"] == 1
+    assert summary["counts"]["rejected"] + sum(summary["counts"]["removed"].values()) == 1

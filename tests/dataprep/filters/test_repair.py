@@ -1,0 +1,134 @@
+"""The gate before ftfy: what it lets through, ftfy would give back unchanged."""
+
+import json
+
+import ftfy
+import pytest
+from ftfy import badness
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt.dataprep.filters.repair import SEGMENT_CHARS, needs_repair, repair
+
+# Every character that takes part in mojibake, and what the other fixes look for, so that faults are common.
+CLUES = sorted(
+    {c for c in badness.BADNESS_RE.pattern if ord(c) > 127}
+    | {chr(c) for c in (*range(0x80, 0x100), *range(0x370, 0x460))}
+)
+PIECES = [
+    *"aZ9 <&;\n\r\t -.,?!'\x00\x07\x7f",
+    "&amp;",
+    "&lt;",
+    "&#233;",
+    "&foo;",
+    "‘",
+    "’",
+    "“",
+    "”",
+    "\u2028",
+    "e\u0301",
+    "ﬁ",
+    "ｆ",
+    "Ж",
+    "中",
+    "\x1b[3m",
+    "Â ",
+    "Ã ",
+    "œ",
+    "…",
+    "é",
+    "\ud800",
+    "\ufeff",
+    "â€œ",
+    "Ã©",
+    "ï¬\x81",
+]
+MIXED = st.lists(st.sampled_from(PIECES) | st.sampled_from(CLUES) | st.characters(), max_size=12).map("".join)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(MIXED)
+def test_repair_equals_ftfy_on_any_text(text):
+    assert repair(text) == ftfy.fix_text(text)
+
+
+# Runs of ASCII long enough that their middles are taken out, with what could notice.
+RUNS = st.sampled_from(
+    [
+        "a" * 200,
+        "word " * 40,
+        " " * 90,
+        "x" * 67,
+        "y" * 68,
+        "z" * 69,
+        "3;" * 50,
+        "amp;" * 30,
+        "<~>" * 40,
+        "quele " * 20,
+        "\x1b[" + "1;" * 60 + "m",
+        "＆" + "amp;" * 20 + "lt;",
+        "A" * 70 + "~",
+    ]
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.lists(RUNS | st.sampled_from(PIECES) | st.sampled_from(CLUES) | st.characters(), max_size=12).map(
+        "".join
+    )
+)
+def test_repair_equals_ftfy_on_texts_with_long_sound_stretches(text):
+    assert repair(text) == ftfy.fix_text(text)
+
+
+@given(MIXED.filter(lambda t: "\n" not in t))
+def test_what_the_gate_lets_through_needs_nothing(segment):
+    if not needs_repair(segment):
+        assert ftfy.fix_text(segment) == segment
+
+
+@pytest.mark.parametrize(
+    ("damaged", "whole"),
+    [
+        ("schÃ¶n", "schön"),
+        ("voilÃ le travail", "voilà le travail"),
+        ("good Â day", "good \xa0day"),
+        ("“quotes” and ’s", '"quotes" and \'s'),
+        ("aп¬ЃЕ“a", "afiœa"),  # Cyrillic letters, which ftfy's expression has as a range
+        ("x" * 250 + " РґРµРЅСЊ", "x" * 250 + " день"),  # a pair far from all else
+        ("x" * 250 + "a\x07", "x" * 250 + "a"),
+        ("fÃ quele" + "x" * 80, "fàquele" + "x" * 80),  # as far as ftfy looks around
+        ("x" * 80 + " Ã " + "y" * 80, "x" * 80 + " à " + "y" * 80),
+        ("a\r\nb", "a\nb"),
+        ("AT&amp;T", "AT&T"),
+        ("<b>AT&amp;T</b>", "<b>AT&amp;T</b>"),
+        ("<b>\nAT&amp;T", "<b>\nAT&amp;T"),  # an angle bracket in an earlier line counts
+        ("AT&amp;T\n<b>", "AT&T\n<b>"),  # one in a later line does not
+    ],
+)
+def test_known_damage_is_mended(damaged, whole):
+    assert repair(damaged) == whole == ftfy.fix_text(damaged)
+
+
+def test_a_line_longer_than_a_segment_is_cut_as_ftfy_cuts_it():
+    text = "é" * (SEGMENT_CHARS - 1) + "e\u0301" + "Ã©"
+    assert repair(text) == ftfy.fix_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Plain text, R&D \t done.\n", "Größe, café, naïve", "Съешь ещё этих булок", "日本語のテキスト。"]
+)
+def test_sound_text_passes_the_gate(text):
+    assert not needs_repair(text)
+    assert repair(text) == text
+
+
+def test_the_reviews_come_out_as_from_ftfy(shared):
+    texts = [
+        json.loads(line)["text"]
+        for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:1500]
+    ]
+    mended = [repair(t) for t in texts]
+    assert mended == [ftfy.fix_text(t) for t in texts]
+    assert mended != texts

@@ -1,0 +1,131 @@
+"""The way of a document through a run: why it is gone, and what survived in its place."""
+
+import json
+
+import pytest
+
+from mt import cli
+from mt.core.config import UserError
+from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
+from mt.dataprep.dedup.dedup import DedupConfig, dedup
+from mt.dataprep.extract.urls import UrlsConfig, urls
+from mt.dataprep.trace import WhyConfig, why
+
+SENTENCE = "A sentence of some words that says little but says it at length. "
+SECRET = " ".join(f"secret{i}" for i in range(13))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """Three stages: exact copies go, then near ones, then evaluation text."""
+    rows = [
+        {"id": "short copy ✓", "text": "one two three four five six seven eight nine ten"},
+        {"id": "copy", "text": "one two three four five six seven eight nine  ten"},
+        {"id": "near", "text": "one two three four five six seven eight nine ten eleven"},
+        {"id": "cut", "text": SENTENCE * 10 + SECRET + ". " + SENTENCE * 10},
+        {"id": "secret", "text": SECRET},
+        {"id": "other", "text": "nothing of all this"},
+        {"id": 7},
+    ]
+    source, test = write(tmp_path / "in.jsonl", rows), write(tmp_path / "test.jsonl", [{"text": SECRET}])
+    run = tmp_path / "run"
+    common = {"workers": 1, "on_error": "skip"}
+    dedup(DedupConfig(input=(source,), output=str(run / "c-exact"), method="exact", **common))
+    dedup(DedupConfig(input=(str(run / "c-exact"),), output=str(run / "b-near"), bands=50, rows=2, **common))
+    decontaminate(
+        DecontaminateConfig(
+            input=(str(run / "b-near"),), output=str(run / "a-clean"), evaluation=(test,), **common
+        )
+    )
+    return run
+
+
+def ask(run, name):
+    return why(WhyConfig(id=name, run_dir=(str(run),)))
+
+
+def test_a_duplicate_is_followed_to_the_survivor_of_its_survivor(ran):
+    found = ask(ran, "short copy ✓")
+    assert [(s["id"], s["stage"], s["reason"], s.get("survivor")) for s in found["steps"]] == [
+        ("short copy ✓", "data dedup", "exact", "copy"),
+        ("copy", "data dedup", "near", "near"),
+    ]
+    assert found["kept"] == [{"id": "near", "file": str(ran / "a-clean/00000.jsonl")}]
+    first, second, last = found["text"].splitlines()
+    assert (
+        first
+        == f"short copy ✓: removed by data dedup ({ran / 'c-exact'}): exact, survived by copy, similarity 1.0"
+    )
+    assert second.startswith("copy: removed by data dedup")
+    assert last == f"near: kept in {ran / 'a-clean/00000.jsonl'}"
+
+
+def test_contamination_and_what_could_not_be_read_are_told(ran):
+    (step,) = ask(ran, "secret")["steps"]
+    assert (step["stage"], step["reason"], step["against"]) == (
+        "data decontaminate",
+        "contaminated",
+        ["test.jsonl"],
+    )
+    (step,) = ask(ran, "7")["steps"]
+    assert (step["reason"], step["place"]) == ("could not be read", "line 7")
+    assert "has no key 'text'" in step["why"]
+
+
+def test_a_document_that_was_cut_is_found_as_its_pieces(ran):
+    found = ask(ran, "cut")
+    assert [k["id"] for k in found["kept"]] == ["cut#1", "cut#2"]
+    (step,) = found["steps"]
+    assert (step["id"], step["reason"], step["pieces"], step["against"], step["example"]) == (
+        "cut",
+        "cut",
+        2,
+        ["test.jsonl"],
+        SECRET,
+    )
+    assert found["text"].startswith("cut: changed by data decontaminate")
+
+
+def test_stages_named_one_by_one_tell_the_same_in_any_order(ran):
+    named = why(WhyConfig(id="copy", run_dir=tuple(str(ran / n) for n in ("a-clean", "b-near", "c-exact"))))
+    assert named == ask(ran, "copy")
+
+
+def test_a_url_that_stood_before_is_both_removed_and_kept(tmp_path):
+    (tmp_path / "urls.txt").write_text(
+        "http://example.org/a\nhttp://example.org/b\nhttp://example.org/a\nhttp://imgur.com/c\n"
+    )
+    urls(UrlsConfig(input=(str(tmp_path / "urls.txt"),), output=str(tmp_path / "out"), workers=1))
+    found = ask(tmp_path / "out", "http://example.org/a")
+    assert [s["reason"] for s in found["steps"]] == ["duplicate"]
+    assert found["kept"] == [{"id": "http://example.org/a", "file": str(tmp_path / "out/00000.txt")}]
+    assert ask(tmp_path / "out", "http://imgur.com/c")["kept"] == []
+
+
+@pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
+def test_every_way_to_write_documents_is_searched(ran, tmp_path, form):
+    dedup(DedupConfig(input=(str(ran / "a-clean"),), output=str(tmp_path / "again"), format=form, workers=1))
+    assert why(WhyConfig(id="near", run_dir=(str(tmp_path / "again"),)))["kept"] == [
+        {"id": "near", "file": str(tmp_path / f"again/00000.{form}")}
+    ]
+
+
+def test_an_unknown_id_and_a_folder_that_is_no_run_are_refused(ran, tmp_path):
+    with pytest.raises(UserError, match=r"nobody: no document of this id is in .*; check the id"):
+        ask(ran, "nobody")
+    with pytest.raises(UserError, match="a: no document of this id"):
+        ask(ran, "a")
+    with pytest.raises(UserError, match="none: no such directory"):
+        ask(tmp_path / "none", "copy")
+    with pytest.raises(UserError, match="neither a finished stage that removes documents nor a run"):
+        ask(ran.parent, "copy")
+
+
+def test_the_command_takes_the_id_as_it_stands_and_prints_json(ran, capsys):
+    assert cli.command(["data", "why", "copy", "--run-dir", str(ran), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["survivor"] == "near"

@@ -1,0 +1,244 @@
+"""Readers and writers of documents: every format, every kind of broken input."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from mt.core.config import UserError
+from mt.documents.reader import Document, expand, plan, read, read_values
+
+ROWS = [{"id": str(i), "text": f"document {i} ✓\nline", "n": i} for i in range(50)]
+
+
+def jsonl(rows=ROWS):
+    return b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in rows)
+
+
+def texts(path, **how):
+    return [d.text for s in plan([str(path)], **how) for d in read(s)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_every_format_gives_the_same_documents(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=7)
+    else:
+        path.write_bytes(
+            {
+                "a.jsonl": jsonl,
+                "a.jsonl.gz": lambda: gzip.compress(jsonl()),
+                "a.jsonl.zst": lambda: zstandard.compress(jsonl()),
+            }[name]()
+        )
+    found = [d for s in plan([str(path)]) for d in read(s)]
+    assert [(d.id, d.text, d.meta) for d in found] == [(r["id"], r["text"], {"n": r["n"]}) for r in ROWS]
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 37, 100, 1000, 10**6])
+def test_a_file_cut_into_shards_of_any_size_gives_every_line_once(tmp_path, shard_bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl())
+    assert texts(path, shard_bytes=shard_bytes) == [r["text"] for r in ROWS]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10, 7000])
+def test_a_cut_between_two_lines_gives_neither_twice(tmp_path, lines):
+    row = b'{"text": "%07d"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b"".join(row % i for i in range(14_000)))
+    shards = plan([str(tmp_path / "a.jsonl")], shard_bytes=lines * len(row % 0))[:50]
+    assert shards[0].end == lines * len(row % 0)
+    found = [d.text for s in shards for d in read(s)]
+    assert found == [f"{i:07d}" for i in range(len(shards) * lines)]
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 300, 10**6])
+def test_parquet_cut_by_row_groups_gives_every_row_once(tmp_path, shard_bytes):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=7)
+    assert texts(tmp_path / "a.parquet", shard_bytes=shard_bytes) == [r["text"] for r in ROWS]
+
+
+BAD = [
+    (b'{"text": "a"', "malformed JSON at column"),
+    (b'{"txt": "a"}', "has no key 'text' (it has 'txt')"),
+    (b'{"text": null}', "'text' is null, not a text"),
+    (b'{"text": ["a"]}', "'text' is an array, not a text"),
+    (b'["text"]', "is an array, not a JSON object"),
+    (b'{"text": "a\xff"}', "byte 12 of the line (0xff) is not UTF-8"),
+    (b'{"text": "\\ud800"}', "malformed JSON"),
+    (b'{"text": NaN}', "malformed JSON"),
+    (b"7", "is a number, not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD, ids=[r for _, r in BAD])
+@pytest.mark.parametrize("shard_bytes", [8, 10**6])
+def test_a_bad_line_is_named_with_its_number_or_set_aside(tmp_path, line, reason, shard_bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n\n' + line + b'\n{"text": "four"}\n')
+    with pytest.raises(UserError) as caught:
+        texts(path, shard_bytes=shard_bytes)
+    assert str(caught.value).startswith(f"{path}, line 3: ")
+    assert reason in str(caught.value)
+    assert "--on-error skip" in str(caught.value)
+    rejects = []
+    kept = [
+        d.text
+        for s in plan([str(path)], shard_bytes=shard_bytes, on_error="skip")
+        for d in read(s, rejects.append)
+    ]
+    assert kept == ["one", "four"]
+    assert [(r.file, r.place) for r in rejects] == [(str(path), "line 3")]
+    assert reason in rejects[0].reason
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+def test_an_empty_file_is_objected_to(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="the file is empty"):
+        texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_broken_compression_is_named(tmp_path, name, damage):
+    whole = (
+        gzip.compress(jsonl() * 50)
+        if name.endswith("gz")
+        else zstandard.ZstdCompressor(write_checksum=True).compress(jsonl() * 50)
+    )
+    broken = (
+        whole[: len(whole) // 2] if damage == "cut" else whole[:60] + bytes([whole[60] ^ 0xFF]) + whole[61:]
+    )
+    (tmp_path / name).write_bytes(broken)
+    with pytest.raises(UserError):
+        texts(tmp_path / name)
+
+
+def test_several_zstd_frames_are_one_text(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(
+        zstandard.compress(jsonl(ROWS[:20])) + zstandard.compress(jsonl(ROWS[20:]))
+    )
+    assert texts(tmp_path / "a.jsonl.zst") == [r["text"] for r in ROWS]
+
+
+def test_parquet_without_the_column_or_cut_short_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
+    with pytest.raises(UserError, match=r"has no column 'text' \(it has body\)"):
+        texts(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="not a whole Parquet file"):
+        texts(path)
+
+
+def test_a_line_of_a_hundred_megabytes_is_one_document(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"a" * 100_000_000 + b'"}\n{"text": "b"}\n')
+    assert [len(t) for t in texts(tmp_path / "a.jsonl")] == [100_000_000, 1]
+
+
+def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
+    for name in ("b.jsonl", "a.txt", "c.csv", "sub/d.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [p.name for p in expand([str(tmp_path)])] == ["a.txt", "b.jsonl", "d.jsonl"]
+    assert [p.name for p in expand([str(tmp_path / "*.jsonl")])] == ["b.jsonl"]
+    with pytest.raises(UserError, match="no such file"):
+        expand([str(tmp_path / "*.zip")])
+    with pytest.raises(UserError, match="not a kind of file that mt reads"):
+        expand([str(tmp_path / "c.csv")])
+
+
+def test_lines_with_and_without_ids_blank_ones_and_bad_ones_all_get_their_own_place(tmp_path):
+    lines = [
+        b'{"text": "a", "n": 1}',
+        b"",
+        b'{"id": 7, "text": "b"}',
+        b'{"id": "x", "text": "c"}',
+        b"nonsense",
+        b'{"id": null, "text": "d"}',
+        b'"text"',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    rejects = []
+    (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip")
+    found = list(read(shard, rejects.append))
+    offsets = [3 + sum(len(line) + 2 for line in lines[:i]) for i in range(len(lines))]
+    assert found == [
+        Document("a.jsonl:0", "a", {"n": 1}),
+        Document("7", "b"),
+        Document("x", "c"),
+        Document(f"a.jsonl:{offsets[5]}", "d"),
+    ]
+    assert [(r.place, r.reason, r.raw) for r in rejects] == [
+        ("line 5", "malformed JSON at column 1 (invalid literal, expected 'null')", "nonsense"),
+        ("line 7", "is a text, not a JSON object", '"text"'),
+    ]
+
+
+def test_far_into_a_large_file_a_bad_line_is_named_by_its_offset(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.documents.reader.COUNTED_BYTES", 20)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n7\n{"text": "b"}\n7\n')
+    rejects = []
+    (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip")
+    assert len(list(read(shard, rejects.append))) == 2
+    assert [r.place for r in rejects] == ["line 2", "byte 30"]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    shards = plan([str(tmp_path / "a.jsonl")])
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS[:3]))
+    with pytest.raises(UserError, match="is shorter than when this command began"):
+        list(read(shards[0]))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("line_bytes", [1, 100, 70_000])
+def test_blocks_of_lines_lose_none_whatever_their_length(tmp_path, name, line_bytes):
+    rows = [{"id": str(i), "text": "x" * line_bytes} for i in range(300)] + [
+        {"id": "y", "text": "é" * 200_000}
+    ]
+    data = jsonl(rows)
+    pack = {"a.jsonl": bytes, "a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstandard.compress}[name]
+    (tmp_path / name).write_bytes(pack(data))
+    for shard_bytes in (5_000, 1 << 30):
+        shards = plan([str(tmp_path / name)], shard_bytes=shard_bytes)
+        assert [(d.id, len(d.text)) for s in shards for d in read(s)] == [
+            (r["id"], len(r["text"])) for r in rows
+        ]
+        assert [v for s in shards for v in read_values(s, ("id",))] == [(r["id"],) for r in rows]
+
+
+def test_a_stage_reads_on_where_a_shard_kept_nothing(tmp_path):
+    """A shard of which nothing stays leaves an empty file, which is no mistake of anybody's."""
+    from mt.dataprep.filters.clean import CleanConfig, clean
+
+    rows = [{"id": str(i), "text": "short" if i < 4000 else "long enough " * 20} for i in range(4700)]
+    (tmp_path / "in.jsonl").write_bytes(jsonl(rows))
+    common = {"rules": ("length min_chars=100",), "workers": 1, "shard_bytes": 1 << 16}
+    clean(CleanConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "one"), **common))
+    assert (tmp_path / "one/00000.jsonl").stat().st_size == 0
+    summary = clean(CleanConfig(input=(str(tmp_path / "one"),), output=str(tmp_path / "two"), **common))
+    assert summary["counts"]["rows_in"] == 700
+
+
+def test_another_programs_manifest_is_no_manifest(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    for content in ('{"name": "extension", "version": 3}', "[1, 2]", '{"outputs": [], "key": 1}'):
+        (tmp_path / "manifest.json").write_text(content)
+        assert len(texts(tmp_path)) == len(ROWS)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 40), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[60:400] = bytes(340)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet: (row group 0 cannot be read|not a whole Parquet file)"):
+        texts(path)

@@ -1,0 +1,222 @@
+"""Continuations that come and go together against each alone; packed matrices against plain ones."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mt.eval.generation.batch import PASS_TOKENS, Batch, groups
+from mt.eval.generation.sampling import Continuation, Sampling
+from mt.train.model.gpt import GPT
+from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.prepacked_weights import packs, ready_to_run
+
+VOCABULARY, POSITIONS = 120, 300
+
+
+class Tokenizer:
+    eod = None
+
+    def encode(self, text):
+        return [ord(c) % VOCABULARY for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(97 + i % 26) for i in ids)
+
+
+def build(**settings):
+    small = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "max_position_embeddings": POSITIONS,
+        "init_method_std": 0.5,
+    }
+    model = GPT(resolve(ModelConfig(**{**small, **settings}), vocab_size=VOCABULARY, seq_length=POSITIONS))
+    initialize(model, seed=2)
+    return model.eval().requires_grad_(False)
+
+
+SHAPES = {
+    "learned": {},
+    "rope": {"position_embedding_type": "rope", "window_size": 20},
+    "hybrid": {
+        "num_layers": 4,
+        "hybrid_override_pattern": "M*-M",
+        "mamba_state_dim": 8,
+        "mamba_head_dim": 8,
+        "mamba_num_groups": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+def model(request):
+    return build(**request.param)
+
+
+def continuations(count, seed=0, **rules):
+    random = np.random.default_rng(seed)
+    return [
+        Continuation(
+            random.integers(0, VOCABULARY, random.integers(1, 60)).tolist(),
+            Sampling(max_new_tokens=int(random.integers(1, 30)), **rules),
+            Tokenizer(),
+            np.random.default_rng((seed, n)),
+        )
+        for n in range(count)
+    ]
+
+
+def alone(model, **rules):
+    found = continuations(12, **rules)
+    for one in found:
+        assert list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=1).run([one])) == [one]
+    return [(c.ids, c.logprobs) for c in found]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"greedy": True}, {"top_k": 20}, {"top_p": 0.9, "top_p_decay": 0.9, "top_p_bound": 0.1}],
+    ids=["greedy", "top-k", "top-p"],
+)
+def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_go(model, rules):
+    expected = alone(model, **rules)
+    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=5)
+    found = continuations(12, **rules)
+    assert sorted(map(id, batch.run(iter(found)))) == sorted(map(id, found))
+    for one, (ids, logprobs) in zip(found, expected):
+        assert one.ids == ids
+        np.testing.assert_allclose(one.logprobs, logprobs, rtol=1e-4, atol=1e-4)
+    assert batch._cache is None, "an empty batch holds no memory"
+
+
+def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(model):
+    found = continuations(6, seed=8, greedy=True)
+    list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
+    for one in found:
+        sequence = [*one.prompt, *one.ids]
+        with torch.inference_mode():
+            logits = model.logits(model(torch.tensor([sequence])))[0, len(one.prompt) - 1 : -1]
+        assert logits.argmax(1).tolist() == one.ids
+        np.testing.assert_allclose(one.logprobs, logits.log_softmax(1).amax(1), rtol=1e-3, atol=1e-3)
+
+
+def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(model):
+    expected = alone(model, greedy=True)
+    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=8)
+    found = continuations(12, greedy=True)
+    waiting = list(enumerate(found))
+    gone = next(c for c in found if c.sampling.max_new_tokens > 6)
+    for step in itertools.count():
+        if waiting:
+            batch.add(waiting.pop(0)[1])
+        elif not batch.rows:
+            break
+        batch.step()
+        if len(gone.ids) == 3:
+            batch.remove(gone)
+        assert step < 100
+    assert len(gone.ids) == 3
+    assert [c.ids for c in found if c is not gone] == [
+        ids for c, (ids, _) in zip(found, expected) if c is not gone
+    ]
+
+
+def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(model):
+    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
+    found = continuations(12, greedy=True)
+    for one in found:
+        batch.add(one)
+    most = 0
+    while batch.rows or batch.waiting:
+        batch.step()
+        most = max(most, len(batch.rows))
+        assert (
+            len(batch.rows) * max((len(c.prompt) + c.sampling.max_new_tokens for c in batch.rows), default=0)
+            <= 200
+        )
+    assert most > 1
+    assert all(c.ended for c in found)
+
+
+def test_a_prompts_own_log_probabilities_are_the_models(model):
+    one = Continuation(
+        list(range(40)), Sampling(max_new_tokens=0, prompt_logprobs=True, top_logprobs=2), Tokenizer()
+    )
+    list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=2).run([one]))
+    with torch.no_grad():
+        expected = model.logits(model(torch.tensor([one.prompt])))[0, :-1].log_softmax(-1)
+    np.testing.assert_allclose(
+        one.prompt_logprobs,
+        expected.gather(1, torch.tensor(one.prompt[1:])[:, None])[:, 0],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert [list(top) for top in one.prompt_top] == expected.topk(2).indices.tolist()
+    assert (one.ids, one.ended) == ([], "length")
+
+
+def cost(divided):
+    return sum(PASS_TOKENS + len(group) * max(len(c.prompt) for c in group) for group in divided)
+
+
+def test_prompts_are_divided_into_the_cheapest_groups():
+    found = continuations(7, seed=4)
+    ordered = sorted(found, key=lambda c: len(c.prompt))
+    cuts = (
+        itertools.pairwise([0, *cut, 7]) for n in range(7) for cut in itertools.combinations(range(1, 7), n)
+    )
+    best = min(cost([ordered[a:b] for a, b in cut]) for cut in cuts)
+    assert cost(groups(found)) == best
+    assert sorted(map(id, itertools.chain(*groups(found)))) == sorted(map(id, found))
+
+
+@pytest.mark.skipif(not packs(), reason="this build of torch has no packed products")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "activation": "swiglu",
+            "add_bias_linear": False,
+            "normalization": "RMSNorm",
+            "untie_embeddings_and_output_weights": True,
+            "position_embedding_type": "rope",
+        },
+    ],
+    ids=["gpt", "llama"],
+)
+def test_packed_matrices_give_the_same_hidden_states_and_logits(settings):
+    model, tokens = build(**settings), torch.arange(30).reshape(2, 15) % VOCABULARY
+    with torch.inference_mode():
+        hidden = model(tokens)
+        logits = model.logits(hidden)
+        ready_to_run(model)
+        torch.testing.assert_close(model(tokens), hidden, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.logits(hidden), logits[..., :VOCABULARY], rtol=1e-4, atol=1e-4)
+    assert alone(build(**settings), greedy=True)[3][0] == alone(model, greedy=True)[3][0]
+
+
+def test_in_bfloat16_the_text_is_nearly_the_same():
+    model, exact = ready_to_run(build(), bf16=True), build()
+    assert next(model.parameters()).dtype == torch.bfloat16
+    tokens = torch.arange(30)[None] % VOCABULARY
+    with torch.inference_mode():
+        found, expected = (
+            model.logits(model(tokens)).float().softmax(-1),
+            exact.logits(exact(tokens))[..., :VOCABULARY].softmax(-1),
+        )
+    assert (found - expected).abs().sum(-1).mean() < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_tokens_are_those_of_the_cpu(model):
+    expected = alone(model, greedy=True)
+    found = continuations(12, greedy=True)
+    list(Batch(copy.deepcopy(model).cuda(), Tokenizer(), max_length=POSITIONS, max_rows=5).run(iter(found)))
+    assert [c.ids for c in found] == [ids for ids, _ in expected]

@@ -1,0 +1,199 @@
+"""The rules of a draw and of a continuation's end, by hand and as Megatron-LM writes them; text that comes
+piece by piece.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt.core.config import UserError
+from mt.eval.generation.sampling import Continuation, Sampling, TextStream, candidates, draw, pick
+
+
+class ByteTokenizer:
+    """Ids 0..255 are UTF-8 bytes, 256 ends a document, 257 is an empty line."""
+
+    eod, vocab_size = 256, 258
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return b"".join(b"\n\n" if i == 257 else bytes([i]) for i in ids if i != 256).decode(errors="replace")
+
+
+TOKENIZER = ByteTokenizer()
+LOGITS = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0]])
+
+
+def one(**rules):
+    return Continuation([65], Sampling(**rules), TOKENIZER, np.random.default_rng(0))
+
+
+def kept(logits):
+    return torch.isfinite(logits)[0].tolist()
+
+
+def test_the_temperature_divides_the_logits():
+    assert torch.equal(candidates(LOGITS, [0.5], [0], [0.0]), LOGITS * 2)
+
+
+def test_top_k_keeps_every_logit_not_below_the_kth():
+    assert kept(candidates(LOGITS, [1.0], [2], [0.0])) == [True, True, True, False, False]
+    assert kept(candidates(LOGITS, [1.0], [99], [0.0])) == [True] * 5
+
+
+def test_top_p_keeps_the_token_that_crosses():
+    probabilities = torch.tensor([[0.2, 0.5, 0.3]])
+    for top_p, expected in [
+        (0.001, [False, True, False]),
+        (0.49, [False, True, False]),
+        (0.6, [False, True, True]),
+        (0.81, [True, True, True]),
+        (1.0, [True, True, True]),
+    ]:
+        assert kept(candidates(probabilities.log(), [1.0], [0], [top_p])) == expected
+
+
+def test_top_p_looks_at_the_distribution_after_the_temperature():
+    probabilities = torch.tensor([[0.6, 0.4]])
+    assert kept(candidates(probabilities.log(), [1.0], [0], [0.7])) == [True, True]
+    assert kept(candidates(probabilities.log(), [0.1], [0], [0.7])) == [True, False]
+
+
+def megatron_top_p(logits, top_p):
+    """modify_logits_for_top_p_filtering of Megatron-LM's text_generation/sampling.py."""
+    ordered, indices = torch.sort(logits, descending=True)
+    removed = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
+    removed[:, 1:] = removed[:, :-1].clone()
+    removed[..., 0] = 0
+    return logits.masked_fill(removed.scatter(1, indices, removed), float("-inf"))
+
+
+def test_top_p_is_megatrons_on_random_logits():
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 3
+    for top_p in (0.1, 0.5, 0.9, 0.99):
+        assert torch.equal(
+            candidates(logits, [1.0] * 50, [0] * 50, [top_p] * 50), megatron_top_p(logits, top_p)
+        )
+
+
+def test_rows_with_rules_of_their_own_are_drawn_as_if_alone():
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
+    rules = [(1.0, 0, 0.0), (0.5, 3, 0.0), (2.0, 0, 0.7), (1.0, 7, 0.0), (1.0, 0, 0.2), (3.0, 0, 0.0)]
+    together = candidates(logits, *zip(*rules))
+    for row, rule in enumerate(rules):
+        torch.testing.assert_close(together[row : row + 1], candidates(logits[row : row + 1], *zip(rule)))
+
+
+def test_tokens_are_drawn_by_their_probabilities():
+    rows = [one(temperature=2.0, top_k=3)]
+    counts = torch.bincount(torch.cat([draw(LOGITS, rows) for _ in range(10_000)]), minlength=5) / 10_000
+    expected = torch.cat([(LOGITS[0, :3] / 2).softmax(0), torch.zeros(2)])
+    torch.testing.assert_close(counts, expected, atol=0.02, rtol=0)
+    assert counts[3:].sum() == 0
+
+
+def test_top_p_decays_with_every_token_to_its_bound():
+    row = one(top_p=0.8, top_p_decay=0.5, top_p_bound=0.3, max_new_tokens=9)
+    seen = []
+    for _ in range(4):
+        seen.append(row.top_p)
+        row.accept(66, -1.0)
+    assert seen == [0.8, 0.4, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("rules", "tokens", "ended", "text"),
+    [
+        ({}, b"ab", None, "ab"),
+        ({"max_new_tokens": 2}, b"ab", "length", "ab"),
+        ({}, [97, 256], "eod", "a"),
+        ({"stop_token": 98}, b"ab", "eod", "a"),
+        ({"stop_token": 98}, [97, 256, 97], None, "aa"),
+        ({"stop_on_eol": True}, b"a\n", "stop", "a\n"),
+        ({"stop_on_eol": True}, [97, 257], "stop", "a\n\n"),
+        ({"stop_on_eol": True}, [97, 256, 98], None, "ab"),
+        ({"stop_on_double_eol": True}, b"a\nb\n", None, "a\nb\n"),
+        ({"stop_on_double_eol": True}, b"a\n\n", "stop", "a\n\n"),
+        ({"stop_on_double_eol": True}, [97, 257], "stop", "a\n\n"),
+        ({"stop": ("lo w",)}, b"hello world", "stop", "hel"),
+        ({"stop": ("zz", "l")}, b"hel", "stop", "he"),
+    ],
+)
+def test_what_ends_a_continuation(rules, tokens, ended, text):
+    row = one(**rules)
+    for token in tokens:
+        assert row.ended is None
+        row.accept(token, -1.0)
+        if row.ended:
+            break
+    assert (row.ended, row.text) == (ended, text)
+
+
+def test_an_empty_line_may_begin_in_the_prompt():
+    row = Continuation(list(b"a\n"), Sampling(stop_on_double_eol=True), TOKENIZER)
+    row.accept(10, -1.0)
+    assert row.ended == "stop"
+
+
+def test_no_newline_after_a_colon_if_so_asked():
+    logits = torch.zeros(1, 258)
+    logits[0, 10], logits[0, 66] = 5.0, 4.0
+    for asked, last, expected in [(True, b":", 66), (False, b":", 10), (True, b";", 10)]:
+        row = Continuation(list(last), Sampling(greedy=True, prevent_newline_after_colon=asked), TOKENIZER)
+        pick(logits, [row], (58, 10))
+        assert row.ids == [expected]
+        assert row.logprobs[0] == pytest.approx(float(logits.log_softmax(1)[0, expected]), abs=1e-6)
+
+
+def test_the_alternatives_are_the_most_probable_ids_with_their_log_probabilities():
+    logits = torch.randn(2, 258, generator=torch.Generator().manual_seed(0))
+    rows = [one(top_logprobs=3, greedy=True), one(greedy=True)]
+    pick(logits, rows)
+    expected = logits[0].log_softmax(0).topk(3)
+    assert list(rows[0].top[0]) == expected.indices.tolist()
+    np.testing.assert_allclose(list(rows[0].top[0].values()), expected.values, rtol=1e-5)
+    assert rows[1].top == []
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused():
+    for rules in ({"greedy": True}, {}, {"top_p": 0.5}):
+        with pytest.raises(UserError, match="logits are not numbers"):
+            pick(torch.full((1, 258), float("nan")), [one(**rules)])
+
+
+@given(
+    st.lists(st.integers(0, 255), max_size=40),
+    st.text(max_size=5),
+    st.lists(st.text(min_size=1, max_size=3), max_size=2),
+)
+def test_text_in_pieces_is_the_text_at_once(tokens, before, stops):
+    stream = TextStream(TOKENIZER, TOKENIZER.encode(before), stops)
+    pieces, told = [], 0
+    for token in tokens:
+        stream.push(token)
+        pieces.append(stream.text[told:])
+        told = len(stream.text)
+    stream.flush()
+    whole = TOKENIZER.decode(tokens)
+    ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    assert stream.text == (whole[: min(ends)] if ends else whole)
+    assert stream.text.startswith("".join(pieces)), "nothing that was told is taken back"
+    assert stream.stopped == bool(ends)
+
+
+def test_a_tokenizer_that_drops_a_first_space_gives_the_space_between_prompt_and_text():
+    class Words:
+        eod, words = None, ["▁the", "▁cat", "s"]
+
+        def decode(self, ids):
+            return "".join(self.words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    stream = TextStream(Words(), [0])
+    for token in (1, 2, 0):
+        stream.push(token)
+    stream.flush()
+    assert stream.text == " cats the"

@@ -1,0 +1,63 @@
+"""A Hugging Face classifier's probabilities, as transformers computes them one by one."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from mt.core.config import UserError
+from mt.eval.classifier_program import ScoreConfig, score
+
+transformers = pytest.importorskip("transformers", reason="reads the classifier, and is the oracle")
+TEXTS = ["a b", "b", "c a b a", ""]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c"]))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=7,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        initializer_range=1.0,
+        id2label={0: "fine", 1: "rude", 2: "toxic"},
+        label2id={"fine": 0, "rude": 1, "toxic": 2},
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def scores(classifier, monkeypatch, capsys, **settings):
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("".join(json.dumps({"id": "x", "text": text}) + "\n" for text in TEXTS))
+    )
+    score(ScoreConfig(classifier=str(classifier), **settings))
+    return [float(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(("label", "column"), [("toxic", 2), ("Rude", 1), (None, 2)])
+def test_the_score_is_the_labels_probability(classifier, monkeypatch, capsys, label, column):
+    model = transformers.BertForSequenceClassification.from_pretrained(classifier).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
+    with torch.no_grad():
+        expected = [
+            model(**tokenizer(text, return_tensors="pt")).logits.softmax(1)[0, column].item()
+            for text in TEXTS
+        ]
+    assert scores(classifier, monkeypatch, capsys, label=label, batch_size=3) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_a_label_or_a_directory_that_is_not_there_is_named(classifier, monkeypatch, capsys, tmp_path):
+    with pytest.raises(UserError, match=r"label = nice is none of .* choose one of fine, rude, toxic"):
+        scores(classifier, monkeypatch, capsys, label="nice")
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        scores(tmp_path, monkeypatch, capsys)

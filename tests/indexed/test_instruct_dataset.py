@@ -1,0 +1,241 @@
+"""Samples of instruction tuning: the published prompts, the answer's mask, what fits and what is refused;
+every form of a file of questions.
+"""
+
+import csv
+import json
+import types
+
+import numpy as np
+import pytest
+
+from mt.core.config import UserError
+from mt.indexed import instruct_dataset
+from mt.indexed.instruct_dataset import (
+    InstructConfig,
+    QuestionDataset,
+    build_instruct_datasets,
+    encode_prompt,
+    prompt_parts,
+)
+from mt.indexed.questions import Question, read_questions
+
+# As the published code lays a prompt out (tools/retro/sft/dataset_conv.py), for a set with short answers and
+# for one with full ones.
+SYSTEM = (
+    "System: This is a chat between a user and an artificial intelligence assistant. The assistant gives"
+    " helpful, detailed, and polite answers to the user's questions based on the context. The assistant"
+    " should also indicate when the answer cannot be found in the context.\n\n"
+)
+SHORT = (
+    SYSTEM
+    + "title: T, source: S\n\nUser: Answer the following question with a short span. who?\n\nAssistant: The"
+    " answer is"
+)
+FULL = (
+    SYSTEM + "title: T, source: S\n\nUser: Please give a full and complete answer for the question."
+    " who?\n\nAssistant:"
+)
+
+
+class Bytes:
+    eod, bos, vocab_size, fingerprint = 256, None, 257, "bytes"
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+class Pairs(Bytes):
+    """Two letters of a kind are one token: what is cut apart has more tokens than its parts."""
+
+    def encode(self, text):
+        ids = []
+        for byte in text.encode():
+            ids = [*ids[:-1], byte + 300] if ids and ids[-1] == byte else [*ids, byte]
+        return ids
+
+    def decode(self, ids):
+        return bytes(b for i in ids for b in ([i - 300] * 2 if i >= 300 else [i])).decode(errors="replace")
+
+
+def write(folder, name, questions, split="train"):
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}_QA_{split}.json").write_text(json.dumps(questions))
+    return place / f"{name}_QA_{split}.json"
+
+
+def test_a_sample_is_the_published_prompt_the_answer_and_an_end(tmp_path):
+    record = {
+        "question": "who?",
+        "answers": ["Anne ", "Bob"],
+        "sub-paragraphs": ["T", "S"],
+        "ctxs": [{"title": "X", "text": "Y"}],
+    }
+    for name, prompt in (("nq", SHORT), ("dolly", FULL)):
+        dataset = QuestionDataset(
+            write(tmp_path, name, [record]), 5, tokenizer=Bytes(), seq_length=500, seed=1, passages=1
+        )
+        sample = dataset[3]
+        expected = [*prompt.encode(), *b" Anne", 256]
+        assert sample["text"].tolist() == expected + [256] * (501 - len(expected))
+        assert sample["answer_mask"].tolist() == [0] * len(prompt) + [1] * 6 + [0] * (501 - len(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "turn"),
+    [
+        ("tqa", "User: Answer the following question with a short span. Q\n\nAssistant: The answer is"),
+        ("BoolQ", "User: Answer the following question with True or False. Q\n\nAssistant:"),
+        (
+            "race",
+            "User: Answer the following question by selecting one of the provided options. Q\n\nAssistant:",
+        ),
+        ("quac", "Q"),
+        ("open_inst", "Q"),
+    ],
+)
+def test_a_set_is_asked_in_its_own_words(name, turn):
+    assert prompt_parts(Question("1", "f", "Q", ("A",)), name) == (SYSTEM, turn)
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), Pairs()])
+def test_passages_lose_their_end_so_that_all_fits_as_closely_as_it_can(tokenizer):
+    question = Question("1", "f", "who?", ("Anne",))
+    passages = ("title: T, source: " + "aabbccdde\u00e9" * 20, "second")
+    whole = encode_prompt(tokenizer, question, "nq", passages, None)
+    least = len(encode_prompt(tokenizer, question, "nq", (), None))
+    for room in (least, least + 1, least + 50, len(whole) - 1, len(whole)):
+        ids = encode_prompt(tokenizer, question, "nq", passages, room)
+        text = tokenizer.decode(ids)
+        assert room - 3 <= len(ids) <= room
+        assert text.endswith(
+            "User: Answer the following question with a short span. who?\n\nAssistant: The answer is"
+        )
+        cut = text[len(SYSTEM) : text.index("User:")]
+        assert cut == "" or cut.endswith("\n\n")
+        assert "\n\n".join(passages).startswith(cut[:-2])
+    with pytest.raises(
+        ValueError, match=f"has {least} tokens with its instructions, and there is room for {least - 1}"
+    ):
+        encode_prompt(tokenizer, question, "nq", passages, least - 1)
+
+
+def test_epochs_are_permutations_and_a_batch_is_its_samples(tmp_path):
+    path = write(tmp_path, "nq", [{"question": f"q{i}", "answer": i} for i in range(7)])
+    dataset = QuestionDataset(path, 21, tokenizer=Bytes(), seq_length=450, seed=1, passages=0)
+    answers = [
+        bytes(dataset[k]["text"][dataset[k]["answer_mask"] == 1][1:-1].tolist()).decode() for k in range(21)
+    ]
+    epochs = [answers[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(epoch) == list("0123456") for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    np.testing.assert_array_equal(dataset.batch([3, 9])["text"][1], dataset[9]["text"])
+    assert (
+        QuestionDataset(path, 21, tokenizer=Bytes(), seq_length=450, seed=2, passages=0).fingerprint
+        != dataset.fingerprint
+    )
+
+
+def test_sets_are_mixed_by_their_weights_and_those_without_a_dev_file_are_not_validated(tmp_path):
+    write(tmp_path, "nq", [{"question": "short", "answer": "s"}])
+    write(tmp_path, "dolly", [{"question": "full", "answer": "f"}])
+    write(tmp_path, "nq", [{"question": "dev", "answer": "d"}], "dev")
+    config = InstructConfig(
+        data_folder=str(tmp_path), data_path=("0.75", "nq", "0.25", "dolly"), seq_length=450
+    )
+    train, valid, test = build_instruct_datasets(config, Bytes(), (40, 3, 0))
+    texts = [bytes(t for t in train[k]["text"].tolist() if t < 256).decode() for k in range(40)]
+    assert sum("short" in text and "full and complete" not in text for text in texts) == 30
+    assert all("dev" in bytes(t for t in valid[k]["text"].tolist() if t < 256).decode() for k in range(3))
+    assert test is None
+    assert sorted(config.files()) == sorted(str(p) for p in tmp_path.glob("*/*.json"))
+    with pytest.raises(
+        UserError,
+        match=(
+            r"dolly_QA_dev.json: no such file, and valid samples are asked for; ask for no such samples:"
+            r" --eval-iters 0"
+        ),
+    ):
+        build_instruct_datasets(
+            InstructConfig(data_folder=str(tmp_path), data_path=("dolly",), seq_length=450),
+            Bytes(),
+            (4, 3, 0),
+        )
+    with pytest.raises(
+        UserError,
+        match=r"no_QA_train.json: no such file, and train samples are asked for; check --data-folder",
+    ):
+        build_instruct_datasets(
+            InstructConfig(data_folder=str(tmp_path), data_path=("no",), seq_length=450), Bytes(), (4, 3, 0)
+        )
+
+
+def test_what_does_not_fit_or_is_no_question_is_named(tmp_path):
+    path = write(
+        tmp_path, "nq", [{"question": "who?", "answer": "Anne"}, {"question": "w" * 100, "answer": "x" * 80}]
+    )
+    make = lambda path, seq_length: QuestionDataset(
+        path, 3, tokenizer=Bytes(), seq_length=seq_length, seed=1, passages=1
+    )
+    fits = (
+        len(SYSTEM)
+        + len("User: Answer the following question with a short span. \n\nAssistant: The answer is")
+        + 100
+        + 81
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"nq_QA_train.json: 1 of its 2 questions do not fit data.seq_length = 450 even without passages;"
+            rf" the longest, nq_QA_train.json:2, has \d+ tokens .* raise --seq-length to {fits}, or"
+        ),
+    ):
+        make(path, 450)
+    assert make(path, fits)[0]["answer_mask"].sum() > 0
+    with pytest.raises(UserError, match=r"record 1: has no answers; mend it, or take the record out"):
+        make(write(tmp_path, "tqa", [{"question": "who?", "answers": []}]), 450)
+    with pytest.raises(UserError, match="no token that ends a document"):
+        QuestionDataset(
+            path, 3, tokenizer=types.SimpleNamespace(eod=None), seq_length=450, seed=1, passages=1
+        )
+
+
+def test_every_form_of_a_file_gives_the_same_questions(tmp_path):
+    records = [
+        {"question": 'who is "he"?', "answers": ["Anne's", 'a "b"']},
+        {"question": "where?", "answers": ["Paris"]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (tmp_path / "a.tsv").write_text("".join(f"{r['question']}\t{r['answers']!r}\n" for r in records))
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([r["question"], r["answers"]] for r in records)
+    found = {
+        ending: [
+            (q.text, q.answers) for q in read_questions(tmp_path / f"a.{ending}", instruct_dataset._refuse)
+        ]
+        for ending in ("json", "jsonl", "tsv", "csv")
+    }
+    assert all(
+        questions == [(r["question"], tuple(r["answers"])) for r in records] for questions in found.values()
+    )
+
+
+def test_answers_passages_and_options_of_every_kind_are_read(tmp_path):
+    records = [
+        {"question": "q", "answers": [{"text": " x "}], "ctxs": [{"text": "S"}]},
+        {"question": "q", "answer": ["y", "z"], "sub_paragraph": "P"},
+        {"question": "q", "answer": True},
+        {"question": "q", "longform_answer": "long"},
+        {"question": "q", "answer": "A", "qa_type": "multi_choice_qa", "multichoice_options": ["one", "two"]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    first, second, third, fourth, fifth = read_questions(tmp_path / "a.json", instruct_dataset._refuse)
+    assert (first.answers, first.passages, first.given) == (("x",), ("title: , source: S",), ())
+    assert (second.answers, second.given) == (("y", "z"), ("title: , source: P",))
+    assert (third.answers, fourth.answers) == (("True",), ("long",))
+    assert fifth.text == "q\nChoose one based on the following options: (A) one (B) two"

@@ -1,0 +1,198 @@
+import h5py
+import numpy as np
+import pytest
+import tokenizers
+
+from mt.core import config, manifest
+from mt.core.config import UserError
+from mt.retro import build, embed, row_blocks
+from mt.retro.build import BuildDbConfig, build_db
+from mt.retro.megatron_hdf5 import ExportConfig, export_hdf5
+from mt.retro.sample_neighbors import NeighborsConfig, neighbors
+from mt.train.checkpoint.huggingface import minilm_directory
+
+LENGTH = 16
+
+
+class QuickEmbedder(embed.Embedder):
+    """Counts letters, beside the default embedder's tokenizer."""
+
+    def __call__(self, pieces):
+        return np.array(
+            [[piece.count(chr(97 + i)) for i in range(26)] for piece in pieces], np.float32
+        ).reshape(-1, 26)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.dimension = 26
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    for module in (build, row_blocks, embed):
+        monkeypatch.setattr(module, "Embedder", QuickEmbedder)
+
+
+TEXTS = [f"document {i}: " + "the river falls, a garden grows! " * (1 + i % 4) for i in range(12)]
+
+
+def settings(tmp_path, **more):
+    given = {
+        "data_path": [str(tmp_path / "a"), str(tmp_path / "b")],
+        "output": str(tmp_path / "db"),
+        "tokenizer_type": "ByteLevelTokenizer",
+        "chunk_length": LENGTH,
+        "num_neighbors": 2,
+        "workers": 1,
+    }
+    return config.build(BuildDbConfig, ("test", given | more))
+
+
+def by_the_specification(path):
+    """db/merged/train.hdf5 by a loop over documents: strip one end of document, cut, tokenise for BERT."""
+    chunks, offsets = [], []
+    words = tokenizers.BertWordPieceTokenizer(str(minilm_directory() / "vocab.txt"))
+    for dataset, texts in enumerate((TEXTS[:7], TEXTS[7:])):
+        for document, text in enumerate(texts):
+            for start in range(0, len(text), LENGTH):
+                end = min(start + LENGTH, len(text))
+                chunks.append(
+                    (
+                        dataset,
+                        document,
+                        start,
+                        end,
+                        len(words.encode(text[start:end], add_special_tokens=False).ids),
+                    )
+                )
+            offsets.append((dataset, document, len(chunks)))
+    with h5py.File(path, "w") as file:
+        file.create_dataset("chunks", data=np.array(chunks, np.uint32))
+        file.create_dataset("doc_offsets", data=np.array(offsets, np.uint64))
+        file.create_dataset("n_written", data=np.array([len(chunks)], np.uint64))
+
+
+def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_back(write_texts, tmp_path):
+    write_texts("a", TEXTS[:7])
+    write_texts("b", TEXTS[7:])
+    build_db(settings(tmp_path))
+    given = {
+        "data_path": ["1", str(tmp_path / "a"), "2", str(tmp_path / "b")],
+        "split": "1",
+        "seq_length": 32,
+        "db": str(tmp_path / "db"),
+        "output": str(tmp_path / "near"),
+        "train_samples": 20,
+        "workers": 1,
+    }
+    neighbors(config.build(NeighborsConfig, ("test", given)))
+    export_hdf5(
+        ExportConfig(
+            db=str(tmp_path / "db"), neighbors=str(tmp_path / "near"), output=str(tmp_path / "project")
+        )
+    )
+    by_the_specification(tmp_path / "expected.hdf5")
+    merged = tmp_path / "project" / "db" / "merged" / "train.hdf5"
+    with h5py.File(merged) as ours, h5py.File(tmp_path / "expected.hdf5") as expected:
+        for name in ("chunks", "doc_offsets", "n_written"):
+            assert ours[name].dtype == expected[name].dtype
+            assert (ours[name][:] == expected[name][:]).all()
+    ids = np.load(tmp_path / "near" / "train.npy")
+    rows = len(ids) * 2
+    (folder,) = (tmp_path / "project" / "query").glob("train_*")
+    with h5py.File(folder / f"000-0{rows}.hdf5") as file:
+        assert (file["neighbors"][:] == ids.reshape(rows, -1)).all()
+        assert file["neighbors"].dtype == np.int64
+    build_db(settings(tmp_path, output=str(tmp_path / "again"), chunks_hdf5=str(tmp_path / "expected.hdf5")))
+    for name in ("chunks.npy", "index.faiss", "neighbors.npy"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "db" / name).read_bytes()
+
+    # In blocks, as a long run has them.
+    with h5py.File(folder / f"000-0{rows}.hdf5") as file:
+        found = file["neighbors"][:]
+    (folder / f"000-0{rows}.hdf5").unlink()
+    rows -= 2  # of the 21st sample, which the mixture has beyond the 20 and Megatron-LM does not search for
+    for start, stop in ((0, 13), (13, rows)):
+        with h5py.File(folder / f"{start:03d}-{stop:03d}.hdf5", "w") as file:
+            file.create_dataset("neighbors", data=found[start:stop])
+    taken = given | {
+        "db": str(tmp_path / "again"),
+        "project_hdf5": str(tmp_path / "project"),
+        "output": str(tmp_path / "taken"),
+    }
+    made = neighbors(config.build(NeighborsConfig, ("test", taken)))
+    both = [np.load(tmp_path / name / "train.npy") for name in ("taken", "near")]
+    assert (both[0][:20] == both[1][:20]).all()
+    assert both[0].shape == both[1].shape
+    assert (both[0][20] == -1).all()
+    assert made["samples"]["splits"] == manifest.manifest_of(tmp_path / "near")["samples"]["splits"]
+    for wrong, message in (
+        ({"train_samples": 25}, "has the neighbours of 40 chunks, and the train samples asked for have 50"),
+        ({"num_neighbors": 21}, "has 20 neighbours of a chunk; give --num-neighbors 20 or fewer"),
+        ({"seed": 5}, "a neighbour of a document of its own, so it was made for other samples"),
+        ({"valid_samples": 3, "split": "80,20"}, "names no neighbours of valid in retro_neighbor_dirs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            neighbors(
+                config.build(NeighborsConfig, ("test", taken | wrong | {"output": str(tmp_path / "wrong")}))
+            )
+    (folder / "old-notes.hdf5").write_bytes(b"none of ours")
+    for text, message in (
+        ("[]", "names no neighbours of train"),
+        ('{"retro_neighbor_dirs": 3}', "names no neighbours of train"),
+        ("{", "not whole JSON"),
+        (None, r"has no config\.json"),
+    ):
+        other = tmp_path / "other"
+        other.mkdir(exist_ok=True)
+        (other / "config.json").unlink(missing_ok=True)
+        if text is not None:
+            (other / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            neighbors(
+                config.build(
+                    NeighborsConfig,
+                    ("test", taken | {"project_hdf5": str(other), "output": str(tmp_path / "wrong")}),
+                )
+            )
+    with h5py.File(folder / "000-013.hdf5", "r+") as file:
+        whole = file["neighbors"][:]
+        del file["neighbors"]
+        file.create_dataset("neighbors", data=whole.astype(np.float32))
+    with pytest.raises(UserError, match="and type float32, not whole numbers"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+    with h5py.File(folder / "000-013.hdf5", "r+") as file:
+        del file["neighbors"]
+        file.create_dataset("neighbors", data=whole)
+    with h5py.File(folder / f"013-0{rows}.hdf5", "r+") as file:
+        file["neighbors"][3, 1] = 10_000
+    with pytest.raises(UserError, match="has chunk 10000, and the database has"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+    (folder / "000-013.hdf5").unlink()
+    with pytest.raises(UserError, match=r"the block before 013-040\.hdf5 is missing; fetch it again"):
+        neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+
+
+def test_files_that_are_not_of_the_data_or_not_whole_are_refused(write_texts, write_data, tmp_path):
+    write_texts("a", TEXTS[:7])
+    write_texts("b", TEXTS[7:])
+    by_the_specification(tmp_path / "t.hdf5")
+    with pytest.raises(
+        UserError, match="has chunks of 16 tokens, more than chunk_length = 8; give --chunk-length 16"
+    ):
+        build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "t.hdf5"), chunk_length=8))
+    with pytest.raises(UserError, match="has chunks that are not in --data-path"):
+        build_db(
+            settings(
+                tmp_path,
+                chunks_hdf5=str(tmp_path / "t.hdf5"),
+                data_path=[str(tmp_path / "b"), str(tmp_path / "a")],
+            )
+        )
+    (tmp_path / "cut.hdf5").write_bytes((tmp_path / "t.hdf5").read_bytes()[:900])
+    with pytest.raises(UserError, match=r"cut\.hdf5: is no whole merged/train\.hdf5"):
+        build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "cut.hdf5")))
+    with h5py.File(tmp_path / "t.hdf5", "r+") as file:
+        file["n_written"][0] = 5
+    with pytest.raises(UserError, match="was cut short while it was written; make it again"):
+        build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "t.hdf5")))

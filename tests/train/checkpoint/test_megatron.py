@@ -1,0 +1,407 @@
+"""Checkpoints of Megatron-LM's torch format: written by its own model, cut and renamed by hand, and written
+back.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mt.core.config import UserError
+from mt.tokenizer.tokenizer import TokenizerConfig
+from mt.train.checkpoint.commands import ConvertConfig, InspectConfig, convert, inspect
+from mt.train.checkpoint.foreign import open_foreign
+from mt.train.checkpoint.native import load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
+FILE = "model_optim_rng.pt"
+# Trains nothing: builds two of megatron-core's models on a CPU and saves them, with what Megatron-LM saves
+# beside, and their logits.
+WRITTEN = """
+import contextlib, random, signal, sys, warnings
+from argparse import Namespace
+from pathlib import Path
+warnings.filterwarnings("ignore")
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.enums import ModelType
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnBackend
+
+torch.cuda.current_device = lambda: torch.device("cpu")
+CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+parallel_state.initialize_model_parallel()
+torch.set_num_threads(1)
+for kind in ("gpt", "llama"):
+    llama = kind == "llama"
+    shape = dict(num_layers=4, hidden_size=32, num_attention_heads=4, num_query_groups=2 if llama else 4, ffn_hidden_size=48, add_bias_linear=not llama)
+    config = TransformerConfig(
+        **shape, use_cpu_initialization=True, normalization="RMSNorm" if llama else "LayerNorm", activation_func=F.silu if llama else F.gelu,
+        gated_linear_unit=llama, hidden_dropout=0.0, attention_dropout=0.0, bias_activation_fusion=True, masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False, qk_layernorm=llama,
+    )
+    model = GPTModel(
+        config, get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama), vocab_size=64, max_sequence_length=32, rotary_base=500,
+        position_embedding_type="rope" if llama else "learned_absolute", share_embeddings_and_output_weights=not llama,
+    ).eval()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    tokens = torch.arange(32).view(2, 16) * 7 % 60
+    with torch.no_grad():
+        logits = model(tokens, torch.arange(16).expand(2, -1), torch.ones(1, 1, 16, 16, dtype=torch.bool).triu(1))
+    args = Namespace(
+        **shape, group_query_attention=llama, kv_channels=8, seq_length=24, max_position_embeddings=32, padded_vocab_size=64, make_vocab_size_divisible_by=64,
+        position_embedding_type="rope" if llama else "learned_absolute", rotary_base=500, normalization=config.normalization, norm_epsilon=1e-5,
+        qk_layernorm=llama, swiglu=llama, bias_gelu_fusion=True, untie_embeddings_and_output_weights=llama, num_experts=None, window_size=None,
+        model_type=ModelType.encoder_or_decoder, attention_backend=AttnBackend.auto, exit_signal=signal.SIGTERM, params_dtype=torch.float32,
+        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, rotary_percent=1.0, data_path=["a", 0.5], save=Path("out"),
+    )
+    rng = [{"random_rng_state": random.getstate(), "np_rng_state": np.random.get_state(), "torch_rng_state": torch.get_rng_state(), "rng_tracker_states": {}}]
+    state = {"args": args, "checkpoint_version": 3.0, "iteration": 7, "model": model.state_dict(), "rng_state": rng, "optimizer": {"param_groups": [{"lr": 1.0}]}}
+    folder = Path(sys.argv[1]) / kind
+    (folder / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
+    torch.save(state, folder / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt")
+    (folder / "latest_checkpointed_iteration.txt").write_text("7")
+    torch.save({"tokens": tokens, "logits": logits}, folder / "said.pt")
+"""
+
+
+@pytest.fixture(scope="session")
+def megatron(tmp_path_factory):
+    """The folder of gpt/ and llama/, two checkpoints of megatron-core's, each with the logits it gives for
+    some tokens in said.pt.
+    """
+    pytest.importorskip("megatron.core", reason="megatron-core is the oracle")
+    folder = tmp_path_factory.mktemp("megatron")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", WRITTEN, str(folder)], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def taken_in(source, out, **settings):
+    convert(ConvertConfig(source=str(source), output=str(out), tokenizer=SIXTY, **settings))
+    return load_model(out)[0]
+
+
+def same(found, expected):
+    held = dict(found.named_parameters())
+    assert held.keys() == dict(expected.named_parameters()).keys()
+    assert all(torch.equal(held[n], p) for n, p in expected.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_a_model_of_megatron_gives_its_logits_and_goes_back_without_losing_a_bit(megatron, kind, tmp_path):
+    ours = taken_in(megatron / kind, tmp_path / "ours")
+    said = torch.load(megatron / kind / "said.pt")
+    with torch.no_grad():
+        found = ours.logits(ours(said["tokens"]))[..., :60]
+    expected = said["logits"][..., :60]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    settings = load_model(tmp_path / "ours")[2]
+    assert (settings.model.vocab_size, settings.model.padded_vocab_size, settings.data.seq_length) == (
+        60,
+        64,
+        24,
+    )
+
+    convert(
+        ConvertConfig(
+            source=str(tmp_path / "ours"),
+            output=str(tmp_path / "back"),
+            format="torch",
+            transformer_impl="local",
+        )
+    )
+    before = torch.load(megatron / kind / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
+    after = torch.load(tmp_path / "back" / "release" / "mp_rank_00" / FILE, weights_only=False)
+    held = {n: t for n, t in before["model"].items() if isinstance(t, torch.Tensor)}
+    assert after["model"].keys() == held.keys()
+    assert all(torch.equal(after["model"][n][:60], held[n][:60]) for n in held)
+    same_settings = (
+        "num_layers",
+        "hidden_size",
+        "num_query_groups",
+        "kv_channels",
+        "position_embedding_type",
+        "normalization",
+        "swiglu",
+        "padded_vocab_size",
+        "rotary_base",
+    )
+    assert all(getattr(after["args"], n) == getattr(before["args"], n) for n in same_settings)
+    same(taken_in(tmp_path / "back", tmp_path / "ours again"), ours)
+
+
+# Megatron-LM's column-parallel layers
+ROWS = ("linear_qkv.", "linear_fc1.", "word_embeddings.", "output_layer.")
+COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
+
+
+def cut(megatron, kind, out, *, size, stages, chunks=1):
+    """The checkpoint as so many ranks would have written it, by hand. chunks: of an interleaved pipeline."""
+    state = torch.load(megatron / kind / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
+    model = {n: t for n, t in state["model"].items() if isinstance(t, torch.Tensor)}
+    args = argparse.Namespace(
+        **{**vars(state["args"]), "tensor_model_parallel_size": size, "pipeline_model_parallel_size": stages}
+    )
+    per_chunk = 4 // (stages * chunks)
+    for stage in range(stages):
+        for rank in range(size):
+            saved = {"args": args, "checkpoint_version": 3.0, "iteration": 7}
+            for chunk in range(chunks):
+                start = (chunk * stages + stage) * per_chunk
+                part = {}
+                for name, tensor in model.items():
+                    if name.startswith("decoder.layers."):
+                        number, rest = name.removeprefix("decoder.layers.").split(".", 1)
+                        if not start <= int(number) < start + per_chunk:
+                            continue
+                        name = f"decoder.layers.{int(number) - start}.{rest}"
+                    elif name.startswith("embedding."):
+                        if start:
+                            continue
+                    elif start + per_chunk < 4:
+                        continue
+                    part[name] = piece(name, tensor, rank, size, gated=args.swiglu)
+                if start + per_chunk == 4 and start and kind == "gpt":  # the copy of the tied embedding
+                    part["output_layer.weight"] = piece(
+                        "output_layer.", model["embedding.word_embeddings.weight"], rank, size, gated=False
+                    )
+                saved["model" if chunks == 1 else f"model{chunk}"] = part
+            folder = out / "iter_0000007" / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else ""))
+            folder.mkdir(parents=True)
+            torch.save(saved, folder / FILE)
+    (out / "latest_checkpointed_iteration.txt").write_text("7\n")
+    return out
+
+
+def piece(name, tensor, rank, size, *, gated):
+    if name.endswith(COLUMNS):
+        return tensor.chunk(size, dim=1)[rank].clone()
+    if not any(part in name for part in ROWS):
+        return tensor
+    halves = tensor.chunk(2) if gated and "linear_fc1" in name else (tensor,)
+    return torch.cat([half.chunk(size)[rank] for half in halves])
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize(("size", "stages", "chunks"), [(2, 1, 1), (2, 2, 1), (1, 2, 2)])
+def test_the_pieces_of_many_ranks_are_put_together(megatron, kind, size, stages, chunks, tmp_path):
+    cut(megatron, kind, tmp_path / "cut", size=size, stages=stages, chunks=chunks)
+    whole = taken_in(megatron / kind, tmp_path / "whole")
+    same(taken_in(tmp_path / "cut", tmp_path / "ours"), whole)
+    if chunks == 1:
+        settings = {
+            "target_tensor_parallel_size": size,
+            "target_pipeline_parallel_size": stages,
+            "transformer_impl": "local",
+            "make_vocab_size_divisible_by": 32,
+        }
+        convert(
+            ConvertConfig(
+                source=str(tmp_path / "whole"), output=str(tmp_path / "back"), format="torch", **settings
+            )
+        )
+        for file in sorted((tmp_path / "cut").glob(f"iter_*/*/{FILE}")):
+            before = torch.load(file, weights_only=False)["model"]
+            after = torch.load(tmp_path / "back" / "release" / file.parent.name / FILE, weights_only=False)[
+                "model"
+            ]
+            assert after.keys() == before.keys()
+            padded = lambda n: "word_embeddings" in n or "output_layer" in n
+            assert all(torch.equal(after[n], before[n]) for n in before if not padded(n))
+
+
+def test_names_of_transformer_engine_and_of_older_versions_are_known(megatron, tmp_path):
+    whole = taken_in(megatron / "gpt", tmp_path / "whole")
+    convert(ConvertConfig(source=str(tmp_path / "whole"), output=str(tmp_path / "te"), format="torch"))
+    names = torch.load(tmp_path / "te" / "release" / "mp_rank_00" / FILE, weights_only=False)["model"]
+    assert "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in names
+    assert "decoder.layers.3.mlp.linear_fc1.layer_norm_bias" in names
+    same(taken_in(tmp_path / "te", tmp_path / "from te"), whole)
+    older = {
+        "self_attention.linear_qkv": "attention.query_key_value",
+        "self_attention.linear_proj": "attention.dense",
+        "pre_mlp_layernorm": "post_attention_layernorm",
+        "mlp.linear_fc1": "mlp.dense_h_to_4h",
+        "mlp.linear_fc2": "mlp.dense_4h_to_h",
+    }
+    channels, heads = 8, 4
+    for version in (0, 1.0, 2.0):
+        out = tmp_path / f"version {version}"
+        state = torch.load(megatron / "gpt" / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
+        layers = {}
+        for name, tensor in state["model"].items():
+            if name.startswith("decoder.") and tensor is not None:
+                name = name.removeprefix("decoder.")
+                for new, old in older.items():
+                    name = name.replace(new, old)
+                if "query_key_value" in name and version < 2:
+                    by_head = tensor.view(heads, 3, channels, -1)
+                    tensor = (
+                        by_head.permute(1, 0, 2, 3) if version == 0 else by_head.permute(0, 2, 1, 3)
+                    ).reshape(tensor.shape)
+                layers[name] = tensor
+        embedding = {
+            n: {"weight": state["model"][f"embedding.{n}.weight"]}
+            for n in ("word_embeddings", "position_embeddings")
+        }
+        state["model"] = {"language_model": {"embedding": embedding, "transformer": layers}}
+        state["checkpoint_version"] = version
+        (out / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
+        torch.save(state, out / "iter_0000007" / "mp_rank_00" / FILE)
+        same(taken_in(out / "iter_0000007", tmp_path / f"from {version}"), whole)
+
+
+def test_inspection_and_finetuning_take_it_as_it_is_but_evaluation_wants_a_tokenizer(megatron):
+    found = inspect(InspectConfig(checkpoint=str(megatron / "llama")))
+    assert (found["library"], found["step"], found["settings"]["model"]["activation"]) == (
+        "Megatron-LM",
+        7,
+        "swiglu",
+    )
+    assert found["parameters"] == sum(
+        p.numel()
+        for p in torch.load(megatron / "llama" / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)[
+            "model"
+        ].values()
+        if p is not None
+    )
+    with pytest.raises(
+        UserError, match="keeps no tokenizer in its checkpoints; name it to `mt checkpoint convert`"
+    ):
+        load_model(megatron / "llama")
+
+
+class Trap:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_a_strangers_file_runs_no_code_and_is_refused_by_what_it_names(megatron, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "stranger" / "mp_rank_00" / FILE
+    file.parent.mkdir(parents=True)
+    for content in ({"args": Trap()}, {"args": argparse.Namespace(a=Trap())}):
+        torch.save(content, file)
+        with pytest.raises(
+            UserError,
+            match=(
+                rf"{FILE}: names posix.system, which Megatron-LM does not write there and which may run any"
+                r" code; do not use this file"
+            ),
+        ):
+            open_foreign(tmp_path / "stranger")
+    torch.save({"args": argparse.Namespace(a=shutil.rmtree)}, file)
+    with pytest.raises(UserError, match=r"names shutil.rmtree"):
+        open_foreign(tmp_path / "stranger")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"model": {}}, file)
+    with pytest.raises(UserError, match="holds no `args`"):
+        open_foreign(tmp_path / "stranger")
+    whole = (megatron / "gpt" / "iter_0000007" / "mp_rank_00" / FILE).read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{FILE}: not a whole file of torch.save"):
+            open_foreign(tmp_path / "stranger")
+
+
+def refused(source):
+    with pytest.raises(UserError) as error:
+        open_foreign(source)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_missing_or_another_model_is_refused_by_name(megatron, tmp_path):
+    copy = cut(megatron, "gpt", tmp_path / "cut", size=2, stages=2)
+    folder = copy / "iter_0000007"
+    (folder / "mp_rank_01_001").rename(tmp_path / "aside")
+    assert (
+        f"has no mp_rank_01_001/{FILE}, but was written by 2 x 2 ranks; copy the checkpoint again"
+        in refused(copy)
+    )
+    (tmp_path / "aside").rename(folder / "mp_rank_01_001_000")
+    assert (
+        "is one expert-parallel rank's; mixtures of experts are not read from Megatron-LM's torch format"
+        in refused(copy)
+    )
+    (copy / "latest_checkpointed_iteration.txt").write_text("8")
+    assert "iter_0000008: does not exist, but latest_checkpointed_iteration.txt names it" in refused(copy)
+    (copy / "latest_checkpointed_iteration.txt").write_text("soon")
+    assert "must hold a number or `release`, not 'soon'" in refused(copy)
+    (copy / "latest_checkpointed_iteration.txt").write_text("7")
+    (folder / ".metadata").write_bytes(b"")
+    assert (
+        "is of Megatron-LM's torch_dist format; convert it there with --ckpt-convert-format torch"
+        in refused(copy)
+    )
+    state = torch.load(megatron / "gpt" / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
+    plain, file = state["model"], tmp_path / "other" / "mp_rank_00" / FILE
+    file.parent.mkdir(parents=True)
+
+    def message(settings=None, model=None, **facts):
+        args = argparse.Namespace(**{**vars(state["args"]), **(settings or {})})
+        torch.save({**state, "args": args, "model": plain | (model or {}), **facts}, file)
+        return refused(tmp_path / "other")
+
+    assert "num_experts is 8; a model with it cannot be loaded" in message({"num_experts": 8})
+    assert "rotary_percent is 0.5; a model with it cannot be loaded" in message({"rotary_percent": 0.5})
+    assert (
+        "position_embedding_type is 'yarn'; only learned_absolute or rope or none can be loaded"
+        in message({"position_embedding_type": "yarn"})
+    )
+    assert "its args have no padded_vocab_size; it is no checkpoint of a GPT" in message(
+        {"padded_vocab_size": None}
+    )
+    assert "its files hold 4 layers of 5" in message({"num_layers": 5})
+    assert "checkpoint_version is 4; only 0 to 3 are known" in message(checkpoint_version=4)
+    assert "holds lm_head.dense.weight, which no GPT has; only GPT checkpoints can be loaded" in message(
+        model={"lm_head.dense.weight": torch.ones(1)}
+    )
+    torch.save({**state, "model": {**plain, "decoder.final_layernorm.weight": torch.ones(5)}}, file)
+    with pytest.raises(UserError, match=r"norm.weight has shape \(5,\), its settings say \(32,\)"):
+        convert(ConvertConfig(source=str(tmp_path / "other"), output=str(tmp_path / "out"), tokenizer=SIXTY))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"format": "torch", "target_tensor_parallel_size": 3},
+            "target_tensor_parallel_size = 3 does not divide model.num_query_groups = 4; use fewer ranks",
+        ),
+        (
+            {"format": "torch", "target_pipeline_parallel_size": 3},
+            "target_pipeline_parallel_size = 3 does not divide model.num_layers = 4",
+        ),
+        (
+            {"format": "torch_dist", "target_tensor_parallel_size": 2},
+            "mt loads its checkpoints at any layout: leave it out",
+        ),
+        ({"max_shard_size": 0}, "max_shard_size = 0 must be above 0"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused(megatron, settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        convert(
+            ConvertConfig(
+                source=str(megatron / "gpt"), output=str(tmp_path / "out"), tokenizer=SIXTY, **settings
+            )
+        )

@@ -1,0 +1,442 @@
+"""What a query sees: windows, packed documents, padding, distances; and what computes it where."""
+
+import importlib.util
+import itertools
+import math
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.attention.varlen
+import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from mt.core.config import UserError
+from mt.train.model import attention
+from mt.train.model.attention import Documents, Seen, attend, attention_backend, see, see_tokens
+from mt.train.model.layers import ModelConfig, resolve
+from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+B, H, G, T, C = 2, 4, 2, 40, 16
+LENGTHS = [[13, 1, 26], [40]]  # of the documents of each sample
+
+
+def config(**settings) -> ModelConfig:
+    return resolve(
+        ModelConfig(num_layers=1, hidden_size=H * C, num_attention_heads=H, num_query_groups=G, **settings),
+        vocab_size=1,
+        seq_length=T,
+    )
+
+
+def queries_keys_values(dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(B, heads, T, C, generator=generator, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_()
+        for heads in (H, G, G)
+    ]
+
+
+def documents(device="cpu") -> Documents:
+    ids = torch.stack([torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in LENGTHS])
+    ends = torch.tensor([n for row in LENGTHS for n in row]).cumsum(0)
+    return Documents(ids.int().to(device), torch.cat([torch.zeros(1), ends]).int().to(device), 40)
+
+
+def by_hand(query, key, value, visible):
+    """Attention one query at a time. visible(b, q, k): whether query q sees key k."""
+    out = torch.zeros(B, T, H, C, dtype=query.dtype)
+    for b in range(B):
+        for q in range(T):
+            keys = [k for k in range(T) if visible(b, q, k)]
+            for h in range(H):
+                scores = key[b, h // (H // G), keys] @ query[b, h, q] / math.sqrt(C)
+                out[b, q, h] = scores.softmax(0) @ value[b, h // (H // G), keys]
+    return out.flatten(2)
+
+
+def same_document(b, q, k):
+    ends = torch.tensor(LENGTHS[b]).cumsum(0)
+    return bool((ends > q).nonzero()[0] == (ends > k).nonzero()[0])
+
+
+CASES = {
+    "what came before": ({}, False, lambda b, q, k: k <= q),
+    "a window": ({"window_size": 5}, False, lambda b, q, k: q - 5 < k <= q),
+    "its document": ({}, True, lambda b, q, k: k <= q and same_document(b, q, k)),
+    "a window of its document": (
+        {"window_size": 5},
+        True,
+        lambda b, q, k: q - 5 < k <= q and same_document(b, q, k),
+    ),
+    "a window as long as the text": ({"window_size": T}, False, lambda b, q, k: k <= q),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_query_sees(name):
+    settings, packed, visible = CASES[name]
+    inputs = queries_keys_values()
+    seen = see(config(**settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
+    found, expected = attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_both_ways_a_query_sees_everything_but_padding():
+    inputs, present = queries_keys_values(), torch.arange(T) < torch.tensor([[T], [17]])
+    found = attend(*inputs, see_tokens(present), scale=None, dropout=0.0)
+    torch.testing.assert_close(
+        found, by_hand(*inputs, lambda b, q, k: bool(present[b, k])), rtol=0, atol=1e-12
+    )
+    assert see_tokens(None) == Seen()
+
+
+@pytest.mark.parametrize("scores", [1, 1 << 18])
+def test_texts_in_one_row_attend_each_to_itself_alone(monkeypatch, scores):
+    monkeypatch.setattr(attention, "SCORES", scores)  # texts of one length one by one, or together
+    torch.manual_seed(0)
+    lengths = [5, 5, 5, 3, 1, 3, 3]
+    query, (key, value) = torch.randn(1, 4, sum(lengths), 8), torch.randn(2, 1, 2, sum(lengths), 8)
+    ours = attention.attend(
+        query, key, value, attention.see_texts(lengths, query.device), scale=None, dropout=0.0
+    )
+    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)))
+    expected = torch.cat(
+        [torch.nn.functional.scaled_dot_product_attention(*part, enable_gqa=True) for part in parts], 2
+    )
+    torch.testing.assert_close(ours, expected.transpose(1, 2).flatten(2))
+
+
+def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
+    query, key, value = (
+        x[:, :, :1] if n == 0 else x for n, x in enumerate(queries_keys_values(torch.bfloat16))
+    )
+    seen = Seen(mask=torch.arange(T).view(1, 1, 1, T) > 5)
+    found = attend(query, key, value, seen, scale=None, dropout=0.0)
+    torch.testing.assert_close(
+        found,
+        attend(query.float(), key.float(), value.float(), seen, scale=None, dropout=0.0).bfloat16(),
+        rtol=0,
+        atol=0,
+    )
+    exact = attend(query.double(), key.double(), value.double(), seen, scale=None, dropout=0.0)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_no_mask_is_made_where_none_is_needed_and_else_one_for_all_layers():
+    assert see(config(), torch.zeros(B, T), torch.float32) == Seen(causal=True)
+    assert see(config(window_size=T), torch.zeros(B, T), torch.float32) == Seen(causal=True)
+    assert see(config(window_size=3), torch.zeros(B, T), torch.float32).mask.shape == (1, 1, T, T)
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "dtype", "bounded", "chosen"),
+    [
+        ({}, CPU, torch.float32, False, "sdpa"),
+        ({}, CPU, torch.bfloat16, True, "sdpa"),
+        ({}, GPU, torch.bfloat16, False, "sdpa"),
+        ({}, GPU, torch.bfloat16, True, "varlen"),
+        ({}, GPU, torch.float32, True, "flex"),
+        ({"attention_dropout": 0.1}, GPU, torch.bfloat16, True, "sdpa"),
+        ({"attention_backend": "sdpa"}, GPU, torch.bfloat16, True, "sdpa"),
+        ({"attention_backend": "flex"}, GPU, torch.bfloat16, False, "flex"),
+    ],
+)
+def test_the_backend_is_the_best_that_can(settings, device, dtype, bounded, chosen, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in ("flash_attn", "transformer_engine") else find(name),
+    )
+    assert attention_backend(config(**settings), device, dtype, bounded=bounded) == chosen
+    if chosen == "varlen":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else True)
+        assert attention_backend(config(**settings), device, dtype, bounded=bounded) == "transformer-engine"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    if chosen == "varlen":
+        assert attention_backend(config(**settings), device, dtype, bounded=bounded) == "flash"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "dtype", "message"),
+    [
+        (
+            {"attention_backend": "flex"},
+            CPU,
+            torch.float32,
+            "model.attention_backend = flex needs a GPU, and this runs on cpu; use auto",
+        ),
+        (
+            {"attention_backend": "varlen"},
+            GPU,
+            torch.float32,
+            "varlen needs bfloat16 or float16, not float32",
+        ),
+        (
+            {"attention_backend": "varlen", "attention_dropout": 0.1},
+            GPU,
+            torch.bfloat16,
+            "varlen has no dropout, and model.attention_dropout = 0.1",
+        ),
+        (
+            {"attention_backend": "varlen", "kv_channels": 512},
+            GPU,
+            torch.bfloat16,
+            "takes heads of at most 256 channels, not 512",
+        ),
+        (
+            {"attention_backend": "flash"},
+            GPU,
+            torch.bfloat16,
+            r"flash needs the package flash-attn \(pip install --no-build-isolation 'flash-attn'\)",
+        ),
+        (
+            {"attention_backend": "transformer-engine"},
+            GPU,
+            torch.bfloat16,
+            (
+                r"needs the package transformer-engine \(pip install --no-build-isolation"
+                r" 'transformer-engine\[pytorch\]'\)"
+            ),
+        ),
+        (
+            {"attention_backend": "transformer-engine"},
+            CPU,
+            torch.bfloat16,
+            "transformer-engine needs a GPU, and this runs on cpu",
+        ),
+    ],
+)
+def test_a_backend_that_cannot_is_refused_with_the_reason(settings, device, dtype, message, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        attention_backend(config(**settings), device, dtype, bounded=True)
+
+
+def one_by_one(query, key, value, starts, window, *, causal):
+    """(tokens, heads, C) of attention over documents one by one.
+
+    window: tokens before and after the query, -1: all.
+    """
+    outs = []
+    for a, b in itertools.pairwise(starts):
+        q, k, v = (x[a:b].transpose(0, 1)[None] for x in (query, key, value))
+        ahead = torch.arange(b - a)[:, None] - torch.arange(b - a)
+        mask = (ahead >= 0) if causal else torch.ones_like(ahead, dtype=torch.bool)
+        mask = mask & (ahead <= window[0]) if window[0] >= 0 else mask
+        outs.append(
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[
+                0
+            ].transpose(0, 1)
+        )
+    return torch.cat(outs)
+
+
+class DotProductAttention:
+    """transformer-engine's module of that name, as its documentation has it (version 2.20); the module needs
+    a GPU.
+    """
+
+    def __init__(
+        self,
+        num_attention_heads,
+        kv_channels,
+        num_gqa_groups=None,
+        attention_dropout=0.0,
+        *,
+        softmax_scale=None,
+    ):
+        assert (kv_channels, attention_dropout, softmax_scale) == (C, 0.0, None)
+        self.heads = num_attention_heads, num_gqa_groups or num_attention_heads
+
+    def __call__(
+        self,
+        query_layer,
+        key_layer,
+        value_layer,
+        *,
+        qkv_format,
+        attn_mask_type,
+        window_size,
+        cu_seqlens_q=None,
+        cu_seqlens_kv=None,
+        max_seqlen_q=None,
+        max_seqlen_kv=None,
+    ):
+        assert (query_layer.shape[-2], key_layer.shape[-2]) == self.heads
+        assert window_size[1] == 0
+        if qkv_format == "thd":
+            assert (attn_mask_type, cu_seqlens_q.dtype, max_seqlen_q, max_seqlen_kv) == (
+                "padding_causal",
+                torch.int32,
+                40,
+                40,
+            )
+            assert cu_seqlens_q.equal(cu_seqlens_kv)
+            # (t, h x d)
+            return one_by_one(
+                query_layer, key_layer, value_layer, cu_seqlens_q, window_size, causal=True
+            ).flatten(1)
+        assert (qkv_format, attn_mask_type) == ("bshd", "causal")
+        flat = [x.flatten(0, 1) for x in (query_layer, key_layer, value_layer)]
+        # (b, s, h x d)
+        return one_by_one(*flat, range(0, B * T + 1, T), window_size, causal=True).view(B, T, -1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transformer_engine_is_told_what_is_seen(name, monkeypatch):
+    settings, packed, visible = CASES[name]
+    monkeypatch.setitem(sys.modules, "transformer_engine", types.ModuleType("transformer_engine"))
+    monkeypatch.setitem(
+        sys.modules,
+        "transformer_engine.pytorch",
+        types.SimpleNamespace(DotProductAttention=DotProductAttention),
+    )
+    monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+    attention._transformer_engine_layer.cache_clear()
+    inputs = queries_keys_values()
+    seen = see(
+        config(attention_backend="transformer-engine", **settings),
+        torch.zeros(B, T),
+        torch.float64,
+        documents() if packed else None,
+    )
+    assert seen.backend == "transformer-engine"
+    torch.testing.assert_close(
+        attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+    )
+    attention._transformer_engine_layer.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "known",
+    [frozenset({"window_size", "enable_gqa"}), frozenset({"window_size"}), frozenset({"is_causal"})],
+    ids=["2.13", "2.11", "2.10"],
+)
+@pytest.mark.parametrize("name", ["its document", "a window of its document"])
+def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known, monkeypatch):
+    """The kernel needs a GPU; in its place stands attention over the documents one by one, with the kernel's
+    arguments.
+    """
+    settings, _, visible = CASES[name]
+    if "window_size" in settings and "window_size" not in known:
+        monkeypatch.setattr(attention, "_varlen_options", lambda: known)
+        with pytest.raises(UserError, match="knows no windows in torch"):
+            attention_backend(
+                config(attention_backend="varlen", **settings), GPU, torch.bfloat16, bounded=True
+            )
+        return
+
+    def kernel(
+        query, key, value, starts, _, longest, __, *, window_size=(-1, -1), is_causal=False, enable_gqa=False
+    ):
+        assert enable_gqa or query.shape[1] == key.shape[1]
+        assert longest == 40
+        return one_by_one(query, key, value, starts, window_size, causal=is_causal or window_size[1] == 0)
+
+    monkeypatch.setattr(attention, "_varlen_options", lambda: known)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    seen = Seen("varlen", True, documents=documents(), window=settings.get("window_size"))
+    inputs = queries_keys_values()
+    torch.testing.assert_close(
+        attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen", "flash", "transformer-engine"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_backend_gives_the_same_on_a_gpu(backend, name):
+    if backend in attention.PACKAGES:
+        pytest.importorskip(attention.PACKAGES[backend][0], reason=f"{backend} is not installed")
+    settings, packed, visible = CASES[name]
+    inputs = queries_keys_values(torch.bfloat16, "cuda")
+    seen = see(
+        config(attention_backend=backend, **settings),
+        torch.zeros(B, T, device="cuda"),
+        torch.bfloat16,
+        documents("cuda") if packed else None,
+    )
+    found = attend(*inputs, seen, scale=None, dropout=0.0)
+    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    expected = by_hand(*exact, visible)
+    torch.testing.assert_close(found.double().cpu(), expected, rtol=0, atol=3e-2)
+    ours, theirs = torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), exact)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a.double().cpu(), b, rtol=0, atol=1e-1)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096},
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "truncate": False,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.5,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4096,
+            "attention_factor": 1.5,
+        },
+    ],
+)
+def test_frequencies_for_longer_sequences_are_those_of_transformers(scaling):
+    theirs = transformers.LlamaConfig(head_dim=128, rope_parameters={**scaling, "rope_theta": 500000.0})
+    expected, expected_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, "cpu")
+    found, factor = rotary_frequencies(128, 500000.0, scaling)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=0)
+    assert factor == pytest.approx(expected_factor)
+
+
+def test_a_rotation_is_a_product_of_complex_numbers():
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+    cos, sin = rotary_table(torch.arange(5)[None], 8, 10000.0)
+    angles = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    expected = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(
+        rotate(x, cos[:, None], sin[:, None]),
+        torch.cat([expected.real, expected.imag], dim=-1),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 12), (16, 1000), (32, 256)])
+def test_distances_fall_into_the_buckets_of_transformers(both_ways, buckets, furthest):
+    positions = torch.arange(700)
+    expected = T5Attention._relative_position_bucket(
+        positions - positions[:, None], both_ways, buckets, furthest
+    )
+    assert torch.equal(
+        distance_buckets(positions, positions, both_ways=both_ways, buckets=buckets, max_distance=furthest),
+        expected,
+    )

@@ -1,0 +1,213 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mt.tests.train.parallel_jobs import random_neighbors
+from mt.train.model.build import build_model
+from mt.train.model.flops import (
+    forward_flops,
+    out_of_memory_message,
+    peak_flops,
+    training_bytes,
+    training_flops,
+)
+from mt.train.model.layers import ModelConfig, initialize, resolve
+
+T = 32
+MODELS = {
+    "gpt": {},
+    "grouped queries, a gate, an output of its own": {
+        "num_query_groups": 2,
+        "activation": "swiglu",
+        "position_embedding_type": "rope",
+        "untie_embeddings_and_output_weights": True,
+    },
+    "wide heads": {"kv_channels": 24, "ffn_hidden_size": 80},
+    "mixture": {
+        "num_experts": 4,
+        "moe_ffn_hidden_size": 48,
+        "moe_shared_expert_intermediate_size": 40,
+        "activation": "swiglu",
+    },
+    "pattern": {"hybrid_override_pattern": "*--*", "num_layers": None},
+    "bert": {"family": "bert"},
+    "Retro": {"num_layers": 9, "num_query_groups": 2, "retro_add_retriever": True, "retro_chunk_length": 8},
+    "t5": {"family": "t5", "position_embedding_type": "relative", "decoder_num_layers": 3},
+}
+
+
+def counted(config: ModelConfig) -> int:
+    """What torch counts while a loss is computed; float64, because it does not count the grouped product."""
+    model = build_model(config)
+    initialize(model, 1)
+    model.double().eval()
+    tokens = torch.zeros(1, T, dtype=torch.int64)
+    arguments = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(1, T)}
+    if config.family == "bert":
+        arguments |= {
+            "padding_mask": torch.ones(1, T, dtype=torch.bool),
+            "token_types": tokens,
+            "swapped": torch.zeros(1, dtype=torch.int64),
+        }
+    if config.family == "t5":
+        arguments |= {
+            "encoder_tokens": tokens.repeat(1, 2),
+            "padding_mask": torch.ones(1, 2 * T, dtype=torch.bool),
+        }
+    if config.retro_add_retriever:
+        arguments |= random_neighbors(config, 1, T)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(**arguments)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_formulas_are_what_torch_counts(name):
+    config = resolve(
+        ModelConfig(**{"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, **MODELS[name]}),
+        vocab_size=200,
+        seq_length=T,
+    )
+    lengths = (2 * T, T) if name == "t5" else (T,)
+    assert forward_flops(config, *lengths).full == counted(config)
+    assert training_flops(config, *lengths).full == 3 * counted(config)
+
+
+def test_a_window_bounds_the_keys_and_half_of_causal_attention_is_not_counted():
+    shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    plain, window = (
+        resolve(ModelConfig(**shape, **extra), vocab_size=128, seq_length=T)
+        for extra in ({}, {"window_size": 8})
+    )
+    scores = 2 * 4 * 64 * T * T
+    assert forward_flops(plain, T).full - forward_flops(plain, T).causal == scores / 2
+    assert forward_flops(plain, T).full - forward_flops(window, T).full == scores * 3 / 4
+    assert forward_flops(window, T).full == forward_flops(window, T).causal
+
+
+@pytest.mark.parametrize(
+    ("shape", "length", "full", "causal"),
+    [
+        ({"num_layers": 24, "hidden_size": 1024, "num_attention_heads": 16}, 2048, 2.725, 2.423),
+        ({"num_layers": 24, "hidden_size": 2048, "num_attention_heads": 16}, 2048, 9.074, 8.470),
+        (
+            {
+                "num_layers": 32,
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "num_query_groups": 8,
+                "ffn_hidden_size": 14336,
+                "activation": "swiglu",
+                "untie_embeddings_and_output_weights": True,
+                "vocab_size": 128256,
+            },
+            4096,
+            51.47,
+            48.25,
+        ),
+    ],
+)
+def test_the_models_of_the_literature_cost_what_their_formulas_say(shape, length, full, causal):
+    """GFLOP a token by torchtitan's formula and by that of Megatron-LM's causal half, worked out by hand."""
+    ours = training_flops(resolve(ModelConfig(**shape), vocab_size=50304, seq_length=length), length)
+    assert ours.full / length / 1e9 == pytest.approx(full, rel=2e-4)
+    assert ours.causal / length / 1e9 == pytest.approx(causal, rel=2e-4)
+
+
+def test_mamba_is_counted_by_megatrons_formula():
+    config = resolve(
+        ModelConfig(
+            hybrid_override_pattern="MM",
+            hidden_size=64,
+            num_attention_heads=4,
+            mamba_num_groups=2,
+            mamba_state_dim=16,
+            mamba_head_dim=32,
+        ),
+        vocab_size=128,
+        seq_length=T,
+    )
+    h, heads = 64, config.mamba_num_heads
+    layer = T * (6 * (h * (4 * h + 2 * 2 * 16 + heads) + 2 * h * h) + 21 * 2 * h * 16)
+    assert training_flops(config, T).full == 2 * layer + 6 * T * h * 128
+
+
+def test_peaks_go_by_the_name_of_the_device(monkeypatch):
+    names = {
+        "NVIDIA H200": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA GB200": 2500e12,
+        "Acme 1": None,
+    }
+    for name, peak in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+        assert peak_flops(torch.device("cuda"), torch.float32) is None
+    assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
+
+
+def test_what_a_step_holds_grows_with_what_makes_it_grow():
+    config = resolve(
+        ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=4), vocab_size=128, seq_length=T
+    )
+    how = {"tokens": 1024, "dtype": torch.float32, "num_moments": 2, "granularity": None}
+    base = training_bytes(config, 1000, **how)
+    assert base[:3] == (4000, 4000, 8000)
+    # with the narrow copy
+    assert training_bytes(config, 1000, **{**how, "dtype": torch.bfloat16}).weights == 6000
+    order = [
+        training_bytes(config, 1000, **{**how, "granularity": g}).activations
+        for g in ("full", "selective", None)
+    ]
+    assert order == sorted(order)
+    assert training_bytes(config, 1000, **{**how, "tokens": 2048}).activations > 1.5 * base.activations
+
+
+def test_the_estimate_of_activations_is_near_what_autograd_keeps():
+    from torch.autograd.graph import saved_tensors_hooks
+
+    config = resolve(
+        ModelConfig(num_layers=6, hidden_size=128, num_attention_heads=4), vocab_size=128, seq_length=T
+    )
+    model = build_model(config)
+    initialize(model, 1)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.zeros(4, T, dtype=torch.int64)
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.loss(tokens=tokens, labels=tokens, loss_mask=torch.ones(4, T))
+    estimate = training_bytes(
+        config, 0, tokens=4 * T, dtype=torch.float32, num_moments=2, granularity=None
+    ).activations
+    assert estimate == pytest.approx(sum(kept.values()), rel=0.2)
+
+
+def test_the_message_names_what_saves_most_first():
+    config = resolve(
+        ModelConfig(num_layers=24, hidden_size=1024, num_attention_heads=16),
+        vocab_size=50304,
+        seq_length=2048,
+    )
+    how = {"tokens_per_sample": 2048, "num_moments": 2}
+    wide = out_of_memory_message(
+        config, 354_000_000, micro_batch_size=64, dtype=torch.float32, granularity=None, **how
+    )
+    places = [
+        wide.index(knob)
+        for knob in ("--recompute-granularity full", "--seq-length", "--micro-batch-size 32", "--bf16")
+    ]
+    assert places == sorted(places)
+    narrow = out_of_memory_message(
+        config, 354_000_000, micro_batch_size=1, dtype=torch.bfloat16, granularity="full", **how
+    )
+    assert not any(flag in narrow for flag in ("--recompute", "--micro", "--bf16"))
+    assert "weights 2.0 GiB, gradients 1.3 GiB, moments 2.6 GiB" in narrow

@@ -1,0 +1,327 @@
+"""Parallel training against one process: tensor, sequence, context, expert and data parallelism, and what is
+refused.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from mt.core.config import UserError, build
+from mt.tests.train.parallel_jobs import (
+    CASES,
+    bytes_a_parameter,
+    differences,
+    draws_of_its_own,
+    embedded,
+    first_weights,
+    memory_of_building,
+    model_config,
+    train,
+)
+from mt.train.parallel.context_parallel import places
+from mt.train.parallel.mesh import ParallelConfig, check_sizes
+from mt.train.parallel.parallelize import check_layout
+
+
+@pytest.fixture(scope="module")
+def alone(pool):
+    """alone(family, name=value ...) -> what one process makes of it."""
+    return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
+
+
+# of the layouts of four processes
+QUICK = (
+    "gpt, TP2 x CP2, sequence parallel",
+    "moe, TP2 x EP2, sequence parallel",
+    "t5, PP2 x TP2, sequence parallel",
+)
+PARAMETERS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (world > 2 and name not in QUICK))
+    for name, (_, world, *_) in CASES.items()
+]
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case):
+    family, world, parallel, *how = CASES[case]
+    loss, norm, weights = differences(
+        alone(family, **dict(*how)), pool.run(train, world, family, parallel, **dict(*how))[0]
+    )
+    assert loss < 1e-12
+    assert norm < 1e-12
+    assert weights < 1e-10
+
+
+def test_float32_differs_by_rounding_and_bfloat16_by_its_own(pool, alone):
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    one = alone("gpt", dtype=torch.float32)
+    many = pool.run(train, 2, "gpt", parallel, dtype=torch.float32)[0]
+    assert one.losses == pytest.approx(many.losses, abs=2e-6)
+    half = pool.run(train, 2, "gpt", parallel, dtype=torch.float32, compute_dtype=torch.bfloat16)[0]
+    assert one.losses == pytest.approx(half.losses, abs=2e-2)
+
+
+def test_losses_differ_from_step_to_step(alone):
+    """Else equal numbers would mean nothing."""
+    losses = alone("gpt").losses
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_recomputation_changes_no_bit_at_a_layout_dropout_included(pool, granularity, sequence_parallel):
+    how = {"steps": 2, "changes": {"hidden_dropout": 0.2, "attention_dropout": 0.3}}
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
+    plain, again = (pool.run(train, 2, "gpt", parallel, granularity=g, **how)[0] for g in (None, granularity))
+    assert plain.losses == again.losses
+    assert all(torch.equal(plain.weights[name], again.weights[name]) for name in plain.weights)
+
+
+def test_masks_of_what_ranks_hold_alike_are_those_of_one_process(pool):
+    how = {"steps": 3, "changes": {"hidden_dropout": 0.3}}
+    assert (
+        max(
+            differences(
+                pool.run(train, 1, "gpt", **how)[0],
+                pool.run(train, 2, "gpt", {"tensor_model_parallel_size": 2}, **how)[0],
+            )
+        )
+        < 1e-10
+    )
+
+
+def test_masks_of_what_ranks_share_differ(pool):
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    first, second = pool.run(embedded, 2, parallel)  # a dropped embedding of the same token at all places
+    assert not torch.equal(first == 0, second == 0)
+    parallel = {"tensor_model_parallel_size": 2}
+    first, second = pool.run(embedded, 2, parallel)
+    assert torch.equal(first, second)
+
+
+def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_them_in_step(pool):
+    (a, again, next_a, after_a), (b, _, next_b, after_b) = pool.run(draws_of_its_own, 2)
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, next_a)
+    assert not torch.equal(next_a, next_b)
+    assert torch.equal(after_a, after_b)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "alone", "whole", "shared"),
+    [(torch.bfloat16, 18, 6, 12), (torch.float32, 16, 8, 12), (torch.float16, 18, 6, 12)],
+    ids=str,
+)
+def test_bytes_a_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloat16(
+    pool, dtype, alone, whole, shared
+):
+    """Its README: bf16 18 on one process and 6 + 12 / d on d, fp32 16 and 8 + 8 / d, fp16 20 and 4 + 16 / d."""
+    assert pool.run(bytes_a_parameter, 1, {}, dtype) == [pytest.approx((alone, alone), rel=0.01)]
+    assert (
+        pool.run(bytes_a_parameter, 2, {}, dtype)
+        == [pytest.approx((whole + shared / 2, 16 / 2), rel=0.01)] * 2
+    )
+    if dtype == torch.bfloat16:
+        assert (
+            pool.run(bytes_a_parameter, 2, {"data_parallel_sharding": "full"}, dtype)
+            == [pytest.approx((16 / 2, 16 / 2), rel=0.02)] * 2
+        )
+        assert (
+            pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}, dtype)
+            == [pytest.approx((whole / 2 + shared / 4, 16 / 4), rel=0.02)] * 4
+        )
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {},
+        {"tensor_model_parallel_size": 2},
+        {"expert_model_parallel_size": 2},
+        {"data_parallel_sharding": "full"},
+    ],
+)
+def test_ranks_draw_the_pieces_of_the_weights_that_one_process_draws(pool, parallel):
+    one, many = pool.run(first_weights, 1, {})[0], pool.run(first_weights, 2, parallel)[0]
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_no_rank_ever_holds_a_whole_model(pool):
+    grown, model = pool.run(memory_of_building, 2, {})[0]
+    assert grown < 0.75 * model  # its half, and a block
+
+
+def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
+    assert [places(rank, 2, 8).tolist() for rank in range(2)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
+    assert sorted(torch.cat([places(rank, 3, 24) for rank in range(3)]).tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel", "changes", "length", "message"),
+    [
+        (
+            "gpt",
+            {"tensor_model_parallel_size": 3},
+            {},
+            16,
+            (
+                r"parallel.tensor_model_parallel_size = 3 does not divide model.num_attention_heads = 4; use"
+                r" a size that does"
+            ),
+        ),
+        (
+            "llama",
+            {"tensor_model_parallel_size": 4},
+            {},
+            16,
+            r"= 4 does not divide model.num_query_groups = 2",
+        ),
+        (
+            "gpt",
+            {"tensor_model_parallel_size": 4},
+            {"make_vocab_size_divisible_by": 2, "vocab_size": 58},
+            16,
+            (
+                r"= 4 does not divide model.padded_vocab_size = 58; give a --make-vocab-size-divisible-by"
+                r" that is"
+            ),
+        ),
+        (
+            "mamba",
+            {"tensor_model_parallel_size": 4},
+            {},
+            16,
+            r"= 4 does not divide model.mamba_num_groups = 2",
+        ),
+        (
+            "gpt",
+            {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+            {},
+            15,
+            (
+                r"data.seq_length = 15 is not a multiple of parallel.tensor_model_parallel_size = 2; use 14"
+                r" or 16"
+            ),
+        ),
+        (
+            "gpt",
+            {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2},
+            {},
+            20,
+            (
+                r"data.seq_length = 20 is not a multiple of 2 x parallel.context_parallel_size = 2 x"
+                r" parallel.tensor_model_parallel_size = 2 = 8; use 16 or 24"
+            ),
+        ),
+        (
+            "gpt",
+            {"expert_model_parallel_size": 2},
+            {},
+            16,
+            r"parallel.expert_model_parallel_size = 2, and the model has no experts; give --num-experts",
+        ),
+        (
+            "moe",
+            {"expert_model_parallel_size": 3},
+            {},
+            16,
+            r"parallel.expert_model_parallel_size = 3 does not divide model.num_experts = 4",
+        ),
+        (
+            "bert",
+            {"context_parallel_size": 2},
+            {},
+            16,
+            r"model.family = bert looks both ways; use --tensor-model-parallel-size",
+        ),
+        ("retro", {"context_parallel_size": 2}, {}, 16, r"would cut the chunks that neighbours are read for"),
+        (
+            "retro",
+            {"tensor_model_parallel_size": 4, "sequence_parallel": True},
+            {"retro_chunk_length": 3},
+            16,
+            (
+                r"= 4 with --sequence-parallel does not divide a neighbour of 2 x model.retro_chunk_length ="
+                r" 6 tokens"
+            ),
+        ),
+        (
+            "gpt",
+            {"pipeline_model_parallel_size": 4},
+            {},
+            16,
+            (
+                r"parallel.pipeline_model_parallel_size = 4 is more than the model's 2 blocks; use at most so"
+                r" many"
+            ),
+        ),
+        (
+            "gpt",
+            {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2},
+            {"num_layers": 6},
+            16,
+            (
+                r"num_layers_per_virtual_pipeline_stage = 2 x parallel.pipeline_model_parallel_size = 2 does"
+                r" not divide the model's 6 blocks; use one of 1, 3"
+            ),
+        ),
+        (
+            "mamba",
+            {"context_parallel_size": 2, "tensor_model_parallel_size": 2},
+            {},
+            16,
+            (
+                r"parallel.context_parallel_size = 2 \(x parallel.tensor_model_parallel_size = 2\) does not"
+                r" divide model.mamba_num_groups = 2"
+            ),
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, changes, length, message):
+    with pytest.raises(UserError, match=message):
+        check_layout(ParallelConfig(**parallel), model_config(family, **changes), {"seq_length": length})
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world", "message"),
+    [
+        (
+            {"tensor_model_parallel_size": 4, "context_parallel_size": 2},
+            12,
+            (
+                r"12 processes cannot be cut into replicas of parallel.tensor_model_parallel_size = 4 x"
+                r" parallel.context_parallel_size = 2 = 8; start 16 with"
+            ),
+        ),
+        ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be cut into"),
+        (
+            {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4},
+            6,
+            (
+                r"parallel.context_parallel_size = 1 x parallel.pipeline_model_parallel_size = 4 = 8; start 8"
+                r" with"
+            ),
+        ),
+        (
+            {"expert_model_parallel_size": 4, "tensor_model_parallel_size": 2},
+            4,
+            (
+                r"parallel.expert_model_parallel_size = 4 does not divide the 2 data- and context-parallel"
+                r" processes \(4 / parallel.tensor_model_parallel_size = 2\); use one of 1, 2"
+            ),
+        ),
+    ],
+)
+def test_processes_that_cannot_be_laid_out_are_refused(parallel, world, message):
+    with pytest.raises(UserError, match=message):
+        check_sizes(ParallelConfig(**parallel), world)
+
+
+def test_sequence_parallel_alone_is_refused():
+    with pytest.raises(
+        UserError, match="sequence_parallel cuts sequences over tensor-parallel processes, and there is one"
+    ):
+        build(ParallelConfig, ("test", {"sequence_parallel": True}))

@@ -1,0 +1,261 @@
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from mt.core.config import Failure, UserError
+from mt.train import loop
+from mt.train.anomalies import GuardConfig, Result, find_incident, free_memory, is_out_of_memory
+from mt.train.checkpoint.native import load_model
+from mt.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """fault(step, times, change): the step after `step` steps gives change(Result) the first `times` times in
+    this process.
+    """
+
+    def plant(step: int, times: float, change):
+        compute, calls = loop.Trainer.compute, []
+
+        def faulty(trainer, batch):
+            result, num_tokens = compute(trainer, batch)
+            if trainer.progress.step != step:
+                return result, num_tokens
+            calls.append(1)
+            changed = change(result) if len(calls) <= times else result
+            trainer.local_loss.fill_(changed.loss)
+            return changed, num_tokens
+
+        monkeypatch.setattr(loop.Trainer, "compute", faulty)
+
+    return plant
+
+
+def no_number(_):
+    return Result(math.nan, math.inf)
+
+
+def jump(result):
+    return Result(result.loss * 20, result.grad_norm)
+
+
+def weights(path):
+    return dict(load_model(path)[0].named_parameters())
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
+
+
+def incidents(save):
+    return [json.loads(line) for line in (save / "incidents.jsonl").read_text().splitlines()]
+
+
+def test_a_step_that_is_no_number_twice_stops_with_16_and_the_state_before_it(
+    finished, settings, tmp_path, fault, monkeypatch
+):
+    save = tmp_path / "run"
+    fault(4, math.inf, no_number)
+    with pytest.raises(
+        Failure,
+        match=(
+            r"step 5: loss nan, gradient norm inf, twice the same: training has diverged .*with --on-nan skip"
+            r" or rollback it goes on"
+        ),
+    ) as stopped:
+        train(settings(save))
+    assert stopped.value.exit_code == 16
+    (incident,) = incidents(save)
+    assert {
+        k: incident[k]
+        for k in ("step", "samples", "what", "loss", "grad_norm", "again", "verdict", "action", "ranks")
+    } == {
+        "step": 5,
+        "samples": [32, 40],
+        "what": "nan",
+        "loss": "nan",
+        "grad_norm": "inf",
+        "again": {"loss": "nan", "grad_norm": "inf"},
+        "verdict": "reproducible",
+        "action": "stop",
+        "ranks": [],
+    }
+    assert (save / "step_00000004").exists()
+    stopped = None  # it holds the claim of the directory
+    monkeypatch.undo()  # as if it had been the device: another one computes a number
+    assert train(settings(save))["curve"] == finished[1]["curve"]
+
+
+def test_a_step_that_is_another_the_second_time_stops_with_17_and_saves_nothing(settings, tmp_path, fault):
+    save = tmp_path / "run"
+    fault(4, 1, no_number)
+    with pytest.raises(
+        Failure,
+        match=(
+            r"step 5: loss nan, .* when computed again: the hardware has failed .*; run the same command on"
+            r" another device, it goes on from the newest checkpoint"
+        ),
+    ) as stopped:
+        train(settings(save, on_nan="skip"))
+    assert stopped.value.exit_code == 17
+    (incident,) = incidents(save)
+    assert (incident["verdict"], incident["action"], incident["ranks"]) == ("hardware", "stop", [0])
+    assert math.isfinite(incident["again"]["loss"])
+    assert [p.name for p in save.glob("step_*")] == ["step_00000003"]
+
+
+def test_a_skipped_step_changes_no_weight_and_is_no_part_of_the_schedule(finished, settings, tmp_path, fault):
+    save = tmp_path / "run"
+    fault(4, math.inf, no_number)
+    how = {"on_nan": "skip", "save_interval": 1, "keep_last": 0, "log_interval": 1}
+    manifest = train(settings(save, **how))
+    assert manifest["skipped_steps"] == 1
+    assert manifest["counts"] == finished[1]["counts"]
+    assert same(save / "step_00000005", save / "step_00000004")
+    assert not same(save / "step_00000006", save / "step_00000005")
+    log = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines() if "lr" in line]
+    assert [line["loss"] is None for line in log] == [False] * 4 + [True] + [False] * 3
+    # the sixth step takes the rate that the fifth would have had
+    assert log[5]["lr"] == log[4]["lr"] != log[3]["lr"]
+    assert [line["skipped"] for line in log] == [0] * 4 + [1] * 4
+    while "finished" not in (cut := train(settings(tmp_path / "cut", **how, exit_interval=5))):
+        pass
+    assert cut["curve"] == manifest["curve"]
+
+
+def test_a_rollback_takes_the_newest_checkpoints_weights_and_goes_on_behind_the_batch(
+    settings, tmp_path, fault
+):
+    save = tmp_path / "run"
+    fault(5, math.inf, no_number)  # the sixth step; the newest checkpoint is that of the third
+    manifest = train(settings(save, on_nan="rollback", keep_last=0))
+    (incident,) = incidents(save)
+    assert (incident["action"], incident["samples"]) == ("rollback", [40, 48])
+    assert same(save / "step_00000006", save / "step_00000003")
+    assert not same(save / "step_00000008", save / "step_00000003")
+    assert manifest["counts"] == {"steps": 8, "samples": 64, "tokens": 1024}
+    states = [
+        json.loads((save / f"step_{step:08d}" / "state.json").read_text())["updates"] for step in (3, 6, 8)
+    ]
+    assert states == [3, 3, 5]
+    while "finished" not in (
+        cut := train(settings(tmp_path / "cut", on_nan="rollback", keep_last=0, exit_interval=7))
+    ):
+        pass
+    assert cut["curve"] == manifest["curve"]
+
+
+def test_a_rollback_without_a_checkpoint_stops(settings, tmp_path, fault):
+    fault(2, math.inf, no_number)
+    with pytest.raises(Failure, match=r"step 3: .*training has diverged"):
+        train(settings(tmp_path / "run", on_nan="rollback"))
+    assert incidents(tmp_path / "run")[0]["action"] == "stop"
+
+
+def test_a_run_whose_first_step_fails_has_nothing_to_save(settings, tmp_path, fault):
+    fault(0, math.inf, no_number)
+    with pytest.raises(Failure, match=r"step 1: .*start again with a lower --lr"):
+        train(settings(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("step_*"))
+
+
+def test_many_steps_given_up_in_a_row_end_the_run(settings, tmp_path, monkeypatch):
+    compute = loop.Trainer.compute
+    monkeypatch.setattr(
+        loop.Trainer, "compute", lambda trainer, batch: (no_number(None), compute(trainer, batch)[1])
+    )
+    with pytest.raises(Failure, match=r"step 10: .*training has diverged"):
+        train(settings(tmp_path / "run", on_nan="skip", train_iters=20))
+    assert [i["action"] for i in incidents(tmp_path / "run")] == ["skip"] * 9 + ["stop"]
+
+
+def test_a_jump_of_the_loss_is_skipped_if_asked_for(finished, settings, tmp_path, fault):
+    fault(10, math.inf, jump)
+    how = {"train_iters": 14, "split": "100,0,0", "eval_iters": 0}
+    assert train(settings(tmp_path / "ignored", **how))["skipped_steps"] == 0
+    manifest = train(settings(tmp_path / "skipped", **how, on_spike="skip"))
+    assert manifest["skipped_steps"] == 1
+    (incident,) = incidents(tmp_path / "skipped")
+    assert (incident["what"], incident["step"], incident["action"]) == ("spike", 11, "skip")
+    while "finished" not in (
+        cut := train(settings(tmp_path / "cut", **how, on_spike="skip", exit_interval=9))
+    ):
+        pass  # what a spike is measured against lives on in the checkpoint
+    assert cut["curve"] == manifest["curve"]
+
+
+def test_a_spike_stands_far_above_the_median_of_recent_steps():
+    guard = GuardConfig(on_spike="stop", spike_factor=2.0)
+    recent = [[loss, 1.0] for loss in (3.0, 9.0, 3.1, 2.9, 3.0, 3.0, 3.0, 3.0)]
+    assert find_incident(Result(5.9, 1.0), recent, guard) is None
+    assert find_incident(Result(6.1, 1.0), recent, guard) == "spike"
+    assert find_incident(Result(3.0, 2.1), recent, guard) == "spike"
+    assert find_incident(Result(6.1, 1.0), recent[:7], guard) is None  # too few to tell
+    assert find_incident(Result(math.inf, 1.0), [], guard) == "nan"
+    assert find_incident(Result(6.1, 1.0), recent, GuardConfig()) is None
+
+
+def test_results_are_the_same_but_for_the_order_of_sums():
+    assert Result(2.0, 1.0).same(Result(2.0001, 1.0))
+    assert not Result(2.0, 1.0).same(Result(2.001, 1.0))
+    assert Result(math.nan, 1.0).same(Result(math.inf, 1.0))
+    assert not Result(math.nan, 1.0).same(Result(2.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_running_out_of_memory_names_the_largest_knobs(settings, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loop, "forward_backward", lambda *_, **__: fail())
+    with pytest.raises(
+        UserError,
+        match=(
+            r"out of memory; this run holds about [\d.]+ GiB \(weights .*, gradients .*, moments .*,"
+            r" activations .*--recompute-granularity full .*--micro-batch-size 1"
+        ),
+    ):
+        train(settings(tmp_path / "run"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_the_system_ends_the_process(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "free_memory", lambda: 2**10)
+    with pytest.raises(
+        UserError, match=r"out of memory; this run holds about .*; this machine has 0.0 GiB free"
+    ):
+        train(settings(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_free_memory_is_part_of_the_machines():
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**28 < free_memory() <= whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_interval": 0}, "guard.exit_interval = 0 must be at least 1"),
+        ({"exit_duration_in_mins": 0.0}, "guard.exit_duration_in_mins = 0.0 must be above 0"),
+        ({"spike_factor": 1.0}, "guard.spike_factor = 1.0 must be above 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        GuardConfig(**settings)

@@ -1,0 +1,671 @@
+"""text <-> ids: every tokenizer type, the fastest backend that gives the same ids.
+
+In: a `TokenizerConfig`, or a directory that `save` (or Hugging Face) wrote. Out: a `Tokenizer`.
+
+Every vocabulary but sentencepiece's and the two trivial ones is kept as the tree of a Hugging Face
+`tokenizer.json` (vocabulary.py). Text is encoded to raw pieces: no [CLS], [SEP] or BOS is put around it, and
+nothing in a text is ever a control id: `<|endoftext|>` written in a document is encoded like any other
+characters, unless `allow_special` asks otherwise. Two backends read the tree, `gigatoken` (some fifty times
+faster) and `tokenizers` (the reference); gigatoken is used only where it gives the same ids on a probe text
+that is made to tell them apart, so that ids never depend on what is installed. A sentencepiece model is read
+by its own library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import orjson
+import xxhash
+
+from ..core import manifest
+from ..core.config import UserError, check, option
+from ..core.manifest import cache_folder
+from .vocabulary import (
+    TIKTOKEN_SPECIALS,
+    Ends,
+    add_specials,
+    bert_tree,
+    blind,
+    gpt2_tree,
+    hugging_face_tree,
+    read_json_file,
+    tiktoken_tree,
+    token_ids,
+)
+
+# Where backends have disagreed: contractions, marks, emoji, spaces of every kind and length, digits of every
+# script, control and unassigned characters, line ends.
+PROBE = (
+    "It's THEY'RE we'll I'M don't 'S ''s x'd a'B naïve nai\u0308ve ſt\u0323\u0307 Ǆ ǅ ß İ ı Ω\n\n\n  \n \t\t"
+    " x\r\ny\rz   "
+    + " " * 70
+    + "a"
+    + " " * 8
+    + "\n"
+    + "\u00a0\u2003\u3000\u200b\u2028\u2029\u0085\x1c\x1f\x0b\x0c \ufeff "
+    + "0 12 123456789012345 ٣٤٥ ⅷ ² ½ ४ 1.5e-3 3,000 $9.99 100% v2.0_rc1 snake_case CamelCase __x__ "
+    + "中文字符 日本語テキスト 한국어 עברית العربية हिन्दी ไทย 🙂🙃 👩‍👩‍👧‍👦 🇩🇪 ❤️ \U0001f9d1\U0001f3fd‍🚀 "
+    + "\x00\x01\x07\x08\x1b\x7f\x80\x9f \ufdd0 \uffff \U000e0001 \U0010ffff \ue000 ­ "
+    + '<b>html</b> &amp; http://a.b/c?d=e#f `code` {"k": [1, 2]} // /* */ --- *** ... !!! ??? ——— “q” ‘r’ … '
+    " end "
+)
+
+# What Megatron-LM puts between two spaces, that sentencepiece keeps both: a sign that few texts and
+# vocabularies have.
+MARK = "☯"
+EXTRA_SPACE = re.compile(r"(?<= )(?= )|^ | $")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer, and its files."""
+
+    tokenizer_type: (
+        Literal[
+            "GPT2BPETokenizer",
+            "HuggingFaceTokenizer",
+            "BertWordPieceLowerCase",
+            "BertWordPieceCase",
+            "SentencePieceTokenizer",
+            "GPTSentencePieceTokenizer",
+            "Llama2Tokenizer",
+            "TikTokenizer",
+            "NullTokenizer",
+            "ByteLevelTokenizer",
+        ]
+        | None
+    ) = option(
+        None,
+        "kind of tokenizer (default: GPT2BPETokenizer where --merge-file is given, else"
+        " HuggingFaceTokenizer)",
+    )
+    vocab_file: str | None = option(
+        None, "vocab.json of GPT2BPETokenizer, vocab.txt of BertWordPiece", role="input"
+    )
+    merge_file: str | None = option(None, "merges.txt of GPT2BPETokenizer", role="input")
+    tokenizer_model: str | None = option(
+        None,
+        "a tokenizer.json or its directory (HuggingFaceTokenizer), a .model file (SentencePiece, Llama2),"
+        " tiktoken's ranks as JSON",
+        role="input",
+    )
+    vocab_extra_ids: int = option(
+        0, "number of sentinels <extra_id_0>, <extra_id_1>, ... to add to the vocabulary (T5 uses 100)"
+    )
+    tokenizer_vocab_size: int | None = option(
+        None,
+        "NullTokenizer: number of ids, the last of which ends documents; ByteLevelTokenizer: default 512;"
+        " TikTokenizer: ids to keep (131072)",
+    )
+    tokenizer_special_tokens: tuple[str, ...] = option(
+        (),
+        "special tokens to add; TikTokenizer: all that come before the ranks, <unk> <s> </s> <mask> <pad>"
+        " <cls> <sep> among them",
+    )
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = option(
+        True, "sentencepiece: leave out spaces beyond the first where the model does so"
+    )
+    null_tokenizer_eod_id: int | None = option(
+        None, "NullTokenizer: the id that ends documents (default: the last)"
+    )
+    tiktoken_pattern: Literal["v1", "v2"] = option(
+        "v2", "TikTokenizer: how text is split before its bytes are merged"
+    )
+    tiktoken_num_special_tokens: int = option(1000, "TikTokenizer: number of special tokens before the ranks")
+
+    def __post_init__(self):
+        kind = self.kind
+        needs, may = READS.get(kind, ((), ()))
+        given = {
+            f.name
+            for f in dataclasses.fields(TokenizerConfig)
+            if f.name != "tokenizer_type" and getattr(self, f.name) != f.default
+        }
+        size, specials, names, eod = (
+            self.tokenizer_vocab_size,
+            self.tiktoken_num_special_tokens,
+            self.tokenizer_special_tokens,
+            self.null_tokenizer_eod_id,
+        )
+        lacking = [n for n in TIKTOKEN_SPECIALS if n not in names] if kind == "TikTokenizer" and names else []
+        least = {"ByteLevelTokenizer": 258, "TikTokenizer": specials + 256}.get(kind, 2)
+        check(
+            *((n in given, f"tokenizer_type = {kind} needs --{n.replace('_', '-')}") for n in needs),
+            *(
+                (
+                    n in (*needs, *may),
+                    f"tokenizer_type = {kind} does not read {n} = {getattr(self, n)}; leave it out",
+                )
+                for n in sorted(given)
+                if kind
+            ),
+            (
+                size is None or size >= least,
+                f"tokenizer_vocab_size = {size} is too small for {kind}: at least {least}",
+            ),
+            (self.vocab_extra_ids >= 0, f"vocab_extra_ids = {self.vocab_extra_ids} must not be negative"),
+            (
+                specials >= 7,
+                (
+                    f"tiktoken_num_special_tokens = {specials} must be at least 7: <unk> <s> </s> <mask>"
+                    " <pad> <cls> <sep>"
+                ),
+            ),
+            (
+                len(set(names)) == len(names) and all(names),
+                (
+                    f"tokenizer_special_tokens = {' '.join(names)} names a token twice, or an empty one; name"
+                    " each once"
+                ),
+            ),
+            (
+                not lacking,
+                f"tokenizer_special_tokens lacks {' '.join(lacking)}, which TikTokenizer needs; add them",
+            ),
+            (
+                kind != "TikTokenizer" or len(names) <= specials,
+                (
+                    f"tokenizer_special_tokens names {len(names)} tokens, more than"
+                    f" tiktoken_num_special_tokens = {specials}; raise that"
+                ),
+            ),
+            (
+                eod is None or size is None or 0 <= eod < size,
+                (
+                    f"null_tokenizer_eod_id = {eod} must be in [0, {size}), the ids of tokenizer_vocab_size ="
+                    f" {size}"
+                ),
+            ),
+        )
+
+    @property
+    def kind(self) -> str | None:
+        """The type, told from the files where it is not given; None where nothing tells it."""
+        if self.tokenizer_type is not None:
+            return self.tokenizer_type
+        return (
+            "GPT2BPETokenizer"
+            if self.merge_file
+            else "HuggingFaceTokenizer"
+            if self.tokenizer_model
+            else None
+        )
+
+
+# For every kind of tokenizer: the settings it needs, and those it may be given.
+READS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "GPT2BPETokenizer": (("vocab_file", "merge_file"), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "HuggingFaceTokenizer": (("tokenizer_model",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "BertWordPieceLowerCase": (("vocab_file",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "BertWordPieceCase": (("vocab_file",), ("vocab_extra_ids", "tokenizer_special_tokens")),
+    "SentencePieceTokenizer": (
+        ("tokenizer_model",),
+        ("vocab_extra_ids", "tokenizer_special_tokens", "tokenizer_sentencepiece_ignore_extra_whitespaces"),
+    ),
+    "GPTSentencePieceTokenizer": (
+        ("tokenizer_model",),
+        ("tokenizer_sentencepiece_ignore_extra_whitespaces",),
+    ),
+    "Llama2Tokenizer": (("tokenizer_model",), ("tokenizer_sentencepiece_ignore_extra_whitespaces",)),
+    "TikTokenizer": (
+        ("tokenizer_model",),
+        (
+            "tokenizer_vocab_size",
+            "tokenizer_special_tokens",
+            "tiktoken_pattern",
+            "tiktoken_num_special_tokens",
+            "vocab_extra_ids",
+        ),
+    ),
+    "NullTokenizer": (("tokenizer_vocab_size",), ("null_tokenizer_eod_id",)),
+    "ByteLevelTokenizer": ((), ("tokenizer_vocab_size",)),
+}
+
+
+class Tokenizer(Protocol):
+    """What every room sees of a tokenizer."""
+
+    vocab_size: int  # every id is below it
+    bos: int | None  # the id that begins a document; None where the vocabulary has none
+    eod: int | None  # the id that ends a document; None where the vocabulary has none
+    fingerprint: str  # hex digest of everything that decides ids
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of every text, each an array of any integer dtype: the fastest way to ids."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (sum of lengths,) int32, lengths (len(texts),) int32)"""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def save(self, directory: str | Path) -> None:
+        """Writes what `load_directory` reads, so that a checkpoint can carry its tokenizer."""
+        ...
+
+
+def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
+    """The tokenizer of a configuration; raises UserError for files that are absent, broken or do not belong
+    together.
+
+    allow_special: the literal of a special token in a text becomes its control id, as most tokenizers do
+    silently.
+    """
+    kind = config.kind
+    if kind is None:
+        raise UserError(
+            "no tokenizer is given; pass --vocab-file and --merge-file, --tokenizer-model, or"
+            " --tokenizer-type"
+        )
+    if kind == "NullTokenizer":
+        return NullTokenizer(config.tokenizer_vocab_size, config.null_tokenizer_eod_id)
+    if kind == "ByteLevelTokenizer":
+        return ByteLevelTokenizer(config.tokenizer_vocab_size or 512)
+    if kind in ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"):
+        extra = config.vocab_extra_ids if kind == "SentencePieceTokenizer" else None
+        spaces = not config.tokenizer_sentencepiece_ignore_extra_whitespaces
+        return SentencePieceTokenizer(
+            config.tokenizer_model, extra, allow_special, config.tokenizer_special_tokens, spaces
+        )
+    if kind == "GPT2BPETokenizer":
+        tree, ends = gpt2_tree(config.vocab_file, config.merge_file)
+    elif kind == "HuggingFaceTokenizer":
+        tree, ends = hugging_face_tree(Path(config.tokenizer_model))
+    elif kind == "TikTokenizer":
+        tree, ends = tiktoken_tree(
+            config.tokenizer_model,
+            config.tiktoken_pattern,
+            config.tiktoken_num_special_tokens,
+            config.tokenizer_vocab_size,
+            config.tokenizer_special_tokens,
+        )
+    else:
+        tree, ends = bert_tree(config.vocab_file, lowercase=kind == "BertWordPieceLowerCase")
+    added = {t["content"] for t in tree["added_tokens"]}
+    add_specials(
+        tree,
+        [
+            t
+            for t in (
+                *(f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)),
+                *config.tokenizer_special_tokens,
+            )
+            if t not in added
+        ],
+    )
+    return VocabularyTokenizer(tree, ends, allow_special)
+
+
+def load_directory(path: str | Path) -> Tokenizer:
+    """The tokenizer in a directory that `save`, `mt data train-tokenizer` or Hugging Face wrote."""
+    path = Path(path)
+    facts = (
+        read_json_file(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    )
+    kind = facts.get("mt_tokenizer")
+    if kind == "NullTokenizer":
+        return NullTokenizer(facts["vocab_size"], facts.get("eod"))
+    if kind == "ByteLevelTokenizer":
+        return ByteLevelTokenizer(facts["vocab_size"])
+    if kind == "SentencePieceTokenizer":
+        return SentencePieceTokenizer(
+            path / "tokenizer.model",
+            facts["vocab_extra_ids"],
+            False,
+            facts.get("special_tokens", ()),
+            facts.get("keep_spaces", False),
+        )
+    return VocabularyTokenizer(*hugging_face_tree(path))
+
+
+class VocabularyTokenizer:
+    """A tokenizer.json: byte-level BPE, WordPiece, Unigram, ...
+
+    tree: a tokenizer.json. Pickled, it keeps the backend that was chosen here.
+    """
+
+    def __init__(self, tree: dict, ends: Ends, allow_special: bool = False):
+        ids = token_ids(tree)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        self.bos, self.eod = (ids.get(token) for token in ends)
+        self._json, self._ends, self._allow_special = orjson.dumps(tree).decode(), ends, allow_special
+        self._encoding = orjson.dumps(
+            {**tree, "post_processor": None} if allow_special else blind(tree)
+        ).decode()
+        self.fingerprint = xxhash.xxh3_128(f"{ends.end}\n{self._json}".encode()).hexdigest()
+        self.backend = self._choose([t["content"] for t in tree["added_tokens"]])
+
+    def __getstate__(self) -> dict:
+        # built where they are used
+        return {k: v for k, v in self.__dict__.items() if k not in ("_whole", "_plain", "_fast")}
+
+    def encode(self, text: str) -> list[int]:
+        if self.backend == "gigatoken":
+            return self._fast.encode(text).tolist()
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.backend == "gigatoken":
+            # One call a text: as fast as its batch call, which would import awkward (0.2 s) for its result.
+            return list(map(self._fast.encode, texts))
+        return [
+            np.array(e.ids, np.int32)
+            for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flat(self.encode_pieces(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._whole.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, directory: str | Path) -> None:
+        directory = Path(directory)
+        with manifest.atomic_write(directory / "tokenizer.json", "w") as file:
+            file.write(self._json)
+        facts = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        facts |= {
+            role: token for role, token in zip(("bos_token", "eos_token"), self._ends) if token is not None
+        }
+        manifest.write_json(directory / "tokenizer_config.json", facts)
+
+    @functools.cached_property
+    def _whole(self):
+        """The reference, specials and all: for decoding."""
+        return _reference(self._json)
+
+    @functools.cached_property
+    def _plain(self):
+        """The reference, blind to special tokens in a text unless they are allowed."""
+        tokenizer = _reference(self._encoding)
+        tokenizer.encode_special_tokens = not self._allow_special
+        return tokenizer
+
+    @functools.cached_property
+    def _fast(self):
+        import gigatoken
+
+        return gigatoken.Tokenizer.from_json(self._encoding).backend
+
+    def _choose(self, added: Sequence[str]) -> str:
+        """ "gigatoken" where it is installed, reads this tree and agrees with the reference, else
+        "tokenizers".
+
+        That they agree is noted in ~/.cache/mt, since the reference takes a seventh of a second to build;
+        another version of either, or another vocabulary, is asked anew.
+        """
+        texts = [
+            PROBE,
+            *PROBE.split(" "),
+            *PROBE.splitlines(),
+            "",
+            " ",
+            *added,
+            "".join(f"a{t} {t}{t}\n" for t in added[:64]),
+        ]
+        try:
+            versions = [importlib.metadata.version(name) for name in ("gigatoken", "tokenizers")]
+        except importlib.metadata.PackageNotFoundError:
+            return "tokenizers"
+        asked = xxhash.xxh3_128(self._encoding.encode())
+        asked.update(repr((versions, self._allow_special, texts)).encode())
+        name = asked.hexdigest()
+        if _is_noted(name):
+            return "gigatoken"
+        wanted = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            got = [self._fast.encode(text).tolist() for text in texts]
+        except Exception:  # a model that it does not know: it raises what its Rust code raises
+            return "tokenizers"
+        if got != wanted:
+            return "tokenizers"
+        _note(name)
+        return "gigatoken"
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece .model file, read by its own library.
+
+    extra_ids: None for the pieces of the model alone, whose `</s>` ends documents (GPTSentencePieceTokenizer,
+    Llama2Tokenizer); a number for Megatron-LM's SentencePieceTokenizer, which adds <CLS> <SEP> <EOD> <MASK>,
+    the padding, beginning and end pieces where the model has none, so many <extra_id_i>, and
+    `special_tokens`; <EOD> ends documents. keep_spaces: keep every space of a run where the model itself
+    would drop all but one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        extra_ids: int | None,
+        allow_special: bool = False,
+        special_tokens: Sequence[str] = (),
+        keep_spaces: bool = False,
+    ):
+        self._path, self._extra_ids, self._allow_special, self._added = (
+            path,
+            extra_ids,
+            allow_special,
+            list(special_tokens),
+        )
+        try:
+            self._model = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; check the path") from None
+        library = self._library
+        self._keep_spaces = keep_spaces and library.encode_as_ids("x  y") == library.encode_as_ids("x y")
+        self._mark_ids = len(library.encode_as_ids(f"x{MARK}")) - len(library.encode_as_ids("x"))
+        own = [library.id_to_piece(i) for i in range(library.get_piece_size())]
+        ids = {piece: i for i, piece in enumerate(own)}
+        ends = [(library.pad_id(), "<PAD>"), (library.bos_id(), "<BOS>"), (library.eos_id(), "<EOS>")]
+        pad, begin, end = (own[i] if i >= 0 else name for i, name in ends)
+        if extra_ids is None:
+            specials = [piece for i, piece in enumerate(own) if library.is_control(i)]
+        else:
+            specials = [
+                "<CLS>",
+                "<SEP>",
+                "<EOD>",
+                "<MASK>",
+                pad,
+                begin,
+                end,
+                *(f"<extra_id_{i}>" for i in range(extra_ids)),
+                *special_tokens,
+            ]
+        for special in specials:
+            ids.setdefault(special, len(ids))
+        self._specials = {special: ids[special] for special in specials}
+        self.vocab_size = max(ids.values()) + 1
+        self.bos, self.eod = ids.get(begin), ids.get(end if extra_ids is None else "<EOD>")
+        options = (
+            f"sentencepiece {extra_ids}"
+            + (f" {self._added}" if self._added else "")
+            + (" spaces" if self._keep_spaces else "")
+        )
+        self.fingerprint = xxhash.xxh3_128(self._model + options.encode()).hexdigest()
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_library", "_cut")}
+
+    @functools.cached_property
+    def _library(self):
+        try:
+            import sentencepiece
+        except ModuleNotFoundError:
+            raise UserError(
+                f"{self._path}: is read by the package sentencepiece; install it with: pip install"
+                " sentencepiece"
+            ) from None
+        library = sentencepiece.SentencePieceProcessor()
+        try:
+            library.LoadFromSerializedProto(self._model)
+        except RuntimeError:
+            raise UserError(
+                f"{self._path}: is not a model that sentencepiece reads; check the path, or fetch the file"
+                " again"
+            ) from None
+        return library
+
+    @functools.cached_property
+    def _cut(self):
+        """What splits a text at its special tokens, them included; the first in the list wins where two begin
+        alike.
+        """
+        return re.compile("(" + "|".join(map(re.escape, self._specials)) + ")")
+
+    def encode(self, text: str) -> list[int]:
+        if not self._allow_special or not self._specials:
+            return self._encode(text)
+        return list(
+            itertools.chain.from_iterable(
+                [self._specials[part]] if i % 2 else self._encode(part)
+                for i, part in enumerate(self._cut.split(text))
+            )
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        if not self._keep_spaces:
+            return self._library.encode_as_ids(text)
+        # Megatron-LM's way, whose ids these are: a sign stands between the spaces of a run, and its own ids
+        # are cut off.
+        parts = EXTRA_SPACE.sub(f" {MARK} ", text).rstrip().split(MARK)
+        return [
+            i for part in parts if part for i in self._library.encode_as_ids(part + MARK)[: -self._mark_ids]
+        ]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(self.encode(text), np.int32) for text in texts]
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flat(self.encode_pieces(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        names = {i: special for special, i in self._specials.items()}
+        runs = itertools.groupby((int(i) for i in ids), key=names.get)
+        return "".join(
+            name * len(list(run)) if name is not None else self._library.decode_ids(list(run))
+            for name, run in runs
+        )
+
+    def save(self, directory: str | Path) -> None:
+        with manifest.atomic_write(Path(directory) / "tokenizer.model") as file:
+            file.write(self._model)
+        facts = {
+            "mt_tokenizer": "SentencePieceTokenizer",
+            "vocab_extra_ids": self._extra_ids,
+            "special_tokens": self._added,
+            "keep_spaces": self._keep_spaces,
+        }
+        manifest.write_json(Path(directory) / "tokenizer_config.json", facts)
+
+
+class NullTokenizer:
+    """Text that already is ids: "1 2 3" -> [1, 2, 3].
+
+    The last id ends documents (Megatron-LM's convention), or `eod`.
+    """
+
+    def __init__(self, vocab_size: int, eod: int | None = None):
+        self.vocab_size, self.bos, self.eod = vocab_size, None, vocab_size - 1 if eod is None else eod
+        self.fingerprint = f"null-{vocab_size}" + ("" if eod in (None, vocab_size - 1) else f"-{eod}")
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError as error:
+            raise UserError(
+                f"NullTokenizer reads numbers only ({error}); give it ids, or choose another --tokenizer-type"
+            ) from None
+        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if wrong is not None:
+            raise UserError(
+                f"NullTokenizer: id {wrong} is outside [0, {self.vocab_size}); raise --tokenizer-vocab-size"
+                " or mend the text"
+            )
+        return ids
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(self.encode(text), np.int32) for text in texts]
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flat(self.encode_pieces(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+    def save(self, directory: str | Path) -> None:
+        manifest.write_json(
+            Path(directory) / "tokenizer_config.json",
+            {"mt_tokenizer": "NullTokenizer", "vocab_size": self.vocab_size, "eod": self.eod},
+        )
+
+
+class ByteLevelTokenizer:
+    """The bytes of the UTF-8 text are the ids; byte 0 also ends documents and byte 1 pads (Megatron-LM's
+    convention).
+    """
+
+    def __init__(self, vocab_size: int = 512):
+        self.vocab_size, self.bos, self.eod = vocab_size, None, 0
+        self.fingerprint = f"byte-level-{vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flat(self.encode_pieces(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) for i in ids if 1 < i < 256).decode(errors="replace")
+
+    def save(self, directory: str | Path) -> None:
+        manifest.write_json(
+            Path(directory) / "tokenizer_config.json",
+            {"mt_tokenizer": "ByteLevelTokenizer", "vocab_size": self.vocab_size},
+        )
+
+
+def _flat(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What `encode_batch` returns, of what `encode_pieces` returns."""
+    flat = np.concatenate(pieces, dtype=np.int32, casting="unsafe") if pieces else np.empty(0, np.int32)
+    return flat, np.fromiter(map(len, pieces), np.int32, len(pieces))
+
+
+def _is_noted(name: str) -> bool:
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that may not be read
+        return (cache_folder() / "backends" / name).exists()
+    return False
+
+
+def _note(name: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # not written: it is asked again
+        (cache_folder() / "backends").mkdir(parents=True, exist_ok=True)
+        (cache_folder() / "backends" / name).touch()
+
+
+def _reference(text: str):
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # its Rust code raises bare Exception
+        raise UserError(
+            f"the tokenizer cannot be built from its files ({error}); give files that `tokenizers`"
+            f" {tokenizers.__version__} reads"
+        ) from None

@@ -1,0 +1,130 @@
+"""documents -> a tokenizer: a byte-level BPE like GPT-2's, learnt from a sample of the documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from ..core import manifest
+from ..core.config import UserError, check, option
+from ..core.progress import progress
+from ..documents import reader, sources
+from .vocabulary import END_NAMES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig:
+    """The settings of `mt data train-tokenizer`."""
+
+    input: tuple[str, ...] = option(
+        help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input"
+    )
+    output: str = option(help="directory for the tokenizer", role="output")
+    vocab_size: int = option(8192, "number of ids to aim for, the 256 bytes and the special token included")
+    text_key: str = option("text", "the record's key that holds the text")
+    sample_bytes: int = option(
+        1_000_000_000, "learn from about this many bytes of input, spread evenly; memory grows with it"
+    )
+    on_error: Literal["fail", "skip"] = option(
+        "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
+    )
+    overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+
+    def __post_init__(self):
+        check(
+            (
+                self.vocab_size > 257,
+                f"vocab_size = {self.vocab_size} must be more than the 256 bytes and the special token",
+            ),
+            (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
+        )
+
+
+def train_tokenizer(config: TrainTokenizerConfig) -> dict:
+    """Trains a byte-level BPE like GPT-2's on documents; `<|endoftext|>`, id 0, ends a document.
+
+    Output directory: tokenizer.json and tokenizer_config.json (for --tokenizer-model DIR, and for
+    transformers), vocab.json and merges.txt (for --vocab-file and --merge-file), the same ids either way.
+    """
+    shards = reader.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
+    run = manifest.begin(
+        "data train-tokenizer", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
+    )
+    if run.finished:
+        return run.manifest
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Reference
+
+    learner = Reference(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        special_tokens=[AddedToken(END_NAMES[0], special=True, normalized=False)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    counts = {"documents": 0, "text_bytes": 0, "rejected": 0}
+    rejects: list[reader.Reject] = []
+    try:
+        learner.train_from_iterator(
+            sample_texts(shards, config.sample_bytes, rejects, counts, "train-tokenizer: reading"), trainer
+        )
+        if not counts["text_bytes"]:
+            raise UserError(f"{', '.join(config.input)}: holds no text to learn from; check the input")
+    except UserError:
+        run.release()  # nothing is written yet, and the remedy changes the input or a setting
+        raise
+    counts["rejected"] = len(rejects)
+    counts["vocab_size"] = learner.get_vocab_size()
+    files = _write(run.output, json.loads(learner.to_str()))
+    if rejects:
+        path = run.output / "rejects.jsonl"
+        with manifest.atomic_write(path, "w") as file:
+            file.writelines(json.dumps(r.as_json(), ensure_ascii=False) + "\n" for r in rejects)
+        files.append(path)
+    return run.finish([{**manifest.record(f, run.output), "documents": False} for f in files], counts)
+
+
+def sample_texts(
+    shards: Sequence[reader.Shard], sample_bytes: int, rejects: list, counts: dict, label: str
+) -> Iterator[str]:
+    """Every text of a small input; of a large one those that hash low, the same ones on every run.
+
+    rejects: takes the records that cannot be read. counts: its "documents" and "text_bytes" grow.
+    """
+    total = sum(s.bytes for s in shards)
+    limit = (1 << 64) * min(1.0, sample_bytes / max(total, 1))
+    with progress(label, total, "B") as advance:
+        for shard in shards:
+            for document in reader.read(shard, rejects.append):
+                raw = document.text.encode()
+                if xxhash.xxh3_64_intdigest(raw) < limit:
+                    counts["documents"] += 1
+                    counts["text_bytes"] += len(raw)
+                    yield document.text
+            advance(shard.bytes)
+
+
+def _write(folder: Path, tree: dict) -> list[Path]:
+    model = tree["model"]
+    contents = {
+        "tokenizer.json": json.dumps(tree, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_NAMES[0]}
+        ),
+        "vocab.json": json.dumps(
+            dict(sorted(model["vocab"].items(), key=lambda item: item[1])), ensure_ascii=False
+        ),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]),
+    }
+    for name, text in contents.items():
+        with manifest.atomic_write(folder / name, "w") as file:
+            file.write(text)
+    return [folder / name for name in contents]

@@ -1,0 +1,363 @@
+"""vocabulary files -> the tree of a Hugging Face `tokenizer.json`, and the names of its control tokens.
+
+Every function that reads a kind of file returns `(tree, ends)`: the tree as `tokenizers` reads it, and
+`Ends`, the tokens that begin and end a document. The kinds: GPT-2's vocab.json and merges.txt, BERT's
+vocab.txt, a tokenizer.json, and tiktoken's ranks as Megatron-LM keeps them (a JSON list of `{"rank",
+"token_bytes", "token_str"}`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from ..core.config import UserError
+
+# What ends a document in a tokenizer.json that does not say so.
+END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<EOD>", "<EOT>", "[SEP]")
+# Megatron-LM's special tokens for tiktoken, ids 0 to 6; <SPECIAL_7>, <SPECIAL_8>, ... follow.
+TIKTOKEN_SPECIALS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
+TIKTOKEN_VOCAB_SIZE = 131072
+TIKTOKEN_PATTERNS = {
+    "v1": r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    "v2": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+
+
+class Ends(NamedTuple):
+    """The tokens that begin and end a document; None where the vocabulary has none."""
+
+    begin: str | None
+    end: str | None
+
+
+def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[dict, Ends]:
+    """GPT-2's byte-level BPE; `<|endoftext|>` both begins and ends a document, as in Hugging Face's."""
+    vocab = read_json_file(Path(vocab_file))
+    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError(f"{vocab_file}: must be a JSON object of token: id; give GPT-2's vocab.json")
+    lines = _text_file(merge_file).replace("\r\n", "\n").split("\n")
+    skip = 1 if lines[0].startswith("#version") else 0
+    merges = [line.split(" ") for line in lines[skip:] if line and not line.isspace()]
+    if not all(len(pair) == 2 and pair[0] + pair[1] in vocab for pair in merges):
+        raise _wrong_merge(lines, skip, merge_file, vocab, vocab_file)
+    end = END_NAMES[0] if END_NAMES[0] in vocab else None
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tree = _tree(None, byte_level, byte_level, _bpe(vocab, merges, ignore_merges=False))
+    add_specials(tree, [end] if end else [])
+    return tree, Ends(end, end)
+
+
+def _wrong_merge(lines: list[str], skip: int, merge_file: str, vocab: dict, vocab_file: str) -> UserError:
+    """What is wrong with the first line of merges.txt that does not fit its vocabulary."""
+    for number, line in enumerate(lines[skip:], 1 + skip):
+        pair = line.split(" ")
+        if line.strip() and len(pair) != 2:
+            return UserError(
+                f"{merge_file}, line {number}: {line!r} is not two tokens and one space between; give GPT-2's"
+                " merges.txt"
+            )
+        if line.strip() and pair[0] + pair[1] not in vocab:
+            return _no_result(pair, f"{merge_file}, line {number}", vocab_file)
+    raise AssertionError("every line fits")
+
+
+def bert_tree(vocab_file: str, lowercase: bool) -> tuple[dict, Ends]:
+    words = _text_file(vocab_file).splitlines()
+    vocab = {word.strip(): i for i, word in enumerate(words)}
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    missing = [s for s in specials if s not in vocab]
+    if missing:
+        raise UserError(f"{vocab_file}: has no {' '.join(missing)}; give BERT's vocab.txt, one token a line")
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": lowercase,
+    }
+    model = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": vocab,
+    }
+    tree = _tree(
+        normalizer,
+        {"type": "BertPreTokenizer"},
+        {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        model,
+    )
+    add_specials(tree, specials)
+    return tree, Ends("[CLS]", "[SEP]")
+
+
+def _tree(normalizer, pre_tokenizer, decoder, model) -> dict:
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+
+
+def hugging_face_tree(path: Path) -> tuple[dict, Ends]:
+    """The tree of a tokenizer.json (or of its directory), and its ends by the files beside it."""
+    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
+    if not file.exists() and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return gpt2_tree(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tree = read_json_file(file)
+    if not isinstance(tree, dict) or "model" not in tree:
+        raise UserError(
+            f"{file}: is not a tokenizer.json (it has no `model`); give the file that Hugging Face's"
+            " `tokenizers` writes"
+        )
+    model = tree["model"]
+    if isinstance(model.get("vocab"), dict):
+        unmade = next(
+            (pair for pair in model.get("merges") or () if _merged(pair) not in model["vocab"]), None
+        )
+        if unmade is not None:
+            raise _no_result(unmade, f"{file}: model.merges", "model.vocab")
+    # Both would cut or fill every document; a training corpus wants neither.
+    tree["truncation"] = tree["padding"] = None
+    tree["added_tokens"] = tree.get("added_tokens") or []
+    ids = token_ids(tree)
+    begin = next((t for t in _named(folder, "bos_token", "cls_token") if t in ids), None)
+    end = next((t for t in [*_named(folder, "eos_token", "sep_token"), *END_NAMES] if t in ids), None)
+    for token in tree["added_tokens"]:
+        token["special"] = token.get("special", False) or token["content"] in (begin, end)
+    added = {t["content"] for t in tree["added_tokens"]}
+    add_specials(tree, [t for t in dict.fromkeys((begin, end)) if t is not None and t not in added])
+    return tree, Ends(begin, end)
+
+
+def _named(folder: Path, *roles: str) -> list[str]:
+    """The tokens that the files beside a tokenizer.json give these roles."""
+    return [
+        value["content"] if isinstance(value, dict) else value
+        for role in roles
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+        if (folder / name).exists() and (value := read_json_file(folder / name).get(role)) is not None
+    ]
+
+
+def tiktoken_tree(
+    path: str,
+    pattern: str,
+    num_special_tokens: int,
+    vocab_size: int | None,
+    special_tokens: Sequence[str] = (),
+) -> tuple[dict, Ends]:
+    """Megatron-LM's TikTokenizer: special tokens first, then the ranks, cut to `vocab_size` ids in all.
+
+    special_tokens: instead of TIKTOKEN_SPECIALS; <SPECIAL_i> follow up to num_special_tokens.
+
+    tiktoken merges the pair whose result has the lowest rank; `tokenizers` merges by a list of pairs: every
+    split of every token into two, in the order of the token's rank, is the same.
+    """
+    ranks = _tiktoken_ranks(path)
+    room = (vocab_size or TIKTOKEN_VOCAB_SIZE) - num_special_tokens
+    if vocab_size is not None and len(ranks) < room:
+        raise UserError(
+            f"{path}: has {len(ranks):,} tokens, fewer than tokenizer_vocab_size = {vocab_size:,} less the"
+            f" {num_special_tokens:,} special ones; leave --tokenizer-vocab-size out"
+        )
+    first = special_tokens or TIKTOKEN_SPECIALS
+    names = list(
+        itertools.islice(
+            itertools.chain(first, (f"<SPECIAL_{i}>" for i in itertools.count(len(first)))),
+            num_special_tokens,
+        )
+    )
+    vocab = {name: i for i, name in enumerate(names)}
+    shown = _byte_characters()
+    tokens = ["".join(map(shown.__getitem__, token)) for token in ranks[:room]]
+    clash = next((t for t in tokens if t in vocab), None)
+    if clash is not None:
+        raise UserError(
+            f"{path}: holds {clash!r}, which is also the special token {vocab[clash]}; mt reads no vocabulary"
+            " that has both"
+        )
+    known = set(tokens)
+    merges = [
+        [token[:i], token[i:]]
+        for token in tokens
+        if len(token) > 1
+        for i in range(1, len(token))
+        if token[:i] in known and token[i:] in known
+    ]
+    vocab |= {token: num_special_tokens + i for i, token in enumerate(tokens)}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": TIKTOKEN_PATTERNS[pattern]},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tree = _tree(
+        None,
+        {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        byte_level,
+        _bpe(vocab, merges, ignore_merges=True),
+    )
+    add_specials(tree, names)
+    return tree, Ends("<s>", "</s>")
+
+
+def _tiktoken_ranks(path: str) -> list[bytes]:
+    entries = read_json_file(Path(path))
+    remedy = (
+        'give the JSON list of {"rank", "token_bytes", "token_str"} that Megatron-LM\'s TikTokenizer reads'
+    )
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: is not a JSON list; {remedy}")
+    tokens = []
+    for number, entry in enumerate(entries):
+        try:
+            tokens.append(base64.b64decode(entry["token_bytes"], validate=True))
+            right = entry["rank"] == number
+        except (TypeError, KeyError, binascii.Error, ValueError):
+            right = False
+        if not right or (number < 256 and tokens[number] != bytes([number])):
+            raise UserError(
+                f"{path}: entry {number} is not token {number} in base64 (the first 256 are the bytes);"
+                f" {remedy}"
+            )
+    if len(tokens) < 256 or len(set(tokens)) < len(tokens):
+        raise UserError(
+            f"{path}: {'lacks some of the 256 bytes' if len(tokens) < 256 else 'has a token twice'}; {remedy}"
+        )
+    return tokens
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level vocabularies write for each byte (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return [chr(b) if b in plain else chr(256 + others.index(b)) for b in range(256)]
+
+
+def _bpe(vocab: dict, merges: list, *, ignore_merges: bool) -> dict:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+def _no_result(pair, place: str, vocab_name: str) -> UserError:
+    shown = pair if isinstance(pair, str) else " ".join(pair)
+    return UserError(
+        f"{place}: the merge {shown!r} makes {_merged(pair)!r}, which {vocab_name} does not have; give the"
+        " two files of one tokenizer"
+    )
+
+
+def _merged(pair) -> str:
+    """A tokenizer.json writes a merge as "a b" or, since 2024, as ["a", "b"]."""
+    return pair.replace(" ", "") if isinstance(pair, str) else pair[0] + pair[1]
+
+
+def token_ids(tree: dict) -> dict[str, int]:
+    """token -> id, added tokens included."""
+    vocab = tree["model"].get("vocab") or {}
+    ids = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+    return ids | {t["content"]: t["id"] for t in tree.get("added_tokens") or []}
+
+
+def add_specials(tree: dict, contents: list[str]) -> None:
+    ids = token_ids(tree)
+    fresh = itertools.count(max(ids.values(), default=-1) + 1)
+    for content in contents:
+        tree["added_tokens"].append(
+            {
+                "id": ids[content] if content in ids else next(fresh),
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        )
+
+
+def blind(tree: dict) -> dict:
+    """A tree whose special tokens bear names that no text has, so that nothing a user wrote becomes a control
+    id.
+
+    They keep their places, since the ids of other added tokens depend on them. The names are made of
+    noncharacters (U+FDD0), which Unicode keeps out of texts.
+    """
+    model, added = dict(tree["model"]), tree["added_tokens"]
+    specials = {t["content"] for t in added if t.get("special")} - {model.get("unk_token")}
+    specials -= _made_by_merges(specials, model)
+    hidden = {content: f"\ufdd0mt special {i}\ufdd0" for i, content in enumerate(sorted(specials))}
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {hidden.get(piece, piece): i for piece, i in model["vocab"].items()}
+    elif isinstance(model.get("vocab"), list):
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    added = [{**t, "content": hidden.get(t["content"], t["content"])} for t in added]
+    # The post-processor only adds special tokens and offsets.
+    return {**tree, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _made_by_merges(contents: set[str], model: dict) -> set[str]:
+    """Those of some tokens that a merge of two others makes; they need looking at only where both parts are
+    known.
+    """
+    vocab = model.get("vocab") or {}
+    if not any(
+        content[:i] in vocab and content[i:] in vocab for content in contents for i in range(1, len(content))
+    ):
+        return set()
+    return contents & set(map(_merged, model.get("merges") or ()))
+
+
+def read_json_file(path: Path):
+    """Any JSON value of a user's file; raises UserError with file and line."""
+    try:
+        return orjson.loads(text := _text_file(path))
+    except orjson.JSONDecodeError:
+        pass  # json tells the line, and reads what JSON forbids but writers write: NaN, lone surrogates
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); check the path, or fetch the file"
+            " again"
+        ) from None
+
+
+def _text_file(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; fetch the file again") from None

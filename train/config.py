@@ -1,0 +1,446 @@
+"""What a run is to be: its settings, its length and schedules, its data, and what is refused before anything
+is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..core import manifest
+from ..core.config import UserError, build, check, option, read_yaml, to_dict
+from ..indexed.fim import FimConfig, FimDataset
+from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from .anomalies import GuardConfig
+from .batches import PackingConfig, SampleConfig, build_samples
+from .checkpoint import native as checkpoint
+from .checkpoint.hf_settings import ELSEWHERE, settings_tree
+from .checkpoint.native import CheckpointConfig
+from .metrics import LogConfig
+from .model.build import build_model
+from .model.layers import ModelConfig
+from .model.retro import is_retrieval
+from .optimizer import OptimizerConfig, learning_rate, weight_decay
+from .parallel.mesh import Mesh, ParallelConfig
+from .precision import PrecisionConfig
+from .recompute import RecomputeConfig
+from .schedule import BatchSize, LearningRate, WeightDecay
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Batches, the run's length, and validation."""
+
+    micro_batch_size: int = option(4, "samples in one forward pass of one process")
+    global_batch_size: int | None = option(
+        None, "samples in one step of all processes (default: micro-batch-size x processes)"
+    )
+    rampup_batch_size: tuple[int, ...] = option(
+        (), "START INCREMENT SAMPLES: grow the global batch from START over the first SAMPLES"
+    )
+    train_iters: int | None = option(None, "length of the run in steps")
+    train_samples: int | None = option(None, "length of the run in samples")
+    eval_interval: int = option(
+        1000, "steps from one validation to the next; the last step is always followed by one"
+    )
+    eval_iters: int = option(10, "global batches of a validation, the same ones each time; 0 for none")
+    retro_freeze_decoder: bool = option(
+        False, "Retro: train what reads neighbours alone, and leave the GPT of --load as it is"
+    )
+    compile: Literal["auto", "always", "never"] = option(
+        "auto",
+        "torch.compile for the model's blocks; auto: on GPUs, in runs that are long enough to win back its"
+        " time",
+    )
+    deterministic_mode: bool = option(
+        False, "the same command gives the same numbers to the last bit, on GPUs too"
+    )
+
+    def __post_init__(self):
+        sizes = ("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "eval_interval")
+        check(
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 1,
+                    f"train.{n} = {getattr(self, n)} must be at least 1",
+                )
+                for n in sizes
+            ),
+            (self.eval_iters >= 0, f"train.eval_iters = {self.eval_iters} must not be negative"),
+            (
+                (self.train_iters is None) != (self.train_samples is None),
+                "the run's length must be given once: --train-iters or --train-samples",
+            ),
+            (
+                not self.rampup_batch_size or self.train_samples is not None,
+                (
+                    "train.rampup_batch_size needs a run of --train-samples: steps of growing batches are no"
+                    " clock"
+                ),
+            ),
+            (
+                not self.rampup_batch_size or self.global_batch_size is not None,
+                "train.rampup_batch_size needs --global-batch-size: where the batch grows to",
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    PRESETS = True
+    read_hf = staticmethod(settings_tree)  # what `--hf DIR` gives
+
+    model: ModelConfig
+    data: SampleConfig
+    packing: PackingConfig
+    fim: FimConfig
+    tokenizer: TokenizerConfig
+    parallel: ParallelConfig
+    optimizer: OptimizerConfig
+    precision: PrecisionConfig
+    recompute: RecomputeConfig
+    train: LoopConfig
+    guard: GuardConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    overwrite: bool = option(False, "replace another run in --save", role="runtime")
+    dry_run: bool = option(
+        False,
+        "check shapes, groups and memory of one of --world-size processes on this machine, without data and"
+        " without weights",
+        role="runtime",
+    )
+    world_size: int | None = option(
+        None,
+        "processes of the job that is planned, or tried by --dry-run; those of a run are torchrun's",
+        role="runtime",
+    )
+
+    def __post_init__(self):
+        check(*self._retro_rules())
+        lengths = lengths_of(self, self.model)
+        positions = self.model.max_position_embeddings or self.data.seq_length
+        check(
+            *(
+                (
+                    length <= positions,
+                    (
+                        f"data.{name} = {length} is longer than model.max_position_embeddings = {positions};"
+                        " shorten the one or raise the other"
+                    ),
+                )
+                for name, length in lengths.items()
+            ),
+            (
+                self.train.compile != "always" or self.parallel.pipeline_schedule != "zero-bubble",
+                (
+                    "train.compile = always: what parallel.pipeline_schedule = zero-bubble puts off cannot be"
+                    " compiled; leave one of them out"
+                ),
+            ),
+            (
+                self.model.family == "ict" or not self.data.titles_data_path,
+                (
+                    f"data.titles_data_path is for the blocks of model.family = ict, not {self.model.family};"
+                    " leave it out"
+                ),
+            ),
+            (
+                self.model.family == "gpt" or self.data.data_folder is None,
+                (
+                    "data.data_folder is for the questions that model.family = gpt answers, not"
+                    f" {self.model.family}; leave it out"
+                ),
+            ),
+            (
+                self.data.data_folder is None or not (self.packing.any() or self.fim.fim_rate),
+                (
+                    "documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are not"
+                    " for the questions of data.data_folder; leave them out"
+                ),
+            ),
+            (
+                self.model.family == "gpt" or not (self.packing.any() or self.fim.fim_rate),
+                (
+                    "documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for"
+                    f" model.family = gpt, not {self.model.family}; leave them out"
+                ),
+            ),
+        )
+
+    def _retro_rules(self) -> list[tuple[bool, str]]:
+        model, m = self.model, self.model.retro_chunk_length
+        if not model.retro_add_retriever:
+            return [
+                (
+                    self.data.retro_project_dir is None,
+                    (
+                        "data.retro_project_dir is read by models that retrieve; give --retro-add-retriever"
+                        " too, or leave it out"
+                    ),
+                ),
+                (
+                    not self.train.retro_freeze_decoder,
+                    (
+                        "train.retro_freeze_decoder would leave nothing to train; give --retro-add-retriever"
+                        " too, or leave it out"
+                    ),
+                ),
+            ]
+        positions = model.max_position_embeddings or self.data.seq_length
+        return [
+            (
+                not self.train.retro_freeze_decoder or self.parallel.pipeline_model_parallel_size == 1,
+                (
+                    "train.retro_freeze_decoder leaves the first pipeline stage nothing to train; leave"
+                    " --pipeline-model-parallel-size out"
+                ),
+            ),
+            (
+                not self.train.retro_freeze_decoder or self.checkpoint.load is not None,
+                (
+                    "train.retro_freeze_decoder needs a GPT that has learned: give --load with --finetune, or"
+                    " leave it out"
+                ),
+            ),
+            (
+                self.data.seq_length % m == 0 or self.data.data_folder is not None,
+                (
+                    f"data.seq_length = {self.data.seq_length} is not a multiple of model.retro_chunk_length"
+                    f" = {m}; use {self.data.seq_length // m * m or m} or"
+                    f" {(self.data.seq_length // m + 1) * m}"
+                ),
+            ),
+            (
+                model.position_embedding_type != "learned" or 2 * m <= positions,
+                (
+                    f"model.max_position_embeddings = {positions} is less than a neighbour's 2 x"
+                    f" model.retro_chunk_length = {2 * m} tokens; raise it"
+                ),
+            ),
+            (
+                not (self.packing.any() or self.fim.fim_rate),
+                (
+                    "model.retro_add_retriever: neighbours are those of a sample's plain tokens; leave out"
+                    " --reset-..., --eod-mask-loss and fill-in-the-middle"
+                ),
+            ),
+        ]
+
+
+def lengths_of(config: TrainConfig, model: ModelConfig) -> dict[str, int]:
+    """Tokens of a sequence by the setting that says so."""
+    return {
+        "seq_length": config.data.seq_length,
+        **({"decoder_seq_length": config.data.decoder_seq_length} if model.family == "t5" else {}),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """A run's length and its schedules."""
+
+    batch_size: BatchSize
+    learning_rate: LearningRate
+    weight_decay: WeightDecay
+    total_samples: int
+    total_steps: int
+
+
+def plot_course(config: TrainConfig, mesh: Mesh) -> Course:
+    """Raises UserError where batches do not divide among micro-batches and ranks."""
+    loop = config.train
+    unit = loop.micro_batch_size * mesh.dp.size
+    full = loop.global_batch_size or unit
+    batch_size = BatchSize.rampup(full, loop.rampup_batch_size) if loop.rampup_batch_size else BatchSize(full)
+    for size in batch_size.sizes():
+        if size % unit:
+            below = size // unit * unit
+            raise UserError(
+                f"train.global_batch_size = {size} is not a multiple of train.micro_batch_size ="
+                f" {loop.micro_batch_size} x {mesh.dp.size} data-parallel"
+                f" process{'es' if mesh.dp.size > 1 else ''} = {unit}; use"
+                f" {f'{below} or ' if below else ''}{below + unit}"
+            )
+    total = loop.train_samples if loop.train_samples is not None else loop.train_iters * full
+    steps = sum(1 for _ in batch_size.steps(total))
+    if steps == 0:
+        raise UserError(
+            f"train.train_samples = {total} is less than one global batch of {batch_size.at(0)}; train on"
+            " more"
+        )
+    rate = learning_rate(
+        config.optimizer,
+        total_samples=total,
+        global_batch_size=full,
+        by_samples=loop.train_samples is not None,
+    )
+    return Course(batch_size, rate, weight_decay(config.optimizer, total), total, steps)
+
+
+def load_datasets(config: TrainConfig, course: Course, tokenizer: Tokenizer, mesh: Mesh):
+    """(training, validation) datasets; rank 0 builds what is not cached yet, the others then read it."""
+    valid_samples = config.train.eval_iters * course.batch_size.full
+    build_all = lambda: build_samples(
+        config.model, config.data, tokenizer, (course.total_samples, valid_samples, 0)
+    )
+    datasets = mesh.on_main(build_all)
+    datasets = (datasets if mesh.rank == 0 else build_all())[:2]
+    if not config.fim.fim_rate:
+        return datasets
+    return tuple(d and FimDataset(d, tokenizer, config.fim, config.data.seed) for d in datasets)
+
+
+def find_source(config: CheckpointConfig) -> Path | None:
+    """The step directory that --load means, or None; raises UserError where none is there and one must be.
+
+    What lies in --save itself is this run's own, and it goes on from there anyway.
+    """
+    if (elsewhere := other_run(config)) is not None:
+        return checkpoint.find(elsewhere, config.ckpt_step)
+    if config.ckpt_step is not None:
+        raise UserError(
+            f"checkpoint.ckpt_step = {config.ckpt_step}: --load is --save itself, whose newest checkpoint"
+            " counts; give another --save"
+        )
+    if config.exit_on_missing_checkpoint and not list(Path(config.save).glob("step_*")):
+        raise UserError(
+            f"{config.save}: holds no checkpoint to go on from, and --exit-on-missing-checkpoint is given;"
+            " leave it out to begin anew, or give --load"
+        )
+    return None
+
+
+def other_run(config: CheckpointConfig) -> str | None:
+    """--load, unless it is --save."""
+    own = config.load is not None and Path(config.load).resolve() == Path(config.save).resolve()
+    return None if own else config.load
+
+
+def check_source(source: Path, config: TrainConfig, course: Course, shape: ModelConfig, data: dict) -> None:
+    """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
+    with torch.device("meta"):
+        model = build_model(shape)
+    if is_bert_for(source, shape):
+        if not config.checkpoint.finetune:
+            raise UserError(
+                f"{source}: holds a BERT, whose weights both towers can begin with; give --finetune to say so"
+            )
+        checkpoint.check_shapes(source, model.query.bert, part=True)
+        return
+    fitting = is_gpt_for(source, shape)
+    if fitting and not config.checkpoint.finetune:
+        raise UserError(
+            f"{source}: holds a GPT without retrieval, which Retro can begin with; give --finetune to say so"
+        )
+    checkpoint.check_shapes(source, model, beyond=is_retrieval if fitting else None)
+    held_model = checkpoint.saved_settings(source).model
+    names = [
+        f.name
+        for f in dataclasses.fields(shape)
+        if f.name not in (*ELSEWHERE, "max_position_embeddings")
+        and not (fitting and f.name.startswith("retro_"))
+    ]
+    changed = [
+        f"{n} {getattr(held_model, n)} there, {getattr(shape, n)} here"
+        for n in names
+        if getattr(held_model, n) != getattr(shape, n)
+    ]
+    if changed:
+        print(
+            f"mt: {source}: is of a model with other settings ({'; '.join(changed)}); those here count",
+            file=sys.stderr,
+        )
+    if config.checkpoint.finetune:
+        return
+    if (position := checkpoint.position(source)) is None:
+        raise UserError(
+            f"{source}: holds weights alone, and no place in any data to go on from; give --finetune"
+        )
+    held, consumed = position
+    changed = [f"{k} {held[k]} there, {data[k]} here" for k in held if k != "order" and held[k] != data[k]]
+    if changed:
+        raise UserError(
+            f"{source}: was trained on other data ({'; '.join(changed)}); give the same data settings, or"
+            " --finetune to take only the weights"
+        )
+    if consumed >= course.total_samples:
+        raise UserError(
+            f"{source}: has already seen {consumed:,} samples, and this run ends at {course.total_samples:,};"
+            " make it longer, or give --finetune to start counting anew"
+        )
+    if held["order"] != data["order"]:
+        print(
+            f"mt: {source}: this run draws another number of samples, so that their order from here on is not"
+            " that of the earlier run",
+            file=sys.stderr,
+        )
+
+
+def is_gpt_for(source: Path, model: ModelConfig) -> bool:
+    """Whether --load holds a model without retrieval where one that retrieves is to be trained."""
+    return model.retro_add_retriever and not checkpoint.saved_settings(source).model.retro_add_retriever
+
+
+def is_part_of(source: Path, model: ModelConfig) -> bool:
+    """Whether --load lacks some of a model's weights, which then start from the seed."""
+    return is_bert_for(source, model) or is_gpt_for(source, model)
+
+
+def is_bert_for(source: Path, model: ModelConfig) -> bool:
+    """Whether --load holds a BERT where two are to be trained."""
+    return model.family == "ict" and checkpoint.saved_settings(source).model.family == "bert"
+
+
+def with_schedules_of(source: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with the optimizer's settings of a checkpoint where it asks for them; says where they
+    differ where it does not.
+
+    A schedule is a function of settings and samples, so nothing of it is loaded: these settings are all there
+    is.
+    """
+    there = checkpoint.known_settings(
+        OptimizerConfig, read_yaml(source / "config.yaml").get("optimizer", {}), source
+    )
+    if config.checkpoint.use_checkpoint_opt_param_scheduler:
+        return dataclasses.replace(
+            config, optimizer=build(OptimizerConfig, (str(source / "config.yaml"), there))
+        )
+    here = to_dict(config.optimizer)
+    changed = [
+        f"{name} {there[name]} there, {value} here"
+        for name, value in here.items()
+        if name in there and there[name] != value
+    ]
+    if changed:
+        print(
+            f"mt: {source}: was trained with other settings of the optimizer ({'; '.join(changed)}); those"
+            " here count, --use-checkpoint-opt-param-scheduler takes those there",
+            file=sys.stderr,
+        )
+    return config
+
+
+def claim(config: TrainConfig, course: Course, tokenizer: Tokenizer, train_data, valid_data) -> manifest.Run:
+    """Takes --save for this run."""
+    elsewhere = other_run(config.checkpoint)
+    inputs = [*config.data.files(), *([elsewhere] if elsewhere else [])]
+    facts = {
+        "data": [d.fingerprint for d in (train_data, valid_data) if d is not None],
+        "tokenizer": tokenizer.fingerprint,
+        "global_batch_size": course.batch_size.full,
+    }
+    remedy = (
+        ""
+        if elsewhere
+        else (
+            f"; to go on from it with other settings, give --load {config.checkpoint.save} and another --save"
+        )
+    )
+    return manifest.begin("train", config, inputs, facts=facts, remedy=remedy, resumes=True)

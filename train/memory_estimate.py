@@ -1,0 +1,303 @@
+"""What every part of a model holds and costs on one rank of a layout, counted and not guessed.
+
+A part is one block, or what stands before the blocks or after them. Its parameters are those of the model
+built with a rank's share of heads, widths and vocabulary; its activations are the bytes that autograd keeps
+of one forward pass. Both are counted on torch's fake tensors, which have shapes and no numbers, so that a
+model of any size takes a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .model.attention import Attention, Seen, attend
+from .model.block import Block
+from .model.build import build_model
+from .model.chunked_cross_attention import Retrieved
+from .model.flops import block_flops, head_flops
+from .model.layers import ModelConfig
+from .model.moe import Experts
+from .recompute import kept_operations
+
+# what a model applies after its blocks
+LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")
+ASKED = 0.15  # of BERT's tokens: those whose loss counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a model's parts are cut over ranks."""
+
+    tensor: int = 1
+    context: int = 1
+    expert: int = 1
+    sequence_parallel: bool = False
+
+
+class Part(NamedTuple):
+    """On one rank; activations and FLOPs of one sample, or of this rank's share of its tokens."""
+
+    parameters: int
+    expert_parameters: int  # of them
+    activations: dict[str | None, int]  # bytes by granularity of recomputation
+    flops: float  # forward, full convention
+    attention: bool = False
+    experts: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A model's parts in the order in which they run."""
+
+    first: Part
+    blocks: tuple[Part, ...]
+    last: Part
+    tied: int  # parameters of the embedding, where the head uses them too
+    workspace: int  # bytes that the head's gradient needs for a moment
+    # bytes of those of a sample with what is made of them; the head works on loss.chunk_bytes of them at a
+    # time
+    logits: int
+
+    def stage(self, begin: int, end: int) -> Part:
+        """Blocks `begin` to `end`, with what stands before the first and after the last."""
+        parts = list(self.blocks[begin:end])
+        if begin == 0:
+            parts.append(self.first)
+        if end == len(self.blocks):
+            parts.append(self.last)
+            if begin > 0:
+                parts.append(Part(self.tied, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0))
+        activations = {
+            granularity: sum(p.activations[granularity] for p in parts)
+            for granularity in (None, "selective", "full")
+        }
+        return Part(
+            sum(p.parameters for p in parts),
+            sum(p.expert_parameters for p in parts),
+            activations,
+            sum(p.flops for p in parts),
+        )
+
+
+def count_parts(
+    config: ModelConfig, cut: Cut, *, seq_length: int, decoder_seq_length: int = 0, dtype: torch.dtype
+) -> Parts:
+    """config: resolved, and such that `cut` divides it. dtype: what the model computes in."""
+    share = _share_of(config, cut)
+    with torch.device("meta"):
+        model = build_model(share)
+    # Grouped products of fake tensors are bfloat16; their size in other numbers follows.
+    counted = torch.bfloat16 if config.num_experts else dtype
+    seen: dict[tuple, Part] = {}  # blocks alike are counted once
+    blocks = []
+    for block, cost in zip(model.layers, block_flops(config, seq_length, decoder_seq_length)):
+        key = (tuple((name, p.shape) for name, p in block.named_parameters()), cost)
+        if key not in seen:
+            experts = sum(
+                p.numel() for m in block.modules() if isinstance(m, Experts) for p in m.parameters()
+            )
+            parameters = sum(p.numel() for p in block.parameters()) - experts + experts // cut.expert
+            with FakeTensorMode():
+                kept = _count_block(model, block, cut, seq_length, decoder_seq_length, counted)
+            if experts and dtype != counted:
+                # the router's float32 copy of narrow tokens
+                kept[None] -= 4 * seq_length // cut.context * config.hidden_size
+            # queries and blocks go through the same tower
+            if config.family == "ict" and config.biencoder_shared_query_context_model:
+                kept = {granularity: 2 * size for granularity, size in kept.items()}
+            seen[key] = Part(
+                parameters,
+                experts // cut.expert,
+                {name: size * dtype.itemsize // counted.itemsize for name, size in kept.items()},
+                cost.full / (cut.tensor * cut.context),
+                isinstance(block.mixer, Attention),
+                experts > 0,
+            )
+        blocks.append(seen[key])
+    own = {id(p) for block in model.layers for p in block.parameters()}
+    ends = [
+        (bool(set(LAST) & set(name.split("."))), p.numel())
+        for name, p in model.named_parameters()
+        if id(p) not in own
+    ]
+    first, last = (sum(n for is_last, n in ends if is_last == which) for which in (False, True))
+    V, D, width = share.padded_vocab_size, config.hidden_size, dtype.itemsize
+    tokens = (decoder_seq_length or seq_length) // cut.context
+    # BERT's head keeps five such rows of each token asked
+    asked = tokens * (ASKED * 5 if config.family == "bert" else 1)
+    residual = tokens // (cut.tensor if cut.sequence_parallel else 1)
+    # the encoder's states, before and after their norm
+    memory = (seq_length * D * 2) * width if config.family == "t5" else 0
+    kept = int((residual + asked) * D * width) + memory
+    untied = config.untie_embeddings_and_output_weights
+    return Parts(
+        Part(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0),
+        tuple(blocks),
+        Part(
+            last,
+            0,
+            dict.fromkeys((None, "selective", "full"), kept),
+            head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context),
+        ),
+        0 if untied else V * D,
+        workspace=V * D * (4 + width),
+        logits=int(asked) * V * (8 + width),
+    )
+
+
+def _share_of(config: ModelConfig, cut: Cut) -> ModelConfig:
+    """The configuration of a model that is as large as one tensor-parallel rank's share."""
+    divided = (
+        "num_attention_heads",
+        "num_query_groups",
+        "ffn_hidden_size",
+        "moe_ffn_hidden_size",
+        "moe_shared_expert_intermediate_size",
+    )
+    mamba = ("mamba_num_groups", "mamba_num_heads") if "M" in (config.hybrid_override_pattern or "") else ()
+    names = [name for name in (*divided, *mamba) if getattr(config, name) is not None]
+    vocabulary = {"vocab_size": config.padded_vocab_size // cut.tensor, "make_vocab_size_divisible_by": 1}
+    return dataclasses.replace(
+        config, **{name: getattr(config, name) // cut.tensor for name in names}, **vocabulary
+    )
+
+
+def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
+    """Gives a module of the meta device weights and buffers that operations on a CPU take."""
+    for part in module.modules() if module is not None else ():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(weight.shape, dtype=dtype, device="cpu"))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def _count_block(
+    model: nn.Module, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype
+) -> dict[str | None, int]:
+    """Bytes that autograd keeps of one sample's way through a block, by granularity of recomputation."""
+    D, decoder = model.config.hidden_size, model.config.family == "t5" and block.cross is not None
+    for module in (block, getattr(model, "encoder_bias", None), getattr(model, "decoder_bias", None)):
+        _make_fake(module, dtype)
+    length = decoder_seq_length if decoder else seq_length
+    x = torch.empty(1, length // cut.context, D, dtype=dtype, requires_grad=True)
+    context, shared = _context(model, decoder, length, seq_length, cut, dtype)
+    if cut.context > 1 and isinstance(block.mixer, Attention):
+        block.mixer.attend = functools.partial(_attend_to_all, ranks=cut.context)
+    foreign = {_storage(p) for p in block.parameters()} | {_storage(t) for t in shared}
+    everything = _Kept(foreign)
+    with saved_tensors_hooks(everything.add, lambda tensor: tensor):
+        block(x, **context)
+    products = _Products(foreign)
+    with torch.no_grad(), products:
+        block(x, **context)
+    kept = {None: everything.bytes, "selective": x.nbytes + products.kept.bytes, "full": x.nbytes}
+    if cut.sequence_parallel:  # what goes into norms, and the masks of dropout, is cut along the sequence
+        norms = sum(norm is not None for norm in (block.mixer_norm, block.cross_norm, block.ffn_norm))
+        masks = norms * x.numel() if block.dropout else 0
+        saved = 1 - 1 / cut.tensor
+        kept = {
+            None: kept[None] - int((norms * x.nbytes + masks) * saved),
+            "selective": kept["selective"] - int(x.nbytes * saved),
+            "full": kept["full"] - int(x.nbytes * saved),
+        }
+    return kept
+
+
+def _context(
+    model: nn.Module, decoder: bool, length: int, seq_length: int, cut: Cut, dtype: torch.dtype
+) -> tuple[dict, list[Tensor]]:
+    """(what a block is told beside x, those tensors of it that all blocks share)."""
+    config = model.config
+    positions = torch.arange(length)
+    seen = Seen(causal=config.family == "gpt" or decoder)
+    if cut.context > 1:
+        seen = Seen(mask=torch.ones(1, 1, length // cut.context, length, dtype=torch.bool))
+    context: dict = {}
+    if config.family == "t5":
+        bias = model.decoder_bias if decoder else model.encoder_bias
+        seen = seen if bias is None else bias(positions, positions, seen)
+        if decoder:
+            context = {
+                "memory": torch.empty(1, seq_length, config.hidden_size, dtype=dtype),
+                "memory_seen": Seen(),
+            }
+    elif config.family == "gpt" and (rotary := model._rotary(positions[None, : length // cut.context])):
+        context["rotary"] = rotary
+    if config.retro_add_retriever:
+        context["retrieved"] = _neighbors(model, length, dtype)
+    shared = [
+        *context.get("rotary", ()),
+        *([context["memory"]] if decoder else []),
+        *([seen.mask] if seen.mask is not None else []),
+    ]
+    return {**context, "seen": seen}, shared
+
+
+def _neighbors(model: nn.Module, length: int, dtype: torch.dtype) -> Retrieved:
+    """What a layer of Retro is told of a sample's neighbours."""
+    m, k, D = model.config.retro_chunk_length, model.config.retro_num_neighbors, model.config.hidden_size
+    chunks = -(-length // m)
+    states, present = (
+        torch.empty(chunks * k, 2 * m, D, dtype=dtype, requires_grad=True),
+        torch.ones(chunks, k, 2 * m, dtype=torch.bool),
+    )
+    retrieved = Retrieved(
+        states,
+        present,
+        model._rotary(torch.arange(2 * m)[None]),
+        gate=1.0,
+        chunks=chunks,
+        first=(length - 1) % m + 1,
+    )
+    # the first of these layers makes its own
+    retrieved.encoded = torch.empty(chunks, k * 2 * m, D, dtype=dtype, requires_grad=True)
+    return retrieved
+
+
+def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, ranks: int, **how) -> Tensor:
+    """Attention of this rank's queries to the keys of all ranks."""
+    return attend(query, torch.cat([key] * ranks, dim=2), torch.cat([value] * ranks, dim=2), seen, **how)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Kept:
+    """The bytes of tensors that are kept, each storage once."""
+
+    def __init__(self, foreign: set[int]):
+        self.foreign, self.held, self.bytes = foreign, {}, 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        key = _storage(tensor)
+        if key not in self.foreign and key not in self.held:
+            self.held[key] = tensor  # alive, so that no other gets its address
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+class _Products(TorchDispatchMode):
+    """Keeps what the operations give that selective recomputation does not compute again."""
+
+    def __init__(self, foreign: set[int]):
+        super().__init__()
+        self.kept = _Kept(foreign)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if function in kept_operations():
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, Tensor):
+                    self.kept.add(tensor)
+        return result

@@ -1,0 +1,181 @@
+"""Retro's chunked cross-attention: the neighbours of a chunk, their encoder, and the layer that reads them.
+
+Borgeaud et al. 2022, section 2.4. retro.py puts these layers into a GPT. Legend: B batch, T sequence, D
+hidden, H heads, G key-value groups, C channels of a head, m tokens of a chunk, k neighbours of a chunk, r
+tokens of a neighbour (2 m).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, CrossAttention, LayerCache, Seen, attend, see_tokens
+from .block import Block, FeedForward
+from .layers import Linear, ModelConfig, Norm
+
+
+class Retrieved:
+    """The neighbours of the chunks of a batch on their way through the layers: `chunks` of each sample, the
+    first of `first` tokens.
+
+    states: (n k, r, D), embedded. present: (n, k, r) bool. n = B x chunks.
+    """
+
+    def __init__(
+        self,
+        states: Tensor,
+        present: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        *,
+        gate: float,
+        chunks: int,
+        first: int,
+    ):
+        self.states, self.present, self.rotary, self.gate, self.chunks, self.first = (
+            states,
+            present,
+            rotary,
+            gate,
+            chunks,
+            first,
+        )
+        # (n, k r, D): made by the first layer that reads neighbours, for it and those after it
+        self.encoded: Tensor | None = None
+
+    def encode(self, encoder: Encoder, x: Tensor) -> None:
+        """x: (B, T, D), the states in the first of the layers."""
+        m = self.present.shape[-1] // 2
+        absent = m - self.first
+        # (n, m, D)
+        memory = (
+            F.pad(x[:, : self.first + (self.chunks - 1) * m], (0, 0, absent, 0))
+            .unflatten(1, (self.chunks, m))
+            .flatten(0, 1)
+        )
+        seen = Seen()
+        if absent:
+            there = torch.arange(self.chunks * m, device=x.device).view(self.chunks, m) >= absent
+            seen = see_tokens(there.repeat(len(x), 1))
+        self.encoded = encoder(self.states, self.present, self.rotary, memory, seen)
+
+    def read(self, query: Tensor, key: Tensor, value: Tensor, cache: None, attention: Callable) -> Tensor:
+        """(B, T, H C): what each token reads. query: (B, T, H C).
+
+        key, value: (n, G, k r, C), of `encoded`.
+        """
+        B, T, width = query.shape
+        m, channels, skipped = self.present.shape[-1] // 2, key.shape[-1], self.first - 1
+        groups = F.pad(query[:, skipped:], (0, 0, 0, self.chunks * m - (T - skipped)))
+        y = attend_where_present(
+            groups.reshape(B * self.chunks, m, -1, channels).transpose(1, 2),
+            key,
+            value,
+            self.present.flatten(1),
+            attention,
+        )
+        return F.pad(y.view(B, -1, width)[:, : T - skipped], (0, 0, skipped, 0))
+
+
+def attend_where_present(
+    query: Tensor, key: Tensor, value: Tensor, present: Tensor, attention: Callable
+) -> Tensor:
+    """(n, T, H C); zeros where no key is present. query: (n, H, T, C). key, value: (n, G, keys, C).
+
+    present: (n, keys) bool.
+    """
+    any_present = present.any(1, keepdim=True)
+    # of no keys at all there is no softmax
+    y = attention(query, key, value, see_tokens(present | ~any_present))
+    return y * any_present[..., None].to(y.dtype)
+
+
+class ChunkedCrossAttention(CrossAttention):
+    """x (B, T, D) -> (B, T, D): what each token reads of the neighbours that it may read (section 2.4 of the
+    paper).
+    """
+
+    def __init__(self, config: ModelConfig, *, encodes: bool):
+        """encodes: whether this is the first of its kind in the model, which owns the encoder."""
+        super().__init__(config)
+        self.out = Linear(
+            config.num_attention_heads * config.kv_channels,
+            config.hidden_size,
+            bias=False,
+            std=config.residual_std,
+            split="row",
+        )
+        self.encoder = Encoder(config) if encodes else None
+
+    def forward(self, x: Tensor, *, retrieved: Retrieved, cache: LayerCache | None = None, **_) -> Tensor:
+        if self.encoder is not None:
+            retrieved.encode(self.encoder, x)
+        key, value = (None, None) if retrieved.encoded is None else self.keys_and_values(retrieved.encoded)
+        attention = functools.partial(
+            attend, scale=self.scale, dropout=self.dropout if self.training else 0.0
+        )
+        y = self.out(retrieved.read(self.query(x), key, value, cache, attention))
+        return y if retrieved.gate == 1 else y * retrieved.gate
+
+
+class Encoder(nn.Module):
+    """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        own = dataclasses.replace(
+            config,
+            hidden_dropout=config.retro_encoder_hidden_dropout,
+            attention_dropout=config.retro_encoder_attention_dropout,
+        )
+        self.dropout = own.hidden_dropout
+        crosses = [NeighborAttention(own) if i == 0 else None for i in range(config.retro_encoder_layers)]
+        self.layers = nn.ModuleList(
+            Block(own, mixer=Attention(own), cross=cross, ffn=FeedForward(own)) for cross in crosses
+        )
+        self.norm = Norm(config)
+
+    def forward(
+        self,
+        states: Tensor,
+        present: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        memory: Tensor,
+        memory_seen: Seen,
+    ) -> Tensor:
+        """(n, k r, D), normalised. states: (n k, r, D). present: (n, k, r) bool.
+
+        memory: (n, m, D), the chunks.
+        """
+        here = present.flatten(0, 1)
+        seen, x = (
+            see_tokens(here | ~here.any(1, keepdim=True)),
+            F.dropout(states, self.dropout, self.training),
+        )
+        for layer in self.layers:
+            x = layer(x, seen=seen, rotary=rotary, memory=memory, memory_seen=memory_seen)
+        return self.norm(x).reshape(len(present), -1, x.shape[-1])
+
+
+class NeighborAttention(CrossAttention):
+    """x (n k, r, D), memory (n, m, D) -> (n k, r, D): every neighbour reads its chunk, whose keys are
+    computed once for all k.
+    """
+
+    def forward(self, x: Tensor, *, memory: Tensor, memory_seen: Seen, **_) -> Tensor:
+        query = self.query(x)
+        # (n, H, k r, C)
+        grouped = query.view(len(memory), -1, query.shape[-1] // self.channels, self.channels).transpose(1, 2)
+        y = attend(
+            grouped,
+            *self.keys_and_values(memory),
+            memory_seen,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out(y.view(query.shape))

@@ -1,0 +1,330 @@
+"""FLOPs and bytes of every block, from the configuration alone; the peaks that devices promise.
+
+A multiplication and an addition are two FLOPs. Forward and backward pass together are three forward passes;
+what recomputation adds is never counted. Embedding look-ups, norms and activations are left out, the head
+counts, tied or not. Per token of a decoder, forward (legend of model/layers.py; S keys that a query meets; F,
+K, E of experts):
+
+    *  attention       2 D (H + 2 G) C + 2 H C D  +  4 H C S
+    x  cross           2 D H C + 2 H C D + 4 H C S', and for each token of the other sequence 4 D G C
+       Retro's         S' = k r, and the others are k r / m tokens of neighbours for each token; an encoder
+           has read them, whose
+                       layers are attention (S = r) and feed-forward, the first of them with a cross (S' = m)
+    -  feed-forward    4 D F, gated 6 D F
+    E  experts         2 D E + K (4 or 6) D F, and the shared expert's
+    M  Mamba-2         2 D (2 I + 2 G N + H) + 2 I D + 7 I N    (I inner width, N state, G groups, H heads)
+       head            2 D V
+
+There are two conventions for S under a causal mask, and they differ by 6 to 11 % of a whole model: `full`
+counts all T keys (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), `causal` half of them
+(Megatron-LM since 2025). Of a window both count its width.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import NamedTuple
+
+import torch
+
+from .decoder import layer_kinds
+from .layers import GATED, ModelConfig
+
+
+class Flops(NamedTuple):
+    full: float
+    causal: float
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.full + other.full, self.causal + other.causal)
+
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(self.full * factor, self.causal * factor)
+
+
+def training_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """Of one sample, forward and backward. config: resolved.
+
+    decoder_seq_length: T5's; seq_length is its encoder's.
+    """
+    return forward_flops(config, seq_length, decoder_seq_length) * 3
+
+
+def forward_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """Of one sample, with its loss."""
+    return sum(block_flops(config, seq_length, decoder_seq_length), Flops(0, 0)) + _same(
+        head_flops(config, seq_length, decoder_seq_length)
+    )
+
+
+def block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+    """Of one sample, forward, of each block in the order in which they run."""
+    D = config.hidden_size
+    if config.family == "gpt":
+        costs = {
+            kind: sum((_part(config, symbol, seq_length) for symbol in kind), Flops(0, 0))
+            for kind in set(layer_kinds(config))
+        }
+        return [costs[kind] for kind in layer_kinds(config)]
+    ffn = _feed_forward(config, config.ffn_hidden_size)
+    encoder = [
+        _same(_projections(config) * seq_length + _scores(config, seq_length, seq_length) + ffn * seq_length)
+    ] * config.num_layers
+    if config.family == "bert":
+        return encoder
+    if config.family == "ict":  # a tower that is shared runs twice
+        return [cost * 2 for cost in encoder] if config.biencoder_shared_query_context_model else encoder * 2
+    T = decoder_seq_length
+    HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
+    cross = 4 * D * HC * T + 4 * D * GC * seq_length + _scores(config, T, seq_length)
+    return encoder + [_part(config, "*", T) + _same(cross + ffn * T)] * (
+        config.decoder_num_layers or config.num_layers
+    )
+
+
+def head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+    """Of one sample, forward, of what comes after the blocks."""
+    D, V = config.hidden_size, config.padded_vocab_size
+    if config.family == "ict":
+        return 4 * D * config.biencoder_projection_dim
+    if config.family == "bert":
+        return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
+    return 2 * D * V * (decoder_seq_length if config.family == "t5" else seq_length)
+
+
+def _same(flops: float) -> Flops:
+    return Flops(flops, flops)
+
+
+def _part(config: ModelConfig, symbol: str, T: int) -> Flops:
+    """Of one symbol of a layer's kind, over a sequence of T tokens, causal."""
+    D = config.hidden_size
+    if symbol == "*":
+        window = config.window_size if config.window_size is not None and config.window_size < T else None
+        full = _scores(config, T, window or T)
+        return _same(_projections(config) * T) + Flops(full, full if window else full / 2)
+    if symbol == "-":
+        return _same(_feed_forward(config, config.ffn_hidden_size) * T)
+    if symbol == "E":
+        experts = config.moe_router_topk * _feed_forward(config, config.moe_ffn_hidden_size)
+        shared = _feed_forward(config, config.moe_shared_expert_intermediate_size or 0)
+        return _same((2 * D * config.num_experts + experts + shared) * T)
+    if symbol in "xX":
+        return _same(_neighbors(config, T, encodes=symbol == "X"))
+    inner = config.mamba_num_heads * config.mamba_head_dim
+    projections = (
+        2 * D * (2 * inner + 2 * config.mamba_num_groups * config.mamba_state_dim + config.mamba_num_heads)
+        + 2 * inner * D
+    )
+    return _same((projections + 7 * inner * config.mamba_state_dim) * T)
+
+
+def _neighbors(config: ModelConfig, T: int, *, encodes: bool) -> float:
+    """Of Retro's reading of neighbours. encodes: with their encoder."""
+    D, HC, GC = (
+        config.hidden_size,
+        config.num_attention_heads * config.kv_channels,
+        config.num_query_groups * config.kv_channels,
+    )
+    m, k = config.retro_chunk_length, config.retro_num_neighbors
+    chunks, r = -(-T // m), 2 * m
+    tokens = chunks * k * r
+    flops = 4 * D * HC * T + _scores(config, chunks * m, k * r) + 4 * D * GC * tokens
+    if not encodes:
+        return flops
+    layer = (
+        _projections(config) * tokens
+        + _scores(config, tokens, r)
+        + _feed_forward(config, config.ffn_hidden_size) * tokens
+    )
+    return (
+        flops
+        + config.retro_encoder_layers * layer
+        + 4 * D * HC * tokens
+        + _scores(config, tokens, m)
+        + 4 * D * GC * chunks * m
+    )
+
+
+def _projections(config: ModelConfig) -> int:
+    """To queries, keys, values and back, per token."""
+    H, G, C = config.num_attention_heads, config.num_query_groups, config.kv_channels
+    return 2 * config.hidden_size * (H + 2 * G) * C + 2 * H * C * config.hidden_size
+
+
+def _scores(config: ModelConfig, queries: int, keys: int) -> int:
+    """Of queries with keys, and of weights with values."""
+    return 4 * config.num_attention_heads * config.kv_channels * queries * keys
+
+
+def _feed_forward(config: ModelConfig, inner: int) -> int:
+    return (6 if config.activation in GATED else 4) * config.hidden_size * inner
+
+
+# Dense bfloat16 (float16 before Ampere) in TFLOP/s, from the makers' data sheets, without sparsity. The first
+# name that is part of the device's wins.
+PEAKS = {
+    "GB200": 2500,
+    "B200": 2250,
+    "B100": 1750,
+    "GH200": 989,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H800": 989,
+    "H20": 148,
+    "A100": 312,
+    "A800": 312,
+    "A40": 150,
+    "A30": 165,
+    "A10G": 70,
+    "A10": 125,
+    "A6000": 155,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+    "MI355": 2500,
+    "MI325": 1307,
+    "MI300": 1307,
+    "MI250": 383,
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """What a device can do in a second: of a GPU as its maker says, for 16-bit numbers; of a CPU as a product
+    shows.
+
+    None where it is not known. float8 is measured against the 16-bit peak too.
+    """
+    if device.type == "cpu":
+        return _measured_peak(dtype, torch.get_num_threads())
+    name = torch.cuda.get_device_name(device)
+    return (
+        next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
+        if dtype != torch.float32
+        else None
+    )
+
+
+@functools.cache
+def _measured_peak(dtype: torch.dtype, _threads: int) -> float:
+    """FLOP/s of the best of a few products of 1024 x 1024 matrices, some 0.1 s in all; of float32 for
+    float16, whose large products are not the fast ones.
+    """
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    a, b = (torch.ones(1024, 1024, dtype=dtype) for _ in "ab")
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / min(seconds)
+
+
+class Bytes(NamedTuple):
+    """About what a training step holds on one device."""
+
+    weights: int  # and a narrower copy of them
+    gradients: int
+    moments: int
+    activations: int  # of one micro-batch
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def training_bytes(
+    config: ModelConfig,
+    parameters: int,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    num_moments: int,
+    granularity: str | None,
+) -> Bytes:
+    """tokens: of a micro-batch. granularity: of recomputation.
+
+    Good to some 20 %: temporaries and buffers are not in it.
+    """
+    width = dtype.itemsize
+    D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
+    inner = config.ffn_hidden_size
+    if config.num_experts:
+        inner = config.moe_router_topk * config.moe_ffn_hidden_size
+    gated = config.activation in GATED
+    # What a block keeps per token: what goes into norms, products and activations.
+    values = {
+        None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner,
+        "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner,
+        "full": D,
+    }[granularity]
+    second = {"t5": config.decoder_num_layers or config.num_layers, "ict": config.num_layers}.get(
+        config.family, 0
+    )
+    layers = len(layer_kinds(config)) if config.family == "gpt" else config.num_layers + second
+    if config.retro_add_retriever:  # its encoder's see k r tokens for each m
+        layers += (
+            2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
+        )
+    # the head's gradient is made in the forward pass
+    head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D
+    narrow = 0 if dtype == torch.float32 else width
+    return Bytes(
+        parameters * (4 + narrow),
+        parameters * 4,
+        parameters * 4 * num_moments,
+        layers * values * width * tokens + head,
+    )
+
+
+def out_of_memory_message(
+    config: ModelConfig,
+    parameters: int,
+    *,
+    micro_batch_size: int,
+    tokens_per_sample: int,
+    dtype: torch.dtype,
+    num_moments: int,
+    granularity: str | None,
+) -> str:
+    """What takes the memory and which settings give most of it back, largest first."""
+
+    def held(size: int, granularity: str | None, dtype: torch.dtype = dtype) -> Bytes:
+        return training_bytes(
+            config,
+            parameters,
+            tokens=size * tokens_per_sample,
+            dtype=dtype,
+            num_moments=num_moments,
+            granularity=granularity,
+        )
+
+    now = held(micro_batch_size, granularity)
+    savings: dict[str, int] = {}
+    if granularity != "full":
+        savings["--recompute-granularity full"] = now.total - held(micro_batch_size, "full").total
+    if micro_batch_size > 1:
+        savings[f"--micro-batch-size {micro_batch_size // 2}"] = (
+            now.total - held(micro_batch_size // 2, granularity).total
+        )
+    savings[f"a --seq-length of {tokens_per_sample // 2}"] = now.activations // 2
+    if dtype == torch.float32:
+        savings["--bf16"] = now.total - held(micro_batch_size, granularity, torch.bfloat16).total
+    knobs = sorted(((gain, knob) for knob, gain in savings.items() if gain > 0), reverse=True)
+    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in now._asdict().items())
+    return (
+        f"out of memory; this run holds about {gibibytes(now.total)} ({parts}); what would save most: "
+        + "; ".join(f"{knob} (about {gibibytes(gain)})" for gain, knob in knobs)
+        + "; a smaller model, or more processes, each of which then holds a share of it"
+    )
+
+
+def gibibytes(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,279 @@
+"""The collectives that carry tensor, sequence, context and expert parallelism, as autograd functions of plain
+tensors.
+
+Each is a collective whose gradient is its transpose; x stands for a rank's own tensor, `axis` for the ranks
+it is exchanged with:
+
+    function        forward                         backward                    where
+    copy            x as it is                      sum over ranks              into a matrix whose rows are
+        cut
+    total           sum over ranks                  as it is                    out of one whose columns are
+        cut
+    gather          all ranks' x along a dimension  sum, each rank its part     the same two, where sequences
+        are cut, and
+    scatter         sum, each rank its part         all ranks' along it           keys and values of cut
+        sequences
+    gather_same     all ranks' x                    each rank its part          where all ranks go on with the
+        same numbers
+    share           this rank's part of x           all ranks' parts
+    exchange        rows to the ranks they go to    rows back                   tokens to experts and back
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.layers import compute_dtype
+from ..model.likelihood import Softmax, answers, joined, read
+from ..model.loss import chunk_bytes, chunks_of
+from .mesh import Axis
+
+# Their names since torch 2.13, and before.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def copy(x: Tensor, axis: Axis) -> Tensor:
+    return _Copy.apply(x, axis)
+
+
+def total(x: Tensor, axis: Axis) -> Tensor:
+    return _Total.apply(x, axis)
+
+
+def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return _gather(x, axis, dim)
+
+
+def scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return _scatter(x, axis, dim)
+
+
+def gather_same(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return _gather_same(x, axis, dim)
+
+
+def share(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return _share(x, axis, dim)
+
+
+def exchange(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
+    """(sum of received, ...) from rows (sum of sent, ...): the first sent[0] rows go to rank 0, the next to
+    rank 1 ...
+    """
+    return _Exchange.apply(rows, sent, received, axis)
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _sum(gradient, ctx.axis), None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        return _sum(x, axis)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, sent, received, axis):
+        ctx.how = sent, received, axis
+        return _all_to_all(rows, sent, received, axis)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        sent, received, axis = ctx.how
+        return _all_to_all(gradient, received, sent, axis), None, None, None
+
+
+def part(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """This rank's of as many equal parts as there are ranks; a view."""
+    size = x.shape[dim] // axis.size
+    return x.narrow(dim, axis.rank * size, size)
+
+
+def _sum(x: Tensor, axis: Axis) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)  # autograd may hold what was given
+    dist.all_reduce(x, group=axis.group)
+    return x
+
+
+def _all_gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    found = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
+    _all_gather_single(found, x.contiguous(), group=axis.group)
+    return found if dim == 0 else found.unflatten(0, (axis.size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+
+
+def _reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    if dim != 0:
+        x = x.unflatten(dim, (axis.size, -1)).movedim(dim, 0).flatten(0, 1)
+    found = x.new_empty(x.shape[0] // axis.size, *x.shape[1:])
+    _reduce_scatter_single(found, x.contiguous(), group=axis.group)
+    return found
+
+
+def _with_transpose(collective, transpose):
+    """An autograd function of (x, axis, dim) whose gradient is another collective of the same axis and
+    dimension.
+    """
+
+    class WithTranspose(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, axis, dim):
+            ctx.axis, ctx.dim = axis, dim
+            return collective(x, axis, dim)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return transpose(gradient, ctx.axis, ctx.dim), None, None
+
+    return WithTranspose.apply
+
+
+_gather = _with_transpose(_all_gather, _reduce_scatter)
+_scatter = _with_transpose(_reduce_scatter, _all_gather)
+_gather_same = _with_transpose(_all_gather, part)
+_share = _with_transpose(lambda x, axis, dim: part(x, axis, dim).clone(), _all_gather)
+
+
+def _all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(found, rows.contiguous(), received, sent, group=axis.group)
+    return found
+
+
+def vocabulary_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+    """(..., D), this rank's part of a sum: the vectors of those ids (...) whose rows it has, zeros for the
+    others.
+
+    weight: (V / ranks, D), this rank's rows.
+    """
+    ids = ids - axis.rank * weight.shape[0]
+    absent = (ids < 0) | (ids >= weight.shape[0])
+    return F.embedding(ids.masked_fill(absent, 0), weight).masked_fill(absent[..., None], 0.0)
+
+
+def vocabulary_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss_mask: Tensor,
+    vocab_size: int,
+    bias: Tensor | None = None,
+    *,
+    axis: Axis,
+) -> Tensor:
+    """loss.cross_entropy where each rank has rows of the head: weight (V / ranks, D), bias (V / ranks,) or
+    none.
+
+    hidden, labels and loss_mask are the same on all ranks of `axis`, and so are the loss and the gradient of
+    hidden. The rows of logits are computed in chunks, as there; two collectives a chunk, of some numbers a
+    row.
+    """
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
+    return _VocabularyCrossEntropy.apply(
+        copy(hidden, axis), weight, labels, loss_mask, vocab_size, bias, axis
+    )
+
+
+def vocabulary_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
+    """loss.logits_of where each rank has rows of the head, weight (V / ranks, D): all of them, on every rank
+    alike. Has no gradient.
+    """
+    logits = _all_gather(F.linear(hidden, weight), axis, hidden.dim() - 1)
+    logits[..., vocab_size:] = float("-inf")
+    return logits
+
+
+def vocabulary_likelihoods(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, axis: Axis
+) -> tuple[Tensor, Tensor]:
+    """likelihood.likelihoods where each rank has rows of the head, weight (V / ranks, D); the same answers on
+    all ranks.
+    """
+    first = axis.rank * len(weight)
+    own = read(hidden, weight[: max(0, vocab_size - first)], targets, first)
+    return answers(joined(Softmax(*(_all_gather(known[None], axis, 0) for known in own))), targets)
+
+
+class _VocabularyCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias, axis):
+        dtype = compute_dtype(weight)
+        wide = torch.promote_types(dtype, torch.float32)
+        compute_weight = weight.to(dtype)
+        first = axis.rank * len(weight)
+        needs_gradient = any(ctx.needs_input_grad[:2])
+        if needs_gradient:
+            hidden_gradient = torch.empty_like(hidden)
+            weight_gradient = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+            bias_gradient = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
+        loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        rows = max(128, chunk_bytes(hidden.device) // ((dtype.itemsize + 2 * wide.itemsize) * len(weight)))
+        for here in chunks_of(len(hidden), rows):
+            x, mask = hidden[here].to(dtype), loss_mask[here].to(wide)
+            logits = F.linear(x, compute_weight, None if bias is None else bias.to(dtype)).to(wide)
+            logits[:, max(0, vocab_size - first) :] = float("-inf")
+            own = labels[here] - first
+            absent = (own < 0) | (own >= len(weight))
+            own = own.masked_fill(absent, 0)[:, None]
+            probabilities, log_likelihood = _softmax(logits, own, absent, axis)
+            loss -= (log_likelihood * mask).sum(dtype=torch.float64)
+            if needs_gradient:
+                probabilities.scatter_add_(-1, own, torch.where(absent, 0.0, -1.0).to(wide)[:, None])
+                if bias is not None:
+                    bias_gradient += mask @ probabilities
+                gradient = probabilities.to(dtype)
+                hidden_gradient[here] = (gradient @ compute_weight) * mask[:, None]
+                weight_gradient += gradient.T @ (x * mask[:, None].to(dtype))
+        if needs_gradient:
+            ctx.save_for_backward(
+                hidden_gradient,
+                weight_gradient.to(weight.dtype),
+                None if bias is None else bias_gradient.to(bias.dtype),
+            )
+        return loss.to(wide)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+        return (
+            hidden_gradient * gradient,
+            weight_gradient * gradient,
+            None,
+            None,
+            None,
+            None if bias_gradient is None else bias_gradient * gradient,
+            None,
+        )
+
+
+def _softmax(logits: Tensor, own: Tensor, absent: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
+    """(this rank's probabilities (N, V / ranks), the labels' log-likelihoods (N,)) from its logits, which are
+    overwritten.
+
+    own: (N, 1), where a label stands among this rank's rows; absent: (N,), that it stands elsewhere.
+    """
+    largest = logits.amax(-1)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=axis.group)
+    logits -= largest[:, None]
+    picked = logits.gather(-1, own)[:, 0].masked_fill(absent, 0.0)
+    exponentials = logits.exp_()
+    sums = torch.stack([exponentials.sum(-1), picked])
+    dist.all_reduce(sums, group=axis.group)
+    return exponentials.div_(sums[0, :, None]), sums[1] - sums[0].log()
