@@ -134,8 +134,9 @@ def wait(arguments) -> None:
     import torch
 
     from mt.train.model.build import build_model
+    from mt.train.model.config import ModelConfig, resolve
     from mt.train.model.inputs import MicroBatch
-    from mt.train.model.layers import ModelConfig, initialize, resolve
+    from mt.train.model.layers import initialize
     from mt.train.parallel.mesh import ParallelConfig, launch
     from mt.train.parallel.parallelize import parallelize
     from mt.train.parallel.pipeline import Pipeline
@@ -250,8 +251,9 @@ def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callabl
     import torch
 
     from mt.train.model.build import build_model
+    from mt.train.model.config import ModelConfig, resolve
     from mt.train.model.inputs import MicroBatch
-    from mt.train.model.layers import ModelConfig, initialize, resolve
+    from mt.train.model.layers import initialize
     from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
     from mt.train.parallel.mesh import Mesh, ParallelConfig
     from mt.train.parallel.parallelize import parallelize

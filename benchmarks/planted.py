@@ -35,7 +35,7 @@ from mt.train.batches import SampleConfig, build_samples
 from mt.train.checkpoint.native import load_model
 from mt.train.config import TrainConfig
 from mt.train.loop import train
-from mt.train.model.layers import ModelConfig
+from mt.train.model.config import ModelConfig
 
 # words known, those that may follow one, the share of passages that stand twice
 WORDS, FOLLOWERS, TWICE = 64, 8, 0.8

@@ -190,7 +190,7 @@ def own(dtype: str, compile: str = "never") -> Steps:
     from mt.tokenizer.tokenizer import load
     from mt.train.config import TrainConfig, load_datasets, plot_course
     from mt.train.loop import Trainer
-    from mt.train.model.layers import resolve
+    from mt.train.model.config import resolve
     from mt.train.parallel.mesh import launch
 
     folder = tempfile.TemporaryDirectory()

@@ -31,7 +31,8 @@ from ..train.checkpoint.foreign import is_foreign, open_foreign
 from ..train.checkpoint.huggingface import encoder_weights
 from ..train.checkpoint.native import CheckpointConfig, load_model
 from ..train.model.bert import Bert
-from ..train.model.layers import Linear, ModelConfig, initialize
+from ..train.model.config import ModelConfig
+from ..train.model.layers import Linear, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
 from ..train.parallel.parallelize import check_layout, cut_for_use
 from .tasks.race import Example

@@ -34,8 +34,8 @@ from ..indexed.neighbors import SampleNeighbors
 from ..indexed.remote import is_remote
 from ..tokenizer.tokenizer import Tokenizer
 from .model.attention import Documents
+from .model.config import ModelConfig
 from .model.inputs import MicroBatch
-from .model.layers import ModelConfig
 from .parallel.context_parallel import cut
 from .parallel.mesh import Mesh
 

@@ -22,7 +22,7 @@ from .checkpoint.hf_settings import ELSEWHERE, settings_tree
 from .checkpoint.native import CheckpointConfig
 from .metrics import LogConfig
 from .model.build import build_model
-from .model.layers import ModelConfig
+from .model.config import ModelConfig
 from .model.retro import is_retrieval
 from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig

@@ -27,10 +27,10 @@ from ..core.config import UserError
 from .checkpoint.native import moments
 from .config import TrainConfig, lengths_of, plot_course
 from .model.build import build_model, count_parameters
+from .model.config import ModelConfig
 from .model.dtensor import local_shard
 from .model.flops import gibibytes
 from .model.inputs import MicroBatch
-from .model.layers import ModelConfig
 from .optimizer import build_optimizer
 from .parallel.context_parallel import cut
 from .parallel.mesh import Mesh, pretend

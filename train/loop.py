@@ -59,9 +59,10 @@ from .float8 import use_float8
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
 from .model.build import build_model, count_parameters
+from .model.config import resolve
 from .model.flops import gibibytes, out_of_memory_message, peak_flops, training_flops
 from .model.inputs import MicroBatch
-from .model.layers import initialize, resolve
+from .model.layers import initialize
 from .model.moe import balance
 from .model.retro import is_retrieval
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates

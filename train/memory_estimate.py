@@ -22,8 +22,8 @@ from .model.attention import Attention, Seen, attend
 from .model.block import Block
 from .model.build import build_model
 from .model.chunked_cross_attention import Retrieved
+from .model.config import ModelConfig
 from .model.flops import block_flops, head_flops
-from .model.layers import ModelConfig
 from .model.moe import Experts
 from .recompute import kept_operations
 

@@ -34,8 +34,8 @@ from .batches import SampleConfig
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
 from .memory_estimate import Cut, Part, Parts, count_parts
+from .model.config import ModelConfig, resolve
 from .model.flops import PEAKS, training_flops
-from .model.layers import ModelConfig, resolve
 from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.parallelize import check_layout
 from .parallel.stages import divide

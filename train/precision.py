@@ -38,7 +38,7 @@ class PrecisionConfig:
         "tensorwise",
         "float8: one scale for a matrix, or for each of its rows, with the weights' gradients in 8 bits too"
         " or in bfloat16 (gw_hp); by rows needs torchao and e4m3",
-    )  # noqa: RUF009 - a frozen default: a text
+    )
     initial_loss_scale: float = option(2.0**32, "float16: the loss scale at the start")
     loss_scale_window: int = option(1000, "float16: steps without overflow before it doubles")
     hysteresis: int = option(2, "float16: overflows before it halves")

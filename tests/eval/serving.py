@@ -16,8 +16,9 @@ from mt.eval.lm import LanguageModel
 from mt.eval.server.app import ServeConfig, _listen, build_app
 from mt.eval.server.engine import Engine
 from mt.eval.server.middleware import Metrics
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 
 POSITIONS = 128
 

@@ -19,7 +19,7 @@ from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples
 from mt.train.checkpoint.native import load_model
 from mt.train.config import TrainConfig
 from mt.train.loop import train
-from mt.train.model.layers import ModelConfig
+from mt.train.model.config import ModelConfig
 from mt.train.model.retro import is_retrieval
 from mt.train.parallel.mesh import Mesh
 

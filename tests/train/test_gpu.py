@@ -13,7 +13,8 @@ from mt.train.checkpoint.native import newest_whole
 from mt.train.compile import compile_blocks
 from mt.train.loop import train
 from mt.train.model.build import build_model
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.layers import initialize
 from mt.train.model.loss import cross_entropy
 from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
 from mt.train.parallel.mesh import Mesh

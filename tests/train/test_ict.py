@@ -21,8 +21,9 @@ from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
 from mt.train.memory_estimate import Cut, count_parts
 from mt.train.model.build import build_model
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.flops import training_flops
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
 from mt.train.step import forward_backward
 

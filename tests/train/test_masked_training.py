@@ -11,7 +11,7 @@ from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, identity, unigram_entropy
 from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
-from mt.train.model.layers import ModelConfig
+from mt.train.model.config import ModelConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")

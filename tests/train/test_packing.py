@@ -9,8 +9,9 @@ import torch
 from mt.core.config import UserError
 from mt.train.batches import Batches, PackingConfig
 from mt.train.loop import train
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import UserError
-from ..model.layers import GATED, ModelConfig
+from ..model.config import GATED, ModelConfig
 from ..model.mamba import WIDTH
 from ..model.t5 import DISTANCE_BUCKETS, MAX_DISTANCE
 

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from ...core import manifest
 from ...core.config import UserError, check, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
-from ..model.layers import ModelConfig
+from ..model.config import ModelConfig
 from . import huggingface, megatron
 from . import native as checkpoint
 from .foreign import is_foreign, open_foreign, weight_shapes, with_rows

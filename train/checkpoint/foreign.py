@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from ...tokenizer.tokenizer import Tokenizer
 from ..model.build import build_model
-from ..model.layers import ModelConfig
+from ..model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

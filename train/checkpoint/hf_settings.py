@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.config import UserError
 from ...core.manifest import read_json
-from ..model.layers import ModelConfig, expert_layers, resolve
+from ..model.config import ModelConfig, expert_layers, resolve
 from .architectures import ARCHITECTURES
 
 

@@ -23,7 +23,7 @@ from ...core.manifest import read_json
 from ...indexed.masked_dataset import word_pieces
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
-from ..model.layers import ModelConfig
+from ..model.config import ModelConfig
 from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
 from .foreign import Foreign, weight_shapes
 from .hf_settings import settings_in, settings_of, settings_out

@@ -28,7 +28,7 @@ from torch import Tensor
 from ...core import manifest
 from ...core.config import UserError
 from ...tokenizer.tokenizer import Tokenizer
-from ..model.layers import GATED, ModelConfig, resolve
+from ..model.config import GATED, ModelConfig, resolve
 from .foreign import Foreign, weight_shapes, with_rows
 
 FILE = "model_optim_rng.pt"

@@ -45,7 +45,7 @@ from ...core import manifest
 from ...core.config import Failure, UserError, build, check, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, load_directory
 from ..model.build import build_model
-from ..model.layers import ModelConfig
+from ..model.config import ModelConfig
 from ..parallel.mesh import Mesh, ParallelConfig
 from ..parallel.parallelize import check_layout, cut_for_use
 from .foreign import ForeignReader, is_foreign, open_foreign

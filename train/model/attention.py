@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
-from .layers import Linear, ModelConfig, Norm
+from .config import ModelConfig
+from .layers import Linear, Norm
 from .positions import rotate
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .attention import Attention, Seen, see_tokens
 from .block import Block, FeedForward, activate
-from .layers import GATED, Embedding, Linear, ModelConfig, Norm
+from .config import GATED, ModelConfig
+from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
 
 TOKEN_TYPES = 2  # first and second segment

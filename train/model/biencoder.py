@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .bert import Bert
 from .block import Block
-from .layers import Linear, ModelConfig
+from .config import ModelConfig
+from .layers import Linear
 
 
 class Biencoder(nn.Module):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import GATED, Linear, ModelConfig, Norm
+from .config import GATED, ModelConfig
+from .layers import Linear, Norm
 
 
 class Block(nn.Module):

@@ -7,8 +7,8 @@ from torch import nn
 
 from .bert import Bert
 from .biencoder import Biencoder
+from .config import ModelConfig
 from .gpt import GPT
-from .layers import ModelConfig
 from .retro import Retro
 from .t5 import T5
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .attention import Attention, CrossAttention, LayerCache, Seen, attend, see_tokens
 from .block import Block, FeedForward
-from .layers import Linear, ModelConfig, Norm
+from .config import ModelConfig
+from .layers import Linear, Norm
 
 
 class Retrieved:

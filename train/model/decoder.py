@@ -9,7 +9,7 @@ from __future__ import annotations
 from .attention import Attention
 from .block import Block, FeedForward
 from .chunked_cross_attention import ChunkedCrossAttention
-from .layers import ModelConfig, expert_layers, retro_layers
+from .config import ModelConfig, expert_layers, retro_layers
 from .mamba import Mamba
 from .moe import MoE
 

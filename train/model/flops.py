@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import torch
 
+from .config import GATED, ModelConfig
 from .decoder import layer_kinds
-from .layers import GATED, ModelConfig
 
 
 class Flops(NamedTuple):

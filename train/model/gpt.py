@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .attention import Cache, Documents, see
 from .chunked_cross_attention import Retrieved
+from .config import ModelConfig
 from .decoder import build_block, layer_kinds
-from .layers import Embedding, Linear, ModelConfig, Norm, compute_dtype
+from .layers import Embedding, Linear, Norm, compute_dtype
 from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of
 from .positions import rotary_table

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Documents
-from .layers import Linear, ModelConfig
+from .config import ModelConfig
+from .layers import Linear
 
 CHUNK = 128  # tokens, as in Megatron-LM; on a CPU 64 takes the same time, 32 and 256 more than twice that
 WIDTH = 4  # of the convolution, tokens

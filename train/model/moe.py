@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import FeedForward, activate
-from .layers import GATED, Linear, ModelConfig, compute_dtype
+from .config import GATED, ModelConfig
+from .layers import Linear, compute_dtype
 
 
 class MoE(nn.Module):

@@ -10,7 +10,7 @@ the neighbours of chunk i, so that no token sees what was retrieved by a later o
     of chunk                    0 0 0 0 1 1 1 1 2 2
     reads neighbours of chunk   - - - 0 0 0 0 1 1 1
 
-Every third layer has it (layers.retro_layers), between attention and the feed-forward layer. The first of
+Every third layer has it (config.retro_layers), between attention and the feed-forward layer. The first of
 these owns the encoder of the neighbours, which looks both ways and whose first layer reads that layer's
 states of the chunk that a neighbour was retrieved for. Neighbours share the embeddings of tokens and
 positions; only the encoder's attention to itself rotates. A sequence that chunks do not divide begins with
@@ -34,8 +34,8 @@ from torch import Tensor
 
 from .attention import Cache, Documents, LayerCache, Seen
 from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
+from .config import ModelConfig
 from .gpt import GPT
-from .layers import ModelConfig
 
 # ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where
 # there is no token

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .attention import Attention, Cache, CrossAttention, Seen, see_tokens
 from .block import Block, FeedForward
-from .layers import Embedding, Linear, ModelConfig, Norm
+from .config import ModelConfig
+from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
 

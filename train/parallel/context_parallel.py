@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..model import attention, moe
 from ..model.attention import Documents, Seen
+from ..model.config import ModelConfig
 from ..model.inputs import MicroBatch
-from ..model.layers import ModelConfig
 from ..model.mamba import Exchange
 from .collectives import exchange, gather, gather_same, part
 from .mesh import Axis

@@ -40,7 +40,8 @@ from ..model.bert import Bert, MaskedHead
 from ..model.biencoder import Biencoder, Tower
 from ..model.block import FeedForward
 from ..model.chunked_cross_attention import Encoder
-from ..model.layers import Embedding, Linear, ModelConfig, Norm
+from ..model.config import ModelConfig
+from ..model.layers import Embedding, Linear, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
 from ..model.t5 import T5

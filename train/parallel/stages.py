@@ -27,10 +27,10 @@ from ...core.config import check
 from ..model.attention import see_tokens
 from ..model.block import Block
 from ..model.chunked_cross_attention import Retrieved
+from ..model.config import ModelConfig, retro_layers
 from ..model.flops import block_flops, head_flops
 from ..model.gpt import GPT
 from ..model.inputs import MicroBatch
-from ..model.layers import ModelConfig, retro_layers
 from ..model.retro import Retro
 from ..model.t5 import T5, Memory
 from .mesh import ParallelConfig

@@ -9,8 +9,9 @@ import torch
 
 from mt.eval.generation.batch import PASS_TOKENS, Batch, groups
 from mt.eval.generation.sampling import Continuation, Sampling
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 from mt.train.prepacked_weights import packs, ready_to_run
 
 VOCABULARY, POSITIONS = 120, 300

@@ -24,7 +24,8 @@ from mt.eval.tasks.finetune import PairsConfig, QqpConfig, RaceConfig, mnli, qqp
 from mt.eval.tasks.multiple_choice import f1
 from mt.eval.tasks.race import clean, read_race
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black", "white"), ("cat", "dog", "bird", "fish", "horse")

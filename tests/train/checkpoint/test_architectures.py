@@ -14,7 +14,7 @@ from mt.core.config import UserError
 from mt.train.checkpoint.architectures import ARCHITECTURES, weights_in, weights_out
 from mt.train.checkpoint.hf_settings import settings_in, settings_out
 from mt.train.model.build import build_model
-from mt.train.model.layers import ModelConfig, resolve
+from mt.train.model.config import ModelConfig, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V, T = 61, 24

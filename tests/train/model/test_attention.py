@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from mt.core.config import UserError
 from mt.train.model import attention
 from mt.train.model.attention import Documents, Seen, attend, attention_backend, see, see_tokens
-from mt.train.model.layers import ModelConfig, resolve
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

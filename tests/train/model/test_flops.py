@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mt.tests.train.parallel_jobs import random_neighbors
 from mt.train.model.build import build_model
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.flops import (
     forward_flops,
     out_of_memory_message,
@@ -12,7 +13,7 @@ from mt.train.model.flops import (
     training_bytes,
     training_flops,
 )
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 
 T = 32
 MODELS = {

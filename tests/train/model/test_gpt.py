@@ -9,8 +9,9 @@ import torch.utils.checkpoint
 from mt.core.config import UserError
 from mt.train.model.attention import Seen, see
 from mt.train.model.block import activate
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 from mt.train.model.loss import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")

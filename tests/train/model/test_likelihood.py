@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mt.train.model import likelihood
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.layers import initialize
 from mt.train.model.likelihood import Softmax, answers, joined, likelihoods, read
 
 

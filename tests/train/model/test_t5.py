@@ -6,7 +6,8 @@ from mt.train.checkpoint.architectures import weights_in
 from mt.train.checkpoint.hf_settings import settings_in
 from mt.train.model.attention import Seen
 from mt.train.model.bert import Bert
-from mt.train.model.layers import ModelConfig, initialize, resolve
+from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.layers import initialize
 from mt.train.model.t5 import T5
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,605 @@
+"""The settings of a model: ModelConfig, its rules, and `resolve`, which fills in what is left open."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Literal
+
+from ...core.config import check, option
+from .positions import scaling_mistake
+
+GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
+LAYER_SYMBOLS = "M*-E"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A transformer's shape. `resolve` fills in what is None."""
+
+    family: Literal["gpt", "bert", "t5", "ict"] = option(
+        "gpt",
+        "gpt: what comes next (Llama, Mistral, hybrids ...); bert: what was masked; t5: encoder and decoder;"
+        " ict: two BERTs, of queries and of the blocks that answer them",
+    )
+    num_layers: int | None = option(
+        None, "transformer layers; t5: of the encoder (default: 12, or as many as the pattern has)"
+    )
+    decoder_num_layers: int | None = option(None, "t5: layers of the decoder (default: num-layers)")
+    hybrid_override_pattern: str | None = option(
+        None,
+        "a symbol for each layer: M Mamba-2, * attention, - feed-forward, E experts (default: attention and"
+        " feed-forward in every layer)",
+    )
+    hidden_size: int = option(768, "width of the residual stream")
+    ffn_hidden_size: int | None = option(
+        None,
+        "width of the feed-forward layer (default: 4 x hidden-size; where it is gated, 8/3 of it, rounded"
+        " down to a multiple of 64)",
+    )
+    num_attention_heads: int = option(12, "attention heads")
+    num_query_groups: int | None = option(
+        None,
+        "key-value heads, each shared by heads / groups query heads; 1: multi-query attention (default: one"
+        " per head)",
+    )
+    kv_channels: int | None = option(None, "channels of a head (default: hidden-size / num-attention-heads)")
+    window_size: int | None = option(
+        None, "tokens that a query sees, its own and those just before it (default: all before it)"
+    )
+    qk_layernorm: bool = option(False, "normalise every head's queries and keys")
+    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash", "transformer-engine"] = option(
+        "auto",
+        "what computes causal attention: torch's SDPA, FlexAttention or variable-length kernel, or the"
+        " packages flash-attn and transformer-engine; auto: sdpa, or the best installed where documents or a"
+        " window bound it",
+    )
+    max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
+    position_embedding_type: Literal["learned", "rope", "relative", "none"] = option(
+        "learned",
+        "how positions enter; relative: by T5's buckets of distances, added to scores that are not divided by"
+        " the root of kv-channels",
+    )
+    rotary_base: float = option(10000.0, "rope: base of the frequencies")
+    rope_scaling: dict | None = option(  # noqa: RUF009 - a frozen default: None
+        None,
+        "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json"
+        " (rope_type: linear, dynamic, llama3, yarn; factor: ...)",
+    )
+    normalization: Literal["LayerNorm", "RMSNorm"] = option("LayerNorm", "kind of normalisation")
+    layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
+    post_norm: bool = option(
+        False,
+        "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of what"
+        " goes in, as Megatron-LM does",
+    )
+    activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu"] = option(
+        "gelu", "of the feed-forward layer; gelu_tanh is GPT-2's approximation, geglu T5 v1.1's gate"
+    )
+    add_bias_linear: bool = option(True, "biases in linear layers")
+    add_qkv_bias: bool = option(
+        False, "biases in the projection to queries, keys and values, whatever add-bias-linear says"
+    )
+    bert_binary_head: bool = option(
+        True, "bert: samples of two segments, half of them swapped, and a head that tells which came first"
+    )
+    biencoder_projection_dim: int = option(
+        0, "ict: numbers in an embedding, a projection of the first token's state; 0: that state itself"
+    )
+    biencoder_shared_query_context_model: bool = option(False, "ict: one BERT for queries and blocks")
+    retriever_score_scaling: bool = option(False, "ict: divide scores by the root of hidden-size")
+    untie_embeddings_and_output_weights: bool = option(
+        False, "an output matrix of its own instead of the embedding's"
+    )
+    init_method_std: float = option(0.02, "standard deviation of the first weights")
+    hidden_dropout: float = option(0.0, "dropout on the embedding and on what each layer adds")
+    attention_dropout: float = option(0.0, "dropout on attention weights")
+    num_experts: int | None = option(
+        None,
+        "experts of a mixture in the place of feed-forward layers; they have no biases (default: no mixture)",
+    )
+    moe_layer_freq: str = option(
+        "1",
+        "which layers have experts: N for every N-th, or a list of 0 and 1 for all of them, such as"
+        " [0]*3+[1]*24",
+    )
+    moe_ffn_hidden_size: int | None = option(None, "width of an expert (default: ffn-hidden-size)")
+    moe_shared_expert_intermediate_size: int | None = option(
+        None, "width of an expert that every token goes through beside those it is sent to (default: none)"
+    )
+    moe_shared_expert_gate: bool = option(False, "weigh the shared expert by a sigmoid of the token")
+    moe_router_topk: int = option(2, "experts that a token is sent to")
+    moe_router_score_function: Literal["softmax", "sigmoid"] = option(
+        "softmax", "how the router's logits become weights"
+    )
+    moe_router_pre_softmax: bool = option(
+        False,
+        "softmax over all experts, of which the chosen keep their part; default: softmax over the chosen",
+    )
+    moe_router_enable_expert_bias: bool = option(
+        False,
+        "balance by a bias on the choice of experts that follows their loads, without a loss; for sigmoid",
+    )
+    moe_router_bias_update_rate: float = option(1e-3, "how far that bias moves in a step")
+    moe_aux_loss_coeff: float = option(0.0, "weight of the load-balancing loss; 0.01 is a good start")
+    moe_z_loss_coeff: float = option(
+        0.0, "weight of the loss that keeps the router's logits small; 0.001 is a good start"
+    )
+    moe_expert_capacity_factor: float | None = option(
+        None,
+        "in training an expert takes at most this times the mean number of tokens of a micro-batch, and the"
+        " rest is dropped (default: drop none)",
+    )
+    moe_token_drop_policy: Literal["probs", "position"] = option(
+        "probs", "beyond the capacity drop those of least weight, or those that come last"
+    )
+    mamba_state_dim: int = option(128, "Mamba-2: size of the state of each channel")
+    mamba_head_dim: int = option(64, "Mamba-2: channels of a head")
+    mamba_num_groups: int = option(
+        8,
+        "Mamba-2: groups of heads that share how the state is written and read; as many as tensor-parallel"
+        " ranks at least",
+    )
+    mamba_num_heads: int | None = option(None, "Mamba-2: heads (default: 2 x hidden-size / mamba-head-dim)")
+    retro_add_retriever: bool = option(
+        False,
+        "gpt: every third layer also reads what was retrieved for the chunks of the tokens; training then"
+        " needs --retro-project-dir",
+    )
+    retro_chunk_length: int = option(
+        64, "Retro: tokens of a chunk, as in the database; a neighbour is twice as long"
+    )
+    retro_num_neighbors: int = option(2, "Retro: neighbours of each chunk that are read")
+    retro_encoder_layers: int = option(2, "Retro: layers of the neighbours' encoder")
+    retro_encoder_hidden_dropout: float = option(0.1, "Retro: dropout of the encoder on what each layer adds")
+    retro_encoder_attention_dropout: float = option(0.1, "Retro: dropout of the encoder on attention weights")
+    vocab_size: int | None = option(None, "tokens in the vocabulary (default: the tokenizer's)")
+    make_vocab_size_divisible_by: int = option(128, "rows of the embedding are padded to a multiple of this")
+
+    def __post_init__(self):
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        sizes = (
+            "num_layers",
+            "decoder_num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "kv_channels",
+            "window_size",
+            "max_position_embeddings",
+            "vocab_size",
+            "make_vocab_size_divisible_by",
+        )
+        check(
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) >= 1,
+                    f"model.{n} = {getattr(self, n)} must be at least 1",
+                )
+                for n in sizes
+            ),
+            *(
+                (0 <= getattr(self, n) < 1, f"model.{n} = {getattr(self, n)} must be at least 0 and below 1")
+                for n in ("hidden_dropout", "attention_dropout")
+            ),
+            *_family_rules(self),
+            *_pattern_rules(self),
+        )
+        check(
+            (
+                self.kv_channels is not None or self.hidden_size % heads == 0,
+                (
+                    f"model.num_attention_heads = {heads} does not divide model.hidden_size ="
+                    f" {self.hidden_size}; use {_divisors(self.hidden_size, heads)}, or give --kv-channels"
+                ),
+            ),
+            (
+                groups is None or (groups >= 1 and heads % groups == 0),
+                (
+                    f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads};"
+                    f" use {_divisors(heads, groups or 1)}"
+                ),
+            ),
+        )
+        check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self), *_retro_rules(self))
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+
+    @property
+    def residual_std(self) -> float:
+        """Of the first values of a matrix that writes to the residual stream: smaller, the more of them add
+        up (Radford et al. 2019).
+        """
+        return self.init_method_std / (self.num_layers * (1 if self.hybrid_override_pattern else 2)) ** 0.5
+
+
+def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    family, gpt = config.family, config.family == "gpt"
+    positions = {
+        "gpt": ("learned", "rope", "none"),
+        "bert": ("learned",),
+        "t5": ("learned", "relative", "none"),
+        "ict": ("learned",),
+    }[family]
+    pairs = _changed(config, "biencoder_") + _changed(config, "retriever_")
+    return [
+        (
+            config.position_embedding_type in positions,
+            (
+                f"model.position_embedding_type = {config.position_embedding_type} does not fit model.family"
+                f" = {family}; use {' or '.join(positions)}"
+            ),
+        ),
+        (
+            gpt or config.window_size is None,
+            (
+                f"model.window_size bounds what comes before a token, and model.family = {family} looks both"
+                " ways; leave it out"
+            ),
+        ),
+        (
+            gpt or config.hybrid_override_pattern is None,
+            f"model.hybrid_override_pattern is for model.family = gpt, not {family}; leave it out",
+        ),
+        (
+            gpt or config.attention_backend in ("auto", "sdpa"),
+            (
+                f"model.attention_backend = {config.attention_backend} knows causal attention alone; leave it"
+                f" out for model.family = {family}"
+            ),
+        ),
+        (
+            not config.post_norm or family in ("bert", "ict"),
+            f"model.post_norm is BERT's way; leave it out for model.family = {family}",
+        ),
+        (
+            family == "ict" or not pairs,
+            f"model.{', model.'.join(pairs)}: for model.family = ict, not {family}; leave it out",
+        ),
+        (
+            config.biencoder_projection_dim >= 0,
+            (
+                f"model.biencoder_projection_dim = {config.biencoder_projection_dim} must not be negative (0:"
+                " no projection)"
+            ),
+        ),
+        (
+            config.decoder_num_layers is None or family == "t5",
+            f"model.decoder_num_layers is for model.family = t5; for {family} give --num-layers alone",
+        ),
+        (
+            not config.untie_embeddings_and_output_weights or family not in ("bert", "ict"),
+            (
+                "model.untie_embeddings_and_output_weights: BERT's masked words are read off its embedding;"
+                " leave it out"
+            ),
+        ),
+    ]
+
+
+def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    pattern = config.hybrid_override_pattern
+    if pattern is None:
+        return []
+    wrong = next((symbol for symbol in pattern if symbol not in LAYER_SYMBOLS), None)
+    return [
+        (
+            pattern != "",
+            "model.hybrid_override_pattern is empty; give a symbol for each layer, or leave it out",
+        ),
+        (
+            wrong is None,
+            (
+                f"model.hybrid_override_pattern has {wrong!r}; use M for Mamba-2, * for attention, - for"
+                " feed-forward, E for experts"
+            ),
+        ),
+        (
+            config.num_layers in (None, len(pattern)),
+            (
+                f"model.num_layers = {config.num_layers}, but model.hybrid_override_pattern has"
+                f" {len(pattern)} symbols; leave num_layers out"
+            ),
+        ),
+    ]
+
+
+def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if config.position_embedding_type != "rope":
+        return [
+            (
+                config.rope_scaling is None,
+                (
+                    "model.rope_scaling is for model.position_embedding_type = rope; give that too, or leave"
+                    " it out"
+                ),
+            )
+        ]
+    channels = config.kv_channels or config.hidden_size // config.num_attention_heads
+    mistake = scaling_mistake(config.rope_scaling) if config.rope_scaling is not None else None
+    return [
+        (
+            channels % 2 == 0,
+            (
+                "model.position_embedding_type = rope needs an even number of channels a head, not"
+                f" {channels}; change --num-attention-heads or --kv-channels"
+            ),
+        ),
+        (mistake is None, f"model.rope_scaling {mistake}"),
+    ]
+
+
+def _divisors(number: int, near: int) -> str:
+    """`4, 8 or 16`: the divisors of a number nearest to the one that was given."""
+    found = sorted(
+        sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))[:4]
+    )
+    return " or ".join(
+        [", ".join(map(str, found[:-1])), str(found[-1])] if len(found) > 1 else map(str, found)
+    )
+
+
+def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    count, topk, pattern = config.num_experts, config.moe_router_topk, config.hybrid_override_pattern
+    if count is None:
+        changed = _changed(config, "moe_")
+        return [
+            (
+                not changed,
+                (
+                    f"model.{', model.'.join(changed)}: there are no experts to set; give --num-experts too,"
+                    " or leave this out"
+                ),
+            ),
+            (
+                pattern is None or "E" not in pattern,
+                (
+                    "model.hybrid_override_pattern has layers E of experts; give --num-experts, or use - for"
+                    " feed-forward layers"
+                ),
+            ),
+        ]
+    sizes = ("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk")
+    coefficients = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")
+    softmax, factor = config.moe_router_score_function == "softmax", config.moe_expert_capacity_factor
+    mistake = None
+    try:
+        expert_layers(config.moe_layer_freq, config.num_layers)
+    except ValueError as error:
+        mistake = error
+    return [
+        *(
+            (
+                getattr(config, n) is None or getattr(config, n) >= 1,
+                f"model.{n} = {getattr(config, n)} must be at least 1",
+            )
+            for n in sizes
+        ),
+        *(
+            (getattr(config, n) >= 0, f"model.{n} = {getattr(config, n)} must not be negative")
+            for n in coefficients
+        ),
+        (
+            topk <= count,
+            f"model.moe_router_topk = {topk} is more than model.num_experts = {count}; send a token to fewer",
+        ),
+        (
+            config.family == "gpt",
+            f"model.num_experts is for model.family = gpt, not {config.family}; leave it out",
+        ),
+        (
+            pattern is None or "E" in pattern,
+            (
+                "model.num_experts is given, but model.hybrid_override_pattern has no layer E for them; put E"
+                " in the place of some -"
+            ),
+        ),
+        (
+            pattern is None or config.moe_layer_freq == "1",
+            (
+                "model.moe_layer_freq: the E of model.hybrid_override_pattern say which layers have experts;"
+                " leave it out"
+            ),
+        ),
+        (mistake is None, f"model.moe_layer_freq = {config.moe_layer_freq} {mistake}"),
+        (
+            softmax or not config.moe_router_pre_softmax,
+            (
+                "model.moe_router_pre_softmax is for model.moe_router_score_function = softmax; leave it out"
+                " for sigmoid"
+            ),
+        ),
+        (
+            not (softmax and topk == 1 and count > 1 and not config.moe_router_pre_softmax),
+            (
+                "model.moe_router_topk = 1: a softmax over the one chosen expert is always 1 and teaches the"
+                " router nothing; give --moe-router-pre-softmax"
+            ),
+        ),
+        (
+            not (softmax and config.moe_router_enable_expert_bias),
+            (
+                "model.moe_router_enable_expert_bias adds to scores between 0 and 1; give"
+                " --moe-router-score-function sigmoid with it"
+            ),
+        ),
+        (
+            factor is None or factor > 0,
+            f"model.moe_expert_capacity_factor = {factor} must be above 0; leave it out to drop no tokens",
+        ),
+        (
+            factor is not None or config.moe_token_drop_policy == "probs",
+            "model.moe_token_drop_policy needs --moe-expert-capacity-factor: without it no token is dropped",
+        ),
+        (
+            not config.moe_shared_expert_gate or config.moe_shared_expert_intermediate_size is not None,
+            (
+                "model.moe_shared_expert_gate needs --moe-shared-expert-intermediate-size: the width of the"
+                " expert that it weighs"
+            ),
+        ),
+    ]
+
+
+def _mamba_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if "M" not in (config.hybrid_override_pattern or ""):
+        changed = _changed(config, "mamba_")
+        return [
+            (
+                not changed,
+                (
+                    f"model.{', model.'.join(changed)}: there are no Mamba layers to set; give a"
+                    " --hybrid-override-pattern with M too, or leave this out"
+                ),
+            )
+        ]
+    channels, groups = config.mamba_head_dim, config.mamba_num_groups
+    sizes = [
+        (n, getattr(config, n))
+        for n in ("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads")
+    ]
+    wrong = [(n, value) for n, value in sizes if value is not None and value < 1]
+    if wrong:
+        return [(False, f"model.{n} = {value} must be at least 1") for n, value in wrong]
+    heads = config.mamba_num_heads or 2 * config.hidden_size // channels
+    return [
+        (
+            config.mamba_num_heads is not None or 2 * config.hidden_size % channels == 0,
+            (
+                f"model.mamba_head_dim = {channels} does not divide twice model.hidden_size ="
+                f" {config.hidden_size}; use {_divisors(2 * config.hidden_size, channels)}, or give"
+                " --mamba-num-heads"
+            ),
+        ),
+        (
+            heads % groups == 0,
+            (
+                f"model.mamba_num_groups = {groups} does not divide the {heads} heads of a Mamba layer; use"
+                f" {_divisors(heads, groups)}"
+            ),
+        ),
+    ]
+
+
+def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    if not config.retro_add_retriever:
+        changed = _changed(config, "retro_")
+        return [
+            (
+                not changed,
+                (
+                    f"model.{', model.'.join(changed)}: there is nothing retrieved to read; give"
+                    " --retro-add-retriever too, or leave this out"
+                ),
+            )
+        ]
+    sizes = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
+    dropouts = ("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout")
+    return [
+        *((getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1") for n in sizes),
+        *(
+            (0 <= getattr(config, n) < 1, f"model.{n} = {getattr(config, n)} must be at least 0 and below 1")
+            for n in dropouts
+        ),
+        (
+            config.family == "gpt",
+            f"model.retro_add_retriever is for model.family = gpt, not {config.family}; leave it out",
+        ),
+        (
+            config.hybrid_override_pattern is None,
+            (
+                "model.retro_add_retriever: which layers read neighbours follows from their number; leave"
+                " --hybrid-override-pattern out"
+            ),
+        ),
+        (
+            config.num_layers is None or bool(retro_layers(config.num_layers)),
+            (
+                f"model.num_layers = {config.num_layers}, but Retro's layers begin with the"
+                f" {FIRST_RETRO_LAYER}th; use {FIRST_RETRO_LAYER} or more"
+            ),
+        ),
+    ]
+
+
+FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
+
+
+def retro_layers(num_layers: int) -> range:
+    """Which layers of a Retro model, counted from 0, read neighbours: every third from the 6th, or from the
+    9th where there are more than 15.
+    """
+    return range((FIRST_RETRO_LAYER if num_layers <= MANY else FIRST_OF_MANY) - 1, num_layers, 3)
+
+
+def _changed(config: ModelConfig, prefix: str) -> list[str]:
+    """The settings of that prefix that are not as they are by default."""
+    return [
+        f.name
+        for f in dataclasses.fields(config)
+        if f.name.startswith(prefix) and getattr(config, f.name) != f.default
+    ]
+
+
+def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
+    """Which layers have experts: `moe_layer_freq` as Megatron-LM reads it.
+
+    Raises ValueError, which says what is wrong.
+
+    num_layers: None where it is not known yet; then nothing is said about the length of a list.
+    """
+    if frequency.isdigit() and int(frequency) >= 1:
+        return [layer % int(frequency) == 0 for layer in range(num_layers or 0)]
+    try:
+        flags = _flags(ast.parse(frequency.strip(), mode="eval").body)
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            "must be a whole number from 1, or a list of 0 and 1, such as [0,1]*12 or [0]*3+[1]*24"
+        ) from None
+    if num_layers is not None and len(flags) != num_layers:
+        raise ValueError(
+            f"is a list of {len(flags)}, but there are {num_layers} layers; say 0 or 1 for each of them"
+        )
+    return flags
+
+
+def _flags(node: ast.expr) -> list[bool]:
+    match node:
+        case ast.List() if all(isinstance(e, ast.Constant) and e.value in (0, 1) for e in node.elts):
+            return [bool(e.value) for e in node.elts]
+        case ast.BinOp(op=ast.Add()):
+            return _flags(node.left) + _flags(node.right)
+        case (
+            ast.BinOp(op=ast.Mult(), left=ast.Constant(value=int(times)), right=part)
+            | ast.BinOp(op=ast.Mult(), left=part, right=ast.Constant(value=int(times)))
+        ):
+            return _flags(part) * min(times, 100_000)
+    raise ValueError
+
+
+def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ModelConfig:
+    """The configuration with nothing left open.
+
+    vocab_size, seq_length: what the tokenizer and the data say.
+    """
+    gated = config.hidden_size * 8 // 3 // 64 * 64 or 64
+    ffn_hidden_size = config.ffn_hidden_size or (
+        gated if config.activation in GATED else 4 * config.hidden_size
+    )
+    mamba = "M" in (config.hybrid_override_pattern or "")
+    num_layers = config.num_layers or len(config.hybrid_override_pattern or "") or 12
+    return dataclasses.replace(
+        config,
+        num_layers=num_layers,
+        decoder_num_layers=(config.decoder_num_layers or num_layers) if config.family == "t5" else None,
+        ffn_hidden_size=ffn_hidden_size,
+        num_query_groups=config.num_query_groups or config.num_attention_heads,
+        kv_channels=config.kv_channels or config.hidden_size // config.num_attention_heads,
+        max_position_embeddings=config.max_position_embeddings or seq_length,
+        moe_ffn_hidden_size=(config.moe_ffn_hidden_size or ffn_hidden_size) if config.num_experts else None,
+        mamba_num_heads=config.mamba_num_heads
+        or (2 * config.hidden_size // config.mamba_head_dim if mamba else None),
+        vocab_size=config.vocab_size or vocab_size,
+    )
