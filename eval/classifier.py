@@ -35,7 +35,7 @@ from ..train.model.config import ModelConfig
 from ..train.model.layers import Linear, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
 from ..train.parallel.parallelize import check_layout, cut_for_use
-from .tasks.race import Example
+from .tasks.examples import Example
 
 MAX_QUESTION_TOKENS = 128  # of a question with an option, as Megatron-LM cuts it
 
@@ -153,7 +153,7 @@ def open_classifier(path: str, task: str, mesh: Mesh) -> tuple[Classifier, Token
     return model, load_directory(step / "tokenizer"), settings.seq_length
 
 
-class Encoder:
+class PairEncoder:
     """Texts -> the ids that a classifier reads."""
 
     def __init__(self, tokenizer: Tokenizer, seq_length: int):
@@ -196,7 +196,7 @@ class Encoder:
 class TrainingSet:
     """The ids and labels of all examples, 4 bytes a token; questions about the same text share it."""
 
-    def __init__(self, encoder: Encoder, examples):
+    def __init__(self, encoder: PairEncoder, examples):
         self._ids, self._ends = array.array("i"), array.array("q", [0])
         self._firsts, self._seconds, self.labels = array.array("q"), array.array("q"), array.array("b")
         self.choices, before = 0, None
@@ -231,8 +231,8 @@ class TrainingSet:
 
 
 @torch.inference_mode()
-def answers(
-    model: Classifier, encoder: Encoder, examples: Sequence[Example], batch_size: int
+def log_probabilities(
+    model: Classifier, encoder: PairEncoder, examples: Sequence[Example], batch_size: int
 ) -> list[list[float]]:
     """For each example the log-probability in nats of every choice or class.
 

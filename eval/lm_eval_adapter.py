@@ -27,8 +27,9 @@ from ..core.config import UserError, check, nearest, option
 from ..train.parallel.mesh import Mesh
 from .generation.sampling import Sampling
 from .lm import LanguageModel, open_scorer
-from .results import Results, ranks, shared
-from .tasks.lambada import Evaluation, document_windows
+from .results import Results, launch_ranks, map_over_ranks
+from .tasks.task_config import TaskConfig
+from .windows import document_windows
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
 REQUESTS_AT_ONCE = 512
@@ -38,7 +39,7 @@ PATIENCE_MINUTES = 24 * 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HarnessConfig(Evaluation):
+class HarnessConfig(TaskConfig):
     tasks: tuple[str, ...] = option(
         help=(
             "names of lm-eval's tasks, groups or tags, or of those in --include-path; with commas or spaces"
@@ -77,7 +78,7 @@ class HarnessConfig(Evaluation):
 def harness(config: HarnessConfig) -> dict | None:
     """The scores of lm-eval's tasks."""
     with (
-        ranks(config.tensor_model_parallel_size, PATIENCE_MINUTES) as mesh,
+        launch_ranks(config.tensor_model_parallel_size, PATIENCE_MINUTES) as mesh,
         Results(
             "eval harness",
             config,
@@ -307,7 +308,8 @@ class Adapter(TemplateLM):
 
     def _work(self, method: str, items: Sequence) -> list:
         return [
-            answer for _, answer in shared(self.mesh, items, getattr(self, f"_{method}"), REQUESTS_AT_ONCE)
+            answer
+            for _, answer in map_over_ranks(self.mesh, items, getattr(self, f"_{method}"), REQUESTS_AT_ONCE)
         ]
 
     def _loglikelihood(self, pairs: list) -> list[tuple[float, bool]]:

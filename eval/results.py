@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -108,7 +107,7 @@ class Results:
 
 
 @contextlib.contextmanager
-def ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 10.0) -> Iterator[Mesh]:
+def launch_ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 10.0) -> Iterator[Mesh]:
     """All processes of this command, torchrun's or this one alone.
 
     A user's mistake, which all find, is said by the first.
@@ -131,7 +130,9 @@ def ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 10.0) -
             raise
 
 
-def shared(mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: int) -> Iterator[tuple]:
+def map_over_ranks(
+    mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: int
+) -> Iterator[tuple]:
     """(item, its answer) of all items, in order and on every rank; data-parallel ranks work on different
     blocks of `at_once` at a time.
 
@@ -154,7 +155,7 @@ def shared(mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: i
             yield from zip(block, answers, strict=True)
 
 
-def records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
+def read_records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
     """("record N", document) of every record of a whole file that can be read; the others are counted and set
     aside.
     """
@@ -168,21 +169,3 @@ def records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
     for document in reader.read(shard, reject):
         number += 1
         yield f"record {number}", document
-
-
-class Mean:
-    """A running mean and its standard error, in constant memory (Welford 1962)."""
-
-    def __init__(self):
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        change = value - self.mean
-        self.mean += change / self.count
-        self._squares += change * (value - self.mean)
-
-    @property
-    def stderr(self) -> float | None:
-        """The sample's standard deviation over the root of the count; None below two values."""
-        return math.sqrt(self._squares / (self.count - 1) / self.count) if self.count > 1 else None

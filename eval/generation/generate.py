@@ -19,7 +19,7 @@ from ...core.progress import progress
 from ...documents import reader
 from ...train.prepacked_weights import ready_to_run
 from ..lm import LanguageModel, Retrieval, batched, open_generator
-from ..results import Results, records
+from ..results import Results, read_records
 from ..server.client import Server
 from .beam_search import BeamSearch
 from .sampling import Sampling
@@ -229,7 +229,7 @@ def _prompts(
             raise UserError(f"prompt {number} ({_head(text)}) {problem}")
         yield Prompt(str(number), text)
     for shard in shards:
-        for place, document in records(shard, results):
+        for place, document in read_records(shard, results):
             if problem := source.problem(document.text, config):
                 results.refuse(shard, place, problem, document)
             else:

@@ -47,10 +47,10 @@ from ...train.optimizer import (
 from ...train.parallel.mesh import Mesh
 from ...train.precision import Weights, use_fast_float32_products
 from ...train.step import forward_backward
-from ..classifier import Encoder, Finetuned, TrainingSet, is_finetuned, open_classifier, pretrained
-from ..results import Results, ranks
-from .multiple_choice import MNLI, QQP, RACE, Judge, Task, chooser, likelihood, score
-from .race import files_of, reader
+from ..classifier import Finetuned, PairEncoder, TrainingSet, is_finetuned, open_classifier, pretrained
+from ..results import Results, launch_ranks
+from .data_files import files_in, with_error_policy
+from .multiple_choice import ClassificationTask, Predictor, by_classifier, by_likelihood, evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,6 @@ class FinetuneOptimizer(OptimizerConfig):
     )
     lr_warmup_fraction: float | None = option(0.065, "warm-up, as a fraction of the decay")
     weight_decay: float = option(0.1, "decoupled weight decay; biases and other vectors have none")
-
-
-@dataclasses.dataclass(frozen=True)
-class RaceOptimizer(FinetuneOptimizer):
-    lr: float = option(1e-5, "peak learning rate")
-    lr_warmup_fraction: float | None = option(0.06, "warm-up, as a fraction of the decay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,44 +162,16 @@ class FinetuneConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RaceConfig(FinetuneConfig):
-    epochs: int = option(3, "times that every example is seen; 0: only evaluate --load")
-    micro_batch_size: int = option(4, "questions that a process works on together, each with four sequences")
-    optimizer: RaceOptimizer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PairsConfig(FinetuneConfig):
     optimizer: FinetuneOptimizer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QqpConfig(PairsConfig):
-    # The published train.tsv has rows with line breaks inside a question.
-    on_error: Literal["fail", "skip"] = option("skip", "a row that is no example: stop, or set it aside")
-
-
-def race(config: RaceConfig) -> dict | None:
-    """Accuracy on RACE's questions (Lai et al. 2017)."""
-    return _run(config, RACE)
-
-
-def mnli(config: PairsConfig) -> dict | None:
-    """Accuracy on pairs of sentences: does the second follow (Williams et al. 2018)?"""
-    return _run(config, MNLI)
-
-
-def qqp(config: QqpConfig) -> dict | None:
-    """Accuracy and F1 on pairs of questions: do they ask the same (Quora; Wang et al. 2019)?"""
-    return _run(config, QQP)
-
-
-def _run(config: FinetuneConfig, task: Task) -> dict | None:
-    with ranks(config.tensor_model_parallel_size) as mesh:
+def run(config: FinetuneConfig, task: ClassificationTask) -> dict | None:
+    with launch_ranks(config.tensor_model_parallel_size) as mesh:
         use_fast_float32_products()
-        valid = {path: place for place in config.valid_data for path in files_of(place, task.endings)}
+        valid = {path: place for place in config.valid_data for path in files_in(place, task.suffixes)}
         train = [
-            path for place in config.train_data if config.trains for path in files_of(place, task.endings)
+            path for place in config.train_data if config.trains for path in files_in(place, task.suffixes)
         ]
         model = config.pretrained_checkpoint if config.trains else config.load
         with Results(f"eval {task.name}", config, [model, *train, *valid], mesh) as results:
@@ -220,7 +186,7 @@ def _run(config: FinetuneConfig, task: Task) -> dict | None:
 
 def _evaluate(
     config: FinetuneConfig,
-    task: Task,
+    task: ClassificationTask,
     valid: dict[Path, str],
     results: Results,
     mesh: Mesh,
@@ -228,10 +194,10 @@ def _evaluate(
 ) -> dict | None:
     """The scores of --load, or of what was just finetuned, as its checkpoint holds it."""
     place = config.load if finetuned is None else config.output
-    judge = _judge(config, task, place, mesh)
+    predictor = _predictor(config, task, place, mesh)
     with results.predictions() as write:
-        scores, counts = score(task, valid, results, mesh, judge, write)
-    facts = {"scores": scores, "seq_length": judge.seq_length}
+        scores, counts = evaluate(task, valid, results, mesh, predictor, write)
+    facts = {"scores": scores, "seq_length": predictor.seq_length}
     files: list[Path] = []
     if finetuned is not None:
         facts |= {"training": finetuned.summary(), "epochs": finetuned.log.lines_of("accuracy")}
@@ -239,12 +205,14 @@ def _evaluate(
     return results.finish(counts, files, examples=counts["scored"], **facts) if mesh.rank == 0 else None
 
 
-def _judge(config: FinetuneConfig, task: Task, place: str, mesh: Mesh) -> Judge:
-    if task is RACE and not is_finetuned(place) and saved_settings(find(place)).model.family == "gpt":
-        return likelihood(place, config.seq_length, 4 * config.micro_batch_size, mesh)
+def _predictor(config: FinetuneConfig, task: ClassificationTask, place: str, mesh: Mesh) -> Predictor:
+    if task.for_gpt and not is_finetuned(place) and saved_settings(find(place)).model.family == "gpt":
+        return by_likelihood(place, config.seq_length, 4 * config.micro_batch_size, mesh)
     model, tokenizer, seq_length = open_classifier(place, task.name, mesh)
-    return chooser(
-        model, Encoder(tokenizer, min(config.seq_length or seq_length, seq_length)), config.micro_batch_size
+    return by_classifier(
+        model,
+        PairEncoder(tokenizer, min(config.seq_length or seq_length, seq_length)),
+        config.micro_batch_size,
     )
 
 
@@ -254,7 +222,7 @@ class Finetuning:
     def __init__(
         self,
         config: FinetuneConfig,
-        task: Task,
+        task: ClassificationTask,
         train: list[Path],
         valid: dict[Path, str],
         results: Results,
@@ -276,7 +244,7 @@ class Finetuning:
                 f"seq_length = {config.seq_length} must be at most the {positions} positions of the model in"
                 f" {config.pretrained_checkpoint}"
             )
-        self.encoder = Encoder(tokenizer, config.seq_length or min(512, positions))
+        self.encoder = PairEncoder(tokenizer, config.seq_length or min(512, positions))
         unit = config.micro_batch_size * mesh.dp.size
         self.batch_size = config.global_batch_size or unit
         if self.batch_size % unit:
@@ -285,7 +253,7 @@ class Finetuning:
                 f" {config.micro_batch_size} x {mesh.dp.size} data-parallel"
                 f" process{'es' * (mesh.dp.size > 1)} = {unit}"
             )
-        read = reader(task.read, results.reject, config.on_error)
+        read = with_error_policy(task.read, results.reject, config.on_error)
         self.data = TrainingSet(self.encoder, (example for path in train for example in read(path)))
         self.refused = len(results.rejects)
         if not self.data:
@@ -305,7 +273,7 @@ class Finetuning:
         self.weights = Weights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start()
-        self.log = Log(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)
+        self.log = FinetuneLog(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)
         saved = CheckpointConfig(save=config.output, load=config.pretrained_checkpoint)
         kept = Finetuned(task.name, task.outputs, self.encoder.seq_length, model.config, saved)
         data = {"files": [str(path) for path in train]}
@@ -363,7 +331,7 @@ class Finetuning:
             numbers[i : i + config.micro_batch_size] for i in range(0, len(numbers), config.micro_batch_size)
         ]
         mine = [
-            MicroBatch(i, self.arguments(piece))
+            ClassifierMicroBatch(i, self.arguments(piece))
             for i, piece in enumerate(pieces)
             if i % self.mesh.dp.size == self.mesh.dp.rank
         ]
@@ -413,12 +381,12 @@ class Finetuning:
         """The scores after an epoch, into the log; what is finetuned in bfloat16 is judged in it."""
         self.model.eval()
         before = len(self.results.rejects)
-        scores, _ = score(
+        scores, _ = evaluate(
             self.task,
             self.valid,
             self.results,
             self.mesh,
-            chooser(self.model, self.encoder, self.config.micro_batch_size),
+            by_classifier(self.model, self.encoder, self.config.micro_batch_size),
             lambda line: None,
         )
         del self.results.rejects[before:]
@@ -452,7 +420,7 @@ class Finetuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class MicroBatch:
+class ClassifierMicroBatch:
     """What forward_backward is given: its number in the batch, and what Classifier.loss takes."""
 
     index: int
@@ -462,7 +430,7 @@ class MicroBatch:
         return self.given
 
 
-class Log:
+class FinetuneLog:
     """log.jsonl; a run that goes on cuts it back to its checkpoint's step, so that it reads as if nothing had
     happened.
     """

@@ -28,16 +28,17 @@ from ...indexed.instruct_dataset import encode_prompt, set_of
 from ...indexed.questions import Question, read_questions
 from ..generation.sampling import Sampling
 from ..lm import NO_RETRIEVAL, LanguageModel, open_scorer
-from ..results import Mean, Results, ranks, shared
-from .lambada import Evaluation
-from .race import files_of, reader
+from ..metrics import RunningMean
+from ..results import Results, launch_ranks, map_over_ranks
+from .data_files import files_in, with_error_policy
+from .task_config import TaskConfig
 
 QUESTIONS_AT_ONCE = 64  # that a rank answers before it tells the others
 SCORES = ("exact_match", "f1", "f1_first_answer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QaConfig(Evaluation):
+class QaConfig(TaskConfig):
     """The settings of `mt eval qa`."""
 
     valid_data: tuple[str, ...] = option(
@@ -92,11 +93,11 @@ class QaConfig(Evaluation):
 
 def qa(config: QaConfig) -> dict | None:
     """Exact match and F1 of generated answers."""
-    with ranks(config.tensor_model_parallel_size) as mesh:
+    with launch_ranks(config.tensor_model_parallel_size) as mesh:
         paths = [
             path
             for place in config.valid_data
-            for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))
+            for path in files_in(place, (".json", ".jsonl", ".tsv", ".csv"))
         ]
         with Results("eval qa", config, [config.load, *config.retrieval.inputs, *paths], mesh) as results:
             if results.finished:
@@ -108,11 +109,11 @@ def qa(config: QaConfig) -> dict | None:
                 config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL,
                 mesh,
             )
-            means = {name: Mean() for name in SCORES}
+            means = {name: RunningMean() for name in SCORES}
             without_passages = 0
             with results.predictions() as write, progress("qa", None, "questions") as advance:
                 answer = lambda asked: _answers(asked, model, config)
-                for asked, text in shared(
+                for asked, text in map_over_ranks(
                     mesh, _prompts(paths, model, config, results), answer, QUESTIONS_AT_ONCE
                 ):
                     scores = score(text, asked.question.answers)
@@ -167,7 +168,7 @@ def _prompts(paths: list[Path], model: LanguageModel, config: QaConfig, results:
             )
         results.reject(bad)
 
-    read = reader(read_questions, results.reject, config.on_error)
+    read = with_error_policy(read_questions, results.reject, config.on_error)
     for path in paths:
         name = config.task if config.task is not None else set_of(path)
         for question in read(path):

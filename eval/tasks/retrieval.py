@@ -26,8 +26,9 @@ from ...core.progress import progress
 from ...indexed.questions import Question, read_questions
 from ...retro.embed_blocks import Encoder, Searcher
 from ..lm import batched
-from ..results import Mean, Results
-from .race import files_of, reader
+from ..metrics import RunningMean
+from ..results import Results
+from .data_files import files_in, with_error_policy
 
 QUESTIONS_AT_ONCE = 256
 WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
@@ -76,15 +77,15 @@ class RetrievalConfig:
 def retrieval(config: RetrievalConfig) -> dict:
     """Recall@k of the blocks found for questions."""
     paths = [
-        path for place in config.valid_data for path in files_of(place, (".json", ".jsonl", ".tsv", ".csv"))
+        path for place in config.valid_data for path in files_in(place, (".json", ".jsonl", ".tsv", ".csv"))
     ]
     with Results("eval retrieval", config, [config.load, config.db, *paths]) as results:
         if results.finished:
             return results.finished
         search = Searcher(config.db, Encoder(config.load), config.data_path, config.titles_data_path)
         ks = sorted(set(config.retriever_report_topk_accuracies))
-        hits = {k: Mean() for k in ks}
-        read = reader(read_questions, results.reject, config.on_error)
+        hits = {k: RunningMean() for k in ks}
+        read = with_error_policy(read_questions, results.reject, config.on_error)
         with results.predictions() as write, progress("retrieval", None, "questions") as advance:
             for questions in batched(
                 (question for path in paths for question in read(path)), QUESTIONS_AT_ONCE

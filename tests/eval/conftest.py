@@ -1,15 +1,16 @@
-"""A tiny random GPT-2 of transformers under the interface of mt's own models, and a byte tokenizer: the
-oracle's model.
-"""
+"""Models that the tests of eval share: a tiny random GPT-2 of transformers, and a BERT of two training steps."""
 
+import json
 import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from mt.cli import call
 from mt.eval import lm
 from mt.eval.lm import LanguageModel
+from mt.tests.eval.labelled_data import ANIMALS, COLOURS, WORDS
 
 POSITIONS = 64
 
@@ -112,3 +113,52 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
         lm, "load_model", lambda path, mesh=None: (TransformersModel(gpt2), ByteTokenizer(), config)
     )
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS)]) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory, vocabulary):
+    """A run's directory of a BERT that has taken two steps."""
+    folder = tmp_path_factory.mktemp("bert")
+    sentences = " ".join(f"The {a} is {c} ." for a in ANIMALS for c in COLOURS)
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": sentences}) + "\n" for _ in range(20)))
+    tokenizer = ["--tokenizer-type", "BertWordPieceLowerCase", "--vocab-file", vocabulary]
+    punkt = ["--input", str(folder / "text.jsonl"), "--output", str(folder / "punkt")]
+    call(("data", "train-punkt"), punkt)
+    call(
+        ("data", "tokenize"),
+        [
+            "--input",
+            str(folder / "text.jsonl"),
+            "--output-prefix",
+            str(folder / "text"),
+            "--split-sentences",
+            "--punkt",
+            str(folder / "punkt"),
+            "--workers",
+            "1",
+            *tokenizer,
+        ],
+    )
+    model = (
+        "--family bert --num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 48 --split"
+        " 100,0,0 --eval-iters 0 --micro-batch-size 4 --train-iters 2 --lr 1e-3"
+    )
+    call(
+        ("train",),
+        [
+            *model.split(),
+            *tokenizer,
+            "--data-path",
+            str(folder / "text_text_sentence"),
+            "--save",
+            str(folder / "save"),
+        ],
+    )
+    return str(folder / "save")

@@ -11,7 +11,8 @@ import torch
 from mt.cli import call
 from mt.core.config import UserError
 from mt.eval.lm import open_model
-from mt.eval.tasks.lambada import LambadaConfig, WikitextConfig, articles, lambada, wikitext
+from mt.eval.tasks.lambada import LambadaConfig, lambada
+from mt.eval.tasks.wikitext import WikitextConfig, articles, wikitext
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mt[eval]'")
 transformers = pytest.importorskip(

@@ -9,7 +9,8 @@ import torch
 from mt.cli import call
 from mt.core.config import UserError
 from mt.eval.generation.generate import GenerateConfig, generate
-from mt.eval.tasks.lambada import LambadaConfig, WikitextConfig, lambada, wikitext
+from mt.eval.tasks.lambada import LambadaConfig, lambada
+from mt.eval.tasks.wikitext import WikitextConfig, wikitext
 from mt.train.checkpoint.native import load_model
 
 TEXT = "the cat sat on the mat and the dog sat on the log . "

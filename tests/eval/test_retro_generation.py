@@ -9,7 +9,8 @@ from mt.core.config import UserError
 from mt.eval.generation.generate import GenerateConfig, generate
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import Retrieval, open_model
-from mt.eval.tasks.lambada import LambadaConfig, WikitextConfig, lambada, wikitext
+from mt.eval.tasks.lambada import LambadaConfig, lambada
+from mt.eval.tasks.wikitext import WikitextConfig, wikitext
 from mt.indexed.neighbors import Neighbors
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.retriever import Lookup
