@@ -113,7 +113,7 @@ def gpt2():
 
     from mt.train.checkpoint.architectures import weights_in
     from mt.train.checkpoint.hf_settings import settings_in
-    from mt.train.model.build import build_model
+    from mt.train.model.family import build_model
 
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(

@@ -270,7 +270,8 @@ def samples(arguments, folder: Path) -> None:
 
     from mt.indexed.format import IndexedDataset, IndexedWriter
     from mt.indexed.gpt_dataset import GPTDataset, _sample_index, build_indices
-    from mt.train.batches import Batches, PackingConfig
+    from mt.train.batches import Batches
+    from mt.train.model.inputs import PackingConfig
     from mt.train.parallel.mesh import Mesh
 
     end = 50256

@@ -133,8 +133,8 @@ def wait(arguments) -> None:
     """The table of pipelines."""
     import torch
 
-    from mt.train.model.build import build_model
     from mt.train.model.config import ModelConfig, resolve
+    from mt.train.model.family import build_model
     from mt.train.model.inputs import MicroBatch
     from mt.train.model.layers import initialize
     from mt.train.parallel.mesh import ParallelConfig, launch
@@ -250,8 +250,8 @@ def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callabl
 
     import torch
 
-    from mt.train.model.build import build_model
     from mt.train.model.config import ModelConfig, resolve
+    from mt.train.model.family import build_model
     from mt.train.model.inputs import MicroBatch
     from mt.train.model.layers import initialize
     from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm

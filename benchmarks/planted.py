@@ -31,11 +31,12 @@ from mt.indexed.neighbors import SampleNeighbors
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.batches import SampleConfig, build_samples
 from mt.train.checkpoint.native import load_model
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
+from mt.train.model.family import build_samples
+from mt.train.model.samples import SampleConfig
 
 # words known, those that may follow one, the share of passages that stand twice
 WORDS, FOLLOWERS, TWICE = 64, 8, 0.8

@@ -147,7 +147,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     from mt.train.loop import Trainer
     from mt.train.metrics import peak_memory
     from mt.train.model.config import resolve
-    from mt.train.model.flops import peak_flops, training_flops
+    from mt.train.model.flops import peak_flops
+    from mt.train.model.training_cost import training_flops
     from mt.train.parallel.mesh import launch
 
     warm, steps = (1, 1) if arguments.smoke else (WARM, arguments.steps)

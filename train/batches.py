@@ -11,70 +11,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..core.config import UserError, option
+from ..core.config import UserError
 from ..indexed.fim import FimDataset
-from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets, layout
-from ..indexed.ict_dataset import IctConfig, build_ict_datasets
-from ..indexed.instruct_dataset import InstructConfig, QuestionDataset, build_instruct_datasets
-from ..indexed.masked_dataset import (
-    BertConfig,
-    SentenceSamples,
-    T5Config,
-    build_bert_datasets,
-    build_t5_datasets,
-)
+from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset
+from ..indexed.instruct_dataset import QuestionDataset
+from ..indexed.masked_dataset import SentenceSamples
 from ..indexed.neighbors import SampleNeighbors
 from ..indexed.remote import is_remote
-from ..tokenizer.tokenizer import Tokenizer
-from .model.attention import Documents
 from .model.config import ModelConfig
-from .model.inputs import MicroBatch
+from .model.family import Collate
+from .model.inputs import Collator, MicroBatch, PackingConfig, check_range, collate_causal
+from .model.samples import SampleConfig
 from .parallel.context_parallel import cut
 from .parallel.mesh import Mesh
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(T5Config, IctConfig, InstructConfig):
-    """The data settings of training: those of every family, and those that only the samples of some have."""
-
-    retro_project_dir: str | None = option(
-        None, "Retro: the neighbours of the samples, as `mt retro neighbors` made them", role="input"
-    )
-
-    def __post_init__(self):
-        DataConfig.__post_init__(self)  # the rest is checked where such samples are built
-
-
-def build_samples(
-    model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]
-) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets of a family of models: see indexed.gpt.build_datasets."""
-    if data.data_folder is not None:
-        return build_instruct_datasets(data, tokenizer, num_samples)
-    if model.family == "gpt":
-        return build_datasets(data, num_samples)
-    if model.family == "t5":
-        return build_t5_datasets(_of_family(T5Config, data), tokenizer, num_samples)
-    if model.family == "ict":
-        return build_ict_datasets(_of_family(IctConfig, data), tokenizer, num_samples)
-    return build_bert_datasets(
-        _of_family(BertConfig, data, bert_binary_head=model.bert_binary_head), tokenizer, num_samples
-    )
-
-
-def _of_family(kind: type[DataConfig], data: SampleConfig, **more) -> DataConfig:
-    """The settings that a family's samples have, checked."""
-    return kind(
-        **{f.name: getattr(data, f.name) for f in dataclasses.fields(kind) if f.name not in more}, **more
-    )
-
 
 # indices of B samples -> MicroBatch's neighbors and neighbor_mask
 Neighbors = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -107,34 +62,11 @@ def open_neighbors(model: ModelConfig, data: SampleConfig, dataset: Dataset | No
     return functools.partial(found.tokens, k=model.retro_num_neighbors)
 
 
-@dataclasses.dataclass(frozen=True)
-class PackingConfig:
-    """What becomes of the several documents in a sample. By default they are one text to the model."""
-
-    reset_position_ids: bool = option(False, "positions start anew at every document")
-    reset_attention_mask: bool = option(False, "tokens do not see the documents before their own")
-    eod_mask_loss: bool = option(False, "what follows the end of a document is not asked of the model")
-
-    def any(self) -> bool:
-        return self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
-
-    def check_against(self, eod: int | None) -> None:
-        """Raises UserError where documents cannot be told apart.
-
-        eod: the token that ends them, if the tokenizer has one.
-        """
-        if self.any() and eod is None:
-            raise UserError(
-                "reset_position_ids, reset_attention_mask and eod_mask_loss go by the token that ends"
-                " documents, and this tokenizer has none; leave them out"
-            )
-
-
 class Batches:
     """This rank's share of a dataset's global batches.
 
-    eod: the token that ends documents, which `packing` goes by. neighbors: what looks up those of Retro's
-    samples.
+    eod: id of the end-of-document token, which `packing` goes by. collate: of the model's family. neighbors: looks up
+    the neighbours of Retro's samples.
     """
 
     def __init__(
@@ -146,16 +78,13 @@ class Batches:
         mesh: Mesh,
         packing: PackingConfig,
         eod: int | None,
+        collate: Collate = collate_causal,
         neighbors: Neighbors | None = None,
     ):
+        self.dataset, self.mesh = dataset, mesh
+        self.micro_batch_size = micro_batch_size
+        self.collate, self.collator = collate, Collator(vocab_size, mesh.device, packing, eod)
         self.neighbors = neighbors
-        self.dataset, self.micro_batch_size, self.vocab_size, self.mesh = (
-            dataset,
-            micro_batch_size,
-            vocab_size,
-            mesh,
-        )
-        self.packing, self.eod = packing, eod
 
     def over(self, steps: Iterable[tuple[int, int]]) -> Iterator[list[MicroBatch]]:
         """The global batches of (consumed samples, size) pairs, each read while the one before it is in use."""
@@ -186,97 +115,13 @@ class Batches:
     def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
         start = consumed + index * self.micro_batch_size
         indices = np.arange(start, start + self.micro_batch_size)
-        samples = self.dataset.batch(indices)
-        if isinstance(samples, dict):
-            return self._answers(index, samples) if "answer_mask" in samples else self._masked(index, samples)
-        micro = self._causal(index, samples)
-        if self.neighbors is None:
-            return micro
-        tokens, mask = self.neighbors(indices)
-        _check_range(tokens, self.vocab_size)
-        return dataclasses.replace(
-            micro, neighbors=self._to_device(tokens), neighbor_mask=self._to_device(mask)
-        )
-
-    def _causal(self, index: int, samples: np.ndarray) -> MicroBatch:
-        """samples: (B, T + 1) int64."""
-        _check_range(samples, self.vocab_size)
-        packed = layout(samples[:, :-1], self.eod) if self.packing.any() else None
-        samples = self._to_device(samples)
-        tokens, labels = samples[:, :-1], samples[:, 1:]
-        loss_mask = (
-            (tokens != self.eod).float()
-            if self.packing.eod_mask_loss
-            else torch.ones(labels.shape, device=labels.device)
-        )
-        positions = self._to_device(packed.position_ids) if self.packing.reset_position_ids else None
-        documents = None
-        if self.packing.reset_attention_mask:
-            documents = Documents(
-                self._to_device(packed.document_ids), self._to_device(packed.cu_seqlens), packed.max_seqlen
+        micro = self.collate(self.collator, index, self.dataset.batch(indices))
+        if self.neighbors is not None:
+            tokens, mask = self.neighbors(indices)
+            micro = dataclasses.replace(
+                micro, neighbors=self.collator.tokens(tokens), neighbor_mask=self.collator.tensor(mask)
             )
-        return cut(MicroBatch(index, tokens, labels, loss_mask, positions, documents), self.mesh.cp)
-
-    def _answers(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
-        """samples: as indexed.instruct gives them."""
-        _check_range(samples["text"], self.vocab_size)
-        text, mask = self._to_device(samples["text"]), self._to_device(samples["answer_mask"])
-        return cut(MicroBatch(index, text[:, :-1], text[:, 1:], mask[:, 1:].float()), self.mesh.cp)
-
-    def _masked(self, index: int, samples: dict[str, np.ndarray]) -> MicroBatch:
-        """samples: as indexed.masked and indexed.ict give them."""
-        bert = "text" in samples
-        for name in ("text", "text_enc", "text_dec", "query_tokens", "context_tokens"):
-            if name in samples:
-                _check_range(samples[name], self.vocab_size)
-        here = {name: self._to_device(array) for name, array in samples.items()}
-        if "query_tokens" in here:
-            tokens, blocks = here["query_tokens"], here["context_tokens"]
-            return MicroBatch(
-                index,
-                tokens,
-                None,
-                torch.ones(len(tokens), device=tokens.device),
-                padding_mask=here["query_pad_mask"].bool(),
-                encoder_tokens=blocks,
-                encoder_padding_mask=here["context_pad_mask"].bool(),
-            )
-        labels = here["labels"].clamp(min=0)  # -1 stands where the loss mask is 0
-        if bert:
-            return MicroBatch(
-                index,
-                here["text"],
-                labels,
-                here["loss_mask"].float(),
-                token_types=here["types"],
-                padding_mask=here["padding_mask"].bool(),
-                swapped=here["is_random"],
-            )
-        return MicroBatch(
-            index,
-            here["text_dec"],
-            labels,
-            here["loss_mask"].float(),
-            padding_mask=here["enc_mask"].bool(),
-            encoder_tokens=here["text_enc"],
-        )
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return (
-            tensor.pin_memory().to(self.mesh.device, non_blocking=True)
-            if self.mesh.device.type == "cuda"
-            else tensor
-        )
-
-
-def _check_range(tokens: np.ndarray, vocab_size: int) -> None:
-    for token in (int(tokens.max()), int(tokens.min())):
-        if not 0 <= token < vocab_size:
-            raise UserError(
-                f"the data holds token {token}, but model.vocab_size = {vocab_size}; "
-                "give the tokenizer that the data was made with, or another --vocab-size"
-            )
+        return cut(micro, self.mesh.cp)
 
 
 def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
@@ -290,7 +135,7 @@ def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
     for weight, source in _sources(dataset):
         counts = np.zeros(vocab_size, np.int64)
         for block in _tokens(source):
-            _check_range(block, vocab_size)
+            check_range(block, vocab_size)
             counts += np.bincount(block, minlength=vocab_size)
         share += weight * counts / counts.sum()
     share = share[share > 0]

@@ -16,14 +16,15 @@ from ..core.config import UserError, build, check, option, read_yaml, to_dict
 from ..indexed.fim import FimConfig, FimDataset
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from .anomalies import GuardConfig
-from .batches import PackingConfig, SampleConfig, build_samples
 from .checkpoint import native as checkpoint
 from .checkpoint.hf_settings import ELSEWHERE, settings_tree
 from .checkpoint.native import CheckpointConfig
 from .metrics import LogConfig
-from .model.build import build_model
 from .model.config import ModelConfig
+from .model.family import build_model, build_samples, families_with, family_of, sequence_lengths
+from .model.inputs import PackingConfig
 from .model.retro import is_retrieval
+from .model.samples import SampleConfig
 from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig
 from .precision import PrecisionConfig
@@ -124,7 +125,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check(*self._retro_rules())
-        lengths = lengths_of(self, self.model)
+        lengths = sequence_lengths(self.model, self.data)
         positions = self.model.max_position_embeddings or self.data.seq_length
         check(
             *(
@@ -144,19 +145,13 @@ class TrainConfig:
                     " compiled; leave one of them out"
                 ),
             ),
-            (
-                self.model.family == "ict" or not self.data.titles_data_path,
+            *(
                 (
-                    f"data.titles_data_path is for the blocks of model.family = ict, not {self.model.family};"
-                    " leave it out"
-                ),
-            ),
-            (
-                self.model.family == "gpt" or self.data.data_folder is None,
-                (
-                    "data.data_folder is for the questions that model.family = gpt answers, not"
-                    f" {self.model.family}; leave it out"
-                ),
+                    name in family_of(self.model).data or not getattr(self.data, name),
+                    f"data.{name} is for {families_with(lambda family, name=name: name in family.data)}, not"
+                    f" {self.model.family}; leave it out",
+                )
+                for name in ("titles_data_path", "data_folder")
             ),
             (
                 self.data.data_folder is None or not (self.packing.any() or self.fim.fim_rate),
@@ -166,11 +161,9 @@ class TrainConfig:
                 ),
             ),
             (
-                self.model.family == "gpt" or not (self.packing.any() or self.fim.fim_rate),
-                (
-                    "documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are for"
-                    f" model.family = gpt, not {self.model.family}; leave them out"
-                ),
+                family_of(self.model).causal or not (self.packing.any() or self.fim.fim_rate),
+                "packed documents (--reset-..., --eod-mask-loss) and fill-in-the-middle are for"
+                f" {families_with(lambda family: family.causal)}, not {self.model.family}; leave them out",
             ),
         )
 
@@ -232,14 +225,6 @@ class TrainConfig:
                 ),
             ),
         ]
-
-
-def lengths_of(config: TrainConfig, model: ModelConfig) -> dict[str, int]:
-    """Tokens of a sequence by the setting that says so."""
-    return {
-        "seq_length": config.data.seq_length,
-        **({"decoder_seq_length": config.data.decoder_seq_length} if model.family == "t5" else {}),
-    }
 
 
 @dataclasses.dataclass(frozen=True)

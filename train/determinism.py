@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import check
+from .model.base import Model
 
 
 def draw_from(text: str) -> None:
@@ -28,22 +29,17 @@ def draw_from(text: str) -> None:
     torch.manual_seed(_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1, 0))
 
 
-def give_blocks_seeds(model: nn.Module) -> None:
+def give_blocks_seeds(model: Model) -> None:
     """Lets every block of a model that drops anything, in place, draw from a seed that follows from the
     micro-batch's and from its own place.
 
-    Not a biencoder's, through whose blocks a micro-batch goes twice.
+    Model.seeded_modules tells which modules these are.
     """
     config = model.config
-    if (
-        not (config.hidden_dropout or config.attention_dropout or config.retro_add_retriever)
-        or config.family == "ict"
-    ):
+    if not (config.hidden_dropout or config.attention_dropout or config.retro_add_retriever):
         return
-    for index, block in enumerate(model.layers):
-        block.register_forward_pre_hook(functools.partial(_draw_for, index + 1))
-    if hasattr(model, "encoder_norm"):  # T5's embedding draws once more after the encoder
-        model.encoder_norm.register_forward_pre_hook(functools.partial(_draw_for, len(model.layers) + 1))
+    for index, module in enumerate(model.seeded_modules()):
+        module.register_forward_pre_hook(functools.partial(_draw_for, index + 1))
 
 
 def _draw_for(place: int, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

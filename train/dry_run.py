@@ -25,12 +25,12 @@ from torch._subclasses.fake_tensor import (
 
 from ..core.config import UserError
 from .checkpoint.native import moments
-from .config import TrainConfig, lengths_of, plot_course
-from .model.build import build_model, count_parameters
+from .config import TrainConfig, plot_course
 from .model.config import ModelConfig
 from .model.dtensor import local_shard
-from .model.flops import gibibytes
+from .model.family import build_model, count_parameters, family_of, sequence_lengths
 from .model.inputs import MicroBatch
+from .model.training_cost import gibibytes
 from .optimizer import build_optimizer
 from .parallel.context_parallel import cut
 from .parallel.mesh import Mesh, pretend
@@ -56,7 +56,7 @@ def dry_run(config: TrainConfig) -> dict:
     found = []
     for rank in ranks:
         with pretend(config.parallel, config.world_size, rank) as mesh:
-            check_layout(config.parallel, shape, lengths_of(config, shape))
+            check_layout(config.parallel, shape, sequence_lengths(shape, config.data))
             course = plot_course(config, mesh)
             found.append({"rank": rank, **_step(config, shape, mesh)})
             sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "pp", "dp")}
@@ -98,10 +98,11 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
         )
         # masks change no shape
         model = build_model(dataclasses.replace(shape, **dict.fromkeys(dropouts, 0.0)))
+    data_dependent_part = model.data_dependent_part
     if config.train.retro_freeze_decoder:
         model.freeze_gpt()
     if mesh.pp.size > 1:
-        model = Pipeline(model, mesh, config.parallel, lengths_of(config, shape), dtype)
+        model = Pipeline(model, mesh, config.parallel, sequence_lengths(shape, config.data), dtype)
     recompute(model, config.recompute)
     if mesh.tp.size == 1:
         for stage in stages_of(model):
@@ -124,10 +125,8 @@ def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
             optimizer.step()
             weights.refresh()
     except (DataDependentOutputException, DynamicOutputShapeException):
-        assert shape.num_experts or shape.family == "bert", (
-            "no other model's shapes depend on numbers, which fake tensors do not have"
-        )
-        where = "the first exchange between experts" if shape.num_experts else "BERT's head"
+        where = "the first exchange between experts" if shape.num_experts else data_dependent_part
+        assert where is not None, "no other model's shapes depend on values, which fake tensors do not have"
         checked = f"shapes and groups hold as far as {where}, whose sizes depend on the data"
     states = [
         state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state
@@ -161,43 +160,8 @@ def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
 
 
 def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBatch:
-    """As train.batches makes them, of this rank's tokens."""
-    B, T = config.train.micro_batch_size, config.data.seq_length
-    length = config.data.decoder_seq_length if shape.family == "t5" else T
-    tokens, labels = torch.empty(2, B, length, dtype=torch.int64)
-    mask = torch.empty(B, length)
-    present = torch.empty(B, T, dtype=torch.bool)
-    if shape.family == "t5":
-        return MicroBatch(
-            0, tokens, labels, mask, padding_mask=present, encoder_tokens=torch.empty(B, T, dtype=torch.int64)
-        )
-    if shape.family == "ict":
-        return MicroBatch(
-            0,
-            tokens,
-            None,
-            mask[:, 0],
-            padding_mask=present,
-            encoder_tokens=labels,
-            encoder_padding_mask=present,
-        )
-    if shape.family == "bert":
-        return MicroBatch(
-            0,
-            tokens,
-            labels,
-            mask,
-            token_types=tokens,
-            padding_mask=present,
-            swapped=torch.empty(B, dtype=torch.int64),
-        )
-    if shape.retro_add_retriever:
-        neighbors = torch.empty(
-            B,
-            T // shape.retro_chunk_length,
-            shape.retro_num_neighbors,
-            2 * shape.retro_chunk_length,
-            dtype=torch.int64,
-        )
-        return MicroBatch(0, tokens, labels, mask, neighbors=neighbors, neighbor_mask=neighbors > 0)
-    return cut(MicroBatch(0, tokens, labels, mask), mesh.cp)
+    """This rank's tokens of a micro-batch, with shapes and without values."""
+    lengths = sequence_lengths(shape, config.data)
+    size = config.train.micro_batch_size
+    micro = family_of(shape).empty(shape, size, lengths["seq_length"], lengths.get("decoder_seq_length", 0))
+    return cut(micro, mesh.cp)

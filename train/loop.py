@@ -47,24 +47,24 @@ from .config import (
     is_bert_for,
     is_gpt_for,
     is_part_of,
-    lengths_of,
     load_datasets,
     plot_course,
     with_schedules_of,
 )
-from .contrastive import batch_loss, start_from_bert
+from .contrastive import start_from_bert
 from .determinism import be_deterministic, give_blocks_seeds
 from .dry_run import dry_run
 from .float8 import use_float8
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
-from .model.build import build_model, count_parameters
 from .model.config import resolve
-from .model.flops import gibibytes, out_of_memory_message, peak_flops, training_flops
+from .model.family import build_model, count_parameters, family_of, sequence_lengths
+from .model.flops import peak_flops
 from .model.inputs import MicroBatch
 from .model.layers import initialize
 from .model.moe import balance
 from .model.retro import is_retrieval
+from .model.training_cost import gibibytes, out_of_memory_message, training_flops
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from .parallel.mesh import Mesh, launch
 from .parallel.parallelize import check_layout, dropout_place, parallelize, reshard
@@ -104,7 +104,7 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
             f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size};"
             " raise it, or leave it out"
         )
-    mesh.on_main(lambda: check_layout(config.parallel, shape, lengths_of(config, shape)))
+    mesh.on_main(lambda: check_layout(config.parallel, shape, sequence_lengths(shape, config.data)))
     bounded = config.packing.reset_attention_mask or (
         shape.window_size is not None and shape.window_size < config.data.seq_length
     )
@@ -200,6 +200,7 @@ class Trainer:
             "mesh": mesh,
             "packing": config.packing,
             "eod": tokenizer.eod,
+            "collate": family_of(config.model).collate,
         }
         self.batches = Batches(train_data, neighbors=neighbors[0], **how)
         self.valid_batches = (
@@ -478,11 +479,7 @@ class Trainer:
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
-            loss = (
-                self.model.losses(batch)
-                if isinstance(self.model, Pipeline)
-                else batch_loss(self.model, batch)
-            )
+            loss = self.model.losses(batch)
             sums += torch.stack([loss, sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
         reshard(self.model)
         self.model.train()
@@ -511,7 +508,7 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
         model.freeze_gpt()
     give_blocks_seeds(model)
     if mesh.pp.size > 1:
-        model = Pipeline(model, mesh, parallel, lengths_of(config, config.model), dtype)
+        model = Pipeline(model, mesh, parallel, sequence_lengths(config.model, config.data), dtype)
     model.train()
     if config.precision.fp8_format is not None:
         use_float8(model, config.precision.fp8_format, config.precision.fp8_recipe)

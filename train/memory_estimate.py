@@ -19,17 +19,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .model.attention import Attention, Seen, attend
+from .model.base import Model
 from .model.block import Block
-from .model.build import build_model
-from .model.chunked_cross_attention import Retrieved
 from .model.config import ModelConfig
-from .model.flops import block_flops, head_flops
+from .model.family import build_model, family_of
 from .model.moe import Experts
 from .recompute import kept_operations
 
 # what a model applies after its blocks
 LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")
-ASKED = 0.15  # of BERT's tokens: those whose loss counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +90,14 @@ def count_parts(
 ) -> Parts:
     """config: resolved, and such that `cut` divides it. dtype: what the model computes in."""
     share = _share_of(config, cut)
+    family = family_of(config)
     with torch.device("meta"):
         model = build_model(share)
     # Grouped products of fake tensors are bfloat16; their size in other numbers follows.
     counted = torch.bfloat16 if config.num_experts else dtype
     seen: dict[tuple, Part] = {}  # blocks alike are counted once
     blocks = []
-    for block, cost in zip(model.layers, block_flops(config, seq_length, decoder_seq_length)):
+    for block, cost in zip(model.layers, family.block_flops(config, seq_length, decoder_seq_length)):
         key = (tuple((name, p.shape) for name, p in block.named_parameters()), cost)
         if key not in seen:
             experts = sum(
@@ -110,9 +109,7 @@ def count_parts(
             if experts and dtype != counted:
                 # the router's float32 copy of narrow tokens
                 kept[None] -= 4 * seq_length // cut.context * config.hidden_size
-            # queries and blocks go through the same tower
-            if config.family == "ict" and config.biencoder_shared_query_context_model:
-                kept = {granularity: 2 * size for granularity, size in kept.items()}
+            kept = {granularity: model.runs_per_block * size for granularity, size in kept.items()}
             seen[key] = Part(
                 parameters,
                 experts // cut.expert,
@@ -131,11 +128,9 @@ def count_parts(
     first, last = (sum(n for is_last, n in ends if is_last == which) for which in (False, True))
     V, D, width = share.padded_vocab_size, config.hidden_size, dtype.itemsize
     tokens = (decoder_seq_length or seq_length) // cut.context
-    # BERT's head keeps five such rows of each token asked
-    asked = tokens * (ASKED * 5 if config.family == "bert" else 1)
+    asked = tokens * model.head_rows_per_token
     residual = tokens // (cut.tensor if cut.sequence_parallel else 1)
-    # the encoder's states, before and after their norm
-    memory = (seq_length * D * 2) * width if config.family == "t5" else 0
+    memory = model.encoder_output_size(seq_length) * width
     kept = int((residual + asked) * D * width) + memory
     untied = config.untie_embeddings_and_output_weights
     return Parts(
@@ -145,7 +140,7 @@ def count_parts(
             last,
             0,
             dict.fromkeys((None, "selective", "full"), kept),
-            head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context),
+            family.head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context),
         ),
         0 if untied else V * D,
         workspace=V * D * (4 + width),
@@ -182,15 +177,14 @@ def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
 
 
 def _count_block(
-    model: nn.Module, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype
+    model: Model, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype
 ) -> dict[str | None, int]:
     """Bytes that autograd keeps of one sample's way through a block, by granularity of recomputation."""
-    D, decoder = model.config.hidden_size, model.config.family == "t5" and block.cross is not None
     for module in (block, getattr(model, "encoder_bias", None), getattr(model, "decoder_bias", None)):
         _make_fake(module, dtype)
-    length = decoder_seq_length if decoder else seq_length
-    x = torch.empty(1, length // cut.context, D, dtype=dtype, requires_grad=True)
-    context, shared = _context(model, decoder, length, seq_length, cut, dtype)
+    length = model.block_length(block, seq_length, decoder_seq_length)
+    x = torch.empty(1, length // cut.context, model.config.hidden_size, dtype=dtype, requires_grad=True)
+    context, shared = model.block_inputs(block, length, seq_length, cut.context, dtype)
     if cut.context > 1 and isinstance(block.mixer, Attention):
         block.mixer.attend = functools.partial(_attend_to_all, ranks=cut.context)
     foreign = {_storage(p) for p in block.parameters()} | {_storage(t) for t in shared}
@@ -211,57 +205,6 @@ def _count_block(
             "full": kept["full"] - int(x.nbytes * saved),
         }
     return kept
-
-
-def _context(
-    model: nn.Module, decoder: bool, length: int, seq_length: int, cut: Cut, dtype: torch.dtype
-) -> tuple[dict, list[Tensor]]:
-    """(what a block is told beside x, those tensors of it that all blocks share)."""
-    config = model.config
-    positions = torch.arange(length)
-    seen = Seen(causal=config.family == "gpt" or decoder)
-    if cut.context > 1:
-        seen = Seen(mask=torch.ones(1, 1, length // cut.context, length, dtype=torch.bool))
-    context: dict = {}
-    if config.family == "t5":
-        bias = model.decoder_bias if decoder else model.encoder_bias
-        seen = seen if bias is None else bias(positions, positions, seen)
-        if decoder:
-            context = {
-                "memory": torch.empty(1, seq_length, config.hidden_size, dtype=dtype),
-                "memory_seen": Seen(),
-            }
-    elif config.family == "gpt" and (rotary := model._rotary(positions[None, : length // cut.context])):
-        context["rotary"] = rotary
-    if config.retro_add_retriever:
-        context["retrieved"] = _neighbors(model, length, dtype)
-    shared = [
-        *context.get("rotary", ()),
-        *([context["memory"]] if decoder else []),
-        *([seen.mask] if seen.mask is not None else []),
-    ]
-    return {**context, "seen": seen}, shared
-
-
-def _neighbors(model: nn.Module, length: int, dtype: torch.dtype) -> Retrieved:
-    """What a layer of Retro is told of a sample's neighbours."""
-    m, k, D = model.config.retro_chunk_length, model.config.retro_num_neighbors, model.config.hidden_size
-    chunks = -(-length // m)
-    states, present = (
-        torch.empty(chunks * k, 2 * m, D, dtype=dtype, requires_grad=True),
-        torch.ones(chunks, k, 2 * m, dtype=torch.bool),
-    )
-    retrieved = Retrieved(
-        states,
-        present,
-        model._rotary(torch.arange(2 * m)[None]),
-        gate=1.0,
-        chunks=chunks,
-        first=(length - 1) % m + 1,
-    )
-    # the first of these layers makes its own
-    retrieved.encoded = torch.empty(chunks, k * 2 * m, D, dtype=dtype, requires_grad=True)
-    return retrieved
 
 
 def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, ranks: int, **how) -> Tensor:

@@ -30,12 +30,14 @@ from typing import NamedTuple
 
 from ..core.config import UserError, check, nearest, option
 from ..tokenizer.tokenizer import load as load_tokenizer
-from .batches import SampleConfig
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
 from .memory_estimate import Cut, Part, Parts, count_parts
 from .model.config import ModelConfig, resolve
-from .model.flops import PEAKS, training_flops
+from .model.family import family_of, sequence_lengths
+from .model.flops import PEAKS
+from .model.samples import SampleConfig
+from .model.training_cost import training_flops
 from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.parallelize import check_layout
 from .parallel.stages import divide
@@ -234,11 +236,8 @@ class Planner:
             PEAKS[config.gpu] * 1e12,
         )
         self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
-        self.decoder_length = config.data.decoder_seq_length if shape.family == "t5" else 0
-        self.lengths = {
-            "seq_length": config.data.seq_length,
-            **({"decoder_seq_length": self.decoder_length} if self.decoder_length else {}),
-        }
+        self.lengths = sequence_lengths(shape, config.data)
+        self.decoder_length = self.lengths.get("decoder_seq_length", 0)
         self.tokens = self.decoder_length or config.data.seq_length
         self.num_moments = config.optimizer.num_moments
         self.dtype = config.precision.dtype
@@ -297,7 +296,7 @@ class Planner:
         contexts = [
             c
             for c in powers
-            if c == 1 or (shape.family == "gpt" and c <= 64 and config.data.seq_length // c >= 4096)
+            if c == 1 or (family_of(shape).causal and c <= 64 and config.data.seq_length // c >= 4096)
         ]
         experts = [e for e in powers if e == 1 or (shape.num_experts and shape.num_experts % e == 0)]
         for tensor in (t for t in powers if t <= GPUS_OF_A_MACHINE):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .contrastive import contrastive_backward
 from .determinism import draw_from
-from .model.biencoder import Biencoder
+from .model.base import Model
 from .model.inputs import MicroBatch
 from .model.moe import set_loss_scale
 from .parallel.parallelize import synchronise_gradients
@@ -17,7 +15,7 @@ from .parallel.pipeline import Pipeline
 
 
 def forward_backward(
-    model: nn.Module,
+    model: Model | Pipeline,
     batch: list[MicroBatch],
     factor: Tensor,
     *,
@@ -38,15 +36,4 @@ def forward_backward(
     prepare = lambda micro: draw_from(f"{seed}:{micro.index}{place}")
     if isinstance(model, Pipeline):
         return model.forward_backward(batch, factor, prepare)
-    if isinstance(model, Biencoder):
-        return contrastive_backward(
-            model, batch, factor, prepare, functools.partial(synchronise_gradients, model)
-        )
-    total = torch.zeros((), dtype=torch.float64, device=factor.device)
-    for position, micro in enumerate(batch):
-        prepare(micro)
-        synchronise_gradients(model, last=position == len(batch) - 1)
-        loss = model.loss(**micro.arguments())
-        (loss * factor).backward()
-        total += loss.detach()
-    return total
+    return model.forward_backward(batch, factor, prepare, functools.partial(synchronise_gradients, model))

@@ -15,12 +15,15 @@ from mt.retro.sample_neighbors import NeighborsConfig, neighbors
 from mt.tests.retro.test_sample_neighbors import texts, write
 from mt.tests.train.parallel_jobs import run_mt_train
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, open_neighbors
+from mt.train.batches import Batches, open_neighbors
 from mt.train.checkpoint.native import load_model
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
+from mt.train.model.family import build_samples
+from mt.train.model.inputs import PackingConfig
 from mt.train.model.retro import is_retrieval
+from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = [

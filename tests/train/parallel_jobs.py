@@ -23,9 +23,9 @@ from mt.train.metrics import peak_memory
 from mt.train.model import layers
 from mt.train.model.attention import Documents
 from mt.train.model.block import FeedForward
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.dtensor import local_shard
+from mt.train.model.family import build_model
 from mt.train.model.inputs import MicroBatch
 from mt.train.model.layers import initialize
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm

@@ -6,8 +6,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from mt.tests.train.parallel_jobs import micro_batch, model_config
-from mt.train.model.build import build_model
 from mt.train.model.dtensor import local_shard
+from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
 from mt.train.optimizer import OptimizerConfig, build_optimizer
 from mt.train.parallel.mesh import ParallelConfig, launch

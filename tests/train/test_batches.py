@@ -8,7 +8,8 @@ import torch
 from mt.core.config import UserError
 from mt.indexed.fim import FimConfig, FimDataset
 from mt.indexed.gpt_dataset import DataConfig, build_datasets
-from mt.train.batches import Batches, PackingConfig, identity, unigram_entropy
+from mt.train.batches import Batches, identity, unigram_entropy
+from mt.train.model.inputs import PackingConfig
 from mt.train.parallel.mesh import Mesh
 
 

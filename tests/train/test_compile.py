@@ -4,8 +4,8 @@ import torch
 from mt.core.config import UserError
 from mt.train.compile import apply_speed, compile_obstacle, keep_freed_memory, should_compile
 from mt.train.loop import train
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
 from mt.train.recompute import RecomputeConfig
 

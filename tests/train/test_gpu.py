@@ -12,8 +12,8 @@ from mt.core.config import UserError
 from mt.train.checkpoint.native import newest_whole
 from mt.train.compile import compile_blocks
 from mt.train.loop import train
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
 from mt.train.model.loss import cross_entropy
 from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm

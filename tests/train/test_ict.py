@@ -13,17 +13,19 @@ from mt.core.config import UserError, build
 from mt.indexed.format import IndexedWriter
 from mt.tests.train.parallel_jobs import micro_batch, model_config
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples
+from mt.train.batches import Batches
 from mt.train.checkpoint.hf_settings import settings_out
 from mt.train.checkpoint.native import load_model
-from mt.train.contrastive import batch_loss, start_from_bert
+from mt.train.contrastive import start_from_bert
 from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
 from mt.train.memory_estimate import Cut, count_parts
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
-from mt.train.model.flops import training_flops
+from mt.train.model.family import build_model, build_samples
+from mt.train.model.inputs import PackingConfig, collate_pairs
 from mt.train.model.layers import initialize
+from mt.train.model.samples import SampleConfig
+from mt.train.model.training_cost import training_flops
 from mt.train.parallel.mesh import Mesh
 from mt.train.step import forward_backward
 
@@ -60,7 +62,7 @@ def test_the_loss_is_that_of_a_loop_over_queries_and_blocks(family):
         expected -= scores[i] - math.log(sum(math.exp(s) for s in scores))
     assert queries[0].shape == (6,) if family == "ict" else (16,)
     with torch.no_grad():
-        assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-12)
+        assert model.losses(batch).item() == pytest.approx(expected, rel=1e-12)
     assert forward_backward(
         model, batch, torch.ones((), dtype=torch.float64), seed="0"
     ).item() == pytest.approx(expected, rel=1e-12)
@@ -196,7 +198,13 @@ def test_a_micro_batch_is_its_samples(corpus):
         ModelConfig(family="ict"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0)
     )[0]
     batches = Batches(
-        dataset, micro_batch_size=3, vocab_size=120, mesh=HERE, packing=PackingConfig(), eod=None
+        dataset,
+        micro_batch_size=3,
+        vocab_size=120,
+        mesh=HERE,
+        packing=PackingConfig(),
+        eod=None,
+        collate=collate_pairs,
     )
     micro = batches.global_batch(3, 3)[0]
     for row in range(3):
@@ -267,7 +275,7 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
         run(corpus, tmp_path / "run", model={"family": "bert", "biencoder_projection_dim": 16})
     with pytest.raises(
         UserError,
-        match=r"data.titles_data_path is for the blocks of model.family = ict, not bert; leave it out",
+        match=r"data.titles_data_path is for model.family = ict, not bert; leave it out",
     ):
         run(corpus, tmp_path / "run", model={"family": "bert"})
     with pytest.raises(UserError, match="titles_data_path names 2 and the data 1"):

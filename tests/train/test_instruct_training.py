@@ -9,10 +9,13 @@ from mt.core.config import UserError, build
 from mt.eval.tasks.open_qa import QaConfig, qa
 from mt.indexed.instruct_dataset import SYSTEM
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, identity, unigram_entropy
+from mt.train.batches import Batches, identity, unigram_entropy
 from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
+from mt.train.model.family import build_samples
+from mt.train.model.inputs import PackingConfig
+from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,7 +136,7 @@ def test_settings_that_do_not_go_with_questions_are_refused(folder, tmp_path):
     for changes, message in (
         (
             {"model": {"family": "bert"}},
-            r"data.data_folder is for the questions that model.family = gpt answers, not bert",
+            r"data.data_folder is for model.family = gpt, not bert",
         ),
         (
             {"packing": {"reset_position_ids": True}},

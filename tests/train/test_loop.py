@@ -16,6 +16,7 @@ from mt.train import loop, stragglers
 from mt.train.checkpoint.native import load_model
 from mt.train.determinism import RULES
 from mt.train.loop import train
+from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,7 +98,7 @@ def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settin
         eval_iters=0,
     )
     train(config)
-    model = loop.build_model(load_model(tmp_path / "run")[2].model)
+    model = build_model(load_model(tmp_path / "run")[2].model)
     loop.initialize(model, config.data.seed)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
@@ -149,8 +150,9 @@ def test_a_run_that_exits_goes_on_to_the_same_losses_and_weights(finished, setti
 KILLED = """
 import json, os, signal, sys
 import torch
-from mt.config import build
-from mt.train import checkpoint, loop
+from mt.core.config import build
+from mt.train import loop
+from mt.train.checkpoint import native as checkpoint
 torch.set_num_threads(1)
 rename, calls = os.rename, 0
 def kill(*arguments):
@@ -540,7 +542,7 @@ def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
         }
         config = build(loop.TrainConfig, ("preset", read_preset(loop.TrainConfig, name)), ("test", needed))
         with torch.device("meta"):
-            model = loop.build_model(
+            model = build_model(
                 loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length)
             )
         if name == "gpt-345m":

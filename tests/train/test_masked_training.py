@@ -8,10 +8,13 @@ from mt.core.config import UserError, build
 from mt.indexed.format import IndexedWriter
 from mt.indexed.gpt_dataset import DataConfig
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.batches import Batches, PackingConfig, SampleConfig, build_samples, identity, unigram_entropy
+from mt.train.batches import Batches, identity, unigram_entropy
 from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
+from mt.train.model.family import build_samples, family_of
+from mt.train.model.inputs import PackingConfig
+from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +51,7 @@ def micro_batch(sentences, model, **data):
         mesh=Mesh(0, 1, torch.device("cpu")),
         packing=PackingConfig(),
         eod=None,
+        collate=family_of(model).collate,
     )
     return dataset, batches.global_batch(3, 3)[0]
 

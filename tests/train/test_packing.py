@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.train.batches import Batches, PackingConfig
+from mt.train.batches import Batches
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
+from mt.train.model.inputs import PackingConfig
 from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
 

@@ -19,8 +19,8 @@ from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config,
 from mt.tests.train.plan_jobs import held
 from mt.train.loop import train
 from mt.train.memory_estimate import Cut, count_parts
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
 from mt.train.parallel.stages import divide
 from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape

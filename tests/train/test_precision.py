@@ -8,8 +8,8 @@ from torch import nn
 from mt.core.config import Failure, UserError
 from mt.train.float8 import float8_obstacle, use_float8
 from mt.train.loop import train
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.layers import Linear, initialize
 from mt.train.precision import LossScale, PrecisionConfig, Weights, use_fast_float32_products
 

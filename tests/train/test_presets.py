@@ -6,8 +6,8 @@ import torch
 from mt.cli import presets, read_preset
 from mt.core.config import build
 from mt.train.loop import TrainConfig
-from mt.train.model.build import build_model
 from mt.train.model.config import resolve
+from mt.train.model.family import build_model
 
 # Vocabulary as published, and parameters: of the safetensors files on the Hugging Face Hub, where there are
 # any.

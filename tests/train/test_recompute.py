@@ -4,8 +4,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import random_neighbors
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
 from mt.train.recompute import RecomputeConfig, recompute, stacks
 

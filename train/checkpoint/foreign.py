@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from ...tokenizer.tokenizer import Tokenizer
-from ..model.build import build_model
 from ..model.config import ModelConfig
+from ..model.family import build_model
 
 
 @dataclasses.dataclass(frozen=True)

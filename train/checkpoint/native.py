@@ -44,8 +44,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from ...core import manifest
 from ...core.config import Failure, UserError, build, check, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, load_directory
-from ..model.build import build_model
 from ..model.config import ModelConfig
+from ..model.family import build_model
 from ..parallel.mesh import Mesh, ParallelConfig
 from ..parallel.parallelize import check_layout, cut_for_use
 from .foreign import ForeignReader, is_foreign, open_foreign

@@ -13,16 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention, Seen, see_tokens
+from .base import Model
 from .block import Block, FeedForward, activate
 from .config import GATED, ModelConfig
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
+from .stage import Stage, StageRules, end_modules, states_shape
 
 TOKEN_TYPES = 2  # first and second segment
 
 
-class Bert(nn.Module):
+class Bert(Model):
     """config must be resolved. heads: false for the encoder alone."""
+
+    data_dependent_part = "BERT's output layer"
+    head_rows_per_token = 0.15 * 5  # 15 % of the tokens are masked; the output layer keeps five rows of each
 
     def __init__(self, config: ModelConfig, *, heads: bool = True):
         super().__init__()
@@ -117,6 +122,17 @@ class Bert(nn.Module):
         order = self.order_logits(hidden).to(loss.dtype)
         return loss + (F.cross_entropy(order, swapped, reduction="none") * loss_mask.sum(1)).sum()
 
+    def last_norms(self) -> list[nn.Module]:
+        return [self.layers[-1]] if self.config.post_norm else [self.norm]
+
+    def whole_sequence_modules(self) -> list[nn.Module]:
+        return [module for module in (self.head, self.pooler, self.binary_head) if module is not None]
+
+    def block_inputs(
+        self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
+    ) -> tuple[dict, list[Tensor]]:
+        return {"seen": Seen()}, []
+
 
 class MaskedHead(nn.Module):
     """(..., D) -> (..., D), to be compared with the embedding; `bias` (V,) comes on top of that."""
@@ -130,3 +146,14 @@ class MaskedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(activate(self.dense(hidden), self.activation))
+
+
+def bert_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+    """See stage.StageRules."""
+    names = end_modules(config, begin, end, total)
+    if config.post_norm:  # `norm` is then the embedding's
+        return names | {"norm"} if begin == 0 else names - {"norm"}
+    return names
+
+
+BERT_STAGES = StageRules(lambda config: Stage, bert_stage_modules, states_shape)

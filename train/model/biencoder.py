@@ -11,19 +11,25 @@ B samples, N samples of the global batch, T positions, D hidden, E numbers in an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Seen
+from .base import Model
 from .bert import Bert
 from .block import Block
 from .config import ModelConfig
+from .inputs import MicroBatch
 from .layers import Linear
 
 
-class Biencoder(nn.Module):
+class Biencoder(Model):
     """config must be resolved; its family is "ict"."""
+
+    methods = ("loss", "embed")
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -81,8 +87,66 @@ class Biencoder(nn.Module):
         return F.cross_entropy(scores, own, reduction="sum")
 
     def loss(self, **arguments) -> Tensor:
-        """`contrast` of one micro-batch, as if it were all that this rank has. arguments: of `embed`."""
+        """`contrast` of one micro-batch, as if this rank had no other. arguments: of `embed`."""
         return self.contrast(*Biencoder.embed(self, **arguments))  # not self(...): see GPT.loss
+
+    def losses(self, batch: Sequence[MicroBatch]) -> Tensor:
+        queries, blocks = zip(*(self.embed(**micro.arguments()) for micro in batch))
+        return self.contrast(torch.cat(queries), torch.cat(blocks)).double()
+
+    def forward_backward(
+        self,
+        batch: Sequence[MicroBatch],
+        factor: Tensor,
+        prepare: Callable[[MicroBatch], None],
+        synchronise: Callable[[bool], None],
+    ) -> Tensor:
+        """As Model.forward_backward. The loss is one of the whole batch: the other samples are the wrong answers.
+
+        Embeddings are small and the activations behind them are not. So a rank embeds its micro-batches one after
+        the other without keeping activations, takes the gradient of the whole loss with respect to the embeddings,
+        and runs each micro-batch a second time, forward and backward from the gradient of its embeddings (Gao et al.
+        2021, GradCache). The numbers are those of one large batch, dropout masks included. One micro-batch alone is
+        run once.
+        """
+        once = len(batch) == 1
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for micro in batch:
+            prepare(micro)
+            with torch.set_grad_enabled(once):
+                pairs.append(self.embed(**micro.arguments()))
+        leaves = [torch.cat(side).detach().requires_grad_() for side in zip(*pairs)]
+        loss = self.contrast(*leaves)
+        (loss * factor).backward()
+        gradients = zip(*(leaf.grad.split([len(pair[0]) for pair in pairs]) for leaf in leaves))
+        for position, (micro, pair, gradient) in enumerate(zip(batch, pairs, gradients)):
+            synchronise(position == len(batch) - 1)
+            if not once:
+                prepare(micro)
+                pair = self.embed(**micro.arguments())
+            torch.autograd.backward(pair, gradient)
+        return loss.detach().double()
+
+    def join_replicas(self, gather: Callable[[Tensor], tuple[Tensor, int]]) -> None:
+        self.gather_blocks = gather
+
+    def last_norms(self) -> list[nn.Module]:
+        return [norm for tower in self.towers for norm in tower.bert.last_norms()]
+
+    def whole_sequence_modules(self) -> list[nn.Module]:
+        return [tower.projection for tower in self.towers if tower.projection is not None]
+
+    def seeded_modules(self) -> list[nn.Module]:
+        return []  # a micro-batch runs each block twice: see forward_backward
+
+    @property
+    def runs_per_block(self) -> int:
+        return 2 if self.context is None else 1
+
+    def block_inputs(
+        self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
+    ) -> tuple[dict, list[Tensor]]:
+        return {"seen": Seen()}, []
 
 
 class Tower(nn.Module):

@@ -14,6 +14,35 @@ LAYER_SYMBOLS = "M*-E"
 
 
 @dataclasses.dataclass(frozen=True)
+class FamilySettings:
+    """Which settings of ModelConfig the models of a family take. family.py holds the rest of a family."""
+
+    positions: tuple[str, ...]  # values of position_embedding_type
+    takes: frozenset[str]  # of the settings that some families take and others do not, by name or by group
+
+
+CAUSAL = frozenset(
+    {
+        "window_size",
+        "hybrid_override_pattern",
+        "attention_backend",
+        "untie_embeddings_and_output_weights",
+        "num_experts",
+        "retro_add_retriever",
+    }
+)
+FAMILY_SETTINGS = {
+    "gpt": FamilySettings(("learned", "rope", "none"), CAUSAL),
+    "bert": FamilySettings(("learned",), frozenset({"post_norm"})),
+    "t5": FamilySettings(
+        ("learned", "relative", "none"),
+        frozenset({"decoder_num_layers", "untie_embeddings_and_output_weights"}),
+    ),
+    "ict": FamilySettings(("learned",), frozenset({"post_norm", "biencoder"})),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A transformer's shape. `resolve` fills in what is None."""
 
@@ -216,67 +245,69 @@ class ModelConfig:
 
 
 def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
-    family, gpt = config.family, config.family == "gpt"
-    positions = {
-        "gpt": ("learned", "rope", "none"),
-        "bert": ("learned",),
-        "t5": ("learned", "relative", "none"),
-        "ict": ("learned",),
-    }[family]
-    pairs = _changed(config, "biencoder_") + _changed(config, "retriever_")
+    family, takes = config.family, FAMILY_SETTINGS[config.family].takes
+    positions = FAMILY_SETTINGS[family].positions
+    biencoder = _changed(config, "biencoder_") + _changed(config, "retriever_")
     return [
         (
             config.position_embedding_type in positions,
-            (
-                f"model.position_embedding_type = {config.position_embedding_type} does not fit model.family"
-                f" = {family}; use {' or '.join(positions)}"
-            ),
+            f"model.position_embedding_type = {config.position_embedding_type} does not fit model.family"
+            f" = {family}; use {' or '.join(positions)}",
         ),
         (
-            gpt or config.window_size is None,
-            (
-                f"model.window_size bounds what comes before a token, and model.family = {family} looks both"
-                " ways; leave it out"
-            ),
+            "window_size" in takes or config.window_size is None,
+            "model.window_size limits causal attention to the last tokens, and the attention of"
+            f" model.family = {family} is bidirectional; leave it out",
         ),
         (
-            gpt or config.hybrid_override_pattern is None,
-            f"model.hybrid_override_pattern is for model.family = gpt, not {family}; leave it out",
+            "hybrid_override_pattern" in takes or config.hybrid_override_pattern is None,
+            f"model.hybrid_override_pattern is for {_families('hybrid_override_pattern')}, not {family};"
+            " leave it out",
         ),
         (
-            gpt or config.attention_backend in ("auto", "sdpa"),
-            (
-                f"model.attention_backend = {config.attention_backend} knows causal attention alone; leave it"
-                f" out for model.family = {family}"
-            ),
+            "attention_backend" in takes or config.attention_backend in ("auto", "sdpa"),
+            f"model.attention_backend = {config.attention_backend} computes causal attention only; leave it"
+            f" out for model.family = {family}",
         ),
         (
-            not config.post_norm or family in ("bert", "ict"),
-            f"model.post_norm is BERT's way; leave it out for model.family = {family}",
+            "post_norm" in takes or not config.post_norm,
+            f"model.post_norm is for {_families('post_norm')}; leave it out for model.family = {family}",
         ),
         (
-            family == "ict" or not pairs,
-            f"model.{', model.'.join(pairs)}: for model.family = ict, not {family}; leave it out",
+            "biencoder" in takes or not biencoder,
+            f"model.{', model.'.join(biencoder)}: for {_families('biencoder')}, not {family}; leave it out",
         ),
         (
             config.biencoder_projection_dim >= 0,
-            (
-                f"model.biencoder_projection_dim = {config.biencoder_projection_dim} must not be negative (0:"
-                " no projection)"
-            ),
+            f"model.biencoder_projection_dim = {config.biencoder_projection_dim} must not be negative (0:"
+            " no projection)",
         ),
         (
-            config.decoder_num_layers is None or family == "t5",
-            f"model.decoder_num_layers is for model.family = t5; for {family} give --num-layers alone",
+            "decoder_num_layers" in takes or config.decoder_num_layers is None,
+            f"model.decoder_num_layers is for {_families('decoder_num_layers')}; for {family} give"
+            " --num-layers alone",
         ),
         (
-            not config.untie_embeddings_and_output_weights or family not in ("bert", "ict"),
-            (
-                "model.untie_embeddings_and_output_weights: BERT's masked words are read off its embedding;"
-                " leave it out"
-            ),
+            "untie_embeddings_and_output_weights" in takes or not config.untie_embeddings_and_output_weights,
+            f"model.untie_embeddings_and_output_weights: the output layer of model.family = {family} is its"
+            " embedding; leave it out",
+        ),
+        (
+            "num_experts" in takes or config.num_experts is None,
+            f"model.num_experts is for {_families('num_experts')}, not {family}; leave it out",
+        ),
+        (
+            "retro_add_retriever" in takes or not config.retro_add_retriever,
+            f"model.retro_add_retriever is for {_families('retro_add_retriever')}, not {family}; leave it out",
         ),
     ]
+
+
+def _families(setting: str) -> str:
+    """`model.family = bert or ict`: the families that take a setting."""
+    return "model.family = " + " or ".join(
+        n for n, family in FAMILY_SETTINGS.items() if setting in family.takes
+    )
 
 
 def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:
@@ -384,10 +415,6 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         (
             topk <= count,
             f"model.moe_router_topk = {topk} is more than model.num_experts = {count}; send a token to fewer",
-        ),
-        (
-            config.family == "gpt",
-            f"model.num_experts is for model.family = gpt, not {config.family}; leave it out",
         ),
         (
             pattern is None or "E" in pattern,
@@ -504,10 +531,6 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             for n in dropouts
         ),
         (
-            config.family == "gpt",
-            f"model.retro_add_retriever is for model.family = gpt, not {config.family}; leave it out",
-        ),
-        (
             config.hybrid_override_pattern is None,
             (
                 "model.retro_add_retriever: which layers read neighbours follows from their number; leave"
@@ -589,11 +612,12 @@ def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ModelCo
         gated if config.activation in GATED else 4 * config.hidden_size
     )
     mamba = "M" in (config.hybrid_override_pattern or "")
+    decoder = "decoder_num_layers" in FAMILY_SETTINGS[config.family].takes
     num_layers = config.num_layers or len(config.hybrid_override_pattern or "") or 12
     return dataclasses.replace(
         config,
         num_layers=num_layers,
-        decoder_num_layers=(config.decoder_num_layers or num_layers) if config.family == "t5" else None,
+        decoder_num_layers=(config.decoder_num_layers or num_layers) if decoder else None,
         ffn_hidden_size=ffn_hidden_size,
         num_query_groups=config.num_query_groups or config.num_attention_heads,
         kv_channels=config.kv_channels or config.hidden_size // config.num_attention_heads,

@@ -43,54 +43,59 @@ class Flops(NamedTuple):
         return Flops(self.full * factor, self.causal * factor)
 
 
-def training_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
-    """Of one sample, forward and backward. config: resolved.
-
-    decoder_seq_length: T5's; seq_length is its encoder's.
-    """
-    return forward_flops(config, seq_length, decoder_seq_length) * 3
-
-
-def forward_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
-    """Of one sample, with its loss."""
-    return sum(block_flops(config, seq_length, decoder_seq_length), Flops(0, 0)) + _same(
-        head_flops(config, seq_length, decoder_seq_length)
-    )
+def causal_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+    """Forward FLOPs of one sample in each block of a decoder, in the order in which they run."""
+    kinds = layer_kinds(config)
+    costs = {
+        kind: sum((_part(config, symbol, seq_length) for symbol in kind), Flops(0, 0)) for kind in set(kinds)
+    }
+    return [costs[kind] for kind in kinds]
 
 
-def block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
-    """Of one sample, forward, of each block in the order in which they run."""
-    D = config.hidden_size
-    if config.family == "gpt":
-        costs = {
-            kind: sum((_part(config, symbol, seq_length) for symbol in kind), Flops(0, 0))
-            for kind in set(layer_kinds(config))
-        }
-        return [costs[kind] for kind in layer_kinds(config)]
-    ffn = _feed_forward(config, config.ffn_hidden_size)
-    encoder = [
-        _same(_projections(config) * seq_length + _scores(config, seq_length, seq_length) + ffn * seq_length)
-    ] * config.num_layers
-    if config.family == "bert":
-        return encoder
-    if config.family == "ict":  # a tower that is shared runs twice
-        return [cost * 2 for cost in encoder] if config.biencoder_shared_query_context_model else encoder * 2
-    T = decoder_seq_length
+def encoder_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+    """Forward FLOPs of one sample in each block of a bidirectional encoder."""
+    products = (_projections(config) + _feed_forward(config, config.ffn_hidden_size)) * seq_length
+    return [_same(products + _scores(config, seq_length, seq_length))] * config.num_layers
+
+
+def biencoder_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+    """Forward FLOPs of one sample, a query and its block, in each block of the towers; a shared tower runs twice."""
+    tower = encoder_block_flops(config, seq_length)
+    return [cost * 2 for cost in tower] if config.biencoder_shared_query_context_model else tower * 2
+
+
+def encoder_decoder_block_flops(
+    config: ModelConfig, seq_length: int, decoder_seq_length: int = 0
+) -> list[Flops]:
+    """Forward FLOPs of one sample in each block: those of the encoder, then those of the decoder."""
+    D, T = config.hidden_size, decoder_seq_length
     HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
     cross = 4 * D * HC * T + 4 * D * GC * seq_length + _scores(config, T, seq_length)
-    return encoder + [_part(config, "*", T) + _same(cross + ffn * T)] * (
+    decoder = _part(config, "*", T) + _same(cross + _feed_forward(config, config.ffn_hidden_size) * T)
+    return encoder_block_flops(config, seq_length) + [decoder] * (
         config.decoder_num_layers or config.num_layers
     )
 
 
-def head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
-    """Of one sample, forward, of what comes after the blocks."""
+def lm_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+    """Forward FLOPs of one sample in the output layer of a decoder."""
+    return 2 * config.hidden_size * config.padded_vocab_size * seq_length
+
+
+def encoder_decoder_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+    """Forward FLOPs of one sample in the output layer of an encoder-decoder's decoder."""
+    return lm_head_flops(config, decoder_seq_length)
+
+
+def bert_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+    """Forward FLOPs of one sample in BERT's heads: masked tokens, and the order of the segments."""
     D, V = config.hidden_size, config.padded_vocab_size
-    if config.family == "ict":
-        return 4 * D * config.biencoder_projection_dim
-    if config.family == "bert":
-        return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
-    return 2 * D * V * (decoder_seq_length if config.family == "t5" else seq_length)
+    return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
+
+
+def biencoder_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+    """Forward FLOPs of one sample in the projections of both towers."""
+    return 4 * config.hidden_size * config.biencoder_projection_dim
 
 
 def _same(flops: float) -> Flops:
@@ -225,106 +230,3 @@ def _measured_peak(dtype: torch.dtype, _threads: int) -> float:
         a @ b
         seconds.append(time.perf_counter() - began)
     return 2 * 1024**3 / min(seconds)
-
-
-class Bytes(NamedTuple):
-    """About what a training step holds on one device."""
-
-    weights: int  # and a narrower copy of them
-    gradients: int
-    moments: int
-    activations: int  # of one micro-batch
-
-    @property
-    def total(self) -> int:
-        return sum(self)
-
-
-def training_bytes(
-    config: ModelConfig,
-    parameters: int,
-    *,
-    tokens: int,
-    dtype: torch.dtype,
-    num_moments: int,
-    granularity: str | None,
-) -> Bytes:
-    """tokens: of a micro-batch. granularity: of recomputation.
-
-    Good to some 20 %: temporaries and buffers are not in it.
-    """
-    width = dtype.itemsize
-    D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
-    inner = config.ffn_hidden_size
-    if config.num_experts:
-        inner = config.moe_router_topk * config.moe_ffn_hidden_size
-    gated = config.activation in GATED
-    # What a block keeps per token: what goes into norms, products and activations.
-    values = {
-        None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner,
-        "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner,
-        "full": D,
-    }[granularity]
-    second = {"t5": config.decoder_num_layers or config.num_layers, "ict": config.num_layers}.get(
-        config.family, 0
-    )
-    layers = len(layer_kinds(config)) if config.family == "gpt" else config.num_layers + second
-    if config.retro_add_retriever:  # its encoder's see k r tokens for each m
-        layers += (
-            2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
-        )
-    # the head's gradient is made in the forward pass
-    head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D
-    narrow = 0 if dtype == torch.float32 else width
-    return Bytes(
-        parameters * (4 + narrow),
-        parameters * 4,
-        parameters * 4 * num_moments,
-        layers * values * width * tokens + head,
-    )
-
-
-def out_of_memory_message(
-    config: ModelConfig,
-    parameters: int,
-    *,
-    micro_batch_size: int,
-    tokens_per_sample: int,
-    dtype: torch.dtype,
-    num_moments: int,
-    granularity: str | None,
-) -> str:
-    """What takes the memory and which settings give most of it back, largest first."""
-
-    def held(size: int, granularity: str | None, dtype: torch.dtype = dtype) -> Bytes:
-        return training_bytes(
-            config,
-            parameters,
-            tokens=size * tokens_per_sample,
-            dtype=dtype,
-            num_moments=num_moments,
-            granularity=granularity,
-        )
-
-    now = held(micro_batch_size, granularity)
-    savings: dict[str, int] = {}
-    if granularity != "full":
-        savings["--recompute-granularity full"] = now.total - held(micro_batch_size, "full").total
-    if micro_batch_size > 1:
-        savings[f"--micro-batch-size {micro_batch_size // 2}"] = (
-            now.total - held(micro_batch_size // 2, granularity).total
-        )
-    savings[f"a --seq-length of {tokens_per_sample // 2}"] = now.activations // 2
-    if dtype == torch.float32:
-        savings["--bf16"] = now.total - held(micro_batch_size, granularity, torch.bfloat16).total
-    knobs = sorted(((gain, knob) for knob, gain in savings.items() if gain > 0), reverse=True)
-    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in now._asdict().items())
-    return (
-        f"out of memory; this run holds about {gibibytes(now.total)} ({parts}); what would save most: "
-        + "; ".join(f"{knob} (about {gibibytes(gain)})" for gain, knob in knobs)
-        + "; a smaller model, or more processes, each of which then holds a share of it"
-    )
-
-
-def gibibytes(count: float) -> str:
-    return f"{count / 2**30:,.1f} GiB"

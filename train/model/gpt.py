@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Cache, Documents, see
-from .chunked_cross_attention import Retrieved
+from .attention import Cache, Documents, Seen, see
+from .base import Model
+from .block import Block
+from .chunked_cross_attention import Encoder, Retrieved
 from .config import ModelConfig
 from .decoder import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
@@ -19,7 +21,7 @@ from .loss import cross_entropy, logits_of
 from .positions import rotary_table
 
 
-class GPT(nn.Module):
+class GPT(Model):
     """A causal language model.
 
     config must be resolved; `layers.initialize` gives the weights their first values.
@@ -141,6 +143,24 @@ class GPT(nn.Module):
             None if layer.mixer is None else layer.mixer.new_cache(batch, max_length) for layer in self.layers
         ]
         return Cache(layers, max_length, self.config.window_size)
+
+    def encoder_norms(self) -> list[nn.Module]:
+        return [module.norm for module in self.modules() if isinstance(module, Encoder)]
+
+    def block_inputs(
+        self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
+    ) -> tuple[dict, list[Tensor]]:
+        inputs: dict = {"seen": Seen(causal=True)}
+        shared = []
+        if ranks > 1:
+            mask = torch.ones(1, 1, length // ranks, length, dtype=torch.bool)
+            inputs["seen"] = Seen(mask=mask)
+            shared.append(mask)
+        rotary = self._rotary(torch.arange(length // ranks)[None])
+        if rotary is not None:
+            inputs["rotary"] = rotary
+            shared += rotary
+        return inputs, shared
 
     def _head(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight

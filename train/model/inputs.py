@@ -1,17 +1,49 @@
-"""The input of a model's forward pass: MicroBatch, the tensors of one micro-batch on one rank."""
+"""The input of a model: MicroBatch, and how each family's samples become one.
+
+Legend: B samples, T tokens of a sample, S tokens of an encoder's input, l chunks, k neighbours of a chunk, r tokens of a
+neighbour.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ...core.config import UserError, option
+from ...indexed.gpt_dataset import layout
 from .attention import Documents
+from .config import ModelConfig
+
+Samples = np.ndarray | Mapping[str, np.ndarray]  # what a dataset's `batch` gives
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """How the documents that are packed into a sample are separated. By default they are one text to the model."""
+
+    reset_position_ids: bool = option(False, "restart position ids at every document")
+    reset_attention_mask: bool = option(False, "mask attention to other documents of the sample")
+    eod_mask_loss: bool = option(False, "mask the loss at end-of-document tokens")
+
+    def any(self) -> bool:
+        return self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
+
+    def check_against(self, eod: int | None) -> None:
+        """Raises UserError where documents cannot be separated: the tokenizer has no end-of-document token `eod`."""
+        if self.any() and eod is None:
+            raise UserError(
+                "reset_position_ids, reset_attention_mask and eod_mask_loss need an end-of-document token, and"
+                " this tokenizer has none; leave them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass on one rank: B samples of T tokens. None: the model's family does not read it."""
+    """The input of one forward pass on one rank: B samples of T tokens. A field is None where the family does not use it."""
 
     index: int  # its place in the global batch, the same at every data-parallel size
     tokens: Tensor  # (B, T) int64; t5: the decoder's; ict: the queries'
@@ -37,3 +69,159 @@ class MicroBatch:
             if field.name != "index"
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collator:
+    """What the functions below need to turn the samples of a dataset into a MicroBatch.
+
+    vocab_size: of the model. eod: id of the end-of-document token, which `packing` goes by; None where there is none.
+    """
+
+    vocab_size: int
+    device: torch.device
+    packing: PackingConfig
+    eod: int | None
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """The array on the device."""
+        tensor = torch.from_numpy(array)
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        )
+
+    def tokens(self, array: np.ndarray) -> Tensor:
+        """Token ids on the device; raises UserError for one outside the vocabulary."""
+        check_range(array, self.vocab_size)
+        return self.tensor(array)
+
+
+def check_range(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises UserError where a token id is outside the vocabulary."""
+    for token in (int(tokens.max()), int(tokens.min())):
+        if not 0 <= token < vocab_size:
+            raise UserError(
+                f"the data holds token {token}, but model.vocab_size = {vocab_size}; "
+                "give the tokenizer that the data was made with, or another --vocab-size"
+            )
+
+
+def collate_causal(collator: Collator, index: int, samples: Samples) -> MicroBatch:
+    """samples: (B, T + 1) int64 of gpt_dataset, or the `text` and `answer_mask` of instruct_dataset."""
+    if isinstance(samples, Mapping):  # the loss counts the answers only
+        text, mask = collator.tokens(samples["text"]), collator.tensor(samples["answer_mask"])
+        return MicroBatch(index, text[:, :-1], text[:, 1:], mask[:, 1:].float())
+    packing = collator.packing
+    whole = collator.tokens(samples)
+    packed = layout(samples[:, :-1], collator.eod) if packing.any() else None
+    tokens, labels = whole[:, :-1], whole[:, 1:]
+    loss_mask = torch.ones(labels.shape, device=labels.device)
+    if packing.eod_mask_loss:
+        loss_mask = (tokens != collator.eod).float()
+    positions = documents = None
+    if packing.reset_position_ids:
+        positions = collator.tensor(packed.position_ids)
+    if packing.reset_attention_mask:
+        ids, starts = collator.tensor(packed.document_ids), collator.tensor(packed.cu_seqlens)
+        documents = Documents(ids, starts, packed.max_seqlen)
+    return MicroBatch(index, tokens, labels, loss_mask, positions, documents)
+
+
+def collate_bert(collator: Collator, index: int, samples: Samples) -> MicroBatch:
+    """samples: of masked_dataset's BERT datasets."""
+    return MicroBatch(
+        index,
+        collator.tokens(samples["text"]),
+        _labels(collator, samples),
+        collator.tensor(samples["loss_mask"]).float(),
+        token_types=collator.tensor(samples["types"]),
+        padding_mask=collator.tensor(samples["padding_mask"]).bool(),
+        swapped=collator.tensor(samples["is_random"]),
+    )
+
+
+def collate_t5(collator: Collator, index: int, samples: Samples) -> MicroBatch:
+    """samples: of masked_dataset's T5 datasets."""
+    return MicroBatch(
+        index,
+        collator.tokens(samples["text_dec"]),
+        _labels(collator, samples),
+        collator.tensor(samples["loss_mask"]).float(),
+        padding_mask=collator.tensor(samples["enc_mask"]).bool(),
+        encoder_tokens=collator.tokens(samples["text_enc"]),
+    )
+
+
+def collate_pairs(collator: Collator, index: int, samples: Samples) -> MicroBatch:
+    """samples: queries and their blocks, of ict_dataset."""
+    queries = collator.tokens(samples["query_tokens"])
+    return MicroBatch(
+        index,
+        queries,
+        None,
+        torch.ones(len(queries), device=queries.device),
+        padding_mask=collator.tensor(samples["query_pad_mask"]).bool(),
+        encoder_tokens=collator.tokens(samples["context_tokens"]),
+        encoder_padding_mask=collator.tensor(samples["context_pad_mask"]).bool(),
+    )
+
+
+def _labels(collator: Collator, samples: Mapping[str, np.ndarray]) -> Tensor:
+    return collator.tensor(samples["labels"]).clamp(min=0)  # -1 stands where the loss mask is 0
+
+
+def empty_causal(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+    """A micro-batch of `size` samples of the shapes that collate_causal gives; its values mean nothing."""
+    micro = MicroBatch(0, *_empty_tokens(size, seq_length, count=2), torch.empty(size, seq_length))
+    if not config.retro_add_retriever:
+        return micro
+    m, k = config.retro_chunk_length, config.retro_num_neighbors
+    neighbors = torch.empty(size, seq_length // m, k, 2 * m, dtype=torch.int64)
+    return dataclasses.replace(micro, neighbors=neighbors, neighbor_mask=neighbors > 0)
+
+
+def empty_bert(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+    """A micro-batch of the shapes that collate_bert gives."""
+    tokens, labels = _empty_tokens(size, seq_length, count=2)
+    return MicroBatch(
+        0,
+        tokens,
+        labels,
+        torch.empty(size, seq_length),
+        token_types=tokens,
+        padding_mask=torch.empty(size, seq_length, dtype=torch.bool),
+        swapped=torch.empty(size, dtype=torch.int64),
+    )
+
+
+def empty_t5(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+    """A micro-batch of the shapes that collate_t5 gives."""
+    tokens, labels = _empty_tokens(size, decoder_seq_length, count=2)
+    return MicroBatch(
+        0,
+        tokens,
+        labels,
+        torch.empty(size, decoder_seq_length),
+        padding_mask=torch.empty(size, seq_length, dtype=torch.bool),
+        encoder_tokens=torch.empty(size, seq_length, dtype=torch.int64),
+    )
+
+
+def empty_pairs(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+    """A micro-batch of the shapes that collate_pairs gives."""
+    queries, blocks = _empty_tokens(size, seq_length, count=2)
+    present = torch.empty(size, seq_length, dtype=torch.bool)
+    return MicroBatch(
+        0,
+        queries,
+        None,
+        torch.empty(size),
+        padding_mask=present,
+        encoder_tokens=blocks,
+        encoder_padding_mask=present,
+    )
+
+
+def _empty_tokens(size: int, length: int, *, count: int) -> Tensor:
+    """(count, size, length) int64."""
+    return torch.empty(count, size, length, dtype=torch.int64)

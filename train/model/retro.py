@@ -33,9 +33,12 @@ import torch
 from torch import Tensor
 
 from .attention import Cache, Documents, LayerCache, Seen
+from .block import Block
 from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
-from .config import ModelConfig
+from .config import ModelConfig, retro_layers
 from .gpt import GPT
+from .inputs import MicroBatch
+from .stage import Stage, StageRules, end_modules, states_shape
 
 # ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where
 # there is no token
@@ -109,6 +112,20 @@ class Retro(GPT):
             retrieved=retrieved,
             at=at,
         )
+
+    def block_inputs(
+        self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
+    ) -> tuple[dict, list[Tensor]]:
+        inputs, shared = super().block_inputs(block, length, seq_length, ranks, dtype)
+        m, k, D = self.config.retro_chunk_length, self.config.retro_num_neighbors, self.config.hidden_size
+        chunks = -(-length // m)
+        states = torch.empty(chunks * k, 2 * m, D, dtype=dtype, requires_grad=True)
+        present = torch.ones(chunks, k, 2 * m, dtype=torch.bool)
+        rotary, first = self._rotary(torch.arange(2 * m)[None]), (length - 1) % m + 1
+        retrieved = Retrieved(states, present, rotary, gate=1.0, chunks=chunks, first=first)
+        # The first layer that reads neighbours encodes them itself.
+        retrieved.encoded = torch.empty(chunks, k * 2 * m, D, dtype=dtype, requires_grad=True)
+        return {**inputs, "retrieved": retrieved}, shared
 
     def first_chunk(self, tokens: Tensor, neighbors: Tensor) -> int:
         """Tokens of the first chunk, short where m does not divide T. neighbors: as in `forward`."""
@@ -288,3 +305,66 @@ class Growing(Retrieved):
             attention,
         )
         return y.view(B, (w + 1) * m, width)[self.row[:, None], slots]
+
+
+class RetroStage(Stage):
+    """A stage of a Retro model. From the encoder to the last layer that reads them, the encoded neighbours travel too."""
+
+    def forward(
+        self, tokens: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor, **how
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        encoding = retro_layers(len(self.layers))[0]
+        retrieved = None
+        if self.begin <= encoding < self.end:
+            retrieved = Retrieved(
+                *self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)),
+                gate=1.0,
+                chunks=neighbors.shape[1],
+                first=self.first_chunk(tokens, neighbors),
+            )
+        elif _reads_neighbors_after(self.config, self.begin):
+            retrieved = Retrieved(
+                None,
+                neighbor_mask.flatten(0, 1),
+                None,
+                gate=1.0,
+                chunks=neighbors.shape[1],
+                first=self.first_chunk(tokens, neighbors),
+            )
+            retrieved.encoded = self.received.pop()
+        x = GPT.forward(self, tokens, retrieved=retrieved, **how)
+        return (
+            (x, retrieved.encoded.clone())
+            if not self.is_last and _reads_neighbors_after(self.config, self.end)
+            else x
+        )
+
+
+def _reads_neighbors_after(config: ModelConfig, begin: int) -> bool:
+    """Whether a layer from `begin` on reads neighbours that a layer before it has encoded."""
+    reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
+    return bool(reading) and reading[0] < begin <= reading[-1]
+
+
+def causal_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+    """See stage.StageRules."""
+    names = end_modules(config, begin, end, total)
+    if config.retro_add_retriever and begin <= retro_layers(total)[0] < end:  # neighbours are embedded, too
+        names |= {"embedding", "positions"}
+    return names
+
+
+def causal_stage_shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+    """See stage.StageRules."""
+    shapes = states_shape(config, begin, micro, cut)
+    if _reads_neighbors_after(config, begin):
+        chunks, k, r = micro.neighbors.shape[1:]
+        shapes.append(torch.Size((len(micro.tokens) * chunks, k * r, config.hidden_size)))
+    return shapes
+
+
+def _causal_stage(config: ModelConfig) -> type[Stage]:
+    return RetroStage if config.retro_add_retriever else Stage
+
+
+CAUSAL_STAGES = StageRules(_causal_stage, causal_stage_modules, causal_stage_shapes)

@@ -17,11 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention, Cache, CrossAttention, Seen, see_tokens
+from .base import Model
 from .block import Block, FeedForward
 from .config import ModelConfig
+from .inputs import MicroBatch
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
+from .stage import Stage, StageRules, end_modules
 
 DISTANCE_BUCKETS = 32  # of every T5 that was published
 MAX_DISTANCE = 128  # tokens; distances from here on share a bucket
@@ -34,7 +37,7 @@ class Memory(NamedTuple):
     seen: Seen
 
 
-class T5(nn.Module):
+class T5(Model):
     """config must be resolved; `layers.initialize` gives the weights their first values."""
 
     def __init__(self, config: ModelConfig):
@@ -147,6 +150,34 @@ class T5(nn.Module):
         """An empty cache of the decoder, for `batch` rows of up to `max_length` tokens."""
         return Cache([layer.mixer.new_cache(batch, max_length) for layer in self.decoder], max_length)
 
+    def encoder_norms(self) -> list[nn.Module]:
+        return [self.encoder_norm]
+
+    def last_norms(self) -> list[nn.Module]:
+        return [self.decoder_norm]
+
+    def seeded_modules(self) -> list[nn.Module]:
+        return [*self.layers, self.encoder_norm]  # the decoder's embedding draws after the encoder's norm
+
+    def encoder_output_size(self, seq_length: int) -> int:
+        return 2 * seq_length * self.config.hidden_size  # before and after the norm
+
+    def block_length(self, block: Block, seq_length: int, decoder_seq_length: int) -> int:
+        return seq_length if block.cross is None else decoder_seq_length
+
+    def block_inputs(
+        self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
+    ) -> tuple[dict, list[Tensor]]:
+        positions, decodes = torch.arange(length), block.cross is not None
+        bias, seen = self.decoder_bias if decodes else self.encoder_bias, Seen(causal=decodes)
+        inputs: dict = {"seen": seen if bias is None else bias(positions, positions, seen)}
+        shared = [] if inputs["seen"].mask is None else [inputs["seen"].mask]
+        if decodes:
+            inputs["memory"] = torch.empty(1, seq_length, self.config.hidden_size, dtype=dtype)
+            inputs["memory_seen"] = Seen()
+            shared.append(inputs["memory"])
+        return inputs, shared
+
     def _scaled(self, hidden: Tensor) -> Tensor:
         config = self.config
         return (
@@ -183,3 +214,44 @@ class DistanceBias(nn.Module):
             mask = keys <= queries[..., None]
             mask = mask[:, None] if mask.ndim == 3 else mask
         return Seen(mask=bias if mask is None else bias.masked_fill(~mask, float("-inf")))
+
+
+class T5Stage(Stage):
+    """A stage of a T5. Stages of the decoder receive the encoder's states too."""
+
+    def forward(
+        self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        encoder = len(self.encoder)
+        if self.begin <= encoder:
+            memory = self.encode(encoder_tokens, padding_mask)
+            if self.end <= encoder:
+                return memory.states
+        else:
+            memory = Memory(self.received.pop(), see_tokens(padding_mask))
+        x = self.decode(tokens, memory)
+        # A copy: what comes out of a gather is a view, which fully_shard warns of.
+        return x if self.is_last else (x, memory.states.clone())
+
+
+def t5_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+    """See stage.StageRules."""
+    names, encoder = end_modules(config, begin, end, total), config.num_layers
+    if begin < encoder:
+        names |= {"encoder_bias"}
+    if begin <= encoder < end:  # the encoder ends here and the decoder begins
+        names |= {"encoder_norm", "embedding", "positions"}
+    if end > encoder:
+        names |= {"decoder_bias"}
+    return names
+
+
+def t5_stage_shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+    """See stage.StageRules."""
+    (B, T), D, S = micro.tokens.shape, config.hidden_size, micro.encoder_tokens.shape[1]
+    if begin <= config.num_layers:
+        return [torch.Size((B, S // cut, D))]
+    return [torch.Size((B, T // cut, D)), torch.Size((B, S, D))]
+
+
+T5_STAGES = StageRules(lambda config: T5Stage, t5_stage_modules, t5_stage_shapes)

@@ -36,15 +36,14 @@ from torch.distributed.tensor.placement_types import Placement
 
 from ...core.config import check
 from ..model.attention import Attention, CrossAttention
-from ..model.bert import Bert, MaskedHead
-from ..model.biencoder import Biencoder, Tower
+from ..model.base import Model
+from ..model.bert import MaskedHead
 from ..model.block import FeedForward
-from ..model.chunked_cross_attention import Encoder
 from ..model.config import ModelConfig
+from ..model.family import family_of
 from ..model.layers import Embedding, Linear, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
-from ..model.t5 import T5
 from . import collectives, context_parallel
 from .mesh import Axis, Mesh, ParallelConfig
 from .stages import check_stages, own_blocks, stages_of
@@ -136,7 +135,7 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
 def _context_rules(model: ModelConfig, tensor: int, context: int) -> list[tuple[bool, str]]:
     return [
         (
-            model.family == "gpt",
+            family_of(model).causal,
             (
                 "parallel.context_parallel_size cuts what a causal decoder reads, and model.family ="
                 f" {model.family} looks both ways; use --tensor-model-parallel-size with --sequence-parallel"
@@ -199,11 +198,8 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
             _cut_experts(stage, mesh)
         if mesh.cp.size > 1:
             _cut_sequences(stage, mesh.cp)
-        if isinstance(stage, Biencoder) and mesh.dp.size > 1:
-            stage.gather_blocks = lambda blocks: (
-                collectives.gather(blocks, mesh.dp, 0),
-                mesh.dp.rank * len(blocks),
-            )
+        if mesh.dp.size > 1:
+            stage.join_replicas(lambda rows: (collectives.gather(rows, mesh.dp, 0), mesh.dp.rank * len(rows)))
         _shard(stage, mesh, config.data_parallel_sharding == "full", dtype)
 
 
@@ -248,8 +244,8 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
     }
     for name, function in ours.items():
         setattr(model, name, functools.partial(function, axis=mesh.tp))
-    for part in [tower.bert for tower in model.towers] if isinstance(model, Biencoder) else [model]:
-        _join_states(part, mesh.tp, sequence_parallel)
+    if isinstance(model, Model):
+        _join_states(model, mesh.tp, sequence_parallel)
 
 
 def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, dict]:
@@ -281,15 +277,10 @@ def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, d
 
 
 def _replicated_modules(model: nn.Module) -> set[nn.Module]:
-    """The parts that get whole sequences even where sequences are cut: mixtures, and the heads of BERT."""
-    roots = [module for module in model.modules() if isinstance(module, MoE | MaskedHead)]
-    if isinstance(model, Bert):
-        roots += [module for module in (model.pooler, model.binary_head) if module is not None]
-    roots += [
-        module.projection
-        for module in model.modules()
-        if isinstance(module, Tower) and module.projection is not None
-    ]
+    """The modules that read whole sequences even where sequences are cut: mixtures of experts, and some heads."""
+    roots: list[nn.Module] = [module for module in model.modules() if isinstance(module, MoE)]
+    if isinstance(model, Model):
+        roots += model.whole_sequence_modules()
     return {module for root in roots for module in root.modules()}
 
 
@@ -303,33 +294,24 @@ def _placement(module: nn.Module, name: str) -> Placement:
     return Replicate()
 
 
-def _join_states(model: nn.Module, tp: Axis, sequence_parallel: bool) -> None:
-    """The last hidden states are whole on every rank; those of an encoder (T5's, Retro's) go to many parts at
-    once, and are gathered for all of them.
+def _join_states(model: Model, tp: Axis, sequence_parallel: bool) -> None:
+    """Gathers the last hidden states on every rank, and those of an encoder, which several modules read, once.
 
-    From one pipeline stage to the next states go as they are.
+    What goes from one pipeline stage to the next stays as it is.
     """
     enter = (
         functools.partial(collectives.gather, axis=tp, dim=1)
         if sequence_parallel
         else functools.partial(collectives.copy, axis=tp)
     )
-    for norm in (
-        [model.encoder_norm]
-        if isinstance(model, T5)
-        else [module.norm for module in model.modules() if isinstance(module, Encoder)]
-    ):
+    for norm in model.encoder_norms():
         if isinstance(norm, Norm):  # and not another stage's
             norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
     if sequence_parallel and getattr(model, "is_last", True):
-        last = (
-            model.decoder_norm
-            if isinstance(model, T5)
-            else model.layers[-1]
-            if model.config.post_norm
-            else model.norm
-        )
-        last.register_forward_hook(lambda _module, _inputs, states: collectives.gather_same(states, tp, 1))
+        for norm in model.last_norms():
+            norm.register_forward_hook(
+                lambda _module, _inputs, states: collectives.gather_same(states, tp, 1)
+            )
 
 
 def _become(
@@ -549,7 +531,7 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
         fully_shard(blocks, reshard_after_forward=full, **how)
     # its own weights begin the forward pass and end it
     fully_shard(model, reshard_after_forward=False, **how)
-    for method in ("loss", "embed") if isinstance(model, Biencoder) else ("loss",):
+    for method in model.methods:
         register_fsdp_forward_method(model, method)
     model.sharded_fully = full
     for module in _sharded(model):

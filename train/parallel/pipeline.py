@@ -33,7 +33,7 @@ from ..model.layers import Linear
 from .mesh import Axis, Mesh, ParallelConfig
 from .parallelize import finish_gradients, synchronise_gradients
 from .schedules import Action, Plan, Recv, Send, forward_programs, programs
-from .stages import bounds, cut_stage, owners, shapes
+from .stages import bounds, cut_stage, owners, stage_rules
 
 
 class Pipeline(nn.Module):
@@ -232,7 +232,7 @@ class _Step:
         got itself.
         """
         pipeline, stage = self.pipeline, action.stage + 1 if action.kind == "F" else action.stage
-        return shapes(
+        return stage_rules(pipeline.config).shapes(
             pipeline.config, pipeline.bounds[stage][0], self.batch[action.micro], pipeline.cut_between
         )
 

@@ -20,23 +20,14 @@ from __future__ import annotations
 import copy
 import functools
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...core.config import check
-from ..model.attention import see_tokens
+from ...core.config import UserError, check
 from ..model.block import Block
-from ..model.chunked_cross_attention import Retrieved
-from ..model.config import ModelConfig, retro_layers
-from ..model.flops import block_flops, head_flops
-from ..model.gpt import GPT
-from ..model.inputs import MicroBatch
-from ..model.retro import Retro
-from ..model.t5 import T5, Memory
+from ..model.config import ModelConfig
+from ..model.family import family_of
+from ..model.stage import PassThrough, StageRules
 from .mesh import ParallelConfig
-
-FAMILIES = ("gpt", "bert", "t5")
-OF_LOSS = ("labels", "loss_mask", "swapped")  # of a micro-batch: what the last stage alone reads
 
 
 def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
@@ -47,15 +38,7 @@ def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     if ranks == 1:
         return
-    check(
-        (
-            model.family in FAMILIES,
-            (
-                f"parallel.pipeline_model_parallel_size = {ranks}: model.family = {model.family} is not cut"
-                " into stages; use --tensor-model-parallel-size, or more data-parallel processes"
-            ),
-        )
-    )
+    stage_rules(model)
     blocks = len(_costs(model, lengths))
     check(
         (
@@ -91,11 +74,22 @@ def bounds(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]
     return list(zip([0, *ends], ends))
 
 
+def stage_rules(config: ModelConfig) -> StageRules:
+    """Of the model's family; raises UserError where its models are not cut into stages."""
+    rules = family_of(config).stages
+    if rules is None:
+        raise UserError(
+            f"parallel.pipeline_model_parallel_size: model.family = {config.family} is not cut into stages; use"
+            " --tensor-model-parallel-size, or more data-parallel processes"
+        )
+    return rules
+
+
 def _costs(model: ModelConfig, lengths: dict[str, int]) -> list[float]:
-    """FLOPs of each block, the head's with the last one's."""
-    how = (lengths["seq_length"], lengths.get("decoder_seq_length", 0))
-    costs = [cost.full for cost in block_flops(model, *how)]
-    costs[-1] += head_flops(model, *how)
+    """FLOPs of each block; the output layer counts with the last one."""
+    family, how = family_of(model), (lengths["seq_length"], lengths.get("decoder_seq_length", 0))
+    costs = [cost.full for cost in family.block_flops(model, *how)]
+    costs[-1] += family.head_flops(model, *how)
     return costs
 
 
@@ -140,142 +134,26 @@ def cut_stage(whole: nn.Module, begin: int, end: int) -> nn.Module:
             if not begin <= first + i < end:
                 row[i] = PassThrough()
         first += len(row)
-    kept = _kept(model.config, begin, end, total)
+    rules = stage_rules(model.config)
+    kept = rules.modules(model.config, begin, end, total)
     for name, child in list(model.named_children()):
         if name not in kept and not isinstance(child, nn.ModuleList):
             setattr(model, name, nn.Identity() if name.endswith("norm") else None)
-    kind = _T5Stage if isinstance(model, T5) else _RetroStage if isinstance(model, Retro) else _Stage
-    model.__class__ = type(f"Stage{type(model).__name__}", (kind, type(model)), {})
+    kind = type(model)
+    model.__class__ = type(f"Stage{kind.__name__}", (rules.behaviour(model.config), kind), {})
     model.begin, model.end, model.received = begin, end, []
     model.is_first, model.is_last = begin == 0, end == total
     return model
 
 
-def _kept(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
-    """What a stage has beside its blocks, by the model's names."""
-    first, last, kept = begin == 0, end == total, set()
-    if last:
-        kept |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"} | (
-            set() if config.untie_embeddings_and_output_weights else {"embedding"}
-        )
-    if first:
-        kept |= {"embedding", "positions", "token_types"}
-    if config.post_norm:  # BERT's norm is then the embedding's
-        kept = kept | {"norm"} if first else kept - {"norm"}
-    if config.retro_add_retriever and begin <= retro_layers(total)[0] < end:  # neighbours are embedded, too
-        kept |= {"embedding", "positions"}
-    if config.family == "t5":
-        encoder = config.num_layers
-        if begin < encoder:
-            kept |= {"encoder_bias"}
-        if begin <= encoder < end:  # where the encoder ends and the decoder begins
-            kept |= {"encoder_norm", "embedding", "positions"}
-        if end > encoder:
-            kept |= {"decoder_bias"}
-    return kept
-
-
 def owners(config: ModelConfig, stages: list[tuple[int, int]]) -> dict[str, list[int]]:
     """Part of a model -> the stages that have it, the owner first, where these are several."""
     having: dict[str, list[int]] = {}
+    rules = stage_rules(config)
     for index, (begin, end) in enumerate(stages):
-        for name in _kept(config, begin, end, stages[-1][1]):
+        for name in rules.modules(config, begin, end, stages[-1][1]):
             having.setdefault(name, []).append(index)
     return {name: indices for name, indices in sorted(having.items()) if len(indices) > 1}
-
-
-class PassThrough(nn.Module):
-    """In the place of another stage's block."""
-
-    def forward(self, x: Tensor, **_) -> Tensor:
-        return x
-
-
-class _Stage(nn.Module):
-    """A model whose first states come from the stage before, where there is one: `received`, filled before
-    every forward pass.
-    """
-
-    def embed(self, *arguments) -> Tensor:
-        return self.received.pop(0) if self.received else super().embed(*arguments)
-
-    def run(self, micro: MicroBatch, received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the next stage gets; of the last one, (the summed loss,)."""
-        self.received = list(received)
-        arguments = micro.arguments()
-        result = (
-            self.loss(**arguments)
-            if self.is_last
-            else self(**{name: value for name, value in arguments.items() if name not in OF_LOSS})
-        )
-        return result if isinstance(result, tuple) else (result,)
-
-
-class _T5Stage(_Stage):
-    def forward(
-        self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        encoder = len(self.encoder)
-        if self.begin <= encoder:
-            memory = self.encode(encoder_tokens, padding_mask)
-            if self.end <= encoder:
-                return memory.states
-        else:
-            memory = Memory(self.received.pop(), see_tokens(padding_mask))
-        x = self.decode(tokens, memory)
-        # A copy: what comes out of a gather is a view, which fully_shard warns of.
-        return x if self.is_last else (x, memory.states.clone())
-
-
-class _RetroStage(_Stage):
-    def forward(
-        self, tokens: Tensor, *, neighbors: Tensor, neighbor_mask: Tensor, **how
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        encoding = retro_layers(len(self.layers))[0]
-        retrieved = None
-        if self.begin <= encoding < self.end:
-            retrieved = Retrieved(
-                *self._embed(neighbors.flatten(0, 1), neighbor_mask.flatten(0, 1)),
-                gate=1.0,
-                chunks=neighbors.shape[1],
-                first=self.first_chunk(tokens, neighbors),
-            )
-        elif _reads_on(self.config, self.begin):
-            retrieved = Retrieved(
-                None,
-                neighbor_mask.flatten(0, 1),
-                None,
-                gate=1.0,
-                chunks=neighbors.shape[1],
-                first=self.first_chunk(tokens, neighbors),
-            )
-            retrieved.encoded = self.received.pop()
-        x = GPT.forward(self, tokens, retrieved=retrieved, **how)
-        return (x, retrieved.encoded.clone()) if not self.is_last and _reads_on(self.config, self.end) else x
-
-
-def _reads_on(config: ModelConfig, begin: int) -> bool:
-    """Whether a layer of Retro from `begin` on reads what one before it has encoded."""
-    reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
-    return bool(reading) and reading[0] < begin <= reading[-1]
-
-
-def shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
-    """Of what comes to the stage whose first block is `begin`.
-
-    cut: tensor-parallel ranks over which sequences are cut between blocks.
-    """
-    B, T = micro.tokens.shape
-    if config.family == "t5":
-        S = micro.encoder_tokens.shape[1]
-        if begin <= config.num_layers:
-            return [torch.Size((B, S // cut, config.hidden_size))]
-        return [torch.Size((B, T // cut, config.hidden_size)), torch.Size((B, S, config.hidden_size))]
-    states = [torch.Size((B, T // cut, config.hidden_size))]
-    if _reads_on(config, begin):
-        chunks, k, r = micro.neighbors.shape[1:]
-        states.append(torch.Size((B * chunks, k * r, config.hidden_size)))
-    return states
 
 
 def stages_of(model: nn.Module) -> list[nn.Module]:

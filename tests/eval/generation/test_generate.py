@@ -15,8 +15,8 @@ from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
 from mt.train.checkpoint.architectures import weights_in
 from mt.train.checkpoint.hf_settings import settings_in
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
 from mt.train.prepacked_weights import ready_to_run

@@ -13,8 +13,8 @@ import transformers
 from mt.core.config import UserError
 from mt.train.checkpoint.architectures import ARCHITECTURES, weights_in, weights_out
 from mt.train.checkpoint.hf_settings import settings_in, settings_out
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V, T = 61, 24

@@ -21,7 +21,7 @@ from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectCon
 from mt.train.checkpoint.hf_settings import settings_in
 from mt.train.checkpoint.native import load_model
 from mt.train.loop import TrainConfig, train
-from mt.train.model.build import build_model
+from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V, T = 61, 24
@@ -559,7 +559,7 @@ def test_the_same_command_again_finds_its_work_done_and_after_a_kill_gives_the_s
 
 MEASURED = """
 import resource, sys
-from mt.train.convert.verbs import ConvertConfig, convert
+from mt.train.checkpoint.commands import ConvertConfig, convert
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for source, output in zip(sys.argv[1:], sys.argv[2:]):
     convert(ConvertConfig(source=source, output=output))

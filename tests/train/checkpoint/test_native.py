@@ -14,7 +14,7 @@ from mt.train.checkpoint import native as checkpoint
 from mt.train.checkpoint.commands import InspectConfig, inspect
 from mt.train.checkpoint.native import Reader, find, load, load_model, newest_whole
 from mt.train.loop import train
-from mt.train.model.build import build_model
+from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,16 +4,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mt.tests.train.parallel_jobs import random_neighbors
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
-from mt.train.model.flops import (
+from mt.train.model.family import build_model
+from mt.train.model.flops import peak_flops
+from mt.train.model.layers import initialize
+from mt.train.model.training_cost import (
     forward_flops,
     out_of_memory_message,
-    peak_flops,
     training_bytes,
     training_flops,
 )
-from mt.train.model.layers import initialize
 
 T = 32
 MODELS = {

@@ -262,15 +262,18 @@ def test_dropout_is_the_same_again_under_recomputation():
         (
             {"family": "t5", "window_size": 3},
             (
-                "window_size bounds what comes before a token, and model.family = t5 looks both ways; leave"
-                " it out"
+                "window_size limits causal attention to the last tokens, and the attention of model.family = t5"
+                " is bidirectional; leave it out"
             ),
         ),
-        ({"post_norm": True}, "post_norm is BERT's way; leave it out for model.family = gpt"),
+        (
+            {"post_norm": True},
+            "post_norm is for model.family = bert or ict; leave it out for model.family = gpt",
+        ),
         ({"decoder_num_layers": 3}, "decoder_num_layers is for model.family = t5"),
         (
             {"family": "bert", "attention_backend": "flash"},
-            "attention_backend = flash knows causal attention alone; leave it out for model.family = bert",
+            "attention_backend = flash computes causal attention only; leave it out for model.family = bert",
         ),
     ],
 )

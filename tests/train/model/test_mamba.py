@@ -7,8 +7,8 @@ import transformers
 
 from mt.core.config import UserError
 from mt.train.model.attention import Documents
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import generator_of, initialize
 from mt.train.model.mamba import Mamba, convolve, scan, scan_backend

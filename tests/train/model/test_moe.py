@@ -10,9 +10,9 @@ from mt.core.config import UserError
 from mt.train.compile import tell_compiler
 from mt.train.model import moe
 from mt.train.model.block import activate
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, expert_layers, resolve
 from mt.train.model.decoder import layer_kinds
+from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
 from mt.train.model.moe import (

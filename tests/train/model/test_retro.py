@@ -10,8 +10,8 @@ import torch
 
 from mt.core.config import UserError
 from mt.train.model.attention import Seen
-from mt.train.model.build import build_model
 from mt.train.model.config import ModelConfig, resolve, retro_layers
+from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
 from mt.train.model.retro import Retro, is_retrieval

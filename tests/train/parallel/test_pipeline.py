@@ -7,7 +7,7 @@ import torch
 
 from mt.core.config import UserError, build
 from mt.tests.train.parallel_jobs import build_stages, lengths_of, model_config, train
-from mt.train.model.build import build_model
+from mt.train.model.family import build_model
 from mt.train.parallel.mesh import ParallelConfig
 from mt.train.parallel.schedules import Action, Recv, Send, forward_programs, programs
 from mt.train.parallel.stages import bounds, cut_stage, owners

@@ -1,0 +1,73 @@
+"""The train, valid and test datasets of each family: SampleConfig, their settings, and a function for each family.
+
+See indexed.gpt_dataset.build_datasets for what comes out and for num_samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ...core.config import option
+from ...indexed.gpt_dataset import DataConfig, Dataset, build_datasets
+from ...indexed.ict_dataset import IctConfig, build_ict_datasets
+from ...indexed.instruct_dataset import InstructConfig, build_instruct_datasets
+from ...indexed.masked_dataset import BertConfig, T5Config, build_bert_datasets, build_t5_datasets
+from ...tokenizer.tokenizer import Tokenizer
+from .config import ModelConfig
+
+Datasets = tuple[Dataset | None, ...]
+NumSamples = Sequence[int | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(T5Config, IctConfig, InstructConfig):
+    """The data settings of training: those that all families share, and those of the samples of some."""
+
+    retro_project_dir: str | None = option(
+        None, "Retro: the neighbours of the samples, the output of `mt retro neighbors`", role="input"
+    )
+
+    def __post_init__(self):
+        DataConfig.__post_init__(self)  # the rest is checked where its samples are built
+
+
+C = TypeVar("C", bound=DataConfig)
+
+
+def causal_datasets(
+    model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
+) -> Datasets:
+    """Samples of a causal language model: consecutive tokens, or, with data.data_folder, questions and answers."""
+    if data.data_folder is not None:
+        return build_instruct_datasets(data, tokenizer, num_samples)
+    return build_datasets(data, num_samples)
+
+
+def bert_datasets(
+    model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
+) -> Datasets:
+    """Samples of BERT: segments with masked words."""
+    config = _settings(BertConfig, data, bert_binary_head=model.bert_binary_head)
+    return build_bert_datasets(config, tokenizer, num_samples)
+
+
+def t5_datasets(
+    model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
+) -> Datasets:
+    """Samples of T5: a text with masked spans, and the spans."""
+    return build_t5_datasets(_settings(T5Config, data), tokenizer, num_samples)
+
+
+def ict_datasets(
+    model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
+) -> Datasets:
+    """Samples of the inverse cloze task: a sentence as the query, and the block that it is from."""
+    return build_ict_datasets(_settings(IctConfig, data), tokenizer, num_samples)
+
+
+def _settings(kind: type[C], data: SampleConfig, **more: object) -> C:
+    """The settings that a kind of samples has, checked."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in more]
+    return kind(**{name: getattr(data, name) for name in names}, **more)

@@ -1,0 +1,82 @@
+"""A pipeline stage of a model: the model itself, without the blocks of other stages.
+
+The model's own forward pass is that of every stage: blocks of other stages pass their input through, and `embed` gives
+the states that came from the stage before. parallel/stages.py makes stages and decides which blocks they have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .inputs import MicroBatch
+
+LOSS_INPUTS = ("labels", "loss_mask", "swapped")  # fields of a MicroBatch that the last stage alone reads
+
+
+class PassThrough(nn.Module):
+    """Stands in for a block of another stage."""
+
+    def forward(self, x: Tensor, **_) -> Tensor:
+        return x
+
+
+class Stage(nn.Module):
+    """Mixed into the class of a model. `received`: what came from the stage before, set before each forward pass.
+
+    begin, end: its blocks. is_first, is_last: whether it has the model's first block, the last one.
+    """
+
+    begin: int
+    end: int
+    is_first: bool
+    is_last: bool
+    received: list[Tensor]
+
+    def embed(self, *arguments) -> Tensor:
+        return self.received.pop(0) if self.received else super().embed(*arguments)
+
+    def run(self, micro: MicroBatch, received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What the next stage receives; of the last stage (the summed loss,)."""
+        self.received = list(received)
+        arguments = micro.arguments()
+        if self.is_last:
+            result = self.loss(**arguments)
+        else:
+            result = self(**{name: value for name, value in arguments.items() if name not in LOSS_INPUTS})
+        return result if isinstance(result, tuple) else (result,)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRules:
+    """How a family's models are cut into pipeline stages. Blocks begin to end of total make a stage.
+
+    behaviour: what is mixed into the model's class. modules: names of the model's children that a stage has beside its
+    blocks. shapes: of what a stage receives, for a micro-batch, where tensor parallelism cuts sequences over `cut` ranks.
+    """
+
+    behaviour: Callable[[ModelConfig], type[Stage]]
+    modules: Callable[[ModelConfig, int, int, int], set[str]]
+    shapes: Callable[[ModelConfig, int, MicroBatch, int], list[torch.Size]]
+
+
+def end_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+    """The children of a model that stand before its first block and after its last one, where a stage has those."""
+    names: set[str] = set()
+    if end == total:
+        names |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"}
+        if not config.untie_embeddings_and_output_weights:
+            names.add("embedding")
+    if begin == 0:
+        names |= {"embedding", "positions", "token_types"}
+    return names
+
+
+def states_shape(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+    """Of the hidden states (B, T, D) alone."""
+    B, T = micro.tokens.shape
+    return [torch.Size((B, T // cut, config.hidden_size))]

@@ -1,0 +1,126 @@
+"""FLOPs and memory of a training step of any family, from the configuration alone; the message of one that does not fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .config import GATED, ModelConfig
+from .family import family_of
+from .flops import Flops
+
+
+def training_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """FLOPs of one sample, forward and backward. config: resolved.
+
+    decoder_seq_length: of an encoder-decoder, whose encoder reads seq_length tokens.
+    """
+    return forward_flops(config, seq_length, decoder_seq_length) * 3
+
+
+def forward_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """FLOPs of one sample, forward, with its loss."""
+    family = family_of(config)
+    head = family.head_flops(config, seq_length, decoder_seq_length)
+    return sum(family.block_flops(config, seq_length, decoder_seq_length), Flops(0, 0)) + Flops(head, head)
+
+
+class Bytes(NamedTuple):
+    """About what a training step holds on one device."""
+
+    weights: int  # and a narrower copy of them
+    gradients: int
+    moments: int
+    activations: int  # of one micro-batch
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def training_bytes(
+    config: ModelConfig,
+    parameters: int,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    num_moments: int,
+    granularity: str | None,
+) -> Bytes:
+    """tokens: of a micro-batch. granularity: of recomputation.
+
+    Good to some 20 %: temporaries and buffers are not in it.
+    """
+    width = dtype.itemsize
+    D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
+    inner = config.ffn_hidden_size
+    if config.num_experts:
+        inner = config.moe_router_topk * config.moe_ffn_hidden_size
+    gated = config.activation in GATED
+    # What a block keeps per token: what goes into norms, products and activations.
+    values = {
+        None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner,
+        "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner,
+        "full": D,
+    }[granularity]
+    layers = family_of(config).num_blocks(config)
+    if config.retro_add_retriever:  # its encoder's see k r tokens for each m
+        layers += (
+            2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
+        )
+    # the head's gradient is made in the forward pass
+    head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D
+    narrow = 0 if dtype == torch.float32 else width
+    return Bytes(
+        parameters * (4 + narrow),
+        parameters * 4,
+        parameters * 4 * num_moments,
+        layers * values * width * tokens + head,
+    )
+
+
+def out_of_memory_message(
+    config: ModelConfig,
+    parameters: int,
+    *,
+    micro_batch_size: int,
+    tokens_per_sample: int,
+    dtype: torch.dtype,
+    num_moments: int,
+    granularity: str | None,
+) -> str:
+    """What takes the memory and which settings give most of it back, largest first."""
+
+    def held(size: int, granularity: str | None, dtype: torch.dtype = dtype) -> Bytes:
+        return training_bytes(
+            config,
+            parameters,
+            tokens=size * tokens_per_sample,
+            dtype=dtype,
+            num_moments=num_moments,
+            granularity=granularity,
+        )
+
+    now = held(micro_batch_size, granularity)
+    savings: dict[str, int] = {}
+    if granularity != "full":
+        savings["--recompute-granularity full"] = now.total - held(micro_batch_size, "full").total
+    if micro_batch_size > 1:
+        savings[f"--micro-batch-size {micro_batch_size // 2}"] = (
+            now.total - held(micro_batch_size // 2, granularity).total
+        )
+    savings[f"a --seq-length of {tokens_per_sample // 2}"] = now.activations // 2
+    if dtype == torch.float32:
+        savings["--bf16"] = now.total - held(micro_batch_size, granularity, torch.bfloat16).total
+    knobs = sorted(((gain, knob) for knob, gain in savings.items() if gain > 0), reverse=True)
+    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in now._asdict().items())
+    return (
+        f"out of memory; this run holds about {gibibytes(now.total)} ({parts}); what would save most: "
+        + "; ".join(f"{knob} (about {gibibytes(gain)})" for gain, knob in knobs)
+        + "; a smaller model, or more processes, each of which then holds a share of it"
+    )
+
+
+def gibibytes(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB"
