@@ -63,7 +63,7 @@ def _library_of(path: Path) -> str | None:
         or (path / "model.safetensors").exists()
         or (path / "model.safetensors.index.json").exists()
     ):
-        return "hf"
+        return "huggingface"
     tracked = (path / "latest_checkpointed_iteration.txt").exists()
     return (
         "megatron"
