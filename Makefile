@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint layouts clean
+
+.PHONY: demo test test-all lint types layouts clean
 demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
@@ -17,6 +18,13 @@ test-all: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# mypy runs where this repository is a folder named `mt`, so that every module has one name.
+types: $(VENV)/.installed-dev
+	@mkdir -p $(VENV)/source && ln -sfn "$(CURDIR)" $(VENV)/source/mt
+	cd $(VENV)/source && $(abspath $(BIN))/mypy --config-file mt/pyproject.toml
 
 # Every parallel layout beside one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
