@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..train.model.attention import Cache, see_tokens
+from ..train.model.attention import Cache, bidirectional_mask
 from ..train.model.t5 import T5, Memory
 
 
@@ -53,7 +53,7 @@ class EncoderDecoder(nn.Module):
             layer.memory = tuple(part[:, :, :longest] for part in layer.memory)
         present = torch.arange(longest, device=tokens.device) < cache.prompts[:, None]
         # the states themselves are in the cache, as keys and values
-        memory = Memory(cache.layers[0].memory[0], see_tokens(present))
+        memory = Memory(cache.layers[0].memory[0], bidirectional_mask(present))
         hidden = self.model.decode(tokens, memory, positions=places, cache=cache)
         return hidden if at is None else hidden[:, 0]
 

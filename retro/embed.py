@@ -26,7 +26,7 @@ from ..indexed.neighbors import Database
 from ..train.checkpoint import native as checkpoint
 from ..train.checkpoint.huggingface import load_bert, minilm_directory
 from ..train.compile import keep_freed_memory
-from ..train.model.attention import see_texts
+from ..train.model.attention import packed_texts_mask
 from ..train.model.bert import Bert
 from ..train.precision import use_fast_float32_products
 from ..train.prepacked_weights import ready_to_run
@@ -94,7 +94,9 @@ class Embedder:
         """(texts, D) float32."""
         tokens = torch.tensor([token for row in ids for token in row], device=self.device)
         lengths = [len(row) for row in ids]
-        hidden = self.model(tokens[None], texts=see_texts(lengths, self.device))[0].float()  # (tokens, D)
+        hidden = self.model(tokens[None], mask=packed_texts_mask(lengths, self.device))[
+            0
+        ].float()  # (tokens, D)
         beside = 0 if self.own_rule else 1
         means = [
             part[beside : len(part) - beside].sum(0) / max(1, len(part) - 2 * beside)

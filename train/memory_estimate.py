@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .model.attention import Attention, Seen, attend
+from .model.attention import Attention, AttentionMask, attend
 from .model.base import Model
 from .model.block import Block
 from .model.config import ModelConfig
@@ -207,9 +207,11 @@ def _count_block(
     return kept
 
 
-def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, ranks: int, **how) -> Tensor:
+def _attend_to_all(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, ranks: int, **how
+) -> Tensor:
     """Attention of this rank's queries to the keys of all ranks."""
-    return attend(query, torch.cat([key] * ranks, dim=2), torch.cat([value] * ranks, dim=2), seen, **how)
+    return attend(query, torch.cat([key] * ranks, dim=2), torch.cat([value] * ranks, dim=2), mask, **how)
 
 
 def _storage(tensor: Tensor) -> int:

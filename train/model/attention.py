@@ -6,7 +6,7 @@ heads, then its key head, then its value head (Megatron-LM's order), so that a s
 the groups. Nothing here counts heads by the configuration: a module whose weights were cut works on its
 share.
 
-What a query sees is decided once for a batch (`see`), not in every layer.
+The attention mask is made once for a batch (`causal_mask`), not in every layer.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class Documents(NamedTuple):
     max_seqlen: int  # tokens of the longest
 
 
-class Seen(NamedTuple):
-    """What the queries of a batch see, as the backend wants to be told."""
+class AttentionMask(NamedTuple):
+    """Which keys the queries of a batch attend to, in the form that the backend takes."""
 
     backend: str = "sdpa"
-    causal: bool = False  # nothing later; says it all where there is no mask
-    # sdpa: (B or 1, H or 1, T, keys), bool, True where a query may look, or float, added to the scores
-    mask: Tensor | None = None
-    blocks: Any = None  # flex: its BlockMask
+    causal: bool = False  # no later key; complete where `tensor` is None
+    # sdpa: (B or 1, H or 1, T, keys), bool, True where attention is allowed, or float, added to the scores
+    tensor: Tensor | None = None
+    block_mask: Any = None  # flex: its BlockMask
     # flash, varlen, transformer-engine (None there: every sample is one), each
     documents: Documents | None = None
     window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """What kernels are told of a window: tokens that are seen before the query's own, -1 for all, and
-        after it.
-        """
+    def window_size(self) -> tuple[int, int]:
+        """(left, right) as kernels take it: tokens before the query's own, -1 for all, and after it."""
         return (-1 if self.window is None else self.window - 1, 0)
 
 
-def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None) -> Seen:
+def causal_mask(
+    config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None
+) -> AttentionMask:
     """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the
     window.
 
@@ -75,17 +75,17 @@ def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Docu
         config, tokens.device, dtype, bounded=documents is not None or window is not None
     )
     if backend == "transformer-engine":
-        return Seen(backend, True, documents=documents, window=window)
+        return AttentionMask(backend, True, documents=documents, window=window)
     if backend in ("flash", "varlen"):
         if documents is None:  # every sample is one
             starts = torch.arange(0, B * T + 1, T, device=tokens.device, dtype=torch.int32)
             documents = Documents(torch.zeros_like(tokens), starts, T)
-        return Seen(backend, True, documents=documents, window=window)
+        return AttentionMask(backend, True, documents=documents, window=window)
     if documents is None and window is None and backend == "sdpa":
-        return Seen(causal=True)
+        return AttentionMask(causal=True)
     ids = None if documents is None else documents.ids
     if backend == "flex":
-        return Seen(backend, True, blocks=_block_mask(ids, B, T, window, tokens.device))
+        return AttentionMask(backend, True, block_mask=_block_mask(ids, B, T, window, tokens.device))
     # One mask for all layers: on a CPU attention then takes 1.4 times as long as without (float32, T = 1024);
     # document by document it takes 0.9 to 4.4 times, by the documents' lengths.
     order = torch.arange(T, device=tokens.device)
@@ -93,15 +93,15 @@ def see(config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Docu
     if window is not None:
         mask &= order > order[:, None] - window
     mask = mask[None] if ids is None else mask & (ids[:, :, None] == ids[:, None, :])
-    return Seen(mask=mask[:, None])
+    return AttentionMask(tensor=mask[:, None])
 
 
-def see_tokens(present: Tensor | None) -> Seen:
+def bidirectional_mask(present: Tensor | None) -> AttentionMask:
     """For attention both ways: all keys but padding. present: (B, keys), true where there is a token."""
-    return Seen(mask=None if present is None else present.bool()[:, None, None, :])
+    return AttentionMask(tensor=None if present is None else present.bool()[:, None, None, :])
 
 
-def see_texts(lengths: list[int], device: torch.device) -> Seen:
+def packed_texts_mask(lengths: list[int], device: torch.device) -> AttentionMask:
     """For attention both ways within each of some texts, which stand one behind the other in one row; not for
     training.
 
@@ -110,7 +110,7 @@ def see_texts(lengths: list[int], device: torch.device) -> Seen:
     """
     ends = torch.tensor([0, *lengths], device=device).cumsum(0)
     ids = torch.arange(len(lengths), device=device).repeat_interleave(ends.diff())
-    return Seen("each", documents=Documents(ids[None].int(), ends.int(), max(lengths)))
+    return AttentionMask("each", documents=Documents(ids[None].int(), ends.int(), max(lengths)))
 
 
 def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool) -> str:
@@ -161,37 +161,39 @@ def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, scale: float | None, dropout: float
 ) -> Tensor:
     """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C).
 
     scale: of the scores; None: C^-0.5.
     """
     grouped = query.shape[1] != key.shape[1]
-    if seen.backend == "each":
-        return _each(query[0], key[0], value[0], seen.documents.cu_seqlens.tolist(), scale)
-    if seen.backend == "transformer-engine":
-        return _transformer_engine(query, key, value, seen, scale, dropout)
-    if seen.backend in ("flash", "varlen"):
+    if mask.backend == "each":
+        return _each(query[0], key[0], value[0], mask.documents.cu_seqlens.tolist(), scale)
+    if mask.backend == "transformer-engine":
+        return _transformer_engine(query, key, value, mask, scale, dropout)
+    if mask.backend in ("flash", "varlen"):
         B, _, T, _ = query.shape
         packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B x T, heads, C)
-        y = (_flash if seen.backend == "flash" else _varlen)(*packed, seen, scale, dropout)
+        y = (_flash if mask.backend == "flash" else _varlen)(*packed, mask, scale, dropout)
         return y.reshape(B, T, -1)
-    if seen.backend == "flex":
-        y = _flex_attention()(query, key, value, block_mask=seen.blocks, scale=scale, enable_gqa=grouped)
+    if mask.backend == "flex":
+        y = _flex_attention()(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
     else:
         if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
             # torch's kernel takes three times as long for one query as the copies and float32 do together.
             return attend(
-                query.float(), key.float(), value.float(), seen, scale=scale, dropout=dropout
+                query.float(), key.float(), value.float(), mask, scale=scale, dropout=dropout
             ).bfloat16()
-        mask = seen.mask if seen.mask is None or seen.mask.dtype == torch.bool else seen.mask.to(query.dtype)
+        attn_mask = mask.tensor
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.to(query.dtype)
         y = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask,
-            is_causal=seen.causal and mask is None,
+            attn_mask=attn_mask,
+            is_causal=mask.causal and attn_mask is None,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=grouped,
@@ -230,11 +232,11 @@ def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: flo
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None, dropout: float
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    _, starts, longest = seen.documents
+    _, starts, longest = mask.documents
     return flash_attn_varlen_func(
         query,
         key,
@@ -246,20 +248,20 @@ def _flash(
         dropout_p=dropout,
         softmax_scale=scale,
         causal=True,
-        window_size=seen.sides,
+        window_size=mask.window_size,
     )
 
 
 def _transformer_engine(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None, dropout: float
 ) -> Tensor:
     """Its fused attention, cuDNN's or flash-attn's: it chooses by the shapes."""
     B, heads, T, channels = query.shape
     samples = [x.transpose(1, 2) for x in (query, key, value)]  # (B, T, heads, C)
     how: dict = {"qkv_format": "bshd", "attn_mask_type": "causal"}
-    if seen.documents is not None:
+    if mask.documents is not None:
         samples = [x.flatten(0, 1) for x in samples]
-        _, starts, longest = seen.documents
+        _, starts, longest = mask.documents
         how = {
             "qkv_format": "thd",
             "attn_mask_type": "padding_causal",
@@ -269,7 +271,7 @@ def _transformer_engine(
             "max_seqlen_kv": longest,
         }
     layer = _transformer_engine_layer(heads, channels, key.shape[1], dropout, scale)
-    return layer(*(x.contiguous() for x in samples), window_size=seen.sides, **how).reshape(B, T, -1)
+    return layer(*(x.contiguous() for x in samples), window_size=mask.window_size, **how).reshape(B, T, -1)
 
 
 @functools.cache
@@ -283,14 +285,14 @@ def _transformer_engine_layer(heads: int, channels: int, groups: int, dropout: f
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None, dropout: float
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     assert scale is None, "T5, which has a scale of its own, has a mask and comes to sdpa"
-    assert not dropout, "_obstacle has seen to that"
-    (_, starts, longest), known = seen.documents, _varlen_options()
-    how: dict = {"window_size": seen.sides} if "window_size" in known else {"is_causal": True}
+    assert not dropout, "_obstacle refuses this"
+    (_, starts, longest), known = mask.documents, _varlen_options()
+    how: dict = {"window_size": mask.window_size} if "window_size" in known else {"is_causal": True}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in known:
             how["enable_gqa"] = True
@@ -318,10 +320,10 @@ def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: 
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b, h, query, key):
-        seen = query >= key
+        allowed = query >= key
         if window is not None:
-            seen &= key > query - window
-        return seen if ids is None else seen & (ids[b, query] == ids[b, key])
+            allowed &= key > query - window
+        return allowed if ids is None else allowed & (ids[b, query] == ids[b, key])
 
     return create_block_mask(visible, None if ids is None else B, None, T, T, device=str(device))
 
@@ -361,7 +363,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         *,
-        seen: Seen,
+        mask: AttentionMask,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
         **_,
@@ -379,7 +381,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(key, value)
         y = self.attend(
-            query, key, value, seen, scale=self.scale, dropout=self.dropout if self.training else 0.0
+            query, key, value, mask, scale=self.scale, dropout=self.dropout if self.training else 0.0
         )
         return self.out(y)
 
@@ -414,7 +416,7 @@ class CrossAttention(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, *, memory: Tensor, memory_seen: Seen, cache: LayerCache | None = None, **_
+        self, x: Tensor, *, memory: Tensor, memory_mask: AttentionMask, cache: LayerCache | None = None, **_
     ) -> Tensor:
         """memory: (B, S, D). With a cache its keys and values are computed once, at the first call."""
         B, T, _ = x.shape
@@ -426,7 +428,7 @@ class CrossAttention(nn.Module):
         else:
             key, value = cache.memory
         y = attend(
-            query, key, value, memory_seen, scale=self.scale, dropout=self.dropout if self.training else 0.0
+            query, key, value, memory_mask, scale=self.scale, dropout=self.dropout if self.training else 0.0
         )
         return self.out(y)
 
@@ -478,8 +480,8 @@ class Cache:
         self.layers, self.max_length, self.window = layers, max_length, window
         self.length = 0  # slots that any row has filled
 
-    def at(self, positions: Tensor) -> Seen:
-        """Readies the layers for tokens at positions (B, T); returns what those see, of the slots in use."""
+    def at(self, positions: Tensor) -> AttentionMask:
+        """Readies the layers for tokens at positions (B, T); returns their mask over the slots in use."""
         self.length = max(self.length, int(positions.max()) + 1)
         assert self.length <= self.max_length, (
             f"position {self.length - 1} in a cache of {self.max_length} slots"
@@ -489,4 +491,4 @@ class Cache:
                 layer.positions, layer.length = positions, self.length
         slots, own = torch.arange(self.length, device=positions.device), positions[:, None, :, None]
         mask = slots <= own
-        return Seen(mask=mask if self.window is None else mask & (slots > own - self.window))
+        return AttentionMask(tensor=mask if self.window is None else mask & (slots > own - self.window))

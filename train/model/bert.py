@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, Seen, see_tokens
+from .attention import Attention, AttentionMask, bidirectional_mask
 from .base import Model
 from .block import Block, FeedForward, activate
 from .config import GATED, ModelConfig
@@ -52,18 +52,18 @@ class Bert(Model):
         tokens: Tensor,
         padding_mask: Tensor | None = None,
         token_types: Tensor | None = None,
-        texts: Seen | None = None,
+        mask: AttentionMask | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T) int64.
 
         padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by
-        default 0. texts: of see_texts, where the one row is several texts.
+        default 0. mask: of packed_texts_mask, where the one row is several texts.
         """
-        starts = 0 if texts is None else texts.documents.cu_seqlens[texts.documents.ids]
+        starts = 0 if mask is None else mask.documents.cu_seqlens[mask.documents.ids]
         x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types, starts)
-        seen = texts or see_tokens(padding_mask)
+        mask = mask or bidirectional_mask(padding_mask)
         for layer in self.layers:
-            x = layer(x, seen=seen)
+            x = layer(x, mask=mask)
         return x if self.config.post_norm else self.norm(x)
 
     def embed(self, tokens: Tensor, token_types: Tensor, starts: Tensor | int = 0) -> Tensor:
@@ -131,7 +131,7 @@ class Bert(Model):
     def block_inputs(
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
     ) -> tuple[dict, list[Tensor]]:
-        return {"seen": Seen()}, []
+        return {"mask": AttentionMask()}, []
 
 
 class MaskedHead(nn.Module):

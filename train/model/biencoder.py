@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Seen
+from .attention import AttentionMask
 from .base import Model
 from .bert import Bert
 from .block import Block
@@ -146,7 +146,7 @@ class Biencoder(Model):
     def block_inputs(
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
     ) -> tuple[dict, list[Tensor]]:
-        return {"seen": Seen()}, []
+        return {"mask": AttentionMask()}, []
 
 
 class Tower(nn.Module):

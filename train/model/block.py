@@ -39,10 +39,10 @@ class Block(nn.Module):
 
         context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
 
-        seen: what queries see (attention.Seen). rotary: cosines and sines. documents: attention.Documents or
+        mask: which keys a query attends to. rotary: cosines and sines. documents: attention.Documents or
         None. cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,), how
-        many tokens of a row are no padding, or None. memory, memory_seen: the other sequence (B, S, D), and
-        what is seen of it. retrieved: what was retrieved (retro.Retrieved). Without another sequence or
+        many tokens of a row are no padding, or None. memory, memory_mask: the other sequence (B, S, D), and
+        its mask. retrieved: what was retrieved (retro.Retrieved). Without another sequence or
         something retrieved, cross adds nothing.
         """
         if self.mixer is not None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, CrossAttention, LayerCache, Seen, attend, see_tokens
+from .attention import Attention, AttentionMask, CrossAttention, LayerCache, attend, bidirectional_mask
 from .block import Block, FeedForward
 from .config import ModelConfig
 from .layers import Linear, Norm
@@ -59,11 +59,11 @@ class Retrieved:
             .unflatten(1, (self.chunks, m))
             .flatten(0, 1)
         )
-        seen = Seen()
+        mask = AttentionMask()
         if absent:
             there = torch.arange(self.chunks * m, device=x.device).view(self.chunks, m) >= absent
-            seen = see_tokens(there.repeat(len(x), 1))
-        self.encoded = encoder(self.states, self.present, self.rotary, memory, seen)
+            mask = bidirectional_mask(there.repeat(len(x), 1))
+        self.encoded = encoder(self.states, self.present, self.rotary, memory, mask)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, cache: None, attention: Callable) -> Tensor:
         """(B, T, H C): what each token reads. query: (B, T, H C).
@@ -92,7 +92,7 @@ def attend_where_present(
     """
     any_present = present.any(1, keepdim=True)
     # of no keys at all there is no softmax
-    y = attention(query, key, value, see_tokens(present | ~any_present))
+    y = attention(query, key, value, bidirectional_mask(present | ~any_present))
     return y * any_present[..., None].to(y.dtype)
 
 
@@ -147,19 +147,17 @@ class Encoder(nn.Module):
         present: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         memory: Tensor,
-        memory_seen: Seen,
+        memory_mask: AttentionMask,
     ) -> Tensor:
         """(n, k r, D), normalised. states: (n k, r, D). present: (n, k, r) bool.
 
         memory: (n, m, D), the chunks.
         """
         here = present.flatten(0, 1)
-        seen, x = (
-            see_tokens(here | ~here.any(1, keepdim=True)),
-            F.dropout(states, self.dropout, self.training),
-        )
+        mask = bidirectional_mask(here | ~here.any(1, keepdim=True))
+        x = F.dropout(states, self.dropout, self.training)
         for layer in self.layers:
-            x = layer(x, seen=seen, rotary=rotary, memory=memory, memory_seen=memory_seen)
+            x = layer(x, mask=mask, rotary=rotary, memory=memory, memory_mask=memory_mask)
         return self.norm(x).reshape(len(present), -1, x.shape[-1])
 
 
@@ -168,14 +166,14 @@ class NeighborAttention(CrossAttention):
     computed once for all k.
     """
 
-    def forward(self, x: Tensor, *, memory: Tensor, memory_seen: Seen, **_) -> Tensor:
+    def forward(self, x: Tensor, *, memory: Tensor, memory_mask: AttentionMask, **_) -> Tensor:
         query = self.query(x)
         # (n, H, k r, C)
         grouped = query.view(len(memory), -1, query.shape[-1] // self.channels, self.channels).transpose(1, 2)
         y = attend(
             grouped,
             *self.keys_and_values(memory),
-            memory_seen,
+            memory_mask,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )

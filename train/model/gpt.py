@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Cache, Documents, Seen, see
+from .attention import AttentionMask, Cache, Documents, causal_mask
 from .base import Model
 from .block import Block
 from .chunked_cross_attention import Encoder, Retrieved
@@ -42,12 +42,8 @@ class GPT(Model):
             else None
         )
         # The parallel floor puts others here, where ranks have parts of a sequence, or of the vocabulary.
-        self.see, self.cross_entropy, self.likelihoods, self.logits_of = (
-            see,
-            cross_entropy,
-            likelihoods,
-            logits_of,
-        )
+        self.causal_mask, self.cross_entropy = causal_mask, cross_entropy
+        self.likelihoods, self.logits_of = likelihoods, logits_of
 
     def forward(
         self,
@@ -76,17 +72,17 @@ class GPT(Model):
                 1 if cache is None else B, T
             )
         x = self.embed(tokens, positions)
-        seen = (
+        mask = (
             cache.at(positions)
             if cache is not None
-            else self.see(self.config, tokens, compute_dtype(x), documents)
+            else self.causal_mask(self.config, tokens, compute_dtype(x), documents)
         )
         rotary = self._rotary(positions)
         for i, layer in enumerate(self.layers):
             more = {"at": at} if at is not None and i == len(self.layers) - 1 else {}
             x = layer(
                 x,
-                seen=seen,
+                mask=mask,
                 rotary=rotary,
                 documents=documents,
                 cache=cache and cache.layers[i],
@@ -150,11 +146,11 @@ class GPT(Model):
     def block_inputs(
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
     ) -> tuple[dict, list[Tensor]]:
-        inputs: dict = {"seen": Seen(causal=True)}
+        inputs: dict = {"mask": AttentionMask(causal=True)}
         shared = []
         if ranks > 1:
             mask = torch.ones(1, 1, length // ranks, length, dtype=torch.bool)
-            inputs["seen"] = Seen(mask=mask)
+            inputs["mask"] = AttentionMask(tensor=mask)
             shared.append(mask)
         rotary = self._rotary(torch.arange(length // ranks)[None])
         if rotary is not None:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attention import Cache, Documents, LayerCache, Seen
+from .attention import AttentionMask, Cache, Documents, LayerCache
 from .block import Block
 from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
 from .config import ModelConfig, retro_layers
@@ -271,7 +271,7 @@ class Growing(Retrieved):
     def encode(self, encoder: Encoder, x: Tensor) -> None:
         chunks = self.keep(self.cache.states, x)
         if len(chunks):
-            self.encoded = encoder(self.states, self.present, self.rotary, chunks, Seen())
+            self.encoded = encoder(self.states, self.present, self.rotary, chunks, AttentionMask())
 
     def read(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: LayerCache, attention: Callable

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, Cache, CrossAttention, Seen, see_tokens
+from .attention import Attention, AttentionMask, Cache, CrossAttention, bidirectional_mask
 from .base import Model
 from .block import Block, FeedForward
 from .config import ModelConfig
@@ -34,7 +34,7 @@ class Memory(NamedTuple):
     """What a decoder reads of its encoder."""
 
     states: Tensor  # (B, S, D)
-    seen: Seen
+    mask: AttentionMask
 
 
 class T5(Model):
@@ -81,11 +81,11 @@ class T5(Model):
     def encode(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Memory:
         """What `decode` reads, of tokens (B, S) int64."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        present = see_tokens(padding_mask)
-        seen = present if self.encoder_bias is None else self.encoder_bias(positions, positions, present)
+        present = bidirectional_mask(padding_mask)
+        mask = present if self.encoder_bias is None else self.encoder_bias(positions, positions, present)
         x = self.embed(tokens, positions)
         for layer in self.encoder:
-            x = layer(x, seen=seen)
+            x = layer(x, mask=mask)
         return Memory(self.encoder_norm(x), present)
 
     def decode(
@@ -101,14 +101,14 @@ class T5(Model):
             positions = torch.arange(start, start + T, device=tokens.device).expand(
                 len(tokens) if cache is not None else 1, T
             )
-        seen = cache.at(positions) if cache is not None else Seen(causal=True)
+        mask = cache.at(positions) if cache is not None else AttentionMask(causal=True)
         if self.decoder_bias is not None:
             slots = torch.arange(cache.length if cache is not None else T, device=tokens.device)
-            seen = self.decoder_bias(positions, slots, seen)
+            mask = self.decoder_bias(positions, slots, mask)
         x = self.embed(tokens, positions)
         for i, layer in enumerate(self.decoder):
             x = layer(
-                x, seen=seen, memory=memory.states, memory_seen=memory.seen, cache=cache and cache.layers[i]
+                x, mask=mask, memory=memory.states, memory_mask=memory.mask, cache=cache and cache.layers[i]
             )
         return self.decoder_norm(x)
 
@@ -169,12 +169,12 @@ class T5(Model):
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
     ) -> tuple[dict, list[Tensor]]:
         positions, decodes = torch.arange(length), block.cross is not None
-        bias, seen = self.decoder_bias if decodes else self.encoder_bias, Seen(causal=decodes)
-        inputs: dict = {"seen": seen if bias is None else bias(positions, positions, seen)}
-        shared = [] if inputs["seen"].mask is None else [inputs["seen"].mask]
+        bias, mask = self.decoder_bias if decodes else self.encoder_bias, AttentionMask(causal=decodes)
+        inputs: dict = {"mask": mask if bias is None else bias(positions, positions, mask)}
+        shared = [] if inputs["mask"].mask is None else [inputs["mask"].mask]
         if decodes:
             inputs["memory"] = torch.empty(1, seq_length, self.config.hidden_size, dtype=dtype)
-            inputs["memory_seen"] = Seen()
+            inputs["memory_mask"] = AttentionMask()
             shared.append(inputs["memory"])
         return inputs, shared
 
@@ -200,8 +200,11 @@ class DistanceBias(nn.Module):
             DISTANCE_BUCKETS, config.num_attention_heads, std=config.init_method_std, split="row"
         )
 
-    def forward(self, queries: Tensor, keys: Tensor, seen: Seen) -> Seen:
-        """`seen` with the biases in its mask. queries: (T,) or (B, T), keys: (K,) int64 positions."""
+    def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask) -> AttentionMask:
+        """The mask as numbers added to the scores: the bias where attention is allowed, -inf elsewhere.
+
+        queries: (T,) or (B, T), keys: (K,) int64 positions.
+        """
         # (H, T, K) or (B, H, T, K)
         bias = self.table(
             distance_buckets(
@@ -209,11 +212,11 @@ class DistanceBias(nn.Module):
             )
         ).movedim(-1, -3)
         bias = bias if bias.ndim == 4 else bias[None]
-        mask = seen.mask
-        if seen.causal:
-            mask = keys <= queries[..., None]
-            mask = mask[:, None] if mask.ndim == 3 else mask
-        return Seen(mask=bias if mask is None else bias.masked_fill(~mask, float("-inf")))
+        allowed = mask.tensor
+        if mask.causal:
+            allowed = keys <= queries[..., None]
+            allowed = allowed[:, None] if allowed.ndim == 3 else allowed
+        return AttentionMask(tensor=bias if allowed is None else bias.masked_fill(~allowed, float("-inf")))
 
 
 class T5Stage(Stage):
@@ -228,7 +231,7 @@ class T5Stage(Stage):
             if self.end <= encoder:
                 return memory.states
         else:
-            memory = Memory(self.received.pop(), see_tokens(padding_mask))
+            memory = Memory(self.received.pop(), bidirectional_mask(padding_mask))
         x = self.decode(tokens, memory)
         # A copy: what comes out of a gather is a view, which fully_shard warns of.
         return x if self.is_last else (x, memory.states.clone())

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..model import attention, moe
-from ..model.attention import Documents, Seen
+from ..model.attention import AttentionMask, Documents
 from ..model.config import ModelConfig
 from ..model.inputs import MicroBatch
 from ..model.mamba import Exchange
@@ -65,10 +65,10 @@ def cut(micro: MicroBatch, axis: Axis) -> MicroBatch:
     )
 
 
-def see(
+def causal_mask(
     config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None, *, axis: Axis
-) -> Seen:
-    """attention.see for `attend`: queries cut as above, keys in the order of the sequence.
+) -> AttentionMask:
+    """attention.causal_mask for `attend`: queries cut as above, keys in the order of the sequence.
 
     tokens: (B, T / ranks).
     """
@@ -83,14 +83,22 @@ def see(
     mask = mask[None]
     if documents is not None:
         mask = mask & (documents.ids[:, queries] == documents.ids[:, None, :])
-    return Seen(mask=mask[:, None])
+    return AttentionMask(tensor=mask[:, None])
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, seen: Seen, *, scale: float | None, dropout: float, axis: Axis
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float | None,
+    dropout: float,
+    axis: Axis,
 ) -> Tensor:
-    """attention.attend for query, key and value (B, heads, T / ranks, C) of this rank's tokens; what `see`
-    says is seen.
+    """attention.attend for query, key and value (B, heads, T / ranks, C) of this rank's tokens.
+
+    mask: of `causal_mask`.
     """
     T = key.shape[2] * axis.size
     chunk = T // (2 * axis.size)
@@ -99,13 +107,13 @@ def attend(
     parts = []
     for i, place in enumerate((axis.rank, 2 * axis.size - 1 - axis.rank)):
         queries, keys = slice(i * chunk, (i + 1) * chunk), slice((place + 1) * chunk)
-        seen_here = Seen(mask=seen.mask[:, :, queries, keys])
+        chunk_mask = AttentionMask(tensor=mask.tensor[:, :, queries, keys])
         parts.append(
             attention.attend(
                 query[:, :, queries],
                 key[:, :, keys],
                 value[:, :, keys],
-                seen_here,
+                chunk_mask,
                 scale=scale,
                 dropout=dropout,
             )

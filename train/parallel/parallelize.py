@@ -495,7 +495,7 @@ class _ParallelExperts(nn.Module):
 
 
 def _cut_sequences(model: nn.Module, cp: Axis) -> None:
-    model.see = functools.partial(context_parallel.see, axis=cp)
+    model.causal_mask = functools.partial(context_parallel.causal_mask, axis=cp)
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = functools.partial(context_parallel.attend, axis=cp)

@@ -15,7 +15,14 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from mt.core.config import UserError
 from mt.train.model import attention
-from mt.train.model.attention import Documents, Seen, attend, attention_backend, see, see_tokens
+from mt.train.model.attention import (
+    AttentionMask,
+    Documents,
+    attend,
+    attention_backend,
+    bidirectional_mask,
+    causal_mask,
+)
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate
 
@@ -82,8 +89,8 @@ CASES = {
 def test_a_query_sees(name):
     settings, packed, visible = CASES[name]
     inputs = queries_keys_values()
-    seen = see(config(**settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
-    found, expected = attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible)
+    mask = causal_mask(config(**settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
+    found, expected = attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
@@ -91,11 +98,11 @@ def test_a_query_sees(name):
 
 def test_both_ways_a_query_sees_everything_but_padding():
     inputs, present = queries_keys_values(), torch.arange(T) < torch.tensor([[T], [17]])
-    found = attend(*inputs, see_tokens(present), scale=None, dropout=0.0)
+    found = attend(*inputs, bidirectional_mask(present), scale=None, dropout=0.0)
     torch.testing.assert_close(
         found, by_hand(*inputs, lambda b, q, k: bool(present[b, k])), rtol=0, atol=1e-12
     )
-    assert see_tokens(None) == Seen()
+    assert bidirectional_mask(None) == AttentionMask()
 
 
 @pytest.mark.parametrize("scores", [1, 1 << 18])
@@ -105,7 +112,7 @@ def test_texts_in_one_row_attend_each_to_itself_alone(monkeypatch, scores):
     lengths = [5, 5, 5, 3, 1, 3, 3]
     query, (key, value) = torch.randn(1, 4, sum(lengths), 8), torch.randn(2, 1, 2, sum(lengths), 8)
     ours = attention.attend(
-        query, key, value, attention.see_texts(lengths, query.device), scale=None, dropout=0.0
+        query, key, value, attention.packed_texts_mask(lengths, query.device), scale=None, dropout=0.0
     )
     parts = zip(*(x.split(lengths, 2) for x in (query, key, value)))
     expected = torch.cat(
@@ -118,22 +125,22 @@ def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
     query, key, value = (
         x[:, :, :1] if n == 0 else x for n, x in enumerate(queries_keys_values(torch.bfloat16))
     )
-    seen = Seen(mask=torch.arange(T).view(1, 1, 1, T) > 5)
-    found = attend(query, key, value, seen, scale=None, dropout=0.0)
+    mask = AttentionMask(tensor=torch.arange(T).view(1, 1, 1, T) > 5)
+    found = attend(query, key, value, mask, scale=None, dropout=0.0)
     torch.testing.assert_close(
         found,
-        attend(query.float(), key.float(), value.float(), seen, scale=None, dropout=0.0).bfloat16(),
+        attend(query.float(), key.float(), value.float(), mask, scale=None, dropout=0.0).bfloat16(),
         rtol=0,
         atol=0,
     )
-    exact = attend(query.double(), key.double(), value.double(), seen, scale=None, dropout=0.0)
+    exact = attend(query.double(), key.double(), value.double(), mask, scale=None, dropout=0.0)
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
 
 
 def test_no_mask_is_made_where_none_is_needed_and_else_one_for_all_layers():
-    assert see(config(), torch.zeros(B, T), torch.float32) == Seen(causal=True)
-    assert see(config(window_size=T), torch.zeros(B, T), torch.float32) == Seen(causal=True)
-    assert see(config(window_size=3), torch.zeros(B, T), torch.float32).mask.shape == (1, 1, T, T)
+    assert causal_mask(config(), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
+    assert causal_mask(config(window_size=T), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
+    assert causal_mask(config(window_size=3), torch.zeros(B, T), torch.float32).tensor.shape == (1, 1, T, T)
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -306,15 +313,15 @@ def test_transformer_engine_is_told_what_is_seen(name, monkeypatch):
     monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
     attention._transformer_engine_layer.cache_clear()
     inputs = queries_keys_values()
-    seen = see(
+    mask = causal_mask(
         config(attention_backend="transformer-engine", **settings),
         torch.zeros(B, T),
         torch.float64,
         documents() if packed else None,
     )
-    assert seen.backend == "transformer-engine"
+    assert mask.backend == "transformer-engine"
     torch.testing.assert_close(
-        attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+        attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
     )
     attention._transformer_engine_layer.cache_clear()
 
@@ -347,10 +354,10 @@ def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known,
 
     monkeypatch.setattr(attention, "_varlen_options", lambda: known)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
-    seen = Seen("varlen", True, documents=documents(), window=settings.get("window_size"))
+    mask = AttentionMask("varlen", True, documents=documents(), window=settings.get("window_size"))
     inputs = queries_keys_values()
     torch.testing.assert_close(
-        attend(*inputs, seen, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+        attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
     )
 
 
@@ -363,13 +370,13 @@ def test_every_backend_gives_the_same_on_a_gpu(backend, name):
         pytest.importorskip(attention.PACKAGES[backend][0], reason=f"{backend} is not installed")
     settings, packed, visible = CASES[name]
     inputs = queries_keys_values(torch.bfloat16, "cuda")
-    seen = see(
+    mask = causal_mask(
         config(attention_backend=backend, **settings),
         torch.zeros(B, T, device="cuda"),
         torch.bfloat16,
         documents("cuda") if packed else None,
     )
-    found = attend(*inputs, seen, scale=None, dropout=0.0)
+    found = attend(*inputs, mask, scale=None, dropout=0.0)
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
     expected = by_hand(*exact, visible)
     torch.testing.assert_close(found.double().cpu(), expected, rtol=0, atol=3e-2)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 from mt.core.config import UserError
-from mt.train.model.attention import Seen, see
+from mt.train.model.attention import AttentionMask, causal_mask
 from mt.train.model.block import activate
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
@@ -153,7 +153,10 @@ def cut(module, rank, ranks):
 )
 def test_the_shares_of_a_cut_block_add_up(settings):
     model, x = gpt(**settings), torch.randn(3, 24, 32, generator=torch.Generator().manual_seed(1))
-    context = {"seen": see(model.config, x[..., 0], x.dtype), "rotary": model._rotary(torch.arange(24)[None])}
+    context = {
+        "mask": causal_mask(model.config, x[..., 0], x.dtype),
+        "rotary": model._rotary(torch.arange(24)[None]),
+    }
     mixer, ffn = model.layers[0].mixer, model.layers[0].ffn
     whole = mixer(x, **context), ffn(x)
     shares = [
@@ -208,7 +211,7 @@ def test_dropout_is_the_same_again_under_recomputation():
         torch.manual_seed(3)
         x = model.embedding(tokens)
         for layer in model.layers:
-            x = layer_call(layer, x, seen=Seen(causal=True))
+            x = layer_call(layer, x, mask=AttentionMask(causal=True))
         loss = model.norm(x).square().sum()
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, model.embedding.weight)[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.train.model.attention import Seen
+from mt.train.model.attention import AttentionMask
 from mt.train.model.config import ModelConfig, resolve, retro_layers
 from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
@@ -96,7 +96,7 @@ def encoded_by_loop(encoder, gpt, tokens, chunk):
         x = x + gpt.positions.weight[: len(tokens)]
     rotary = gpt._rotary(torch.arange(len(tokens))[None])
     for layer in encoder.layers:
-        x = x + layer.mixer(layer.mixer_norm(x)[None], seen=Seen(), rotary=rotary)[0]
+        x = x + layer.mixer(layer.mixer_norm(x)[None], mask=AttentionMask(), rotary=rotary)[0]
         if layer.cross is not None:
             x = x + layer.cross.out(cross(layer.cross, layer.cross_norm(x), chunk))
         x = x + layer.ffn(layer.ffn_norm(x))
@@ -117,7 +117,7 @@ def by_loop(gpt, tokens, neighbors, mask, *, first=None):
         x = x + gpt.positions.weight[:T]
     rotary, encoded = gpt._rotary(torch.arange(T)[None]), None
     for number, layer in enumerate(gpt.layers):
-        x = x + layer.mixer(layer.mixer_norm(x)[None], seen=Seen(causal=True), rotary=rotary)[0]
+        x = x + layer.mixer(layer.mixer_norm(x)[None], mask=AttentionMask(causal=True), rotary=rotary)[0]
         if number in retro_layers(len(gpt.layers)):
             normed = layer.cross_norm(x)
             if encoded is None:

@@ -4,7 +4,7 @@ import transformers
 
 from mt.train.checkpoint.architectures import weights_in
 from mt.train.checkpoint.hf_settings import settings_in
-from mt.train.model.attention import Seen
+from mt.train.model.attention import AttentionMask
 from mt.train.model.bert import Bert
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.layers import initialize
@@ -114,6 +114,6 @@ def test_megatrons_bert_has_its_norms_before_the_parts_and_after_the_last():
     bert = model(Bert, "bert")
     x = bert.embedding(tokens()) + bert.positions(torch.arange(24)) + bert.token_types.weight[0]
     for layer in bert.layers:
-        x = x + layer.mixer(layer.mixer_norm(x), seen=Seen())
+        x = x + layer.mixer(layer.mixer_norm(x), mask=AttentionMask())
         x = x + layer.ffn(layer.ffn_norm(x))
     torch.testing.assert_close(bert(tokens()), bert.norm(x))
