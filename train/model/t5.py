@@ -171,7 +171,7 @@ class T5(Model):
         positions, decodes = torch.arange(length), block.cross is not None
         bias, mask = self.decoder_bias if decodes else self.encoder_bias, AttentionMask(causal=decodes)
         inputs: dict = {"mask": mask if bias is None else bias(positions, positions, mask)}
-        shared = [] if inputs["mask"].mask is None else [inputs["mask"].mask]
+        shared = [] if inputs["mask"].tensor is None else [inputs["mask"].tensor]
         if decodes:
             inputs["memory"] = torch.empty(1, seq_length, self.config.hidden_size, dtype=dtype)
             inputs["memory_mask"] = AttentionMask()
