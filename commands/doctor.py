@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -11,11 +10,11 @@ import shutil
 
 from .. import __version__
 from ..cli import EXTRAS
-from ..core.config import option
+from ..core.config import configuration, option
 from ..core.executor import default_workers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DoctorConfig:
     """The settings of `mt doctor`."""
 

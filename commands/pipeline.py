@@ -29,14 +29,14 @@ from typing import Any
 import yaml
 
 from .. import cli
-from ..core.config import Failure, UserError, nearest, option, read_yaml, settings
+from ..core.config import Failure, UserError, configuration, nearest, option, read_yaml, settings
 from ..core.manifest import atomic_write, read_json, write_json
 from . import report
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class RunConfig:
     """The settings of `mt run`."""
 
@@ -52,7 +52,7 @@ class RunConfig:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DemoConfig:
     """The settings of `mt demo`."""
 

@@ -7,7 +7,6 @@ and a sample. No script, no font and no picture is fetched from anywhere, so the
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 import math
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import manifest
-from ..core.config import UserError, option
+from ..core.config import UserError, configuration, option
 from ..core.manifest import atomic_write, read_json
 
 HEADINGS = {
@@ -28,7 +27,7 @@ HEADINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ReportConfig:
     """The settings of `mt report`."""
 

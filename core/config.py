@@ -1,21 +1,24 @@
-"""dataclass <-> YAML <-> flags; unknown names refused with the nearest known one.
+"""Configuration classes, made from YAML files, flags or Python and checked against their types.
 
-A configuration is a frozen dataclass whose fields are made by `option`, beside the code that reads it. That
-one declaration is the YAML key (`model.num_layers`, or `num_layers` for short), the flag (`--num-layers`) and
-the help text. Dataclasses nest; leaf names are unique within a tree, so that neither needs the prefix.
-Precedence: defaults < preset < `--config` files < flags. Everything wrong with a configuration is said at
-once, before anything is built.
+A configuration is a class decorated with `configuration`, whose fields are made by `option`, beside the code
+that reads it. That one declaration is the YAML key (`model.num_layers`, or `num_layers` for short), the flag
+(`--num-layers`), the type that every value must have, and the help text. Configurations nest; leaf names are
+unique within a tree, so that neither needs the prefix. Precedence: defaults < preset < `--config` files <
+flags. All mistakes in a configuration are reported at once, before anything is built; an unknown name with
+the nearest known one.
 
-This is the lowest floor of the house: it also holds the two exceptions that end a command in one line.
+This is the lowest layer of the package. It also defines the two exceptions that end a command with one line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +34,12 @@ class UserError(Exception):
 
 
 class Failure(Exception):
-    """Something outside the user's settings went wrong (a worker was killed): one red line and exit code 1."""
+    """Something outside the settings went wrong (a worker was killed): one red line and exit code 1."""
 
     exit_code = 1
+
+
+T = typing.TypeVar("T")
 
 
 def option(
@@ -49,6 +55,41 @@ def option(
     goes; "runtime" cannot change a byte of the result (workers, logging).
     """
     return dataclasses.field(default=default, metadata={"help": help, "role": role})
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def configuration(*, group: str = "") -> Callable[[type[T]], type[T]]:
+    """Makes a class a configuration: a frozen dataclass with keyword arguments whose values have their types.
+
+    Making one with values that its annotations forbid raises one UserError that names all of them, before the
+    class's own `__post_init__` runs; `dataclasses.replace` checks likewise. Defaults are not checked again: a
+    test does that once.
+
+    group: the name of the field that holds this class in a larger configuration. Messages put it before the
+    names of the settings: `optimizer.lr`.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        generated = cls.__init__
+
+        @functools.wraps(generated)
+        def __init__(self, **values):
+            kinds = _annotations(cls)
+            wrong = [
+                f"{'.'.join(filter(None, (group, name)))} = {value!r}: {problem}"
+                for name, value in values.items()
+                if name in kinds and (problem := mistake(value, kinds[name]))
+            ]
+            if wrong:
+                raise UserError("\n".join(wrong))
+            generated(self, **values)
+
+        cls.__init__ = __init__
+        cls.GROUP = group
+        return cls
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +111,15 @@ class Setting:
         return "--" + self.path[-1].replace("_", "-")
 
 
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    """The annotations of a configuration class, resolved: only when they are needed, as that takes time."""
+    return typing.get_type_hints(cls)
+
+
 def settings(cls, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Every leaf of a configuration class, in the order of declaration."""
-    hints = typing.get_type_hints(cls)
+    hints = _annotations(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
@@ -127,7 +174,7 @@ def build(cls, *layers: tuple[str, Mapping]):
 
 def _construct(cls, values: Mapping[tuple, Any], prefix: tuple, errors: list[str]):
     arguments = {}
-    hints = typing.get_type_hints(cls)
+    hints = _annotations(cls)
     for field in dataclasses.fields(cls):
         path = (*prefix, field.name)
         if dataclasses.is_dataclass(hints[field.name]):
@@ -153,52 +200,87 @@ def _leaves(tree: Mapping, groups, prefix: tuple = ()) -> Iterator[tuple[tuple, 
 
 
 def convert(value, kind):
-    """`value` (from YAML or a flag) as the annotated type; raises ValueError that says what was expected."""
-    origin = typing.get_origin(kind)
+    """A value from YAML or from a flag as the annotated type; raises ValueError that says what it must be.
+
+    Texts of numbers, of truth values and of members of a Literal become these; a list, or a single value,
+    becomes a tuple.
+    """
+    value = _parse(value, kind)
+    if problem := mistake(value, kind):
+        raise ValueError(problem)
+    return value
+
+
+def mistake(value, kind) -> str | None:
+    """What a value must be to have the annotated type, or None where it has it.
+
+    A bool is no number, a text or a list is no tuple, a float is finite. An int stands for a float.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        inner = [k for k in typing.get_args(kind) if k is not type(None)]
-        if value is None or (value == "none" and str not in inner):
-            return None
-        return convert(value, inner[0])
+        inner = [k for k in arguments if k is not type(None)]
+        assert len(inner) == 1, f"a setting has one type, or that or None, not {kind}"
+        return None if value is None else mistake(value, inner[0])
     if origin is Literal:
-        choices = typing.get_args(kind)
-        for choice in choices:
-            if value == choice or str(value) == str(choice):
-                return choice
-        raise ValueError(
-            f"must be one of {', '.join(map(str, choices))}{nearest(str(value), map(str, choices))}"
-        )
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
+            return None
+        return f"must be one of {', '.join(map(str, arguments))}{nearest(str(value), map(str, arguments))}"
+    if origin is tuple:
+        if isinstance(value, tuple):
+            return next(filter(None, (mistake(item, arguments[0]) for item in value)), None)
+        items = tuple(value) if isinstance(value, list) else (value,)
+        written = "" if any(mistake(item, arguments[0]) for item in items) else f", such as {items!r}"
+        return f"must be a tuple{written}"
+    if kind is dict or origin is dict:
+        return None if isinstance(value, dict) else "must be a mapping"
+    if kind is bool:
+        return None if isinstance(value, bool) else "must be true or false"
+    if kind is str:
+        if isinstance(value, Path):
+            return f"must be a text, such as {str(value)!r}"
+        return None if isinstance(value, str) else "must be a text"
+    if kind is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
+    if kind is float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return "must be a number"
+        return None if math.isfinite(value) else "must be a finite number"
+    assert dataclasses.is_dataclass(kind), f"no rule says what has the type {kind}"
+    return None if isinstance(value, kind) else f"must be a {kind.__name__}"
+
+
+def _parse(value, kind):
+    """A value from YAML or from a flag, changed to the annotated type where it spells one of its values."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [k for k in arguments if k is not type(None)]
+        return None if value is None or (value == "none" and str not in inner) else _parse(value, inner[0])
+    if origin is Literal:
+        return next((choice for choice in arguments if str(value) == str(choice)), value)
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(convert(item, typing.get_args(kind)[0]) for item in items)
+        return tuple(_parse(item, arguments[0]) for item in items)
     if kind is dict or origin is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError("must be a mapping")
-        return dict(value)
+        return dict(value) if isinstance(value, Mapping) else value
     if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        raise ValueError("must be true or false")
+        return {"true": True, "false": False}.get(str(value).lower(), value)
     if kind is str:
-        if isinstance(value, list | tuple | Mapping) or value is None:
-            raise ValueError("must be a text")
-        return str(value)
-    if isinstance(value, bool):
-        raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}")
+        return value if isinstance(value, list | tuple | Mapping) or value is None else str(value)
+    return value if isinstance(value, bool) else _number(value, kind)
+
+
+def _number(value, kind: type[int] | type[float]):
+    """A number from its text, or the value itself where it is none: YAML 1.1 reads 1e-3 as a text."""
     digits = str(value).replace("_", "")
     try:
-        return int(digits) if kind is int else float(digits)  # YAML 1.1 reads 1e-3 as a text: accept it
+        return kind(digits)
     except ValueError:
         pass
     try:
         number = float(digits)  # 1e6 is a whole number
     except ValueError:
-        number = float("nan")
-    if kind is int and number.is_integer():
-        return int(number)
-    raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}")
+        return value
+    return int(number) if number.is_integer() else value
 
 
 def check(*rules: tuple[bool, str]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import gc
 import importlib.util
 import itertools
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from .config import Failure, UserError, check, option
+from .config import Failure, UserError, check, configuration, option
 from .manifest import read_json, write_json
 from .progress import progress
 
@@ -33,7 +32,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class Workers:
     """The settings of every stage that works on shards: who does it, which cannot change a byte."""
 

@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
 from ..documents import reader
 from ..documents.reader import Document, Shard
@@ -43,7 +43,7 @@ BATCH_CHARS = 500_000
 SENTENCE_END = re.compile(r"[.!?]")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DecontaminateConfig(DocumentStage):
     """Which evaluation text, and how much around it goes."""
 

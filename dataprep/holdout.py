@@ -19,7 +19,6 @@ behind.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import heapq
 import re
@@ -31,7 +30,7 @@ import orjson
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
 from ..documents import reader
 from ..documents.reader import Document, Shard
@@ -168,7 +167,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class HoldoutConfig(DocumentStage):
     """How much to set aside."""
 

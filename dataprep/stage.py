@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core import manifest
-from ..core.config import Failure, UserError, check, option
+from ..core.config import Failure, UserError, check, configuration, option
 from ..core.executor import Workers, map_shards
 from ..documents import reader, sources
 from ..documents.reader import Document, Shard
@@ -36,7 +36,7 @@ from ..documents.writer import Writer
 STEMS = {"jsonl": ".jsonl", "jsonl.zst": ".jsonl.zst", "parquet": ".parquet"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DocumentStage(Workers):
     """The settings that every stage from documents to documents has."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core import manifest
-from ..core.config import check, option
+from ..core.config import check, configuration, option
 from ..core.executor import Workers, map_shards
 from ..documents import reader, sources
 from ..documents.reader import Shard
@@ -25,7 +25,7 @@ BATCH_CHARS = 4_000_000  # texts tokenized in one call
 COUNTED = ("documents", "text_bytes", "words", "tokens")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class StatsConfig(Workers):
     """What to count."""
 

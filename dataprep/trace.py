@@ -17,13 +17,13 @@ from pathlib import Path
 import orjson
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..documents.files import open_binary
 
 CUT = "cut"  # the reason of a step whose document goes on in pieces
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class WhyConfig:
     """Which document, and where to look."""
 

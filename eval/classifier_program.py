@@ -10,18 +10,17 @@ judged by their beginning.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from .lm import batched
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ScoreConfig:
     """Which classifier, and what of its answer."""
 

@@ -12,7 +12,6 @@ B batch, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -20,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..indexed.masked_dataset import word_pieces
 from ..train.checkpoint.native import find, load_model, saved_settings
 from ..train.model.retro import Retro
@@ -173,7 +172,7 @@ class LanguageModel:
         return list(zip(np.split(logprobs, ends), np.split(hits, ends)))
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="retrieval")
 class Retrieval:
     """What a Retro model reads beside its text."""
 

@@ -13,7 +13,6 @@ lm-eval itself runs on the first rank; with torchrun the others work on the requ
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from ..core.config import UserError, check, nearest, option
+from ..core.config import UserError, check, configuration, nearest, option
 from ..train.parallel.mesh import Mesh
 from .generation.sampling import Sampling
 from .lm import LanguageModel, open_scorer
@@ -38,7 +37,7 @@ REQUESTS_AT_ONCE = 512
 PATIENCE_MINUTES = 24 * 60.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class HarnessConfig(TaskConfig):
     tasks: tuple[str, ...] = option(
         help=(

@@ -33,7 +33,7 @@ from typing import Literal
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.executor import default_workers, processes, without_collector
 from ..core.progress import progress
 from ..documents import reader, sources
@@ -54,7 +54,7 @@ START_SECONDS = 2.0  # of work left that are worth starting other processes for:
 AHEAD = 100
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class TokenizeConfig(TokenizerConfig):
     """The settings of `mt data tokenize`: those of the tokenizer and these."""
 

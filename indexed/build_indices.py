@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..core import manifest
-from ..core.config import check, option
+from ..core.config import check, configuration, option
 from ..tokenizer.tokenizer import TokenizerConfig, load
 from .gpt_dataset import NAMES, DataConfig, Dataset, build_datasets
 from .masked_dataset import BertConfig, T5Config, build_bert_datasets, build_t5_datasets
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class IndexConfig(DataConfig):
     """The settings of `mt data index`: those of the data as training has them, and the samples that it will
     want.

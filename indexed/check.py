@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import TokenizerConfig, load
 from .format import BLOCK, IndexedDataset, prefix_of
 
 BEGINNING = 32  # tokens of a document that `inspect --samples` shows
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class VerifyConfig(TokenizerConfig):
     """The settings of `mt data verify`; with a tokenizer, tokens are checked against its vocabulary."""
 
@@ -88,7 +87,7 @@ def _check_tokens(dataset: IndexedDataset, vocab_size: int) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class InspectConfig(TokenizerConfig):
     """The settings of `mt data inspect`; with a tokenizer, documents are decoded."""
 

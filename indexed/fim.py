@@ -21,12 +21,12 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
 from .gpt_dataset import Dataset
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="fim")
 class FimConfig:
     """Fill-in-the-middle."""
 

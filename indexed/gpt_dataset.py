@@ -32,7 +32,7 @@ import numpy as np
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from .blend import blending_indices, compiled, exhaustive_blending_indices
 from .format import IndexedDataset
 from .remote import Remote, exclusive, is_remote
@@ -43,7 +43,7 @@ PAD = -1
 SURPLUS = 0.005  # what a mixture's datasets hold beyond their share, as in Megatron-LM
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DataConfig:
     """Which tokens to train on, and how they are cut into samples."""
 

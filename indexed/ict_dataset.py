@@ -16,14 +16,13 @@ title never fills a block.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
 from .blend import compiled
 from .format import IndexedDataset
@@ -42,7 +41,7 @@ from .splits import NAMES
 SPECIAL_TOKENS = 3  # of a block: [CLS] title [SEP] sentences [SEP]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class IctConfig(DataConfig):
     """The inverse cloze task's data settings. seq_length is a block's, and a query's."""
 

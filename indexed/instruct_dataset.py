@@ -14,7 +14,6 @@ line after them); a question or an answer never does.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, option
+from ..core.config import UserError, configuration, option
 from ..documents.reader import Reject
 from ..tokenizer.tokenizer import Tokenizer
 from .gpt_dataset import DataConfig, Dataset, mixture
@@ -60,7 +59,7 @@ CONVERSATIONS = {"convqa", "chatgptgen", "doc2dial", "quac", "qrecc", "sharc"}
 PLAIN = {"oasst", "quiet_cockatoo", "open_inst", "quiet-cockatoo_commercial"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class InstructConfig(DataConfig):
     """Instruction tuning's data settings."""
 

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
 from .blend import compiled
 from .format import IndexedDataset
@@ -35,7 +35,7 @@ DOCUMENTS_AT_A_TIME = 1 << 20  # of a pass that builds the sample index
 GEOMETRIC_P = 0.2  # of the lengths of masked spans in words: SpanBERT (Joshi et al. 2019), section 3.1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class MaskedConfig(DataConfig):
     """What BERT's and T5's data settings share."""
 
@@ -54,7 +54,7 @@ class MaskedConfig(DataConfig):
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class BertConfig(MaskedConfig):
     """BERT's data settings."""
 
@@ -63,7 +63,7 @@ class BertConfig(MaskedConfig):
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class T5Config(MaskedConfig):
     """T5's data settings. seq_length is the encoder's."""
 

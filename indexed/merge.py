@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, option
+from ..core.config import UserError, configuration, option
 from ..core.progress import progress
 from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
 
@@ -20,7 +19,7 @@ READ_BYTES = 1 << 18
 SYNC_BYTES = 1 << 25  # written, before the disk is asked to take them while more are read
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class MergeConfig:
     """The settings of `mt data merge`."""
 

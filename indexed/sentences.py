@@ -16,7 +16,6 @@ The tables are four text files, NLTK's `punkt_tab` layout, in a folder named for
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Literal
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..documents import reader, sources
 from ..tokenizer.train import sample_texts
 
@@ -262,7 +261,7 @@ def find_parameters(language: str, given: str | None) -> Path:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class TrainPunktConfig:
     """The settings of `mt data train-punkt`."""
 

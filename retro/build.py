@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import DataConfig
@@ -60,7 +60,7 @@ from .index import (
 from .megatron_hdf5 import select_exchanged, write_exchanged
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class BuildDbConfig(Workers):
     """The settings of `mt retro build-db`."""
 

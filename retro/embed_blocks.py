@@ -26,7 +26,7 @@ import torch
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.ict_dataset import (
@@ -71,7 +71,7 @@ class Evidence(TypedDict):
     model: str  # digest of the biencoder's weights
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class EmbedBlocksConfig(Workers):
     """The settings of `mt retro embed-blocks`."""
 

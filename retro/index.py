@@ -9,7 +9,6 @@ on the number of threads is built on one, so that results never depend on it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.manifest import atomic_write
 from ..indexed.neighbors import Database
 
@@ -32,7 +31,7 @@ TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64  # at least, where t
 RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class SearchConfig:
     """How widely to look, where it is not to be as the database says."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.manifest import manifest_of
 from ..indexed.neighbors import Neighbors, SampleNeighbors
 from ..tokenizer.tokenizer import Tokenizer, load_directory
@@ -16,7 +15,7 @@ from .query import check_chunks, one_line
 from .sample_neighbors import drawn
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class InspectConfig:
     """The settings of `mt retro inspect`."""
 

@@ -18,7 +18,6 @@ chunk whose text has no BERT token is not in the table.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
@@ -29,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, option
+from ..core.config import UserError, configuration, option
 from ..indexed.format import IndexedDataset
 from ..indexed.neighbors import CHUNK, Chunks, document_offsets, open_data, read_database, read_fact
 from ..tokenizer.tokenizer import load_directory
@@ -41,7 +40,7 @@ ROWS_AT_ONCE = 1 << 16
 BLOCK = 100_000  # rows of a file of neighbours, as in Megatron-LM
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ExportConfig:
     """The settings of `mt retro export-hdf5`."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..indexed.neighbors import Chunks, open_data, read_database
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, own_ranges, texts_of
@@ -17,7 +16,7 @@ from .embed import open_same
 from .index import SearchConfig, nearest, open_index
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class QueryConfig(SearchConfig):
     """The settings of `mt retro query`."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import manifest
-from ..core.config import UserError, build, check, option, to_dict
+from ..core.config import UserError, build, check, configuration, option, to_dict
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import NAMES, BlendedDataset, DataConfig, GPTDataset, build_datasets
@@ -46,7 +46,7 @@ from .row_blocks import (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class NeighborsConfig(SearchConfig, DataConfig, Workers):
     """The settings of `mt retro neighbors`: those of the data as training has them, and the samples that it
     will want.

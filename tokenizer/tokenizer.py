@@ -28,7 +28,7 @@ import orjson
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.manifest import cache_folder
 from .vocabulary import (
     TIKTOKEN_SPECIALS,
@@ -66,7 +66,7 @@ MARK = "☯"
 EXTRA_SPACE = re.compile(r"(?<= )(?= )|^ | $")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="tokenizer")
 class TokenizerConfig:
     """Which tokenizer, and its files."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Literal
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from ..core.progress import progress
 from ..documents import reader, sources
 from .vocabulary import END_NAMES
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class TrainTokenizerConfig:
     """The settings of `mt data train-tokenizer`."""
 

@@ -20,7 +20,6 @@ command with 128 + its number.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ..core.config import Failure, check, option
+from ..core.config import Failure, check, configuration, option
 
 EXIT_REPRODUCIBLE, EXIT_HARDWARE = 16, 17
 MOST_IN_A_ROW = 10  # steps given up one after the other before the run is
@@ -43,7 +42,7 @@ FEWEST_BEFORE_SPIKE, MOST_BEFORE_SPIKE = 8, 64  # steps that a spike is measured
 SAME = 1e-4  # relative; what atomic sums of a GPU may differ by, and no fault that makes a loss jump
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="guard")
 class GuardConfig:
     """Early ends, and steps that cannot be right.
 

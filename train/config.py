@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from ..core import manifest
-from ..core.config import UserError, build, check, option, read_yaml, to_dict
+from ..core.config import UserError, build, check, configuration, option, read_yaml, to_dict
 from ..indexed.fim import FimConfig, FimDataset
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from .anomalies import GuardConfig
@@ -32,7 +32,7 @@ from .recompute import RecomputeConfig
 from .schedule import BatchSize, LearningRate, WeightDecay
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="train")
 class LoopConfig:
     """Batches, the run's length, and validation."""
 
@@ -90,7 +90,7 @@ class LoopConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration()
 class TrainConfig:
     """A training run."""
 

@@ -36,11 +36,11 @@ from pathlib import Path
 import torch
 
 from ..core import manifest
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from .model.flops import Flops
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="log")
 class LogConfig:
     """What is told, and how often."""
 

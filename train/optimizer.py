@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from .model.dtensor import local_shard, num_replicas
 from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="optimizer")
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019) or SGD, and the courses of learning rate and weight decay."""
 

@@ -28,7 +28,7 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..core.config import UserError, check, nearest, option
+from ..core.config import UserError, check, configuration, nearest, option
 from ..tokenizer.tokenizer import load as load_tokenizer
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
@@ -74,7 +74,7 @@ GPUS = {  # from the makers' data sheets; the names are those of flops.PEAKS
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="data")
 class PlanData(SampleConfig):
     """As of training, but that nothing is read."""
 
@@ -82,7 +82,7 @@ class PlanData(SampleConfig):
         check((self.seq_length >= 1, f"data.seq_length = {self.seq_length} must be at least 1"))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="train")
 class PlanLoop(LoopConfig):
     """As of training, but that the run's length may be left out."""
 
@@ -99,14 +99,14 @@ class PlanLoop(LoopConfig):
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="checkpoint")
 class PlanCheckpoint(CheckpointConfig):
     """As of training, but that nothing is written."""
 
     save: str = option("", "not written to")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration()
 class PlanConfig(TrainConfig):
     """A training run and the machine that it is planned for."""
 

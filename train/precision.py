@@ -10,20 +10,19 @@ takes 4.6 instead of 5.3 CPU seconds. Checkpoints hold the float32 weights, what
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core.config import UserError, check, option
+from ..core.config import UserError, check, configuration, option
 from .float8 import Recipe, float8_obstacle
 from .model.dtensor import local_shard
 
 LEAST_LOSS_SCALE = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="precision")
 class PrecisionConfig:
     """The numbers of forward and backward pass. Weights, moments and sums of gradients are float32."""
 

@@ -12,7 +12,6 @@ included.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Literal
 
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..core.config import check, option
+from ..core.config import check, configuration, option
 from .model.block import Block
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="recompute")
 class RecomputeConfig:
     """Memory for time: which activations are computed again."""
 

@@ -35,7 +35,7 @@ import numpy as np
 import xxhash
 
 from ...core import manifest
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.executor import map_shards
 from ...documents import reader
 from ...documents.reader import Document, Shard
@@ -50,7 +50,7 @@ NO_KEY = bytes(16)  # of a document that has no URL
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DedupConfig(DocumentStage):
     """What counts as a duplicate, and which one stays."""
 

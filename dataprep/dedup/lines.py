@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from ...core.config import check, option
+from ...core.config import check, configuration, option
 from ...core.executor import map_shards
 from ...documents import reader
 from ...documents.reader import Document, Shard
@@ -35,7 +35,7 @@ from .key_index import Corpus, Part, between, exact_copies, key_ranges, save_arr
 SEPARATOR = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n\s*\n)")}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class DedupLinesConfig(DocumentStage):
     """What is compared."""
 

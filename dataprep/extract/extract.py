@@ -9,7 +9,6 @@ of every document stage (stage.py), `rejects.jsonl` with the pages that cannot b
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import glob
 import importlib.metadata
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...core import manifest
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
 from ...documents import reader
 from ...documents.reader import Document
@@ -32,7 +31,7 @@ LIBRARIES = {"wikipedia": ("mwparserfromhell",), "warc": ("resiliparse", "fastwa
 EXTENSIONS = {"wikipedia": wikipedia.EXTENSIONS, "warc": warc.EXTENSIONS}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ExtractConfig(Workers):
     """The settings of `mt data extract`."""
 

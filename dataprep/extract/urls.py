@@ -16,7 +16,6 @@ billion URLs).
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import glob
 import itertools
@@ -30,7 +29,7 @@ import numpy as np
 import xxhash
 
 from ...core import manifest
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
 from ..stage import finish
 
@@ -43,7 +42,7 @@ PARTITION_BYTES = 256 << 20
 LIST_LINE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class UrlsConfig(Workers):
     """The settings of `mt data urls`."""
 

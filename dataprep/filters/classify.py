@@ -13,7 +13,6 @@ eight bytes a document are held in memory.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -29,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import manifest
-from ...core.config import Failure, UserError, check, option
+from ...core.config import Failure, UserError, check, configuration, option
 from ...core.executor import map_shards
 from ...documents import reader
 from ...documents.reader import Document, Shard
@@ -37,7 +36,7 @@ from .. import stage
 from ..stage import DocumentStage, Removed
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ClassifyConfig(DocumentStage):
     """By what documents are scored, and which scores stay."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from ...core.config import check, option
+from ...core.config import check, configuration, option
 from ...documents.reader import Document
 from ...tokenizer.tokenizer import TokenizerConfig, load
 from .. import stage
@@ -17,7 +17,7 @@ from ..stage import DocumentStage, Removed
 from .rules import Drop, compile_rules
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class CleanConfig(DocumentStage):
     """What to do to each text."""
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents import reader
 from ...train.prepacked_weights import ready_to_run
@@ -27,7 +27,7 @@ from .sampling import Sampling
 SAMPLES_SHOWN = 10
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class GenerateConfig:
     """How prompts are continued."""
 

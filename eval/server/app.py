@@ -37,7 +37,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...train.prepacked_weights import ready_to_run
 from ..generation.beam_search import BeamSearch
 from ..generation.sampling import Continuation
@@ -58,7 +58,7 @@ CONNECTIONS = 1000  # at once; beyond, HTTP 503
 POLL_S = 0.25  # how soon a client that has gone is noticed while nothing is generated for it
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ServeConfig:
     """What is served, where, and how much of it."""
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ...core import manifest
-from ...core.config import Failure, UserError, check, option
+from ...core.config import Failure, UserError, check, configuration, option
 from ...core.progress import progress
 from ...train.anomalies import StopSignals
 from ...train.checkpoint import native as checkpoint
@@ -53,7 +53,7 @@ from .data_files import files_in, with_error_policy
 from .multiple_choice import ClassificationTask, Predictor, by_classifier, by_likelihood, evaluate
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="optimizer")
 class FinetuneOptimizer(OptimizerConfig):
     """AdamW as Megatron-LM finetunes with it."""
 
@@ -65,7 +65,7 @@ class FinetuneOptimizer(OptimizerConfig):
     weight_decay: float = option(0.1, "decoupled weight decay; biases and other vectors have none")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class FinetuneConfig:
     """What the tasks share.
 
@@ -161,7 +161,7 @@ class FinetuneConfig:
         return bool(self.train_data) and self.epochs > 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class PairsConfig(FinetuneConfig):
     optimizer: FinetuneOptimizer
 

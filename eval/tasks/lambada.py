@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents import reader
 from ..lm import LanguageModel, open_scorer
@@ -27,7 +27,7 @@ from .task_config import TaskConfig
 PASSAGES_AT_ONCE = 256
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class LambadaConfig(TaskConfig):
     """The settings of `mt eval lambada`."""
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents.reader import Reject
 from ...indexed.instruct_dataset import encode_prompt, set_of
@@ -37,7 +37,7 @@ QUESTIONS_AT_ONCE = 64  # that a rank answers before it tells the others
 SCORES = ("exact_match", "f1", "f1_first_answer")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class QaConfig(TaskConfig):
     """The settings of `mt eval qa`."""
 

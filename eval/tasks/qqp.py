@@ -7,12 +7,11 @@ command.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ...core.config import UserError, option
+from ...core.config import UserError, configuration, option
 from ...documents.reader import Reject
 from .data_files import Refuse
 from .examples import Example, clean, table_rows
@@ -20,7 +19,7 @@ from .finetune import PairsConfig, run
 from .multiple_choice import ClassificationTask
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class QqpConfig(PairsConfig):
     """The settings of `mt eval qqp`."""
 

@@ -6,13 +6,12 @@ an id; a folder is searched for such files. finetune.py describes the command.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 
-from ...core.config import option
+from ...core.config import configuration, option
 from ...documents.files import utf8_lines
 from ...documents.reader import Reject
 from .data_files import Refuse
@@ -23,13 +22,13 @@ from .multiple_choice import ClassificationTask
 CHOICES = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="optimizer")
 class RaceOptimizer(FinetuneOptimizer):
     lr: float = option(1e-5, "peak learning rate")
     lr_warmup_fraction: float | None = option(0.06, "warm-up, as a fraction of the decay")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class RaceConfig(FinetuneConfig):
     """The settings of `mt eval race`."""
 

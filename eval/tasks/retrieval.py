@@ -14,14 +14,13 @@ count.
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 import regex
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...indexed.questions import Question, read_questions
 from ...retro.embed_blocks import Encoder, Searcher
@@ -34,7 +33,7 @@ QUESTIONS_AT_ONCE = 256
 WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class RetrievalConfig:
     """The settings of `mt eval retrieval`."""
 

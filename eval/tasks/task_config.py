@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...core.config import check, option
+from ...core.config import check, configuration, option
 from ..lm import Retrieval
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class TaskConfig:
     """The model, the batch and the output of one task."""
 

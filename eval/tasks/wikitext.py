@@ -10,7 +10,6 @@ scored, so that the tokens 1 .. T-1 are scored once each.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from ...core.config import UserError, check, option
+from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents.files import open_binary
 from ...train.parallel.mesh import Mesh
@@ -31,7 +30,7 @@ from .detokenize import DETOKENIZERS
 from .task_config import TaskConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class WikitextConfig(TaskConfig):
     """The settings of `mt eval wikitext`."""
 

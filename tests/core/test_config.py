@@ -1,14 +1,34 @@
 """The configuration system: one declaration is YAML key, flag and help; every mistake is named at once."""
 
 import dataclasses
-from typing import Literal
+import importlib
+import math
+import sys
+import typing
+from pathlib import Path
+from typing import Any, Literal
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mt.core.config import UserError, build, check, option, read_yaml, to_dict
+from mt import cli
+from mt.core.config import (
+    UserError,
+    build,
+    check,
+    configuration,
+    convert,
+    mistake,
+    option,
+    read_yaml,
+    settings,
+    to_dict,
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="model")
 class Model:
     num_layers: int = option(2, "layers")
     hidden_size: int = option(8, "width")
@@ -25,7 +45,7 @@ class Model:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration()
 class Train:
     model: Model = dataclasses.field(default_factory=Model)
     lr: float = option(1e-3, "learning rate")
@@ -111,3 +131,141 @@ def test_a_bad_yaml_file_is_refused_with_its_place(tmp_path, text, message):
 def test_a_missing_yaml_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_yaml(tmp_path / "none.yaml")
+
+
+def every_configuration() -> list[type]:
+    """Every configuration class of the package, those of all commands and those that they are made of."""
+    pytest.importorskip("torch", reason="the configurations of training need the extra `train`")
+    for module, _, _ in cli.VERBS.values():
+        importlib.import_module(f"mt.{module}")
+    found = {
+        kind: None
+        for name, module in list(sys.modules.items())
+        if name.startswith("mt.") and not name.startswith(("mt.tests.", "mt.benchmarks."))
+        for kind in vars(module).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
+        if "GROUP" in vars(kind) or any("role" in field.metadata for field in dataclasses.fields(kind))
+    }
+    assert len(found) > 70
+    return list(found)
+
+
+def wrong_values(kind: Any) -> list:
+    """Values of several kinds that the annotation forbids."""
+    arguments = typing.get_args(kind)
+    if type(None) in arguments:
+        return [v for v in wrong_values(next(k for k in arguments if k is not type(None))) if v is not None]
+    if typing.get_origin(kind) is Literal:
+        return [f"{arguments[0]}x", "", 0, True, None, [arguments[0]], arguments]
+    if kind is dict:
+        return ["a=1", [("a", 1)], 1, None]
+    if dataclasses.is_dataclass(kind):
+        return [{}, None, Model(), kind.__name__]
+    return {
+        str: [3, 0.5, True, None, Path("a"), ("a",), ["a"], b"a"],
+        bool: [1, 0, "true", None, [True]],
+        int: [True, 1.0, 1.5, "3", None, [1], math.nan],
+        float: [True, "0.5", None, [0.5], math.nan, math.inf, -math.inf],
+        tuple[str, ...]: ["a.jsonl", ["a"], {"a"}, None, ("a", 3), (None,), 3],
+        tuple[int, ...]: [1, [1], "1", None, (1, "2"), (1.0,), (True,)],
+    }[kind]
+
+
+def test_every_field_of_every_configuration_refuses_values_that_its_annotation_forbids():
+    fields = 0
+    for cls in every_configuration():
+        for name, kind in typing.get_type_hints(cls).items():
+            full = f"{cls.GROUP}.{name}" if cls.GROUP else name
+            for value in wrong_values(kind):
+                with pytest.raises(UserError) as caught:
+                    cls(**{name: value})
+                assert str(caught.value).startswith(f"{full} = {value!r}: must be "), (cls, value)
+            fields += 1
+    assert fields > 700
+
+
+def test_every_default_of_every_configuration_is_what_its_annotation_allows():
+    for cls in every_configuration():
+        kinds = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if field.default is not dataclasses.MISSING:
+                assert mistake(field.default, kinds[field.name]) is None, (cls, field.name)
+            if field.default_factory is not dataclasses.MISSING:
+                assert type(field.default_factory()) is kinds[field.name]
+
+
+def test_the_names_in_messages_are_those_of_the_flags_and_of_the_yaml_keys():
+    for cls in every_configuration():
+        for name, kind in typing.get_type_hints(cls).items():
+            if dataclasses.is_dataclass(kind):
+                assert name == kind.GROUP, (cls, kind)
+    for path in cli.VERBS:
+        if dataclasses.is_dataclass(kind := cli.verb(path)[1]):  # `mt launch` takes torchrun's flags
+            assert kind.GROUP == "", path
+
+
+def test_wrong_values_are_named_together_and_before_the_rules_of_the_class():
+    with pytest.raises(UserError) as caught:
+        Model(num_layers=0, hidden_size="8", kind="brt")
+    assert str(caught.value).split("\n") == [
+        "model.hidden_size = '8': must be a whole number",
+        "model.kind = 'brt': must be one of gpt, bert; did you mean bert?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ("a.jsonl", "must be a tuple, such as ('a.jsonl',)"),
+        (["a", "b"], "must be a tuple, such as ('a', 'b')"),
+        (3, "must be a tuple"),
+        (("a", Path("b")), "must be a text, such as 'b'"),
+    ],
+)
+def test_what_is_no_tuple_is_refused_with_the_tuple_to_write(value, remedy):
+    with pytest.raises(UserError) as caught:
+        Train(data_path=value)
+    assert str(caught.value) == f"data_path = {value!r}: {remedy}"
+
+
+def test_a_replaced_value_is_checked_too():
+    with pytest.raises(UserError, match=r"^lr = nan: must be a finite number$"):
+        dataclasses.replace(Train(), lr=math.nan)
+
+
+def test_a_whole_number_stands_for_a_float_and_stays_as_it_was_given():
+    assert repr(Train(lr=1).lr) == "1"  # the key of a finished run depends on how a number is written
+    assert repr(build(Train, ("x", {"lr": 1})).lr) == "1.0"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["gpt", "bert", "x", "", "1"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(st.text(), inner, max_size=1)
+    ),
+)
+KINDS = (*dict.fromkeys(s.type for s in settings(Train)), dict, dict | None, tuple[int, ...], float | None)
+
+
+@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@given(value=VALUES, kind=st.sampled_from(KINDS))
+def test_a_value_is_allowed_where_pydantic_in_strict_mode_takes_it(value, kind):
+    pydantic = pytest.importorskip("pydantic", reason="pydantic comes with the extra `serve`")
+    adapter = pydantic.TypeAdapter(kind, config={"strict": True, "allow_inf_nan": False})
+    try:
+        adapter.validate_python(value)
+        allowed = True
+    except pydantic.ValidationError:
+        allowed = False
+    assert (mistake(value, kind) is None) == allowed
+
+
+@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@given(value=VALUES, kind=st.sampled_from(KINDS))
+def test_what_comes_from_yaml_or_a_flag_is_refused_or_becomes_what_python_may_give(value, kind):
+    try:
+        converted = convert(value, kind)
+    except ValueError:
+        return
+    assert mistake(converted, kind) is None
+    assert mistake(value, kind) is not None or converted == value

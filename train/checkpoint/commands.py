@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 
 from ...core import manifest
-from ...core.config import UserError, check, option, read_yaml, to_dict
+from ...core.config import UserError, check, configuration, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.config import ModelConfig
 from . import huggingface, megatron
@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"hf": "Hugging Face", "torch_dist": "mt", "torch": "Megatron-LM"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class InspectConfig:
     POSITIONAL = "checkpoint"
 
@@ -111,7 +111,7 @@ def _lines(weights: dict) -> list[str]:
     ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ExportConfig:
     """A checkpoint, and the Hugging Face directory to make of it."""
 
@@ -135,7 +135,7 @@ class ExportConfig:
         check((self.max_shard_size > 0, f"max_shard_size = {self.max_shard_size} must be above 0"))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration()
 class ConvertConfig(ExportConfig):
     """A checkpoint, and what to make of it."""
 

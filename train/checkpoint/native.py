@@ -42,7 +42,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from ...core import manifest
-from ...core.config import Failure, UserError, build, check, option, read_yaml, to_dict
+from ...core.config import Failure, UserError, build, check, configuration, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, load_directory
 from ..model.config import ModelConfig
 from ..model.family import build_model
@@ -51,7 +51,7 @@ from ..parallel.parallelize import check_layout, cut_for_use
 from .foreign import ForeignReader, is_foreign, open_foreign
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="checkpoint")
 class CheckpointConfig:
     """Where checkpoints go and come from."""
 
@@ -536,14 +536,14 @@ def check_shapes(
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="data")
 class Lengths:
     """Of the samples that a model was trained on."""
 
     seq_length: int = option(help="tokens of a sample")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration()
 class ModelSettings:
     """The part of a saved configuration that a model's users need."""
 
@@ -555,7 +555,7 @@ def saved_settings(path: Path) -> ModelSettings:
     """From a step directory's config.yaml, or from another library's settings."""
     if is_foreign(path):
         foreign = open_foreign(path)
-        return ModelSettings(foreign.config, Lengths(foreign.seq_length))
+        return ModelSettings(model=foreign.config, data=Lengths(seq_length=foreign.seq_length))
     tree = read_yaml(path / "config.yaml")
     data = {name: value for name, value in tree.get("data", {}).items() if name == "seq_length"}
     model = known_settings(ModelConfig, tree.get("model", {}), path)

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from typing import Literal
 
-from ...core.config import check, option
+from ...core.config import check, configuration, option
 from .positions import scaling_mistake
 
 GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
@@ -42,7 +42,7 @@ FAMILY_SETTINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="model")
 class ModelConfig:
     """A transformer's shape. `resolve` fills in what is None."""
 
@@ -90,7 +90,7 @@ class ModelConfig:
         " the root of kv-channels",
     )
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
-    rope_scaling: dict | None = option(  # noqa: RUF009 - a frozen default: None
+    rope_scaling: dict | None = option(
         None,
         "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json"
         " (rope_type: linear, dynamic, llama3, yarn; factor: ...)",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.config import UserError, option
+from ...core.config import UserError, configuration, option
 from ...indexed.gpt_dataset import layout
 from .attention import Documents
 from .config import ModelConfig
@@ -21,7 +21,7 @@ from .config import ModelConfig
 Samples = np.ndarray | Mapping[str, np.ndarray]  # what a dataset's `batch` gives
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="packing")
 class PackingConfig:
     """How the documents that are packed into a sample are separated. By default they are one text to the model."""
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ...core.config import option
+from ...core.config import configuration, option
 from ...indexed.gpt_dataset import DataConfig, Dataset, build_datasets
 from ...indexed.ict_dataset import IctConfig, build_ict_datasets
 from ...indexed.instruct_dataset import InstructConfig, build_instruct_datasets
@@ -21,7 +21,7 @@ Datasets = tuple[Dataset | None, ...]
 NumSamples = Sequence[int | None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="data")
 class SampleConfig(T5Config, IctConfig, InstructConfig):
     """The data settings of training: those that all families share, and those of the samples of some."""
 

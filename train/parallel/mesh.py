@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ...core.config import Failure, UserError, check, option
+from ...core.config import Failure, UserError, check, configuration, option
 from .watchdog import Watch
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration(group="parallel")
 class ParallelConfig:
     """How processes work together. Their number is torchrun's; what the other sizes leave is data parallel.
 
