@@ -210,25 +210,13 @@ def serve(arguments) -> None:
     import uvicorn
 
     from mt.eval.lm import LanguageModel
-    from mt.eval.server.app import ServeConfig, _listen, build_app
-    from mt.eval.server.engine import Engine
-    from mt.eval.server.middleware import Metrics
+    from mt.eval.server.app import ServeConfig, assemble, listen
     from mt.train.prepacked_weights import ready_to_run
 
     model = LanguageModel(ready_to_run(gpt2()[1]()), NoTokenizer(), 1024)
-    config = ServeConfig(load="gpt2", port=0)
-    engine = Engine(
-        model,
-        max_batch_size=config.max_batch_size,
-        max_tokens=config.max_tokens_to_oom,
-        max_queue=config.max_queue,
-    )
-    listener = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(engine, Metrics(engine), "gpt2", config, []), log_level="warning", lifespan="off"
-        )
-    )
+    engine, _, app = assemble(model, "gpt2", ServeConfig(load="gpt2", port=0))
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
 
     def work() -> None:
         torch.set_num_threads(arguments.threads)

@@ -27,7 +27,7 @@ from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_products
 from ..train.prepacked_weights import ready_to_run
 from .encoder_decoder import EncoderDecoder
-from .generation.batch import Batch
+from .generation.batch import GenerationBatch
 from .generation.sampling import Continuation, Sampling
 
 SLAB_BATCHES = 32
@@ -128,7 +128,9 @@ class LanguageModel:
             )
             for prompt, rule, seed in zip(prompts, rules, seeds, strict=True)
         ]
-        batch = Batch(self.model, self.tokenizer, max_length=self.max_length, max_rows=self.batch_size)
+        batch = GenerationBatch(
+            self.model, self.tokenizer, max_length=self.max_length, max_rows=self.batch_size
+        )
         for _ in batch.run(sorted(continuations, key=lambda c: len(c.prompt))):
             pass
         return continuations

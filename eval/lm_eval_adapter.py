@@ -213,7 +213,7 @@ class Adapter(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without a context follows: the token that begins texts, or else the one that ends them."""
+        """The context of a text without one: the BOS token, or else the end-of-document token."""
         bos = self.model.tokenizer.bos
         return self.model.start if bos is None else bos
 

@@ -1,14 +1,14 @@
-"""continuations that grow together, a token a step; they join and leave between steps.
+"""Continuous batching: continuations grow together by one token a step, and join and leave between steps.
 
-A step first lets waiting continuations join while there is room: their prompts go through the model in groups
-of similar length, chosen so that padding costs less than another pass over the weights would. Then every
-continuation that was there before gets its next token, all in one pass. What a continuation gives does not
-depend on its neighbours beyond float rounding.
+A step first generates the next token of every running continuation, in one forward pass. Then waiting
+continuations join while there is room: their prompts go through the model (prefill) in groups of similar
+length, chosen so that padding costs less than another pass over the weights. The tokens of a continuation do
+not depend on the others in the batch beyond float rounding.
 
-The cache is the model's own, from `new_cache(rows, length)`. All that is asked of it: whatever tensor it
-keeps for the rows of the batch has them as its first dimension. So a row is a slice of every tensor, and the
-cache can grow, and close the gap of a row that left, whichever layers the model has. Its size follows what is
-in use, by powers of two.
+The cache is the model's own, from `new_cache(rows, length)`. The batch requires only that every tensor of the
+cache that belongs to rows has them as its first dimension. A row is then a slice of every such tensor, so
+that the cache can grow and a freed row can be filled whichever layers the model has. The number of rows grows
+by powers of two, the length by multiples of LENGTH_MULTIPLE.
 
 B rows, T positions, D hidden, V vocabulary.
 """
@@ -25,67 +25,69 @@ from torch import Tensor
 from ...train.model.mamba import Mamba
 from .sampling import Continuation, newline_after_colon, pick, top_logprobs
 
-LOGIT_ROWS = 256  # rows of logits of a prompt held at once
-PREFILL_TOKENS = 8192  # of prompts that may join in one step: the others wait for as long
-# a pass over the weights takes about as long as this many more tokens in one (measured on a CPU, GPT-2)
+LOGIT_ROWS = 256  # prompt positions whose logits are in memory at a time
+PREFILL_TOKENS = 8192  # prompt tokens that may join in one step, because running continuations wait for them
+# One forward pass costs as much as this many more tokens in a pass (measured with GPT-2 on a CPU).
 PASS_TOKENS = 48
-LENGTHS = 128  # cache lengths are multiples of it
+LENGTH_MULTIPLE = 128  # cache lengths are multiples of it
 
 
-class Batch:
-    """The continuations under way on one model.
+class GenerationBatch:
+    """The waiting and the running continuations of one model.
 
     model: has `model(tokens (B, T) int64, positions=, cache=, lengths=, at=) -> hidden (B, T, D)`,
-    `model.logits(hidden)` and `model.new_cache(rows, length)`. max_length: its positions, which every prompt
-    and what follows it must fit. max_rows: continuations that grow together. max_tokens: at most so many rows
-    times the positions of the longest (None: no limit; one alone may always join).
+    `model.logits(hidden)` and `model.new_cache(rows, length)`. max_length: positions of the model; a prompt
+    with its new tokens must fit them. max_rows: continuations that run at the same time. max_tokens: limit of
+    rows times the positions of the longest (None: no limit; a single continuation may always join).
     """
 
     def __init__(self, model, tokenizer, *, max_length: int, max_rows: int, max_tokens: int | None = None):
-        self.model, self.max_length, self.max_rows, self.max_tokens = model, max_length, max_rows, max_tokens
+        self.model = model
+        self.max_length, self.max_rows, self.max_tokens = max_length, max_rows, max_tokens
         self.device = next(model.parameters()).device
         self.waiting: collections.deque[Continuation] = collections.deque()
-        self.rows: list[Continuation] = []  # row n of the cache is theirs
+        self.rows: list[Continuation] = []  # rows[n] has row n of the cache
         self._cache, self._size = None, (0, 0)
         self._colon = newline_after_colon(tokenizer)
-        # Mamba's state goes on from what is there; what attention finds in a slot not yet its own, it does
-        # not see
-        self._goes_on = any(isinstance(module, Mamba) for module in model.modules())
+        # A Mamba layer starts from the state in the cache, so a new row needs zeros. Attention masks slots
+        # that its row has not written.
+        self._has_recurrent_state = any(isinstance(module, Mamba) for module in model.modules())
 
     def add(self, continuation: Continuation) -> None:
-        assert places(continuation) <= self.max_length, (
+        assert num_positions(continuation) <= self.max_length, (
             "a prompt and its continuation must fit the model's positions"
         )
         self.waiting.append(continuation)
 
     @torch.inference_mode()
     def remove(self, continuation: Continuation) -> None:
-        """Takes a continuation out whose text nobody wants any more."""
+        """Removes a continuation before its end, waiting or running."""
         if continuation in self.waiting:
             self.waiting.remove(continuation)
         elif continuation in self.rows:
             self._leave([continuation])
 
     def clear(self) -> None:
-        """Forgets everything: after a failure in the middle of a step."""
+        """Removes all continuations and the cache, after a step that failed."""
         self.waiting.clear()
         self.rows.clear()
         self._cache, self._size = None, (0, 0)
 
     @torch.inference_mode()
     def step(self) -> list[Continuation]:
-        """A token more for every continuation under way, and as many newcomers as fit; returns those that
-        grew or ended.
+        """One more token for every running continuation; then waiting ones join.
+
+        Returns the continuations that grew or ended.
         """
-        old = list(self.rows)
-        if old:
+        running = list(self.rows)
+        if running:
             self._decode()
-        new = self._join()
+        joined = self._join()
         self._leave([c for c in self.rows if c.ended])
-        return old + new
+        return running + joined
 
     def run(self, continuations: Iterable[Continuation]) -> Iterator[Continuation]:
-        """Completes continuations; yields each as it ends, reading few more than `max_rows` ahead."""
+        """Completes continuations and yields each when it ends; reads at most `max_rows` ahead."""
         source = iter(continuations)
         while True:
             while len(self.waiting) < self.max_rows and (following := next(source, None)) is not None:
@@ -103,48 +105,48 @@ class Batch:
         pick(self.model.logits(hidden[:, 0]).float(), self.rows, self._colon)
 
     def _join(self) -> list[Continuation]:
-        """Lets waiting continuations in, in their order, and gives them their first tokens."""
-        coming: list[Continuation] = []
-        longest, tokens = max(map(places, self.rows), default=0), 0
-        while self.waiting and len(self.rows) + len(coming) < self.max_rows:
+        """Moves waiting continuations into the batch, in their order, and generates their first tokens."""
+        joining: list[Continuation] = []
+        longest, tokens = max(map(num_positions, self.rows), default=0), 0
+        while self.waiting and len(self.rows) + len(joining) < self.max_rows:
             candidate = self.waiting[0]
-            longest, tokens = max(longest, places(candidate)), tokens + len(candidate.prompt)
-            count = len(self.rows) + len(coming) + 1
+            longest, tokens = max(longest, num_positions(candidate)), tokens + len(candidate.prompt)
+            count = len(self.rows) + len(joining) + 1
             if count > 1 and self.max_tokens is not None and count * longest > self.max_tokens:
                 break
-            if coming and tokens > PREFILL_TOKENS:
+            if joining and tokens > PREFILL_TOKENS:
                 break
-            coming.append(self.waiting.popleft())
-        if coming:
-            self._reserve(len(self.rows) + len(coming), max(map(places, self.rows + coming)))
-        for group in groups(coming):
+            joining.append(self.waiting.popleft())
+        if joining:
+            self._reserve(len(self.rows) + len(joining), max(map(num_positions, self.rows + joining)))
+        for group in prefill_groups(joining):
             self._prefill(group)
-        return coming
+        return joining
 
     def _prefill(self, group: list[Continuation]) -> None:
         lengths = [len(c.prompt) for c in group]
         longest = max(lengths)
-        # A token's cache slot is its position. Prompts are padded on the right, and each row's own tokens
-        # overwrite its padding before they could see it.
+        # A token's cache slot is its position. Prompts are padded on the right, and the tokens of a row
+        # overwrite its padding before the attention mask includes it.
         tokens = torch.tensor(
             [c.prompt + [0] * (longest - n) for c, n in zip(group, lengths)], device=self.device
         )
         positions = torch.arange(longest, device=self.device).expand(len(group), longest)
         first = len(self.rows)
         self.rows += group
-        if self._goes_on:
+        if self._has_recurrent_state:
             for tensor in row_tensors(self._cache, self._size[0]):
                 tensor[first : first + len(group)].zero_()
-        told = {"lengths": torch.tensor(lengths, device=self.device)}
-        ends = torch.arange(len(group), device=self.device), told["lengths"] - 1
+        row_lengths = torch.tensor(lengths, device=self.device)
+        ends = torch.arange(len(group), device=self.device), row_lengths - 1
         if any(c.sampling.prompt_logprobs for c in group):
-            hidden = self._forward(tokens, positions, first, **told)  # (B, T, D)
+            hidden = self._forward(tokens, positions, first, lengths=row_lengths)  # (B, T, D)
             for i, continuation in enumerate(group):
                 if continuation.sampling.prompt_logprobs:
                     self._score(continuation, hidden[i, : lengths[i] - 1])
             last = hidden[ends]
         else:
-            last = self._forward(tokens, positions, first, at=ends, **told)  # (B, D)
+            last = self._forward(tokens, positions, first, lengths=row_lengths, at=ends)  # (B, D)
         drawing = [i for i, c in enumerate(group) if c.sampling.max_new_tokens]
         for continuation in group:
             if not continuation.sampling.max_new_tokens:
@@ -153,26 +155,25 @@ class Batch:
             pick(self.model.logits(last[drawing]).float(), [group[i] for i in drawing], self._colon)
 
     def _score(self, continuation: Continuation, hidden: Tensor) -> None:
-        """The log-probabilities of prompt[1:], from the hidden states (T - 1, D) before each."""
+        """Stores the log-probabilities of prompt[1:]. hidden: (T - 1, D), the states that predict them."""
         targets = torch.tensor(continuation.prompt[1:], device=self.device)
         for start in range(0, len(hidden), LOGIT_ROWS):
-            logprobs = self.model.logits(hidden[start : start + LOGIT_ROWS]).float().log_softmax(1)
-            continuation.prompt_logprobs += logprobs.gather(1, targets[start : start + LOGIT_ROWS, None])[
-                :, 0
-            ].tolist()
+            rows = slice(start, start + LOGIT_ROWS)
+            logprobs = self.model.logits(hidden[rows]).float().log_softmax(1)
+            continuation.prompt_logprobs += logprobs.gather(1, targets[rows, None])[:, 0].tolist()
             if count := continuation.sampling.top_logprobs:
                 continuation.prompt_top += top_logprobs(logprobs, [count] * len(logprobs))
 
     def _forward(self, tokens: Tensor, positions: Tensor, first: int, **more) -> Tensor:
-        """Hidden states (B, T, D) of the rows from `first` on; with `at` (N, D)."""
+        """Hidden states (B, T, D) of the cache rows from `first` on; (N, D) where `at` selects positions."""
         return forward_rows(self.model, self._cache, self._size[0], tokens, positions, first, **more)
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Makes the cache large enough, keeping what is in it."""
+        """Makes the cache large enough and keeps its content."""
         if rows <= self._size[0] and length <= self._size[1]:
             return
         rows = max(self._size[0], min(1 << (rows - 1).bit_length(), self.max_rows))
-        length = max(self._size[1], min(-(-length // LENGTHS) * LENGTHS, self.max_length))
+        length = max(self._size[1], min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self.max_length))
         size = (rows, length)
         larger = self.model.new_cache(rows, length)
         if self.rows:
@@ -184,31 +185,30 @@ class Batch:
         self._cache, self._size = larger, size
 
     def _leave(self, gone: Sequence[Continuation]) -> None:
-        """Takes continuations out; the last rows move into their places."""
+        """Frees the rows of continuations; the last row moves into each freed one."""
         for continuation in gone:
-            place, last = self.rows.index(continuation), len(self.rows) - 1
-            if place != last:
+            freed, last = self.rows.index(continuation), len(self.rows) - 1
+            if freed != last:
                 for tensor in row_tensors(self._cache, self._size[0]):
-                    tensor[place] = tensor[last]
-                self.rows[place] = self.rows[last]
+                    tensor[freed] = tensor[last]
+                self.rows[freed] = self.rows[last]
             self.rows.pop()
         if not self.rows:
-            self._cache, self._size = None, (0, 0)  # give the memory back
+            self._cache, self._size = None, (0, 0)  # free the memory
 
 
-def places(continuation: Continuation) -> int:
-    """Positions that a continuation may take."""
+def num_positions(continuation: Continuation) -> int:
+    """Positions that a continuation may take at most."""
     return len(continuation.prompt) + continuation.sampling.max_new_tokens
 
 
-def groups(coming: Sequence[Continuation]) -> list[list[Continuation]]:
-    """Continuations whose prompts go through the model together: the cheapest division of them sorted by
-    length.
+def prefill_groups(continuations: Sequence[Continuation]) -> list[list[Continuation]]:
+    """The groups whose prompts share a forward pass: the cheapest partition of the prompts sorted by length.
 
-    A group of n costs n times its longest prompt and PASS_TOKENS.
+    A group of n costs n times its longest prompt, plus PASS_TOKENS.
     """
-    ordered = sorted(coming, key=lambda c: len(c.prompt))
-    best: list[tuple[float, int]] = [(0.0, 0)]  # (cost of the first n, where the last group of those begins)
+    ordered = sorted(continuations, key=lambda c: len(c.prompt))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # best[n]: (cost of the first n, start of their last group)
     for end in range(1, len(ordered) + 1):
         longest = len(ordered[end - 1].prompt)
         best.append(min((best[s][0] + PASS_TOKENS + (end - s) * longest, s) for s in range(end)))
@@ -221,11 +221,9 @@ def groups(coming: Sequence[Continuation]) -> list[list[Continuation]]:
 
 
 def forward_rows(model, cache, rows: int, tokens: Tensor, positions: Tensor, first: int, **more) -> Tensor:
-    """Hidden states (B, T, D) of tokens (B, T) that belong to the rows first, first + 1 ...
+    """Hidden states (B, T, D) of tokens (B, T) in the cache rows first .. first + B - 1; `rows`: all of them.
 
-    of a cache of `rows` rows.
-
-    more: what else the model is told (lengths, at).
+    more: further arguments of the model (lengths, at).
     """
     view = map_rows(cache, rows, lambda tensor: tensor[first : first + len(tokens)])
     hidden = model(tokens, positions=positions, cache=view, **more)
@@ -234,9 +232,7 @@ def forward_rows(model, cache, rows: int, tokens: Tensor, positions: Tensor, fir
 
 
 def _write_back(cache, view, rows: int, first: int) -> None:
-    """What a layer wrote into its slots is in the cache already; a state that it replaced by another tensor
-    is copied there.
-    """
+    """Copies into the cache each state that a layer replaced by a new tensor; writes in place are there."""
     if isinstance(cache, Tensor):
         if (
             cache.dim()
@@ -253,9 +249,7 @@ def _write_back(cache, view, rows: int, first: int) -> None:
 
 
 def map_rows(value, rows: int, function: Callable[[Tensor], Tensor]):
-    """A cache with `function` applied to every tensor in it that has `rows` rows, wherever it lies; the
-    original stays.
-    """
+    """A copy of a cache in which `function` is applied to every tensor that has `rows` rows, at any depth."""
     if isinstance(value, Tensor):
         return function(value) if value.dim() and len(value) == rows else value
     if isinstance(value, list | tuple):
@@ -270,5 +264,10 @@ def map_rows(value, rows: int, function: Callable[[Tensor], Tensor]):
 def row_tensors(cache, rows: int) -> list[Tensor]:
     """The tensors in a cache that have `rows` rows, in the order of map_rows."""
     found: list[Tensor] = []
-    map_rows(cache, rows, lambda tensor: found.append(tensor) or tensor)
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_rows(cache, rows, collect)
     return found

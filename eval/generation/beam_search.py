@@ -1,10 +1,9 @@
-"""beam search: the continuations with the highest sum of log-probabilities over length^penalty.
+"""Beam search: the continuations with the highest sum of log-probabilities over length^penalty.
 
-As transformers searches with `early_stopping=False` (and Megatron-LM, by the same rules): twice as many
-candidates as beams are looked at in every step; those that end the text among the best half join the finished
-ones, of which as many as there are beams are kept; the search ends when the best unfinished beam, scored at
-its present length, can no longer join them. Without rules for the draw: neither temperature nor top-k nor
-top-p.
+The rules are those of transformers with `early_stopping=False`, which are also Megatron-LM's. Every step
+considers twice as many candidates as beams. A candidate in the best half that ends the text becomes a
+finished beam; the best K finished beams are kept. The search ends when the best running beam, scored at its present
+length, is no better than the worst of K finished beams. Temperature, top-k and top-p do not apply.
 
 K beams, V vocabulary.
 """
@@ -20,12 +19,12 @@ from torch import Tensor
 from .batch import forward_rows, map_rows
 from .sampling import Sampling, newline_after_colon, text_of
 
-IMPOSSIBLE = -1e9  # the score of a beam that may not be taken
+IMPOSSIBLE = -1e9  # the score of a beam that must not be selected
 
 
 @dataclasses.dataclass(frozen=True)
 class Beam:
-    """One result. score: log-probability in nats over length^length_penalty. logprobs: of each id."""
+    """A finished beam. score: log-probability in nats over length^length_penalty. logprobs: of each id."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -34,11 +33,12 @@ class Beam:
 
 
 class BeamSearch:
-    """The beams of one prompt; `step` grows them by a token, `done` says when `found` holds the result, the
-    best first.
+    """The beams of one prompt.
 
-    prompt: at least one id. sampling: of it only max_new_tokens, stop_token and prevent_newline_after_colon
-    matter. model: as batching.Batch wants it.
+    `step` extends them by a token; when `done` is true, `found` holds the result, best first.
+
+    model: as GenerationBatch takes it. prompt: at least one id. sampling: only max_new_tokens, stop_token and
+    prevent_newline_after_colon are used.
     """
 
     def __init__(
@@ -51,13 +51,9 @@ class BeamSearch:
         beam_width: int,
         length_penalty: float = 1.0,
     ):
-        self.tokenizer = tokenizer
-        self.model, self.width, self.max_new_tokens, self.length_penalty = (
-            model,
-            beam_width,
-            sampling.max_new_tokens,
-            length_penalty,
-        )
+        self.model, self.tokenizer = model, tokenizer
+        self.width, self.length_penalty = beam_width, length_penalty
+        self.max_new_tokens = sampling.max_new_tokens
         self.end = tokenizer.eod if sampling.stop_token is None else sampling.stop_token
         self.device = next(model.parameters()).device
         self.prompt = list(prompt)
@@ -66,12 +62,12 @@ class BeamSearch:
         self._colon = newline_after_colon(tokenizer) if sampling.prevent_newline_after_colon else None
         self._running: list[tuple[int, ...]] = [()] * beam_width
         self._logprobs: list[tuple[float, ...]] = [()] * beam_width
-        # only the first counts in the first step, where all are alike
+        # In the first step all beams are equal, so only the first one competes.
         self._scores = torch.tensor([0.0] + [IMPOSSIBLE] * (beam_width - 1), device=self.device)
         self._cache = None
 
     def texts(self) -> list[str]:
-        """The text of every beam that was found."""
+        """The text of every finished beam."""
         return [
             text_of(self.tokenizer, self.prompt, beam.ids[:-1] if beam.ended == "eod" else beam.ids)
             for beam in self.found
@@ -82,79 +78,65 @@ class BeamSearch:
         logprobs = self._logits().log_softmax(1)  # (K, V)
         if self._colon:
             colon, newline = self._colon
-            logprobs[
-                [i for i, ids in enumerate(self._running) if (ids or self.prompt)[-1] == colon], newline
-            ] = float("-inf")
+            after_colon = [i for i, ids in enumerate(self._running) if (ids or self.prompt)[-1] == colon]
+            logprobs[after_colon, newline] = float("-inf")
         totals = (logprobs + self._scores[:, None]).flatten()
         best = totals.topk(2 * self.width)
         vocabulary = logprobs.shape[1]
-        parents, tokens, scores = (
-            (best.indices // vocabulary).tolist(),
-            (best.indices % vocabulary).tolist(),
-            best.values.tolist(),
-        )
-        own = logprobs[parents, tokens].tolist()
+        parents = (best.indices // vocabulary).tolist()
+        tokens = (best.indices % vocabulary).tolist()
+        scores = best.values.tolist()
+        token_logprobs = logprobs[parents, tokens].tolist()
         length = len(self._running[0]) + 1
         last = length == self.max_new_tokens
         ended = [last or token == self.end for token in tokens]
         for i in range(self.width):
             if ended[i]:
                 ids = (*self._running[parents[i]], tokens[i])
-                reason = "eod" if tokens[i] == self.end else "length"
+                logprobs_of_ids = (*self._logprobs[parents[i]], token_logprobs[i])
+                score = scores[i] / length**self.length_penalty
                 self.found.append(
-                    Beam(
-                        ids,
-                        (*self._logprobs[parents[i]], own[i]),
-                        scores[i] / length**self.length_penalty,
-                        reason,
-                    )
+                    Beam(ids, logprobs_of_ids, score, "eod" if tokens[i] == self.end else "length")
                 )
-        # stable: the earlier of equals stays
+        # a stable sort: of equal beams the earlier one stays
         self.found = sorted(self.found, key=lambda beam: -beam.score)[: self.width]
         going = [i for i in range(2 * self.width) if not ended[i]][: self.width]
         if last or not going:
             self.done, self._cache = True, None
             return
-        self._running, self._logprobs = (
-            [(*kept[parents[i]], new[i]) for i in going]
-            for kept, new in ((self._running, tokens), (self._logprobs, own))
-        )
+        self._running = [(*self._running[parents[i]], tokens[i]) for i in going]
+        self._logprobs = [(*self._logprobs[parents[i]], token_logprobs[i]) for i in going]
         self._scores = torch.tensor([scores[i] for i in going], device=self.device)
-        self._keep([parents[i] for i in going])
-        if (
-            len(self.found) == self.width
-            and scores[going[0]] / length**self.length_penalty <= self.found[-1].score
-        ):
+        self._select_rows([parents[i] for i in going])
+        best_running = scores[going[0]] / length**self.length_penalty
+        if len(self.found) == self.width and best_running <= self.found[-1].score:
             self.done, self._cache = True, None
 
     def _logits(self) -> Tensor:
-        """(K, V) fp32: what follows every beam."""
+        """(K, V) float32: the logits of every beam's next token."""
         if self._cache is None:
             self._cache = self.model.new_cache(self.width, len(self.prompt) + self.max_new_tokens)
             positions = torch.arange(len(self.prompt), device=self.device)[None]
-            told = {
-                "lengths": torch.tensor([len(self.prompt)], device=self.device),
-                "at": (positions[:, 0], positions[:, -1]),
-            }
-            # (1, D)
-            hidden = forward_rows(
+            hidden = forward_rows(  # (1, D)
                 self.model,
                 self._cache,
                 self.width,
                 torch.tensor([self.prompt], device=self.device),
                 positions,
                 0,
-                **told,
+                lengths=torch.tensor([len(self.prompt)], device=self.device),
+                at=(positions[:, 0], positions[:, -1]),
             )
-            self._keep([0] * self.width)
+            self._select_rows([0] * self.width)
             return self.model.logits(hidden).float().expand(self.width, -1).clone()
-        place = len(self.prompt) + len(self._running[0]) - 1
+        position = len(self.prompt) + len(self._running[0]) - 1
         tokens = torch.tensor([[ids[-1]] for ids in self._running], device=self.device)
-        hidden = forward_rows(self.model, self._cache, self.width, tokens, torch.full_like(tokens, place), 0)
+        positions = torch.full_like(tokens, position)
+        hidden = forward_rows(self.model, self._cache, self.width, tokens, positions, 0)
         return self.model.logits(hidden[:, 0]).float()
 
-    def _keep(self, parents: list[int]) -> None:
-        """Row n of the cache becomes what row parents[n] was."""
+    def _select_rows(self, parents: list[int]) -> None:
+        """Replaces row n of the cache by its row parents[n]."""
         if parents != list(range(self.width)):
             index = torch.tensor(parents, device=self.device)
             self._cache = map_rows(self._cache, self.width, lambda tensor: tensor[index])

@@ -1,10 +1,9 @@
-"""continue prompts: greedy, sampled or by beam search, on a checkpoint here or on a server that runs
-elsewhere.
+"""`mt generate`: continue prompts by greedy decoding, sampling or beam search.
 
-Prompts come from the command line or from documents; each is continued by itself, so that a text depends on
-the seed, its number and its prompt, and neither on the prompts beside it nor on how many grow together. With
-`--url` the same settings go to an `mt serve`, and the same texts come back. With `--output` the samples are
-documents: what `mt data clean` and `mt data tokenize` read.
+The model is a checkpoint (`--load`), or an `mt serve` (`--url`), which gives the same texts for the same
+settings. Prompts come from the command line or from documents. The text of a prompt depends on the seed, on
+the prompt's number and on the prompt, not on the other prompts or on the batch size. With `--output` the
+samples are documents, which `mt data clean` and `mt data tokenize` read.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ...documents import reader
 from ...train.prepacked_weights import ready_to_run
 from ..lm import LanguageModel, Retrieval, batched, open_generator
 from ..results import Results, read_records
-from ..server.client import Server
+from ..server.client import ServerModel
 from .beam_search import BeamSearch
 from .sampling import Sampling
 
@@ -29,41 +28,41 @@ SAMPLES_SHOWN = 10
 
 @configuration()
 class GenerateConfig:
-    """How prompts are continued."""
+    """The settings of `mt generate`."""
 
     load: str | None = option(None, "checkpoint directory", role="input")
     url: str | None = option(None, "address of a running `mt serve`, in place of --load")
-    api_key_file: str | None = option(
-        None, "file with the key that the server at --url wants", role="runtime"
-    )
-    prompts: tuple[str, ...] = option((), "texts to continue; an empty one starts a new document")
+    api_key_file: str | None = option(None, "file with the API key of the server at --url", role="runtime")
+    prompts: tuple[str, ...] = option((), "texts to continue; an empty text starts a new document")
     input: tuple[str, ...] = option((), 'documents to continue: lines {"text": prompt}', role="input")
     output: str | None = option(None, "directory for a line per prompt; none: only print them", role="output")
     tokens_to_generate: int = option(64, "tokens to add at most")
-    temperature: float = option(1.0, "divides the logits: below 1 surer, above 1 wilder; at most 100")
-    top_k: int = option(0, "draw among the k most probable tokens; 0: among all")
-    top_p: float = option(
-        0.0, "draw among the most probable tokens that together first exceed this probability; 0: among all"
+    temperature: float = option(
+        1.0, "divides the logits: below 1 makes probable tokens more probable, above 1 less; at most 100"
     )
-    top_p_decay: float = option(0.0, "multiplies top-p after every token; 0: none")
-    top_p_bound: float = option(0.0, "what top-p does not decay below")
+    top_k: int = option(0, "sample among the k most probable tokens; 0: among all")
+    top_p: float = option(
+        0.0, "sample among the most probable tokens whose total probability first exceeds this; 0: among all"
+    )
+    top_p_decay: float = option(0.0, "multiply top-p by this after every token; 0: no decay")
+    top_p_bound: float = option(0.0, "lower bound of top-p as it decays")
     greedy: bool = option(False, "always take the most probable token (so does --top-k 1)")
     beam_width: int | None = option(
-        None, "search for the most probable text with this many beams, in place of drawing"
+        None, "search for the most probable text with this many beams, instead of sampling"
     )
-    length_penalty: float = option(1.0, "beams are ranked by log-probability / length^this")
+    length_penalty: float = option(1.0, "rank beams by log-probability / length^this")
     random_seed: int = option(1234, "the same seed gives the same texts")
-    stop: tuple[str, ...] = option((), "texts that end a continuation, and are not part of it")
+    stop: tuple[str, ...] = option((), "texts that end a continuation; they are not part of it")
     stop_token: int | None = option(
-        None, "id of the token that ends a continuation (default: the end of a document)"
+        None, "id of the token that ends a continuation (default: the end-of-document token)"
     )
-    stop_on_eol: bool = option(False, "end at the first line's end, and at nothing else")
+    stop_on_eol: bool = option(False, "end at the first newline, and at nothing else")
     stop_on_double_eol: bool = option(False, "end at the first empty line, and at nothing else")
-    prevent_newline_after_colon: bool = option(False, "never draw a line's end after a colon")
+    prevent_newline_after_colon: bool = option(False, "never generate a newline after a colon")
     add_bos: bool = option(False, "put the end-of-document token before every prompt")
-    echo: bool = option(False, "begin each text with its prompt, as training data wants it")
+    echo: bool = option(False, "begin each text with its prompt, as for training data")
     bf16: bool = option(False, "compute in bfloat16")
-    micro_batch_size: int = option(16, "prompts continued together")
+    micro_batch_size: int = option(16, "prompts in a batch")
     text_key: str = option("text", "the record's key that holds the prompt")
     on_error: Literal["fail", "skip"] = option(
         "fail", "a prompt that cannot be read or continued: stop, or set it aside", role="runtime"
@@ -73,7 +72,7 @@ class GenerateConfig:
 
     def __post_init__(self):
         lines = self.stop_on_eol or self.stop_on_double_eol
-        draws = self.greedy or self.top_k or self.top_p or self.temperature != 1
+        sampling_rules = self.greedy or self.top_k or self.top_p or self.temperature != 1
         check(
             (bool(self.load) != bool(self.url), "give either --load CHECKPOINT or --url http://HOST:PORT"),
             (
@@ -118,8 +117,8 @@ class GenerateConfig:
                 f"beam_width = {self.beam_width} must be from 1 to 64",
             ),
             (
-                self.beam_width is None or not draws,
-                "beam_width draws nothing: leave out --greedy, --temperature, --top-k and --top-p",
+                self.beam_width is None or not sampling_rules,
+                "beam_width does not sample: leave out --greedy, --temperature, --top-k and --top-p",
             ),
             (
                 self.beam_width is None or not (lines or self.stop),
@@ -151,11 +150,11 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig) -> dict:
-    """Continues prompts; each of the summary's `samples` has text, token ids, their log-probabilities and why
-    it ended.
+    """The summary of `mt generate`.
 
-    The log-probabilities are in nats and the model's own, before the temperature. With --output every sample
-    is a line of predictions.jsonl, and the summary keeps the first few.
+    Each of its `samples` has text, token ids, their log-probabilities and the reason why it ended. The
+    log-probabilities are in nats, before the temperature. With --output every sample is a line of
+    predictions.jsonl, and the summary keeps the first SAMPLES_SHOWN.
     """
     shards = (
         reader.plan(config.input, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
@@ -165,12 +164,15 @@ def generate(config: GenerateConfig) -> dict:
     model_files = [config.load, *config.retrieval.inputs] if config.load else []
     with Results("generate", config, [*model_files, *(shard.path for shard in shards)]) as results:
         if results.finished:
-            return _for_people(results.finished, config)
-        source: Local | Server
+            return _with_text(results.finished, config)
+        source: LocalModel | ServerModel
         if config.url:
-            source = Server(config.url, config.api_key_file)
+            source = ServerModel(config.url, config.api_key_file)
         else:
-            source = Local(open_generator(config.load, config.micro_batch_size, config.retrieval), config)
+            assert config.load, "the configuration has --load or --url"
+            source = LocalModel(
+                open_generator(config.load, config.micro_batch_size, config.retrieval), config
+            )
         samples: list[dict] = []
         counts = {"prompts": 0, "prompt_tokens": 0, "tokens": 0}
         with results.predictions() as write, progress("generate", None, "prompts") as advance:
@@ -192,11 +194,11 @@ def generate(config: GenerateConfig) -> dict:
                 f"{', '.join(config.input)}: no prompt could be continued ({len(results.rejects)} were set"
                 " aside); check the file"
             )
-        return _for_people(results.finish(counts, samples=samples), config)
+        return _with_text(results.finish(counts, samples=samples), config)
 
 
-def _for_people(summary: dict, config: GenerateConfig) -> dict:
-    """The summary with the texts to print: each prompt with what follows it."""
+def _with_text(summary: dict, config: GenerateConfig) -> dict:
+    """The summary with `text` to print: each prompt and its continuation."""
     texts = [
         sample["text"] if config.echo else sample["prompt"] + sample["text"] for sample in summary["samples"]
     ]
@@ -219,14 +221,15 @@ class Prompt:
 
 
 def _prompts(
-    config: GenerateConfig, shards: list[reader.Shard], source: Local | Server, results: Results
+    config: GenerateConfig, shards: list[reader.Shard], source: LocalModel | ServerModel, results: Results
 ) -> Iterator[Prompt]:
-    """The prompts in order; one too long is a UserError, or a reject where it came from a file and on_error
-    is "skip".
+    """The prompts in order.
+
+    A prompt that is too long raises UserError, or is set aside where it is of a file and on_error is "skip".
     """
     for number, text in enumerate(config.prompts, 1):
         if problem := source.problem(text, config):
-            raise UserError(f"prompt {number} ({_head(text)}) {problem}")
+            raise UserError(f"prompt {number} ({_beginning(text)}) {problem}")
         yield Prompt(str(number), text)
     for shard in shards:
         for place, document in read_records(shard, results):
@@ -236,12 +239,12 @@ def _prompts(
                 yield Prompt(document.id, document.text)
 
 
-def _head(text: str) -> str:
+def _beginning(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-class Local:
-    """A model in this process."""
+class LocalModel:
+    """A model in this process; ServerModel in server/client.py has the same methods."""
 
     def __init__(self, model: LanguageModel, config: GenerateConfig):
         self.model, self.slab = model, model.slab
@@ -253,12 +256,9 @@ class Local:
             )
 
     def problem(self, text: str, config: GenerateConfig) -> str | None:
-        """What is wrong with a prompt, if anything."""
-        count, wanted, positions = (
-            max(1, len(self._ids(text, config))),
-            config.tokens_to_generate,
-            self.model.max_length,
-        )
+        """Why a prompt cannot be continued, or None."""
+        count = max(1, len(self._ids(text, config)))
+        wanted, positions = config.tokens_to_generate, self.model.max_length
         if count + wanted <= positions:
             return None
         remedy = (
@@ -272,7 +272,7 @@ class Local:
         )
 
     def complete(self, texts: list[str], first: int, config: GenerateConfig) -> Iterator[dict]:
-        """The answers to consecutive prompts, the first of which has the number `first`."""
+        """The continuations of consecutive prompts, of which the first has the number `first`."""
         prompts = [self._ids(text, config) for text in texts]
         if config.beam_width is not None:
             for prompt in prompts:
@@ -299,7 +299,7 @@ class Local:
 def search(
     model: LanguageModel, prompt: list[int], sampling: Sampling, beam_width: int, length_penalty: float
 ) -> dict:
-    """The best beam of one prompt, as an answer that also tells all `beams`: text, tokens, score."""
+    """The best beam of one prompt, and all `beams`, each with text, tokens and score."""
     prompt = prompt or [model.start]
     beams = BeamSearch(
         model.model, model.tokenizer, prompt, sampling, beam_width=beam_width, length_penalty=length_penalty

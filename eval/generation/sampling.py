@@ -1,10 +1,10 @@
-"""how the next token is drawn, what ends a continuation, and what of its text is certain.
+"""Sampling of the next token, stop conditions, and incremental decoding of token ids to text.
 
-A draw is made in Megatron-LM's order: the temperature divides the logits, then top-k or top-p removes
-candidates, then one of the rest is drawn. Every continuation has random numbers of its own, one uniform
-number a token, so that a text depends neither on its neighbours in a batch nor on the batch's size. top-p may
-tighten from token to token: top_p := max(top_p x top_p_decay, top_p_bound) (Lee et al. 2022, arXiv
-2206.04624, factual-nucleus sampling).
+The next token is sampled in Megatron-LM's order: divide the logits by the temperature, remove candidates by
+top-k or top-p, draw one of the rest. Every continuation has its own random generator and uses one uniform
+number a token, so that its text depends neither on the other continuations in the batch nor on the batch
+size. top-p may decay from token to token: top_p := max(top_p x top_p_decay, top_p_bound) (Lee et al. 2022,
+arXiv 2206.04624, factual-nucleus sampling).
 
 B rows, V vocabulary.
 """
@@ -21,30 +21,31 @@ from torch import Tensor
 
 from ...core.config import UserError
 
-PROMPT_TAIL = 6  # tokens of the prompt that are decoded with what follows: some tokenizers drop a first space
+# Tokens of the prompt that are decoded with the new ones, because some tokenizers drop a leading space.
+PROMPT_TAIL = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What decides a continuation, beside its prompt.
+    """Settings of one continuation: sampling, stop conditions, and which log-probabilities to return.
 
-    The values are checked by whoever takes them from a user.
+    The caller checks values that come from a user.
     """
 
     max_new_tokens: int = 64  # 0: only score the prompt
-    greedy: bool = False  # the most probable token, always; so does top_k = 1
+    greedy: bool = False  # always the most probable token, like top_k = 1
     temperature: float = 1.0
     top_k: int = 0  # 0: no limit
     top_p: float = 0.0  # 0: no limit
     top_p_decay: float = 0.0  # 0: none
     top_p_bound: float = 0.0
-    stop: tuple[str, ...] = ()  # texts that end a continuation and are cut off
-    stop_token: int | None = None  # the id that ends a continuation; None: the end of a document
-    stop_on_eol: bool = False  # a line's end ends it, and stays; then no token does
-    stop_on_double_eol: bool = False  # an empty line does
+    stop: tuple[str, ...] = ()  # texts that end a continuation; the text is cut before them
+    stop_token: int | None = None  # id that ends a continuation; None: the end-of-document token
+    stop_on_eol: bool = False  # a newline ends it and stays in the text; then no stop token does
+    stop_on_double_eol: bool = False  # the same for an empty line
     prevent_newline_after_colon: bool = False
-    top_logprobs: int = 0  # alternatives told for each token
-    prompt_logprobs: bool = False  # tell the prompt's own log-probabilities too
+    top_logprobs: int = 0  # alternatives to return for each token
+    prompt_logprobs: bool = False  # also return the log-probabilities of the prompt
 
     @property
     def draws(self) -> bool:
@@ -52,11 +53,10 @@ class Sampling:
 
 
 class Continuation:
-    """A prompt and what has followed it so far.
+    """A prompt and the tokens generated after it so far.
 
-    prompt: at least one id. random: numpy Generator of its draws; needed where sampling.draws. `text` is what
-    is certain of the text: a character that may still be incomplete and the beginning of a stop text are held
-    back.
+    prompt: at least one id. random: generator of its draws; required where sampling.draws. `text` is the
+    decoded text without an incomplete character at its end and without the beginning of a stop text.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Continuation:
         assert len(prompt) >= 1, "an empty prompt starts with the end-of-document token"
         self.prompt, self.sampling, self.random = list(prompt), sampling, random
         self.ids: list[int] = []
-        self.logprobs: list[float] = []  # nats, the model's own: before the temperature
+        self.logprobs: list[float] = []  # nats, before the temperature
         self.top: list[dict[int, float]] = []  # the most probable ids of each step, if asked for
         self.prompt_logprobs: list[float] = []  # of prompt[1:], if asked for
         self.prompt_top: list[dict[int, float]] = []
@@ -81,11 +81,16 @@ class Continuation:
 
     @property
     def last(self) -> int:
-        """The id that the model sees next."""
+        """The input id of the next step."""
         return self.ids[-1] if self.ids else self.prompt[-1]
 
+    def next_uniform(self) -> float:
+        """The next of its random numbers, from [0, 1)."""
+        assert self.random is not None, "a continuation that draws has a random generator"
+        return self.random.random()
+
     def accept(self, token: int, logprob: float, top: dict[int, float] | None = None) -> None:
-        """Appends a token and says in `ended` whether it was the last."""
+        """Appends a token; sets `ended` where it is the last."""
         before = self.last
         self.ids.append(token)
         self.logprobs.append(logprob)
@@ -106,11 +111,12 @@ class Continuation:
                 ended = "length"
         if ended:
             self._stream.flush()
-            self.ended = ended  # last: another thread may look at what is here
+            self.ended = ended  # set last: another thread may read this object
 
     def _line_ends(self, before: int, token: int) -> bool:
-        """Megatron-LM knows GPT-2's ids of "\\n" and "\\n\\n"; here the text of the tokens decides, for any
-        vocabulary.
+        """Whether a line ends, by the text of the tokens.
+
+        Megatron-LM compares with GPT-2's ids of "\\n" and "\\n\\n", which other vocabularies do not share.
         """
         if self.sampling.stop_on_double_eol:
             return "\n\n" in self._tokenizer.decode([before, token])
@@ -118,53 +124,53 @@ class Continuation:
 
 
 class TextStream:
-    """Text from tokens one by one, as decoding all of them at once would give it.
+    """Decodes tokens one by one; the result equals decoding all of them at once.
 
-    stops: texts at which it ends; the first that occurs and what follows it are cut off.
+    before: ids of the prompt's end, for context. stops: the text is cut before the first of them.
     """
 
     def __init__(self, tokenizer, before: Sequence[int], stops: Sequence[str] = ()):
         self.text, self.stopped = "", False
         self._tokenizer, self._stops = tokenizer, stops
-        self._window = list(before)  # the ids whose decoding still matters
-        # characters of theirs that are in _ready
-        self._said = len(tokenizer.decode(self._window)) if self._window else 0
-        self._held = ""  # certain as characters, but perhaps the beginning of a stop text
+        self._window = list(before)  # the last ids, which are decoded together
+        # how many characters of the decoded window are emitted already
+        self._emitted = len(tokenizer.decode(self._window)) if self._window else 0
+        self._pending = ""  # complete characters that may be the beginning of a stop text
 
     def push(self, token: int) -> None:
         self._window.append(token)
         decoded = self._tokenizer.decode(self._window)
-        # "\ufffd" at the end may be the first bytes of a character whose others are still to come
-        whole = len(decoded) - decoded.endswith("\ufffd")
-        if whole > self._said:
-            self._add(decoded[self._said : whole])
-            self._said = whole
-        if whole == len(decoded) and len(self._window) > 2 * PROMPT_TAIL:
+        # "\ufffd" at the end may be the first bytes of a character that the next token completes
+        complete = len(decoded) - decoded.endswith("\ufffd")
+        if complete > self._emitted:
+            self._add(decoded[self._emitted : complete])
+            self._emitted = complete
+        if complete == len(decoded) and len(self._window) > 2 * PROMPT_TAIL:
             self._window = self._window[-PROMPT_TAIL:]
-            self._said = len(self._tokenizer.decode(self._window))
+            self._emitted = len(self._tokenizer.decode(self._window))
 
     def flush(self) -> None:
-        """Gives what was held back: nothing more will come."""
-        rest = self._tokenizer.decode(self._window)[self._said :] if self._window else ""
+        """Adds the pending text after the last token."""
+        rest = self._tokenizer.decode(self._window)[self._emitted :] if self._window else ""
         if not self.stopped:
             self._add(rest)
         if not self.stopped:
-            self.text, self._held = self.text + self._held, ""
-        self._window, self._said = [], 0
+            self.text += self._pending
+            self._pending = ""
+        self._window, self._emitted = [], 0
 
     def _add(self, piece: str) -> None:
         if self.stopped:
             return
-        self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        pending = self._pending + piece
+        found = [start for stop in self._stops if (start := pending.find(stop)) >= 0]
         if found:
-            self.text, self._held, self.stopped = self.text + self._held[: min(found)], "", True
+            self.text += pending[: min(found)]
+            self._pending, self.stopped = "", True
             return
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        self.text, self._held = (
-            self.text + self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
-        )
+        certain = len(pending) - max((_overlap(pending, stop) for stop in self._stops), default=0)
+        self.text += pending[:certain]
+        self._pending = pending[certain:]
 
 
 def text_of(tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -177,32 +183,28 @@ def text_of(tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def newline_after_colon(tokenizer) -> tuple[int, int] | None:
-    """(id of ":", id of a line's end), None where the vocabulary has no single token for either."""
+    """(last id of ":", last id of a newline); None where the tokenizer has no id for one of them."""
     ids = [tokenizer.encode(text) for text in (":", "\n")]
     return (ids[0][-1], ids[1][-1]) if all(ids) else None
 
 
 def pick(logits: Tensor, rows: Sequence[Continuation], colon: tuple[int, int] | None = None) -> None:
-    """Draws the next token of every continuation and appends it. logits: (B, V) fp32.
+    """Selects the next token of every continuation and appends it.
 
-    colon: newline_after_colon's ids.
+    logits: (B, V) float32. colon: the ids of newline_after_colon. Raises UserError for NaN.
     """
     normaliser = logits.logsumexp(1)
     allowed = logits
-    if colon and (
-        after := [
-            i
-            for i, row in enumerate(rows)
-            if row.sampling.prevent_newline_after_colon and row.last == colon[0]
-        ]
-    ):
-        allowed = logits.clone()
-        allowed[after, colon[1]] = float("-inf")
+    if colon:
+        restricted = [row.sampling.prevent_newline_after_colon and row.last == colon[0] for row in rows]
+        if any(restricted):
+            allowed = logits.clone()
+            allowed[torch.tensor(restricted, device=logits.device), colon[1]] = float("-inf")
     chosen = allowed.argmax(1)
     if drawing := [i for i, row in enumerate(rows) if row.sampling.draws]:
         chosen[drawing] = draw(allowed[drawing], [rows[i] for i in drawing])
@@ -219,30 +221,30 @@ def pick(logits: Tensor, rows: Sequence[Continuation], colon: tuple[int, int] | 
 
 
 def draw(logits: Tensor, rows: Sequence[Continuation]) -> Tensor:
-    """(B,) int64: a candidate for each row, by their probabilities."""
+    """(B,) int64: for each row a candidate, sampled by probability."""
     rules = [row.sampling for row in rows]
     kept = candidates(
         logits, [r.temperature for r in rules], [r.top_k for r in rules], [row.top_p for row in rows]
     )
-    # float64, so that the sum of 50,000 probabilities leaves none out; the inverse of the distribution
-    # function needs one uniform number a token, the same on every device
+    # Inverse transform sampling: one uniform number a token, the same on every device. float64, so that no
+    # candidate is lost by rounding in the cumulative sum of 50,000 probabilities.
     cumulative = kept.double().softmax(1).cumsum(1)
-    uniform = torch.tensor([[row.random.random()] for row in rows], dtype=torch.float64).to(logits.device)
+    uniform = torch.tensor([[row.next_uniform()] for row in rows], dtype=torch.float64).to(logits.device)
     total = cumulative[:, -1:]
-    # a product rounded up to the total would have no index
+    # a product that is rounded up to the total would have no index
     below = torch.nextafter(total, torch.zeros_like(total))
     drawn = torch.searchsorted(cumulative, torch.minimum(uniform * total, below), right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[1] - 1)  # NaN has none either: see pick
+    return drawn.clamp(max=logits.shape[1] - 1)  # NaN has no index either; `pick` raises for it
 
 
 def candidates(
     logits: Tensor, temperatures: Sequence[float], top_ks: Sequence[int], top_ps: Sequence[float]
 ) -> Tensor:
-    """Logits (B, V) divided by the temperatures, minus infinity where no candidate; each setting is one for
-    every row.
+    """Logits (B, V) divided by the temperatures, minus infinity for every token that is no candidate.
 
-    top_k: candidates are those not below the k-th logit. top_p: the most probable ones until their sum
-    exceeds top_p, the one that crosses it included (Holtzman et al. 2019). 0 switches either off.
+    Each setting has one value for every row. top_k: candidates are the logits not below the k-th largest.
+    top_p: the most probable tokens until their sum exceeds top_p, including the one that crosses it (Holtzman
+    et al. 2019). 0 disables either.
     """
     logits = logits / torch.tensor(temperatures, device=logits.device)[:, None]
     if rows := [i for i, k in enumerate(top_ks) if k]:
@@ -253,19 +255,15 @@ def candidates(
     if rows := [i for i, p in enumerate(top_ps) if p]:
         ordered, index = logits[rows].sort(dim=1, descending=True, stable=True)
         removed = torch.zeros_like(ordered, dtype=torch.bool)
-        # those before it are enough
-        removed[:, 1:] = (
-            ordered.softmax(1).cumsum(1)[:, :-1]
-            > torch.tensor([top_ps[i] for i in rows], device=logits.device)[:, None]
-        )
+        limits = torch.tensor([top_ps[i] for i in rows], device=logits.device)[:, None]
+        # a token is removed where the sum of those before it exceeds the limit
+        removed[:, 1:] = ordered.softmax(1).cumsum(1)[:, :-1] > limits
         logits[rows] = logits[rows].masked_fill(removed.scatter(1, index, removed), float("-inf"))
     return logits
 
 
 def top_logprobs(logprobs: Tensor, counts: Sequence[int]) -> list[dict[int, float] | None]:
-    """For each row of (B, V) log-probabilities its `count` most probable ids, the best first; None where 0
-    are asked for.
-    """
+    """For each row of (B, V) log-probabilities the `counts[row]` most probable ids, best first; None for 0."""
     best = logprobs.topk(min(max(counts), logprobs.shape[1]), dim=1)
     values, ids = best.values.tolist(), best.indices.tolist()
     return [dict(zip(i[:n], v[:n])) if n else None for n, i, v in zip(counts, ids, values)]

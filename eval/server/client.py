@@ -1,4 +1,4 @@
-"""the other end of `mt serve`: prompts to a server's /v1/completions, answers back as `mt generate` has them."""
+"""HTTP client of `mt serve`: sends prompts to /v1/completions and returns them as `mt generate` does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from ...core.config import Failure, UserError
 
 PROMPTS_AT_ONCE = 64
-PATIENCE_S = 600.0  # how long a busy server is asked again
+PATIENCE_S = 600.0  # how long to retry while the server is busy
 
 
-class Server:
+class ServerModel:
     """A running `mt serve`."""
 
     def __init__(self, url: str, api_key_file: str | None = None):
@@ -28,11 +28,11 @@ class Server:
             self._headers["Authorization"] = f"Bearer {read_keys(api_key_file)[0]}"
 
     def problem(self, text: str, config) -> str | None:
-        """Nothing is known to be wrong with a prompt before the server has seen it."""
+        """None: the server checks the prompts."""
         return None
 
     def complete(self, texts: list[str], first: int, config) -> Iterator[dict]:
-        """The answers to consecutive prompts, the first of which has the number `first`.
+        """The continuations of consecutive prompts, of which the first has the number `first`.
 
         config: a GenerateConfig.
         """
@@ -58,7 +58,7 @@ class Server:
             yield answer | ({"beams": choice["beams"]} if "beams" in choice else {})
 
     def _post(self, path: str, body: dict) -> dict:
-        """The server's reply; asks again while it is busy. UserError where it refuses."""
+        """The server's reply; retries while it is busy. Raises UserError where the server refuses."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
             request = urllib.request.Request(
@@ -83,7 +83,7 @@ class Server:
                 ) from None
 
 
-# Settings of `mt generate` that the server's body knows by the same name.
+# Settings of `mt generate` that have the same name in a request to the server.
 SAME_NAME = (
     "top_k",
     "top_p_decay",
@@ -107,7 +107,7 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def read_keys(path: str) -> list[str]:
-    """The keys in a file, one a line; raises UserError where there is none."""
+    """The API keys of a file, one a line; raises UserError where there is none."""
     try:
         keys = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:

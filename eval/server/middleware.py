@@ -1,4 +1,4 @@
-"""what stands before every request: the API key, the size and speed of the body; and what is counted of them."""
+"""ASGI middleware before every request: API key, limits of the body's size and time, and metrics."""
 
 from __future__ import annotations
 
@@ -6,43 +6,54 @@ import asyncio
 import hmac
 import json
 import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
 
-import prometheus_client
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from .engine import Engine
-from .requests import Refusal
+from .requests import RequestError
+from .responses import error_body
 
-OPEN = ("/", "/health")  # without a key
-READ_S = 60.0  # for a whole body
-# times the largest body: so much of one too large is read and thrown away, so that its sender hears the
-# answer
-DRAINED = 64
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+WITHOUT_KEY = ("/", "/health")
+PATHS = (*WITHOUT_KEY, "/api", "/v1/completions", "/v1/models", "/metrics", "/openapi.json")
+READ_S = 60.0  # time for a whole body
+# A body that is too large is read and discarded up to this multiple of the limit, because most clients read
+# the response only after they have sent the body.
+DISCARDED_BODIES = 64
 
 
 class Metrics:
-    """Counters and histograms of one server, in a registry of their own."""
+    """Prometheus counters and histograms of one server, in their own registry."""
 
     def __init__(self, engine: Engine):
-        registry = self.registry = prometheus_client.CollectorRegistry()
-        make = lambda kind, name, text, labels=(), **how: kind(
-            f"mt_{name}", text, labels, registry=registry, **how
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mt_requests", "Requests by path and HTTP status", ("path", "status"), registry=registry
         )
-        times = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-        self.requests = make(
-            prometheus_client.Counter, "requests", "Requests by path and HTTP status", ("path", "status")
-        )
-        self.seconds = make(
-            prometheus_client.Histogram,
-            "request_seconds",
-            "From a request's first byte to its answer's last",
+        self.seconds = Histogram(
+            "mt_request_seconds",
+            "Time from a request's first byte to the last byte of its response",
             ("path",),
-            buckets=times,
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=registry,
         )
-        self.prompt_tokens = make(prometheus_client.Counter, "prompt_tokens", "Tokens of prompts taken on")
-        self.tokens = make(prometheus_client.Counter, "generated_tokens", "Tokens generated")
-        make(prometheus_client.Gauge, "waiting", "Texts that wait").set_function(lambda: engine.waiting)
-        make(prometheus_client.Gauge, "running", "Texts that grow").set_function(lambda: engine.running)
-        self.media_type = prometheus_client.CONTENT_TYPE_LATEST
+        self.prompt_tokens = Counter("mt_prompt_tokens", "Tokens of accepted prompts", registry=registry)
+        self.tokens = Counter("mt_generated_tokens", "Generated tokens", registry=registry)
+        Gauge("mt_waiting", "Texts in the queue", registry=registry).set_function(lambda: engine.waiting)
+        Gauge("mt_running", "Texts being generated", registry=registry).set_function(lambda: engine.running)
+        self.media_type = CONTENT_TYPE_LATEST
 
     def began(self, prompt_tokens: int) -> None:
         self.prompt_tokens.inc(prompt_tokens)
@@ -51,9 +62,9 @@ class Metrics:
         self.tokens.inc(tokens)
 
     def text(self) -> bytes:
-        return prometheus_client.generate_latest(self.registry)
+        return generate_latest(self.registry)
 
-    def counts(self) -> dict:
+    def counts(self) -> dict[str, int]:
         """The totals: requests, prompt_tokens, tokens."""
         samples = [sample for metric in self.registry.collect() for sample in metric.samples]
         total = lambda name: int(sum(s.value for s in samples if s.name == f"mt_{name}_total"))
@@ -64,18 +75,20 @@ class Metrics:
         }
 
 
-class Guard:
-    """An ASGI application around another: refuses, or lets through with the body read."""
+class RequestMiddleware:
+    """An ASGI application around another: refuses a request, or reads its body and passes it on."""
 
-    def __init__(self, app, metrics: Metrics, keys: list[str], max_body_bytes: int):
-        self.app, self.metrics, self.keys, self.max_body_bytes = (
-            app,
-            metrics,
-            [key.encode() for key in keys],
-            max_body_bytes,
-        )
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        metrics: Metrics,
+        keys: Sequence[str],
+        max_body_bytes: int,
+    ):
+        self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+        self.keys = [key.encode() for key in keys]
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path, started, status, counted = scope["path"], time.monotonic(), 0, False
@@ -85,20 +98,16 @@ class Guard:
             if counted:
                 return
             counted = True
-            known = (
-                path
-                if path in (*OPEN, "/api", "/v1/completions", "/v1/models", "/metrics", "/openapi.json")
-                else "other"
-            )
-            self.metrics.requests.labels(known, str(status)).inc()
-            self.metrics.seconds.labels(known).observe(time.monotonic() - started)
+            label = path if path in PATHS else "other"
+            self.metrics.requests.labels(label, str(status)).inc()
+            self.metrics.seconds.labels(label).observe(time.monotonic() - started)
 
-        async def counting_send(message) -> None:
+        async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body" and not message.get("more_body"):
-                count()  # before its last byte leaves: whoever has the answer finds it counted
+                count()  # before the last byte: a client that has the response finds it in the metrics
             await send(message)
 
         try:
@@ -106,43 +115,49 @@ class Guard:
                 self._check_key(scope)
                 body = await asyncio.wait_for(self._body(receive), READ_S)
             except TimeoutError:
-                await _refuse(Refusal(408, f"the body did not come within {READ_S:g} s"), path, counting_send)
-            except Refusal as refusal:
-                await _refuse(refusal, path, counting_send)
+                late = RequestError(408, f"the body did not arrive within {READ_S:g} s")
+                await _refuse(late, path, counting_send)
+            except RequestError as error:
+                await _refuse(error, path, counting_send)
             else:
                 await self.app(scope, _replay(body, receive), counting_send)
         finally:
-            count()  # an answer that was cut off, or that failed, is one too
+            count()  # also a response that was cut off or failed
 
-    def _check_key(self, scope) -> None:
-        if not self.keys or scope["path"] in OPEN:
+    def _check_key(self, scope: Scope) -> None:
+        if not self.keys or scope["path"] in WITHOUT_KEY:
             return
         given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
-        # every key is compared in full, so that the time tells nothing
+        # compares every key in full, so that the time does not depend on the given key
         if not any([hmac.compare_digest(given, key) for key in self.keys]):
-            raise Refusal(401, "an API key is missing or wrong; send the header Authorization: Bearer KEY")
+            raise RequestError(
+                401, "an API key is missing or wrong; send the header Authorization: Bearer KEY"
+            )
 
-    async def _body(self, receive) -> bytes:
-        parts, size = [], 0
+    async def _body(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "the body was cut off")
+                raise RequestError(400, "the body was cut off")
             size += len(message.get("body", b""))
             if size <= self.max_body_bytes:
                 parts.append(message.get("body", b""))
-            if not message.get("more_body") or size > DRAINED * self.max_body_bytes:
+            if not message.get("more_body") or size > DISCARDED_BODIES * self.max_body_bytes:
                 break
         if size > self.max_body_bytes:
-            raise Refusal(413, f"the body is larger than {self.max_body_bytes} bytes; send less at a time")
+            raise RequestError(
+                413, f"the body is larger than {self.max_body_bytes} bytes; send less at a time"
+            )
         return b"".join(parts)
 
 
-def _replay(body: bytes, receive):
-    """An ASGI `receive` that gives a body that was read already, then what else comes: the client's going."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """An ASGI `receive` that gives a body that was read already, then the further messages (disconnect)."""
     given = False
 
-    async def again() -> dict:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()
@@ -152,14 +167,11 @@ def _replay(body: bytes, receive):
     return again
 
 
-async def _refuse(refusal: Refusal, path: str, send) -> None:
-    body = json.dumps(
-        refusal.message
-        if path == "/api"
-        else {"error": {"message": refusal.message, "type": "invalid_request_error", "code": refusal.status}}
-    ).encode()
+async def _refuse(error: RequestError, path: str, send: Send) -> None:
+    """Sends an error response; for Megatron-LM's path a bare JSON string."""
+    body = json.dumps(error.message if path == "/api" else error_body(error)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if refusal.status == 401:
+    if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

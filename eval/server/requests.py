@@ -1,9 +1,8 @@
-"""request bodies: what may be asked of the server, in Megatron-LM's words (`PUT /api`) and in OpenAI's
-(`/v1/completions`).
+"""Request bodies of the server: Megatron-LM's (`PUT /api`) and OpenAI's (`POST /v1/completions`).
 
-Both become `Wanted`: token ids and how to continue them. What cannot be honoured is refused: `Refusal`
-carries the HTTP status and the message, and no field is ever ignored. Megatron-LM's messages are kept word by
-word, but come as HTTP 400 where it said 200.
+Both become a `GenerationRequest`: token ids and the settings of their continuations. No field is ignored:
+what cannot be honoured raises `RequestError` with an HTTP status and a message. The messages for `PUT /api`
+are Megatron-LM's, word for word, but with HTTP status 400 where Megatron-LM answers 200.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ MAX_PROMPTS = 128
 MAX_SEED = 2**63 - 1
 
 
-class Refusal(Exception):
-    """A request that is not carried out: HTTP status and message."""
+class RequestError(Exception):
+    """A request that is refused or that failed: HTTP status and message."""
 
     def __init__(self, status: int, message: str, retry_after_s: int | None = None):
         super().__init__(message)
@@ -32,86 +31,98 @@ class Refusal(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """A request as the engine wants it."""
+class GenerationRequest:
+    """A checked request.
 
-    prompts: list[list[int]]  # each of at least one id
+    first_prompt: the number of the first prompt in the client's longer list; draws depend on the number.
+    """
+
+    prompts: list[list[int]]  # each has at least one id
     sampling: Sampling
-    seed: int | None = None  # None: other draws each time
-    first_prompt: int = 0  # the number of the first prompt in its author's list: draws are made as there
+    seed: int | None = None  # None: a different seed each time
+    first_prompt: int = 0
     beam_width: int | None = None
     length_penalty: float = 1.0
 
 
-# Megatron-LM's fields: default, JSON schema, message for another type, message for another value.
-MEGATRON: dict[str, tuple[Any, dict, str, str]] = {
-    "tokens_to_generate": (
+@dataclasses.dataclass(frozen=True)
+class MegatronField:
+    """A field of Megatron-LM's request: default, JSON schema, and its messages for a wrong type or value."""
+
+    default: Any
+    schema: dict[str, Any]
+    wrong_type: str
+    wrong_value: str = ""
+
+
+BOOLEAN = {"type": "boolean"}
+FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
+MEGATRON_FIELDS: dict[str, MegatronField] = {
+    "tokens_to_generate": MegatronField(
         64,
         {"type": "integer", "minimum": 0},
         "tokens_to_generate must be an integer greater than 0",
         "tokens_to_generate must be an integer greater than or equal to 0",
     ),
-    "logprobs": (False, {"type": "boolean"}, "logprobs must be a boolean value", ""),
-    "temperature": (
+    "logprobs": MegatronField(False, BOOLEAN, "logprobs must be a boolean value"),
+    "temperature": MegatronField(
         1.0,
         {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
-        *["temperature must be a positive number less than or equal to 100.0"] * 2,
+        "temperature must be a positive number less than or equal to 100.0",
+        "temperature must be a positive number less than or equal to 100.0",
     ),
-    "top_k": (
+    "top_k": MegatronField(
         0,
         {"type": "integer", "minimum": 0, "maximum": 1000},
         "top_k must be an integer equal to or greater than 0 and less than or equal to 1000",
         "top_k must be equal to or greater than 0 and less than or equal to 1000",
     ),
-    "top_p": (
+    "top_p": MegatronField(
         0.0,
-        {"type": "number", "minimum": 0, "maximum": 1},
+        FRACTION,
         "top_p must be a positive float less than or equal to 1.0",
         "top_p must be less than or equal to 1.0",
     ),
-    "top_p_decay": (
+    "top_p_decay": MegatronField(
         0.0,
-        {"type": "number", "minimum": 0, "maximum": 1},
+        FRACTION,
         "top_p_decay must be a positive float less than or equal to 1.0",
         "top_p_decay must be less than or equal to 1.0",
     ),
-    "top_p_bound": (
+    "top_p_bound": MegatronField(
         0.0,
         {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
         "top_p_bound must be a positive float less than or equal to top_p",
         "top_p_bound must be greater than 0 and less than top_p",
     ),
-    "add_BOS": (False, {"type": "boolean"}, "add_BOS must be a boolean value", ""),
-    "stop_on_double_eol": (False, {"type": "boolean"}, "stop_on_double_eol must be a boolean value", ""),
-    "stop_on_eol": (False, {"type": "boolean"}, "stop_on_eol must be a boolean value", ""),
-    "prevent_newline_after_colon": (
-        False,
-        {"type": "boolean"},
-        "prevent_newline_after_colon must be a boolean value",
-        "",
+    "add_BOS": MegatronField(False, BOOLEAN, "add_BOS must be a boolean value"),
+    "stop_on_double_eol": MegatronField(False, BOOLEAN, "stop_on_double_eol must be a boolean value"),
+    "stop_on_eol": MegatronField(False, BOOLEAN, "stop_on_eol must be a boolean value"),
+    "prevent_newline_after_colon": MegatronField(
+        False, BOOLEAN, "prevent_newline_after_colon must be a boolean value"
     ),
-    "random_seed": (
+    "random_seed": MegatronField(
         None,
         {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
         "random_seed must be integer",
         "random_seed must be a positive integer",
     ),
-    "no_log": (False, {"type": "boolean"}, "no_log must be a boolean value", ""),  # prompts are never logged
-    "beam_width": (
+    "no_log": MegatronField(False, BOOLEAN, "no_log must be a boolean value"),  # prompts are never logged
+    "beam_width": MegatronField(
         None,
         {"type": "integer", "minimum": 1, "maximum": 64},
         "beam_width must be integer",
         "beam_width must be an integer > 1",
     ),
-    "stop_token": (
+    "stop_token": MegatronField(
         None,
         {"type": "integer", "minimum": 0},
         "stop_token must be an integer",
         "stop_token must be an id of the vocabulary",
     ),
-    "length_penalty": (1.0, {"type": "number"}, "length_penalty must be a float", ""),
+    "length_penalty": MegatronField(1.0, {"type": "number"}, "length_penalty must be a float"),
 }
-NO_LONGER = {
+RENAMED_FIELDS = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
     "sentences": "sentences is no longer used.  Replace with prompts",
 }
@@ -122,46 +133,49 @@ MEGATRON_SCHEMA = {
     "properties": {
         "prompts": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
         **{
-            name: schema if default is None else {**schema, "default": default}
-            for name, (default, schema, _, _) in MEGATRON.items()
+            name: field.schema if field.default is None else {**field.schema, "default": field.default}
+            for name, field in MEGATRON_FIELDS.items()
         },
     },
 }
 
 
-def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[Wanted, bool]:
-    """(what is wanted, whether with log-probabilities) of the body of `PUT /api`; raises Refusal."""
+def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[GenerationRequest, bool]:
+    """(the request in the body of `PUT /api`, whether it asks for log-probabilities).
+
+    max_tokens: limit of prompts times positions. Raises RequestError.
+    """
     if not isinstance(body, dict) or "prompts" not in body:
-        raise Refusal(400, "prompts argument required")
-    for name, message in NO_LONGER.items():
+        raise RequestError(400, "prompts argument required")
+    for name, message in RENAMED_FIELDS.items():
         if name in body:
-            raise Refusal(400, message)
+            raise RequestError(400, message)
     prompts = body["prompts"]
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise Refusal(400, "prompts is not a list of strings")
+        raise RequestError(400, "prompts is not a list of strings")
     if not prompts:
-        raise Refusal(400, "prompts is empty")
+        raise RequestError(400, "prompts is empty")
     if len(prompts) > MAX_PROMPTS:
-        raise Refusal(400, f"Maximum number of prompts is {MAX_PROMPTS}")
+        raise RequestError(400, f"Maximum number of prompts is {MAX_PROMPTS}")
     if unknown := next((name for name in body if name not in MEGATRON_SCHEMA["properties"]), None):
-        raise Refusal(400, f"{unknown} is not known{nearest(unknown, MEGATRON_SCHEMA['properties'])}")
+        raise RequestError(400, f"{unknown} is not known{nearest(unknown, MEGATRON_SCHEMA['properties'])}")
     given = {}
-    for name, (default, schema, wrong_type, wrong_value) in MEGATRON.items():
-        given[name] = value = body.get(name, default)
-        if name in body and not _is_a(value, schema["type"]):
-            raise Refusal(400, wrong_type)
-        if name in body and not _within(value, schema):
-            raise Refusal(400, wrong_value)
-    _across_fields(given, body, model)
+    for name, field in MEGATRON_FIELDS.items():
+        given[name] = value = body.get(name, field.default)
+        if name in body and not _has_type(value, field.schema["type"]):
+            raise RequestError(400, field.wrong_type)
+        if name in body and not _in_range(value, field.schema):
+            raise RequestError(400, field.wrong_value)
+    _check_megatron_combinations(given, body, model)
     add_bos = given["add_BOS"]
     if not add_bos and not all(prompts):
-        raise Refusal(400, "Empty prompts require add_BOS=true")
+        raise RequestError(400, "Empty prompts require add_BOS=true")
     encoded = encode(prompts, model, add_bos=add_bos)
     wanted = given["tokens_to_generate"]
     if any(len(ids) + wanted > model.max_length for ids in encoded):
-        raise Refusal(400, "Length of prompt + tokens_to_generate longer than allowed")
+        raise RequestError(400, "Length of prompt + tokens_to_generate longer than allowed")
     if (tokens := len(encoded) * (max(map(len, encoded)) + wanted)) > max_tokens:
-        raise Refusal(400, f"Too many tokens.  {tokens} is greater than {max_tokens}")
+        raise RequestError(400, f"Too many tokens.  {tokens} is greater than {max_tokens}")
     rules = (
         "temperature",
         "top_k",
@@ -177,7 +191,7 @@ def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[
         max_new_tokens=wanted, prompt_logprobs=given["logprobs"], **{name: given[name] for name in rules}
     )
     return (
-        Wanted(
+        GenerationRequest(
             encoded,
             sampling,
             given["random_seed"],
@@ -188,12 +202,12 @@ def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[
     )
 
 
-def _is_a(value: Any, kind: str) -> bool:
-    kinds = {"integer": int, "number": (int, float), "boolean": bool}
+def _has_type(value: Any, kind: str) -> bool:
+    kinds: dict[str, Any] = {"integer": int, "number": (int, float), "boolean": bool}
     return isinstance(value, kinds[kind]) and isinstance(value, bool) == (kind == "boolean")
 
 
-def _within(value: Any, schema: Mapping) -> bool:
+def _in_range(value: Any, schema: Mapping) -> bool:
     low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
     finite = not isinstance(value, float) or value - value == 0
     return (
@@ -204,7 +218,7 @@ def _within(value: Any, schema: Mapping) -> bool:
     )
 
 
-def _across_fields(given: Mapping, body: Mapping, model: LanguageModel) -> None:
+def _check_megatron_combinations(given: Mapping, body: Mapping, model: LanguageModel) -> None:
     lines = given["stop_on_eol"] or given["stop_on_double_eol"]
     beams = given["beam_width"] is not None
     rules = (
@@ -239,7 +253,7 @@ def _across_fields(given: Mapping, body: Mapping, model: LanguageModel) -> None:
     )
     for holds, message in rules:
         if not holds:
-            raise Refusal(400, message)
+            raise RequestError(400, message)
 
 
 Id = Annotated[StrictInt, Field(ge=0)]
@@ -247,7 +261,7 @@ Ids = Annotated[list[Id], Field(min_length=1)]
 
 
 class CompletionRequest(BaseModel):
-    """OpenAI's completion, and under other names what Megatron-LM's server knows beside."""
+    """The body of OpenAI's completions, with further fields for what only Megatron-LM's server offers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -264,7 +278,7 @@ class CompletionRequest(BaseModel):
     )
     model: StrictStr | None = Field(None, description="as /v1/models names it")
     max_tokens: StrictInt = Field(
-        16, ge=0, description="tokens to add at most; 0 with echo and logprobs scores the prompt"
+        16, ge=0, description="most tokens to generate; 0 with echo and logprobs scores the prompt"
     )
     temperature: float = Field(
         1.0, ge=0, le=100, strict=True, description="0: always the most probable token"
@@ -274,9 +288,9 @@ class CompletionRequest(BaseModel):
     top_p_decay: float = Field(
         0.0, ge=0, le=1, strict=True, description="multiplies top_p after every token; 0: none"
     )
-    top_p_bound: float = Field(0.0, ge=0, le=1, strict=True, description="what top_p does not decay below")
+    top_p_bound: float = Field(0.0, ge=0, le=1, strict=True, description="lower bound of top_p as it decays")
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = Field(
-        None, description="tell log-probabilities, and of so many alternatives"
+        None, description="return log-probabilities, and those of so many alternatives"
     )
     echo: StrictBool = Field(False, description="begin each text with its prompt")
     seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
@@ -284,14 +298,16 @@ class CompletionRequest(BaseModel):
         0,
         ge=0,
         le=MAX_SEED,
-        description="the number of the first prompt in a longer list: draws are made as there",
+        description="the number of the first prompt in a longer list, on which the draws depend",
     )
     stop: (
         Annotated[StrictStr, Field(min_length=1, max_length=1000)]
         | Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
         | None
     ) = None
-    stop_token: Id | None = Field(None, description="id that ends a text, in place of the end of a document")
+    stop_token: Id | None = Field(
+        None, description="id that ends a text, instead of the end-of-document token"
+    )
     stop_on_eol: StrictBool = False
     stop_on_double_eol: StrictBool = False
     prevent_newline_after_colon: StrictBool = False
@@ -302,19 +318,24 @@ class CompletionRequest(BaseModel):
     best_of: Annotated[StrictInt, Field(ge=1, le=1)] = 1
     stream: StrictBool = False
 
+    def texts(self) -> list[str] | None:
+        """The prompts as texts; None where they are token ids."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [prompt for prompt in prompts if isinstance(prompt, str)] or None
+
 
 def completion_request(
     body: Any, model: LanguageModel, name: str, max_tokens: int
-) -> tuple[Wanted, CompletionRequest]:
-    """What the body of `POST /v1/completions` wants; raises Refusal."""
+) -> tuple[GenerationRequest, CompletionRequest]:
+    """(the request in the body of `POST /v1/completions`, the body itself); raises RequestError."""
     try:
         asked = CompletionRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = next((str(part) for part in first["loc"]), "body")
-        raise Refusal(400, f"{place}: {first['msg']}") from None
+        raise RequestError(400, f"{place}: {first['msg']}") from None
     if asked.model is not None and asked.model != name:
-        raise Refusal(404, f"model {asked.model!r} is not served here; ask for {name!r}")
+        raise RequestError(404, f"model {asked.model!r} is not served here; ask for {name!r}")
     lines, top_p = asked.stop_on_eol or asked.stop_on_double_eol, 0.0 if asked.top_p == 1 else asked.top_p
     beams, draws = asked.beam_width is not None, asked.top_k or top_p or asked.temperature != 1
     rules = (
@@ -350,22 +371,22 @@ def completion_request(
     )
     for holds, message in rules:
         if not holds:
-            raise Refusal(400, message)
+            raise RequestError(400, message)
     prompts = (
         [asked.prompt] if isinstance(asked.prompt, str) or isinstance(asked.prompt[0], int) else asked.prompt
     )
     if beams and len(prompts) > 1:
-        raise Refusal(400, "beam_width: takes one prompt a request")
+        raise RequestError(400, "beam_width: takes one prompt a request")
     encoded = encode(prompts, model, add_bos=asked.add_bos)
     for number, ids in enumerate(encoded, 1):
         if (total := len(ids) + asked.max_tokens) > model.max_length:
-            raise Refusal(
+            raise RequestError(
                 400,
                 f"prompt: number {number} has {len(ids)} tokens; with max_tokens = {asked.max_tokens} that is"
                 f" {total}, but the model has {model.max_length} positions",
             )
     if (total := len(encoded) * (max(map(len, encoded)) + asked.max_tokens)) > max_tokens:
-        raise Refusal(
+        raise RequestError(
             400,
             f"prompt: {len(encoded)} prompts of up to {total // len(encoded)} tokens each are {total}, more"
             f" than the {max_tokens} that a request may take; send fewer at a time",
@@ -387,18 +408,20 @@ def completion_request(
         prompt_logprobs=asked.echo and asked.logprobs is not None,
     )
     return (
-        Wanted(encoded, sampling, asked.seed, asked.first_prompt, asked.beam_width, asked.length_penalty),
+        GenerationRequest(
+            encoded, sampling, asked.seed, asked.first_prompt, asked.beam_width, asked.length_penalty
+        ),
         asked,
     )
 
 
 def scores_prompts(model: LanguageModel) -> bool:
-    """Whether a prompt has log-probabilities: an encoder-decoder's has none."""
+    """Whether the model gives log-probabilities of a prompt; an encoder-decoder does not."""
     return not isinstance(model.model, EncoderDecoder)
 
 
 def encode(prompts: list, model: LanguageModel, *, add_bos: bool) -> list[list[int]]:
-    """The ids of prompts that are texts or ids, at least one each; raises Refusal."""
+    """The ids, at least one, of each prompt, which is a text or ids already; raises RequestError."""
     encoded = []
     for number, prompt in enumerate(prompts, 1):
         if isinstance(prompt, str):
@@ -406,18 +429,18 @@ def encode(prompts: list, model: LanguageModel, *, add_bos: bool) -> list[list[i
                 prompt.encode()
                 prompt = model.encode(prompt)
             except UnicodeEncodeError:
-                raise Refusal(
+                raise RequestError(
                     400, f"prompt: number {number} is not valid Unicode text (a lone surrogate)"
                 ) from None
-            except UserError as error:  # a tokenizer that does not read every text
-                raise Refusal(400, f"prompt: number {number}: {error}") from None
+            except UserError as error:  # some tokenizers cannot encode every text
+                raise RequestError(400, f"prompt: number {number}: {error}") from None
         elif (largest := max(prompt)) >= model.tokenizer.vocab_size:
-            raise Refusal(
+            raise RequestError(
                 400,
                 f"prompt: id {largest} is not below {model.tokenizer.vocab_size}, the size of the vocabulary",
             )
         try:
             encoded.append([*([model.start] if add_bos or not prompt else []), *prompt])
         except UserError as error:
-            raise Refusal(400, f"prompt: {error}") from None
+            raise RequestError(400, f"prompt: {error}") from None
     return encoded

@@ -54,7 +54,7 @@ class WikitextConfig(TaskConfig):
 
 
 def wikitext(config: WikitextConfig) -> dict | None:
-    """The summary of `mt eval wikitext` on rank 0, None on the other ranks. `examples` is the scored tokens."""
+    """The summary of `mt eval wikitext` on rank 0, None on the others; `examples` counts scored tokens."""
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
         raw = _read_text(config.valid_data)
         inputs = [config.load, config.valid_data, *config.retrieval.inputs]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt.eval.generation.batch import PASS_TOKENS, Batch, groups
+from mt.eval.generation.batch import PASS_TOKENS, GenerationBatch, prefill_groups
 from mt.eval.generation.sampling import Continuation, Sampling
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
@@ -75,7 +75,7 @@ def continuations(count, seed=0, **rules):
 def alone(model, **rules):
     found = continuations(12, **rules)
     for one in found:
-        assert list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=1).run([one])) == [one]
+        assert list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=1).run([one])) == [one]
     return [(c.ids, c.logprobs) for c in found]
 
 
@@ -86,7 +86,7 @@ def alone(model, **rules):
 )
 def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_go(model, rules):
     expected = alone(model, **rules)
-    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=5)
+    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=5)
     found = continuations(12, **rules)
     assert sorted(map(id, batch.run(iter(found)))) == sorted(map(id, found))
     for one, (ids, logprobs) in zip(found, expected):
@@ -97,7 +97,7 @@ def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_
 
 def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(model):
     found = continuations(6, seed=8, greedy=True)
-    list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
+    list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
     for one in found:
         sequence = [*one.prompt, *one.ids]
         with torch.inference_mode():
@@ -108,7 +108,7 @@ def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(mode
 
 def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(model):
     expected = alone(model, greedy=True)
-    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=8)
+    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=8)
     found = continuations(12, greedy=True)
     waiting = list(enumerate(found))
     gone = next(c for c in found if c.sampling.max_new_tokens > 6)
@@ -128,7 +128,7 @@ def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(mode
 
 
 def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(model):
-    batch = Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
+    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
     found = continuations(12, greedy=True)
     for one in found:
         batch.add(one)
@@ -148,7 +148,7 @@ def test_a_prompts_own_log_probabilities_are_the_models(model):
     one = Continuation(
         list(range(40)), Sampling(max_new_tokens=0, prompt_logprobs=True, top_logprobs=2), Tokenizer()
     )
-    list(Batch(model, Tokenizer(), max_length=POSITIONS, max_rows=2).run([one]))
+    list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=2).run([one]))
     with torch.no_grad():
         expected = model.logits(model(torch.tensor([one.prompt])))[0, :-1].log_softmax(-1)
     np.testing.assert_allclose(
@@ -172,8 +172,8 @@ def test_prompts_are_divided_into_the_cheapest_groups():
         itertools.pairwise([0, *cut, 7]) for n in range(7) for cut in itertools.combinations(range(1, 7), n)
     )
     best = min(cost([ordered[a:b] for a, b in cut]) for cut in cuts)
-    assert cost(groups(found)) == best
-    assert sorted(map(id, itertools.chain(*groups(found)))) == sorted(map(id, found))
+    assert cost(prefill_groups(found)) == best
+    assert sorted(map(id, itertools.chain(*prefill_groups(found)))) == sorted(map(id, found))
 
 
 @pytest.mark.skipif(not packs(), reason="this build of torch has no packed products")
@@ -219,5 +219,9 @@ def test_in_bfloat16_the_text_is_nearly_the_same():
 def test_on_a_gpu_the_tokens_are_those_of_the_cpu(model):
     expected = alone(model, greedy=True)
     found = continuations(12, greedy=True)
-    list(Batch(copy.deepcopy(model).cuda(), Tokenizer(), max_length=POSITIONS, max_rows=5).run(iter(found)))
+    list(
+        GenerationBatch(copy.deepcopy(model).cuda(), Tokenizer(), max_length=POSITIONS, max_rows=5).run(
+            iter(found)
+        )
+    )
     assert [c.ids for c in found] == [ids for ids, _ in expected]

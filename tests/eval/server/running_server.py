@@ -1,5 +1,6 @@
 """A server on a small random model, in two threads of the test's own process."""
 
+# ruff: noqa: E402 - the packages of the extra `serve` may be missing
 from __future__ import annotations
 
 import contextlib
@@ -7,15 +8,18 @@ import json
 import threading
 import time
 
-import httpx
+import pytest
 import torch
+
+for package in ("httpx", "uvicorn", "fastapi", "prometheus_client"):
+    pytest.importorskip(package, reason="the server's extra `serve` is not installed")
+
+import httpx
 import uvicorn
 
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
-from mt.eval.server.app import ServeConfig, _listen, build_app
-from mt.eval.server.engine import Engine
-from mt.eval.server.middleware import Metrics
+from mt.eval.server.app import ServeConfig, assemble, listen
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
@@ -54,15 +58,8 @@ class Running:
     def __init__(self, model, keys=(), **settings):
         config = ServeConfig(load="none", port=0, **settings)
         self.model = model
-        self.engine = Engine(
-            model,
-            max_batch_size=config.max_batch_size,
-            max_tokens=config.max_tokens_to_oom,
-            max_queue=config.max_queue,
-        )
-        self.metrics = Metrics(self.engine)
-        app = build_app(self.engine, self.metrics, "small", config, list(keys))
-        listener = _listen("127.0.0.1", 0)
+        self.engine, self.metrics, app = assemble(model, "small", config, keys)
+        listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)

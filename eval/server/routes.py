@@ -1,0 +1,138 @@
+"""The HTTP routes of `mt serve` and their OpenAPI description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from .engine import Engine
+from .handlers import RequestHandler
+from .middleware import Metrics, RequestMiddleware
+from .requests import MEGATRON_SCHEMA, CompletionRequest
+
+# The page loads nothing from elsewhere and talks only to this server.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
+    " frame-ancestors 'none'"
+)
+TEXT, OBJECT = {"schema": {"type": "string"}}, {"schema": {"type": "object"}}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "code": {"type": "integer"},
+            },
+        }
+    },
+}
+STATUSES = {
+    400: "the request is invalid",
+    401: "the API key is missing or wrong",
+    404: "the server has no such model",
+    408: "the body did not arrive in time",
+    413: "the body is too large",
+    415: "the body is not JSON",
+    500: "the model failed",
+    503: "the queue is full, or the server is shutting down; see Retry-After",
+    504: "the request took too long",
+}
+GENERATION_ERRORS = (400, 408, 413, 415, 500, 503, 504)
+
+
+def build_app(
+    engine: Engine,
+    metrics: Metrics,
+    name: str,
+    *,
+    keys: Sequence[str],
+    max_tokens: int,
+    max_body_bytes: int,
+    timeout_s: float,
+) -> RequestMiddleware:
+    """The ASGI application. name: of the model. max_tokens, timeout_s: limits of one request."""
+    app = FastAPI(title="mt serve", version="1", docs_url=None, redoc_url=None)
+    handler = RequestHandler(engine, metrics, name, max_tokens=max_tokens, timeout_s=timeout_s)
+    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    key_errors = (401,) if keys else ()
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(page, headers=headers)
+
+    @app.get("/health", **_openapi({"application/json": OBJECT}, (503,)))
+    async def health() -> Response:
+        """Whether requests are accepted."""
+        if engine.closing:
+            return JSONResponse({"status": "shutting down"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", **_openapi({"text/plain": TEXT}, key_errors))
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    @app.get("/v1/models", **_openapi({"application/json": OBJECT}, key_errors))
+    async def models() -> dict:
+        """The model of this server."""
+        model = {
+            "id": name,
+            "object": "model",
+            "created": handler.started,
+            "owned_by": "mt",
+            "max_model_len": engine.model.max_length,
+            "vocab_size": engine.model.tokenizer.vocab_size,
+        }
+        return {"object": "list", "data": [model]}
+
+    megatron_openapi = _openapi(
+        {"application/json": OBJECT}, (*GENERATION_ERRORS, *key_errors), MEGATRON_SCHEMA, TEXT["schema"]
+    )
+
+    @app.put("/api", **megatron_openapi)
+    async def megatron(request: Request) -> Response:
+        """Megatron-LM's text generation server."""
+        return await handler.answer(request, handler.megatron, error_as_text=True)
+
+    completions_openapi = _openapi(
+        {"application/json": OBJECT, "text/event-stream": TEXT},
+        (404, *GENERATION_ERRORS, *key_errors),
+        _completion_schema(),
+    )
+
+    @app.post("/v1/completions", **completions_openapi)
+    async def completions(request: Request) -> Response:
+        """OpenAI's completions."""
+        return await handler.answer(request, handler.completions)
+
+    return RequestMiddleware(app, metrics, keys, max_body_bytes)
+
+
+def _openapi(
+    reply: dict, statuses: tuple[int, ...], body: dict | None = None, error: dict = ERROR_SCHEMA
+) -> dict[str, Any]:
+    """FastAPI's arguments that describe an endpoint: its response, its error statuses and its body."""
+    json_content = lambda schema: {"application/json": {"schema": schema}}
+    responses: dict[int, dict] = {200: {"description": "the answer", "content": reply}}
+    for status in statuses:
+        responses[status] = {"description": STATUSES[status], "content": json_content(error)}
+    described: dict[str, Any] = {"responses": responses}
+    if body is not None:
+        described["openapi_extra"] = {"requestBody": {"required": True, "content": json_content(body)}}
+    return described
+
+
+def _completion_schema() -> dict:
+    schema = CompletionRequest.model_json_schema()
+    assert "$defs" not in schema, "the schema needs no definitions outside itself"
+    return schema

@@ -1,0 +1,62 @@
+"""API keys and metrics."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from mt.core.config import UserError
+from mt.eval.generation.generate import GenerateConfig, generate
+from mt.eval.server.middleware import Metrics, RequestMiddleware
+from mt.tests.eval.server.running_server import Running, small_model
+
+
+def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(tmp_path):
+    with Running(small_model(), keys=["secret", "other"]) as server:
+        for path in ("/v1/models", "/metrics", "/openapi.json"):
+            assert server.client.get(path).status_code == 401
+            assert server.client.get(path, headers={"Authorization": "Bearer other"}).status_code == 200
+        assert server.api(prompts=["a"]).status_code == 401
+        assert server.client.get("/").status_code == server.client.get("/health").status_code == 200
+        (tmp_path / "keys").write_text("secret\n")
+        ask = {"url": server.url, "prompts": ("a",), "tokens_to_generate": 2}
+        assert generate(GenerateConfig(**ask, api_key_file=str(tmp_path / "keys")))["counts"]["tokens"] == 2
+        with pytest.raises(UserError, match="an API key is missing or wrong"):
+            generate(GenerateConfig(**ask))
+
+
+def test_metrics_count_requests_and_tokens(server):
+    before = server.metrics.counts()
+    server.complete(prompt="abc", max_tokens=4, temperature=0)
+    after = server.metrics.counts()
+    assert [after[name] - before[name] for name in ("requests", "prompt_tokens", "tokens")] == [1, 3, 4]
+    text = server.client.get("/metrics").text
+    assert 'mt_requests_total{path="/v1/completions",status="200"}' in text
+    assert "mt_running 0.0" in text
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_request_is_counted_once_and_before_the_last_byte_of_its_answer_leaves(server, cut):
+    metrics, seen = Metrics(server.engine), []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if cut:
+            raise ConnectionResetError
+        await send({"type": "http.response.body", "body": b"b"})
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        seen.append(metrics.counts()["requests"])
+
+    with contextlib.suppress(ConnectionResetError):
+        asyncio.run(
+            RequestMiddleware(app, metrics, [], 100)(
+                {"type": "http", "path": "/api", "headers": []}, receive, send
+            )
+        )
+    assert seen == ([0, 0] if cut else [0, 0, 1])
+    assert metrics.counts()["requests"] == 1
