@@ -1,12 +1,8 @@
 """Work over shards: order, resume, and workers that die."""
 
-import multiprocessing
-import os
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -14,35 +10,8 @@ from mt.core.config import Failure, UserError
 from mt.core.executor import map_shards
 from mt.core.progress import progress
 from mt.dataprep.stats import StatsConfig
-
-
-def square(item):
-    folder, number = item
-    (Path(folder) / f"ran-{number}").touch()
-    return {"value": number * number}
-
-
-def die(item):
-    """Kills a worker; the process that shares its work out takes time meanwhile."""
-    if multiprocessing.parent_process() is not None:
-        os.kill(os.getpid(), 9)
-    time.sleep(0.5)
-    return {}
-
-
-def die_on_ray(item):
-    os.kill(os.getpid(), 9)
-
-
-def refuse(item):
-    raise UserError("line 3 is bad")
-
-
-def refuse_in_a_worker(item):
-    if multiprocessing.parent_process() is not None:
-        refuse(item)
-    time.sleep(0.5)
-    return {}
+from mt.tests.core import shard_functions
+from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_worker, square
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -92,8 +61,8 @@ def test_progress_off_a_terminal_says_plain_lines(capsys, monkeypatch):
 def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistakes_reach_the_user(
     tmp_path, ray_cluster
 ):
-    # its workers cannot import the tests
-    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # a cluster has the package installed, not its tests
+    ray_cluster.cloudpickle.register_pickle_by_value(shard_functions)
     on_ray = {"workers": 2, "label": "x", "ray_address": "local"}
     with pytest.raises(UserError, match=r"^line 3 is bad$"):
         map_shards(refuse, [1, 2, 3], done=tmp_path / "parts", **on_ray)

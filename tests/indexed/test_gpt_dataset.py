@@ -13,6 +13,7 @@ from mt.indexed import blend
 from mt.indexed.build_indices import IndexConfig, index
 from mt.indexed.format import IndexedDataset, IndexedWriter
 from mt.indexed.gpt_dataset import PAD, DataConfig, GPTDataset, build_datasets, build_indices, layout
+from mt.tests.indexed.build_jobs import build_first_samples
 
 
 @pytest.fixture
@@ -212,14 +213,10 @@ def test_a_cache_file_that_is_not_whole_is_named(make, lengths, tmp_path):
         build_datasets(data(prefix), (100, 0, 0))
 
 
-def build_here(settings):
-    return build_datasets(settings, (3000, 0, 0))[0].batch([0, 99]).tolist()
-
-
 def test_processes_that_build_the_same_cache_at_once_agree(make, lengths):
     settings = data(make("p", lengths))
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        found = pool.map(build_here, [settings] * 6, chunksize=1)
+        found = pool.map(build_first_samples, [settings] * 6, chunksize=1)
     assert all(f == found[0] for f in found)
 
 

@@ -1,0 +1,37 @@
+"""Functions that the tests of the executor send to other processes, which import them from here."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+from mt.core.config import UserError
+
+
+def square(item):
+    folder, number = item
+    (Path(folder) / f"ran-{number}").touch()
+    return {"value": number * number}
+
+
+def die(item):
+    """Kills a worker; the process that shares its work out takes time meanwhile."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.5)
+    return {}
+
+
+def die_on_ray(item):
+    os.kill(os.getpid(), 9)
+
+
+def refuse(item):
+    raise UserError("line 3 is bad")
+
+
+def refuse_in_a_worker(item):
+    if multiprocessing.parent_process() is not None:
+        refuse(item)
+    time.sleep(0.5)
+    return {}
