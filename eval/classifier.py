@@ -31,7 +31,7 @@ from ..train.checkpoint.foreign import is_foreign, open_foreign
 from ..train.checkpoint.huggingface import encoder_weights
 from ..train.checkpoint.native import CheckpointConfig, load_model
 from ..train.model.bert import Bert
-from ..train.model.config import ModelConfig
+from ..train.model.config import ResolvedModelConfig
 from ..train.model.layers import Linear, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
 from ..train.parallel.parallelize import check_layout, cut_for_use
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     outputs: logits of a sequence: 1 where sequences are choices, else the classes.
     """
 
-    def __init__(self, config: ModelConfig, outputs: int):
+    def __init__(self, config: ResolvedModelConfig, outputs: int):
         super().__init__()
         D, std = config.hidden_size, config.init_method_std
         self.config = config
@@ -77,7 +77,7 @@ class Finetuned:
     task: str
     outputs: int
     seq_length: int
-    model: ModelConfig
+    model: ResolvedModelConfig
     checkpoint: CheckpointConfig
 
 
@@ -106,7 +106,7 @@ def pretrained(
     return model, tokenizer
 
 
-def _pretrained_bert(path: str) -> tuple[ModelConfig, Tokenizer, dict[str, Tensor]]:
+def _pretrained_bert(path: str) -> tuple[ResolvedModelConfig, Tokenizer, dict[str, Tensor]]:
     """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory,
     there even without heads.
     """

@@ -20,7 +20,7 @@ from .checkpoint import native as checkpoint
 from .checkpoint.hf_settings import ELSEWHERE, settings_tree
 from .checkpoint.native import CheckpointConfig
 from .metrics import LogConfig
-from .model.config import ModelConfig
+from .model.config import ModelConfig, ResolvedModelConfig
 from .model.family import build_model, build_samples, families_with, family_of, sequence_lengths
 from .model.inputs import PackingConfig
 from .model.retro import is_retrieval
@@ -308,7 +308,9 @@ def other_run(config: CheckpointConfig) -> str | None:
     return None if own else config.load
 
 
-def check_source(source: Path, config: TrainConfig, course: Course, shape: ModelConfig, data: dict) -> None:
+def check_source(
+    source: Path, config: TrainConfig, course: Course, shape: ResolvedModelConfig, data: dict
+) -> None:
     """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
     with torch.device("meta"):
         model = build_model(shape)

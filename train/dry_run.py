@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import (
 from ..core.config import UserError
 from .checkpoint.native import moments
 from .config import TrainConfig, plot_course
-from .model.config import ModelConfig
+from .model.config import ResolvedModelConfig
 from .model.dtensor import local_shard
 from .model.family import build_model, count_parameters, family_of, sequence_lengths
 from .model.inputs import MicroBatch
@@ -83,7 +83,7 @@ def dry_run(config: TrainConfig) -> dict:
     return facts
 
 
-def _step(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> dict:
+def _step(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> dict:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     dtype = config.precision.dtype
     with torch.device("meta"):
@@ -159,7 +159,7 @@ def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
     return sum(local_shard(tensor).nbytes for tensor in tensors)
 
 
-def _micro_batch(config: TrainConfig, shape: ModelConfig, mesh: Mesh) -> MicroBatch:
+def _micro_batch(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> MicroBatch:
     """This rank's tokens of a micro-batch, with shapes and without values."""
     lengths = sequence_lengths(shape, config.data)
     size = config.train.micro_batch_size

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .model.attention import Attention, AttentionMask, attend
 from .model.base import Model
 from .model.block import Block
-from .model.config import ModelConfig
+from .model.config import ResolvedModelConfig
 from .model.family import build_model, family_of
 from .model.moe import Experts
 from .recompute import kept_operations
@@ -86,7 +86,7 @@ class Parts:
 
 
 def count_parts(
-    config: ModelConfig, cut: Cut, *, seq_length: int, decoder_seq_length: int = 0, dtype: torch.dtype
+    config: ResolvedModelConfig, cut: Cut, *, seq_length: int, decoder_seq_length: int = 0, dtype: torch.dtype
 ) -> Parts:
     """config: resolved, and such that `cut` divides it. dtype: what the model computes in."""
     share = _share_of(config, cut)
@@ -148,7 +148,7 @@ def count_parts(
     )
 
 
-def _share_of(config: ModelConfig, cut: Cut) -> ModelConfig:
+def _share_of(config: ResolvedModelConfig, cut: Cut) -> ResolvedModelConfig:
     """The configuration of a model that is as large as one tensor-parallel rank's share."""
     divided = (
         "num_attention_heads",

@@ -33,7 +33,7 @@ from ..tokenizer.tokenizer import load as load_tokenizer
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
 from .memory_estimate import Cut, Part, Parts, count_parts
-from .model.config import ModelConfig, resolve
+from .model.config import ResolvedModelConfig, resolve
 from .model.family import family_of, sequence_lengths
 from .model.flops import PEAKS
 from .model.samples import SampleConfig
@@ -217,7 +217,7 @@ def plan(config: PlanConfig) -> dict:
     }
 
 
-def resolve_shape(config: TrainConfig) -> ModelConfig:
+def resolve_shape(config: TrainConfig) -> ResolvedModelConfig:
     """The model with nothing left open; the tokenizer is read only where the vocabulary is not given."""
     if config.model.vocab_size is None and config.tokenizer == type(config.tokenizer)():
         raise UserError("model.vocab_size is not known; give --vocab-size, or the tokenizer")
@@ -228,7 +228,7 @@ def resolve_shape(config: TrainConfig) -> ModelConfig:
 class Planner:
     """The estimates of one model on one number of GPUs."""
 
-    def __init__(self, config: PlanConfig, shape: ModelConfig):
+    def __init__(self, config: PlanConfig, shape: ResolvedModelConfig):
         self.config, self.shape, self.gpu, self.peak = (
             config,
             shape,

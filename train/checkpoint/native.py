@@ -44,7 +44,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from ...core import manifest
 from ...core.config import Failure, UserError, build, check, configuration, option, read_yaml, to_dict
 from ...tokenizer.tokenizer import Tokenizer, load_directory
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, ResolvedModelConfig
 from ..model.family import build_model
 from ..parallel.mesh import Mesh, ParallelConfig
 from ..parallel.parallelize import check_layout, cut_for_use
@@ -547,7 +547,7 @@ class Lengths:
 class ModelSettings:
     """The part of a saved configuration that a model's users need."""
 
-    model: ModelConfig
+    model: ResolvedModelConfig
     data: Lengths
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .layers import Linear, Norm
 from .positions import rotate
 
@@ -62,7 +62,7 @@ class AttentionMask(NamedTuple):
 
 
 def causal_mask(
-    config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None
+    config: ResolvedModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None
 ) -> AttentionMask:
     """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the
     window.
@@ -113,7 +113,9 @@ def packed_texts_mask(lengths: list[int], device: torch.device) -> AttentionMask
     return AttentionMask("each", documents=Documents(ids[None].int(), ends.int(), max(lengths)))
 
 
-def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool) -> str:
+def attention_backend(
+    config: ResolvedModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool
+) -> str:
     """What computes causal attention: flash, transformer-engine, varlen, flex or sdpa; raises UserError where
     the one asked for cannot.
 
@@ -131,7 +133,7 @@ def attention_backend(config: ModelConfig, device: torch.device, dtype: torch.dt
     return asked
 
 
-def _obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot be used here, or None."""
     if name == "sdpa":
         return None
@@ -328,7 +330,7 @@ def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: 
     return create_block_mask(visible, None if ids is None else B, None, T, T, device=str(device))
 
 
-def attention_scale(config: ModelConfig) -> float | None:
+def attention_scale(config: ResolvedModelConfig) -> float | None:
     """What scores are multiplied by; None: kv_channels^-0.5.
 
     T5, the model of relative positions, leaves them as they are.
@@ -337,9 +339,9 @@ def attention_scale(config: ModelConfig) -> float | None:
 
 
 class Attention(nn.Module):
-    """x (B, T, D) -> (B, T, D). config must be resolved."""
+    """x (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         heads, groups, std = config.num_attention_heads, config.num_query_groups, config.init_method_std
         self.channels, self.queries_per_group = config.kv_channels, heads // groups
@@ -397,7 +399,7 @@ class CrossAttention(nn.Module):
     encoder.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         heads, groups, size, std = (
             config.num_attention_heads,
@@ -476,7 +478,7 @@ class Cache:
     """
 
     def __init__(self, layers: list, max_length: int, window: int | None = None):
-        """layers: the mixers' own caches, None for a layer without a mixer. window: see ModelConfig."""
+        """layers: the mixers' own caches, None for a layer without a mixer. window: see ResolvedModelConfig."""
         self.layers, self.max_length, self.window = layers, max_length, window
         self.length = 0  # slots that any row has filled
 

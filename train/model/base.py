@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .block import Block
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 
 
 class Model(nn.Module):
     """A model whose weights have no values yet: see layers.initialize. It has `layers`, its blocks."""
 
-    config: ModelConfig  # resolved
+    config: ResolvedModelConfig
     layers: Iterable[Block]
     methods: ClassVar[tuple[str, ...]] = (
         "loss",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attention import Attention, AttentionMask, bidirectional_mask
 from .base import Model
 from .block import Block, FeedForward, activate
-from .config import GATED, ModelConfig
+from .config import GATED, ResolvedModelConfig
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
 from .stage import Stage, StageRules, end_modules, states_shape
@@ -24,12 +24,12 @@ TOKEN_TYPES = 2  # first and second segment
 
 
 class Bert(Model):
-    """config must be resolved. heads: false for the encoder alone."""
+    """heads: false for the encoder alone."""
 
     data_dependent_part = "BERT's output layer"
     head_rows_per_token = 0.15 * 5  # 15 % of the tokens are masked; the output layer keeps five rows of each
 
-    def __init__(self, config: ModelConfig, *, heads: bool = True):
+    def __init__(self, config: ResolvedModelConfig, *, heads: bool = True):
         super().__init__()
         self.config = config
         std, D = config.init_method_std, config.hidden_size
@@ -137,7 +137,7 @@ class Bert(Model):
 class MaskedHead(nn.Module):
     """(..., D) -> (..., D), to be compared with the embedding; `bias` (V,) comes on top of that."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.activation = "gelu" if config.activation in GATED else config.activation
         self.dense = Linear(config.hidden_size, config.hidden_size, bias=True, std=config.init_method_std)
@@ -148,7 +148,7 @@ class MaskedHead(nn.Module):
         return self.norm(activate(self.dense(hidden), self.activation))
 
 
-def bert_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+def bert_stage_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -> set[str]:
     """See stage.StageRules."""
     names = end_modules(config, begin, end, total)
     if config.post_norm:  # `norm` is then the embedding's

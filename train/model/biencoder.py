@@ -21,17 +21,17 @@ from .attention import AttentionMask
 from .base import Model
 from .bert import Bert
 from .block import Block
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 from .layers import Linear
 
 
 class Biencoder(Model):
-    """config must be resolved; its family is "ict"."""
+    """its family is "ict"."""
 
     methods = ("loss", "embed")
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.config = config
         self.query = Tower(config)
@@ -152,7 +152,7 @@ class Biencoder(Model):
 class Tower(nn.Module):
     """A BERT without its heads, and perhaps a projection."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         plain = {
             f.name: f.default

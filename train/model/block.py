@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import GATED, ModelConfig
+from .config import GATED, ResolvedModelConfig
 from .layers import Linear, Norm
 
 
@@ -21,7 +21,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ResolvedModelConfig,
         *,
         mixer: nn.Module | None = None,
         cross: nn.Module | None = None,
@@ -68,7 +68,7 @@ class FeedForward(nn.Module):
     slices of their rows match.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         size, inner, bias, std = (
             config.hidden_size,
@@ -90,7 +90,7 @@ class FeedForward(nn.Module):
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name in ModelConfig; of a gated one, what is done to the gate."""
+    """The activation of that name in ResolvedModelConfig; of a gated one, what is done to the gate."""
     if activation == "swiglu":
         return F.silu(x)
     if activation in ("gelu_tanh", "geglu"):

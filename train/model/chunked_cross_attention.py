@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, AttentionMask, CrossAttention, LayerCache, attend, bidirectional_mask
 from .block import Block, FeedForward
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .layers import Linear, Norm
 
 
@@ -101,7 +101,7 @@ class ChunkedCrossAttention(CrossAttention):
     paper).
     """
 
-    def __init__(self, config: ModelConfig, *, encodes: bool):
+    def __init__(self, config: ResolvedModelConfig, *, encodes: bool):
         """encodes: whether this is the first of its kind in the model, which owns the encoder."""
         super().__init__(config)
         self.out = Linear(
@@ -127,7 +127,7 @@ class ChunkedCrossAttention(CrossAttention):
 class Encoder(nn.Module):
     """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         own = dataclasses.replace(
             config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from ...core.config import check, configuration, option
 from .positions import scaling_mistake
@@ -232,6 +232,23 @@ class ModelConfig:
         )
         check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self), *_retro_rules(self))
 
+
+def _resolved(name: str) -> Any:
+    """The field of ModelConfig of that name, which must have a value."""
+    return option(help=ModelConfig.__dataclass_fields__[name].metadata["help"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedModelConfig(ModelConfig):
+    """A ModelConfig with nothing left open: what models are built from. See `resolve`."""
+
+    num_layers: int = _resolved("num_layers")
+    ffn_hidden_size: int = _resolved("ffn_hidden_size")
+    num_query_groups: int = _resolved("num_query_groups")
+    kv_channels: int = _resolved("kv_channels")
+    max_position_embeddings: int = _resolved("max_position_embeddings")
+    vocab_size: int = _resolved("vocab_size")
+
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
@@ -242,6 +259,24 @@ class ModelConfig:
         up (Radford et al. 2019).
         """
         return self.init_method_std / (self.num_layers * (1 if self.hybrid_override_pattern else 2)) ** 0.5
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of the decoder of an encoder-decoder."""
+        assert self.decoder_num_layers is not None, "resolve sets it for every family that has one"
+        return self.decoder_num_layers
+
+    @property
+    def expert_size(self) -> int:
+        """Width of an expert."""
+        assert self.moe_ffn_hidden_size is not None, "resolve sets it for every model that has experts"
+        return self.moe_ffn_hidden_size
+
+    @property
+    def mamba_heads(self) -> int:
+        """Heads of a Mamba layer."""
+        assert self.mamba_num_heads is not None, "resolve sets it for every model that has Mamba layers"
+        return self.mamba_num_heads
 
 
 def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
@@ -602,7 +637,7 @@ def _flags(node: ast.expr) -> list[bool]:
     raise ValueError
 
 
-def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ModelConfig:
+def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ResolvedModelConfig:
     """The configuration with nothing left open.
 
     vocab_size, seq_length: what the tokenizer and the data say.
@@ -614,16 +649,19 @@ def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ModelCo
     mamba = "M" in (config.hybrid_override_pattern or "")
     decoder = "decoder_num_layers" in FAMILY_SETTINGS[config.family].takes
     num_layers = config.num_layers or len(config.hybrid_override_pattern or "") or 12
-    return dataclasses.replace(
-        config,
-        num_layers=num_layers,
-        decoder_num_layers=(config.decoder_num_layers or num_layers) if decoder else None,
-        ffn_hidden_size=ffn_hidden_size,
-        num_query_groups=config.num_query_groups or config.num_attention_heads,
-        kv_channels=config.kv_channels or config.hidden_size // config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings or seq_length,
-        moe_ffn_hidden_size=(config.moe_ffn_hidden_size or ffn_hidden_size) if config.num_experts else None,
-        mamba_num_heads=config.mamba_num_heads
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    settings |= {
+        "num_layers": num_layers,
+        "decoder_num_layers": (config.decoder_num_layers or num_layers) if decoder else None,
+        "ffn_hidden_size": ffn_hidden_size,
+        "num_query_groups": config.num_query_groups or config.num_attention_heads,
+        "kv_channels": config.kv_channels or config.hidden_size // config.num_attention_heads,
+        "max_position_embeddings": config.max_position_embeddings or seq_length,
+        "moe_ffn_hidden_size": (config.moe_ffn_hidden_size or ffn_hidden_size)
+        if config.num_experts
+        else None,
+        "mamba_num_heads": config.mamba_num_heads
         or (2 * config.hidden_size // config.mamba_head_dim if mamba else None),
-        vocab_size=config.vocab_size or vocab_size,
-    )
+        "vocab_size": config.vocab_size or vocab_size,
+    }
+    return ResolvedModelConfig(**settings)

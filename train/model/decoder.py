@@ -9,12 +9,12 @@ from __future__ import annotations
 from .attention import Attention
 from .block import Block, FeedForward
 from .chunked_cross_attention import ChunkedCrossAttention
-from .config import ModelConfig, expert_layers, retro_layers
+from .config import ResolvedModelConfig, expert_layers, retro_layers
 from .mamba import Mamba
 from .moe import MoE
 
 
-def layer_kinds(config: ModelConfig) -> list[str]:
+def layer_kinds(config: ResolvedModelConfig) -> list[str]:
     """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for
     Mamba-2 ...
 
@@ -32,7 +32,7 @@ def layer_kinds(config: ModelConfig) -> list[str]:
     return [f"*{x}{'E' if e else '-'}" for x, e in zip(cross, experts)]
 
 
-def build_block(config: ModelConfig, kind: str) -> Block:
+def build_block(config: ResolvedModelConfig, kind: str) -> Block:
     """The block of an entry of `layer_kinds`."""
     mixer = cross = ffn = None
     if "*" in kind:

@@ -17,7 +17,7 @@ from ...tokenizer.tokenizer import Tokenizer
 from .base import Model
 from .bert import BERT_STAGES, Bert
 from .biencoder import Biencoder
-from .config import ModelConfig
+from .config import ModelConfig, ResolvedModelConfig
 from .decoder import layer_kinds
 from .flops import (
     Flops,
@@ -62,7 +62,7 @@ Collate = Callable[[Collator, int, Samples], MicroBatch]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What differs between families of models. config is resolved everywhere.
+    """What differs between families of models.
 
     build: a model without values. datasets: the train, valid and test datasets. collate: samples -> MicroBatch. empty: a
     MicroBatch of those shapes, (config, samples, seq_length, decoder_seq_length). block_flops, head_flops: forward FLOPs of
@@ -73,13 +73,13 @@ class Family:
     that its samples use and those of other families do not.
     """
 
-    build: Callable[[ModelConfig], Model]
+    build: Callable[[ResolvedModelConfig], Model]
     datasets: Callable[[ModelConfig, SampleConfig, Tokenizer, NumSamples], Datasets]
     collate: Collate
-    empty: Callable[[ModelConfig, int, int, int], MicroBatch]
-    block_flops: Callable[[ModelConfig, int, int], list[Flops]]
-    head_flops: Callable[[ModelConfig, int, int], float]
-    num_blocks: Callable[[ModelConfig], int]
+    empty: Callable[[ResolvedModelConfig, int, int, int], MicroBatch]
+    block_flops: Callable[[ResolvedModelConfig, int, int], list[Flops]]
+    head_flops: Callable[[ResolvedModelConfig, int, int], float]
+    num_blocks: Callable[[ResolvedModelConfig], int]
     stages: StageRules | None
     lengths: tuple[str, ...] = ("seq_length",)
     causal: bool = False
@@ -87,7 +87,7 @@ class Family:
     data: frozenset[str] = frozenset()
 
 
-def _build_causal(config: ModelConfig) -> Model:
+def _build_causal(config: ResolvedModelConfig) -> Model:
     return Retro(config) if config.retro_add_retriever else GPT(config)
 
 
@@ -122,7 +122,7 @@ FAMILIES = {
         empty=empty_t5,
         block_flops=encoder_decoder_block_flops,
         head_flops=encoder_decoder_head_flops,
-        num_blocks=lambda config: config.num_layers + config.decoder_num_layers,
+        num_blocks=lambda config: config.num_layers + config.decoder_layers,
         stages=T5_STAGES,
         lengths=("seq_length", "decoder_seq_length"),
         text="encoder-decoder",
@@ -151,12 +151,12 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[config.family]
 
 
-def build_model(config: ModelConfig) -> Model:
-    """The model of a resolved configuration. Its weights have no values yet: see layers.initialize."""
+def build_model(config: ResolvedModelConfig) -> Model:
+    """The model of a configuration. Its weights have no values yet: see layers.initialize."""
     return family_of(config).build(config)
 
 
-def count_parameters(config: ModelConfig) -> int:
+def count_parameters(config: ResolvedModelConfig) -> int:
     """Parameters of the whole model; nothing is allocated."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(config).parameters())

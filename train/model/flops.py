@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from .config import GATED, ModelConfig
+from .config import GATED, ResolvedModelConfig
 from .decoder import layer_kinds
 
 
@@ -43,7 +43,9 @@ class Flops(NamedTuple):
         return Flops(self.full * factor, self.causal * factor)
 
 
-def causal_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+def causal_block_flops(
+    config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
+) -> list[Flops]:
     """Forward FLOPs of one sample in each block of a decoder, in the order in which they run."""
     kinds = layer_kinds(config)
     costs = {
@@ -52,48 +54,52 @@ def causal_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length:
     return [costs[kind] for kind in kinds]
 
 
-def encoder_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+def encoder_block_flops(
+    config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
+) -> list[Flops]:
     """Forward FLOPs of one sample in each block of a bidirectional encoder."""
     products = (_projections(config) + _feed_forward(config, config.ffn_hidden_size)) * seq_length
     return [_same(products + _scores(config, seq_length, seq_length))] * config.num_layers
 
 
-def biencoder_block_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> list[Flops]:
+def biencoder_block_flops(
+    config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
+) -> list[Flops]:
     """Forward FLOPs of one sample, a query and its block, in each block of the towers; a shared tower runs twice."""
     tower = encoder_block_flops(config, seq_length)
     return [cost * 2 for cost in tower] if config.biencoder_shared_query_context_model else tower * 2
 
 
 def encoder_decoder_block_flops(
-    config: ModelConfig, seq_length: int, decoder_seq_length: int = 0
+    config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
 ) -> list[Flops]:
     """Forward FLOPs of one sample in each block: those of the encoder, then those of the decoder."""
     D, T = config.hidden_size, decoder_seq_length
     HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
     cross = 4 * D * HC * T + 4 * D * GC * seq_length + _scores(config, T, seq_length)
     decoder = _part(config, "*", T) + _same(cross + _feed_forward(config, config.ffn_hidden_size) * T)
-    return encoder_block_flops(config, seq_length) + [decoder] * (
-        config.decoder_num_layers or config.num_layers
-    )
+    return encoder_block_flops(config, seq_length) + [decoder] * (config.decoder_layers)
 
 
-def lm_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def lm_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
     """Forward FLOPs of one sample in the output layer of a decoder."""
     return 2 * config.hidden_size * config.padded_vocab_size * seq_length
 
 
-def encoder_decoder_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def encoder_decoder_head_flops(
+    config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
+) -> float:
     """Forward FLOPs of one sample in the output layer of an encoder-decoder's decoder."""
     return lm_head_flops(config, decoder_seq_length)
 
 
-def bert_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def bert_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
     """Forward FLOPs of one sample in BERT's heads: masked tokens, and the order of the segments."""
     D, V = config.hidden_size, config.padded_vocab_size
     return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
 
 
-def biencoder_head_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def biencoder_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
     """Forward FLOPs of one sample in the projections of both towers."""
     return 4 * config.hidden_size * config.biencoder_projection_dim
 
@@ -102,7 +108,7 @@ def _same(flops: float) -> Flops:
     return Flops(flops, flops)
 
 
-def _part(config: ModelConfig, symbol: str, T: int) -> Flops:
+def _part(config: ResolvedModelConfig, symbol: str, T: int) -> Flops:
     """Of one symbol of a layer's kind, over a sequence of T tokens, causal."""
     D = config.hidden_size
     if symbol == "*":
@@ -112,20 +118,20 @@ def _part(config: ModelConfig, symbol: str, T: int) -> Flops:
     if symbol == "-":
         return _same(_feed_forward(config, config.ffn_hidden_size) * T)
     if symbol == "E":
-        experts = config.moe_router_topk * _feed_forward(config, config.moe_ffn_hidden_size)
+        experts = config.moe_router_topk * _feed_forward(config, config.expert_size)
         shared = _feed_forward(config, config.moe_shared_expert_intermediate_size or 0)
         return _same((2 * D * config.num_experts + experts + shared) * T)
     if symbol in "xX":
         return _same(_neighbors(config, T, encodes=symbol == "X"))
-    inner = config.mamba_num_heads * config.mamba_head_dim
+    inner = config.mamba_heads * config.mamba_head_dim
     projections = (
-        2 * D * (2 * inner + 2 * config.mamba_num_groups * config.mamba_state_dim + config.mamba_num_heads)
+        2 * D * (2 * inner + 2 * config.mamba_num_groups * config.mamba_state_dim + config.mamba_heads)
         + 2 * inner * D
     )
     return _same((projections + 7 * inner * config.mamba_state_dim) * T)
 
 
-def _neighbors(config: ModelConfig, T: int, *, encodes: bool) -> float:
+def _neighbors(config: ResolvedModelConfig, T: int, *, encodes: bool) -> float:
     """Of Retro's reading of neighbours. encodes: with their encoder."""
     D, HC, GC = (
         config.hidden_size,
@@ -152,18 +158,18 @@ def _neighbors(config: ModelConfig, T: int, *, encodes: bool) -> float:
     )
 
 
-def _projections(config: ModelConfig) -> int:
+def _projections(config: ResolvedModelConfig) -> int:
     """To queries, keys, values and back, per token."""
     H, G, C = config.num_attention_heads, config.num_query_groups, config.kv_channels
     return 2 * config.hidden_size * (H + 2 * G) * C + 2 * H * C * config.hidden_size
 
 
-def _scores(config: ModelConfig, queries: int, keys: int) -> int:
+def _scores(config: ResolvedModelConfig, queries: int, keys: int) -> int:
     """Of queries with keys, and of weights with values."""
     return 4 * config.num_attention_heads * config.kv_channels * queries * keys
 
 
-def _feed_forward(config: ModelConfig, inner: int) -> int:
+def _feed_forward(config: ResolvedModelConfig, inner: int) -> int:
     return (6 if config.activation in GATED else 4) * config.hidden_size * inner
 
 

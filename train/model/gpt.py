@@ -13,7 +13,7 @@ from .attention import AttentionMask, Cache, Documents, causal_mask
 from .base import Model
 from .block import Block
 from .chunked_cross_attention import Encoder, Retrieved
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .decoder import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
 from .likelihood import likelihoods
@@ -24,10 +24,10 @@ from .positions import rotary_table
 class GPT(Model):
     """A causal language model.
 
-    config must be resolved; `layers.initialize` gives the weights their first values.
+    `layers.initialize` gives the weights their first values.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.config = config
         std, V, D = config.init_method_std, config.padded_vocab_size, config.hidden_size

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...core.config import UserError, configuration, option
 from ...indexed.gpt_dataset import layout
 from .attention import Documents
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 
 Samples = np.ndarray | Mapping[str, np.ndarray]  # what a dataset's `batch` gives
 
@@ -170,7 +170,9 @@ def _labels(collator: Collator, samples: Mapping[str, np.ndarray]) -> Tensor:
     return collator.tensor(samples["labels"]).clamp(min=0)  # -1 stands where the loss mask is 0
 
 
-def empty_causal(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+def empty_causal(
+    config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
+) -> MicroBatch:
     """A micro-batch of `size` samples of the shapes that collate_causal gives; its values mean nothing."""
     micro = MicroBatch(0, *_empty_tokens(size, seq_length, count=2), torch.empty(size, seq_length))
     if not config.retro_add_retriever:
@@ -180,7 +182,9 @@ def empty_causal(config: ModelConfig, size: int, seq_length: int, decoder_seq_le
     return dataclasses.replace(micro, neighbors=neighbors, neighbor_mask=neighbors > 0)
 
 
-def empty_bert(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+def empty_bert(
+    config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
+) -> MicroBatch:
     """A micro-batch of the shapes that collate_bert gives."""
     tokens, labels = _empty_tokens(size, seq_length, count=2)
     return MicroBatch(
@@ -194,7 +198,7 @@ def empty_bert(config: ModelConfig, size: int, seq_length: int, decoder_seq_leng
     )
 
 
-def empty_t5(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+def empty_t5(config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
     """A micro-batch of the shapes that collate_t5 gives."""
     tokens, labels = _empty_tokens(size, decoder_seq_length, count=2)
     return MicroBatch(
@@ -207,7 +211,9 @@ def empty_t5(config: ModelConfig, size: int, seq_length: int, decoder_seq_length
     )
 
 
-def empty_pairs(config: ModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
+def empty_pairs(
+    config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
+) -> MicroBatch:
     """A micro-batch of the shapes that collate_pairs gives."""
     queries, blocks = _empty_tokens(size, seq_length, count=2)
     present = torch.empty(size, seq_length, dtype=torch.bool)

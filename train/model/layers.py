@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .dtensor import shard_and_slices
 
 BLOCK = 1 << 22  # numbers of a weight that are drawn at once
@@ -70,7 +70,7 @@ class Norm(nn.Module):
     its gradient on a rank is a part of a sum.
     """
 
-    def __init__(self, config: ModelConfig, size: int | None = None):
+    def __init__(self, config: ResolvedModelConfig, size: int | None = None):
         super().__init__()
         self.epsilon = config.layernorm_epsilon
         size = size or config.hidden_size

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Documents
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .layers import Linear
 
 CHUNK = 128  # tokens, as in Megatron-LM; on a CPU 64 takes the same time, 32 and 256 more than twice that
@@ -54,14 +54,14 @@ class Exchange(NamedTuple):
 
 
 class Mamba(nn.Module):
-    """x (B, T, D) -> (B, T, D). config must be resolved."""
+    """x (B, T, D) -> (B, T, D)."""
 
     # precision.Weights: a rounding of A is one of every step's decay (Megatron-LM likewise)
     keeps_float32 = ("A_log", "D")
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        heads, groups = config.mamba_num_heads, config.mamba_num_groups
+        heads, groups = config.mamba_heads, config.mamba_num_groups
         self.channels, self.state, self.heads_per_group = (
             config.mamba_head_dim,
             config.mamba_state_dim,

@@ -35,19 +35,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import FeedForward, activate
-from .config import GATED, ModelConfig
+from .config import GATED, ResolvedModelConfig
 from .layers import Linear, compute_dtype
 
 
 class MoE(nn.Module):
-    """x (B, T, D) -> (B, T, D). config must be resolved.
+    """x (B, T, D) -> (B, T, D).
 
     Where `config.moe_shared_expert_intermediate_size` is set, every token also goes through a shared expert,
     whose output may have a gate of its own (Qwen2-MoE). Capacity bounds experts in training alone: what a
     trained model says must not depend on the texts beside it.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.capacity_factor, self.drop_policy = (
             config.moe_expert_capacity_factor,
@@ -92,7 +92,7 @@ class Router(nn.Module):
     scores would also tie often.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.num_experts, self.topk, self.std = (
             config.num_experts,
@@ -406,9 +406,9 @@ class Experts(nn.Module):
     F); what such ranks compute is then summed.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        count, size, inner = config.num_experts, config.hidden_size, config.moe_ffn_hidden_size
+        count, size, inner = config.num_experts, config.hidden_size, config.expert_size
         self.activation, self.std, self.residual_std = (
             config.activation,
             config.init_method_std,

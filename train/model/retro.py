@@ -35,7 +35,7 @@ from torch import Tensor
 from .attention import AttentionMask, Cache, Documents, LayerCache
 from .block import Block
 from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
-from .config import ModelConfig, retro_layers
+from .config import ResolvedModelConfig, retro_layers
 from .gpt import GPT
 from .inputs import MicroBatch
 from .stage import Stage, StageRules, end_modules, states_shape
@@ -54,7 +54,7 @@ class Retro(GPT):
     do not move as a text grows.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__(config)
         self.gate = 1.0
         self.retrieve: Retrieve | None = None
@@ -212,7 +212,7 @@ class RetroCache(Cache):
     A layer that reads neighbours keeps keys and values of the latter in its LayerCache.memory.
     """
 
-    def __init__(self, cache: Cache, config: ModelConfig, states: Tensor):
+    def __init__(self, cache: Cache, config: ResolvedModelConfig, states: Tensor):
         super().__init__(cache.layers, cache.max_length, cache.window)
         batch, m = states.shape[:2]
         # (B, m, D): in the first layer that reads neighbours; a token's slot is its place in its chunk
@@ -340,13 +340,13 @@ class RetroStage(Stage):
         )
 
 
-def _reads_neighbors_after(config: ModelConfig, begin: int) -> bool:
+def _reads_neighbors_after(config: ResolvedModelConfig, begin: int) -> bool:
     """Whether a layer from `begin` on reads neighbours that a layer before it has encoded."""
     reading = retro_layers(config.num_layers) if config.retro_add_retriever else range(0)
     return bool(reading) and reading[0] < begin <= reading[-1]
 
 
-def causal_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+def causal_stage_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -> set[str]:
     """See stage.StageRules."""
     names = end_modules(config, begin, end, total)
     if config.retro_add_retriever and begin <= retro_layers(total)[0] < end:  # neighbours are embedded, too
@@ -354,7 +354,9 @@ def causal_stage_modules(config: ModelConfig, begin: int, end: int, total: int) 
     return names
 
 
-def causal_stage_shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+def causal_stage_shapes(
+    config: ResolvedModelConfig, begin: int, micro: MicroBatch, cut: int
+) -> list[torch.Size]:
     """See stage.StageRules."""
     shapes = states_shape(config, begin, micro, cut)
     if _reads_neighbors_after(config, begin):
@@ -363,7 +365,7 @@ def causal_stage_shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut:
     return shapes
 
 
-def _causal_stage(config: ModelConfig) -> type[Stage]:
+def _causal_stage(config: ResolvedModelConfig) -> type[Stage]:
     return RetroStage if config.retro_add_retriever else Stage
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 
 LOSS_INPUTS = ("labels", "loss_mask", "swapped")  # fields of a MicroBatch that the last stage alone reads
@@ -59,12 +59,12 @@ class StageRules:
     blocks. shapes: of what a stage receives, for a micro-batch, where tensor parallelism cuts sequences over `cut` ranks.
     """
 
-    behaviour: Callable[[ModelConfig], type[Stage]]
-    modules: Callable[[ModelConfig, int, int, int], set[str]]
-    shapes: Callable[[ModelConfig, int, MicroBatch, int], list[torch.Size]]
+    behaviour: Callable[[ResolvedModelConfig], type[Stage]]
+    modules: Callable[[ResolvedModelConfig, int, int, int], set[str]]
+    shapes: Callable[[ResolvedModelConfig, int, MicroBatch, int], list[torch.Size]]
 
 
-def end_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+def end_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -> set[str]:
     """The children of a model that stand before its first block and after its last one, where a stage has those."""
     names: set[str] = set()
     if end == total:
@@ -76,7 +76,7 @@ def end_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[st
     return names
 
 
-def states_shape(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+def states_shape(config: ResolvedModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
     """Of the hidden states (B, T, D) alone."""
     B, T = micro.tokens.shape
     return [torch.Size((B, T // cut, config.hidden_size))]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .attention import Attention, AttentionMask, Cache, CrossAttention, bidirectional_mask
 from .base import Model
 from .block import Block, FeedForward
-from .config import ModelConfig
+from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
@@ -38,9 +38,9 @@ class Memory(NamedTuple):
 
 
 class T5(Model):
-    """config must be resolved; `layers.initialize` gives the weights their first values."""
+    """`layers.initialize` gives the weights their first values."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.config = config
         std, V, D = config.init_method_std, config.padded_vocab_size, config.hidden_size
@@ -55,7 +55,7 @@ class T5(Model):
         self.decoder_bias = DistanceBias(config, both_ways=False) if relative else None
         self.decoder = nn.ModuleList(
             Block(config, mixer=Attention(config), cross=CrossAttention(config), ffn=FeedForward(config))
-            for _ in range(config.decoder_num_layers)
+            for _ in range(config.decoder_layers)
         )
         self.decoder_norm = Norm(config)
         self.output = (
@@ -193,7 +193,7 @@ class T5(Model):
 class DistanceBias(nn.Module):
     """What is added to the scores of every head, by the distance from query to key."""
 
-    def __init__(self, config: ModelConfig, *, both_ways: bool):
+    def __init__(self, config: ResolvedModelConfig, *, both_ways: bool):
         super().__init__()
         self.both_ways = both_ways
         self.table = Embedding(
@@ -237,7 +237,7 @@ class T5Stage(Stage):
         return x if self.is_last else (x, memory.states.clone())
 
 
-def t5_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> set[str]:
+def t5_stage_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -> set[str]:
     """See stage.StageRules."""
     names, encoder = end_modules(config, begin, end, total), config.num_layers
     if begin < encoder:
@@ -249,7 +249,7 @@ def t5_stage_modules(config: ModelConfig, begin: int, end: int, total: int) -> s
     return names
 
 
-def t5_stage_shapes(config: ModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
+def t5_stage_shapes(config: ResolvedModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
     """See stage.StageRules."""
     (B, T), D, S = micro.tokens.shape, config.hidden_size, micro.encoder_tokens.shape[1]
     if begin <= config.num_layers:

@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 import torch
 
-from .config import GATED, ModelConfig
+from .config import GATED, ResolvedModelConfig
 from .family import family_of
 from .flops import Flops
 
 
-def training_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
-    """FLOPs of one sample, forward and backward. config: resolved.
+def training_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """FLOPs of one sample, forward and backward.
 
     decoder_seq_length: of an encoder-decoder, whose encoder reads seq_length tokens.
     """
     return forward_flops(config, seq_length, decoder_seq_length) * 3
 
 
-def forward_flops(config: ModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+def forward_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
     """FLOPs of one sample, forward, with its loss."""
     family = family_of(config)
     head = family.head_flops(config, seq_length, decoder_seq_length)
@@ -40,7 +40,7 @@ class Bytes(NamedTuple):
 
 
 def training_bytes(
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     parameters: int,
     *,
     tokens: int,
@@ -56,7 +56,7 @@ def training_bytes(
     D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
     inner = config.ffn_hidden_size
     if config.num_experts:
-        inner = config.moe_router_topk * config.moe_ffn_hidden_size
+        inner = config.moe_router_topk * config.expert_size
     gated = config.activation in GATED
     # What a block keeps per token: what goes into norms, products and activations.
     values = {
@@ -81,7 +81,7 @@ def training_bytes(
 
 
 def out_of_memory_message(
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     parameters: int,
     *,
     micro_batch_size: int,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..model import attention, moe
 from ..model.attention import AttentionMask, Documents
-from ..model.config import ModelConfig
+from ..model.config import ResolvedModelConfig
 from ..model.inputs import MicroBatch
 from ..model.mamba import Exchange
 from .collectives import exchange, gather, gather_same, part
@@ -66,7 +66,12 @@ def cut(micro: MicroBatch, axis: Axis) -> MicroBatch:
 
 
 def causal_mask(
-    config: ModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None, *, axis: Axis
+    config: ResolvedModelConfig,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    documents: Documents | None = None,
+    *,
+    axis: Axis,
 ) -> AttentionMask:
     """attention.causal_mask for `attend`: queries cut as above, keys in the order of the sequence.
 

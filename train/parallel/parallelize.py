@@ -39,7 +39,7 @@ from ..model.attention import Attention, CrossAttention
 from ..model.base import Model
 from ..model.bert import MaskedHead
 from ..model.block import FeedForward
-from ..model.config import ModelConfig
+from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
 from ..model.layers import Embedding, Linear, Norm
 from ..model.mamba import Mamba
@@ -53,7 +53,7 @@ from .stages import check_stages, own_blocks, stages_of
 BUCKET = 4_000_000
 
 
-def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
+def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]) -> None:
     """Raises UserError where a model cannot be cut like this, before anything is built. model: resolved.
 
     lengths: tokens of a sequence by the setting that says so.
@@ -132,7 +132,7 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
     )
 
 
-def _context_rules(model: ModelConfig, tensor: int, context: int) -> list[tuple[bool, str]]:
+def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> list[tuple[bool, str]]:
     return [
         (
             family_of(model).causal,

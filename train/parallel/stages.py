@@ -24,13 +24,13 @@ from torch import nn
 
 from ...core.config import UserError, check
 from ..model.block import Block
-from ..model.config import ModelConfig
+from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
 from ..model.stage import PassThrough, StageRules
 from .mesh import ParallelConfig
 
 
-def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> None:
+def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]) -> None:
     """Raises UserError where a model cannot be cut into these stages. model: resolved.
 
     lengths: see sharding.check_layout.
@@ -61,7 +61,9 @@ def check_stages(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str
     )
 
 
-def bounds(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]) -> list[tuple[int, int]]:
+def bounds(
+    parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]
+) -> list[tuple[int, int]]:
     """(first block, block after the last) of every stage: as even as blocks can be dealt out, the head
     counted with the last one.
     """
@@ -74,7 +76,7 @@ def bounds(parallel: ParallelConfig, model: ModelConfig, lengths: dict[str, int]
     return list(zip([0, *ends], ends))
 
 
-def stage_rules(config: ModelConfig) -> StageRules:
+def stage_rules(config: ResolvedModelConfig) -> StageRules:
     """Of the model's family; raises UserError where its models are not cut into stages."""
     rules = family_of(config).stages
     if rules is None:
@@ -85,7 +87,7 @@ def stage_rules(config: ModelConfig) -> StageRules:
     return rules
 
 
-def _costs(model: ModelConfig, lengths: dict[str, int]) -> list[float]:
+def _costs(model: ResolvedModelConfig, lengths: dict[str, int]) -> list[float]:
     """FLOPs of each block; the output layer counts with the last one."""
     family, how = family_of(model), (lengths["seq_length"], lengths.get("decoder_seq_length", 0))
     costs = [cost.full for cost in family.block_flops(model, *how)]
@@ -146,7 +148,7 @@ def cut_stage(whole: nn.Module, begin: int, end: int) -> nn.Module:
     return model
 
 
-def owners(config: ModelConfig, stages: list[tuple[int, int]]) -> dict[str, list[int]]:
+def owners(config: ResolvedModelConfig, stages: list[tuple[int, int]]) -> dict[str, list[int]]:
     """Part of a model -> the stages that have it, the owner first, where these are several."""
     having: dict[str, list[int]] = {}
     rules = stage_rules(config)
