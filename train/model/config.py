@@ -238,7 +238,7 @@ def _resolved(name: str) -> Any:
     return option(help=ModelConfig.__dataclass_fields__[name].metadata["help"])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configuration(group="model")
 class ResolvedModelConfig(ModelConfig):
     """A ModelConfig with nothing left open: what models are built from. See `resolve`."""
 
