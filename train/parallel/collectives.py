@@ -1,25 +1,26 @@
-"""The collectives that carry tensor, sequence, context and expert parallelism, as autograd functions of plain
-tensors.
+"""Collectives for tensor, sequence, context and expert parallelism, as autograd functions of plain tensors.
 
-Each is a collective whose gradient is its transpose; x stands for a rank's own tensor, `axis` for the ranks
-it is exchanged with:
+The gradient of each is its transpose. The names are Megatron-LM's (core/tensor_parallel/mappings.py). `x` is
+the tensor of this rank, `axis` the group of ranks:
 
-    function        forward                         backward                    where
-    copy            x as it is                      sum over ranks              into a matrix whose rows are
-        cut
-    total           sum over ranks                  as it is                    out of one whose columns are
-        cut
-    gather          all ranks' x along a dimension  sum, each rank its part     the same two, where sequences
-        are cut, and
-    scatter         sum, each rank its part         all ranks' along it           keys and values of cut
-        sequences
-    gather_same     all ranks' x                    each rank its part          where all ranks go on with the
-        same numbers
-    share           this rank's part of x           all ranks' parts
-    exchange        rows to the ranks they go to    rows back                   tokens to experts and back
+    function                        forward                         backward
+    copy_to                         identity                        all-reduce
+    reduce_from                     all-reduce                      identity
+    gather_from                     all-gather along dim            reduce-scatter along dim
+    gather_from, gradient="split"   all-gather along dim            this rank's part along dim
+    reduce_scatter_to               reduce-scatter along dim        all-gather along dim
+    scatter_to                      this rank's part along dim      all-gather along dim
+    all_to_all                      rows to their ranks             rows back
+
+copy_to and reduce_from stand around a pair of matrices of which the first is cut by rows and the second by
+columns; where the sequence is cut too, gather_from and reduce_scatter_to stand there. gather_from also brings
+together the keys and values of cut sequences. gradient="split" is for states that all ranks process in the
+same way, so that all have the same gradient.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -36,38 +37,45 @@ _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def copy(x: Tensor, axis: Axis) -> Tensor:
-    return _Copy.apply(x, axis)
+def copy_to(x: Tensor, axis: Axis) -> Tensor:
+    """The same x; its gradient is summed over the ranks."""
+    return _CopyTo.apply(x, axis)
 
 
-def total(x: Tensor, axis: Axis) -> Tensor:
-    return _Total.apply(x, axis)
+def reduce_from(x: Tensor, axis: Axis) -> Tensor:
+    """The sum of x over the ranks."""
+    return _ReduceFrom.apply(x, axis)
 
 
-def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _gather(x, axis, dim)
+def gather_from(
+    x: Tensor, axis: Axis, dim: int, gradient: Literal["reduce_scatter", "split"] = "reduce_scatter"
+) -> Tensor:
+    """The x of all ranks, concatenated along `dim` in the order of the ranks.
 
-
-def scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _scatter(x, axis, dim)
-
-
-def gather_same(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _gather_same(x, axis, dim)
-
-
-def share(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    return _share(x, axis, dim)
-
-
-def exchange(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
-    """(sum of received, ...) from rows (sum of sent, ...): the first sent[0] rows go to rank 0, the next to
-    rank 1 ...
+    gradient: "split" where all ranks have the same gradient of the result, "reduce_scatter" where each has a
+    part of a sum.
     """
-    return _Exchange.apply(rows, sent, received, axis)
+    return (_gather_split if gradient == "split" else _gather_reduce_scatter)(x, axis, dim)
 
 
-class _Copy(torch.autograd.Function):
+def reduce_scatter_to(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """This rank's part along `dim` of the sum of x over the ranks."""
+    return _reduce_scatter_gather(x, axis, dim)
+
+
+def scatter_to(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """This rank's part along `dim` of an x that all ranks have alike."""
+    return _split_gather(x, axis, dim)
+
+
+def all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
+    """(sum of received, ...) from rows (sum of sent, ...): the first sent[0] rows go to rank 0, the next
+    sent[1] to rank 1, and so on.
+    """
+    return _AllToAll.apply(rows, sent, received, axis)
+
+
+class _CopyTo(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis):
         ctx.axis = axis
@@ -78,7 +86,7 @@ class _Copy(torch.autograd.Function):
         return _sum(gradient, ctx.axis), None
 
 
-class _Total(torch.autograd.Function):
+class _ReduceFrom(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis):
         return _sum(x, axis)
@@ -88,7 +96,7 @@ class _Total(torch.autograd.Function):
         return gradient, None
 
 
-class _Exchange(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, sent, received, axis):
         ctx.how = sent, received, axis
@@ -100,7 +108,7 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(gradient, received, sent, axis), None, None, None
 
 
-def part(x: Tensor, axis: Axis, dim: int) -> Tensor:
+def local_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """This rank's of as many equal parts as there are ranks; a view."""
     size = x.shape[dim] // axis.size
     return x.narrow(dim, axis.rank * size, size)
@@ -144,10 +152,10 @@ def _with_transpose(collective, transpose):
     return WithTranspose.apply
 
 
-_gather = _with_transpose(_all_gather, _reduce_scatter)
-_scatter = _with_transpose(_reduce_scatter, _all_gather)
-_gather_same = _with_transpose(_all_gather, part)
-_share = _with_transpose(lambda x, axis, dim: part(x, axis, dim).clone(), _all_gather)
+_gather_reduce_scatter = _with_transpose(_all_gather, _reduce_scatter)
+_reduce_scatter_gather = _with_transpose(_reduce_scatter, _all_gather)
+_gather_split = _with_transpose(_all_gather, local_part)
+_split_gather = _with_transpose(lambda x, axis, dim: local_part(x, axis, dim).clone(), _all_gather)
 
 
 def _all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
@@ -156,7 +164,7 @@ def _all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) 
     return found
 
 
-def vocabulary_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+def vocab_parallel_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
     """(..., D), this rank's part of a sum: the vectors of those ids (...) whose rows it has, zeros for the
     others.
 
@@ -167,7 +175,7 @@ def vocabulary_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
     return F.embedding(ids.masked_fill(absent, 0), weight).masked_fill(absent[..., None], 0.0)
 
 
-def vocabulary_cross_entropy(
+def vocab_parallel_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -186,12 +194,12 @@ def vocabulary_cross_entropy(
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
-    return _VocabularyCrossEntropy.apply(
-        copy(hidden, axis), weight, labels, loss_mask, vocab_size, bias, axis
+    return _VocabParallelCrossEntropy.apply(
+        copy_to(hidden, axis), weight, labels, loss_mask, vocab_size, bias, axis
     )
 
 
-def vocabulary_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
+def vocab_parallel_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
     """loss.logits_of where each rank has rows of the head, weight (V / ranks, D): all of them, on every rank
     alike. Has no gradient.
     """
@@ -200,7 +208,7 @@ def vocabulary_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: 
     return logits
 
 
-def vocabulary_likelihoods(
+def vocab_parallel_likelihoods(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, axis: Axis
 ) -> tuple[Tensor, Tensor]:
     """likelihood.likelihoods where each rank has rows of the head, weight (V / ranks, D); the same answers on
@@ -211,7 +219,7 @@ def vocabulary_likelihoods(
     return answers(joined(Softmax(*(_all_gather(known[None], axis, 0) for known in own))), targets)
 
 
-class _VocabularyCrossEntropy(torch.autograd.Function):
+class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias, axis):
         dtype = compute_dtype(weight)

@@ -3,7 +3,7 @@ it.
 
 A sequence of T tokens is cut into twice as many chunks as there are ranks, and rank r of n takes chunks r and
 2 n - 1 - r: under a causal mask an early chunk and a late one see as many keys together as any other such
-pair does. Keys and values are gathered from all ranks (`comm.gather`, whose gradient gives each rank its own
+pair does. Keys and values are gathered from all ranks (`collectives.gather_from`, whose gradient gives each rank its own
 back, summed); queries stay where they are, and each of the two chunks is computed with the keys up to its own
 end. For 2 ranks and 8 tokens:
 
@@ -27,7 +27,7 @@ from ..model.attention import AttentionMask, Documents
 from ..model.config import ResolvedModelConfig
 from ..model.inputs import MicroBatch
 from ..model.mamba import Exchange
-from .collectives import exchange, gather, gather_same, part
+from .collectives import all_to_all, gather_from, local_part
 from .mesh import Axis
 
 
@@ -108,7 +108,7 @@ def attend(
     T = key.shape[2] * axis.size
     chunk = T // (2 * axis.size)
     order = _gathered(axis.size, T, key.device).argsort()
-    key, value = (gather(x, axis, 2).index_select(2, order) for x in (key, value))
+    key, value = (gather_from(x, axis, 2).index_select(2, order) for x in (key, value))
     parts = []
     for i, place in enumerate((axis.rank, 2 * axis.size - 1 - axis.rank)):
         queries, keys = slice(i * chunk, (i + 1) * chunk), slice((place + 1) * chunk)
@@ -132,16 +132,16 @@ def exchange_groups(axis: Axis) -> Exchange:
 
     def to_groups(x: Tensor) -> Tensor:
         """(B, T / ranks, G, ...) -> (B, T, G / ranks, ...)"""
-        received = exchange(x.unflatten(2, (axis.size, -1)).movedim(2, 0), one_each, one_each, axis)
+        received = all_to_all(x.unflatten(2, (axis.size, -1)).movedim(2, 0), one_each, one_each, axis)
         x = received.movedim(0, 1).flatten(1, 2)
         return x.index_select(1, _gathered(axis.size, x.shape[1], x.device).argsort())
 
     def to_tokens(x: Tensor) -> Tensor:
         """(B, T, G / ranks, ...) -> (B, T / ranks, G, ...)"""
         x = x.index_select(1, _gathered(axis.size, x.shape[1], x.device)).unflatten(1, (axis.size, -1))
-        return exchange(x.movedim(1, 0), one_each, one_each, axis).movedim(0, 2).flatten(2, 3)
+        return all_to_all(x.movedim(1, 0), one_each, one_each, axis).movedim(0, 2).flatten(2, 3)
 
-    return Exchange(to_groups, to_tokens, functools.partial(part, axis=axis, dim=0))
+    return Exchange(to_groups, to_tokens, functools.partial(local_part, axis=axis, dim=0))
 
 
 def within_capacity(experts: Tensor, weights: Tensor, *how, axis: Axis) -> Tensor:
@@ -150,5 +150,5 @@ def within_capacity(experts: Tensor, weights: Tensor, *how, axis: Axis) -> Tenso
     """
     T = experts.shape[1] * axis.size
     order = _gathered(axis.size, T, experts.device).argsort()
-    everyones = (gather_same(t, axis, 1).index_select(1, order) for t in (experts, weights.detach()))
+    everyones = (gather_from(t, axis, 1, "split").index_select(1, order) for t in (experts, weights.detach()))
     return moe.within_capacity(*everyones, *how)[:, places(axis.rank, axis.size, T, experts.device)]

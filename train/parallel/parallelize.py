@@ -199,7 +199,9 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
         if mesh.cp.size > 1:
             _cut_sequences(stage, mesh.cp)
         if mesh.dp.size > 1:
-            stage.join_replicas(lambda rows: (collectives.gather(rows, mesh.dp, 0), mesh.dp.rank * len(rows)))
+            stage.join_replicas(
+                lambda rows: (collectives.gather_from(rows, mesh.dp, 0), mesh.dp.rank * len(rows))
+            )
         _shard(stage, mesh, config.data_parallel_sharding == "full", dtype)
 
 
@@ -238,9 +240,9 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
         }
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
     ours = {
-        "cross_entropy": collectives.vocabulary_cross_entropy,
-        "likelihoods": collectives.vocabulary_likelihoods,
-        "logits_of": collectives.vocabulary_logits,
+        "cross_entropy": collectives.vocab_parallel_cross_entropy,
+        "likelihoods": collectives.vocab_parallel_likelihoods,
+        "logits_of": collectives.vocab_parallel_logits,
     }
     for name, function in ours.items():
         setattr(model, name, functools.partial(function, axis=mesh.tp))
@@ -254,14 +256,14 @@ def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, d
     split: between the parts each rank has its own tokens.
     """
     enter = (
-        functools.partial(collectives.gather, axis=tp, dim=1)
+        functools.partial(collectives.gather_from, axis=tp, dim=1)
         if split
-        else functools.partial(collectives.copy, axis=tp)
+        else functools.partial(collectives.copy_to, axis=tp)
     )
     leave = (
-        functools.partial(collectives.scatter, axis=tp, dim=1)
+        functools.partial(collectives.reduce_scatter_to, axis=tp, dim=1)
         if split
-        else functools.partial(collectives.total, axis=tp)
+        else functools.partial(collectives.reduce_from, axis=tp)
     )
     if isinstance(module, Attention | CrossAttention):
         return _Attention, {"enter": enter, "tensor_axis": None if split else tp}
@@ -300,9 +302,9 @@ def _join_states(model: Model, tp: Axis, sequence_parallel: bool) -> None:
     What goes from one pipeline stage to the next stays as it is.
     """
     enter = (
-        functools.partial(collectives.gather, axis=tp, dim=1)
+        functools.partial(collectives.gather_from, axis=tp, dim=1)
         if sequence_parallel
-        else functools.partial(collectives.copy, axis=tp)
+        else functools.partial(collectives.copy_to, axis=tp)
     )
     for norm in model.encoder_norms():
         if isinstance(norm, Norm):  # and not another stage's
@@ -310,7 +312,7 @@ def _join_states(model: Model, tp: Axis, sequence_parallel: bool) -> None:
     if sequence_parallel and getattr(model, "is_last", True):
         for norm in model.last_norms():
             norm.register_forward_hook(
-                lambda _module, _inputs, states: collectives.gather_same(states, tp, 1)
+                lambda _module, _inputs, states: collectives.gather_from(states, tp, 1, "split")
             )
 
 
@@ -397,22 +399,22 @@ class _Row(nn.Module):
 
 class _VocabularyEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
-        return self.leave(collectives.vocabulary_embedding(ids, self.weight, self.tensor_axis))
+        return self.leave(collectives.vocab_parallel_embedding(ids, self.weight, self.tensor_axis))
 
 
 class _SequenceEmbedding(nn.Module):
     """An embedding, ids (..., T), of this rank's tokens alone."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(collectives.part(ids, self.tensor_axis, -1))
+        return super().forward(collectives.local_part(ids, self.tensor_axis, -1))
 
 
 class _Whole(nn.Module):
     """A mixture of experts between cut sequences: routed on whole ones, by all tensor-parallel ranks alike."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return collectives.share(
-            super().forward(collectives.gather_same(x, self.tensor_axis, 1)), self.tensor_axis, 1
+        return collectives.scatter_to(
+            super().forward(collectives.gather_from(x, self.tensor_axis, 1, "split")), self.tensor_axis, 1
         )
 
 
@@ -469,11 +471,11 @@ class _ParallelExperts(nn.Module):
             return self._compute(rows, counts)
         ranks = self.expert_axis.size
         # (from rank, of my experts): all ranks say how many rows each expert gets from them.
-        everyones = collectives.gather_same(counts, self.expert_axis, 0).view(ranks, ranks, -1)[
+        everyones = collectives.gather_from(counts, self.expert_axis, 0, "split").view(ranks, ranks, -1)[
             :, self.expert_axis.rank
         ]
         sent, received = counts.view(ranks, -1).sum(1).tolist(), everyones.sum(1).tolist()
-        rows = collectives.exchange(rows, sent, received, self.expert_axis)
+        rows = collectives.all_to_all(rows, sent, received, self.expert_axis)
         experts = (
             torch.arange(everyones.shape[1], device=rows.device)
             .repeat(ranks)
@@ -481,13 +483,13 @@ class _ParallelExperts(nn.Module):
         )
         order = experts.argsort(stable=True)  # they come by rank, and are computed by expert
         rows = self._compute(rows.index_select(0, order), everyones.sum(0))
-        return collectives.exchange(rows.index_select(0, order.argsort()), received, sent, self.expert_axis)
+        return collectives.all_to_all(rows.index_select(0, order.argsort()), received, sent, self.expert_axis)
 
     def _compute(self, rows: Tensor, counts: Tensor) -> Tensor:
         if self.tensor_axis.size == 1:
             return super().forward(rows, counts)
-        return collectives.total(
-            super().forward(collectives.copy(rows, self.tensor_axis), counts), self.tensor_axis
+        return collectives.reduce_from(
+            super().forward(collectives.copy_to(rows, self.tensor_axis), counts), self.tensor_axis
         )
 
 
@@ -504,7 +506,7 @@ def _cut_sequences(model: nn.Module, cp: Axis) -> None:
         elif isinstance(module, MoE):
             module.within_capacity = functools.partial(context_parallel.within_capacity, axis=cp)
         elif isinstance(module, Router):
-            module.sum_counts = functools.partial(collectives.total, axis=cp)
+            module.sum_counts = functools.partial(collectives.reduce_from, axis=cp)
 
 
 # Data parallelism
