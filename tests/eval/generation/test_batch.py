@@ -207,10 +207,9 @@ def test_in_bfloat16_the_text_is_nearly_the_same():
     assert next(model.parameters()).dtype == torch.bfloat16
     tokens = torch.arange(30)[None] % VOCABULARY
     with torch.inference_mode():
-        found, expected = (
-            model.logits(model(tokens)).float().softmax(-1),
-            exact.logits(exact(tokens))[..., :VOCABULARY].softmax(-1),
-        )
+        # without packed products the logits have the padding of the vocabulary, of probability 0
+        found = model.logits(model(tokens))[..., :VOCABULARY].float().softmax(-1)
+        expected = exact.logits(exact(tokens))[..., :VOCABULARY].softmax(-1)
     assert (found - expected).abs().sum(-1).mean() < 0.1
 
 
