@@ -189,7 +189,7 @@ def wait(arguments) -> None:
             for name, taken in times.items():
                 _, stages_of_rank, part = contestants[name]
                 wall, busy = (statistics.median(column) for column in zip(*taken[1:]))
-                busy = float(mesh.sum(torch.tensor(busy, dtype=torch.float64))) / 2
+                busy = float(mesh.all_reduce(torch.tensor(busy, dtype=torch.float64))) / 2
                 formula = part / (count * stages_of_rank + part)
                 if mesh.rank == 0:
                     print(

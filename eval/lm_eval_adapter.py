@@ -87,7 +87,7 @@ def harness(config: HarnessConfig) -> dict | None:
     ):
         if results.finished:
             return results.finished if mesh.rank == 0 else None
-        tasks = mesh.on_main(lambda: _tasks(config))
+        tasks = mesh.on_rank_0(lambda: _tasks(config))
         model = open_scorer(
             config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh
         )
@@ -98,7 +98,7 @@ def harness(config: HarnessConfig) -> dict | None:
         adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)
         if mesh.rank != 0:
             if not adapter.serve():
-                mesh.leave()
+                mesh.exit_quietly()
             return None
         try:
             found = _evaluate(config, tasks, adapter)
@@ -290,20 +290,20 @@ class Adapter(TemplateLM):
 
     def _ask(self, method: str, items: Sequence) -> list:
         """The answers of all ranks together."""
-        self.mesh.broadcast((method, items))
+        self.mesh.broadcast_object((method, items))
         return self._work(method, items)
 
     def serve(self) -> bool:
         """On the other ranks: works on what the first is asked, until it dismisses them; whether all went
         well.
         """
-        while not isinstance(order := self.mesh.broadcast(None), bool):
+        while not isinstance(order := self.mesh.broadcast_object(None), bool):
             with contextlib.suppress(UserError):  # which the first has too, and says
                 self._work(*order)
         return order
 
     def dismiss(self, *, well: bool) -> None:
-        self.mesh.broadcast(well)
+        self.mesh.broadcast_object(well)
 
     def _work(self, method: str, items: Sequence) -> list:
         return [

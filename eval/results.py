@@ -43,9 +43,9 @@ class Results:
             if config.output is not None
             else None
         )
-        self.run = begin() if mesh is None else mesh.on_main(begin)
+        self.run = begin() if mesh is None else mesh.on_rank_0(begin)
         finished = self.run.manifest if self.run is not None and self.run.finished else None
-        self.finished = finished if mesh is None else mesh.broadcast(finished)
+        self.finished = finished if mesh is None else mesh.broadcast_object(finished)
         self.silent = mesh is not None and mesh.rank != 0
         self.rejects: list[dict] = []
 
@@ -126,7 +126,7 @@ def launch_ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 
             yield mesh
         except UserError:
             if mesh.rank != 0:
-                mesh.leave()
+                mesh.exit_quietly()
             raise
 
 
@@ -148,7 +148,7 @@ def map_over_ranks(
             except UserError as mistake:
                 mine = mistake
         # the ranks of a replica are neighbours, and have the same answers
-        found = mesh.gather(mine if mesh.tp.rank == 0 else None)[:: mesh.tp.size]
+        found = mesh.all_gather_object(mine if mesh.tp.rank == 0 else None)[:: mesh.tp.size]
         for block, answers in zip(turn, found):
             if isinstance(answers, UserError):
                 raise answers

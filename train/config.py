@@ -275,7 +275,7 @@ def load_datasets(config: TrainConfig, course: Course, tokenizer: Tokenizer, mes
     build_all = lambda: build_samples(
         config.model, config.data, tokenizer, (course.total_samples, valid_samples, 0)
     )
-    datasets = mesh.on_main(build_all)
+    datasets = mesh.on_rank_0(build_all)
     datasets = (datasets if mesh.rank == 0 else build_all())[:2]
     if not config.fim.fim_rate:
         return datasets

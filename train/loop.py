@@ -104,28 +104,28 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
             f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size};"
             " raise it, or leave it out"
         )
-    mesh.on_main(lambda: check_layout(config.parallel, shape, sequence_lengths(shape, config.data)))
+    mesh.on_rank_0(lambda: check_layout(config.parallel, shape, sequence_lengths(shape, config.data)))
     bounded = config.packing.reset_attention_mask or (
         shape.window_size is not None and shape.window_size < config.data.seq_length
     )
     attention = attention_backend(shape, mesh.device, config.precision.dtype, bounded=bounded)
     if mesh.rank == 0 and attention != "sdpa":
         print(f"mt: attention is computed by {attention}", file=sys.stderr)
-    source = mesh.broadcast(mesh.on_main(lambda: find_source(config.checkpoint)))
+    source = mesh.broadcast_object(mesh.on_rank_0(lambda: find_source(config.checkpoint)))
     train_data, valid_data = load_datasets(config, course, tokenizer, mesh)
     neighbors = [open_neighbors(shape, config.data, dataset) for dataset in (train_data, valid_data)]
-    entropy = mesh.on_main(lambda: unigram_entropy(train_data, shape.vocab_size))
+    entropy = mesh.on_rank_0(lambda: unigram_entropy(train_data, shape.vocab_size))
     resolved = dataclasses.replace(config, model=shape)
     if source is not None:
-        mesh.on_main(lambda: check_source(source, config, course, shape, identity(train_data, config.data)))
+        mesh.on_rank_0(lambda: check_source(source, config, course, shape, identity(train_data, config.data)))
         if not config.checkpoint.finetune:
-            resolved = mesh.broadcast(mesh.on_main(lambda: with_schedules_of(source, resolved)))
+            resolved = mesh.broadcast_object(mesh.on_rank_0(lambda: with_schedules_of(source, resolved)))
             course = plot_course(resolved, mesh)
     if mesh.device.type == "cpu":
-        mesh.on_main(lambda: _check_memory(resolved, mesh))
+        mesh.on_rank_0(lambda: _check_memory(resolved, mesh))
     # What the user can mend is refused before here: a claimed directory would ask for --overwrite afterwards.
-    run = mesh.on_main(lambda: claim(config, course, tokenizer, train_data, valid_data))
-    if mesh.broadcast(run is not None and run.finished):
+    run = mesh.on_rank_0(lambda: claim(config, course, tokenizer, train_data, valid_data))
+    if mesh.broadcast_object(run is not None and run.finished):
         return run.manifest if run is not None else None
     try:
         trainer = Trainer(resolved, course, mesh, tokenizer, train_data, valid_data, source, neighbors)
@@ -295,7 +295,7 @@ class Trainer:
                     progress.consumed_samples + course.batch_size.at(progress.consumed_samples)
                     > course.total_samples
                 )
-                signalled = self.mesh.any(signals.received)
+                signalled = self.mesh.any_rank(signals.received)
                 leave = last or signalled or self._asked_to_leave(began)
                 profiler.after(progress.step, last=leave)
                 if last or progress.step % config.log.log_interval == 0:
@@ -321,14 +321,14 @@ class Trainer:
         if guard.exit_interval is not None and self.progress.step % guard.exit_interval == 0:
             return True
         minutes = guard.exit_duration_in_mins
-        return minutes is not None and self.mesh.any(time.monotonic() - began > 60 * minutes)
+        return minutes is not None and self.mesh.any_rank(time.monotonic() - began > 60 * minutes)
 
     def step(self, batch: list[MicroBatch]) -> float:
         """One update of the weights from this rank's share of a global batch; returns the gradient's norm
         before clipping.
         """
         progress, size = self.progress, self.course.batch_size.at(self.progress.consumed_samples)
-        self.mesh.doing = f"step {progress.step + 1}"
+        self.mesh.activity = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
         set_rates(self.optimizer, self.course.learning_rate.at(counted), self.course.weight_decay.at(counted))
         result, num_tokens = self.compute(batch)
@@ -346,7 +346,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.loss_scale.update(overflow)
         if self.config.model.num_experts:
-            self.shares = balance(self.model, self.mesh.sum_shards)
+            self.shares = balance(self.model, self.mesh.all_reduce_dp_cp)
         progress.loss_scale = self.loss_scale.state()
         progress.step += 1
         progress.consumed_samples += size
@@ -358,7 +358,7 @@ class Trainer:
         """The loss and the gradient of a global batch, and its tokens that count; nothing but gradients is
         changed.
         """
-        num_tokens = self.mesh.sum_shards(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
+        num_tokens = self.mesh.all_reduce_dp_cp(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
         scale = self.loss_scale.value
         seed, place = (
             f"{self.config.data.seed}:{self.progress.step}",
@@ -376,7 +376,7 @@ class Trainer:
         self.local_loss = local_loss.clone()
         # The one place of a step where a GPU is waited for.
         loss, tokens, norm = torch.stack(
-            [self.mesh.sum_shards(local_loss), num_tokens, norm.double()]
+            [self.mesh.all_reduce_dp_cp(local_loss), num_tokens, norm.double()]
         ).tolist()
         return Result(loss / tokens, norm), int(tokens)
 
@@ -405,7 +405,7 @@ class Trainer:
         differ[self.mesh.rank] = float(
             not Result(local.item(), 0.0).same(Result(self.local_loss.item(), 0.0))
         )
-        ranks = self.mesh.sum(differ).nonzero().flatten().tolist()
+        ranks = self.mesh.all_reduce(differ).nonzero().flatten().tolist()
         self.saver.wait()
         own = checkpoint.newest_whole(self.folder, self.mesh)
         action = guard.on_nan if what == "nan" else guard.on_spike
@@ -448,7 +448,11 @@ class Trainer:
         rates = {**self.pace.take(progress.step, self.rates.seconds, self.rates.waited), **self.rates.take()}
         groups = self.optimizer.param_groups
         shares = (
-            {layer: share for stage in self.mesh.gather_stages(self.shares) for layer, share in stage.items()}
+            {
+                layer: share
+                for stage in self.mesh.all_gather_object_pp(self.shares)
+                for layer, share in stage.items()
+            }
             if self.config.model.num_experts
             else {}
         )
@@ -475,7 +479,7 @@ class Trainer:
     def validate(self) -> None:
         """The loss per token on the first samples of the validation split, the same ones each time."""
         self.model.eval()
-        self.mesh.doing = f"validation after step {self.progress.step}"
+        self.mesh.activity = f"validation after step {self.progress.step}"
         size = self.course.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
@@ -483,12 +487,12 @@ class Trainer:
             sums += torch.stack([loss, sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
         reshard(self.model)
         self.model.train()
-        loss, tokens = self.mesh.sum_shards(sums).tolist()
+        loss, tokens = self.mesh.all_reduce_dp_cp(sums).tolist()
         if self.log is not None:
             self.log.validation(self.progress.step, loss / tokens)
 
     def save(self) -> None:
-        self.mesh.doing = f"the checkpoint of step {self.progress.step}"
+        self.mesh.activity = f"the checkpoint of step {self.progress.step}"
         if self.log is not None:
             self.log.flush()
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)

@@ -242,7 +242,7 @@ def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     squares = norm(gradients).square()
     if mesh.world_size == 1:
         return squares.sum().sqrt()
-    return mesh.sum((squares / torch.tensor(copies, device=squares.device)).sum()).sqrt()
+    return mesh.all_reduce((squares / torch.tensor(copies, device=squares.device)).sum()).sqrt()
 
 
 def _norm_on_gpu(gradients: list[Tensor]) -> Tensor:

@@ -64,7 +64,7 @@ class Pace:
         self._open: dict[nn.Module, object] = {}
         if mesh.world_size == 1:
             return
-        self.hosts = mesh.gather(platform.node())
+        self.hosts = mesh.all_gather_object(platform.node())
         for block in (block for blocks in stacks(model) for block in blocks):
             if next(block.parameters(), None) is not None:
                 # after that of fully_shard, which gathers the weights
@@ -101,7 +101,7 @@ class Pace:
         everyones[self.mesh.rank] = torch.tensor(
             [statistics.mean(took) if took else 0.0, waited, seconds, sum(took)], dtype=torch.float64
         )
-        blocks, waits, steps, totals = zip(*self.mesh.sum(everyones).tolist())
+        blocks, waits, steps, totals = zip(*self.mesh.all_reduce(everyones).tolist())
         slow = slow_ranks(blocks, waits, max(steps)) if max(totals) >= FEWEST else []
         if slow and self.mesh.rank == 0:
             print(table(step, slow, blocks, waits, steps, self.hosts), file=sys.stderr, flush=True)

@@ -282,7 +282,7 @@ class Finetuning:
         self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=mesh)
 
     def _start(self) -> Progress:
-        newest = self.mesh.broadcast(self.mesh.on_main(lambda: checkpoint.newest_whole(self.folder)))
+        newest = self.mesh.broadcast_object(self.mesh.on_rank_0(lambda: checkpoint.newest_whole(self.folder)))
         if newest is None:
             return Progress()
         found = checkpoint.load(
@@ -315,7 +315,7 @@ class Finetuning:
                     done.pending_losses.clear()
                 if ends == 0 and not last:
                     self.validate(epoch)
-                signalled = self.mesh.any(signals.received)
+                signalled = self.mesh.any_rank(signals.received)
                 if ends == 0 or signalled or (config.save_interval and done.step % config.save_interval == 0):
                     self.save()
                 if signalled and not last:
@@ -336,7 +336,7 @@ class Finetuning:
             if i % self.mesh.dp.size == self.mesh.dp.rank
         ]
         factor = torch.tensor(1 / len(numbers), device=self.mesh.device)
-        loss = self.mesh.sum_shards(
+        loss = self.mesh.all_reduce_dp_cp(
             forward_backward(self.model, mine, factor, seed=f"{config.seed}:{done.step}")
         ).item() / len(numbers)
         self.sum_gradients()
@@ -373,7 +373,7 @@ class Finetuning:
                 weight.grad = torch.zeros_like(weight)
         if self.mesh.dp.size > 1:
             gradients = [local_shard(weight.grad) for weight in self.weights]
-            flat = self.mesh.sum_shards(torch.cat([gradient.flatten() for gradient in gradients]))
+            flat = self.mesh.all_reduce_dp_cp(torch.cat([gradient.flatten() for gradient in gradients]))
             for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
                 gradient.copy_(summed.view_as(gradient))
 

@@ -361,7 +361,7 @@ def _train(
         batch = [
             cut(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp) for index in mine
         ]
-        tokens = mesh.sum_shards(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
+        tokens = mesh.all_reduce_dp_cp(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
         loss = forward_backward(
             model,
             batch,
@@ -370,7 +370,7 @@ def _train(
             place=dropout_place(mesh, parallel),
             experts=bool(config.num_experts),
         )
-        losses.append(float(mesh.sum_shards(loss) / tokens))
+        losses.append(float(mesh.all_reduce_dp_cp(loss) / tokens))
         norms.append(float(gradient_norm(model.parameters(), mesh)))
         clip_gradients(model.parameters(), norms[-1], 1.0)
         optimizer.step()
@@ -414,7 +414,7 @@ def in_full(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, Tensor]:
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         for name, p in tensors.items()
     }
-    everyones = mesh.gather(own)
+    everyones = mesh.all_gather_object(own)
     return (
         {name: tensor for of_rank in everyones for name, tensor in of_rank.items()} if mesh.rank == 0 else {}
     )

@@ -138,7 +138,7 @@ class Saver:
         """config: the run's, resolved. data: the training data's batches.identity."""
         self.config, self.tokenizer, self.data = config, tokenizer, data
         self.folder = Path(config.checkpoint.save)
-        self.mesh = mesh.aside() if config.checkpoint.async_save else mesh
+        self.mesh = mesh.with_gloo_group() if config.checkpoint.async_save else mesh
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -182,7 +182,7 @@ class Saver:
     def _write(self, tensors: dict[str, Tensor], progress: Progress) -> None:
         final = self.folder / f"step_{progress.step:08d}"
         partial = self.folder / f".{final.name}.partial"
-        self.mesh.on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+        self.mesh.on_rank_0(lambda: shutil.rmtree(partial, ignore_errors=True))
         writer = FileSystemWriter(partial)
         writer.save_id = final.name  # in place of a random one: the same run writes the same bytes
         try:
@@ -201,8 +201,8 @@ class Saver:
         # Each rank reads back what it has written: rank 0 alone would take minutes over a large model, while
         # all wait.
         own = [manifest.record(path, partial) for path in sorted(partial.glob(f"__{self.mesh.rank}_*"))]
-        records = [record for of_rank in self.mesh.gather(own) for record in of_rank]
-        self.mesh.on_main(lambda: self._seal(partial, final, records, progress))
+        records = [record for of_rank in self.mesh.all_gather_object(own) for record in of_rank]
+        self.mesh.on_rank_0(lambda: self._seal(partial, final, records, progress))
 
     def _seal(self, partial: Path, final: Path, records: list[dict], progress: Progress) -> None:
         with manifest.atomic_write(partial / "config.yaml", "w") as file:
@@ -316,9 +316,11 @@ def newest_whole(folder: Path, mesh: Mesh | None = None) -> Path | None:
     checkpoints but all are broken.
     """
     mesh = mesh or Mesh(0, 1, torch.device("cpu"))
-    steps = mesh.broadcast(_steps(folder))
+    steps = mesh.broadcast_object(_steps(folder))
     for path in steps:
-        wrong = next(filter(None, mesh.gather(whats_wrong(path, mesh.rank, mesh.world_size))), None)
+        wrong = next(
+            filter(None, mesh.all_gather_object(whats_wrong(path, mesh.rank, mesh.world_size))), None
+        )
         if wrong is None:
             return path
         if mesh.rank == 0 and path != steps[-1]:

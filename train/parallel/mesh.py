@@ -3,8 +3,8 @@
 `launch` reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK); without it, or with one process, nothing
 of torch.distributed is started. All ranks stand in one grid, seen in two ways:
 
-    dense   pipeline x data x context x tensor       the weights that every rank has a share of
-    sparse  pipeline x rest x expert x tensor, rest x expert = data x context     the weights of experts
+    dense   pipeline x (data x context) x tensor        weights of which every rank has a part
+    sparse  pipeline x expert data x expert x tensor    weights of experts; expert data x expert = data x context
 
 Tensor-parallel ranks are neighbours (rank 0, 1, ... of a machine), then context-parallel ones, then
 data-parallel ones; pipeline stages, which exchange least, stand furthest apart. Ranks that differ in their
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ...core.config import Failure, UserError, check, configuration, option
-from .watchdog import Watch
+from .watchdog import Watchdog
 
 
 @configuration(group="parallel")
@@ -158,48 +158,48 @@ class Mesh:
     tp: Axis = ALONE
     ep: Axis = ALONE
     pp: Axis = ALONE
-    shards: Axis | None = None  # data x context: the ranks that cut the global batch's tokens among them
-    dense: DeviceMesh | None = None  # "pp", "shards", "tp"; None at world size 1
-    sparse: DeviceMesh | None = None  # "pp", "rest", "ep", "tp"
-    doing: str = "its start"  # what this rank works at, for who must say where it hangs
+    dp_cp: Axis | None = None  # data x context: the ranks that cut the global batch's tokens among them
+    dense: DeviceMesh | None = None  # "pp", "dp_cp", "tp"; None at world size 1
+    sparse: DeviceMesh | None = None  # "pp", "edp", "ep", "tp"
+    activity: str = "its start"  # what this rank works at, for who must say where it hangs
 
     def __post_init__(self):
         self.dp = self.dp or Axis(self.world_size, self.rank)
-        self.shards = self.shards or self.dp
+        self.dp_cp = self.dp_cp or self.dp
 
-    def aside(self) -> Mesh:
+    def with_gloo_group(self) -> Mesh:
         """The same ranks with a group of their own, on the CPU, for a thread that works beside the training."""
         if self.world_size == 1:
             return self
         return Mesh(self.rank, self.world_size, torch.device("cpu"), group=dist.new_group(backend="gloo"))
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on all ranks; in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def sum_shards(self, tensor: Tensor) -> Tensor:
+    def all_reduce_dp_cp(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks that cut the global batch's tokens among them, on all ranks; in place."""
-        return _sum_along(self.shards, tensor)
+        return _all_reduce_along(self.dp_cp, tensor)
 
-    def sum_stages(self, tensor: Tensor) -> Tensor:
+    def all_reduce_pp(self, tensor: Tensor) -> Tensor:
         """The sum over pipeline stages, on all of them; in place."""
-        return _sum_along(self.pp, tensor)
+        return _all_reduce_along(self.pp, tensor)
 
-    def any(self, flag: object) -> bool:
+    def any_rank(self, flag: object) -> bool:
         """Whether a flag is set on any rank; the same answer on all."""
         return (
             bool(flag)
             if self.world_size == 1
-            else bool(self.sum(torch.tensor(int(bool(flag)), device=self.device)))
+            else bool(self.all_reduce(torch.tensor(int(bool(flag)), device=self.device)))
         )
 
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(self.group)
 
-    def on_main(self, function: Callable[[], Any]) -> Any:
+    def on_rank_0(self, function: Callable[[], Any]) -> Any:
         """Runs a function on rank 0 while the others wait; its result there, None on the others.
 
         A mistake of the user's that it raises is raised on rank 0, which says it; the other ranks end
@@ -213,21 +213,21 @@ class Mesh:
                 result = function()
             except (UserError, Failure, OSError) as caught:
                 error = caught
-        failed = self.broadcast(error is not None)
+        failed = self.broadcast_object(error is not None)
         if error is not None:
             raise error
         if failed:
             _leave(0)  # torchrun reports the ranks that fail: rank 0 will, with its message
         return result
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value (anything that pickles) on all ranks."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def gather(self, value: Any) -> list:
+    def all_gather_object(self, value: Any) -> list:
         """Every rank's value (anything that pickles), in the order of the ranks, on all of them."""
         if self.world_size == 1:
             return [value]
@@ -235,14 +235,14 @@ class Mesh:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def gather_stages(self, value: Any) -> list:
+    def all_gather_object_pp(self, value: Any) -> list:
         """The values of all pipeline stages (anything that pickles), in their order, on all of them."""
         values: list = [value] * self.pp.size
         if self.pp.size > 1:
             dist.all_gather_object(values, value, group=self.pp.group)
         return values
 
-    def leave(self) -> None:
+    def exit_quietly(self) -> None:
         """Ends this process quietly, after a mistake that all ranks have found and rank 0 will say."""
         _leave(0)
 
@@ -279,12 +279,12 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     limit = 60 * config.distributed_timeout_minutes
     # Torch's own timeout ends a job that is not watched any more, without a name.
     timeout = datetime.timedelta(seconds=1.25 * limit + 30)
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "200")  # of the last collectives, which Watch reads
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "200")  # of the last collectives, which Watchdog reads
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None
     )
     mesh = _lay_out(config, dist.get_rank(), world, device)
-    watch = Watch(mesh.rank, world, limit, lambda: mesh.doing)
+    watch = Watchdog(mesh.rank, world, limit, lambda: mesh.activity)
     watch.start()
     try:
         yield mesh
@@ -366,9 +366,9 @@ def _lay_out(config: ParallelConfig, rank: int, world: int, device: torch.device
     grid = init_device_mesh(
         device.type, (stages, shards // context, context, tensor), mesh_dim_names=("pp", "dp", "cp", "tp")
     )
-    dense = init_device_mesh(device.type, (stages, shards, tensor), mesh_dim_names=("pp", "shards", "tp"))
+    dense = init_device_mesh(device.type, (stages, shards, tensor), mesh_dim_names=("pp", "dp_cp", "tp"))
     sparse = init_device_mesh(
-        device.type, (stages, shards // expert, expert, tensor), mesh_dim_names=("pp", "rest", "ep", "tp")
+        device.type, (stages, shards // expert, expert, tensor), mesh_dim_names=("pp", "edp", "ep", "tp")
     )
     axis = lambda view, name: Axis(view[name].size(), view[name].get_local_rank(), view[name].get_group())
     return Mesh(
@@ -380,13 +380,13 @@ def _lay_out(config: ParallelConfig, rank: int, world: int, device: torch.device
         tp=axis(dense, "tp"),
         ep=axis(sparse, "ep"),
         pp=axis(dense, "pp"),
-        shards=axis(dense, "shards"),
+        dp_cp=axis(dense, "dp_cp"),
         dense=dense,
         sparse=sparse,
     )
 
 
-def _sum_along(axis: Axis, tensor: Tensor) -> Tensor:
+def _all_reduce_along(axis: Axis, tensor: Tensor) -> Tensor:
     if axis.size > 1:
         dist.all_reduce(tensor, group=axis.group)
     return tensor
@@ -397,7 +397,7 @@ def _shut_down(mesh: Mesh) -> None:
     # without an active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36 once the
     # mesh is dropped.
     mesh.dense = mesh.sparse = None
-    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.pp = mesh.shards = ALONE
+    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.pp = mesh.dp_cp = ALONE
     gc.collect()
     dist.destroy_process_group()
 

@@ -524,11 +524,11 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
-    how = {"mesh": mesh.dense["shards"], "mp_policy": policy}
+    how = {"mesh": mesh.dense["dp_cp"], "mp_policy": policy}
     if mesh.ep.size > 1:
         for module in list(model.modules()):
             if isinstance(module, Experts):
-                fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["rest"]}))
+                fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["edp"]}))
     for blocks in [[block] for block in own_blocks(model)] if full else _buckets(own_blocks(model)):
         fully_shard(blocks, reshard_after_forward=full, **how)
     # its own weights begin the forward pass and end it

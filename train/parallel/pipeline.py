@@ -189,7 +189,7 @@ class _Step:
                 case Action(kind, stage, micro):
                     do[kind](stage, micro)
         self.messages.finish()
-        return self.pipeline.mesh.sum_stages(self.loss)
+        return self.pipeline.mesh.all_reduce_pp(self.loss)
 
     def forward(self, index: int, micro: int) -> None:
         stage = self.pipeline.stage(index)

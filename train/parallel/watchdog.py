@@ -39,7 +39,7 @@ LEFT = {"left": True}  # the line of a rank that has done its part
 SILENT = 60.0  # seconds without a sign of life, or the limit if that is shorter
 
 
-class Watch:
+class Watchdog:
     """From start to stop a job is watched. doing: says what this rank works at."""
 
     def __init__(self, rank: int, world_size: int, limit: float, doing: Callable[[], str]):
