@@ -150,7 +150,7 @@ def generate(arguments) -> None:
 
     from mt.eval.generation.sampling import Sampling
     from mt.eval.lm import LanguageModel
-    from mt.train.prepacked_weights import ready_to_run
+    from mt.train.prepacked_weights import prepare_for_inference
 
     theirs, ours = gpt2()
     random = torch.Generator().manual_seed(1)
@@ -171,7 +171,7 @@ def generate(arguments) -> None:
     def mt_with(bf16, packed=True):
         model = ours()
         if packed:
-            ready_to_run(model, bf16=bf16)
+            prepare_for_inference(model, bf16=bf16)
         language_model = LanguageModel(model, NoTokenizer(), 1024, batch_size=len(prompts))
         return lambda: [
             c.ids for c in language_model.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS, greedy=True))
@@ -211,9 +211,9 @@ def serve(arguments) -> None:
 
     from mt.eval.lm import LanguageModel
     from mt.eval.server.app import ServeConfig, assemble, listen
-    from mt.train.prepacked_weights import ready_to_run
+    from mt.train.prepacked_weights import prepare_for_inference
 
-    model = LanguageModel(ready_to_run(gpt2()[1]()), NoTokenizer(), 1024)
+    model = LanguageModel(prepare_for_inference(gpt2()[1]()), NoTokenizer(), 1024)
     engine, _, app = assemble(model, "gpt2", ServeConfig(load="gpt2", port=0))
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))

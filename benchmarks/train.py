@@ -188,7 +188,7 @@ def own(dtype: str, compile: str = "never") -> Steps:
     from mt.core.config import build
     from mt.indexed.format import IndexedWriter
     from mt.tokenizer.tokenizer import load
-    from mt.train.config import TrainConfig, load_datasets, plot_course
+    from mt.train.config import TrainConfig, load_datasets, training_schedule
     from mt.train.loop import Trainer
     from mt.train.model.config import resolve
     from mt.train.parallel.mesh import launch
@@ -225,12 +225,12 @@ def own(dtype: str, compile: str = "never") -> Steps:
         ),
     )
     with launch(config.parallel) as mesh:
-        course, tokenizer = plot_course(config, mesh), load(config.tokenizer)
-        data, _ = load_datasets(config, course, tokenizer, mesh)
+        schedule, tokenizer = training_schedule(config, mesh), load(config.tokenizer)
+        data, _ = load_datasets(config, schedule, tokenizer, mesh)
         shape = resolve(config.model, vocab_size=VOCABULARY, seq_length=LENGTH)
-        run = Trainer(dataclasses.replace(config, model=shape), course, mesh, tokenizer, data, None, None)
+        run = Trainer(dataclasses.replace(config, model=shape), schedule, mesh, tokenizer, data, None, None)
         ready = time.perf_counter()
-        for batch in run.batches.over(course.batch_size.steps(course.total_samples)):
+        for batch in run.batches.over(schedule.batch_size.steps(schedule.total_samples)):
             waited = time.perf_counter() - ready
             run.step(batch)
             yield run.progress.pending_losses[-1], waited
@@ -374,9 +374,9 @@ def products(dtype: str) -> Steps:
     import torch
 
     from mt.train.compile import keep_freed_memory
-    from mt.train.precision import use_fast_float32_products
+    from mt.train.precision import use_fast_float32_matmul
 
-    use_fast_float32_products()
+    use_fast_float32_matmul()
     keep_freed_memory()
     kind = getattr(torch, dtype)
     blocks = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (4 * HIDDEN, HIDDEN), (HIDDEN, 4 * HIDDEN)] * LAYERS

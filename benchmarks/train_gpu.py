@@ -143,7 +143,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     import torch
 
     from mt.tokenizer.tokenizer import load
-    from mt.train.config import load_datasets, plot_course
+    from mt.train.config import load_datasets, training_schedule
     from mt.train.loop import Trainer
     from mt.train.metrics import peak_memory
     from mt.train.model.config import resolve
@@ -156,13 +156,15 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
         config = configuration(name, arguments, Path(folder), warm + steps + 2)
         with launch(config.parallel) as mesh:
             wait_for_gpu = torch.cuda.synchronize if mesh.device.type == "cuda" else lambda: None
-            course, tokenizer = plot_course(config, mesh), load(config.tokenizer)
-            data, _ = load_datasets(config, course, tokenizer, mesh)
+            schedule, tokenizer = training_schedule(config, mesh), load(config.tokenizer)
+            data, _ = load_datasets(config, schedule, tokenizer, mesh)
             shape = resolve(
                 config.model, vocab_size=config.model.vocab_size, seq_length=config.data.seq_length
             )
-            run = Trainer(dataclasses.replace(config, model=shape), course, mesh, tokenizer, data, None, None)
-            batches = iter(run.batches.over(course.batch_size.steps(course.total_samples)))
+            run = Trainer(
+                dataclasses.replace(config, model=shape), schedule, mesh, tokenizer, data, None, None
+            )
+            batches = iter(run.batches.over(schedule.batch_size.steps(schedule.total_samples)))
             for _ in range(warm):
                 run.step(next(batches))
             wait_for_gpu()
@@ -176,14 +178,16 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
             seconds = time.perf_counter() - began
             if arguments.profile:
                 profile_step(run, next(batches), mesh.device.type)
-            flops = training_flops(shape, config.data.seq_length) * (course.batch_size.full * steps / seconds)
+            flops = training_flops(shape, config.data.seq_length) * (
+                schedule.batch_size.full * steps / seconds
+            )
             peak = peak_flops(mesh.device, config.precision.dtype)
             return {
                 "parameters": sum(p.numel() for p in run.model.parameters()),
                 "micro": config.train.micro_batch_size,
                 "length": config.data.seq_length,
                 "seconds": seconds / steps,
-                "tokens_per_second": course.batch_size.full * config.data.seq_length * steps / seconds,
+                "tokens_per_second": schedule.batch_size.full * config.data.seq_length * steps / seconds,
                 "mfu": peak and flops.full / peak,
                 "mfu_causal": peak and flops.causal / peak,
                 "memory": peak_memory(),

@@ -24,8 +24,8 @@ from ..indexed.masked_dataset import word_pieces
 from ..train.checkpoint.native import find, load_model, saved_settings
 from ..train.model.retro import Retro
 from ..train.parallel.mesh import Mesh
-from ..train.precision import use_fast_float32_products
-from ..train.prepacked_weights import ready_to_run
+from ..train.precision import use_fast_float32_matmul
+from ..train.prepacked_weights import prepare_for_inference
 from .encoder_decoder import EncoderDecoder
 from .generation.batch import GenerationBatch
 from .generation.sampling import Continuation, Sampling
@@ -215,7 +215,7 @@ def open_model(
     retrieval: for Retro; what it then reads is looked up as chunks become full. mesh: whose tensor-parallel
     ranks share the model; they must ask it the same, in the same order.
     """
-    use_fast_float32_products()
+    use_fast_float32_matmul()
     model, tokenizer, config = load_model(load, mesh)
     if config.model.family != "gpt":
         raise UserError(
@@ -269,7 +269,7 @@ def open_generator(load: str, batch_size: int, retrieval: Retrieval = NO_RETRIEV
     """
     if saved_settings(find(load)).model.family != "t5":
         return open_model(load, "positions", batch_size, retrieval)
-    use_fast_float32_products()
+    use_fast_float32_matmul()
     check(
         (
             retrieval.retro_db is None,
@@ -298,7 +298,7 @@ def open_scorer(
     """
     model = open_model(load, length, batch_size, retrieval, mesh)
     if mesh is None or mesh.tp.size == 1:
-        ready_to_run(model.model)
+        prepare_for_inference(model.model)
     return model
 
 

@@ -28,8 +28,8 @@ from ..train.checkpoint.huggingface import load_bert, minilm_directory
 from ..train.compile import keep_freed_memory
 from ..train.model.attention import packed_texts_mask
 from ..train.model.bert import Bert
-from ..train.precision import use_fast_float32_products
-from ..train.prepacked_weights import ready_to_run
+from ..train.precision import use_fast_float32_matmul
+from ..train.prepacked_weights import prepare_for_inference
 
 # of a text, [CLS] and [SEP] included; more are cut off (Megatron-LM's bert_max_chunk_length)
 MAX_TOKENS = 256
@@ -74,10 +74,10 @@ class Embedder:
         if torch.cuda.is_available():  # the workers of a machine share its GPUs
             self.device = torch.device("cuda", os.getpid() % torch.cuda.device_count())
         else:
-            use_fast_float32_products()
+            use_fast_float32_matmul()
             keep_freed_memory()
         self.packs = self.device.type == "cpu"  # texts one behind the other, in place of a padded batch
-        self.model = ready_to_run(model.to(self.device), bf16=bf16, rows=TOKENS_PER_BATCH)
+        self.model = prepare_for_inference(model.to(self.device), bf16=bf16, rows=TOKENS_PER_BATCH)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -41,7 +41,7 @@ from ..indexed.ict_dataset import (
 from ..indexed.masked_dataset import word_pieces
 from ..indexed.neighbors import open_data, read_fact
 from ..train.checkpoint import native as checkpoint
-from ..train.precision import use_fast_float32_products
+from ..train.precision import use_fast_float32_matmul
 from .chunks import check_data, check_tokens
 from .embed import batches_by_length, one_thread, tokens_per_batch
 from .index import (
@@ -282,7 +282,7 @@ class Encoder:
             if file["name"].endswith(".distcp")
         ]
         self.digest = xxhash.xxh3_128(repr(weights).encode()).hexdigest()
-        use_fast_float32_products()
+        use_fast_float32_matmul()
 
     def questions(self, texts: Sequence[str]) -> np.ndarray:
         """Of texts; what is too long loses its end."""

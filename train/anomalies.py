@@ -43,7 +43,7 @@ SAME = 1e-4  # relative; what atomic sums of a GPU may differ by, and no fault t
 
 
 @configuration(group="guard")
-class GuardConfig:
+class AnomalyConfig:
     """Early ends, and steps that cannot be right.
 
     A policy changes no byte of a run without incidents, so all are `runtime`.
@@ -82,7 +82,7 @@ class GuardConfig:
         )
 
 
-class Result(NamedTuple):
+class StepResult(NamedTuple):
     """What a step computed, before it changed anything: the same on all ranks."""
 
     loss: float  # nats per token
@@ -92,7 +92,7 @@ class Result(NamedTuple):
     def finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
-    def same(self, other: Result) -> bool:
+    def same(self, other: StepResult) -> bool:
         return all(_same(a, b) for a, b in zip(self, other))
 
 
@@ -103,7 +103,7 @@ def _same(a: float, b: float) -> bool:
 
 
 def find_incident(
-    result: Result, recent: Sequence[Sequence[float]], config: GuardConfig
+    result: StepResult, recent: Sequence[Sequence[float]], config: AnomalyConfig
 ) -> Literal["nan", "spike"] | None:
     """What is wrong with a step, if anything. recent: (loss, gradient norm) of the steps before it."""
     if not result.finite:
@@ -118,7 +118,7 @@ def find_incident(
     )
 
 
-class Incidents:
+class IncidentLog:
     """The report of a run's incidents, on the rank that writes."""
 
     def __init__(self, path: Path):
@@ -130,8 +130,8 @@ class Incidents:
         step: int,
         samples: tuple[int, int],
         what: str,
-        first: Result,
-        again: Result,
+        first: StepResult,
+        again: StepResult,
         action: str,
         ranks: list[int],
         device: torch.device,
@@ -161,12 +161,14 @@ class Incidents:
             os.fsync(file.fileno())
 
 
-def _plain(result: Result) -> dict:
+def _plain(result: StepResult) -> dict:
     """JSON knows neither NaN nor infinity."""
     return {name: value if math.isfinite(value) else str(value) for name, value in result._asdict().items()}
 
 
-def gave_up(what: str, step: int, first: Result, again: Result, path: Path, *, saved: bool) -> Failure:
+def incident_failure(
+    what: str, step: int, first: StepResult, again: StepResult, path: Path, *, saved: bool
+) -> Failure:
     """What ends the command after an incident."""
     numbers = f"step {step:,}: loss {first.loss}, gradient norm {first.grad_norm}"
     if not first.same(again):

@@ -29,7 +29,7 @@ from .recompute import RecomputeConfig, recompute, stacks
 COMPILE_FROM_FLOPS = 1e17
 
 
-def apply_speed(
+def compile_and_recompute(
     model: nn.Module,
     recomputation: RecomputeConfig,
     setting: Literal["auto", "always", "never"],
@@ -86,7 +86,7 @@ def should_compile(
 
 def compile_blocks(model: nn.Module) -> None:
     """Compiles every block of a model, in place; blocks alike share the code."""
-    tell_compiler()
+    configure_compiler()
     for blocks in stacks(model):
         for block in blocks:
             # Dropout draws as it does without compilation, so that its masks do not depend on this setting.
@@ -94,7 +94,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 @functools.cache  # once: each call would wrap the loop again
-def tell_compiler() -> None:
+def configure_compiler() -> None:
     """What it cannot see in the code.
 
     Said where that is defined, it would load the compiler, 0.7 CPU seconds, for everybody.

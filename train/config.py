@@ -15,7 +15,7 @@ from ..core import manifest
 from ..core.config import UserError, build, check, configuration, option, read_yaml, to_dict
 from ..indexed.fim import FimConfig, FimDataset
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
-from .anomalies import GuardConfig
+from .anomalies import AnomalyConfig
 from .checkpoint import native as checkpoint
 from .checkpoint.hf_settings import ELSEWHERE, settings_tree
 from .checkpoint.native import CheckpointConfig
@@ -107,7 +107,7 @@ class TrainConfig:
     precision: PrecisionConfig
     recompute: RecomputeConfig
     train: LoopConfig
-    guard: GuardConfig
+    guard: AnomalyConfig
     checkpoint: CheckpointConfig
     log: LogConfig
     overwrite: bool = option(False, "replace another run in --save", role="runtime")
@@ -228,7 +228,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """A run's length and its schedules."""
 
     batch_size: BatchSize
@@ -238,7 +238,7 @@ class Course:
     total_steps: int
 
 
-def plot_course(config: TrainConfig, mesh: Mesh) -> Course:
+def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
     """Raises UserError where batches do not divide among micro-batches and ranks."""
     loop = config.train
     unit = loop.micro_batch_size * mesh.dp.size
@@ -266,14 +266,14 @@ def plot_course(config: TrainConfig, mesh: Mesh) -> Course:
         global_batch_size=full,
         by_samples=loop.train_samples is not None,
     )
-    return Course(batch_size, rate, weight_decay(config.optimizer, total), total, steps)
+    return TrainingSchedule(batch_size, rate, weight_decay(config.optimizer, total), total, steps)
 
 
-def load_datasets(config: TrainConfig, course: Course, tokenizer: Tokenizer, mesh: Mesh):
+def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, mesh: Mesh):
     """(training, validation) datasets; rank 0 builds what is not cached yet, the others then read it."""
-    valid_samples = config.train.eval_iters * course.batch_size.full
+    valid_samples = config.train.eval_iters * schedule.batch_size.full
     build_all = lambda: build_samples(
-        config.model, config.data, tokenizer, (course.total_samples, valid_samples, 0)
+        config.model, config.data, tokenizer, (schedule.total_samples, valid_samples, 0)
     )
     datasets = mesh.on_rank_0(build_all)
     datasets = (datasets if mesh.rank == 0 else build_all())[:2]
@@ -309,7 +309,7 @@ def other_run(config: CheckpointConfig) -> str | None:
 
 
 def check_source(
-    source: Path, config: TrainConfig, course: Course, shape: ResolvedModelConfig, data: dict
+    source: Path, config: TrainConfig, schedule: TrainingSchedule, shape: ResolvedModelConfig, data: dict
 ) -> None:
     """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
     with torch.device("meta"):
@@ -357,9 +357,9 @@ def check_source(
             f"{source}: was trained on other data ({'; '.join(changed)}); give the same data settings, or"
             " --finetune to take only the weights"
         )
-    if consumed >= course.total_samples:
+    if consumed >= schedule.total_samples:
         raise UserError(
-            f"{source}: has already seen {consumed:,} samples, and this run ends at {course.total_samples:,};"
+            f"{source}: has already seen {consumed:,} samples, and this run ends at {schedule.total_samples:,};"
             " make it longer, or give --finetune to start counting anew"
         )
     if held["order"] != data["order"]:
@@ -414,14 +414,16 @@ def with_schedules_of(source: Path, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def claim(config: TrainConfig, course: Course, tokenizer: Tokenizer, train_data, valid_data) -> manifest.Run:
+def start_run(
+    config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, train_data, valid_data
+) -> manifest.Run:
     """Takes --save for this run."""
     elsewhere = other_run(config.checkpoint)
     inputs = [*config.data.files(), *([elsewhere] if elsewhere else [])]
     facts = {
         "data": [d.fingerprint for d in (train_data, valid_data) if d is not None],
         "tokenizer": tokenizer.fingerprint,
-        "global_batch_size": course.batch_size.full,
+        "global_batch_size": schedule.batch_size.full,
     }
     remedy = (
         ""

@@ -24,12 +24,12 @@ from ..core.config import check
 from .model.base import Model
 
 
-def draw_from(text: str) -> None:
-    """Seeds all generators from a text, and so that blocks find it again (`give_blocks_seeds`)."""
+def seed_generators(text: str) -> None:
+    """Seeds all generators from a text, and so that blocks find it again (`seed_dropout_per_block`)."""
     torch.manual_seed(_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1, 0))
 
 
-def give_blocks_seeds(model: Model) -> None:
+def seed_dropout_per_block(model: Model) -> None:
     """Lets every block of a model that drops anything, in place, draw from a seed that follows from the
     micro-batch's and from its own place.
 
@@ -67,7 +67,7 @@ RULES = {
 }
 
 
-def be_deterministic() -> None:
+def enable_deterministic_mode() -> None:
     """Before CUDA starts; raises UserError where the environment asks for the contrary."""
     check(
         *(

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 
 from ..core.config import UserError
 from .checkpoint.native import moments
-from .config import TrainConfig, plot_course
+from .config import TrainConfig, training_schedule
 from .model.config import ResolvedModelConfig
 from .model.dtensor import local_shard
 from .model.family import build_model, count_parameters, family_of, sequence_lengths
@@ -38,7 +38,7 @@ from .parallel.parallelize import check_layout, parallelize
 from .parallel.pipeline import Pipeline
 from .parallel.stages import stages_of
 from .plan import resolve_shape
-from .precision import Weights
+from .precision import MasterWeights
 from .recompute import recompute
 from .step import forward_backward
 
@@ -57,14 +57,14 @@ def dry_run(config: TrainConfig) -> dict:
     for rank in ranks:
         with pretend(config.parallel, config.world_size, rank) as mesh:
             check_layout(config.parallel, shape, sequence_lengths(shape, config.data))
-            course = plot_course(config, mesh)
+            schedule = training_schedule(config, mesh)
             found.append({"rank": rank, **_step(config, shape, mesh)})
             sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "pp", "dp")}
     facts = max(found, key=lambda facts: facts["local_parameters"])
     facts |= {
         "world_size": config.world_size,
-        "steps": course.total_steps,
-        "micro_batches": course.batch_size.full // config.train.micro_batch_size // sizes["dp"],
+        "steps": schedule.total_steps,
+        "micro_batches": schedule.batch_size.full // config.train.micro_batch_size // sizes["dp"],
         **sizes,
     }
     facts["parameters"] = count_parameters(shape)
@@ -75,7 +75,7 @@ def dry_run(config: TrainConfig) -> dict:
         f"rank {facts['rank']:,} of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']},"
         f" expert {sizes['ep']}, {stages}data {sizes['dp']}: {facts['micro_batches']}"
         f" micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each"
-        f" of {course.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; this rank"
+        f" of {schedule.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; this rank"
         f" keeps {facts['local_parameters'] / 1e6:,.1f} million of them"
         f" ({held})\n{'; '.join(dict.fromkeys(f['checked'] for f in found))}{', on the first stage and the last' if len(ranks) > 1 else ''}"
         f" ({facts['seconds']} s); `mt plan` with the same settings says what it takes"
@@ -110,7 +110,7 @@ def _step(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> dict:
     parallelize(model, mesh, config.parallel, dtype)
     with fake:
         model.to_empty(device="cpu")
-    weights = Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
+    weights = MasterWeights(model, torch.float32 if mesh.world_size > 1 else dtype)
     optimizer = build_optimizer(weights.by_name, config.optimizer)
     checked = "shapes and groups hold from the first layer to the optimizer's step"
     try:

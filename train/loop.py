@@ -26,33 +26,33 @@ from ..tokenizer.tokenizer import load as load_tokenizer
 from .anomalies import (
     MOST_BEFORE_SPIKE,
     MOST_IN_A_ROW,
-    Incidents,
-    Result,
+    IncidentLog,
+    StepResult,
     StopSignals,
     find_incident,
     free_memory,
-    gave_up,
+    incident_failure,
     is_out_of_memory,
 )
 from .batches import Batches, identity, open_neighbors, unigram_entropy
 from .checkpoint import native as checkpoint
 from .checkpoint.native import Progress, Saver, moments
-from .compile import apply_speed, check_compile, keep_freed_memory
+from .compile import check_compile, compile_and_recompute, keep_freed_memory
 from .config import (
-    Course,
     TrainConfig,
+    TrainingSchedule,
     check_source,
-    claim,
     find_source,
     is_bert_for,
     is_gpt_for,
     is_part_of,
     load_datasets,
-    plot_course,
+    start_run,
+    training_schedule,
     with_schedules_of,
 )
 from .contrastive import start_from_bert
-from .determinism import be_deterministic, give_blocks_seeds
+from .determinism import enable_deterministic_mode, seed_dropout_per_block
 from .dry_run import dry_run
 from .float8 import use_float8
 from .metrics import Rates, RunLog
@@ -69,10 +69,10 @@ from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from .parallel.mesh import Mesh, launch
 from .parallel.parallelize import check_layout, dropout_place, parallelize, reshard
 from .parallel.pipeline import Pipeline
-from .precision import LossScale, Weights, check_precision, use_fast_float32_products
+from .precision import LossScale, MasterWeights, check_precision, use_fast_float32_matmul
 from .profiler import StepProfiler, check_profile
 from .step import forward_backward
-from .stragglers import STEPS_BETWEEN_COLLECTIONS, Pace, collector_at_bay
+from .stragglers import STEPS_BETWEEN_COLLECTIONS, StragglerDetector, manual_gc
 
 
 def train(config: TrainConfig) -> dict | None:
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> dict | None:
         )
     began = time.monotonic()
     if config.train.deterministic_mode:
-        be_deterministic()
+        enable_deterministic_mode()
     with launch(config.parallel) as mesh:
         return _train(config, mesh, began)
 
@@ -94,8 +94,8 @@ def train(config: TrainConfig) -> dict | None:
 def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     check_precision(config.precision, mesh.device)
     check_compile(config.train.compile, mesh.device)
-    course = plot_course(config, mesh)
-    check_profile(config.log, mesh.world_size, course.total_steps)
+    schedule = training_schedule(config, mesh)
+    check_profile(config.log, mesh.world_size, schedule.total_steps)
     tokenizer = load_tokenizer(config.tokenizer)
     config.packing.check_against(tokenizer.eod)
     shape = resolve(config.model, vocab_size=tokenizer.vocab_size, seq_length=config.data.seq_length)
@@ -112,23 +112,25 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     if mesh.rank == 0 and attention != "sdpa":
         print(f"mt: attention is computed by {attention}", file=sys.stderr)
     source = mesh.broadcast_object(mesh.on_rank_0(lambda: find_source(config.checkpoint)))
-    train_data, valid_data = load_datasets(config, course, tokenizer, mesh)
+    train_data, valid_data = load_datasets(config, schedule, tokenizer, mesh)
     neighbors = [open_neighbors(shape, config.data, dataset) for dataset in (train_data, valid_data)]
     entropy = mesh.on_rank_0(lambda: unigram_entropy(train_data, shape.vocab_size))
     resolved = dataclasses.replace(config, model=shape)
     if source is not None:
-        mesh.on_rank_0(lambda: check_source(source, config, course, shape, identity(train_data, config.data)))
+        mesh.on_rank_0(
+            lambda: check_source(source, config, schedule, shape, identity(train_data, config.data))
+        )
         if not config.checkpoint.finetune:
             resolved = mesh.broadcast_object(mesh.on_rank_0(lambda: with_schedules_of(source, resolved)))
-            course = plot_course(resolved, mesh)
+            schedule = training_schedule(resolved, mesh)
     if mesh.device.type == "cpu":
         mesh.on_rank_0(lambda: _check_memory(resolved, mesh))
     # What the user can mend is refused before here: a claimed directory would ask for --overwrite afterwards.
-    run = mesh.on_rank_0(lambda: claim(config, course, tokenizer, train_data, valid_data))
+    run = mesh.on_rank_0(lambda: start_run(config, schedule, tokenizer, train_data, valid_data))
     if mesh.broadcast_object(run is not None and run.finished):
         return run.manifest if run is not None else None
     try:
-        trainer = Trainer(resolved, course, mesh, tokenizer, train_data, valid_data, source, neighbors)
+        trainer = Trainer(resolved, schedule, mesh, tokenizer, train_data, valid_data, source, neighbors)
         complete = trainer.fit(began)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -179,7 +181,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        course: Course,
+        schedule: TrainingSchedule,
         mesh: Mesh,
         tokenizer,
         train_data,
@@ -191,7 +193,7 @@ class Trainer:
 
         neighbors: of train_data and of valid_data, for Retro.
         """
-        self.config, self.course, self.mesh = config, course, mesh
+        self.config, self.schedule, self.mesh = config, schedule, mesh
         self.folder = Path(config.checkpoint.save)
         data = identity(train_data, config.data)
         how = {
@@ -207,20 +209,20 @@ class Trainer:
             Batches(valid_data, neighbors=neighbors[1], **how) if valid_data is not None else None
         )
         if mesh.device.type == "cpu":
-            use_fast_float32_products()
+            use_fast_float32_matmul()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
         own = checkpoint.newest_whole(self.folder, mesh)
-        flops = sample_flops.full * course.total_samples / mesh.world_size
+        flops = sample_flops.full * schedule.total_samples / mesh.world_size
         self.model, self.weights = _build(
             config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model))
         )
-        self.pace = Pace(self.model, mesh)
+        self.stragglers = StragglerDetector(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
         self.saver = Saver(config, tokenizer=tokenizer, data=data, mesh=mesh)
-        self.incidents = Incidents(self.folder / "incidents.jsonl")
+        self.incidents = IncidentLog(self.folder / "incidents.jsonl")
         self.given_up = 0  # steps in a row that changed nothing because of an incident
         self.shares: dict[str, Tensor] = {}  # of the last step's choices, each expert's, by layer
         self.rates = Rates(sample_flops, mesh.world_size, peak_flops(mesh.device, config.precision.dtype))
@@ -230,7 +232,7 @@ class Trainer:
                 self.folder,
                 config.log,
                 step=self.progress.step,
-                total_steps=course.total_steps,
+                total_steps=schedule.total_steps,
                 settings=dataclasses.asdict(config),
             )
 
@@ -279,12 +281,12 @@ class Trainer:
 
         began: when the command did, by time.monotonic.
         """
-        config, progress, course = self.config, self.progress, self.course
+        config, progress, schedule = self.config, self.progress, self.schedule
         profiler = StepProfiler(config.log, self.folder, self.mesh.rank, self.mesh.device)
-        with StopSignals() as signals, collector_at_bay() as collect:
+        with StopSignals() as signals, manual_gc() as collect:
             ready = time.perf_counter()
             for batch in self.batches.over(
-                course.batch_size.steps(course.total_samples, progress.consumed_samples)
+                schedule.batch_size.steps(schedule.total_samples, progress.consumed_samples)
             ):
                 waited = time.perf_counter() - ready
                 profiler.before(progress.step + 1)
@@ -292,8 +294,8 @@ class Trainer:
                 self.rates.time(time.perf_counter() - ready, waited)
 
                 last = (
-                    progress.consumed_samples + course.batch_size.at(progress.consumed_samples)
-                    > course.total_samples
+                    progress.consumed_samples + schedule.batch_size.at(progress.consumed_samples)
+                    > schedule.total_samples
                 )
                 signalled = self.mesh.any_rank(signals.received)
                 leave = last or signalled or self._asked_to_leave(began)
@@ -327,10 +329,12 @@ class Trainer:
         """One update of the weights from this rank's share of a global batch; returns the gradient's norm
         before clipping.
         """
-        progress, size = self.progress, self.course.batch_size.at(self.progress.consumed_samples)
+        progress, size = self.progress, self.schedule.batch_size.at(self.progress.consumed_samples)
         self.mesh.activity = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
-        set_rates(self.optimizer, self.course.learning_rate.at(counted), self.course.weight_decay.at(counted))
+        set_rates(
+            self.optimizer, self.schedule.learning_rate.at(counted), self.schedule.weight_decay.at(counted)
+        )
         result, num_tokens = self.compute(batch)
         # A gradient that is too large for float16 says nothing of the model as long as the loss scale can
         # fall.
@@ -354,7 +358,7 @@ class Trainer:
         self.rates.count(size, num_tokens)
         return result.grad_norm
 
-    def compute(self, batch: list[MicroBatch]) -> tuple[Result, int]:
+    def compute(self, batch: list[MicroBatch]) -> tuple[StepResult, int]:
         """The loss and the gradient of a global batch, and its tokens that count; nothing but gradients is
         changed.
         """
@@ -378,9 +382,9 @@ class Trainer:
         loss, tokens, norm = torch.stack(
             [self.mesh.all_reduce_dp_cp(local_loss), num_tokens, norm.double()]
         ).tolist()
-        return Result(loss / tokens, norm), int(tokens)
+        return StepResult(loss / tokens, norm), int(tokens)
 
-    def update(self, result: Result) -> None:
+    def update(self, result: StepResult) -> None:
         """Steps the optimizer."""
         progress = self.progress
         clip_gradients(self.weights, result.grad_norm, self.config.optimizer.clip_grad, self.loss_scale.value)
@@ -391,7 +395,7 @@ class Trainer:
         if self.config.guard.on_spike != "ignore":
             progress.recent = [*progress.recent, list(result)][-MOST_BEFORE_SPIKE:]
 
-    def examine(self, batch: list[MicroBatch], first: Result, what: str) -> bool:
+    def examine(self, batch: list[MicroBatch], first: StepResult, what: str) -> bool:
         """Computes a step once more whose numbers cannot be right, reports, and does what the settings say;
         returns whether to apply it.
 
@@ -403,7 +407,7 @@ class Trainer:
         again, _ = self.compute(batch)
         differ = torch.zeros(self.mesh.world_size, device=self.mesh.device)
         differ[self.mesh.rank] = float(
-            not Result(local.item(), 0.0).same(Result(self.local_loss.item(), 0.0))
+            not StepResult(local.item(), 0.0).same(StepResult(self.local_loss.item(), 0.0))
         )
         ranks = self.mesh.all_reduce(differ).nonzero().flatten().tolist()
         self.saver.wait()
@@ -416,7 +420,7 @@ class Trainer:
         ):
             action = "stop"
         if self.mesh.rank == 0:
-            end = progress.consumed_samples + self.course.batch_size.at(progress.consumed_samples)
+            end = progress.consumed_samples + self.schedule.batch_size.at(progress.consumed_samples)
             self.incidents.report(
                 step=progress.step + 1,
                 samples=(progress.consumed_samples, end),
@@ -437,7 +441,9 @@ class Trainer:
             if first.same(again) and progress.step > 0:
                 self.save()
                 self.saver.wait()
-            raise gave_up(what, progress.step + 1, first, again, self.incidents.path, saved=progress.step > 0)
+            raise incident_failure(
+                what, progress.step + 1, first, again, self.incidents.path, saved=progress.step > 0
+            )
         if action == "rollback":
             progress.updates = self._load(own, moments=not self.config.checkpoint.no_save_optim).updates
         return False
@@ -445,7 +451,10 @@ class Trainer:
     def write_log(self, grad_norm: float) -> None:
         progress, pending = self.progress, self.progress.pending_losses
         loss = sum(pending) / len(pending) if pending else None
-        rates = {**self.pace.take(progress.step, self.rates.seconds, self.rates.waited), **self.rates.take()}
+        rates = {
+            **self.stragglers.report(progress.step, self.rates.seconds, self.rates.waited),
+            **self.rates.take(),
+        }
         groups = self.optimizer.param_groups
         shares = (
             {
@@ -480,7 +489,7 @@ class Trainer:
         """The loss per token on the first samples of the validation split, the same ones each time."""
         self.model.eval()
         self.mesh.activity = f"validation after step {self.progress.step}"
-        size = self.course.batch_size.full
+        size = self.schedule.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
             loss = self.model.losses(batch)
@@ -498,7 +507,9 @@ class Trainer:
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
 
 
-def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool) -> tuple[nn.Module, Weights]:
+def _build(
+    config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool
+) -> tuple[nn.Module, MasterWeights]:
     """The model on its device, in its numbers, ready to be stepped; its weights still without values where a
     checkpoint is to fill them.
 
@@ -510,18 +521,18 @@ def _build(config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool)
         model = build_model(config.model)
     if config.train.retro_freeze_decoder:
         model.freeze_gpt()
-    give_blocks_seeds(model)
+    seed_dropout_per_block(model)
     if mesh.pp.size > 1:
         model = Pipeline(model, mesh, parallel, sequence_lengths(config.model, config.data), dtype)
     model.train()
     if config.precision.fp8_format is not None:
         use_float8(model, config.precision.fp8_format, config.precision.fp8_recipe)
     setting = "never" if parallel.pipeline_schedule == "zero-bubble" else config.train.compile
-    apply_speed(model, config.recompute, setting, mesh.device, total_flops)
+    compile_and_recompute(model, config.recompute, setting, mesh.device, total_flops)
     parallelize(model, mesh, parallel, dtype)
     model.to_empty(device=mesh.device)
     initialize(model, config.data.seed, parameters=filled)
-    return model, Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
+    return model, MasterWeights(model, torch.float32 if mesh.world_size > 1 else dtype)
 
 
 def _why_no_loss(trainer: Trainer) -> str:

@@ -17,7 +17,7 @@ in Weights & Biases.
         device
     mfu_causal                  the same with half of causal attention's FLOPs
     memory_bytes                largest so far: of a GPU what torch held, else the process's
-    block_seconds, slowest, slow of several ranks: pace.py
+    block_seconds, slowest, slow of several ranks: stragglers.py
 
 and {"step", "valid_loss"} for every validation. A run that is resumed cuts it back to its checkpoint's step,
 so that it reads as if nothing had happened, but for what depends on time and memory.

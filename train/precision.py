@@ -2,7 +2,7 @@
 products (float8.py).
 
 The optimizer always steps float32 weights. A model that computes in narrower numbers is a working copy of
-them (`Weights`): its gradients are added up in float32 as they are made, micro-batch by micro-batch, and
+them (`MasterWeights`): its gradients are added up in float32 as they are made, micro-batch by micro-batch, and
 after a step the copy is filled anew. Beside torch's autocast this saves a cast of every weight in every
 micro-batch and keeps the residual stream narrow too: with GPT-2's shape in bfloat16 on two cores, a step
 takes 4.6 instead of 5.3 CPU seconds. Checkpoints hold the float32 weights, whatever the model computes in.
@@ -76,7 +76,7 @@ class PrecisionConfig:
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
 
-class Weights:
+class MasterWeights:
     """The float32 weights of a model by name; the model itself where it computes in float32, else their
     masters.
     """
@@ -195,7 +195,7 @@ def check_precision(config: PrecisionConfig, device: torch.device) -> None:
         )
 
 
-def use_fast_float32_products() -> bool:
+def use_fast_float32_matmul() -> bool:
     """Lets oneDNN do float32 matrix products on the CPU where it does them in true float32; says whether it
     does.
 

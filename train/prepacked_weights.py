@@ -19,7 +19,7 @@ from .model.layers import Linear
 FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}  # by oneDNN's names
 
 
-def ready_to_run(model: nn.Module, *, bf16: bool = False, rows: int | None = None) -> nn.Module:
+def prepare_for_inference(model: nn.Module, *, bf16: bool = False, rows: int | None = None) -> nn.Module:
     """The model itself, changed for good: it can no longer be trained or saved.
 
     rows: how many a product will mostly have; it decides the order of the matrices. None: few.
@@ -27,10 +27,10 @@ def ready_to_run(model: nn.Module, *, bf16: bool = False, rows: int | None = Non
     if bf16:
         model.bfloat16()
     weight = next(model.parameters())
-    if weight.device.type == "cpu" and packs(weight.dtype):
+    if weight.device.type == "cpu" and prepacking_works(weight.dtype):
         for module in model.modules():
             if isinstance(module, Linear):
-                module.forward = Packed(module.weight, module.bias, rows)
+                module.forward = PrepackedLinear(module.weight, module.bias, rows)
                 if module is not getattr(model, "output", None):
                     # its shape, kind and place are still asked for, its numbers are not: they take no memory
                     module.weight = nn.Parameter(
@@ -39,15 +39,15 @@ def ready_to_run(model: nn.Module, *, bf16: bool = False, rows: int | None = Non
         for module in model.modules():
             if isinstance(module, FeedForward) and module.activation in FUSED:
                 # while what the product wrote is in cache: a tenth of BERT's time at 768 rows
-                module.up.forward.then = FUSED[module.activation]
+                module.up.forward.activation = FUSED[module.activation]
                 module.forward = lambda x, part=module: part.down(part.up(x))
         # an encoder alone asks for no token
         if hasattr(model, "embedding") and getattr(model, "head", model) is not None:
-            model.logits = _packed_head(model)
+            model.logits = _prepacked_lm_head(model)
     return model
 
 
-def packs(dtype: torch.dtype = torch.float32) -> bool:
+def prepacking_works(dtype: torch.dtype = torch.float32) -> bool:
     """Whether oneDNN's packed product works here in this dtype, and computes what F.linear does.
 
     A build of torch may lack it, and bfloat16 needs AVX-512 or AVX-NE-CONVERT.
@@ -59,7 +59,7 @@ def packs(dtype: torch.dtype = torch.float32) -> bool:
         torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 48), (64, 48), (64,))
     )
     try:
-        product = Packed(weight, bias)(x)
+        product = PrepackedLinear(weight, bias)(x)
     # internal to torch: another version may lack it
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
@@ -67,19 +67,21 @@ def packs(dtype: torch.dtype = torch.float32) -> bool:
     return bool((product.float() - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.25))
 
 
-class Packed:
+class PrepackedLinear:
     """x (..., in) -> (..., out), as F.linear."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int | None = None):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
         self.bias = None if bias is None else bias.detach()
-        self.then = "none", "none"  # the activation applied to the product, and how it is computed
+        self.activation = "none", "none"  # the activation applied to the product, and how it is computed
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.then[0], [], self.then[1])
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, self.activation[0], [], self.activation[1]
+        )
 
 
-def _packed_head(model: nn.Module):
+def _prepacked_lm_head(model: nn.Module):
     """`model.logits` through a packed copy of the head, without the padding of the vocabulary."""
     weight = (model.embedding if getattr(model, "output", None) is None else model.output).weight
-    return Packed(weight[: model.config.vocab_size].contiguous(), None)
+    return PrepackedLinear(weight[: model.config.vocab_size].contiguous(), None)

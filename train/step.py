@@ -6,7 +6,7 @@ import functools
 
 from torch import Tensor
 
-from .determinism import draw_from
+from .determinism import seed_generators
 from .model.base import Model
 from .model.inputs import MicroBatch
 from .model.moe import set_loss_scale
@@ -33,7 +33,7 @@ def forward_backward(
     """
     if experts:
         set_loss_scale(model, factor)
-    prepare = lambda micro: draw_from(f"{seed}:{micro.index}{place}")
+    prepare = lambda micro: seed_generators(f"{seed}:{micro.index}{place}")
     if isinstance(model, Pipeline):
         return model.forward_backward(batch, factor, prepare)
     return model.forward_backward(batch, factor, prepare, functools.partial(synchronise_gradients, model))

@@ -40,7 +40,7 @@ STEPS_BETWEEN_COLLECTIONS = 50
 
 
 @contextlib.contextmanager
-def collector_at_bay(collect: Callable[[int], object] = gc.collect) -> Iterator[Callable[[], object]]:
+def manual_gc(collect: Callable[[int], object] = gc.collect) -> Iterator[Callable[[], object]]:
     """Python's collector of cycles works only when the function that this gives is called: at the same step
     on all ranks.
 
@@ -56,7 +56,7 @@ def collector_at_bay(collect: Callable[[int], object] = gc.collect) -> Iterator[
             gc.unfreeze()
 
 
-class Pace:
+class StragglerDetector:
     """Times the blocks of a model from now on, on every rank of a job."""
 
     def __init__(self, model: nn.Module, mesh: Mesh):
@@ -86,7 +86,7 @@ class Pace:
         event.record()
         return event
 
-    def take(self, step: int, seconds: float, waited: float) -> dict:
+    def report(self, step: int, seconds: float, waited: float) -> dict:
         """What goes into a log line, on all ranks; prints a table on rank 0 where ranks are slow.
 
         Begins the next interval.

@@ -16,7 +16,7 @@ from typing import Literal
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents import reader
-from ...train.prepacked_weights import ready_to_run
+from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, batched, open_generator
 from ..results import Results, read_records
 from ..server.client import ServerModel
@@ -248,7 +248,7 @@ class LocalModel:
 
     def __init__(self, model: LanguageModel, config: GenerateConfig):
         self.model, self.slab = model, model.slab
-        ready_to_run(model.model, bf16=config.bf16)
+        prepare_for_inference(model.model, bf16=config.bf16)
         if config.stop_token is not None and not 0 <= config.stop_token < model.tokenizer.vocab_size:
             raise UserError(
                 f"stop_token = {config.stop_token} must be from 0 to {model.tokenizer.vocab_size - 1}, an id"

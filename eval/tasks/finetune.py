@@ -45,7 +45,7 @@ from ...train.optimizer import (
     weight_decay,
 )
 from ...train.parallel.mesh import Mesh
-from ...train.precision import Weights, use_fast_float32_products
+from ...train.precision import MasterWeights, use_fast_float32_matmul
 from ...train.step import forward_backward
 from ..classifier import Finetuned, PairEncoder, TrainingSet, is_finetuned, open_classifier, pretrained
 from ..results import Results, launch_ranks
@@ -168,7 +168,7 @@ class PairsConfig(FinetuneConfig):
 
 def run(config: FinetuneConfig, task: ClassificationTask) -> dict | None:
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
-        use_fast_float32_products()
+        use_fast_float32_matmul()
         valid = {path: place for place in config.valid_data for path in files_in(place, task.suffixes)}
         train = [
             path for place in config.train_data if config.trains for path in files_in(place, task.suffixes)
@@ -270,7 +270,7 @@ class Finetuning:
         )
         self.decay = weight_decay(config.optimizer, total_samples)
         self.model = model.train()
-        self.weights = Weights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
+        self.weights = MasterWeights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
         self.progress = self._start()
         self.log = FinetuneLog(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from mt.train import loop
 from mt.train.checkpoint.native import named_tensors
 from mt.train.config import TrainConfig
-from mt.train.determinism import give_blocks_seeds
+from mt.train.determinism import seed_dropout_per_block
 from mt.train.metrics import peak_memory
 from mt.train.model import layers
 from mt.train.model.attention import Documents
@@ -41,7 +41,7 @@ from mt.train.parallel.parallelize import (
 )
 from mt.train.parallel.pipeline import Pipeline
 from mt.train.parallel.stages import stages_of
-from mt.train.precision import Weights
+from mt.train.precision import MasterWeights
 from mt.train.recompute import RecomputeConfig, recompute
 from mt.train.step import forward_backward
 
@@ -353,7 +353,7 @@ def _train(
 ) -> Result:
     check_layout(parallel, config, lengths_of(config))
     model = build(mesh, parallel, config, dtype, compute_dtype, granularity)
-    weights = Weights(model, torch.float32)
+    weights = MasterWeights(model, torch.float32)
     optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))
     losses, norms = [], []
     for step in range(steps):
@@ -390,7 +390,7 @@ def build(
     """As loop._build does."""
     with torch.device("meta"):
         model = build_model(config).to(dtype)
-    give_blocks_seeds(model)
+    seed_dropout_per_block(model)
     if mesh.pp.size > 1:
         model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
     if granularity:
@@ -477,7 +477,7 @@ def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]
         parallelize(model, mesh, parallel, dtype)
         model.to_empty(device=mesh.device)
         initialize(model, 1234)
-        weights = Weights(model, torch.float32 if mesh.world_size > 1 else dtype)
+        weights = MasterWeights(model, torch.float32 if mesh.world_size > 1 else dtype)
         optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))
         parameters, found = sum(p.numel() for p in model.parameters()), []
         for last in (True, False):

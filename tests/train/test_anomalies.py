@@ -7,7 +7,7 @@ import torch
 
 from mt.core.config import Failure, UserError
 from mt.train import loop
-from mt.train.anomalies import GuardConfig, Result, find_incident, free_memory, is_out_of_memory
+from mt.train.anomalies import AnomalyConfig, StepResult, find_incident, free_memory, is_out_of_memory
 from mt.train.checkpoint.native import load_model
 from mt.train.loop import train
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def fault(monkeypatch):
-    """fault(step, times, change): the step after `step` steps gives change(Result) the first `times` times in
+    """fault(step, times, change): the step after `step` steps gives change(StepResult) the first `times` times in
     this process.
     """
 
@@ -38,11 +38,11 @@ def fault(monkeypatch):
 
 
 def no_number(_):
-    return Result(math.nan, math.inf)
+    return StepResult(math.nan, math.inf)
 
 
 def jump(result):
-    return Result(result.loss * 20, result.grad_norm)
+    return StepResult(result.loss * 20, result.grad_norm)
 
 
 def weights(path):
@@ -191,21 +191,21 @@ def test_a_jump_of_the_loss_is_skipped_if_asked_for(finished, settings, tmp_path
 
 
 def test_a_spike_stands_far_above_the_median_of_recent_steps():
-    guard = GuardConfig(on_spike="stop", spike_factor=2.0)
+    guard = AnomalyConfig(on_spike="stop", spike_factor=2.0)
     recent = [[loss, 1.0] for loss in (3.0, 9.0, 3.1, 2.9, 3.0, 3.0, 3.0, 3.0)]
-    assert find_incident(Result(5.9, 1.0), recent, guard) is None
-    assert find_incident(Result(6.1, 1.0), recent, guard) == "spike"
-    assert find_incident(Result(3.0, 2.1), recent, guard) == "spike"
-    assert find_incident(Result(6.1, 1.0), recent[:7], guard) is None  # too few to tell
-    assert find_incident(Result(math.inf, 1.0), [], guard) == "nan"
-    assert find_incident(Result(6.1, 1.0), recent, GuardConfig()) is None
+    assert find_incident(StepResult(5.9, 1.0), recent, guard) is None
+    assert find_incident(StepResult(6.1, 1.0), recent, guard) == "spike"
+    assert find_incident(StepResult(3.0, 2.1), recent, guard) == "spike"
+    assert find_incident(StepResult(6.1, 1.0), recent[:7], guard) is None  # too few to tell
+    assert find_incident(StepResult(math.inf, 1.0), [], guard) == "nan"
+    assert find_incident(StepResult(6.1, 1.0), recent, AnomalyConfig()) is None
 
 
 def test_results_are_the_same_but_for_the_order_of_sums():
-    assert Result(2.0, 1.0).same(Result(2.0001, 1.0))
-    assert not Result(2.0, 1.0).same(Result(2.001, 1.0))
-    assert Result(math.nan, 1.0).same(Result(math.inf, 1.0))
-    assert not Result(math.nan, 1.0).same(Result(2.0, 1.0))
+    assert StepResult(2.0, 1.0).same(StepResult(2.0001, 1.0))
+    assert not StepResult(2.0, 1.0).same(StepResult(2.001, 1.0))
+    assert StepResult(math.nan, 1.0).same(StepResult(math.inf, 1.0))
+    assert not StepResult(math.nan, 1.0).same(StepResult(2.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -258,4 +258,4 @@ def test_free_memory_is_part_of_the_machines():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        GuardConfig(**settings)
+        AnomalyConfig(**settings)

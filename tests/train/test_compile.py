@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.train.compile import apply_speed, compile_obstacle, keep_freed_memory, should_compile
+from mt.train.compile import compile_and_recompute, compile_obstacle, keep_freed_memory, should_compile
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
@@ -24,7 +24,7 @@ def loss_and_gradients(recomputation: RecomputeConfig, setting: str):
     )
     model = build_model(config)
     initialize(model, 1)
-    apply_speed(model.train(), recomputation, setting, CPU, 0.0)
+    compile_and_recompute(model.train(), recomputation, setting, CPU, 0.0)
     tokens = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(5)
     loss = model.loss(tokens=tokens[:, :-1], labels=tokens[:, 1:], loss_mask=torch.ones(2, 16))

@@ -18,7 +18,7 @@ from mt.train.model.layers import initialize
 from mt.train.model.loss import cross_entropy
 from mt.train.optimizer import OptimizerConfig, build_optimizer, gradient_norm
 from mt.train.parallel.mesh import Mesh
-from mt.train.precision import Weights
+from mt.train.precision import MasterWeights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,7 +76,7 @@ def test_in_bfloat16_a_compiled_model_learns_as_one_that_is_not(name):
     losses = []
     for compiled in (False, True):
         model = model_of(name).cuda()
-        weights = Weights(model, torch.bfloat16)
+        weights = MasterWeights(model, torch.bfloat16)
         if compiled:
             compile_blocks(model)
         optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))

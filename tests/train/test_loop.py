@@ -72,7 +72,7 @@ def test_pythons_collector_works_at_given_steps_alone_and_finds_no_tensor(settin
 
     real = gc.collect
     monkeypatch.setattr(loop, "STEPS_BETWEEN_COLLECTIONS", 3)
-    monkeypatch.setattr(loop, "collector_at_bay", lambda: stragglers.collector_at_bay(collect))
+    monkeypatch.setattr(loop, "manual_gc", lambda: stragglers.manual_gc(collect))
     train(settings(tmp_path / "run", recompute_granularity="full"))
     assert found == [0, 0]  # after steps 3 and 6 of 8
     assert gc.isenabled()

@@ -11,7 +11,7 @@ from mt.train.loop import train
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 from mt.train.model.layers import Linear, initialize
-from mt.train.precision import LossScale, PrecisionConfig, Weights, use_fast_float32_products
+from mt.train.precision import LossScale, MasterWeights, PrecisionConfig, use_fast_float32_matmul
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +59,7 @@ def test_a_loss_scale_goes_on_from_its_state():
 
 def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
     model = nn.Linear(4, 3)
-    weights = Weights(model, torch.bfloat16)
+    weights = MasterWeights(model, torch.bfloat16)
     assert model.weight.dtype == torch.bfloat16
     assert all(w.dtype == torch.float32 for w in weights)
     parts = [torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) for i in range(64)]
@@ -76,7 +76,7 @@ def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
 
 def test_float32_weights_are_the_models_own():
     model = nn.Linear(4, 3)
-    weights = Weights(model, torch.float32)
+    weights = MasterWeights(model, torch.float32)
     assert weights.by_name["weight"] is model.weight
     weights.refresh()
 
@@ -245,7 +245,7 @@ def test_fast_float32_products_are_kept_only_where_they_are_float32():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     try:
-        used = use_fast_float32_products()
+        used = use_fast_float32_matmul()
         a, b = torch.randn(300, 700), torch.randn(500, 700)
         error = (torch.nn.functional.linear(a, b).double() - a.double() @ b.double().T).abs().max()
         assert error < 1e-3  # bfloat16's would be 1e-1

@@ -56,7 +56,7 @@ class Exchange(NamedTuple):
 class Mamba(nn.Module):
     """x (B, T, D) -> (B, T, D)."""
 
-    # precision.Weights: a rounding of A is one of every step's decay (Megatron-LM likewise)
+    # precision.MasterWeights: a rounding of A is one of every step's decay (Megatron-LM likewise)
     keeps_float32 = ("A_log", "D")
 
     def __init__(self, config: ResolvedModelConfig):

@@ -12,7 +12,7 @@ from mt.eval.generation.sampling import Continuation, Sampling
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
-from mt.train.prepacked_weights import packs, ready_to_run
+from mt.train.prepacked_weights import prepacking_works, prepare_for_inference
 
 VOCABULARY, POSITIONS = 120, 300
 
@@ -176,7 +176,7 @@ def test_prompts_are_divided_into_the_cheapest_groups():
     assert sorted(map(id, itertools.chain(*prefill_groups(found)))) == sorted(map(id, found))
 
 
-@pytest.mark.skipif(not packs(), reason="this build of torch has no packed products")
+@pytest.mark.skipif(not prepacking_works(), reason="this build of torch has no packed products")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -196,14 +196,14 @@ def test_packed_matrices_give_the_same_hidden_states_and_logits(settings):
     with torch.inference_mode():
         hidden = model(tokens)
         logits = model.logits(hidden)
-        ready_to_run(model)
+        prepare_for_inference(model)
         torch.testing.assert_close(model(tokens), hidden, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.logits(hidden), logits[..., :VOCABULARY], rtol=1e-4, atol=1e-4)
     assert alone(build(**settings), greedy=True)[3][0] == alone(model, greedy=True)[3][0]
 
 
 def test_in_bfloat16_the_text_is_nearly_the_same():
-    model, exact = ready_to_run(build(), bf16=True), build()
+    model, exact = prepare_for_inference(build(), bf16=True), build()
     assert next(model.parameters()).dtype == torch.bfloat16
     tokens = torch.arange(30)[None] % VOCABULARY
     with torch.inference_mode():

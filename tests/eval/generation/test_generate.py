@@ -19,7 +19,7 @@ from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
-from mt.train.prepacked_weights import ready_to_run
+from mt.train.prepacked_weights import prepare_for_inference
 
 PROMPTS = ["a", "the cat sat on the", "", "naïve", "some longer prompt, of forty characters!"]
 
@@ -189,7 +189,7 @@ def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind)
     model = build_model(settings_in(config.to_dict(), "here"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict(dict(weights_in(kind, shapes, model.config, held, held.__getitem__, "here")))
-    ours = LanguageModel(ready_to_run(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
+    ours = LanguageModel(prepare_for_inference(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
     prompts = [list(range(3, 3 + length)) for length in (1, 9, 4, 30, 2)]
     for prompt, found in zip(prompts, ours.generate(prompts, GREEDY)):
         with torch.no_grad():

@@ -34,7 +34,7 @@ from mt.eval.server import app
 model = small_model(1024)
 model.model = SlowModel(model.model)
 app.open_generator = lambda *_: model
-app.ready_to_run = lambda model, **_: model
+app.prepare_for_inference = lambda model, **_: model
 print(app.serve(app.ServeConfig(load="small", port=int(sys.argv[1]), shutdown_grace=6))["text"])
 """
 

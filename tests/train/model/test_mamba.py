@@ -12,7 +12,7 @@ from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import generator_of, initialize
 from mt.train.model.mamba import Mamba, convolve, scan, scan_backend
-from mt.train.precision import Weights
+from mt.train.precision import MasterWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -337,7 +337,7 @@ def test_build_model_makes_hybrids():
 def test_in_bfloat16_the_decay_and_the_skip_stay_float32_and_learn():
     model = build_model(shape(hybrid_override_pattern="M-"))
     initialize(model, 0)
-    weights, mixer = Weights(model, torch.bfloat16), model.layers[0].mixer
+    weights, mixer = MasterWeights(model, torch.bfloat16), model.layers[0].mixer
     assert (mixer.A_log.dtype, mixer.D.dtype, mixer.dt_bias.dtype) == (
         torch.float32,
         torch.float32,

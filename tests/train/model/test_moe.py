@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import transformers
 
 from mt.core.config import UserError
-from mt.train.compile import tell_compiler
+from mt.train.compile import configure_compiler
 from mt.train.model import moe
 from mt.train.model.block import activate
 from mt.train.model.config import ModelConfig, expert_layers, resolve
@@ -299,14 +299,14 @@ def test_recomputation_changes_no_bit_and_no_share():
 
 
 def test_compiled_a_dropless_mixture_is_one_graph():
-    tell_compiler()
+    configure_compiler()
     module, x = mixture(torch.bfloat16, **LOSSES), randn(2, 9, 16).bfloat16()
     compiled = torch.compile(copy.deepcopy(module), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x))
 
 
 def test_compiled_the_router_loses_no_gradient():
-    tell_compiler()
+    configure_compiler()
     # torch 2.13 lost all of the model's, for these sizes, where weights were gathered.
     router, x = (
         mixture(torch.float32, hidden_size=32, **LOSSES).router,
