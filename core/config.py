@@ -18,7 +18,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,32 +26,31 @@ import yaml
 
 
 class UserError(Exception):
-    """The user's mistake: shown as one red line (file, place, value, rule, remedy) and exit code 2, no
-    traceback.
-    """
+    """A mistake of the user: shown as one red line (file, place, value, rule, remedy), with exit code 2."""
 
     exit_code = 2
 
 
 class Failure(Exception):
-    """Something outside the settings went wrong (a worker was killed): one red line and exit code 1."""
+    """A failure outside the settings, such as a killed worker: shown as one red line, with exit code 1."""
 
     exit_code = 1
 
 
 T = typing.TypeVar("T")
+Group = tuple[str, ...]  # a place in a configuration tree: () for the whole, ("model",) for a group in it
 
 
 def option(
-    default=dataclasses.MISSING,
+    default: Any = dataclasses.MISSING,
     help: str = "",
     *,
     role: Literal["setting", "input", "output", "runtime"] = "setting",
-):
+) -> Any:
     """A field of a configuration.
 
-    role: "setting" can change the result, so that changing it makes finished work stale; "input" is the place
-    of what is read (its content counts, not its place); "output" is the one field that names where the result
+    role: "setting" can change the result, so a new value makes finished work stale; "input" is the path of
+    what is read (its content matters, not its path); "output" is the one field that says where the result
     goes; "runtime" cannot change a byte of the result (workers, logging).
     """
     return dataclasses.field(default=default, metadata={"help": help, "role": role})
@@ -70,12 +69,12 @@ def configuration(*, group: str = "") -> Callable[[type[T]], type[T]]:
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        generated = cls.__init__
+        made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        generated = made.__init__
 
         @functools.wraps(generated)
-        def __init__(self, **values):
-            kinds = _annotations(cls)
+        def __init__(self: T, **values: Any) -> None:
+            kinds = _annotations(made)
             wrong = [
                 f"{'.'.join(filter(None, (group, name)))} = {value!r}: {problem}"
                 for name, value in values.items()
@@ -85,8 +84,8 @@ def configuration(*, group: str = "") -> Callable[[type[T]], type[T]]:
                 raise UserError("\n".join(wrong))
             generated(self, **values)
 
-        cls.__init__ = __init__
-        cls.GROUP = group
+        made.__init__ = __init__
+        made.GROUP = group
         return cls
 
     return decorate
@@ -96,7 +95,7 @@ def configuration(*, group: str = "") -> Callable[[type[T]], type[T]]:
 class Setting:
     """One leaf of a configuration tree."""
 
-    path: tuple[str, ...]  # ("model", "num_layers")
+    path: Group  # ("model", "num_layers")
     type: Any  # the resolved annotation
     default: Any  # dataclasses.MISSING where it must be given
     help: str
@@ -112,12 +111,12 @@ class Setting:
 
 
 @functools.cache
-def _annotations(cls: type) -> dict[str, Any]:
-    """The annotations of a configuration class, resolved: only when they are needed, as that takes time."""
+def _annotations(cls: Hashable) -> dict[str, Any]:
+    """The resolved annotations of a configuration class. Resolving takes time: it waits for the first use."""
     return typing.get_type_hints(cls)
 
 
-def settings(cls, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
+def settings(cls: Any, prefix: Group = ()) -> Iterator[Setting]:
     """Every leaf of a configuration class, in the order of declaration."""
     hints = _annotations(cls)
     for field in dataclasses.fields(cls):
@@ -131,13 +130,14 @@ def settings(cls, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
             )
 
 
-def build(cls, *layers: tuple[str, Mapping]):
-    """A configuration from layers of settings, later ones winning; raises UserError that names every mistake.
+def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
+    """A configuration from layers of settings, where a later layer wins.
 
-    layers: (origin, tree) pairs, where origin ("demo.yaml", "command line") is what a message names.
+    layers: (origin, tree) pairs. Messages name the origin ("demo.yaml", "command line"). Raises one UserError
+    that names every mistake.
     """
-    merged: dict = {}
-    origins: dict[tuple, str] = {}
+    merged: dict[Group, Any] = {}
+    origins: dict[Group, str] = {}
     errors: list[str] = []
     known = {s.path: s for s in settings(cls)}
     short = {path[-1:]: path for path in known}
@@ -155,7 +155,7 @@ def build(cls, *layers: tuple[str, Mapping]):
                     )
                 continue
             merged[path], origins[path] = value, origin
-    values: dict[tuple, Any] = {}
+    values: dict[Group, Any] = {}
     for path, value in merged.items():
         try:
             values[path] = convert(value, known[path].type)
@@ -166,13 +166,14 @@ def build(cls, *layers: tuple[str, Mapping]):
             errors.append(f"{setting.name} must be given ({setting.flag}): {setting.help}")
     if errors:
         raise UserError("\n".join(errors))
-    config = _construct(cls, values, (), errors)
-    if errors:
+    config: T | None = _construct(cls, values, (), errors)
+    if config is None:
         raise UserError("\n".join(errors))
     return config
 
 
-def _construct(cls, values: Mapping[tuple, Any], prefix: tuple, errors: list[str]):
+def _construct(cls: Any, values: Mapping[Group, Any], prefix: Group, errors: list[str]) -> Any:
+    """A configuration and those nested in it, or None where a rule of one is broken, told in `errors`."""
     arguments = {}
     hints = _annotations(cls)
     for field in dataclasses.fields(cls):
@@ -190,7 +191,8 @@ def _construct(cls, values: Mapping[tuple, Any], prefix: tuple, errors: list[str
         return None
 
 
-def _leaves(tree: Mapping, groups, prefix: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+def _leaves(tree: Mapping[str, Any], groups: set[Group], prefix: Group = ()) -> Iterator[tuple[Group, Any]]:
+    """(path, value) of every setting in a tree of nested groups."""
     for key, value in tree.items():
         path = (*prefix, *str(key).split("."))  # `model.num_layers: 4` and nested keys mean the same
         if isinstance(value, Mapping) and path in groups:
@@ -199,11 +201,11 @@ def _leaves(tree: Mapping, groups, prefix: tuple = ()) -> Iterator[tuple[tuple, 
             yield path, value
 
 
-def convert(value, kind):
+def convert(value: Any, kind: Any) -> Any:
     """A value from YAML or from a flag as the annotated type; raises ValueError that says what it must be.
 
-    Texts of numbers, of truth values and of members of a Literal become these; a list, or a single value,
-    becomes a tuple.
+    A text that spells a number, true or false, or a member of a Literal becomes that value. A list, or a
+    single value, becomes a tuple.
     """
     value = _parse(value, kind)
     if problem := mistake(value, kind):
@@ -211,15 +213,15 @@ def convert(value, kind):
     return value
 
 
-def mistake(value, kind) -> str | None:
-    """What a value must be to have the annotated type, or None where it has it.
+def mistake(value: object, kind: Any) -> str | None:
+    """The rule that a value breaks ("must be a number"), or None if it has the annotated type.
 
-    A bool is no number, a text or a list is no tuple, a float is finite. An int stands for a float.
+    A bool is not a number; a text or a list is not a tuple; a float must be finite. An int is a valid float.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         inner = [k for k in arguments if k is not type(None)]
-        assert len(inner) == 1, f"a setting has one type, or that or None, not {kind}"
+        assert len(inner) == 1, f"the only union that a setting may have is with None, not {kind}"
         return None if value is None else mistake(value, inner[0])
     if origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in arguments):
@@ -245,12 +247,13 @@ def mistake(value, kind) -> str | None:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return "must be a number"
         return None if math.isfinite(value) else "must be a finite number"
-    assert dataclasses.is_dataclass(kind), f"no rule says what has the type {kind}"
+    assert dataclasses.is_dataclass(kind), f"a setting cannot have the type {kind}"
+    assert isinstance(kind, type)
     return None if isinstance(value, kind) else f"must be a {kind.__name__}"
 
 
-def _parse(value, kind):
-    """A value from YAML or from a flag, changed to the annotated type where it spells one of its values."""
+def _parse(value: Any, kind: Any) -> Any:
+    """A value from YAML or a flag as the annotated type, or unchanged if it spells no value of that type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         inner = [k for k in arguments if k is not type(None)]
@@ -269,8 +272,8 @@ def _parse(value, kind):
     return value if isinstance(value, bool) else _number(value, kind)
 
 
-def _number(value, kind: type[int] | type[float]):
-    """A number from its text, or the value itself where it is none: YAML 1.1 reads 1e-3 as a text."""
+def _number(value: Any, kind: type[int] | type[float]) -> Any:
+    """A number from its text, or the value unchanged. YAML 1.1 reads 1e-3 as a text."""
     digits = str(value).replace("_", "")
     try:
         return kind(digits)
@@ -284,14 +287,17 @@ def _number(value, kind: type[int] | type[float]):
 
 
 def check(*rules: tuple[bool, str]) -> None:
-    """Raises one UserError with the message of every rule that does not hold; for `__post_init__`."""
+    """Raises one UserError with the messages of all broken rules, for `__post_init__`.
+
+    rules: (whether it holds, message) pairs.
+    """
     broken = [message for holds, message in rules if not holds]
     if broken:
         raise UserError("\n".join(broken))
 
 
-def nearest(name: str, known) -> str:
-    """`; did you mean X?`, or nothing when no known name is near."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the closest known name, or an empty text if none is close."""
     known = list(known)
     leaf = {k.rsplit(".", 1)[-1]: k for k in known}
     found = difflib.get_close_matches(name, known, 1, 0.6)
@@ -300,25 +306,22 @@ def nearest(name: str, known) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def to_dict(config) -> dict:
-    """A configuration as plain YAML/JSON values, tuples as lists; `build(type(config), ("",
-    to_dict(config)))` gives it back.
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested dicts of YAML and JSON values, tuples as lists.
+
+    `build(type(config), ("", to_dict(config)))` gives the configuration back.
     """
-    return {
-        field.name: (
-            to_dict(value)
-            if dataclasses.is_dataclass(value)
-            else list(value)
-            if isinstance(value, tuple)
-            else value
-        )
-        for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
-    }
+    tree = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        tree[field.name] = list(value) if isinstance(value, tuple) else value
+    return tree
 
 
-def read_yaml(path: str | Path) -> dict:
-    """A YAML file's mapping; raises UserError with file and line for anything else."""
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises UserError with file and line for anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -339,9 +342,9 @@ def read_yaml(path: str | Path) -> dict:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently let the last one win."""
+    """SafeLoader that refuses a key given twice; PyYAML silently takes the last one."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -1,10 +1,10 @@
-"""run a function over shards, here (processes) or on Ray; resume at shard level.
+"""Runs a function over shards, in local processes or on Ray, and resumes after the last finished shard.
 
-A shard's result is a small JSON value (counts, records of the files it wrote). It is kept beside the output
-as soon as the shard is whole, so that a killed run, run again, redoes only the unfinished shards. Results
-come back in the order of the shards, whatever the number of workers and wherever they run. On Ray every shard
-is a task; what it reads and writes must lie on a file system that all nodes see under the same names, and
-`mt` must be installed on all of them.
+A shard's result is a small JSON value: counts, and records of the files that the shard wrote. It is saved
+beside the output as soon as the shard is finished, so a run that was killed and started again works on the
+unfinished shards only. Results come back in the order of the shards, whatever the number of workers and
+wherever they run. On Ray every shard is a task; its input and output must lie on a file system that all nodes
+mount at the same paths, and `mt` must be installed on all of them.
 """
 
 from __future__ import annotations
@@ -14,39 +14,48 @@ import contextlib
 import gc
 import importlib.util
 import itertools
+import logging
 import multiprocessing
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from .config import Failure, UserError, check, configuration, option
 from .manifest import read_json, write_json
 from .progress import progress
 
+S = TypeVar("S")  # a shard, of any type that can be pickled
+Result = dict[str, Any]  # a JSON value
+Work = Callable[[S], Result]
+
 
 def default_workers() -> int:
-    """The processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @configuration()
 class Workers:
-    """The settings of every stage that works on shards: who does it, which cannot change a byte."""
+    """The settings of every stage that works on shards: who runs them. They cannot change a byte."""
 
-    workers: int = option(default_workers(), "processes", role="runtime")
+    workers: int = option(default_workers(), "number of processes", role="runtime")
     executor: Literal["local", "ray"] = option(
         "local",
-        "where shards are worked on: processes here, or tasks on a Ray cluster that sees the same files",
+        "where shards run: in processes on this machine, or as tasks on a Ray cluster that mounts the same"
+        " files",
         role="runtime",
     )
     ray_address: str = option(
-        "local", "the Ray cluster: HOST:PORT, auto for one that runs, local to start one here", role="runtime"
+        "local",
+        "the Ray cluster: HOST:PORT, auto for one that is running, local to start one on this machine",
+        role="runtime",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
@@ -60,14 +69,14 @@ class Workers:
         )
 
     @property
-    def where(self) -> dict:
-        """The arguments of map_shards that say who does the work."""
+    def where(self) -> dict[str, Any]:
+        """The arguments of map_shards that say where shards run."""
         return {"workers": self.workers, "ray_address": self.ray_address if self.executor == "ray" else None}
 
 
 def map_shards(
-    function: Callable[[object], dict],
-    shards: Sequence,
+    function: Work[S],
+    shards: Sequence[S],
     *,
     done: Path,
     workers: int,
@@ -75,54 +84,64 @@ def map_shards(
     sizes: Sequence[int] | None = None,
     unit: str = "shards",
     ray_address: str | None = None,
-) -> list[dict]:
-    """`[function(shard) for shard in shards]` on `workers` processes, skipping shards whose result is in
-    `done`.
+) -> list[Result]:
+    """`[function(shard) for shard in shards]` on `workers` processes, without the shards that are in `done`.
 
-    function: picklable; writes its files whole (manifest.atomic_write) and returns a JSON value. done: a
-    directory of `NNNNN.json` results. sizes: the shards' sizes in bytes, for the progress bar; without them
-    it counts `unit`s. ray_address: run on this Ray cluster instead: `local` starts one here of `workers`
-    processors, `auto` finds one. An exception in one shard ends the map at once and is raised here. A worker
-    that dies (out of memory, killed) raises Failure.
+    function: can be pickled; writes whole files (manifest.atomic_write) and returns a JSON value.
+    done: the directory of the saved results, `NNNNN.json`.
+    label, unit: for the progress bar, which counts shards in `unit`, or bytes if there are `sizes`.
+    sizes: the shards' sizes in bytes.
+    ray_address: run on this Ray cluster instead: `local` starts one here with `workers` processors, `auto`
+        finds one that is running.
+
+    An exception in one shard ends the run at once and is raised here. A worker that dies (out of memory,
+    killed) raises Failure.
     """
     done.mkdir(parents=True, exist_ok=True)
-    results: dict[int, dict] = {}
+    results: dict[int, Result] = {}
     for index in range(len(shards)):
         marker = done / f"{index:05d}.json"
         if marker.exists():
             results[index] = read_json(marker)
-    waiting = [i for i in range(len(shards)) if i not in results]
+    unfinished = [i for i in range(len(shards)) if i not in results]
     weight = sizes if sizes is not None else [1] * len(shards)
     with progress(label, sum(weight), "B" if sizes is not None else unit) as advance:
         advance(sum(weight[i] for i in results))
 
-        def keep(index: int, result: dict) -> None:
+        def keep(index: int, result: Result) -> None:
             write_json(done / f"{index:05d}.json", result)
             results[index] = result
             advance(weight[index])
 
-        if ray_address is not None and waiting:
-            _map_ray(function, shards, waiting, workers, ray_address, keep)
-        elif workers <= 1 or len(waiting) <= 1:
-            for index in waiting:
+        if ray_address is not None and unfinished:
+            _map_ray(function, shards, unfinished, workers, ray_address, keep)
+        elif workers <= 1 or len(unfinished) <= 1:
+            for index in unfinished:
                 keep(index, function(shards[index]))
         else:
-            _map_processes(function, shards, waiting, min(workers, len(waiting)), keep)
+            _map_processes(function, shards, unfinished, min(workers, len(unfinished)), keep)
     return [results[i] for i in range(len(shards))]
 
 
-def _map_processes(function, shards, waiting, workers, keep) -> None:
-    """On so many processes, this one among them: one more would cost as much to start as a small shard's
-    work.
+def _map_processes(
+    function: Work[S],
+    shards: Sequence[S],
+    unfinished: Sequence[int],
+    workers: int,
+    keep: Callable[[int, Result], None],
+) -> None:
+    """Runs shards on `workers` processes, one of them this one: starting one costs as much as a small shard.
 
-    A thread for each of the others hands it the next shard and keeps its result at once.
+    One thread for each other process hands it the next shard and saves the result at once.
     """
-    left, failures, lock = iter(waiting), [], threading.Lock()
+    queue = iter(unfinished)
+    failures: list[BaseException] = []
+    lock = threading.Lock()
 
-    def work(call: Callable[[object], dict]) -> None:
+    def work(call: Work[S]) -> None:
         while True:
             with lock:
-                index = next(left, None)
+                index = next(queue, None)
             if index is None or failures:
                 return
             try:
@@ -141,26 +160,35 @@ def _map_processes(function, shards, waiting, workers, keep) -> None:
             raise failures[0]
 
 
-def _map_ray(function, shards, waiting, workers, address, keep) -> None:
-    """Tasks on a Ray cluster, as many at a time as keep its processors busy."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+def _map_ray(
+    function: Work[S],
+    shards: Sequence[S],
+    unfinished: Sequence[int],
+    workers: int,
+    address: str,
+    keep: Callable[[int, Result], None],
+) -> None:
+    """Runs shards as tasks on a Ray cluster, at most two for each of its processors at a time."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics to its makers
     import ray
 
-    if not ray.is_initialized():  # one cluster serves all maps of a process; Ray itself ends it at exit
-        own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    if not ray.is_initialized():  # one cluster serves all calls of a process; Ray ends it at exit
+        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
         try:
-            if address not in ("local", "auto"):  # Ray itself would try for many minutes
+            if address not in ("local", "auto"):  # Ray itself would retry for many minutes
                 host, _, port = address.rpartition("/")[2].rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"ray_address = {address}: no Ray cluster answers ({str(error).splitlines()[0]}); start one"
                 " with `ray start --head`, or use local"
             ) from None
-    task = ray.remote(num_cpus=1)(_in_folder)
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    queue, running = iter(waiting), {}
+    task: Any = ray.remote(num_cpus=1)(_in_folder)
+    processors = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # ray has no types here
+    at_once = 2 * max(1, int(processors))
+    queue = iter(unfinished)
+    running: dict[Any, int] = {}  # ray.ObjectRef -> index of the shard
     try:
         while True:
             for index in itertools.islice(queue, at_once - len(running)):
@@ -182,8 +210,8 @@ def _map_ray(function, shards, waiting, workers, address, keep) -> None:
             ray.cancel(unneeded)
 
 
-def _in_folder(function, shard, folder: str) -> dict:
-    """One task: relative paths mean on every node what they mean where the command was given."""
+def _in_folder(function: Work[S], shard: S, folder: str) -> Result:
+    """Runs a task in the directory of the command, so that relative paths mean the same on every node."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
     return function(shard)
@@ -191,8 +219,9 @@ def _in_folder(function, shard, folder: str) -> dict:
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Python's search for cycles off: it would walk millions of new texts, arrays and pieces, none of them in
-    a cycle (6 % of tokenising).
+    """Turns Python's cyclic garbage collector off for the block.
+
+    It would walk millions of new strings, arrays and lists, none of them in a cycle: 6 % of tokenising.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -204,24 +233,24 @@ def without_collector() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def processes(workers: int, **how) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """A pool of processes that ends with its block, whatever ends that; a worker that died raises Failure.
+def processes(workers: int, **how: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A pool of processes that ends with the block, whatever ends the block.
 
-    how: further arguments of ProcessPoolExecutor.
+    how: further arguments of ProcessPoolExecutor. Raises Failure where a worker died.
     """
-    # spawn, not fork: the parent may hold threads (torch, pyarrow), whose locks a fork would copy in any
-    # state.
+    # spawn, not fork: the parent may have threads (torch, pyarrow), and a fork would copy their locks as they
+    # are, some of them taken.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, **how) as pool:
         try:
             yield pool
-        except concurrent.futures.process.BrokenProcessPool:
+        except BrokenProcessPool:
             raise Failure(
                 "a worker process died, possibly killed for want of memory. Finished work is kept: run the"
                 " same command again, with fewer --workers if memory was short"
             ) from None
         except BaseException:
-            # What is at work is waited for: a pool left to itself can leave processes that nothing ends, and
-            # an interpreter that waits for them for ever at its exit.
+            # Wait for the running tasks. A pool that is not shut down can leave processes that nothing ends,
+            # and an interpreter that waits for them for ever at exit.
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,19 +1,21 @@
-"""what a stage read, did and wrote: fingerprints, settings, counts, timings; written last.
+"""Manifests: what a stage read, did and wrote; the key that tells whether its output is up to date.
 
-Every verb that writes an output claims it with `begin` and seals it with `Run.finish`:
+Every command that writes an output claims it with `begin` and seals it with `Run.finish`:
 
     run = begin("data clean", config, inputs=paths)
     if run.finished:            # the same settings and inputs have already made this output
         return run.manifest
-    ...                         # write whole files; after a kill, go on from what is there
+    ...                         # write whole files; after a kill, continue from what is there
     return run.finish(outputs=[...], counts={...})
 
-`begin` leaves `run.json` (whose unfinished work this is), `finish` replaces it by `manifest.json`; for an
-output that is a prefix rather than a directory the two are `PREFIX.run.json` and `PREFIX.manifest.json`.
-Their `key` is a digest of the verb, the settings that can change the result and the identity of every input.
-The identity of an input that mt wrote is the key of its manifest, so a changed setting makes every later
-stage stale; that of any other file is its name, size, time of modification and a digest of samples of its
-bytes, so that a terabyte is not read twice.
+`begin` writes `run.json`, which says whose unfinished work this is; `finish` replaces it by `manifest.json`.
+For an output that is a prefix rather than a directory the two are `PREFIX.run.json` and
+`PREFIX.manifest.json`.
+
+Their `key` is a digest of the command, the settings that can change the result and the identity of every
+input. The identity of an input that mt wrote is the key of its manifest, so a changed setting makes every
+later stage stale. The identity of any other file is its name, size, time of modification and a digest of
+samples of its bytes, so that a terabyte is not read twice.
 """
 
 from __future__ import annotations
@@ -30,21 +32,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
 from .. import __version__
 from .config import UserError, settings, to_dict
 
-SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536
+Json = dict[str, Any]  # a JSON object, such as a manifest
+SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536  # of sample_digest
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
-    """A file that appears under its name only when it is whole: written beside, synced, renamed.
+    """Opens a file that appears under its name only when it is whole: written beside, synced, renamed.
 
-    On an exception the partial file is removed and nothing is left under the name.
+    On an exception the partial file is removed, and what was under the name before stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +66,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
 
 
 def cache_folder() -> Path:
-    """For what another run need not find out or fetch again; raises RuntimeError where there is no home."""
+    """The directory for results that later runs can reuse; raises RuntimeError where there is no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt"
 
 
 def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory survive a power cut."""
+    """Syncs a directory, so that renames in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -76,14 +79,14 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.write("\n")
 
 
-def read_json(path: str | Path):
-    """A JSON file that mt wrote; raises UserError when it is not whole."""
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file that mt wrote; raises UserError if the file is not whole."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -92,8 +95,8 @@ def read_json(path: str | Path):
         ) from None
 
 
-def record(path: str | Path, root: str | Path, digest: str | None = None) -> dict:
-    """A whole output file as a manifest keeps it: name relative to root, bytes, mtime, xxh3-128 of its bytes."""
+def record(path: str | Path, root: str | Path, digest: str | None = None) -> Json:
+    """A manifest's entry for an output file: name relative to root, size, mtime, xxh3-128 of its bytes."""
     path = Path(path)
     stat = path.stat()
     return {
@@ -113,11 +116,10 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def sample_digest(path: str | Path, open=open) -> str:
-    """xxh3-128 of 16 blocks of 64 KiB spread evenly over a file, head and tail included: constant time at any
-    size.
+def sample_digest(path: str | Path, open: Callable[..., IO[bytes]] = open) -> str:
+    """xxh3-128 of 16 blocks of 64 KiB spread evenly over a file, its beginning and end included.
 
-    open: of another file system.
+    It takes the same time at any size. open: that of another file system.
     """
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
@@ -132,10 +134,8 @@ def sample_digest(path: str | Path, open=open) -> str:
     return digest.hexdigest()
 
 
-def manifest_of(path: str | Path) -> dict | None:
-    """The manifest of the finished stage that wrote this file or directory, or None; another program's is
-    none.
-    """
+def manifest_of(path: str | Path) -> Json | None:
+    """The manifest of the finished stage that wrote a file or directory; None if no stage of mt did."""
     path = Path(path)
     if path.is_dir():
         own = path / "manifest.json"
@@ -144,11 +144,11 @@ def manifest_of(path: str | Path) -> dict | None:
     return found[0] if found else None
 
 
-def _listing(path: Path) -> tuple[dict, dict] | None:
-    """(manifest, its entry for the file) of the stage that wrote a file."""
-    # Outputs lie at most two folders below a directory's manifest, and beside that of a prefix, which their
-    # names begin with: a few dozen looks a file, where listing the folder would take as many for each file as
-    # it holds.
+def _listing(path: Path) -> tuple[Json, Json] | None:
+    """(manifest, its entry for the file) of the stage that wrote a file, None if no stage wrote it."""
+    # An output lies at most two folders below the manifest of a directory, or beside that of a prefix with
+    # which its name begins. Trying these names takes a few dozen calls a file; listing the folder would take
+    # as many calls for each file as there are files in it.
     folders = [(folder, folder / "manifest.json") for folder in list(path.parents)[:3]]
     prefixes = [
         (path.parent, path.with_name(f"{path.name[:n]}.manifest.json")) for n in range(1, len(path.name))
@@ -156,35 +156,34 @@ def _listing(path: Path) -> tuple[dict, dict] | None:
     for folder, candidate in folders + prefixes:
         if candidate.exists():
             manifest, outputs = _read_manifest(candidate, candidate.stat().st_mtime_ns)
-            if entry := outputs.get(os.path.relpath(path, folder)):
+            if manifest is not None and (entry := outputs.get(os.path.relpath(path, folder))):
                 return manifest, entry
     return None
 
 
 @functools.lru_cache(maxsize=64)
-def _read_manifest(path: Path, mtime_ns: int) -> tuple[dict | None, dict[str, dict]]:
-    """A manifest and its outputs by name (None and none where another program wrote it), read once for the
-    many files in it.
+def _read_manifest(path: Path, mtime_ns: int) -> tuple[Json | None, dict[str, Json]]:
+    """A manifest and its outputs by name; None and no outputs where another program wrote it.
+
+    Cached, because a manifest can list many files. mtime_ns: of the file, so that a new one is read again.
     """
     manifest = read_json(path)
     ours = _is_ours(manifest)
     return manifest if ours else None, {o["name"]: o for o in manifest["outputs"]} if ours else {}
 
 
-def _is_ours(manifest) -> bool:
-    """Whether mt wrote this manifest.json: the name is a common one."""
-    if (
-        not isinstance(manifest, dict)
-        or not {"verb", "key", "settings", "inputs", "outputs", "counts"} <= manifest.keys()
-    ):
+def _is_ours(manifest: Any) -> bool:
+    """Whether mt wrote this manifest.json, which is a common name."""
+    keys = {"verb", "key", "settings", "inputs", "outputs", "counts"}
+    if not isinstance(manifest, dict) or not keys <= manifest.keys():
         return False
     return isinstance(manifest["outputs"], list) and all(
         isinstance(o, dict) and "name" in o for o in manifest["outputs"]
     )
 
 
-def identity(path: str | Path) -> dict:
-    """What an input is, for the key of the stage that reads it; raises UserError when it does not exist."""
+def identity(path: str | Path) -> Json:
+    """What identifies an input in the key of a stage that reads it; raises UserError if it is not there."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; check the path")
@@ -207,28 +206,28 @@ def identity(path: str | Path) -> dict:
 
 @dataclasses.dataclass
 class Run:
-    """A claimed output: where it is, whether it is done, and the manifest once it is."""
+    """A claimed output: where it is, whether it is finished, and its manifest once it is."""
 
     output: Path  # a directory, or a prefix
     prefix: bool
     verb: str
     key: str
-    settings: dict
-    inputs: list[dict]
+    settings: Json
+    inputs: list[Json]
     finished: bool
-    manifest: dict | None
-    started: float
-    lock: Any = None
+    manifest: Json  # empty until the output is finished
+    started: float  # time.time()
+    lock: IO[str] | None = None  # on run.json, held while this process works on the output
 
     def path(self, name: str) -> Path:
-        """Where the bookkeeping file `name` of this output lies."""
+        """The path of this output's file `name`: manifest.json or run.json."""
         return self.output.with_name(f"{self.output.name}.{name}") if self.prefix else self.output / name
 
-    def finish(self, outputs: Iterable[dict], counts: Mapping, **facts) -> dict:
-        """Seals the output: the manifest is the last file written. Returns it.
+    def finish(self, outputs: Iterable[Json], counts: Mapping[str, Any], **facts: Any) -> Json:
+        """Seals the output by writing its manifest, the last file of all; returns the manifest.
 
-        outputs: `record`s of every file. counts: what went in and came out. facts: anything else worth
-        keeping (losses, scores), under its own name.
+        outputs: the `record` of every file. counts: what went in and what came out. facts: anything else to
+        save (losses, scores), under its own name.
         """
         self.manifest = {
             "verb": self.verb,
@@ -247,14 +246,12 @@ class Run:
         return self.manifest
 
     def abandon(self) -> None:
-        """Empties the output and gives the claim up: after a mistake that other settings mend, nothing is in
-        their way.
-        """
+        """Empties the output and releases the claim: a run with corrected settings can then start there."""
         _clear(self.output, self.path("manifest.json"), self.path("run.json"), self.prefix)
         self.release()
 
     def release(self) -> None:
-        """Gives the claim up: done by finish, and by the end of the process."""
+        """Releases the claim; `finish` and the end of the process do so too."""
         self.path("run.json").unlink(missing_ok=True)
         if self.lock is not None:
             self.lock.close()
@@ -263,38 +260,40 @@ class Run:
 
 def begin(
     verb: str,
-    config,
+    config: Any,
     inputs: Iterable[str | Path],
     *,
-    identify: Callable[[str | Path], dict] = identity,
+    identify: Callable[[str | Path], Json] = identity,
     output: str | Path | None = None,
-    facts: Mapping | None = None,
+    facts: Mapping[str, Any] | None = None,
     remedy: str = "",
     resumes: bool = False,
 ) -> Run:
-    """Claims the output that `config` names and says whether it is already finished.
+    """Claims the output that `config` names, and tells whether it is finished already.
 
-    config: a dataclass made of `option` fields, one of them of role "output". inputs: every file or directory
-    that is read. identify: what an input is, for the key; documents.sources.identity also knows inputs that
-    are not files. facts: anything outside settings and inputs that the result depends on. remedy: what else
-    to do where the output holds another run. resumes: whether the stage goes on from what is left of its
-    finished output when a file of that is damaged; any other is emptied and made again. The output is a
-    directory, or a prefix where its field's name ends in `prefix`. Raises UserError when the output holds
-    another run (unless config.overwrite), when it holds something that mt did not write, and when another
-    process is at work on it.
+    verb: the command, as in "data clean".
+    config: a configuration, one of whose fields has the role "output". The output is a prefix where that
+        field's name ends in `prefix`, else a directory.
+    inputs: every file or directory that is read.
+    identify: gives an input's identity for the key; documents.sources.identity also knows inputs that are not
+        files.
+    output: instead of the one that `config` names.
+    facts: anything besides settings and inputs that the result depends on.
+    remedy: another remedy for the message where the output holds another run.
+    resumes: whether the stage continues from the whole files of its finished output if a file of it is
+        damaged; any other output is emptied and made again.
+
+    Raises UserError if the output holds another run (unless config.overwrite), if it holds something that mt
+    did not write, or if another process is working on it.
     """
     roles = {s.name: s.role for s in settings(type(config))}
-    tree = to_dict(config)
-    values = {
-        s.name: functools.reduce(lambda branch, key: branch[key], s.path, tree)
-        for s in settings(type(config))
-    }
+    values: Json = {s.name: functools.reduce(_item, s.path, to_dict(config)) for s in settings(type(config))}
     name = next(n for n, role in roles.items() if role == "output")
     target = Path(output if output is not None else values[name])
     prefix = name.endswith("prefix")
     relevant = {n: values[n] for n, role in roles.items() if role == "setting"}
-    inputs = [{"path": str(p), **identify(p)} for p in inputs]
-    content = [{k: v for k, v in i.items() if k != "path"} for i in inputs]
+    identified = [{"path": str(p), **identify(p)} for p in inputs]
+    content = [{k: v for k, v in i.items() if k != "path"} for i in identified]
     key_of = {
         "verb": verb,
         "mt": __version__,
@@ -306,9 +305,9 @@ def begin(
     overwrite = any(value for name, value in values.items() if name.split(".")[-1] == "overwrite")
 
     (target.parent if prefix else target).mkdir(parents=True, exist_ok=True)
-    run = Run(target, prefix, verb, key, relevant, inputs, False, None, time.time())
+    run = Run(target, prefix, verb, key, relevant, identified, False, {}, time.time())
     sealed, unfinished = run.path("manifest.json"), run.path("run.json")
-    goes_on = False  # from a finished output, some of which is damaged
+    goes_on = False  # whether it continues from a finished output of which a file is damaged
     if sealed.exists():
         manifest = read_json(sealed)
         if not _is_ours(manifest):
@@ -346,7 +345,7 @@ def begin(
     try:
         earlier = json.loads(before) if before else None
     except json.JSONDecodeError:
-        earlier = None  # killed while the claim itself was being written: nothing else had been
+        earlier = None  # killed while run.json itself was being written: there is nothing else yet
     stale = sealed.exists() or (earlier is not None and earlier["key"] != key)
     if stale:
         if (
@@ -373,14 +372,21 @@ def begin(
     return run
 
 
-def _intact(output: Mapping, root: Path) -> bool:
+def _item(tree: Any, key: str) -> Any:
+    return tree[key]
+
+
+def _intact(output: Json, root: Path) -> bool:
+    """Whether an output file is as its record says."""
     path = root / output["name"]
     if not path.exists() or path.stat().st_size != output["bytes"]:
         return False
-    return path.stat().st_mtime_ns == output["mtime_ns"] or file_digest(path) == output["xxh3"]
+    unchanged: bool = path.stat().st_mtime_ns == output["mtime_ns"]
+    return unchanged or file_digest(path) == output["xxh3"]
 
 
-def _difference(before: Mapping, now: Mapping) -> str:
+def _difference(before: Json, now: Json) -> str:
+    """The first three settings that differ between two runs, for a message."""
     changed = [
         f"{k} was {before.get(k)!r}, is {now.get(k)!r}"
         for k in sorted({*before, *now})
@@ -389,7 +395,8 @@ def _difference(before: Mapping, now: Mapping) -> str:
     return f" ({'; '.join(changed[:3])})" if changed else " (of other inputs)"
 
 
-def _lock(path: Path, target: Path):
+def _lock(path: Path, target: Path) -> IO[str]:
+    """run.json, opened and locked for as long as this process works on the output."""
     file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the run ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -404,9 +411,7 @@ def _lock(path: Path, target: Path):
 
 
 def _holds_work(run: Run) -> bool:
-    """Whether an unfinished run has left any whole file: a mistake that ended it at once leaves nothing to
-    protect.
-    """
+    """Whether an unfinished run has left a whole file. One that a mistake ended at once has none."""
     folder = run.output.with_name(f".{run.output.name}.partial") if run.prefix else run.output
     return any(
         p.is_file() and p != run.path("run.json") and not p.name.endswith(".partial")
@@ -415,7 +420,7 @@ def _holds_work(run: Run) -> bool:
 
 
 def _clear(target: Path, sealed: Path, unfinished: Path, prefix: bool) -> None:
-    """Removes an earlier run's files, its manifest first, so that a kill in between leaves no sealed ruin."""
+    """Removes an earlier run's files, its manifest first: a kill leaves no manifest without files."""
     if prefix:
         outputs = read_json(sealed)["outputs"] if sealed.exists() else []
         sealed.unlink(missing_ok=True)

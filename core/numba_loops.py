@@ -1,27 +1,34 @@
-"""a loop over numpy arrays compiled by numba: what numpy cannot vectorise, without a compiler at install
-time.
-"""
+"""Compiles loops over numpy arrays with numba, for what numpy cannot vectorise; no C compiler is needed."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compile_loop(function: F, *, fastmath: frozenset[str] = frozenset()) -> F:
+    """The compiled function. Its first call compiles it, in seconds; later processes load the result.
+
+    numba takes half a second to import, so call this only where compiling saves more. The compiled function
+    releases Python's global interpreter lock. fastmath: the fast-math flags of LLVM that it may use, such as
+    "reassoc".
+    """
+    compiled: F = _compile(function, fastmath)
+    return compiled
 
 
 @functools.cache
-def compile_loop(function: Callable, *, fastmath: frozenset[str] = frozenset()) -> Callable:
-    """The function, compiled on its first call, in seconds, and kept beside its source for later processes.
-
-    numba takes half a second to load: call this where there is more than that to win. Other threads of Python
-    go on while it runs. fastmath: the liberties of LLVM with floating-point numbers that it may take.
-    """
+def _compile(function: Callable[..., Any], fastmath: frozenset[str]) -> Any:
     import numba
     from numba.core import entrypoints
 
-    # numba would import what other packages add to it before it compiles: awkward, in a quarter of a second.
+    # Before it compiles, numba would import the extensions of other packages: awkward takes a quarter of a
+    # second.
     entrypoints._already_initialized = True
-    how = {"nogil": True, "fastmath": set(fastmath)}
     try:
-        return numba.njit(cache=True, **how)(function)
-    except RuntimeError:  # no folder that may be written: compile again in every process
-        return numba.njit(**how)(function)
+        return numba.njit(cache=True, nogil=True, fastmath=set(fastmath))(function)
+    except RuntimeError:  # no cache directory can be written: compile again in every process
+        return numba.njit(nogil=True, fastmath=set(fastmath))(function)

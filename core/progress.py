@@ -1,6 +1,6 @@
-"""progress of long work: a bar on a terminal, plain lines elsewhere.
+"""Shows the progress of long work: a bar on a terminal, plain lines elsewhere.
 
-On standard error, so that a command's standard output stays its summary.
+Both go to standard error, so that standard output holds the command's summary and nothing else.
 """
 
 from __future__ import annotations
@@ -10,37 +10,40 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+LINE_SECONDS = 10  # between two plain lines
+
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error: `with progress("clean", 1000, "documents") as advance: advance(10)`.
+    """Shows progress: `with progress("clean", 1000, "documents") as advance: advance(10)`.
 
-    On a terminal a bar with rate and time left; elsewhere a plain line every ten seconds, and none for work
-    that is over sooner. unit "B" counts bytes and prints MB.
+    total: the amount of work, None where it is not known. unit: "B" counts bytes and prints MB. A terminal
+    shows a bar with the rate and the time left. Elsewhere a line is printed every ten seconds, so work that
+    takes less prints none.
     """
-    if sys.stderr.isatty():
-        yield from _bar(label, total, unit)
-    else:
-        yield from _lines(label, total, unit)
+    with (_bar if sys.stderr.isatty() else _lines)(label, total, unit) as advance:
+        yield advance
 
 
-def _bar(label, total, unit):
+@contextlib.contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    count = (
-        (DownloadColumn(), TransferSpeedColumn())
-        if unit == "B"
-        else (MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}"))
-    )
+    count: tuple[ProgressColumn, ...]
+    if unit == "B":
+        count = (DownloadColumn(), TransferSpeedColumn())
+    else:
+        count = (MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, rate="")
@@ -52,22 +55,24 @@ def _bar(label, total, unit):
         yield advance
 
 
-def _lines(label, total, unit):
-    state = {"done": 0, "said": time.monotonic()}
-    start = state["said"]
+@contextlib.contextmanager
+def _lines(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    start = printed = time.monotonic()
+    done = 0
+    scale, name = (1e6, "MB") if unit == "B" else (1, unit)
 
     def advance(amount: int = 1) -> None:
-        state["done"] += amount
+        nonlocal done, printed
+        done += amount
         now = time.monotonic()
-        if now - state["said"] < 10:
+        if now - printed < LINE_SECONDS:
             return
-        state["said"] = now
-        rate = state["done"] / (now - start)
-        scale, name = (1e6, "MB") if unit == "B" else (1, unit)
-        left = f", {(total - state['done']) / rate:.0f} s left" if total and rate else ""
+        printed = now
+        rate = done / (now - start)
+        left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
         whole = f" of {total / scale:,.0f}" if total else ""
         print(
-            f"{label}: {state['done'] / scale:,.0f}{whole} {name}, {rate / scale:,.1f} {name}/s{left}",
+            f"{label}: {done / scale:,.0f}{whole} {name}, {rate / scale:,.1f} {name}/s{left}",
             file=sys.stderr,
             flush=True,
         )

@@ -57,7 +57,7 @@ class Results:
             kind is not None
             and issubclass(kind, UserError)
             and self.run is not None
-            and self.run.manifest is None
+            and not self.run.manifest
             and not any(self.run.output.glob("step_*"))
         ):
             self.run.abandon()  # the mended input would be refused as another run's

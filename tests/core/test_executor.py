@@ -8,7 +8,6 @@ import pytest
 
 from mt.core.config import Failure, UserError
 from mt.core.executor import map_shards
-from mt.core.progress import progress
 from mt.dataprep.stats import StatsConfig
 from mt.tests.core import shard_functions
 from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_worker, square
@@ -46,16 +45,6 @@ def test_a_result_that_cannot_be_kept_ends_the_run(tmp_path, monkeypatch):
         map_shards(
             square, [(str(tmp_path), n) for n in range(3)], done=tmp_path / "parts", workers=2, label="x"
         )
-
-
-def test_progress_off_a_terminal_says_plain_lines(capsys, monkeypatch):
-    clock = iter([0.0, 11.0, 12.0, 30.0])
-    monkeypatch.setattr("mt.core.progress.time.monotonic", lambda: next(clock))
-    with progress("clean", 4_000_000, "B") as advance:
-        advance(1_000_000)
-        advance(1_000_000)
-        advance(1_000_000)
-    assert capsys.readouterr().err.splitlines()[0] == "clean: 1 of 4 MB, 0.1 MB/s, 33 s left"
 
 
 def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistakes_reach_the_user(
