@@ -24,6 +24,7 @@ from ...indexed.masked_dataset import word_pieces
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
 from ..model.config import ModelConfig
+from ..model.family import family_of
 from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
 from .foreign import Foreign, weight_shapes
 from .hf_settings import settings_in, settings_of, settings_out
@@ -158,13 +159,14 @@ def write_directory(
     """
     architecture, settings = settings_out(config)
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
-    if config.family == "t5":  # what our decoders begin with (indexed/masked.py)
+    family = family_of(config)
+    if family.text == "encoder-decoder":  # what our decoders begin with (indexed/masked_dataset.py)
         words = word_pieces(tokenizer)
         ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
     name = DTYPES[dtype][1]
     # transformers 5 and 4
     manifest.write_json(folder / "config.json", {**settings, **ends, "dtype": name, "torch_dtype": name})
-    if config.family != "bert":
+    if family.text is not None:
         manifest.write_json(
             folder / "generation_config.json", {k: v for k, v in ends.items() if v is not None}
         )

@@ -29,22 +29,13 @@ from ...core import manifest
 from ...core.config import UserError
 from ...tokenizer.tokenizer import Tokenizer
 from ..model.config import GATED, ModelConfig, resolve
+from ..model.family import family_of
+from ..model.foreign_names import MEGATRON_GPT
 from .foreign import Foreign, weight_shapes, with_rows
 
 FILE = "model_optim_rng.pt"
 TRACKER = "latest_checkpointed_iteration.txt"
 # Ours -> theirs, within a layer and outside; then the names that older versions of Megatron-LM had.
-LAYER = {
-    "mixer_norm": "input_layernorm", "mixer.qkv": "self_attention.linear_qkv", "mixer.out": "self_attention.linear_proj",
-    "mixer.query_norm": "self_attention.q_layernorm", "mixer.key_norm": "self_attention.k_layernorm",
-    "ffn_norm": "pre_mlp_layernorm", "ffn.up": "mlp.linear_fc1", "ffn.down": "mlp.linear_fc2",
-}  # fmt: skip
-TOP = {
-    "embedding": "embedding.word_embeddings",
-    "positions": "embedding.position_embeddings",
-    "norm": "decoder.final_layernorm",
-    "output": "output_layer",
-}
 OLDER = {
     "self_attention.query_key_value": "self_attention.linear_qkv", "self_attention.dense": "self_attention.linear_proj",
     "input_norm": "input_layernorm", "post_attention_layernorm": "pre_mlp_layernorm", "post_attention_norm": "pre_mlp_layernorm",
@@ -330,7 +321,14 @@ def _our_name(there: str, place: str) -> str | None:
     layer = re.match(r"decoder\.layers\.(\d+)\.(.*)", module)
     module = layer[2] if layer else module
     module = OLDER.get(module, module)
-    ours = next((our for our, their in (LAYER if layer else TOP).items() if their == module), None)
+    ours = next(
+        (
+            our
+            for our, their in (MEGATRON_GPT.layer if layer else MEGATRON_GPT.top).items()
+            if their == module
+        ),
+        None,
+    )
     if ours is None:
         raise UserError(f"{place}: holds {there}, which no GPT has; only GPT checkpoints can be loaded")
     return f"layers.{layer[1]}.{ours}.{kind}" if layer else f"{ours}.{kind}"
@@ -376,7 +374,7 @@ def check_export(config: ModelConfig, tensor_parallel: int, pipeline_parallel: i
         "original_max_position_embeddings": 8192,
     }
     lacking = [
-        ("family", config.family == "gpt" and learned_or_rope), ("hybrid_override_pattern", config.hybrid_override_pattern is None),
+        ("family", family_of(config).megatron is not None), ("position_embedding_type", learned_or_rope), ("hybrid_override_pattern", config.hybrid_override_pattern is None),
         ("num_experts", config.num_experts is None), ("window_size", config.window_size is None),
         ("activation", config.activation in ("gelu", "gelu_tanh", "swiglu", "squared_relu")),
         ("rope_scaling", scaling is None or {**scaling, "factor": 0} == {**allowed, "factor": 0}),
@@ -471,11 +469,11 @@ def _of_stage(
             needed = first if name.startswith(("embedding", "positions")) else last
             module, kind = name.rsplit(".", 1)
             shape = torch.Size([padded, *shape[1:]]) if module in ("embedding", "output") else shape
-            there = f"{TOP[module]}.{kind}"
+            there = f"{MEGATRON_GPT.top[module]}.{kind}"
         else:
             needed = int(number[1]) in layers and ".ffn.gate." not in name
             module, kind = number[2].rsplit(".", 1)
-            there = LAYER.get(module, "")
+            there = MEGATRON_GPT.layer.get(module, "")
             there = FUSED[there] + kind if there in FUSED and not local else f"{there}.{kind}"
             there = f"decoder.layers.{int(number[1]) - layers.start}.{there}"
         if needed:

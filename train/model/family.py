@@ -7,7 +7,7 @@ a file with its model and an entry here; config.py lists the settings that it ta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -29,6 +29,15 @@ from .flops import (
     encoder_decoder_block_flops,
     encoder_decoder_head_flops,
     lm_head_flops,
+)
+from .foreign_names import (
+    BERT_ARCHITECTURES,
+    GPT_ARCHITECTURES,
+    MEGATRON_GPT,
+    T5_ARCHITECTURES,
+    Architecture,
+    MegatronNames,
+    gpt_architecture,
 )
 from .gpt import GPT
 from .inputs import (
@@ -70,7 +79,8 @@ class Family:
     settings that say how long its sequences are. stages: how a model is cut into pipeline stages; None: it is not.
     causal: whether a token's state depends on the tokens before it alone, so that documents can be packed and sequences
     divided over context-parallel ranks. text: how its models write text, if they do. data: the settings of SampleConfig
-    that its samples use and those of other families do not.
+    that its samples use and those of other families do not. huggingface: its architectures by the `model_type` of their
+    config.json. export_as: the one of these that is nearest to a model. megatron: Megatron-LM's names of its modules.
     """
 
     build: Callable[[ResolvedModelConfig], Model]
@@ -85,6 +95,9 @@ class Family:
     causal: bool = False
     text: Literal["decoder", "encoder-decoder"] | None = None
     data: frozenset[str] = frozenset()
+    huggingface: Mapping[str, Architecture] = dataclasses.field(default_factory=dict)
+    export_as: Callable[[ResolvedModelConfig], str] | None = None
+    megatron: MegatronNames | None = None
 
 
 def _build_causal(config: ResolvedModelConfig) -> Model:
@@ -104,6 +117,9 @@ FAMILIES = {
         causal=True,
         text="decoder",
         data=frozenset({"data_folder"}),
+        huggingface=GPT_ARCHITECTURES,
+        export_as=gpt_architecture,
+        megatron=MEGATRON_GPT,
     ),
     "bert": Family(
         build=Bert,
@@ -114,6 +130,8 @@ FAMILIES = {
         head_flops=bert_head_flops,
         num_blocks=lambda config: config.num_layers,
         stages=BERT_STAGES,
+        huggingface=BERT_ARCHITECTURES,
+        export_as=lambda config: "bert",
     ),
     "t5": Family(
         build=T5,
@@ -126,6 +144,8 @@ FAMILIES = {
         stages=T5_STAGES,
         lengths=("seq_length", "decoder_seq_length"),
         text="encoder-decoder",
+        huggingface=T5_ARCHITECTURES,
+        export_as=lambda config: "t5",
     ),
     "ict": Family(
         build=Biencoder,
