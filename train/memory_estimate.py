@@ -40,7 +40,7 @@ class Cut:
     sequence_parallel: bool = False
 
 
-class Part(NamedTuple):
+class PartCosts(NamedTuple):
     """On one rank; activations and FLOPs of one sample, or of this rank's share of its tokens."""
 
     parameters: int
@@ -55,16 +55,16 @@ class Part(NamedTuple):
 class Parts:
     """A model's parts in the order in which they run."""
 
-    first: Part
-    blocks: tuple[Part, ...]
-    last: Part
+    first: PartCosts
+    blocks: tuple[PartCosts, ...]
+    last: PartCosts
     tied: int  # parameters of the embedding, where the head uses them too
     workspace: int  # bytes that the head's gradient needs for a moment
     # bytes of those of a sample with what is made of them; the head works on loss.chunk_bytes of them at a
     # time
     logits: int
 
-    def stage(self, begin: int, end: int) -> Part:
+    def stage(self, begin: int, end: int) -> PartCosts:
         """Blocks `begin` to `end`, with what stands before the first and after the last."""
         parts = list(self.blocks[begin:end])
         if begin == 0:
@@ -72,12 +72,12 @@ class Parts:
         if end == len(self.blocks):
             parts.append(self.last)
             if begin > 0:
-                parts.append(Part(self.tied, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0))
+                parts.append(PartCosts(self.tied, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0))
         activations = {
             granularity: sum(p.activations[granularity] for p in parts)
             for granularity in (None, "selective", "full")
         }
-        return Part(
+        return PartCosts(
             sum(p.parameters for p in parts),
             sum(p.expert_parameters for p in parts),
             activations,
@@ -95,7 +95,7 @@ def count_parts(
         model = build_model(share)
     # Grouped products of fake tensors are bfloat16; their size in other numbers follows.
     counted = torch.bfloat16 if config.num_experts else dtype
-    seen: dict[tuple, Part] = {}  # blocks alike are counted once
+    seen: dict[tuple, PartCosts] = {}  # blocks alike are counted once
     blocks = []
     for block, cost in zip(model.layers, family.block_flops(config, seq_length, decoder_seq_length)):
         key = (tuple((name, p.shape) for name, p in block.named_parameters()), cost)
@@ -110,7 +110,7 @@ def count_parts(
                 # the router's float32 copy of narrow tokens
                 kept[None] -= 4 * seq_length // cut.context * config.hidden_size
             kept = {granularity: model.runs_per_block * size for granularity, size in kept.items()}
-            seen[key] = Part(
+            seen[key] = PartCosts(
                 parameters,
                 experts // cut.expert,
                 {name: size * dtype.itemsize // counted.itemsize for name, size in kept.items()},
@@ -134,9 +134,9 @@ def count_parts(
     kept = int((residual + asked) * D * width) + memory
     untied = config.untie_embeddings_and_output_weights
     return Parts(
-        Part(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0),
+        PartCosts(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0),
         tuple(blocks),
-        Part(
+        PartCosts(
             last,
             0,
             dict.fromkeys((None, "selective", "full"), kept),

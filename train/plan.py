@@ -32,7 +32,7 @@ from ..core.config import UserError, check, configuration, nearest, option
 from ..tokenizer.tokenizer import load as load_tokenizer
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
-from .memory_estimate import Cut, Part, Parts, count_parts
+from .memory_estimate import Cut, PartCosts, Parts, count_parts
 from .model.config import ResolvedModelConfig, resolve
 from .model.family import family_of, sequence_lengths
 from .model.flops import PEAKS
@@ -406,7 +406,7 @@ class Planner:
         for i, block in enumerate(parts.blocks):
             yield block.flops + (parts.last.flops if i == len(parts.blocks) - 1 else 0.0)
 
-    def _local(self, layout: Layout, stage: Part) -> float:
+    def _local(self, layout: Layout, stage: PartCosts) -> float:
         """Parameters that a rank keeps and steps."""
         shards = layout.data * layout.context
         return (
@@ -414,7 +414,7 @@ class Planner:
         ) / shards + stage.expert_parameters * layout.expert / shards
 
     def _held(
-        self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, in_flight: float
+        self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts, in_flight: float
     ) -> tuple[float, float, float, float]:
         """Bytes of (weights, gradients, moments, activations)."""
         width, alone = self.dtype.itemsize, self.config.world_size == 1
@@ -443,7 +443,7 @@ class Planner:
         )
         return weights, gradients, 4 * self.num_moments * local, kept * layout.micro_batch_size + workspace
 
-    def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part) -> dict[str, float]:
+    def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts) -> dict[str, float]:
         """Bytes that a rank sends: tensor, context, expert and pipeline for a micro-batch, data for a step."""
         shape, width = self.shape, self.dtype.itemsize
         blocks = parts.blocks[begin:end]
@@ -485,7 +485,7 @@ class Planner:
         }
 
     def _micro_seconds(
-        self, layout: Layout, parts: Parts, begin: int, end: int, stage: Part, sent: dict[str, float]
+        self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts, sent: dict[str, float]
     ) -> float:
         size = layout.micro_batch_size
         again = {None: (0, 0.0), "selective": (0, 0.25), "full": (1, 0.25)}[layout.granularity]

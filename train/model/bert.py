@@ -18,7 +18,7 @@ from .block import Block, FeedForward, activate
 from .config import GATED, ResolvedModelConfig
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
-from .stage import Stage, StageRules, end_modules, states_shape
+from .stage import PipelineStage, StageRules, end_modules, states_shape
 
 TOKEN_TYPES = 2  # first and second segment
 
@@ -156,4 +156,4 @@ def bert_stage_modules(config: ResolvedModelConfig, begin: int, end: int, total:
     return names
 
 
-BERT_STAGES = StageRules(lambda config: Stage, bert_stage_modules, states_shape)
+BERT_STAGES = StageRules(lambda config: PipelineStage, bert_stage_modules, states_shape)

@@ -49,7 +49,7 @@ class Retrieved:
         # (n, k r, D): made by the first layer that reads neighbours, for it and those after it
         self.encoded: Tensor | None = None
 
-    def encode(self, encoder: Encoder, x: Tensor) -> None:
+    def encode(self, encoder: NeighborEncoder, x: Tensor) -> None:
         """x: (B, T, D), the states in the first of the layers."""
         m = self.present.shape[-1] // 2
         absent = m - self.first
@@ -111,7 +111,7 @@ class ChunkedCrossAttention(CrossAttention):
             std=config.residual_std,
             split="row",
         )
-        self.encoder = Encoder(config) if encodes else None
+        self.encoder = NeighborEncoder(config) if encodes else None
 
     def forward(self, x: Tensor, *, retrieved: Retrieved, cache: LayerCache | None = None, **_) -> Tensor:
         if self.encoder is not None:
@@ -124,7 +124,7 @@ class ChunkedCrossAttention(CrossAttention):
         return y if retrieved.gate == 1 else y * retrieved.gate
 
 
-class Encoder(nn.Module):
+class NeighborEncoder(nn.Module):
     """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""
 
     def __init__(self, config: ResolvedModelConfig):

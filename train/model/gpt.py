@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .attention import AttentionMask, Cache, Documents, causal_mask
 from .base import Model
 from .block import Block
-from .chunked_cross_attention import Encoder, Retrieved
+from .chunked_cross_attention import NeighborEncoder, Retrieved
 from .config import ResolvedModelConfig
 from .decoder import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
@@ -141,7 +141,7 @@ class GPT(Model):
         return Cache(layers, max_length, self.config.window_size)
 
     def encoder_norms(self) -> list[nn.Module]:
-        return [module.norm for module in self.modules() if isinstance(module, Encoder)]
+        return [module.norm for module in self.modules() if isinstance(module, NeighborEncoder)]
 
     def block_inputs(
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from .attention import AttentionMask, Cache, Documents, LayerCache
 from .block import Block
-from .chunked_cross_attention import Encoder, Retrieved, attend_where_present
+from .chunked_cross_attention import NeighborEncoder, Retrieved, attend_where_present
 from .config import ResolvedModelConfig, retro_layers
 from .gpt import GPT
 from .inputs import MicroBatch
-from .stage import Stage, StageRules, end_modules, states_shape
+from .stage import PipelineStage, StageRules, end_modules, states_shape
 
 # ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where
 # there is no token
@@ -268,7 +268,7 @@ class Growing(Retrieved):
         self.bank[self.rows, self.which + 1] = present.flatten(1)
         self.cache.present.copy_(self.bank[self.row, self.newest])
 
-    def encode(self, encoder: Encoder, x: Tensor) -> None:
+    def encode(self, encoder: NeighborEncoder, x: Tensor) -> None:
         chunks = self.keep(self.cache.states, x)
         if len(chunks):
             self.encoded = encoder(self.states, self.present, self.rotary, chunks, AttentionMask())
@@ -307,7 +307,7 @@ class Growing(Retrieved):
         return y.view(B, (w + 1) * m, width)[self.row[:, None], slots]
 
 
-class RetroStage(Stage):
+class RetroStage(PipelineStage):
     """A stage of a Retro model. From the encoder to the last layer that reads them, the encoded neighbours travel too."""
 
     def forward(
@@ -365,8 +365,8 @@ def causal_stage_shapes(
     return shapes
 
 
-def _causal_stage(config: ResolvedModelConfig) -> type[Stage]:
-    return RetroStage if config.retro_add_retriever else Stage
+def _causal_stage(config: ResolvedModelConfig) -> type[PipelineStage]:
+    return RetroStage if config.retro_add_retriever else PipelineStage
 
 
 CAUSAL_STAGES = StageRules(_causal_stage, causal_stage_modules, causal_stage_shapes)

@@ -25,7 +25,7 @@ class PassThrough(nn.Module):
         return x
 
 
-class Stage(nn.Module):
+class PipelineStage(nn.Module):
     """Mixed into the class of a model. `received`: what came from the stage before, set before each forward pass.
 
     begin, end: its blocks. is_first, is_last: whether it has the model's first block, the last one.
@@ -59,7 +59,7 @@ class StageRules:
     blocks. shapes: of what a stage receives, for a micro-batch, where tensor parallelism cuts sequences over `cut` ranks.
     """
 
-    behaviour: Callable[[ResolvedModelConfig], type[Stage]]
+    behaviour: Callable[[ResolvedModelConfig], type[PipelineStage]]
     modules: Callable[[ResolvedModelConfig, int, int, int], set[str]]
     shapes: Callable[[ResolvedModelConfig, int, MicroBatch, int], list[torch.Size]]
 

@@ -24,7 +24,7 @@ from .inputs import MicroBatch
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
-from .stage import Stage, StageRules, end_modules
+from .stage import PipelineStage, StageRules, end_modules
 
 DISTANCE_BUCKETS = 32  # of every T5 that was published
 MAX_DISTANCE = 128  # tokens; distances from here on share a bucket
@@ -219,7 +219,7 @@ class DistanceBias(nn.Module):
         return AttentionMask(tensor=bias if allowed is None else bias.masked_fill(~allowed, float("-inf")))
 
 
-class T5Stage(Stage):
+class T5Stage(PipelineStage):
     """A stage of a T5. Stages of the decoder receive the encoder's states too."""
 
     def forward(
