@@ -1,7 +1,9 @@
 """What every room's tests share."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,67 @@ def shared() -> Path:
     folder = Path(__file__).parents[2] / "shared"
     if not folder.exists():
         pytest.skip("../shared is not here: it lies beside a developer's checkout only")
+    return folder
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def megatron_golden() -> dict[str, Any]:
+    """What Megatron-LM computes for small inputs (tests/fixtures/README.md)."""
+    return json.loads((FIXTURES / "megatron_golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def speeches_file() -> Path:
+    """JSONL of 41 real English documents: addresses of presidents of the USA."""
+    return FIXTURES / "speeches.jsonl"
+
+
+@pytest.fixture(scope="session")
+def speeches(speeches_file) -> list[str]:
+    """The texts of `speeches_file`."""
+    return [json.loads(line)["text"] for line in speeches_file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def bert_vocabulary() -> str:
+    """The path of a WordPiece vocabulary: the first 5,000 entries of that of BERT base uncased."""
+    return str(FIXTURES / "bert_vocab.txt")
+
+
+@pytest.fixture(scope="session")
+def gpt2_files(tmp_path_factory) -> dict[str, str]:
+    """The settings `vocab_file` and `merge_file` of GPT-2's tokenizer.
+
+    Token ids follow from the merges: first the 256 bytes, those that print before the others, then one token
+    a merge, last `<|endoftext|>`.
+    """
+    merges = FIXTURES / "gpt2_merges.txt"
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    characters = [chr(b) for b in printed] + [chr(256 + n) for n in range(256 - len(printed))]
+    joined = [line.replace(" ", "") for line in merges.read_text(encoding="utf-8").splitlines()[1:]]
+    tokens = [*characters, *joined, "<|endoftext|>"]
+    vocabulary = tmp_path_factory.mktemp("gpt2") / "vocab.json"
+    vocabulary.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    return {"vocab_file": str(vocabulary), "merge_file": str(merges)}
+
+
+@pytest.fixture(scope="session")
+def punkt(tmp_path_factory, speeches) -> Path:
+    """The folder `tokenizers/punkt_tab/english` of Punkt parameters that NLTK trains, in NLTK's layout."""
+    from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
+
+    trainer = PunktTrainer()
+    trainer.INCLUDE_ALL_COLLOCS = True
+    titles = (
+        "Yesterday Dr. Smith met Mr. Fox and Mrs. Hill at No. 5 at 3 p.m. today. They saw prof. Xu there. "
+    )
+    trainer.train(titles * 20 + "\n\n".join(speeches), finalize=True)
+    folder = tmp_path_factory.mktemp("nltk_data") / "tokenizers/punkt_tab/english"
+    folder.mkdir(parents=True)
+    save_punkt_params(trainer.get_params(), dir=str(folder))
     return folder
 
 

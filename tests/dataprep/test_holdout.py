@@ -104,9 +104,12 @@ def test_context_does_not_reach_over_what_is_no_prose():
     assert list(passages_of(STORY.replace(" Without", "\n\n>>> f(x) == [1, 2, 3]\n\nWithout"))) == []
 
 
-def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, shared):
-    source = str(shared / "data/corpus/speeches.jsonl")
-    holdout(HoldoutConfig(input=(source,), output=str(tmp_path / "out"), fraction=0.2, lambada=50, workers=1))
+def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, speeches_file):
+    holdout(
+        HoldoutConfig(
+            input=(str(speeches_file),), output=str(tmp_path / "out"), fraction=0.5, lambada=50, workers=1
+        )
+    )
     passages = [r["text"] for r in lines(tmp_path / "out/lambada.jsonl")]
     assert len(passages) == 50
     held = " ".join(" ".join(r["text"].split()) for r in lines(tmp_path / "out/heldout.jsonl"))

@@ -32,12 +32,10 @@ def test_every_input_has_its_own_counts(tmp_path):
     assert stats(StatsConfig(input=(one, many), output=str(tmp_path / "out"), workers=2)) == manifest
 
 
-def test_tokens_are_those_of_the_tokenizers_library(tmp_path, shared):
-    files = [str(shared / "data/gpt2" / name) for name in ("vocab.json", "merges.txt")]
+def test_tokens_are_those_of_the_tokenizers_library(tmp_path, gpt2_files, speeches_file):
+    files = list(gpt2_files.values())
     reference = ByteLevelBPETokenizer(*files)
-    rows = [
-        json.loads(line) for line in (shared / "data/corpus/speeches.jsonl").read_bytes().splitlines()[:20]
-    ]
+    rows = [json.loads(line) for line in speeches_file.read_bytes().splitlines()[:20]]
     source = write(tmp_path / "in.jsonl", rows)
     arguments = [
         "--input",

@@ -1,7 +1,5 @@
 """Mixtures beside Megatron-LM's compiled helper and its golden numbers."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,8 +7,8 @@ from mt.indexed import blend
 from mt.indexed.blend import blending_indices, exhaustive_blending_indices
 
 
-def test_orders_are_the_golden_ones(shared):
-    golden = json.loads((shared / "reference/megatron_golden.json").read_text())
+def test_orders_are_the_golden_ones(megatron_golden):
+    golden = megatron_golden
     for case in golden["blend"]:
         datasets, samples = blending_indices(case["weights"], case["size"])
         assert (datasets.dtype, samples.dtype) == (np.int16, np.int64)

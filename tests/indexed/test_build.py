@@ -361,7 +361,7 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     ]
 
 
-def test_settings_that_cannot_work_are_named(tmp_path, shared):
+def test_settings_that_cannot_work_are_named(tmp_path):
     with pytest.raises(config.UserError, match="json_keys names text twice"):
         run(tmp_path, [{"text": "a"}], json_keys=("text", "text"))
     with pytest.raises(config.UserError, match="holds no document that can be read \\(1 set aside\\)"):
@@ -599,11 +599,8 @@ def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
         inspect(InspectConfig(prefix=prefix, document=3))
 
 
-def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, shared):
-    vocabulary = {
-        "tokenizer_type": "BertWordPieceLowerCase",
-        "vocab_file": str(shared / "data/bert/vocab.txt"),
-    }
+def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, bert_vocabulary):
+    vocabulary = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": bert_vocabulary}
     records = [{"text": ["one", "", "two"]}, {"text": ""}, {"text": "three"}, {"text": ["[SEP]"]}]
     one, two, three = 2028, 2048, 2093
     _, data = run(tmp_path, records, append_eod=True, prepend_bos=True, **vocabulary)

@@ -201,14 +201,10 @@ def test_texts_that_begin_with_the_given_words_are_left_alone():
     assert PRE in found[23:]
 
 
-def test_a_text_cut_within_a_character_is_left_alone(shared):
+def test_a_text_cut_within_a_character_is_left_alone(gpt2_files):
     from mt.tokenizer.tokenizer import TokenizerConfig, load
 
-    gpt2 = load(
-        TokenizerConfig(
-            vocab_file=str(shared / "data/gpt2/vocab.json"), merge_file=str(shared / "data/gpt2/merges.txt")
-        )
-    )
+    gpt2 = load(TokenizerConfig(**gpt2_files))
 
     class WithNames:
         vocab_size, eod, fingerprint, encode = gpt2.vocab_size + 4, gpt2.eod, "", staticmethod(gpt2.encode)

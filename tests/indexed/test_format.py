@@ -24,8 +24,8 @@ def pair(tmp_path):
     return tmp_path / "p"
 
 
-def test_the_bytes_are_those_of_the_golden_example(shared, pair):
-    golden = json.loads((shared / "reference/megatron_golden.json").read_text())["idx"]
+def test_the_bytes_are_those_of_the_golden_example(megatron_golden, pair):
+    golden = megatron_golden["idx"]
     assert pair.with_suffix(".idx").read_bytes().hex() == golden["idx_hex"]
     assert pair.with_suffix(".bin").read_bytes().hex() == golden["bin_hex"]
 
@@ -281,7 +281,7 @@ def test_a_refusal_of_an_index_of_before_2023_says_what_is_wrong(legacy, index, 
     assert message in refusal(legacy)
 
 
-def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_by_verify(tmp_path, shared):
+def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_by_verify(tmp_path):
     from mt.indexed.build import TokenizeConfig, tokenize
     from mt.indexed.check import VerifyConfig, verify
 

@@ -1,7 +1,6 @@
 """Sample indices and samples, beside Megatron-LM's golden numbers and megatron-core's GPTDataset."""
 
 import hashlib
-import json
 import multiprocessing
 import pickle
 
@@ -38,8 +37,8 @@ def data(*path, **settings):
     return DataConfig(data_path=path, **{"seq_length": 16, "split": "90,10,0", **settings})
 
 
-def test_indices_are_the_golden_ones(shared):
-    golden = json.loads((shared / "reference/megatron_golden.json").read_text())
+def test_indices_are_the_golden_ones(megatron_golden):
+    golden = megatron_golden
     for case in golden["gpt"]:
         found = build_indices(
             np.array(case["sizes"], np.int32),

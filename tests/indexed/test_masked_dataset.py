@@ -2,8 +2,8 @@
 Python code.
 """
 
-import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,11 +42,6 @@ SENTENCES = [np.arange(10, 16), np.arange(16, 20), np.arange(20, 25)]
 
 
 @pytest.fixture
-def golden(shared):
-    return json.loads((shared / "reference/megatron_golden.json").read_text())
-
-
-@pytest.fixture
 def prefix(tmp_path):
     """Documents of 0 to 12 sentences of the toy vocabulary; one document has a sentence that is too long."""
     random = np.random.RandomState(11)
@@ -66,7 +61,8 @@ def as_lists(sample):
     }
 
 
-def test_mappings_are_the_golden_ones(golden):
+def test_mappings_are_the_golden_ones(megatron_golden):
+    golden = megatron_golden
     for case in golden["mapping"]:
         found = build_mapping(
             np.array(case["docs"]),
@@ -137,7 +133,8 @@ def test_documents_without_enough_sentences_are_an_error_and_not_an_endless_loop
         build_mapping(np.array([0, 1, 2, 4]), np.array([5, 5, 5, 600], np.int32), 100, 125, 0.1, 1, 2)
 
 
-def test_bert_samples_are_the_golden_ones(golden):
+def test_bert_samples_are_the_golden_ones(megatron_golden):
+    golden = megatron_golden
     case = golden["bert"]
     bert = Bert(WORDS, case["seq"], case["mask_prob"], True, case["max_ngram"])
     for k, wanted in case["samples"].items():
@@ -150,7 +147,8 @@ def test_bert_samples_are_the_golden_ones(golden):
         assert as_lists(bert.sample(SENTENCES, golden["bert_truncated"]["target"], random)) == wanted
 
 
-def test_t5_samples_are_the_golden_ones(golden):
+def test_t5_samples_are_the_golden_ones(megatron_golden):
+    golden = megatron_golden
     case = golden["t5"]
     t5 = T5(WORDS, case["seq_enc"], case["seq_dec"], 0.15, case["max_ngram"])
     for k, wanted in case["samples"].items():
@@ -239,18 +237,18 @@ def test_a_batch_is_its_samples_whatever_was_read_before(prefix):
 
 
 @pytest.fixture
-def tokenizer(shared):
+def tokenizer(bert_vocabulary):
     return load(
         TokenizerConfig(
             tokenizer_type="BertWordPieceLowerCase",
-            vocab_file=str(shared / "data/bert/vocab.txt"),
+            vocab_file=bert_vocabulary,
             vocab_extra_ids=10,
         )
     )
 
 
-def test_word_pieces_of_a_real_vocabulary(tokenizer, shared):
-    names = (shared / "data/bert/vocab.txt").read_text().splitlines()
+def test_word_pieces_of_a_real_vocabulary(tokenizer, bert_vocabulary):
+    names = Path(bert_vocabulary).read_text().splitlines()
     words = word_pieces(tokenizer)
     assert words.continues[: len(names)] == tuple(n.startswith("##") for n in names)
     assert [names[i] for i in (words.cls, words.sep, words.mask, words.pad)] == [
@@ -294,7 +292,7 @@ def test_a_split_uses_documents_and_a_row_says_how_often(prefix):
     assert part.sample_index[:, 0].min() >= indexed.document_indices[100]
 
 
-def test_mistakes_are_named(prefix, tmp_path, shared):
+def test_mistakes_are_named(prefix, tmp_path):
     with pytest.raises(config.UserError, match=r"mask_prob = 1\.5 must lie between 0 and 1"):
         BertConfig(data_path=("p",), mask_prob=1.5)
     with pytest.raises(config.UserError, match="decoder_seq_length = 1 must be at least 4"):

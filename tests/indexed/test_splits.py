@@ -1,15 +1,13 @@
 """Splits beside Megatron-LM's table."""
 
-import json
-
 import pytest
 
 from mt.core import config
 from mt.indexed.splits import ranges
 
 
-def test_ranges_are_those_that_megatron_makes(shared):
-    table = json.loads((shared / "reference/megatron_golden.json").read_text())["split"]
+def test_ranges_are_those_that_megatron_makes(megatron_golden):
+    table = megatron_golden["split"]
     for split, rows in table.items():
         for count, wanted in rows.items():
             assert [list(r) if r else None for r in ranges(split, int(count))] == wanted, (split, count)

@@ -42,12 +42,8 @@ def trained(tmp_path_factory, documents):
 
 
 @pytest.fixture(scope="module")
-def gpt2(shared):
-    return load(
-        TokenizerConfig(
-            vocab_file=str(shared / "data/gpt2/vocab.json"), merge_file=str(shared / "data/gpt2/merges.txt")
-        )
-    )
+def gpt2(gpt2_files):
+    return load(TokenizerConfig(**gpt2_files))
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +139,11 @@ def test_gpt2_ids_do_not_depend_on_the_backend(gpt2, text):
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
-def test_gpt2_gives_the_ids_that_transformers_gives(shared, gpt2):
+def test_gpt2_gives_the_ids_that_transformers_gives(gpt2_files, gpt2, speeches):
     from transformers import GPT2Tokenizer
 
-    theirs = GPT2Tokenizer(
-        vocab=str(shared / "data/gpt2/vocab.json"), merges=str(shared / "data/gpt2/merges.txt")
-    )
-    lines = (shared / "data/corpus/speeches.jsonl").read_text().splitlines()[:20]
-    for text in [*TEXTS, PROBE, *(json.loads(line)["text"] for line in lines)]:
+    theirs = GPT2Tokenizer(vocab=gpt2_files["vocab_file"], merges=gpt2_files["merge_file"])
+    for text in [*TEXTS, PROBE, *speeches[:20]]:
         assert gpt2.encode(text) == theirs(text)["input_ids"]
     assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
 
@@ -205,27 +198,20 @@ def test_a_tokenizer_that_cuts_or_pads_cuts_and_pads_no_document(tmp_path, bpe):
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_bert_gives_raw_pieces_as_transformers_does_without_special_tokens(shared, lower):
+def test_bert_gives_raw_pieces_as_transformers_does_without_special_tokens(bert_vocabulary, lower):
     from transformers import BertTokenizer
 
-    path = str(shared / "data/bert/vocab.txt")
-    ours = load(
-        TokenizerConfig(
-            tokenizer_type="BertWordPieceLowerCase" if lower else "BertWordPieceCase", vocab_file=path
-        )
-    )
-    theirs = BertTokenizer(vocab=path, do_lower_case=lower)
+    kind = "BertWordPieceLowerCase" if lower else "BertWordPieceCase"
+    ours = load(TokenizerConfig(tokenizer_type=kind, vocab_file=bert_vocabulary))
+    theirs = BertTokenizer(vocab=bert_vocabulary, do_lower_case=lower)
     for text in ["Hello World! Unaffable naïve 中文字", *TEXTS]:
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.eod == theirs.sep_token_id
     assert not {101, 102, 103} & set(ours.encode("a [SEP] b [MASK]"))
 
 
-def test_extra_ids_come_after_the_vocabulary(shared, gpt2):
-    path = shared / "data/gpt2"
-    more = load(
-        TokenizerConfig(vocab_file=f"{path}/vocab.json", merge_file=f"{path}/merges.txt", vocab_extra_ids=3)
-    )
+def test_extra_ids_come_after_the_vocabulary(gpt2_files, gpt2):
+    more = load(TokenizerConfig(**gpt2_files, vocab_extra_ids=3))
     assert more.vocab_size == gpt2.vocab_size + 3
     assert more.decode([50257, 50259]) == "<extra_id_0><extra_id_2>"
     assert more.encode("x<extra_id_0>") == gpt2.encode("x<extra_id_0>")
@@ -264,10 +250,8 @@ def test_a_batch_is_its_texts_one_by_one(bpe):
         assert [len(a) for a in tokenizer.encode_batch([])] == [0, 0]
 
 
-def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, shared, gpt2, bpe):
-    bert = load(
-        TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=str(shared / "data/bert/vocab.txt"))
-    )
+def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, bert_vocabulary, gpt2, bpe):
+    bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=bert_vocabulary))
     trivial = [
         load(TokenizerConfig(tokenizer_type=t, tokenizer_vocab_size=300))
         for t in ("NullTokenizer", "ByteLevelTokenizer")
@@ -601,18 +585,16 @@ def test_tiktokens_special_tokens_come_first(tiktokens):
         assert ours.encode(text) == theirs.tokenizer.encode_ordinary(text)
 
 
-def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path, shared, gpt2, ranks):
-    path = shared / "data/gpt2"
+def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path, gpt2_files, gpt2, ranks):
     names = {"tokenizer_special_tokens": ("<think>", "<|endoftext|>")}
-    files = {"vocab_file": f"{path}/vocab.json", "merge_file": f"{path}/merges.txt"}
-    ours = load(TokenizerConfig(**files, **names))
+    ours = load(TokenizerConfig(**gpt2_files, **names))
     assert (ours.vocab_size, ours.decode([gpt2.vocab_size]), ours.eod) == (
         gpt2.vocab_size + 1,
         "<think>",
         gpt2.eod,
     )
     assert ours.encode("a <think> b") == gpt2.encode("a <think> b")
-    assert gpt2.vocab_size in load(TokenizerConfig(**files, **names), allow_special=True).encode(
+    assert gpt2.vocab_size in load(TokenizerConfig(**gpt2_files, **names), allow_special=True).encode(
         "a <think> b"
     )
     ours.save(tmp_path)
@@ -638,10 +620,8 @@ def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path
     assert ours.encode(TEXTS[0]) == theirs.tokenizer.encode_ordinary(TEXTS[0])
 
 
-def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(shared, gpt2, ranks):
-    path = shared / "data/gpt2"
-    settings_ = {"vocab_file": f"{path}/vocab.json", "merge_file": f"{path}/merges.txt"}
-    allowed = load(TokenizerConfig(**settings_), allow_special=True)
+def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(gpt2_files, gpt2, ranks):
+    allowed = load(TokenizerConfig(**gpt2_files), allow_special=True)
     assert allowed.encode("one<|endoftext|>two") == [*gpt2.encode("one"), gpt2.eod, *gpt2.encode("two")]
     assert reference(allowed).encode("one<|endoftext|>two") == allowed.encode("one<|endoftext|>two")
     assert allowed.fingerprint == gpt2.fingerprint, "it is the same vocabulary"
@@ -649,10 +629,8 @@ def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(shared, 
     assert tik.encode("a</s>") == [*tik.encode("a"), 2]
 
 
-def test_the_beginning_token_is_known_where_the_files_tell_it(tmp_path, shared, gpt2, bpe):
-    bert = load(
-        TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=str(shared / "data/bert/vocab.txt"))
-    )
+def test_the_beginning_token_is_known_where_the_files_tell_it(tmp_path, bert_vocabulary, gpt2, bpe):
+    bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=bert_vocabulary))
     assert (gpt2.bos, bert.bos, bpe.bos) == (50256, 101, None)
     bert.save(tmp_path)
     assert load_directory(tmp_path).bos == 101

@@ -65,14 +65,10 @@ def test_removed_documents_are_kept_whole_where_that_is_asked_for(tmp_path):
     assert again["counts"]["rows_in"] == 1, "a later stage reads what was kept alone"
 
 
-def test_openwebtext_counts_gpt2s_tokens_where_its_vocabulary_is_named(tmp_path, shared):
+def test_openwebtext_counts_gpt2s_tokens_where_its_vocabulary_is_named(tmp_path, gpt2_files):
     text = "The people of this town have seen it all before. "
     rows = [{"id": "long", "text": text * 12}, {"id": "short", "text": text * 9}]
-    gpt2 = {
-        "vocab_file": str(shared / "data/gpt2/vocab.json"),
-        "merge_file": str(shared / "data/gpt2/merges.txt"),
-    }
-    tokenizer = TokenizerConfig(**gpt2)
+    tokenizer = TokenizerConfig(**gpt2_files)
     counts = [len(load(tokenizer).encode(r["text"])) + 1 for r in rows]
     assert counts == [134, 101]
     source = write(tmp_path / "in.jsonl", rows)
@@ -131,14 +127,22 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["prose", "openwebtext", "wikipedia", "fineweb", "gopher", "c4"])
-def test_every_preset_runs_from_the_command_line(tmp_path, shared, preset):
-    source = shared / "data/corpus/speeches.jsonl"
+def test_every_preset_runs_from_the_command_line(tmp_path, speeches_file, preset):
     summary = cli.call(
         ("data", "clean"),
-        ["--input", str(source), "--output", str(tmp_path / "out"), "--preset", preset, "--workers", "1"],
+        [
+            "--input",
+            str(speeches_file),
+            "--output",
+            str(tmp_path / "out"),
+            "--preset",
+            preset,
+            "--workers",
+            "1",
+        ],
     )
-    assert summary["counts"]["rows_in"] == 449
-    assert summary["counts"]["documents"] > 300
+    assert summary["counts"]["rows_in"] == 41
+    assert summary["counts"]["documents"] > 27
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):

@@ -103,43 +103,38 @@ def pairs(filters):
     yield "c4_paragraphs", [filters.C4ParagraphFilter()]
 
 
+def varied(texts: list[str]) -> list[str]:
+    """380 texts and some made worse: of few lines and many, repeated, cut, with marks and numbers."""
+    worse = [t[:200] + "\n" + t[:700] + t[100:300] for t in texts[:80]]
+    worse += [f"{t[:150]}\n{t[:150]}\n\n{t[:150]}" for t in texts[:50]]
+    listed = ["\n".join(f"- {s}" for s in re.split(r"[.,] ", t)) for t in texts[150:250]]
+    trailing = [t.replace(". ", "...\n") for t in texts[250:300]]
+    marks = [t.replace(" ", " # ") for t in texts[300:310]] + [
+        t.replace(" the ", " { ") for t in texts[360:380]
+    ]
+    numbers = [re.sub(r"\b\w{1,3}\b", "17", t) for t in texts[310:360]]
+    return [*texts, *worse, *listed, *trailing, *numbers, *marks, "", " \n", "\u2028\n\n", "a\r\n\rb\x85c"]
+
+
 @pytest.fixture(scope="session")
-def texts(shared):
-    """Real texts, and some made worse: of few lines and many, repeated, cut, with marks and numbers."""
-    reviews = [
-        json.loads(line)["text"]
-        for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:500]
-    ]
-    reviews = [t.replace("<br /><br />", "\n\n") for t in reviews]
-    speeches = [
-        json.loads(line)["text"][:4000]
-        for line in (shared / "data/corpus/speeches.jsonl").read_bytes().splitlines()[:10]
-    ]
+def texts(speeches):
+    """Real texts of 50 to 2,000 characters, the speeches' beginnings, and some made worse."""
+    pieces = [t[i : i + 50 + 130 * (i % 16)] for t in speeches for i in range(0, len(t) - 50, 700)]
+    return varied(pieces[:500]) + [t[:4000] for t in speeches]
+
+
+@pytest.fixture(scope="session")
+def shared_texts(shared):
+    """The same of film reviews, and pages of WikiText."""
+    rows = (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:500]
     lines = (shared / "data/wikitext/valid.txt").read_text(encoding="utf-8").split("\n")
     pages = ["\n".join(lines[i : i + 12]) for i in range(0, 1200, 12)]
-    worse = [t[:200] + "\n" + t[:700] + t[100:300] for t in reviews[:80]] + [
-        f"{t[:150]}\n{t[:150]}\n\n{t[:150]}" for t in reviews[:50]
-    ]
-    listed = ["\n".join(f"- {s}" for s in re.split(r"[.,] ", t)) for t in reviews[150:250]]
-    trailing = [t.replace(". ", "...\n") for t in reviews[250:300]] + [
-        t.replace(" ", " # ") for t in reviews[300:310]
-    ]
-    numbers = [re.sub(r"\b\w{1,3}\b", "17", t) for t in reviews[310:360]] + [
-        t.replace(" the ", " { ") for t in reviews[360:380]
-    ]
-    return (
-        reviews
-        + speeches
-        + pages
-        + worse
-        + listed
-        + trailing
-        + numbers
-        + ["", " \n", "\u2028\n\n", "a\r\n\rb\x85c"]
-    )
+    return varied([json.loads(row)["text"].replace("<br /><br />", "\n\n") for row in rows]) + pages
 
 
-def test_every_set_gives_datatroves_verdicts_on_the_shared_corpora(datatrove, texts):
+@pytest.mark.parametrize("corpus", ["texts", "shared_texts"])
+def test_every_set_gives_datatroves_verdicts_on_real_texts(datatrove, request, corpus):
+    texts = request.getfixturevalue(corpus)
     reasons = set()
     for rule, filters in pairs(datatrove):
         rules = compile_rules([rule])
@@ -153,7 +148,7 @@ def test_every_set_gives_datatroves_verdicts_on_the_shared_corpora(datatrove, te
 def test_the_fineweb_preset_gives_datatroves_chain_of_verdicts(datatrove, texts):
     from mt.core.config import read_yaml
 
-    listed = read_yaml(text_stats.__file__.replace("features.py", "presets/fineweb.yaml"))["rules"]
+    listed = read_yaml(text_stats.__file__.replace("text_stats.py", "presets/fineweb.yaml"))["rules"]
     rules = compile_rules([r for r in listed if r.split()[0] not in ("language", "fix_text")])
     chain = [
         datatrove.GopherRepetitionFilter(language="apart"),
