@@ -76,7 +76,9 @@ def punkt(tmp_path_factory, speeches) -> Path:
     trainer.train(titles * 20 + "\n\n".join(speeches), finalize=True)
     folder = tmp_path_factory.mktemp("nltk_data") / "tokenizers/punkt_tab/english"
     folder.mkdir(parents=True)
-    save_punkt_params(trainer.get_params(), dir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nltk.data.path", [str(folder.parents[2])])  # NLTK writes to no other folder
+        save_punkt_params(trainer.get_params(), dir=str(folder))
     return folder
 
 

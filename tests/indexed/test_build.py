@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ from mt.indexed.build import TokenizeConfig, tokenize
 from mt.indexed.check import InspectConfig, VerifyConfig, inspect, verify
 from mt.indexed.format import IndexedDataset
 from mt.indexed.merge import MergeConfig, merge
+from mt.tests.indexed.build_jobs import end_process, sleep_and_return_bytes, sleep_and_return_pid
 
 BYTES = {"tokenizer_type": "ByteLevelTokenizer"}
 
@@ -155,38 +155,23 @@ def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_bat
 
 def test_results_come_in_order_however_long_each_takes(small_batches):
     batches = iter([build.Batch((), bytes=n) for n in range(100)])
-    assert list(build._in_order(slow, batches, 3, 4950)) == list(range(100))
+    assert list(build._in_order(sleep_and_return_bytes, batches, 3, 4950)) == list(range(100))
 
 
 def test_other_processes_are_started_only_where_enough_is_left_to_do(monkeypatch):
     alone = [os.getpid()] * 100
     batches = [build.Batch((), bytes=10)] * 100
-    assert list(build._in_order(where, iter(batches), 3, 1000)) == alone
+    assert list(build._in_order(sleep_and_return_pid, iter(batches), 3, 1000)) == alone
     monkeypatch.setattr(build, "START_SECONDS", 0.05)
-    assert list(build._in_order(where, iter(batches), 1, 1000)) == alone
-    found = list(build._in_order(where, iter(batches), 3, 1000))
+    assert list(build._in_order(sleep_and_return_pid, iter(batches), 1, 1000)) == alone
+    found = list(build._in_order(sleep_and_return_pid, iter(batches), 3, 1000))
     assert found[0] == os.getpid()
     assert len(set(found)) > 1
 
 
-def where(batch):
-    time.sleep(0.002)
-    return os.getpid()
-
-
-def slow(batch):
-    time.sleep(0.002 * (batch.bytes % 3))
-    return batch.bytes
-
-
 def test_a_worker_that_dies_ends_the_run_with_one_line(small_batches):
     with pytest.raises(config.Failure, match=r"a worker process died.*run the same command again"):
-        list(build._in_order(die, iter([build.Batch(())] * 50), 2, 0))
-
-
-def die(batch):
-    if multiprocessing.parent_process() is not None:
-        os._exit(1)
+        list(build._in_order(end_process, iter([build.Batch(())] * 50), 2, 0))
 
 
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_batches, monkeypatch):
