@@ -10,6 +10,17 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.main does, before anything imports torch
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests marked `gpu` on a machine without a CUDA device."""
+    if not (marked := [item for item in items if item.get_closest_marker("gpu")]):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=marked)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real inputs and reference numbers beside a developer's checkout; absent elsewhere."""

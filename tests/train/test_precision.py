@@ -196,7 +196,6 @@ def test_float8_is_refused_where_the_hardware_lacks_it(settings, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     ("format", "recipe"), [("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")]
 )

@@ -214,7 +214,6 @@ def test_in_bfloat16_the_text_is_nearly_the_same():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_tokens_are_those_of_the_cpu(model):
     expected = alone(model, greedy=True)
     found = continuations(12, greedy=True)

@@ -362,7 +362,6 @@ def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen", "flash", "transformer-engine"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_backend_gives_the_same_on_a_gpu(backend, name):

@@ -305,7 +305,6 @@ def test_without_a_gpu_torch_computes_the_scan():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_kernels_of_mamba_ssm_give_the_scan():
     pytest.importorskip("mamba_ssm", reason="pip install mamba-ssm brings the kernels")
     assert scan_backend("cuda") == "mamba_ssm"
