@@ -2,19 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-
-.PHONY: demo test test-all lint types layouts clean
+.PHONY: demo test test-slow test-all lint types layouts clean
 demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
+# TESTS="tests/indexed tests/retro" runs the tests of some folders or files only.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
-# Also the tests that are marked slow.
-test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile $(TESTS)
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow $(TESTS)
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
