@@ -1,8 +1,7 @@
-"""the files that hold documents, as lines of text, rows of Parquet and batches of Arrow; broken ones are
-named.
+"""Reads input files: lines of plain or compressed text, rows of Parquet, record batches of Arrow.
 
-Nothing here knows what a document is (documents.py). Text is decompressed on the way, by the ending of its
-file's name.
+A broken file raises UserError that names it. Nothing here knows what a document is (reader.py does). The
+ending of a file's name, .gz or .zst, tells how its text is compressed.
 """
 
 from __future__ import annotations
@@ -14,31 +13,31 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
 from ..core.config import UserError
 
 READ_BYTES = 1 << 18
-LINES_BYTES = 1 << 17  # at a time: what fits the second-level cache is parsed quickest
+LINES_BYTES = 1 << 17  # of lines at a time: as many as fit the second-level cache are parsed fastest
 
 
 def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, None, list[bytes]]]:
-    """(offset of the first, None, some lines) of the lines of a plain file whose first byte lies in [start,
-    end).
+    """The lines of a plain text file whose first byte lies in [start, end), some at a time.
 
-    An empty file gives one empty line.
+    Yields (offset of the first line in bytes, None for its unknown number, lines). An empty file gives one
+    empty line.
     """
     with open(path, "rb", buffering=READ_BYTES) as file:
         if start > 0:
             file.seek(start - 1)
-            file.readline()  # the line under way at start belongs to the shard before
+            file.readline()  # a line that begins before `start` belongs to the shard before
         position = file.tell()
         if not end:
             yield 0, None, [b""]
         while position < end:
-            # readlines(n) stops behind the line with which it has more than n bytes, and n = 0 would be no
-            # limit.
+            # readlines(n) stops after the line with which it has more than n bytes; n = 0 sets no limit.
             few = min(LINES_BYTES, end - position) - 1
             lines = file.readlines(few) if few else [file.readline()]
             if not lines or not lines[0]:
@@ -50,9 +49,10 @@ def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, None, 
 
 
 def packed_lines(path: str) -> Iterator[tuple[int, int, list[bytes]]]:
-    """(offset of the first in the plain text, its number, some lines) of a compressed file.
+    """The lines of a compressed text file, some at a time.
 
-    A file of no bytes gives one empty line. Raises UserError where the compression is broken.
+    Yields (byte offset of the first line in the plain text, its number from 1, lines). An empty file gives
+    one empty line. Raises UserError where the compressed data is broken.
     """
     position, number = 0, 1
     try:
@@ -71,8 +71,9 @@ def packed_lines(path: str) -> Iterator[tuple[int, int, list[bytes]]]:
 
 
 def utf8_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of every line of a plain file with something in it; raises UserError where none is, and
-    for what is not UTF-8.
+    """(number from 1, line) of every line of a plain text file that is not blank.
+
+    Raises UserError if there is none, and where the file is not UTF-8.
     """
     any_line = False
     with open(path, "rb") as file:
@@ -90,45 +91,49 @@ def utf8_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: the file is empty; check the path")
 
 
-def open_binary(path: str | Path):
-    """A file opened for reading bytes, decompressed by its extension (.gz, .zst)."""
+def open_binary(path: str | Path) -> io.BufferedReader:
+    """Opens a file for reading bytes, decompressed as the ending of its name says (.gz, .zst)."""
     path = str(path)
     if path.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"), READ_BYTES)
+        return io.BufferedReader(gzip.GzipFile(path, "rb"), READ_BYTES)
     if path.endswith(".zst"):
         return io.BufferedReader(_ZstdFile(path), READ_BYTES)
     return open(path, "rb")
 
 
 class _ZstdFile(io.RawIOBase):
-    """The text of a zstd file of one or more frames; EOFError where a frame is cut short (the library ends
-    quietly).
+    """The plain text of a zstd file of one or more frames.
+
+    Raises EOFError where a frame is cut short; the library itself ends there without an error.
     """
 
     def __init__(self, path: str):
-        self._file = open(path, "rb")  # noqa: SIM115 - closed with this
+        self._file = open(path, "rb")  # noqa: SIM115 - closed with this object
         self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun, self._ready = False, memoryview(b"")
+        self._in_frame = False
+        self._ready = memoryview(b"")  # decompressed, not yet read
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             if self._frame.eof:
                 rest = self._frame.unused_data
-                self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), False
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._in_frame = False
             else:
                 rest = b""
             data = rest or self._file.read(1 << 17)
             if not data:
-                if self._begun:
+                if self._in_frame:
                     raise EOFError("a zstd frame is cut short")
                 return 0
-            self._begun = True
+            self._in_frame = True
             self._ready = memoryview(self._frame.decompress(data))
         count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
         return count
 
     def close(self) -> None:
@@ -142,8 +147,8 @@ def row_group_bytes(path: str | Path) -> Iterator[int]:
     return (metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
-def open_parquet(path: str | Path):
-    """A pyarrow.parquet.ParquetFile; raises UserError where the file is none."""
+def open_parquet(path: str | Path) -> Any:
+    """The pyarrow.parquet.ParquetFile of a path; raises UserError if it is not a whole Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -157,9 +162,10 @@ def open_parquet(path: str | Path):
         ) from None
 
 
-def parquet_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[int, dict]]:
-    """(number in the file, row) of the row groups [start, end); raises UserError where there is no column
-    `key` (any will do for "").
+def parquet_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number in the file from 0, row) of the row groups [start, end) of a Parquet file.
+
+    Raises UserError if there is no column `key`; an empty key needs no column.
     """
     import pyarrow
 
@@ -168,7 +174,7 @@ def parquet_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[in
     first = sum(file.metadata.row_group(g).num_rows for g in range(start))
     for group in range(start, end):
         try:
-            # pyarrow's threads would take twice the processor time, from workers that are at work already.
+            # With threads pyarrow takes twice the processor time, which the other workers need.
             for batch in file.iter_batches(batch_size=1024, row_groups=[group], use_threads=False):
                 yield from enumerate(batch.to_pylist(), first)
                 first += len(batch)
@@ -179,8 +185,8 @@ def parquet_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[in
             ) from None
 
 
-def arrow_batches(path: str | Path) -> Iterator:
-    """The record batches of an Arrow stream, as `datasets` writes them; they lie in the file, not in memory."""
+def arrow_batches(path: str | Path) -> Iterator[Any]:
+    """The pyarrow.RecordBatch objects of an Arrow stream, as `datasets` writes it; they stay in the file."""
     import pyarrow
 
     try:
@@ -194,9 +200,10 @@ def arrow_batches(path: str | Path) -> Iterator:
         ) from None
 
 
-def arrow_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[int, dict]]:
-    """(number in the file, row) of the record batches [start, end); raises UserError where there is no column
-    `key`.
+def arrow_rows(path: str, start: int, end: int, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number in the file from 0, row) of the record batches [start, end) of an Arrow stream.
+
+    Raises UserError if there is no column `key`; an empty key needs no column.
     """
     first = 0
     for number, batch in enumerate(itertools.islice(arrow_batches(path), end)):

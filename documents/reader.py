@@ -1,15 +1,14 @@
-"""Document(id, text, meta): read JSONL(.gz .zst), Parquet, Arrow, text, standard input and HF datasets
-(sources.py).
+"""Reads documents: JSONL (.gz, .zst), Parquet, Arrow, text, standard input and Hugging Face datasets.
 
-A document is one record: a text under one key (`text` unless told), an id, and whatever else the record
-holds, which is kept (writer.py writes it). Inputs are files, folders and globs, in sorted order; a folder
-that mt wrote is read by its manifest, one that `datasets` saved by its list. Plain JSONL, Parquet and Arrow
-files are cut into shards of about equal size, so that one big file keeps every worker busy; the cut depends
-on the files and `shard_bytes` alone, never on the number of workers.
+A document is one record: a text under one key (`text` by default), an id, and the other fields of the record,
+which are kept (writer.py writes them). Inputs are files, folders and globs, in sorted order. The files of a
+folder that mt wrote are those of its manifest; of a folder that `datasets` saved, those of its state.json.
+Plain JSONL, Parquet and Arrow files are cut into shards of about equal size, so that one big file keeps all
+workers busy. The cut depends on the files and on `shard_bytes` alone, never on the number of workers.
 
-A record that cannot be read (malformed JSON, a missing key, `null` text, bytes that are not UTF-8) is an
-error that names file and line; with `--on-error skip` it is set aside in `rejects.jsonl` with its reason
-instead.
+A record that cannot be read (malformed JSON, a missing key, `null` text, bytes that are not UTF-8) raises
+UserError, which names file and line; with `--on-error skip` it is written to `rejects.jsonl` with the reason
+instead. files.py reads the files, sources.py the inputs that are not files.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ from . import files, sources
 
 PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 EXTENSIONS = (*PLAIN_LINES, *PACKED_LINES, ".parquet", ".arrow", ".txt")
-BATCHES_AHEAD = 3  # of Parquet: unpacked while those before are in use
-# in one of them: with 256 the thread that unpacks waits for Python's lock four times as often
-BATCH_ROWS = 1024
-COUNTED_BYTES = 64 << 20  # a bad line of plain JSONL is named by its number up to here, beyond by its offset
+BATCHES_AHEAD = 3  # batches of Parquet rows that are decoded before they are needed
+BATCH_ROWS = 1024  # rows of one: with 256 the decoding thread waits for Python's lock four times as often
+COUNTED_BYTES = (
+    64 << 20
+)  # messages give the number of a line up to this offset in a JSONL file, then the offset
 
 
 @dataclasses.dataclass(slots=True)
 class Document:
-    """One document. meta: every field of the record but the id and the text."""
+    """One document. meta: all fields of the record except the id and the text."""
 
     id: str
     text: str
@@ -51,42 +51,48 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A piece of one input: bytes [start, end) of plain JSONL, row groups of Parquet, record batches of
-    Arrow, shards of
-    an HF dataset, else the whole.
+    """A part of one input, for one worker.
 
-    A JSONL line belongs to the shard in which its first byte lies.
+    [start, end) are bytes of plain JSONL, row groups of Parquet, record batches of Arrow, shards of a Hugging
+    Face dataset; any other file is one shard. A JSONL line belongs to the shard in which its first byte lies.
     """
 
     path: str
     start: int
     end: int
     bytes: int
-    key: str  # where the text is
+    key: str  # of the text in a record
     on_error: Literal["fail", "skip"]
 
     @property
     def name(self) -> str:
-        """What messages call the input."""
+        """The name of the input in messages."""
         return sources.shown(self.path)
 
 
 @dataclasses.dataclass
 class Reject:
-    """A record that could not be read. raw: its bytes, as text where they are UTF-8."""
+    """A record that could not be read.
+
+    place: "line 3" or "row 3". raw: its bytes as text if they are UTF-8, else in base64.
+    """
 
     file: str
     place: str
     reason: str
     raw: str
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, str]:
         return dataclasses.asdict(self)
 
 
+Rejecter = Callable[[Reject], None]
+
+
 def expand(inputs: Sequence[str]) -> list[Path]:
-    """The files behind files, folders and globs, sorted within each; raises UserError for one that gives
-    none.
+    """The files that files, folders and globs name, sorted within each.
+
+    Raises UserError for an input that names no file, and for a kind of file that mt does not read.
     """
     every: list[Path] = []
     for item in inputs:
@@ -114,7 +120,7 @@ def _known(name: str) -> bool:
 
 def _files_in(folder: Path) -> list[Path]:
     if (written := manifest.manifest_of(folder)) is not None:
-        # A stage writes a file a shard, also where it kept nothing of it.
+        # A stage writes one file for each shard, even if it kept no document of the shard.
         return [
             folder / o["name"]
             for o in written["outputs"]
@@ -132,7 +138,7 @@ def _files_in(folder: Path) -> list[Path]:
         )
     if _is_saved_dataset(folder):
         return [folder / f["filename"] for f in manifest.read_json(folder / "state.json")["_data_files"]]
-    # Another program's manifest.json is no JSON of documents either.
+    # Another program's manifest.json does not hold documents.
     return sorted(
         p
         for p in folder.rglob("*")
@@ -153,28 +159,25 @@ def plan(
     on_error: Literal["fail", "skip"] = "fail",
     output: str | Path | None = None,
 ) -> list[Shard]:
-    """Shards of the inputs, in order. An empty file gives a shard of no bytes, which `read` then objects to.
+    """The shards of the inputs, in order. An empty file gives a shard of no bytes; `read` refuses it.
 
-    output: the directory or prefix that the stage writes; standard input is copied beside it, or without one
-    to the system's folder for temporary files.
+    output: the directory or prefix that the stage writes. Standard input is copied beside it, or to the
+    system's folder for temporary files if there is no output.
     """
     shards = []
     for item in inputs:
-        if item.startswith(sources.HUB) and (saved := _saved(item)) is None:
+        saved = _saved(item) if item.startswith(sources.HUB) else item
+        if saved is None:
             count, size = sources.hub_shards(item)
             shards += [Shard(item, i, i + 1, size // count, key, on_error) for i in range(count)]
             continue
-        for path in (
-            [Path(sources.spool_stdin(output))]
-            if item == "-"
-            else expand([saved if item.startswith(sources.HUB) else item])
-        ):
+        for path in [Path(sources.spool_stdin(output))] if item == "-" else expand([saved]):
             shards += [Shard(str(path), a, b, n, key, on_error) for a, b, n in _pieces(path, shard_bytes)]
     return shards
 
 
 def _saved(item: str) -> str | None:
-    """The folder that `hf:FOLDER` or `hf:FOLDER:SPLIT` means where `save_to_disk` wrote it."""
+    """The folder that `hf:FOLDER` or `hf:FOLDER:SPLIT` names if `save_to_disk` wrote it, else None."""
     place, _, split = item.removeprefix(sources.HUB).partition(":")
     folder = Path(place, split)
     return str(folder) if _is_saved_dataset(folder) or (folder / "dataset_dict.json").exists() else None
@@ -189,18 +192,15 @@ def _pieces(path: Path, shard_bytes: int) -> Iterator[tuple[int, int, int]]:
             (a, b, b - a) for a, b in itertools.pairwise(size * i // pieces for i in range(pieces + 1))
         )
     elif path.suffix in (".parquet", ".arrow") and size:
-        sizes = (
-            files.row_group_bytes(path)
-            if path.suffix == ".parquet"
-            else (b.nbytes for b in files.arrow_batches(path))
-        )
+        batch_bytes = (batch.nbytes for batch in files.arrow_batches(path))
+        sizes = files.row_group_bytes(path) if path.suffix == ".parquet" else batch_bytes
         yield from _groups(sizes, shard_bytes)
     else:
         yield 0, size, size
 
 
 def _groups(sizes: Iterable[int], shard_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, bytes) of runs of row groups or batches of at least shard_bytes each but the last."""
+    """(start, end, bytes) of runs of row groups or batches, each of at least shard_bytes except the last."""
     start, size, number = 0, 0, 0
     for number, more in enumerate(sizes, 1):
         size += more
@@ -211,11 +211,11 @@ def _groups(sizes: Iterable[int], shard_bytes: int) -> Iterator[tuple[int, int, 
         yield start, number, size
 
 
-def read(shard: Shard, reject: Callable[[Reject], None] | None = None) -> Iterator[Document]:
+def read(shard: Shard, reject: Rejecter | None = None) -> Iterator[Document]:
     """The documents of a shard, in order.
 
-    reject: called with each record that is set aside where shard.on_error is "skip"; with "fail" the first
-    bad record raises UserError.
+    reject: called with each record that cannot be read, if shard.on_error is "skip". With "fail" the first
+    one raises UserError.
     """
     return (_read_lines if _is_lines(shard.path) else _read_records)(shard, reject)
 
@@ -225,7 +225,7 @@ def _is_lines(path: str) -> bool:
 
 
 def _lines(shard: Shard) -> Iterator[tuple[int, int | None, list[bytes]]]:
-    """(offset of the first, its number where that is known, some lines) of the JSON lines of a shard."""
+    """(offset of the first, its number if that is known, some lines) of the JSON lines of a shard."""
     return (
         files.lines_between(shard.path, shard.start, shard.end)
         if shard.path.endswith(PLAIN_LINES)
@@ -233,10 +233,11 @@ def _lines(shard: Shard) -> Iterator[tuple[int, int | None, list[bytes]]]:
     )
 
 
-def _read_lines(shard: Shard, reject) -> Iterator[Document]:
+def _read_lines(shard: Shard, reject: Rejecter | None) -> Iterator[Document]:
     """`read` of JSONL.
 
-    A line in order takes the short way (benchmarks/dataprep.py compares it with bare orjson).
+    A record whose id and text are strings takes the inner loop, which is almost as fast as orjson alone
+    (benchmarks/dataprep.py compares them). Any other record is parsed again below.
     """
     key, loads, new = shard.key, orjson.loads, object.__new__
     for start, number, lines in _lines(shard):
@@ -247,7 +248,7 @@ def _read_lines(shard: Shard, reject) -> Iterator[Document]:
                 for record in records:
                     text, name = record.pop(key), record.pop("id", None)
                     if type(text) is str is type(name):
-                        document = new(Document)  # without the call of __init__, a fifth of the time
+                        document = new(Document)  # calling __init__ takes a fifth of the time
                         document.id, document.text, document.meta = name, text, record
                         yield document
                     else:
@@ -260,29 +261,30 @@ def _read_lines(shard: Shard, reject) -> Iterator[Document]:
             offsets = offsets or list(itertools.accumulate(map(len, lines), initial=start))
             place = _Line(shard, offsets[index], number and number + index)
             if type(text) is str:
-                yield Document(_made_id(shard, place) if name is None else str(name), text, record)
+                yield Document(_generated_id(shard, place) if name is None else str(name), text, record)
                 continue
             raw, record, problem = _parsed(lines[index], place)
-            document = problem or _document(record, shard, place)
-            if isinstance(document, Document):
-                yield document
+            result = problem or _document(record, shard, place)
+            if isinstance(result, Document):
+                yield result
             elif raw or problem:
-                _set_aside(shard, place(), document, raw, reject)
+                _set_aside(shard, place(), result, raw, reject)
 
 
-def _read_records(shard: Shard, reject) -> Iterator[Document]:
+def _read_records(shard: Shard, reject: Rejecter | None) -> Iterator[Document]:
+    """`read` of anything but JSONL."""
     for place, raw, record, problem in _records(shard):
-        document = problem or _document(record, shard, place)
-        if isinstance(document, Document):
-            yield document
+        result = problem or _document(record, shard, place)
+        if isinstance(result, Document):
+            yield result
         else:
-            _set_aside(shard, place(), document, raw, reject)
+            _set_aside(shard, place(), result, raw, reject)
 
 
-def read_raw(shard: Shard, reject: Callable[[Reject], None] | None = None) -> Iterator[tuple[str, dict]]:
-    """(its place, every key and value) of every record of a shard, in order, whatever its keys.
+def read_raw(shard: Shard, reject: Rejecter | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) of every record of a shard, in order, whatever its keys.
 
-    reject: as for `read`. A text file is a record of `id` and text.
+    reject: as for `read`. A text file is one record of `id` and text.
     """
     for place, raw, record, problem in _records(dataclasses.replace(shard, key="")):
         if problem or not isinstance(record, dict):
@@ -292,17 +294,19 @@ def read_raw(shard: Shard, reject: Callable[[Reject], None] | None = None) -> It
 
 
 def read_values(
-    shard: Shard, keys: Sequence[str], reject: Callable[[Reject], None] | None = None
+    shard: Shard, keys: Sequence[str], reject: Rejecter | None = None
 ) -> Iterator[tuple[str | list[str], ...]]:
     """The values of several keys of every record of a shard, in order: each a text, or a list of texts.
 
     reject: as for `read`.
     """
-    quick = None
-    if not shard.path.startswith(sources.HUB):
-        quick = _quick_rows(shard, keys) if shard.path.endswith(".parquet") else _quick_values(shard, keys)
-    if quick is not None:
-        yield from quick
+    fast: Iterable[tuple[str, ...]] | None = None
+    if shard.path.endswith(".parquet") and not shard.path.startswith(sources.HUB):
+        fast = _parquet_values(shard, keys)
+    elif not shard.path.startswith(sources.HUB):
+        fast = _json_values(shard, keys)
+    if fast is not None:
+        yield from fast
         return
     for place, raw, record, problem in _records(shard):
         values = problem or _values(record, keys)
@@ -312,10 +316,10 @@ def read_values(
             _set_aside(shard, place(), values, raw, reject)
 
 
-def _quick_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | None:
-    """What `read_values` yields for a small piece of plain JSONL where every record is in order, else None.
+def _json_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | None:
+    """What `read_values` yields for a small shard of plain JSONL; None if a value of a record is not a text.
 
-    Three times as fast as the way that can say what is wrong and where.
+    It is three times as fast as the general way, which can tell what is wrong and where.
     """
     if not shard.path.endswith(PLAIN_LINES) or not 0 < shard.bytes <= 64 << 20:
         return None
@@ -328,16 +332,16 @@ def _quick_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | 
                 picked += [pick(loads(line)) for line in lines if line.strip()]
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return None
-    columns = [picked] if len(keys) == 1 else list(zip(*picked))
+    columns: list[Any] = [picked] if len(keys) == 1 else list(zip(*picked))
     if any(set(map(type, column)) - {str} for column in columns):
         return None
     return list(zip(*columns))
 
 
-def _quick_rows(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ...]] | None:
-    """What `read_values` yields for Parquet where the file itself says that every value is a text, else None.
+def _parquet_values(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ...]] | None:
+    """What `read_values` yields for Parquet; None unless schema and statistics say that all are texts.
 
-    Other columns are not read, and no row becomes a dictionary.
+    It reads no other column and makes no dictionary of a row.
     """
     import pyarrow
 
@@ -354,30 +358,31 @@ def _quick_rows(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ...]] 
         if key not in texts or key not in columns:
             return None
         for group in groups:
-            facts = file.metadata.row_group(group).column(columns[key]).statistics
-            if facts is None or not facts.has_null_count or facts.null_count:
+            statistics = file.metadata.row_group(group).column(columns[key]).statistics
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
                 return None
-    # pyarrow's threads would take twice the processor time, from workers that are at work already.
+    # With threads pyarrow takes twice the processor time, which the other workers need.
     batches = file.iter_batches(
         batch_size=BATCH_ROWS, row_groups=groups, columns=list(keys), use_threads=False
     )
     return itertools.chain.from_iterable(
-        zip(*(batch.column(key).to_pylist() for key in keys)) for batch in _ahead(batches)
+        zip(*(batch.column(key).to_pylist() for key in keys)) for batch in _prefetch(batches)
     )
 
 
-def _ahead(items: Iterator) -> Iterator:
-    """The items, a few of them made by a thread while those before are in use: pyarrow unpacks without
-    Python's lock.
-    """
-    with ThreadPoolExecutor(1, "unpack") as pool:
-        waiting = collections.deque(pool.submit(next, items, None) for _ in range(BATCHES_AHEAD))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, items, None))
+def _prefetch(items: Iterator[Any]) -> Iterator[Any]:
+    """The items, of which a thread makes BATCHES_AHEAD in advance: pyarrow decodes without Python's lock."""
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        queue = collections.deque(pool.submit(next, items, None) for _ in range(BATCHES_AHEAD))
+        while (item := queue.popleft().result()) is not None:
+            queue.append(pool.submit(next, items, None))
             yield item
 
 
-def _set_aside(shard: Shard, place: str, reason: str, raw: bytes | dict, reject) -> None:
+def _set_aside(
+    shard: Shard, place: str, reason: str, raw: bytes | dict[str, Any], reject: Rejecter | None
+) -> None:
+    """Passes a record that cannot be read to `reject`, or raises UserError."""
     if shard.on_error == "fail" or reject is None:
         raise UserError(
             f"{shard.name}{place}: {reason}; mend it, or pass --on-error skip to set such records aside"
@@ -385,7 +390,7 @@ def _set_aside(shard: Shard, place: str, reason: str, raw: bytes | dict, reject)
     reject(Reject(shard.name, place.removeprefix(", "), reason, _printable(raw)))
 
 
-def _printable(raw: bytes | dict) -> str:
+def _printable(raw: bytes | dict[str, Any]) -> str:
     if isinstance(raw, dict):
         raw = orjson.dumps(raw, default=str)
     try:
@@ -394,8 +399,8 @@ def _printable(raw: bytes | dict) -> str:
         return "base64:" + base64.b64encode(raw).decode()
 
 
-def _document(record, shard: Shard, place) -> Document | str:
-    """The document in a record, or what is wrong with it."""
+def _document(record: Any, shard: Shard, place: Place) -> Document | str:
+    """The document of a record, or the reason why there is none."""
     if not isinstance(record, dict):
         return f"is {_json_type(record)}, not a JSON object"
     if shard.key not in record:
@@ -405,11 +410,11 @@ def _document(record, shard: Shard, place) -> Document | str:
         return f"{shard.key!r} is {_json_type(text)}, not a text"
     del record[shard.key]
     name = record.pop("id", None)
-    return Document(str(name) if name is not None else _made_id(shard, place), text, record)
+    return Document(str(name) if name is not None else _generated_id(shard, place), text, record)
 
 
-def _values(record, keys: Sequence[str]) -> tuple[str | list[str], ...] | str:
-    """The texts, or lists of texts, under the keys of a record, or what is wrong with it."""
+def _values(record: Any, keys: Sequence[str]) -> tuple[str | list[str], ...] | str:
+    """The texts, or lists of texts, under the keys of a record, or the reason why there are none."""
     if not isinstance(record, dict):
         return f"is {_json_type(record)}, not a JSON object"
     for key in keys:
@@ -426,11 +431,11 @@ def _values(record, keys: Sequence[str]) -> tuple[str | list[str], ...] | str:
     return tuple(record[key] for key in keys)
 
 
-def _absent(record: dict, key: str) -> str:
+def _absent(record: dict[str, Any], key: str) -> str:
     return f"has no key {key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
 
 
-def _json_type(value) -> str:
+def _json_type(value: object) -> str:
     return {
         type(None): "null",
         bool: "a boolean",
@@ -443,12 +448,13 @@ def _json_type(value) -> str:
     }.get(type(value), f"a {type(value).__name__}")
 
 
-def _made_id(shard: Shard, place) -> str:
+def _generated_id(shard: Shard, place: Place) -> str:
+    """The id of a document that has none: FILE:POSITION."""
     return f"{shard.name if shard.path.startswith(sources.HUB) else Path(shard.name).name}:{place.position}"
 
 
 class _Line:
-    """Where a line is: its byte offset at once, its number when somebody asks (counting what lies before it)."""
+    """The place of a line: its byte offset, and its number, which is counted only for a message."""
 
     __slots__ = ("number", "path", "position")
 
@@ -458,7 +464,7 @@ class _Line:
     def __call__(self) -> str:
         if self.number is not None:
             return f", line {self.number}"
-        if self.position > COUNTED_BYTES:  # a terabyte is not read again for every line that is set aside
+        if self.position > COUNTED_BYTES:  # counting would read a large file again for every bad line
             return f", byte {self.position}"
         left, number = self.position, 1
         with open(self.path, "rb") as file:
@@ -469,20 +475,23 @@ class _Line:
 
 
 class _Row:
-    """Where a row is: its number in a file, or SHARD:NUMBER in an HF dataset."""
+    """The place of a row: its number in a file, or SHARD:NUMBER in a Hugging Face dataset."""
 
     __slots__ = ("position", "row", "shard")
 
     def __init__(self, row: int, shard: int | None = None):
         self.row, self.shard = row, shard
-        self.position = row if shard is None else f"{shard}:{row}"
+        self.position: int | str = row if shard is None else f"{shard}:{row}"
 
     def __call__(self) -> str:
         return f", row {self.row + 1}" if self.shard is None else f", shard {self.shard}, row {self.row + 1}"
 
 
-def _records(shard: Shard) -> Iterator[tuple[Callable[[], str], bytes | dict, Any, str]]:
-    """(place, its bytes or row, the record, "" or what is wrong where it cannot be parsed) of every record."""
+Place = _Line | _Row  # called, it gives the place as a message writes it: ", line 3"
+
+
+def _records(shard: Shard) -> Iterator[tuple[Place, Any, Any, str]]:
+    """(place, bytes or row, record, "" or the reason why it cannot be parsed) of every record of a shard."""
     path = shard.path
     if path.startswith(sources.HUB):
         for index in range(shard.start, shard.end):
@@ -514,8 +523,8 @@ def _records(shard: Shard) -> Iterator[tuple[Callable[[], str], bytes | dict, An
             )
 
 
-def _parsed(line: bytes, place) -> tuple[bytes, Any, str]:
-    """(the line without white space around it, its record, "" or what is wrong with it); a blank line is b""."""
+def _parsed(line: bytes, place: _Line) -> tuple[bytes, Any, str]:
+    """(the line without white space around it, its record, "" or what is wrong); a blank line gives b""."""
     if place.position == 0 and line.startswith(b"\xef\xbb\xbf"):
         line = line[3:]
     line = line.strip()

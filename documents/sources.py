@@ -1,14 +1,14 @@
-"""inputs that are no files: standard input (`-`) and Hugging Face datasets (`hf:NAME[:CONFIG][:SPLIT]`).
+"""Inputs that are not files: standard input (`-`) and Hugging Face datasets (`hf:NAME[:CONFIG][:SPLIT]`).
 
-A stream cannot be read twice, and stages read their input in passes, in pieces and again after a kill. So
-standard input (JSONL) is first copied to a hidden folder beside the output,
-`.OUTPUT.stdin-PID/DIGEST.stdin.jsonl`, and read from there as any file; the folder goes when the process
-ends, and what a killed process left goes when the same command runs again. The digest is that of all its
-bytes: the same stream piped in again goes on where a killed run was, another is another run.
+A stream cannot be read twice, but stages read their input in several passes, in shards, and again after a
+kill. So standard input (JSONL) is first copied to a hidden folder beside the output,
+`.OUTPUT.stdin-PID/DIGEST.stdin.jsonl`, and read from there like any file. The folder is removed when the
+process ends; a folder that a killed process left is removed when the same command runs again. DIGEST is the
+digest of all bytes: the same stream piped in again continues a killed run, a different stream is a new run.
 
 A dataset is streamed by the library `datasets`, which reads its files from the Hub or from a folder,
-`hf:/path`. What it calls a shard (a file, usually) is one here. A folder that `save_to_disk` wrote holds
-Arrow files, which documents.py reads by itself.
+`hf:/path`. A shard of the dataset (usually a file) is a shard here. A folder that `save_to_disk` wrote holds
+Arrow files, which reader.py reads without that library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -37,12 +37,12 @@ READ_BYTES = 1 << 20
 
 
 def shown(path: str) -> str:
-    """What a message and a made id call an input."""
+    """The name of an input in messages and in generated document ids."""
     return "stdin" if path.endswith(STDIN) else path
 
 
-def identity(path: str | Path) -> dict:
-    """manifest.identity, which knows files alone, extended to standard input and to datasets of Hugging Face."""
+def identity(path: str | Path) -> dict[str, Any]:
+    """manifest.identity, extended from files to standard input and Hugging Face datasets."""
     path = str(path)
     if path.endswith(STDIN):
         return {
@@ -57,10 +57,10 @@ def identity(path: str | Path) -> dict:
 
 
 def spool_stdin(output: str | Path | None) -> str:
-    """Copies standard input to a file and returns its path; raises UserError where there is nothing to copy.
+    """Copies standard input to a file and returns its path; raises UserError if standard input is a terminal.
 
-    output: the directory or prefix beside which it lies; without one in the system's folder for temporary
-    files.
+    output: the directory or prefix beside which the copy goes; without one it goes to the system's folder for
+    temporary files.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise UserError(
@@ -74,7 +74,7 @@ def spool_stdin(output: str | Path | None) -> str:
     if folder.exists():
         raise UserError("input = -: standard input was read already; name it once")
     folder.mkdir()
-    lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends: tells that the folder is in use
+    lock = open(folder / "lock", "w")  # noqa: SIM115 - held while the process uses the folder
     fcntl.flock(lock, fcntl.LOCK_EX)
     atexit.register(_discard, folder, os.getpid(), lock)
     digest, partial = xxhash.xxh3_128(), folder / "partial"
@@ -87,7 +87,7 @@ def spool_stdin(output: str | Path | None) -> str:
     return str(whole)
 
 
-def _discard(folder: Path, owner: int, lock) -> None:
+def _discard(folder: Path, owner: int, lock: IO[str]) -> None:
     if os.getpid() == owner:  # not in a process forked from it
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
@@ -102,13 +102,13 @@ def _discard_orphans(place: Path) -> None:
 
 
 def hub_shards(name: str) -> tuple[int, int]:
-    """(shards of a dataset's split, its size in bytes, 0 where nobody knows)."""
+    """(number of shards of a dataset's split, its size in bytes or 0 if that is not known)."""
     dataset = _dataset(name)
     return dataset.stream.num_shards, dataset.bytes
 
 
-def hub_records(name: str, shard: int) -> Iterator[dict]:
-    """The records of one shard of a dataset, in order."""
+def hub_records(name: str, shard: int) -> Iterator[dict[str, Any]]:
+    """The records of one shard of a dataset, in order; raises UserError if it cannot be read."""
     stream = _dataset(name).stream
     try:
         yield from stream.shard(num_shards=stream.num_shards, index=shard)
@@ -122,19 +122,17 @@ def hub_records(name: str, shard: int) -> Iterator[dict]:
 class _Dataset:
     """One split of a dataset.
 
-    stream: a datasets.IterableDataset; files: what it is made of, for the identity.
+    stream: a datasets.IterableDataset. files: the name, size and time of each file, for the identity.
     """
 
     stream: Any
-    files: list[list]
-    bytes: int  # 0 where nobody knows
+    files: list[list[Any]]
+    bytes: int  # 0 if it is not known
 
 
 @functools.lru_cache(maxsize=16)
 def _dataset(name: str) -> _Dataset:
-    """The dataset behind `hf:NAME[:CONFIG][:SPLIT]`; a single part after the name is a split where there is
-    such a one.
-    """
+    """The dataset `hf:NAME[:CONFIG][:SPLIT]`. A single part after NAME is a split if there is one."""
     place, *parts = name.removeprefix(HUB).split(":")
     if not place or len(parts) > 2:
         raise UserError(
@@ -145,7 +143,7 @@ def _dataset(name: str) -> _Dataset:
     builder = _builder(name, place, config) if len(parts) != 1 else _default_builder(name, place)
     if len(parts) == 1:
         if builder is not None and config in _splits(builder):
-            config, split = "", config
+            split = config
         else:
             builder = _builder(name, place, config)
     splits = _splits(builder)
@@ -154,28 +152,26 @@ def _dataset(name: str) -> _Dataset:
     if split and split not in splits:
         raise UserError(f"{name}: has no split {split}; it has {', '.join(splits)}")
     split = split or splits[0]
-    found = builder.config.data_files[split] if builder.config.data_files else []
+    found: Any = builder.config.data_files[split] if builder.config.data_files else []  # a DataFilesList
     info = (builder.info.splits or {}).get(split)
-    size = (
-        sum(map(os.path.getsize, found))
-        if found and all(map(os.path.exists, found))
-        else info.num_bytes
-        if info
-        else 0
-    )
+    if found and all(map(os.path.exists, found)):
+        size = sum(map(os.path.getsize, found))
+    else:
+        size = (info.num_bytes if info else 0) or 0
     files = [_file(*pair) for pair in zip(found, found.origin_metadata)] if found else [[str(builder.hash)]]
-    return _Dataset(builder.as_streaming_dataset(split=split), files, size or 0)
+    return _Dataset(builder.as_streaming_dataset(split=split), files, size)
 
 
-def _default_builder(name: str, place: str):
-    """The builder of a dataset's only or default configuration; None where one of several must be named."""
+def _default_builder(name: str, place: str) -> Any:
+    """The builder of a dataset's only or default configuration; None if one of several must be named."""
     try:
         return _builder(name, place, "")
     except UserError:
         return None
 
 
-def _builder(name: str, place: str, config: str):
+def _builder(name: str, place: str, config: str) -> Any:
+    """The datasets.DatasetBuilder of a configuration; raises UserError if it cannot be opened."""
     try:
         import datasets
 
@@ -190,19 +186,19 @@ def _builder(name: str, place: str, config: str):
             f"{name}: datasets of Hugging Face need the package datasets; install it with: pip install"
             " 'mt[hf]'"
         ) from None
-    except Exception as error:  # a network, a Hub and a hundred formats have errors of their own
+    except Exception as error:  # the network, the Hub and every format raise errors of their own
         raise UserError(
             f"{name}: cannot be opened ({_first_line(error)}); check its name, its configuration and the"
             " network"
         ) from None
 
 
-def _splits(builder) -> list[str]:
+def _splits(builder: Any) -> list[str]:
     return list(map(str, builder.config.data_files or builder.info.splits or ()))
 
 
-def _file(path: str, origin: tuple) -> list:
-    """A local file by name, size and time; a file of the Hub by its address and revision."""
+def _file(path: str, origin: tuple[Any, ...]) -> list[Any]:
+    """The identity of a local file: name, size, time. Of a file on the Hub: address and revision."""
     if os.path.exists(path):
         return [os.path.basename(path), os.path.getsize(path), os.stat(path).st_mtime_ns]
     return [str(path), *map(str, origin)]

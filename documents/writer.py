@@ -1,9 +1,9 @@
-"""documents to whole files: JSONL, JSONL.zst or Parquet, and a further file where one is full.
+"""Writes documents to JSONL, JSONL.zst or Parquet files, and starts a new file where one is full.
 
-A file appears under its name when it is whole, and not at all otherwise. Every field of a document is
-written. Parquet has one type a column, which the documents of the whole file decide: what some lack is null
-there, numbers become the widest kind, objects get the keys of all. For that a Parquet file is held in memory
-until it is whole; `max_bytes` bounds it.
+A file appears under its name only when it is whole. Every field of a document is written. A Parquet column
+has one type, which all documents of the file decide: a missing value is null, numbers take the widest type,
+objects get the keys of all. Therefore a Parquet file is kept in memory until it is whole; `max_bytes` limits
+its size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import base64
 import contextlib
 import decimal
 import sys
+import types
 from pathlib import Path
+from typing import IO, Any
 
 import orjson
 import xxhash
@@ -23,23 +25,24 @@ from ..core.config import UserError
 from .reader import Document
 
 BUFFER_BYTES = 1 << 20
-PARQUET_BATCH = 8192, 16 << 20  # documents, bytes of text
+# Parquet: so many documents, or bytes of text, become columns at once. A row group has as many documents.
+BATCH_DOCUMENTS, BATCH_BYTES = 8192, 16 << 20
 
 
 class Writer:
-    """Writes documents to `path`, and once that holds `max_bytes` of text on to `NAME_001`, `NAME_002`; use
-    it in a `with` block.
+    """Writes documents to `path`, then to `NAME_001`, `NAME_002` ... after each `max_bytes` of text.
 
-    The ending of the path says the format. `records` are the whole files' entries for the manifest, made
-    without reading them again; `documents` and `text_bytes` count what all of them hold.
+    Use it in a `with` block. The ending of the path gives the format. `records` are the entries of the whole
+    files for the manifest, made without reading them again. `documents` and `text_bytes` count over all files.
     """
 
     def __init__(
         self, path: str | Path, *, root: str | Path, key: str = "text", max_bytes: int = sys.maxsize
     ):
-        self.path, self.root, self.key, self.max_bytes = Path(path), Path(root), key, max_bytes
+        self.path, self.root = Path(path), Path(root)
+        self.key, self.max_bytes = key, max_bytes
         self.documents = self.text_bytes = 0
-        self.records: list[dict] = []
+        self.records: list[dict[str, Any]] = []
 
     def __enter__(self) -> Writer:
         self._begin()
@@ -55,7 +58,12 @@ class Writer:
         self.text_bytes += size
         self._format.add({"id": document.id, self.key: text, **document.meta}, size)
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         if kind is not None:
             self._open.__exit__(kind, error, trace)
             return
@@ -72,7 +80,7 @@ class Writer:
         self._before = self.documents, self.text_bytes
         self._open = contextlib.ExitStack()
         file = self._open.enter_context(manifest.atomic_write(self._to))
-        self._format = (
+        self._format: _Lines | _Parquet = (
             _Parquet(file, self.path, self.key)
             if suffix == ".parquet"
             else _Lines(file, suffix.endswith(".zst"))
@@ -89,11 +97,13 @@ class Writer:
 class _Lines:
     """JSON lines, compressed or not."""
 
-    def __init__(self, file, compressed: bool):
-        self.file, self.digest, self.buffer = file, xxhash.xxh3_128(), bytearray()
+    def __init__(self, file: IO[bytes], compressed: bool):
+        self.file = file
+        self.digest = xxhash.xxh3_128()
+        self.buffer = bytearray()
         self.zstd = zstandard.ZstdCompressor(level=3).compressobj() if compressed else None
 
-    def add(self, row: dict, size: int) -> None:
+    def add(self, row: dict[str, Any], size: int) -> None:
         self.buffer += orjson.dumps(row, _plain, orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
         if len(self.buffer) >= BUFFER_BYTES:
             self._flush()
@@ -108,29 +118,33 @@ class _Lines:
         self.file.write(data)
 
     def finish(self) -> str:
-        """Writes what is left; returns the digest of the file."""
+        """Writes the rest of the buffer; returns the xxh3-128 of the file in hex."""
         self._flush()
         if self.zstd:
             self._emit(self.zstd.flush())
         return self.digest.hexdigest()
 
 
-def _plain(value):
-    """What JSON has no word for and Parquet may hold: bytes in base64, decimals and all else as text."""
+def _plain(value: object) -> str:
+    """A value of Parquet that JSON has no type for, as text: bytes in base64, decimals in digits."""
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
     return format(value, "f") if isinstance(value, decimal.Decimal) else str(value)
 
 
 class _Parquet:
-    def __init__(self, file, path: Path, key: str):
-        self.file, self.path, self.key = file, path, key
-        self.rows, self.size, self.tables = [], 0, []
+    """A Parquet file, built in memory from tables of BATCH_DOCUMENTS rows."""
 
-    def add(self, row: dict, size: int) -> None:
+    def __init__(self, file: IO[bytes], path: Path, key: str):
+        self.file, self.path, self.key = file, path, key
+        self.rows: list[dict[str, Any]] = []  # since the last table
+        self.size = 0  # of their text in bytes
+        self.tables: list[Any] = []  # pyarrow.Table
+
+    def add(self, row: dict[str, Any], size: int) -> None:
         self.rows.append(row)
         self.size += size
-        if len(self.rows) >= PARQUET_BATCH[0] or self.size >= PARQUET_BATCH[1]:
+        if len(self.rows) >= BATCH_DOCUMENTS or self.size >= BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -140,7 +154,8 @@ class _Parquet:
         self.tables.append(pyarrow.table({name: self._column(name) for name in names}))
         self.rows, self.size = [], 0
 
-    def _column(self, name: str):
+    def _column(self, name: str) -> Any:
+        """A pyarrow.Array of one field of the rows since the last table."""
         import pyarrow
 
         values = [row.get(name) for row in self.rows]
@@ -151,8 +166,8 @@ class _Parquet:
         except (pyarrow.ArrowException, OverflowError) as error:
             raise self._refusal(name, error) from None
 
-    def _whole(self, name: str):
-        """A column of all batches."""
+    def _whole(self, name: str) -> Any:
+        """A pyarrow column of one field of all rows."""
         import pyarrow
 
         parts = [
@@ -163,7 +178,7 @@ class _Parquet:
             column = pyarrow.concat_tables(parts, promote_options="permissive").column(name)
         except pyarrow.ArrowException as error:
             raise self._refusal(name, error) from None
-        # A column of empty objects alone: Parquet has no type for it.
+        # Parquet has no type for a column of nothing but empty objects.
         return pyarrow.nulls(len(column)) if column.type == pyarrow.struct([]) else column
 
     def _refusal(self, name: str, error: Exception) -> UserError:
@@ -181,6 +196,6 @@ class _Parquet:
         names = dict.fromkeys(name for table in self.tables for name in table.column_names)
         whole = pyarrow.table({name: self._whole(name) for name in names})
         try:
-            pyarrow.parquet.write_table(whole, self.file, compression="zstd", row_group_size=PARQUET_BATCH[0])
+            pyarrow.parquet.write_table(whole, self.file, compression="zstd", row_group_size=BATCH_DOCUMENTS)
         except pyarrow.ArrowNotImplementedError as error:
             raise UserError(f"{self.path}: {str(error).splitlines()[0]}; pass --format jsonl.zst") from None

@@ -95,7 +95,7 @@ def test_a_terminal_and_an_empty_stream_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The rows as `datasets` saves them: a dataset, one of two splits, and a folder of Parquet as on the Hub."""
+    """The rows as `datasets` saves them: a dataset, one of two splits, a folder of Parquet as on the Hub."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
     datasets.disable_progress_bars()
     folder = tmp_path_factory.mktemp("hf")

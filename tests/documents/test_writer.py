@@ -1,4 +1,4 @@
-"""Documents to files: every field comes back, files end where they are full, and nothing half-written stays."""
+"""Writing documents: every field is read back, a full file is followed by another, no partial file stays."""
 
 import datetime
 import decimal
@@ -104,7 +104,7 @@ def test_no_documents_make_an_empty_file_of_the_right_columns(tmp_path, name):
 
 
 def test_parquet_takes_columns_from_all_documents_and_not_from_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("mt.documents.writer.PARQUET_BATCH", (2, 1 << 20))
+    monkeypatch.setattr("mt.documents.writer.BATCH_DOCUMENTS", 2)
     metas = [
         {},
         {"a": None},
@@ -124,7 +124,7 @@ def test_parquet_takes_columns_from_all_documents_and_not_from_the_first(tmp_pat
 @pytest.mark.parametrize("batch", [1, 100])
 @pytest.mark.parametrize(("one", "other"), [(1, "a"), ({"a": 1}, [1]), (2**63, -1), (2**70, 1), ("a", True)])
 def test_values_without_a_common_type_cannot_be_parquet(tmp_path, monkeypatch, batch, one, other):
-    monkeypatch.setattr("mt.documents.writer.PARQUET_BATCH", (batch, 1 << 20))
+    monkeypatch.setattr("mt.documents.writer.BATCH_DOCUMENTS", batch)
     with pytest.raises(
         UserError,
         match=(
