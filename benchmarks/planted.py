@@ -31,7 +31,7 @@ from mt.indexed.neighbors import SampleNeighbors
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
 from mt.tokenizer.tokenizer import TokenizerConfig, load
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
@@ -235,7 +235,7 @@ def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarr
 @torch.no_grad()
 def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[float, float]:
     """Of the tokens of the validation samples that a neighbour showed, and of the others."""
-    model = load_model(run)[0]
+    model = open_checkpoint(run).load_model()
     losses = []
     for start in range(0, len(found), BATCH):
         own = np.arange(start, start + BATCH)

@@ -16,20 +16,17 @@ from __future__ import annotations
 import array
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import UserError, build, read_yaml
+from ..core.config import UserError, build
 from ..indexed.masked_dataset import word_pieces
-from ..tokenizer.tokenizer import Tokenizer, load_directory
-from ..train.checkpoint import native as checkpoint
-from ..train.checkpoint.foreign import is_foreign, open_foreign
-from ..train.checkpoint.huggingface import encoder_weights
-from ..train.checkpoint.native import CheckpointConfig, load_model
+from ..tokenizer.tokenizer import Tokenizer
+from ..train.checkpoint.base import Checkpoint
+from ..train.checkpoint.native import CheckpointConfig
 from ..train.model.bert import Bert
 from ..train.model.config import ResolvedModelConfig
 from ..train.model.layers import Linear, initialize
@@ -82,16 +79,29 @@ class Finetuned:
 
 
 def pretrained(
-    path: str, outputs: int, seed: int, mesh: Mesh, *, hidden_dropout: float, attention_dropout: float
+    checkpoint: Checkpoint,
+    outputs: int,
+    seed: int,
+    mesh: Mesh,
+    *,
+    hidden_dropout: float,
+    attention_dropout: float,
 ) -> tuple[Classifier, Tokenizer]:
     """A classifier on the encoder of a pretrained BERT, and its tokenizer; what the BERT lacks starts from
     `seed`.
 
     mesh: where it then lies, cut over tensor-parallel ranks; each reads the whole BERT first.
     """
-    settings, tokenizer, weights = _pretrained_bert(path)
+    if checkpoint.config.family != "bert":
+        raise UserError(
+            f"{checkpoint}: is a model of family {checkpoint.config.family}, which cannot be finetuned to"
+            " choose; give a BERT"
+        )
+    tokenizer, weights = checkpoint.load_tokenizer(), checkpoint.encoder_weights()
     model = Classifier(
-        dataclasses.replace(settings, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout),
+        dataclasses.replace(
+            checkpoint.config, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout
+        ),
         outputs,
     )
     initialize(model, seed)
@@ -106,51 +116,31 @@ def pretrained(
     return model, tokenizer
 
 
-def _pretrained_bert(path: str) -> tuple[ResolvedModelConfig, Tokenizer, dict[str, Tensor]]:
-    """(settings, tokenizer, our name -> weight) of a BERT: a checkpoint of ours or a Hugging Face directory,
-    there even without heads.
-    """
-    settings = checkpoint.saved_settings(checkpoint.find(path)).model
-    if settings.family != "bert":
-        raise UserError(
-            f"{path}: is a model of family {settings.family}, which cannot be finetuned to choose; give a"
-            " BERT"
-        )
-    if is_foreign(Path(path)):
-        _, weights = encoder_weights(path)
-        return settings, open_foreign(Path(path)).tokenizer(), weights
-    model, tokenizer, _ = load_model(path)
-    return settings, tokenizer, model.state_dict()
+def is_finetuned(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is a finetuned classifier's."""
+    return "task" in checkpoint.run_settings
 
 
-def is_finetuned(path: str) -> bool:
-    """Whether a checkpoint is a classifier's; raises UserError where there is none."""
-    settings = checkpoint.find(path) / "config.yaml"
-    # another library's checkpoint has no such file
-    return settings.exists() and "task" in read_yaml(settings)
-
-
-def open_classifier(path: str, task: str, mesh: Mesh) -> tuple[Classifier, Tokenizer, int]:
+def open_classifier(checkpoint: Checkpoint, task: str, mesh: Mesh) -> tuple[Classifier, Tokenizer, int]:
     """(classifier in eval mode, its tokenizer, the tokens of a sequence) of a finetuned checkpoint; cut over
     tensor-parallel ranks.
     """
-    if not is_finetuned(path):
+    if not is_finetuned(checkpoint):
         raise UserError(
-            f"{path}: is no finetuned classifier; finetune it with --pretrained-checkpoint {path}"
+            f"{checkpoint}: is no finetuned classifier; finetune it with --pretrained-checkpoint {checkpoint}"
             " --train-data FILE... --output DIR"
         )
-    step = checkpoint.find(path)
-    settings = build(Finetuned, (str(step / "config.yaml"), read_yaml(step / "config.yaml")))
+    settings = build(Finetuned, (str(checkpoint.path / "config.yaml"), checkpoint.run_settings))
     if settings.task != task:
         raise UserError(
-            f"{path}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval"
+            f"{checkpoint}: was finetuned for {settings.task}, not {task}; evaluate it with `mt eval"
             f" {settings.task}`"
         )
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), settings.model, {})
     model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False).to(mesh.device)
     cut_for_use(model, mesh)
-    checkpoint.load(step, model, mesh=mesh)
-    return model, load_directory(step / "tokenizer"), settings.seq_length
+    checkpoint.load(model, mesh=mesh)
+    return model, checkpoint.load_tokenizer(), settings.seq_length
 
 
 class PairEncoder:

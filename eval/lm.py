@@ -21,7 +21,7 @@ import torch
 
 from ..core.config import UserError, check, configuration, option
 from ..indexed.masked_dataset import word_pieces
-from ..train.checkpoint.native import find, load_model, saved_settings
+from ..train.checkpoint.base import Checkpoint
 from ..train.model.retro import Retro
 from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_matmul
@@ -36,7 +36,7 @@ SLAB_BATCHES = 32
 class LanguageModel:
     """A model, its tokenizer, and the most positions that it may be given.
 
-    model: as train.checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) ->
+    model: as Checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) ->
     hidden (B, T, D)`, `model.log_likelihoods(hidden (N, D), targets (N,))`, `model.logits(hidden) -> (...,
     V)`, `model.new_cache(batch, max_length)`. batch_size: sequences in one forward pass.
     """
@@ -203,7 +203,7 @@ NO_RETRIEVAL = Retrieval(retro_attention_gate=0.0)
 
 
 def open_model(
-    load: str,
+    checkpoint: Checkpoint,
     length: int | Literal["trained", "positions"],
     batch_size: int,
     retrieval: Retrieval = NO_RETRIEVAL,
@@ -216,24 +216,24 @@ def open_model(
     ranks share the model; they must ask it the same, in the same order.
     """
     use_fast_float32_matmul()
-    model, tokenizer, config = load_model(load, mesh)
-    if config.model.family != "gpt":
+    if checkpoint.config.family != "gpt":
         raise UserError(
-            f"{load}: is a model of family {config.model.family}, which does not continue text; give a model"
+            f"{checkpoint}: is a model of family {checkpoint.config.family}, which does not continue text; give a model"
             " of family gpt (mt generate and mt serve also take t5)"
         )
-    _connect(model, tokenizer, retrieval, load)
-    positions = config.model.max_position_embeddings
-    lengths = {"trained": min(config.data.seq_length, positions), "positions": positions}
+    tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model(mesh)
+    _connect(model, tokenizer, retrieval, checkpoint)
+    positions = checkpoint.config.max_position_embeddings
+    lengths = {"trained": min(checkpoint.seq_length, positions), "positions": positions}
     wanted = lengths.get(length, length)
     if wanted > positions:
         raise UserError(
-            f"seq_length = {wanted} must be at most the {positions} positions of the model in {load}"
+            f"seq_length = {wanted} must be at most the {positions} positions of the model in {checkpoint}"
         )
     return LanguageModel(model, tokenizer, wanted, batch_size)
 
 
-def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
+def _connect(model, tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> None:
     """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is
     nothing to look up for.
     """
@@ -241,7 +241,7 @@ def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
         check(
             (
                 retrieval.retro_db is None,
-                f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out",
+                f"retro_db = {retrieval.retro_db}: {checkpoint} holds a model that retrieves nothing; leave it out",
             )
         )
         return
@@ -250,7 +250,7 @@ def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
         return
     if retrieval.retro_db is None:
         raise UserError(
-            f"{load}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
+            f"{checkpoint}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
             " --retro-attention-gate 0 for the GPT within"
         )
     from ..retro.retriever import Lookup
@@ -263,31 +263,33 @@ def _connect(model, tokenizer, retrieval: Retrieval, load: str) -> None:
     )
 
 
-def open_generator(load: str, batch_size: int, retrieval: Retrieval = NO_RETRIEVAL) -> LanguageModel:
+def open_generator(
+    checkpoint: Checkpoint, batch_size: int, retrieval: Retrieval = NO_RETRIEVAL
+) -> LanguageModel:
     """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5
     a prompt is what it reads.
     """
-    if saved_settings(find(load)).model.family != "t5":
-        return open_model(load, "positions", batch_size, retrieval)
+    if checkpoint.config.family != "t5":
+        return open_model(checkpoint, "positions", batch_size, retrieval)
     use_fast_float32_matmul()
     check(
         (
             retrieval.retro_db is None,
-            f"retro_db = {retrieval.retro_db}: {load} holds a model that retrieves nothing; leave it out",
+            f"retro_db = {retrieval.retro_db}: {checkpoint} holds a model that retrieves nothing; leave it out",
         )
     )
-    model, tokenizer, config = load_model(load)
+    tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model()
     words = word_pieces(tokenizer)
     words.need("bos", "eos")
     tokenizer = copy.copy(tokenizer)
     tokenizer.eod = words.eos
     return LanguageModel(
-        EncoderDecoder(model, words.bos), tokenizer, config.model.max_position_embeddings, batch_size
+        EncoderDecoder(model, words.bos), tokenizer, checkpoint.config.max_position_embeddings, batch_size
     )
 
 
 def open_scorer(
-    load: str,
+    checkpoint: Checkpoint,
     length: int | Literal["trained", "positions"],
     batch_size: int,
     retrieval: Retrieval = NO_RETRIEVAL,
@@ -296,7 +298,7 @@ def open_scorer(
     """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py), unless ranks
     share them.
     """
-    model = open_model(load, length, batch_size, retrieval, mesh)
+    model = open_model(checkpoint, length, batch_size, retrieval, mesh)
     if mesh is None or mesh.tp.size == 1:
         prepare_for_inference(model.model)
     return model

@@ -23,6 +23,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from ..core.config import UserError, check, configuration, nearest, option
+from ..train.checkpoint.open import open_checkpoint
 from ..train.parallel.mesh import Mesh
 from .generation.sampling import Sampling
 from .lm import LanguageModel, open_scorer
@@ -89,7 +90,11 @@ def harness(config: HarnessConfig) -> dict | None:
             return results.finished if mesh.rank == 0 else None
         tasks = mesh.on_rank_0(lambda: _tasks(config))
         model = open_scorer(
-            config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh
+            open_checkpoint(config.load),
+            config.seq_length or "trained",
+            config.micro_batch_size,
+            config.retrieval,
+            mesh,
         )
         if config.add_bos_token and model.tokenizer.bos is None:
             raise UserError(

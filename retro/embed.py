@@ -23,8 +23,10 @@ from ..core.config import UserError
 from ..core.manifest import file_digest, read_json
 from ..indexed.masked_dataset import word_pieces
 from ..indexed.neighbors import Database
-from ..train.checkpoint import native as checkpoint
-from ..train.checkpoint.huggingface import load_bert, minilm_directory
+from ..train.checkpoint.base import Checkpoint
+from ..train.checkpoint.huggingface import HuggingFaceCheckpoint, minilm_directory
+from ..train.checkpoint.native import NativeCheckpoint
+from ..train.checkpoint.open import open_checkpoint
 from ..train.compile import keep_freed_memory
 from ..train.model.attention import packed_texts_mask
 from ..train.model.bert import Bert
@@ -59,15 +61,16 @@ class Embedder:
 
     def __init__(self, directory: str | Path | None = None, bf16: bool = False):
         self.directory, self.bf16 = Path(directory) if directory is not None else minilm_directory(), bf16
-        if is_checkpoint(self.directory):
-            model, self.encode, self.digest = _open_checkpoint(self.directory)
-            self.own_rule, self.normalize = False, False
-        else:
+        checkpoint = open_checkpoint(self.directory)
+        if isinstance(checkpoint, HuggingFaceCheckpoint):
             self.own_rule, self.normalize = _pooling(self.directory)
-            model = load_bert(self.directory)
+            model = checkpoint.load_encoder()
             tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)
             self.encode = lambda texts: [e.ids for e in tokenizer.encode_batch_fast(list(texts))]
             self.digest = _digest(self.directory)
+        else:
+            model, self.encode, self.digest = _load_bert(checkpoint)
+            self.own_rule, self.normalize = False, False
         self.digest += "-bf16" if bf16 else ""  # of what decides the vectors, wherever it lies
         self.dimension: int = model.config.hidden_size
         self.device = torch.device("cpu")
@@ -124,29 +127,23 @@ class Embedder:
         return torch.nn.functional.normalize(mean, dim=1) if self.normalize else mean
 
 
-def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory is a run of `mt train`, or a step of one."""
-    return not (directory / "config.json").exists() and (
-        (directory / "state.json").exists() or any(directory.glob("step_*"))
-    )
+def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], list[list[int]]], str]:
+    """(model, texts -> ids with [CLS] and [SEP], digest) of a run of `mt train --family bert`.
 
-
-def _open_checkpoint(directory: Path) -> tuple[Bert, Callable[[Sequence[str]], list[list[int]]], str]:
-    """(model, texts -> ids with [CLS] and [SEP], digest) of a run of `mt train --family bert`; raises
-    UserError for another family.
+    Raises UserError for another family.
     """
-    step = checkpoint.find(directory)
-    model, tokenizer, settings = checkpoint.load_model(step)
-    if not isinstance(model, Bert):
+    if checkpoint.config.family != "bert":
         raise UserError(
-            f"{directory}: is a model of family {settings.model.family}; texts are embedded by a BERT: give a"
+            f"{checkpoint}: is a model of family {checkpoint.config.family}; texts are embedded by a BERT: give a"
             " run of `mt train --family bert`, or leave --bert-model out"
         )
+    assert isinstance(checkpoint, NativeCheckpoint), "Megatron-LM's checkpoints are read for GPTs alone"
+    model, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
+    assert isinstance(model, Bert)
     words, room = word_pieces(tokenizer), min(MAX_TOKENS, model.config.max_position_embeddings) - 2
     model.head = model.pooler = model.binary_head = None
-    weights = [file for file in read_json(step / "state.json")["files"] if file["name"].endswith(".distcp")]
     encode = lambda texts: [[words.cls, *tokenizer.encode(text)[:room], words.sep] for text in texts]
-    return model.eval(), encode, xxhash.xxh3_128(repr(weights).encode()).hexdigest()
+    return model.eval(), encode, checkpoint.weights_digest()
 
 
 def _digest(directory: Path) -> str:

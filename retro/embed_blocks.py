@@ -23,7 +23,6 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
@@ -40,7 +39,8 @@ from ..indexed.ict_dataset import (
 )
 from ..indexed.masked_dataset import word_pieces
 from ..indexed.neighbors import open_data, read_fact
-from ..train.checkpoint import native as checkpoint
+from ..train.checkpoint.native import NativeCheckpoint
+from ..train.checkpoint.open import open_checkpoint
 from ..train.precision import use_fast_float32_matmul
 from .chunks import check_data, check_tokens
 from .embed import batches_by_length, one_thread, tokens_per_batch
@@ -268,20 +268,16 @@ class Encoder:
     """
 
     def __init__(self, load: str):
-        step = checkpoint.find(load)
-        if (family := checkpoint.saved_settings(step).model.family) != "ict":
+        checkpoint = open_checkpoint(load)
+        if (family := checkpoint.config.family) != "ict":
             raise UserError(
                 f"{load}: is a model of family {family}, which does not embed questions and blocks; give a"
                 " run of `mt train --family ict`"
             )
-        self.model, self.tokenizer, settings = checkpoint.load_model(step)
-        self.seq_length, self.words = settings.data.seq_length, word_pieces(self.tokenizer)
-        weights = [
-            file
-            for file in manifest.read_json(step / "state.json")["files"]
-            if file["name"].endswith(".distcp")
-        ]
-        self.digest = xxhash.xxh3_128(repr(weights).encode()).hexdigest()
+        assert isinstance(checkpoint, NativeCheckpoint), "no other library has such a model"
+        self.model, self.tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
+        self.seq_length, self.words = checkpoint.seq_length, word_pieces(self.tokenizer)
+        self.digest = checkpoint.weights_digest()
         use_fast_float32_matmul()
 
     def questions(self, texts: Sequence[str]) -> np.ndarray:

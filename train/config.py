@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 
 from ..core import manifest
-from ..core.config import UserError, build, check, configuration, option, read_yaml, to_dict
+from ..core.config import UserError, build, check, configuration, option, to_dict
 from ..indexed.fim import FimConfig, FimDataset
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from .anomalies import AnomalyConfig
-from .checkpoint import native as checkpoint
+from .checkpoint.base import Checkpoint
 from .checkpoint.hf_settings import ELSEWHERE, settings_tree
-from .checkpoint.native import CheckpointConfig
+from .checkpoint.native import CheckpointConfig, known_settings
+from .checkpoint.open import open_checkpoint
 from .metrics import LogConfig
 from .model.config import ModelConfig, ResolvedModelConfig
 from .model.family import build_model, build_samples, families_with, family_of, sequence_lengths
@@ -282,13 +283,13 @@ def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: To
     return tuple(d and FimDataset(d, tokenizer, config.fim, config.data.seed) for d in datasets)
 
 
-def find_source(config: CheckpointConfig) -> Path | None:
-    """The step directory that --load means, or None; raises UserError where none is there and one must be.
+def find_source(config: CheckpointConfig) -> Checkpoint | None:
+    """The checkpoint that --load means, or None; raises UserError where none is there and one must be.
 
     What lies in --save itself is this run's own, and it goes on from there anyway.
     """
     if (elsewhere := other_run(config)) is not None:
-        return checkpoint.find(elsewhere, config.ckpt_step)
+        return open_checkpoint(elsewhere, config.ckpt_step)
     if config.ckpt_step is not None:
         raise UserError(
             f"checkpoint.ckpt_step = {config.ckpt_step}: --load is --save itself, whose newest checkpoint"
@@ -309,7 +310,11 @@ def other_run(config: CheckpointConfig) -> str | None:
 
 
 def check_source(
-    source: Path, config: TrainConfig, schedule: TrainingSchedule, shape: ResolvedModelConfig, data: dict
+    source: Checkpoint,
+    config: TrainConfig,
+    schedule: TrainingSchedule,
+    shape: ResolvedModelConfig,
+    data: dict,
 ) -> None:
     """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
     with torch.device("meta"):
@@ -319,15 +324,14 @@ def check_source(
             raise UserError(
                 f"{source}: holds a BERT, whose weights both towers can begin with; give --finetune to say so"
             )
-        checkpoint.check_shapes(source, model.query.bert, part=True)
+        source.check_shapes(model.query.bert, allow_extra=True)
         return
     fitting = is_gpt_for(source, shape)
     if fitting and not config.checkpoint.finetune:
         raise UserError(
             f"{source}: holds a GPT without retrieval, which Retro can begin with; give --finetune to say so"
         )
-    checkpoint.check_shapes(source, model, beyond=is_retrieval if fitting else None)
-    held_model = checkpoint.saved_settings(source).model
+    source.check_shapes(model, allow_missing=is_retrieval if fitting else None)
     names = [
         f.name
         for f in dataclasses.fields(shape)
@@ -335,9 +339,9 @@ def check_source(
         and not (fitting and f.name.startswith("retro_"))
     ]
     changed = [
-        f"{n} {getattr(held_model, n)} there, {getattr(shape, n)} here"
+        f"{n} {getattr(source.config, n)} there, {getattr(shape, n)} here"
         for n in names
-        if getattr(held_model, n) != getattr(shape, n)
+        if getattr(source.config, n) != getattr(shape, n)
     ]
     if changed:
         print(
@@ -346,12 +350,12 @@ def check_source(
         )
     if config.checkpoint.finetune:
         return
-    if (position := checkpoint.position(source)) is None:
+    if (there := source.data_identity) is None:
         raise UserError(
             f"{source}: holds weights alone, and no place in any data to go on from; give --finetune"
         )
-    held, consumed = position
-    changed = [f"{k} {held[k]} there, {data[k]} here" for k in held if k != "order" and held[k] != data[k]]
+    changed = [f"{k} {there[k]} there, {data[k]} here" for k in there if k != "order" and there[k] != data[k]]
+    consumed = source.progress().consumed_samples
     if changed:
         raise UserError(
             f"{source}: was trained on other data ({'; '.join(changed)}); give the same data settings, or"
@@ -362,7 +366,7 @@ def check_source(
             f"{source}: has already seen {consumed:,} samples, and this run ends at {schedule.total_samples:,};"
             " make it longer, or give --finetune to start counting anew"
         )
-    if held["order"] != data["order"]:
+    if there["order"] != data["order"]:
         print(
             f"mt: {source}: this run draws another number of samples, so that their order from here on is not"
             " that of the earlier run",
@@ -370,35 +374,32 @@ def check_source(
         )
 
 
-def is_gpt_for(source: Path, model: ModelConfig) -> bool:
+def is_gpt_for(source: Checkpoint, model: ModelConfig) -> bool:
     """Whether --load holds a model without retrieval where one that retrieves is to be trained."""
-    return model.retro_add_retriever and not checkpoint.saved_settings(source).model.retro_add_retriever
+    return model.retro_add_retriever and not source.config.retro_add_retriever
 
 
-def is_part_of(source: Path, model: ModelConfig) -> bool:
+def is_part_of(source: Checkpoint, model: ModelConfig) -> bool:
     """Whether --load lacks some of a model's weights, which then start from the seed."""
     return is_bert_for(source, model) or is_gpt_for(source, model)
 
 
-def is_bert_for(source: Path, model: ModelConfig) -> bool:
+def is_bert_for(source: Checkpoint, model: ModelConfig) -> bool:
     """Whether --load holds a BERT where two are to be trained."""
-    return model.family == "ict" and checkpoint.saved_settings(source).model.family == "bert"
+    return model.family == "ict" and source.config.family == "bert"
 
 
-def with_schedules_of(source: Path, config: TrainConfig) -> TrainConfig:
+def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:
     """The configuration with the optimizer's settings of a checkpoint where it asks for them; says where they
     differ where it does not.
 
     A schedule is a function of settings and samples, so nothing of it is loaded: these settings are all there
     is.
     """
-    there = checkpoint.known_settings(
-        OptimizerConfig, read_yaml(source / "config.yaml").get("optimizer", {}), source
-    )
+    there = known_settings(OptimizerConfig, source.run_settings.get("optimizer", {}), source.path)
     if config.checkpoint.use_checkpoint_opt_param_scheduler:
-        return dataclasses.replace(
-            config, optimizer=build(OptimizerConfig, (str(source / "config.yaml"), there))
-        )
+        origin = str(source.path / "config.yaml")
+        return dataclasses.replace(config, optimizer=build(OptimizerConfig, (origin, there)))
     here = to_dict(config.optimizer)
     changed = [
         f"{name} {there[name]} there, {value} here"

@@ -11,25 +11,26 @@ micro-batch nothing is run twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoint import native as checkpoint
+from .checkpoint.base import Checkpoint
 from .model.biencoder import Biencoder
 from .parallel.mesh import Mesh
 
 
 @torch.no_grad()
-def start_from_bert(path: Path, model: Biencoder, weights: Mapping[str, Tensor], mesh: Mesh) -> None:
+def start_from_bert(
+    checkpoint: Checkpoint, model: Biencoder, weights: Mapping[str, Tensor], mesh: Mesh
+) -> None:
     """Fills each tower with a BERT's checkpoint, ours or another library's; their projections then begin
-    alike. weights: see checkpoint.named_tensors.
+    alike. weights: see checkpoint/base.py: named_tensors.
     """
     for name, tower in model.named_children():
         prefix = f"{name}.bert."
         own = {n.removeprefix(prefix): weight for n, weight in weights.items() if n.startswith(prefix)}
-        checkpoint.load(path, tower.bert, None, mesh, weights=own, part=True)
+        checkpoint.load(tower.bert, None, mesh, weights=own, allow_extra=True)
     for name, weight in weights.items():
         if name.startswith("context.projection."):
             weight.copy_(weights[name.replace("context.", "query.", 1)])

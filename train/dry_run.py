@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ..core.config import UserError
-from .checkpoint.native import moments
+from .checkpoint.base import moment_names
 from .config import TrainConfig, training_schedule
 from .model.config import ResolvedModelConfig
 from .model.dtensor import local_shard
@@ -129,14 +129,14 @@ def _step(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> dict:
         assert where is not None, "no other model's shapes depend on values, which fake tensors do not have"
         checked = f"shapes and groups hold as far as {where}, whose sizes depend on the data"
     states = [
-        state[name] for state in optimizer.state.values() for name in moments(optimizer) if name in state
+        state[name] for state in optimizer.state.values() for name in moment_names(optimizer) if name in state
     ]
     kept = sum(local_shard(p).numel() for p in weights)
     return {
         "local_parameters": kept,
         "weights": _bytes(weights),
         "gradients": 4 * kept,
-        "moments": _bytes(states) or 4 * kept * len(moments(optimizer)),
+        "moments": _bytes(states) or 4 * kept * len(moment_names(optimizer)),
         "checked": checked,
     }
 

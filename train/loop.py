@@ -35,8 +35,8 @@ from .anomalies import (
     is_out_of_memory,
 )
 from .batches import Batches, identity, open_neighbors, unigram_entropy
-from .checkpoint import native as checkpoint
-from .checkpoint.native import Progress, Saver, moments
+from .checkpoint.base import Checkpoint, Progress, moment_names
+from .checkpoint.native import Saver, newest_whole
 from .compile import check_compile, compile_and_recompute, keep_freed_memory
 from .config import (
     TrainConfig,
@@ -186,10 +186,10 @@ class Trainer:
         tokenizer,
         train_data,
         valid_data,
-        source: Path | None,
+        source: Checkpoint | None,
         neighbors=(None, None),
     ):
-        """config: resolved. source: the step directory of --load.
+        """config: resolved. source: the checkpoint of --load.
 
         neighbors: of train_data and of valid_data, for Retro.
         """
@@ -212,7 +212,7 @@ class Trainer:
             use_fast_float32_matmul()
             keep_freed_memory()
         sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
-        own = checkpoint.newest_whole(self.folder, mesh)
+        own = newest_whole(self.folder, mesh)
         flops = sample_flops.full * schedule.total_samples / mesh.world_size
         self.model, self.weights = _build(
             config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model))
@@ -236,11 +236,11 @@ class Trainer:
                 settings=dataclasses.asdict(config),
             )
 
-    def _start_from(self, own: Path | None, source: Path | None) -> Progress:
+    def _start_from(self, own: Checkpoint | None, source: Checkpoint | None) -> Progress:
         """Goes on from this run's own newest checkpoint, else from `source`, else from the beginning."""
         settings = self.config.checkpoint
         if own is not None:
-            if settings.no_save_optim and moments(self.optimizer):
+            if settings.no_save_optim and moment_names(self.optimizer):
                 print(
                     f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments",
                     file=sys.stderr,
@@ -253,22 +253,19 @@ class Trainer:
             self.weights.refresh()
             return Progress()
         if is_gpt_for(source, self.config.model):
-            checkpoint.load(
-                source, self.model, None, self.mesh, weights=self.weights.by_name, beyond=is_retrieval
-            )
+            source.load(self.model, None, self.mesh, weights=self.weights.by_name, allow_missing=is_retrieval)
             self.weights.refresh()
             return Progress()
         progress = self._load(source, moments=not (settings.finetune or settings.no_load_optim))
         return Progress() if settings.finetune else progress
 
-    def _load(self, path: Path, *, moments: bool) -> Progress:
+    def _load(self, checkpoint: Checkpoint, *, moments: bool) -> Progress:
         progress = checkpoint.load(
-            path,
             self.model,
             self.optimizer if moments else None,
             self.mesh,
             weights=self.weights.by_name,
-            part=self.mesh.pp.size > 1,
+            allow_extra=self.mesh.pp.size > 1,
         )
         self.weights.refresh()
         return progress
@@ -411,7 +408,7 @@ class Trainer:
         )
         ranks = self.mesh.all_reduce(differ).nonzero().flatten().tolist()
         self.saver.wait()
-        own = checkpoint.newest_whole(self.folder, self.mesh)
+        own = newest_whole(self.folder, self.mesh)
         action = guard.on_nan if what == "nan" else guard.on_spike
         if (
             not first.same(again)

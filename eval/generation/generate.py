@@ -16,6 +16,7 @@ from typing import Literal
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents import reader
+from ...train.checkpoint.open import open_checkpoint
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, batched, open_generator
 from ..results import Results, read_records
@@ -171,7 +172,8 @@ def generate(config: GenerateConfig) -> dict:
         else:
             assert config.load, "the configuration has --load or --url"
             source = LocalModel(
-                open_generator(config.load, config.micro_batch_size, config.retrieval), config
+                open_generator(open_checkpoint(config.load), config.micro_batch_size, config.retrieval),
+                config,
             )
         samples: list[dict] = []
         counts = {"prompts": 0, "prompt_tokens": 0, "tokens": 0}

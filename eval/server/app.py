@@ -28,6 +28,7 @@ from pathlib import Path
 import uvicorn
 
 from ...core.config import UserError, check, configuration, option
+from ...train.checkpoint.open import open_checkpoint
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, open_generator
 from .client import read_keys
@@ -82,7 +83,7 @@ def serve(config: ServeConfig) -> dict:
     """Serves until SIGTERM or Ctrl-C; returns the summary of `mt serve`."""
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listener = listen(config.host, config.port)
-    model = open_generator(config.load, config.max_batch_size, config.retrieval)
+    model = open_generator(open_checkpoint(config.load), config.max_batch_size, config.retrieval)
     prepare_for_inference(model.model, bf16=config.bf16)
     name = config.model_name or Path(config.load).resolve().name
     engine, metrics, app = assemble(model, name, config, keys)

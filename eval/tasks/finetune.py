@@ -32,8 +32,9 @@ from ...core import manifest
 from ...core.config import Failure, UserError, check, configuration, option
 from ...core.progress import progress
 from ...train.anomalies import StopSignals
-from ...train.checkpoint import native as checkpoint
-from ...train.checkpoint.native import CheckpointConfig, Progress, Saver, find, saved_settings
+from ...train.checkpoint.base import Checkpoint, Progress
+from ...train.checkpoint.native import CheckpointConfig, Saver, newest_whole
+from ...train.checkpoint.open import open_checkpoint
 from ...train.model.dtensor import local_shard
 from ...train.optimizer import (
     OptimizerConfig,
@@ -194,7 +195,7 @@ def _evaluate(
 ) -> dict | None:
     """The scores of --load, or of what was just finetuned, as its checkpoint holds it."""
     place = config.load if finetuned is None else config.output
-    predictor = _predictor(config, task, place, mesh)
+    predictor = _predictor(config, task, open_checkpoint(place), mesh)
     with results.predictions() as write:
         scores, counts = evaluate(task, valid, results, mesh, predictor, write)
     facts = {"scores": scores, "seq_length": predictor.seq_length}
@@ -205,10 +206,12 @@ def _evaluate(
     return results.finish(counts, files, examples=counts["scored"], **facts) if mesh.rank == 0 else None
 
 
-def _predictor(config: FinetuneConfig, task: ClassificationTask, place: str, mesh: Mesh) -> Predictor:
-    if task.for_gpt and not is_finetuned(place) and saved_settings(find(place)).model.family == "gpt":
-        return by_likelihood(place, config.seq_length, 4 * config.micro_batch_size, mesh)
-    model, tokenizer, seq_length = open_classifier(place, task.name, mesh)
+def _predictor(
+    config: FinetuneConfig, task: ClassificationTask, checkpoint: Checkpoint, mesh: Mesh
+) -> Predictor:
+    if task.for_gpt and not is_finetuned(checkpoint) and checkpoint.config.family == "gpt":
+        return by_likelihood(checkpoint, config.seq_length, 4 * config.micro_batch_size, mesh)
+    model, tokenizer, seq_length = open_classifier(checkpoint, task.name, mesh)
     return by_classifier(
         model,
         PairEncoder(tokenizer, min(config.seq_length or seq_length, seq_length)),
@@ -231,7 +234,7 @@ class Finetuning:
         self.config, self.task, self.valid, self.results, self.mesh = config, task, valid, results, mesh
         self.folder = Path(config.output)
         model, tokenizer = pretrained(
-            config.pretrained_checkpoint,
+            open_checkpoint(config.pretrained_checkpoint),
             task.outputs,
             config.seed,
             mesh,
@@ -282,12 +285,10 @@ class Finetuning:
         self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=mesh)
 
     def _start(self) -> Progress:
-        newest = self.mesh.broadcast_object(self.mesh.on_rank_0(lambda: checkpoint.newest_whole(self.folder)))
+        newest = self.mesh.broadcast_object(self.mesh.on_rank_0(lambda: newest_whole(self.folder)))
         if newest is None:
             return Progress()
-        found = checkpoint.load(
-            newest, self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name
-        )
+        found = newest.load(self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name)
         self.weights.refresh()
         return found
 

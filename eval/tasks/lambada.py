@@ -18,6 +18,7 @@ from typing import Literal
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents import reader
+from ...train.checkpoint.open import open_checkpoint
 from ..lm import LanguageModel, open_scorer
 from ..metrics import RunningMean, perplexity
 from ..results import Results, launch_ranks, map_over_ranks, read_records
@@ -60,7 +61,11 @@ def lambada(config: LambadaConfig) -> dict | None:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
             model = open_scorer(
-                config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh
+                open_checkpoint(config.load),
+                config.seq_length or "trained",
+                config.micro_batch_size,
+                config.retrieval,
+                mesh,
             )
             hits = {"last_token": RunningMean(), "strict": RunningMean()}
             losses = {name: RunningMean() for name in hits}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...core.config import UserError
 from ...core.progress import progress
+from ...train.checkpoint.base import Checkpoint
 from ...train.parallel.mesh import Mesh
 from ..classifier import Classifier, PairEncoder, log_probabilities
 from ..lm import open_scorer
@@ -60,13 +61,13 @@ def by_classifier(model: Classifier, encoder: PairEncoder, batch_size: int) -> P
     return Predictor(predict, encoder.seq_length)
 
 
-def by_likelihood(load: str, seq_length: int | None, batch_size: int, mesh: Mesh) -> Predictor:
+def by_likelihood(checkpoint: Checkpoint, seq_length: int | None, batch_size: int, mesh: Mesh) -> Predictor:
     """A GPT's choice: the option of the largest log-probability, and the one of the largest per byte.
 
     The context is "Article: ...\\n\\nQuestion: ...\\nAnswer:", the continuation " " and the option. The
     beginning of an article that is too long is cut.
     """
-    model = open_scorer(load, seq_length or "trained", batch_size, mesh=mesh)
+    model = open_scorer(checkpoint, seq_length or "trained", batch_size, mesh=mesh)
     encode = model.tokenizer.encode
 
     def predict(examples: list[Example]) -> list[dict]:

@@ -26,6 +26,7 @@ from ...core.progress import progress
 from ...documents.reader import Reject
 from ...indexed.instruct_dataset import encode_prompt, set_of
 from ...indexed.questions import Question, read_questions
+from ...train.checkpoint.open import open_checkpoint
 from ..generation.sampling import Sampling
 from ..lm import NO_RETRIEVAL, LanguageModel, open_scorer
 from ..metrics import RunningMean
@@ -103,7 +104,7 @@ def qa(config: QaConfig) -> dict | None:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
             model = open_scorer(
-                config.load,
+                open_checkpoint(config.load),
                 config.seq_length or "positions",
                 config.micro_batch_size,
                 config.retrieval if config.retrieval.retro_db else NO_RETRIEVAL,

@@ -21,6 +21,7 @@ import numpy as np
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents.files import open_binary
+from ...train.checkpoint.open import open_checkpoint
 from ...train.parallel.mesh import Mesh
 from ..lm import LanguageModel, open_scorer
 from ..metrics import perplexity
@@ -62,7 +63,11 @@ def wikitext(config: WikitextConfig) -> dict | None:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
             model = open_scorer(
-                config.load, config.seq_length or "trained", config.micro_batch_size, config.retrieval, mesh
+                open_checkpoint(config.load),
+                config.seq_length or "trained",
+                config.micro_batch_size,
+                config.retrieval,
+                mesh,
             )
             seq_length = model.max_length
             stride = config.overlapping_eval or seq_length

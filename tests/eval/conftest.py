@@ -2,13 +2,11 @@
 
 import json
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 from mt.cli import call
-from mt.eval import lm
 from mt.eval.lm import LanguageModel
 from mt.tests.eval.labelled_data import ANIMALS, COLOURS, WORDS
 
@@ -103,15 +101,14 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
     """A --load directory behind which stands the oracle's model, trained on 32 tokens at a time."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    config = types.SimpleNamespace(
-        model=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS),
-        data=types.SimpleNamespace(seq_length=32),
+    opened = types.SimpleNamespace(
+        config=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS),
+        seq_length=32,
+        load_model=lambda mesh=None: TransformersModel(gpt2),
+        load_tokenizer=ByteTokenizer,
     )
-    monkeypatch.setattr(lm, "find", Path)
-    monkeypatch.setattr(lm, "saved_settings", lambda path: config)
-    monkeypatch.setattr(
-        lm, "load_model", lambda path, mesh=None: (TransformersModel(gpt2), ByteTokenizer(), config)
-    )
+    monkeypatch.setattr("mt.train.checkpoint.open.find_step", lambda path, step: path)
+    monkeypatch.setattr("mt.train.checkpoint.open.NativeCheckpoint", lambda path: opened)
     return str(folder)
 
 

@@ -12,6 +12,7 @@ from mt.eval.tasks.examples import clean
 from mt.eval.tasks.race import read_race
 from mt.tests.eval.labelled_data import WORDS, write_race
 from mt.tokenizer.tokenizer import TokenizerConfig, load
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
@@ -120,7 +121,12 @@ def test_an_encoder_without_the_heads_of_pretraining_is_enough(tmp_path, vocabul
     theirs.save_pretrained(tmp_path)
     transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True).save_pretrained(tmp_path)
     ours, tokenizer = pretrained(
-        str(tmp_path), 3, 1, Mesh(0, 1, torch.device("cpu")), hidden_dropout=0.0, attention_dropout=0.0
+        open_checkpoint(tmp_path),
+        3,
+        1,
+        Mesh(0, 1, torch.device("cpu")),
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
     )
     tokens = torch.randint(0, size, (2, 12))
     with torch.no_grad():

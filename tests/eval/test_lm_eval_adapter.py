@@ -13,6 +13,7 @@ from mt.core.config import UserError
 from mt.eval.lm import open_model
 from mt.eval.tasks.lambada import LambadaConfig, lambada
 from mt.eval.tasks.wikitext import WikitextConfig, articles, wikitext
+from mt.train.checkpoint.open import open_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mt[eval]'")
 transformers = pytest.importorskip(
@@ -83,7 +84,7 @@ def theirs(directory):
 
 @pytest.fixture(scope="module")
 def ours(directory):
-    return Adapter(open_model(directory, "positions", 4))
+    return Adapter(open_model(open_checkpoint(directory), "positions", 4))
 
 
 def requests(kind, arguments):

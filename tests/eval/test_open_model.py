@@ -11,7 +11,7 @@ from mt.core.config import UserError
 from mt.eval.generation.generate import GenerateConfig, generate
 from mt.eval.tasks.lambada import LambadaConfig, lambada
 from mt.eval.tasks.wikitext import WikitextConfig, wikitext
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 
 TEXT = "the cat sat on the mat and the dog sat on the log . "
 
@@ -62,7 +62,8 @@ def test_wikitext_of_a_checkpoint_is_the_models_own_loss(trained, tmp_path):
     path = tmp_path / "valid.txt"
     path.write_text(TEXT)
     summary = wikitext(WikitextConfig(load=trained, valid_data=str(path)))
-    model, tokenizer, _ = load_model(trained)
+    checkpoint = open_checkpoint(trained)
+    model, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
     ids = torch.tensor([tokenizer.encode(TEXT)])
     total = 0.0
     for start in range(0, ids.shape[1] - 1, 32):

@@ -17,6 +17,7 @@ from mt.retro.retriever import Lookup
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
 from mt.tests.retro.test_sample_neighbors import texts, write
 from mt.tokenizer.tokenizer import TokenizerConfig, load
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 
@@ -111,14 +112,14 @@ def test_a_text_that_grows_is_scored_as_it_would_be_whole_whatever_is_beside_it(
     """The log-probabilities of greedy tokens, chosen one by one with a cache, are those of one pass over the
     text.
     """
-    model = open_model(str(folder / "retro"), "positions", 4, retrieval(folder))
+    model = open_model(open_checkpoint(folder / "retro"), "positions", 4, retrieval(folder))
     prompts = [
         model.tokenizer.encode(text)
         for text in ("river", "the mountain sings. winter", "planet burns. horse w", "letter turns. x")
     ]
     found = model.generate(prompts, Sampling(max_new_tokens=30, greedy=True))
     alone = [model.generate([prompt], Sampling(max_new_tokens=30, greedy=True))[0] for prompt in prompts]
-    plain = open_model(str(folder / "retro"), "positions", 4)
+    plain = open_model(open_checkpoint(folder / "retro"), "positions", 4)
     differs = False
     for prompt, one, many in zip(prompts, alone, found, strict=True):
         assert one.ids == many.ids
@@ -168,8 +169,8 @@ def test_verbs_retrieve_from_the_database_or_are_the_gpt_within(folder):
 
 
 def test_with_the_gate_shut_the_scores_are_those_of_the_gpt_that_it_contains(folder):
-    retro = open_model(str(folder / "retro"), "positions", 4)
-    gpt = open_model(str(folder / "gpt"), "positions", 4)
+    retro = open_model(open_checkpoint(folder / "retro"), "positions", 4)
+    gpt = open_model(open_checkpoint(folder / "gpt"), "positions", 4)
     gpt.model.load_state_dict(
         {name: p for name, p in retro.model.state_dict().items() if ".cross" not in name}
     )
@@ -185,11 +186,11 @@ def test_mistakes_are_named(folder, tmp_path):
             r" --retro-attention-gate 0 for the GPT within"
         ),
     ):
-        open_model(str(folder / "retro"), "positions", 4, Retrieval())
+        open_model(open_checkpoint(folder / "retro"), "positions", 4, Retrieval())
     with pytest.raises(UserError, match=r"holds a model that retrieves nothing; leave it out"):
-        open_model(str(folder / "gpt"), "positions", 4, retrieval(folder))
+        open_model(open_checkpoint(folder / "gpt"), "positions", 4, retrieval(folder))
     with pytest.raises(UserError, match=r"is not a finished retrieval database"):
-        open_model(str(folder / "retro"), "positions", 4, Retrieval(retro_db=str(tmp_path)))
+        open_model(open_checkpoint(folder / "retro"), "positions", 4, Retrieval(retro_db=str(tmp_path)))
     with pytest.raises(UserError, match=r"has chunks of 16 tokens, and the model reads chunks of 8"):
         Lookup(
             folder / "db",

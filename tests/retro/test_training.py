@@ -16,7 +16,7 @@ from mt.tests.retro.test_sample_neighbors import texts, write
 from mt.tests.train.parallel_jobs import run_mt_train
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, open_neighbors
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
@@ -117,7 +117,7 @@ def losses(save):
 
 
 def weights(save):
-    return dict(load_model(save)[0].named_parameters())
+    return dict(open_checkpoint(save).load_model().named_parameters())
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,9 @@ def test_a_micro_batch_has_the_neighbours_of_its_samples_of_a_mixture(folder):
 def test_a_run_learns_and_its_checkpoint_is_a_retro_again(finished):
     save, manifest = finished
     assert manifest["curve"][-1][1] < manifest["curve"][0][1] - 0.3
-    model, _, settings = load_model(save)
-    assert settings.model.retro_add_retriever
+    checkpoint = open_checkpoint(save)
+    model = checkpoint.load_model()
+    assert checkpoint.config.retro_add_retriever
     assert model.layers[5].cross.encoder is not None
     assert manifest["valid_loss"] > 0
 

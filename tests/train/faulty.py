@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mt import cli
 from mt.train import loop
-from mt.train.checkpoint import native as checkpoint
+from mt.train.checkpoint.native import Saver
 
 
 def act(what: str) -> None:
@@ -29,7 +29,7 @@ def act(what: str) -> None:
 def main() -> None:
     what, rank, step = os.environ["FAULT"].split("@")
     if os.environ["RANK"] == rank:
-        target, name = (checkpoint.Saver, "_seal") if what == "kill_in_save" else (loop.Trainer, "update")
+        target, name = (Saver, "_seal") if what == "kill_in_save" else (loop.Trainer, "update")
         original = getattr(target, name)
 
         def faulty(self, *arguments):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mt.train import loop
-from mt.train.checkpoint.native import named_tensors
+from mt.train.checkpoint.base import named_tensors
 from mt.train.config import TrainConfig
 from mt.train.determinism import seed_dropout_per_block
 from mt.train.metrics import peak_memory

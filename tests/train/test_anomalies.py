@@ -8,7 +8,7 @@ import torch
 from mt.core.config import Failure, UserError
 from mt.train import loop
 from mt.train.anomalies import AnomalyConfig, StepResult, find_incident, free_memory, is_out_of_memory
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def jump(result):
 
 
 def weights(path):
-    return dict(load_model(path)[0].named_parameters())
+    return dict(open_checkpoint(path).load_model().named_parameters())
 
 
 def same(one, other) -> bool:

@@ -138,7 +138,7 @@ def test_in_deterministic_mode_two_runs_write_the_same_bytes_and_an_interrupted_
                 train(settings(tmp_path / name, bf16=True, deterministic_mode=True, **change))
         finally:
             torch.use_deterministic_algorithms(False)
-        parts = sorted(newest_whole(tmp_path / name).glob("*.distcp"))
+        parts = sorted(newest_whole(tmp_path / name).path.glob("*.distcp"))
         digests.append([part.read_bytes() for part in parts])
     assert digests[0] == digests[1] == digests[2]
 

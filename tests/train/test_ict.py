@@ -15,7 +15,7 @@ from mt.tests.train.parallel_jobs import micro_batch, model_config
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches
 from mt.train.checkpoint.hf_settings import settings_out
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.contrastive import start_from_bert
 from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
@@ -108,7 +108,7 @@ def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_pa
     )
     model = build_model(resolve(config, vocab_size=60, seq_length=16)).eval()
     initialize(model, 1)
-    start_from_bert(tmp_path / "bert", model, dict(model.named_parameters()), HERE)
+    start_from_bert(open_checkpoint(tmp_path / "bert"), model, dict(model.named_parameters()), HERE)
     tokens = torch.randint(60, (3, 12))
     present = torch.arange(12) < torch.tensor([[12], [7], [3]])
     with torch.no_grad():
@@ -223,8 +223,9 @@ def test_a_run_learns_which_block_a_sentence_came_from(trained):
     assert manifest["curve"][0][1] > math.log(16) - 0.5
     assert manifest["curve"][-1][1] < math.log(16) - 1
     assert manifest["valid_loss"] < math.log(16) - 1
-    model, _, settings = load_model(folder)
-    assert settings.model.family == "ict"
+    checkpoint = open_checkpoint(folder)
+    model = checkpoint.load_model()
+    assert checkpoint.config.family == "ict"
     assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
 
 
@@ -258,7 +259,10 @@ def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
         optimizer={"lr": 1e-12},
         train={"train_iters": 1, "micro_batch_size": 4, "eval_iters": 0},
     )
-    bert, ict = load_model(tmp_path / "bert")[0], load_model(tmp_path / "run")[0]
+    bert, ict = (
+        open_checkpoint(tmp_path / "bert").load_model(),
+        open_checkpoint(tmp_path / "run").load_model(),
+    )
     for name, weight in ict.query.bert.named_parameters():
         torch.testing.assert_close(weight, bert.get_parameter(name), atol=1e-9, rtol=0)
         torch.testing.assert_close(weight, ict.context.bert.get_parameter(name), atol=1e-9, rtol=0)

@@ -10,7 +10,7 @@ from mt.eval.tasks.open_qa import QaConfig, qa
 from mt.indexed.instruct_dataset import SYSTEM
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, identity, unigram_entropy
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
 from mt.train.model.family import build_samples
@@ -61,7 +61,8 @@ def tuned(folder, tmp_path_factory):
 
 
 def test_the_loss_is_that_of_the_answers_alone(folder, tuned):
-    model, tokenizer, _ = load_model(tuned[0])
+    checkpoint = open_checkpoint(tuned[0])
+    model, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
     total = count = 0
     for question in QUESTIONS:
         prompt, answer = (

@@ -13,7 +13,7 @@ import yaml
 from mt.core.config import Failure, UserError
 from mt.indexed.gpt_dataset import build_datasets
 from mt.train import loop, stragglers
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.determinism import RULES
 from mt.train.loop import train
 from mt.train.model.family import build_model
@@ -42,7 +42,7 @@ def lines(save):
 
 
 def same_weights(one, other) -> bool:
-    a, b = (dict(load_model(folder)[0].named_parameters()) for folder in (one, other))
+    a, b = (dict(open_checkpoint(folder).load_model().named_parameters()) for folder in (one, other))
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -98,7 +98,7 @@ def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settin
         eval_iters=0,
     )
     train(config)
-    model = build_model(load_model(tmp_path / "run")[2].model)
+    model = build_model(open_checkpoint(tmp_path / "run").config)
     loop.initialize(model, config.data.seed)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
@@ -152,7 +152,6 @@ import json, os, signal, sys
 import torch
 from mt.core.config import build
 from mt.train import loop
-from mt.train.checkpoint import native as checkpoint
 torch.set_num_threads(1)
 rename, calls = os.rename, 0
 def kill(*arguments):

@@ -9,7 +9,7 @@ from mt.indexed.format import IndexedWriter
 from mt.indexed.gpt_dataset import DataConfig
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, identity, unigram_entropy
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
 from mt.train.model.family import build_samples, family_of
@@ -161,8 +161,9 @@ def test_a_run_learns_and_its_checkpoint_is_read_again(sentences, tmp_path, mode
     manifest = run(sentences, tmp_path / "run", model)
     first, last = manifest["curve"][0][1], manifest["curve"][-1][1]
     assert last < first - 0.3
-    loaded, _, settings = load_model(tmp_path / "run")
-    assert settings.model.family == model["family"]
+    checkpoint = open_checkpoint(tmp_path / "run")
+    loaded = checkpoint.load_model()
+    assert checkpoint.config.family == model["family"]
     assert sum(p.numel() for p in loaded.parameters()) == manifest["parameters"]
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mt.tests.train.parallel_jobs import run_mt_train
-from mt.train.checkpoint.native import load_model, whats_wrong
+from mt.train.checkpoint.native import whats_wrong
+from mt.train.checkpoint.open import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -83,7 +84,7 @@ def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one
     pool.run(run_mt_train, world, settings(save, **changes | parallel))
     assert losses(save) == pytest.approx(losses(tmp_path / "one"), abs=5e-6)
     assert close(tensors(save / "step_00000006"), tensors(tmp_path / "one" / "step_00000006"), 1e-4)
-    model, _, _ = load_model(save)
+    model = open_checkpoint(save).load_model()
     assert not model.training
 
 

@@ -1,9 +1,9 @@
-"""`mt checkpoint inspect | convert | export`: what a checkpoint holds, and the same weights for another
+"""`mt checkpoint inspect | convert | export`: shows what a checkpoint holds, and writes it for another
 library.
 
-Weights pass through memory one at a time, in float32, but for Megatron-LM's format, which holds all of a
-rank's in one file. A checkpoint that was converted holds weights, settings and tokenizer; moments and the
-place in the data stay behind, so that `mt train` starts from it with --finetune.
+Weights pass through memory one at a time, in float32; Megatron-LM's format needs all those of one rank at
+once. A converted checkpoint holds weights, settings and tokenizer, but no optimizer moments and no position
+in the data, so that `mt train` starts from it with --finetune.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 
 from ...core import manifest
-from ...core.config import UserError, check, configuration, option, read_yaml, to_dict
-from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
-from ..model.config import ModelConfig
+from ...core.config import UserError, check, configuration, option, to_dict
+from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
+from ..model.config import ModelConfig, ResolvedModelConfig
 from . import huggingface, megatron
-from . import native as checkpoint
-from .foreign import is_foreign, open_foreign, weight_shapes, with_rows
+from .base import Checkpoint, Progress, dcp_errors_unwrapped, weight_shapes
 from .hf_settings import settings_out
+from .native import NativeCheckpoint, seal
+from .open import open_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"hf": "Hugging Face", "torch_dist": "mt", "torch": "Megatron-LM"}
@@ -44,58 +45,57 @@ class InspectConfig:
     )
 
 
-def inspect(config: InspectConfig) -> dict:
+def inspect(config: InspectConfig) -> dict[str, Any]:
     """What a checkpoint holds: progress, settings, and every tensor's name, shape and dtype."""
-    path = checkpoint.find(config.checkpoint)
-    if is_foreign(path):
-        return _inspect_foreign(path)
-    state = manifest.read_json(path / "state.json")
-    held = checkpoint.Reader(path).read_metadata().state_dict_metadata
+    checkpoint = open_checkpoint(config.checkpoint)
+    if isinstance(checkpoint, NativeCheckpoint):
+        return _inspect_native(checkpoint)
+    return _inspect_foreign(checkpoint)
+
+
+def _inspect_native(checkpoint: NativeCheckpoint) -> dict[str, Any]:
+    state = checkpoint.state
     tensors = {
-        name: {"shape": list(m.size), "dtype": str(m.properties.dtype).removeprefix("torch.")}
-        for name, m in held.items()
+        name: {"shape": list(tensor.size), "dtype": str(tensor.properties.dtype).removeprefix("torch.")}
+        for name, tensor in checkpoint.reader().read_metadata().state_dict_metadata.items()
     }
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    size = sum(f["bytes"] for f in state["files"])
-    progress = (
-        f"step {state['step']:,}, {state['consumed_samples']:,} samples, {state['consumed_tokens']:,} tokens"
-    )
-    what = "with the optimizer's moments" if len(tensors) > len(weights) else "without an optimizer's moments"
+    size = sum(file["bytes"] for file in state["files"])
+    what = "with the optimizer's moments" if len(tensors) > len(weights) else "without optimizer moments"
+    lines = [
+        f"{checkpoint}: step {state['step']:,}, {state['consumed_samples']:,} samples,"
+        f" {state['consumed_tokens']:,} tokens",
+        f"{_count(weights):,} parameters, {size / 1e6:,.1f} MB {what}",
+        *_lines(weights),
+    ]
     return {
-        "text": "\n".join(
-            [
-                f"{path}: {progress}",
-                f"{_count(weights):,} parameters, {size / 1e6:,.1f} MB {what}",
-                *_lines(weights),
-            ]
-        ),
-        "path": str(path),
+        "text": "\n".join(lines),
+        "path": str(checkpoint),
         "parameters": _count(weights),
         "bytes": size,
         **{k: state[k] for k in ("step", "consumed_samples", "consumed_tokens", "data")},
-        "settings": read_yaml(path / "config.yaml"),
+        "settings": checkpoint.run_settings,
         "tensors": tensors,
     }
 
 
-def _inspect_foreign(path: Path) -> dict:
-    foreign = open_foreign(path)
+def _inspect_foreign(checkpoint: Checkpoint) -> dict[str, Any]:
     weights = {
         name: {"shape": list(shape), "dtype": "float32"}
-        for name, shape in weight_shapes(foreign.config).items()
+        for name, shape in weight_shapes(checkpoint.config).items()
     }
     lines = [
-        f"{path}: a checkpoint of {foreign.library}, step {foreign.step:,}",
+        f"{checkpoint}: a checkpoint of {checkpoint.library}, step {checkpoint.step:,}",
         f"{_count(weights):,} parameters, here under our names",
         *_lines(weights),
     ]
     return {
         "text": "\n".join(lines),
-        "path": str(path),
-        "library": foreign.library,
+        "path": str(checkpoint),
+        "library": checkpoint.library,
         "parameters": _count(weights),
-        "step": foreign.step,
-        "settings": {"model": to_dict(foreign.config)},
+        "step": checkpoint.step,
+        "settings": {"model": to_dict(checkpoint.config)},
         "tensors": {f"model.{name}": t for name, t in weights.items()},
     }
 
@@ -193,37 +193,36 @@ def export(config: ExportConfig) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint of any kind."""
+    """A checkpoint to convert, and the tokenizer that goes with it."""
 
-    config: ModelConfig  # resolved
-    seq_length: int
-    step: int
-    # one of our weights, float32, with as many rows as the shape has
-    read: Callable[[str, torch.Size], Tensor]
+    checkpoint: Checkpoint
     tokenizer: Tokenizer
-    library: str  # "mt", "Hugging Face", "Megatron-LM"
+    config: ResolvedModelConfig  # the model's, with the tokenizer's vocabulary
+    copies_tokenizer: bool  # the tokenizer is the checkpoint's own, so that its files can be copied
 
 
 def _convert(verb: str, config: ExportConfig, format: str | None) -> dict:
-    path = checkpoint.find(config.source)
-    source = _open(path, config.tokenizer)
-    format = format or ("hf" if source.library == "mt" else "torch_dist")
+    source = _open_source(config)
+    checkpoint = source.checkpoint
+    format = format or ("hf" if checkpoint.library == "mt" else "torch_dist")
     if format == "torch_dist" and config.dtype != "fp32":
         raise UserError(f"dtype = {config.dtype}: checkpoints of mt hold float32; leave it out")
     if format == "hf":
         settings_out(source.config)
     if format == "torch":
+        assert isinstance(config, ConvertConfig), "export writes Hugging Face's format alone"
         megatron.check_export(
             source.config, config.target_tensor_parallel_size, config.target_pipeline_parallel_size
         )
-    run = manifest.begin(verb, config, [path], facts={"tokenizer": source.tokenizer.fingerprint})
+    facts = {"tokenizer": source.tokenizer.fingerprint}
+    run = manifest.begin(verb, config, [checkpoint.path], facts=facts)
     if run.finished:
         return run.manifest
     folder = Path(config.output)
     try:
-        {"hf": _to_hf, "torch_dist": _to_mt, "torch": _to_megatron}[format](source, folder, config, path)
+        _WRITERS[format](source, folder, config)
     except UserError:
-        run.abandon()  # another source, or this one mended, is the remedy
+        run.abandon()  # the remedy is another source, or to mend this one
         raise
     files = sorted(
         p
@@ -235,66 +234,52 @@ def _convert(verb: str, config: ExportConfig, format: str | None) -> dict:
     return run.finish(
         records,
         {"parameters": parameters, "files": len(files), "bytes": sum(r["bytes"] for r in records)},
-        source=str(path),
-        from_library=source.library,
+        source=str(checkpoint),
+        from_library=checkpoint.library,
         to_library=FORMATS[format],
-        step=source.step,
+        step=checkpoint.step,
     )
 
 
-def _open(path: Path, tokenizer: TokenizerConfig) -> Source:
-    """tokenizer: in place of the source's own, where it names one."""
-    if is_foreign(path):
-        foreign = open_foreign(path)
-        words = load(tokenizer) if tokenizer.kind else foreign.tokenizer()
-        config = foreign.config
-        # whose checkpoints do not say where the padding of the vocabulary begins
-        if foreign.library == "Megatron-LM":
-            config = dataclasses.replace(config, vocab_size=words.vocab_size)
-        elif words.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{path}: has {config.vocab_size} rows of vocabulary, and the tokenizer {words.vocab_size}"
-                " tokens; give the model's own tokenizer"
-            )
-        return Source(config, foreign.seq_length, foreign.step, foreign.read, words, foreign.library)
-    settings = checkpoint.saved_settings(path)
-    config, own = settings.model, weight_shapes(settings.model)
-    reader = checkpoint.Reader(path)
-
-    def read(name: str, shape: torch.Size) -> Tensor:
-        tensors = {f"model.{name}": torch.empty(own[name])}
-        with checkpoint.one_process_is_fine():
-            dcp.load(tensors, storage_reader=reader, no_dist=True)
-        (tensor,) = tensors.values()
-        return tensor if tensor.shape == shape else with_rows(tensor, shape[0], config.vocab_size)
-
-    words = load(tokenizer) if tokenizer.kind else load_directory(path / "tokenizer")
-    return Source(
-        config, settings.data.seq_length, manifest.read_json(path / "state.json")["step"], read, words, "mt"
-    )
+def _open_source(config: ExportConfig) -> Source:
+    checkpoint = open_checkpoint(config.source)
+    own = not config.tokenizer.kind
+    tokenizer = checkpoint.load_tokenizer() if own else load(config.tokenizer)
+    model = checkpoint.config
+    if isinstance(checkpoint, megatron.MegatronCheckpoint):
+        # Its settings do not tell where the padding of the vocabulary begins.
+        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    elif checkpoint.library != "mt" and tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{checkpoint}: has {model.vocab_size} rows of vocabulary, and the tokenizer {tokenizer.vocab_size}"
+            " tokens; give the model's own tokenizer"
+        )
+    return Source(checkpoint, tokenizer, model, copies_tokenizer=own)
 
 
-def _to_hf(source: Source, folder: Path, config: ExportConfig, path: Path) -> None:
+def _write_hf(source: Source, folder: Path, config: ExportConfig) -> None:
     shapes = weight_shapes(source.config)
-    copied = path if source.library == "Hugging Face" and not config.tokenizer.kind else None
+    checkpoint = source.checkpoint
     huggingface.write_directory(
         folder,
         source.config,
-        lambda name: source.read(name, shapes[name]),
+        lambda name: checkpoint.read_weight(name, shapes[name]),
         source.tokenizer,
         dtype=DTYPES[config.dtype],
         file_bytes=int(config.max_shard_size * 1e9),
-        source=copied,
+        source=checkpoint.path
+        if source.copies_tokenizer and isinstance(checkpoint, huggingface.HuggingFaceCheckpoint)
+        else None,
     )
 
 
-def _to_megatron(source: Source, folder: Path, config: ConvertConfig, path: Path) -> None:
+def _write_megatron(source: Source, folder: Path, config: ConvertConfig) -> None:
     megatron.write_directory(
         folder,
-        _padded(source, config),
-        source.read,
-        step=source.step,
-        seq_length=source.seq_length,
+        _with_padding(source, config),
+        source.checkpoint.read_weight,
+        step=source.checkpoint.step,
+        seq_length=source.checkpoint.seq_length,
         dtype=DTYPES[config.dtype],
         tensor_parallel=config.target_tensor_parallel_size,
         pipeline_parallel=config.target_pipeline_parallel_size,
@@ -302,19 +287,19 @@ def _to_megatron(source: Source, folder: Path, config: ConvertConfig, path: Path
     )
 
 
-def _padded(source: Source, config: ConvertConfig) -> ModelConfig:
-    default = (
-        ModelConfig.make_vocab_size_divisible_by
-        if source.library == "Hugging Face"
-        else source.config.make_vocab_size_divisible_by
-    )
-    return dataclasses.replace(
-        source.config, make_vocab_size_divisible_by=config.make_vocab_size_divisible_by or default
-    )
+def _with_padding(source: Source, config: ConvertConfig) -> ResolvedModelConfig:
+    """The model's settings with the padding of the vocabulary that is to be written."""
+    default = source.config.make_vocab_size_divisible_by
+    if isinstance(source.checkpoint, huggingface.HuggingFaceCheckpoint):  # it has no padding
+        default = ModelConfig.make_vocab_size_divisible_by
+    multiple = config.make_vocab_size_divisible_by or default
+    return dataclasses.replace(source.config, make_vocab_size_divisible_by=multiple)
 
 
-class _FromSource(DefaultSavePlanner):
-    """Reads a tensor when its turn to be written comes; what it is asked to save has no values."""
+class LazySavePlanner(DefaultSavePlanner):
+    """Reads each tensor when its turn to be written comes; the tensors that it is given to save have no
+    values.
+    """
 
     def __init__(self, read: Callable[[str], Tensor]):
         super().__init__()
@@ -324,23 +309,29 @@ class _FromSource(DefaultSavePlanner):
         return self.read(index.fqn)
 
 
-def _to_mt(source: Source, folder: Path, config: ConvertConfig, path: Path) -> None:
-    """A step directory: see checkpoint.py. It holds no moments, and no place in any data."""
-    model = _padded(source, config)
-    shapes = weight_shapes(model)
-    blank = {f"model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+def _write_native(source: Source, folder: Path, config: ConvertConfig) -> None:
+    """A step directory as native.py describes it, without moments and without a position in any data."""
+    model = _with_padding(source, config)
+    shapes = {f"model.{name}": shape for name, shape in weight_shapes(model).items()}
+    without_values = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     (folder / ".metadata").unlink(missing_ok=True)  # of a run that was killed: torch would warn of it
-    # torch keeps in memory what goes into one file until that is whole
+    # One file for each tensor: torch keeps the tensors of a file in memory until it is whole.
     writer = FileSystemWriter(folder, single_file_per_rank=False)
-    writer.save_id = "converted"  # in place of a random one: the same source gives the same bytes
-    planner = _FromSource(
-        lambda name: source.read(name.removeprefix("model."), shapes[name.removeprefix("model.")])
+    writer.save_id = "converted"  # by default random; so the same source gives the same bytes
+    planner = LazySavePlanner(
+        lambda name: source.checkpoint.read_weight(name.removeprefix("model."), shapes[name])
     )
-    with checkpoint.one_process_is_fine():
-        dcp.save(blank, storage_writer=writer, planner=planner, no_dist=True)
+    with dcp_errors_unwrapped():
+        dcp.save(without_values, storage_writer=writer, planner=planner, no_dist=True)
+    tree = {"model": to_dict(model), "data": {"seq_length": source.checkpoint.seq_length}}
     with manifest.atomic_write(folder / "config.yaml", "w") as file:
-        yaml.safe_dump(
-            {"model": to_dict(model), "data": {"seq_length": source.seq_length}}, file, sort_keys=False
-        )
+        yaml.safe_dump(tree, file, sort_keys=False)
     source.tokenizer.save(folder / "tokenizer")
-    checkpoint.seal(folder, checkpoint.Progress(), None)
+    seal(folder, Progress(), None)
+
+
+_WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {
+    "hf": _write_hf,
+    "torch_dist": _write_native,
+    "torch": _write_megatron,
+}

@@ -11,8 +11,9 @@ import importlib.util
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ from ...core.manifest import read_json
 from ...indexed.masked_dataset import word_pieces
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
-from ..model.config import ModelConfig
+from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
 from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
-from .foreign import Foreign, weight_shapes
-from .hf_settings import settings_in, settings_of, settings_out
+from .base import weight_shapes
+from .foreign import ForeignCheckpoint
+from .hf_settings import settings_of, settings_out
 
 # What a checkpoint may hold beside a model's weights: copies of tied ones, and tables that follow from the
 # settings.
@@ -48,39 +50,80 @@ DTYPES = {
 }
 
 
-def open_directory(path: Path) -> Foreign:
-    """Raises UserError where a file is missing or not whole, and where the model is not one of ours."""
-    architecture, config = settings_of(path)
-    weights = Weights(path)
-    expected, base = (
-        foreign_names(architecture, weight_shapes(config), config),
-        ARCHITECTURES[architecture].weights.base,
-    )
-    surplus = [
-        n for n in weights.files if n not in expected and base + n not in expected and not n.endswith(BESIDE)
-    ]
-    if surplus:
-        raise UserError(
-            f"{path}: holds {surplus[0]}, which no {architecture} of its config.json has; this model cannot"
-            " be loaded"
-        )
-    positions = (config.rope_scaling or {}).get(
-        "original_max_position_embeddings", config.max_position_embeddings
-    )
+class HuggingFaceCheckpoint(ForeignCheckpoint):
+    """A directory of Hugging Face.
 
-    def read(name: str, shape: torch.Size) -> Tensor:
-        ((_, tensor),) = weights_in(
-            architecture, {name: shape}, config, weights.files, weights.read, str(path)
-        )
-        return tensor.float()
+    Raises UserError where a file is missing or not whole, and where the model is not one of ours.
+    """
 
-    return Foreign(
-        path, "Hugging Face", config, min(positions, UNKNOWN_SEQ_LENGTH), read, lambda: _tokenizer(path)
-    )
+    library = "Hugging Face"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.architecture, self.config = settings_of(path)
+        self.tensors = SafetensorsDirectory(path)
+        expected = foreign_names(self.architecture, weight_shapes(self.config), self.config)
+        prefix = ARCHITECTURES[self.architecture].weights.base
+        for name in self.tensors.files:
+            if name not in expected and prefix + name not in expected and not name.endswith(BESIDE):
+                raise UserError(
+                    f"{path}: holds {name}, which no {self.architecture} of its config.json has; this model"
+                    " cannot be loaded"
+                )
+        positions = self.config.max_position_embeddings
+        positions = (self.config.rope_scaling or {}).get("original_max_position_embeddings", positions)
+        self.seq_length = min(positions, UNKNOWN_SEQ_LENGTH)
+        self.step = 0
+
+    @staticmethod
+    def recognizes(path: Path) -> bool:
+        """Whether a path looks like such a directory."""
+        names = ("config.json", "model.safetensors", "model.safetensors.index.json")
+        return any((path / name).exists() for name in names)
+
+    @property
+    def settings_remedy(self) -> str:
+        return f"--hf {self.path}"
+
+    def load_tokenizer(self) -> Tokenizer:
+        return _load_tokenizer(self.path)
+
+    def read_weight(self, name: str, shape: torch.Size) -> Tensor:
+        return self._read({name: shape})[name].float()
+
+    def _read(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        tensors, place = self.tensors, str(self.path)
+        return dict(weights_in(self.architecture, shapes, self.config, tensors.files, tensors.read, place))
+
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """The weights of a BERT's encoder by our names, and those of its pooler if it has one.
+
+        The heads of pretraining may be missing: transformers' BertModel saves none. Raises UserError where
+        the model is no BERT, and where weights are missing or of other shapes.
+        """
+        if self.architecture != "bert":
+            raise UserError(
+                f"{self.path / 'config.json'}: model_type is {self.architecture!r}; only 'bert' can be loaded as"
+                " a BERT encoder"
+            )
+        with torch.device("meta"):
+            encoder = Bert(self.config, heads=False)
+        shapes = {name: parameter.shape for name, parameter in encoder.named_parameters()}
+        if any(name.endswith("pooler.dense.weight") for name in self.tensors.files):
+            D = self.config.hidden_size
+            shapes |= {"pooler.weight": torch.Size((D, D)), "pooler.bias": torch.Size((D,))}
+        return self._read(shapes)
+
+    def load_encoder(self) -> Bert:
+        """A BERT's encoder in eval mode, float32. Raises as encoder_weights does."""
+        weights = self.encoder_weights()
+        model = Bert(self.config, heads=False)
+        model.load_state_dict({n: w for n, w in weights.items() if not n.startswith("pooler.")})
+        return model.eval()
 
 
-class Weights:
-    """The tensors of a directory, each read when it is asked for.
+class SafetensorsDirectory:
+    """The tensors in the safetensors files of a directory; each is read when it is asked for.
 
     Raises UserError where a file is missing or not whole.
     """
@@ -96,11 +139,9 @@ class Weights:
         else:
             files = [path / "model.safetensors"]
             if not files[0].exists():
-                old = (
-                    " (only pytorch_model.bin, which may run any code)"
-                    if any(path.glob("pytorch_model*.bin"))
-                    else ""
-                )
+                old = ""
+                if any(path.glob("pytorch_model*.bin")):
+                    old = " (only pytorch_model.bin, which may run any code)"
                 raise UserError(
                     f"{path}: has no model.safetensors{old}; give the directory of a Hugging Face model"
                 )
@@ -111,12 +152,12 @@ class Weights:
             return list(tensors.keys())
 
     def read(self, name: str) -> Tensor:
-        # Opened for each tensor, so that no more of a file stays mapped into memory than one of them.
+        # The file is opened for each tensor, so that only the pages of one tensor stay mapped into memory.
         with _opened(self.files[name]) as tensors:
             return tensors.get_tensor(name)
 
 
-def _opened(file: Path):
+def _opened(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -125,8 +166,7 @@ def _opened(file: Path):
         raise UserError(f"{file}: not a whole safetensors file ({error}); fetch the model again") from None
 
 
-def _tokenizer(path: Path) -> Tokenizer:
-    """That of a directory; raises UserError where it has none."""
+def _load_tokenizer(path: Path) -> Tokenizer:
     for name in ("tokenizer.model", "spiece.model"):
         if (path / name).exists() and not (path / "tokenizer.json").exists():
             return load(
@@ -142,7 +182,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 def write_directory(
     folder: Path,
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     read: Callable[[str], Tensor],
     tokenizer: Tokenizer,
     *,
@@ -181,7 +221,7 @@ def write_directory(
 def _write_weights(
     folder: Path,
     architecture: str,
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     file_bytes: int,
@@ -237,47 +277,6 @@ def _header(contents: list[tuple[str, Tensor]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     return struct.pack("<Q", len(text)) + text
-
-
-def load_bert(directory: str | Path) -> Bert:
-    """A BERT encoder in eval mode, float32, from a Hugging Face directory.
-
-    Raises UserError when a file is missing, when the model is no BERT, and when weights are missing or of
-    other shapes.
-    """
-    config, weights = encoder_weights(directory)
-    model = Bert(config, heads=False)
-    model.load_state_dict(
-        {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
-    )
-    return model.eval()
-
-
-def encoder_weights(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """(settings, our name -> tensor) of the encoder in a Hugging Face BERT directory, and of its pooler if it
-    has one.
-
-    The heads of pretraining may be missing, as they are from what transformers' BertModel saves. Raises as
-    load_bert does.
-    """
-    directory = Path(directory)
-    if not (directory / "config.json").exists():
-        raise UserError(f"{directory}: has no config.json; give the directory of a Hugging Face BERT model")
-    raw = read_json(directory / "config.json")
-    if raw.get("model_type") != "bert":
-        raise UserError(
-            f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only 'bert' can be loaded"
-            " as a BERT encoder"
-        )
-    config, weights = settings_in(raw, str(directory / "config.json")), Weights(directory)
-    with torch.device("meta"):
-        shapes = {name: parameter.shape for name, parameter in Bert(config, heads=False).named_parameters()}
-    if any(name.endswith("pooler.dense.weight") for name in weights.files):
-        shapes |= {
-            "pooler.weight": torch.Size((config.hidden_size,) * 2),
-            "pooler.bias": torch.Size((config.hidden_size,)),
-        }
-    return config, dict(weights_in("bert", shapes, config, weights.files, weights.read, str(directory)))
 
 
 def minilm_directory() -> Path:

@@ -28,10 +28,11 @@ from torch import Tensor
 from ...core import manifest
 from ...core.config import UserError
 from ...tokenizer.tokenizer import Tokenizer
-from ..model.config import GATED, ModelConfig, resolve
+from ..model.config import GATED, ModelConfig, ResolvedModelConfig, resolve
 from ..model.family import family_of
 from ..model.foreign_names import MEGATRON_GPT
-from .foreign import Foreign, weight_shapes, with_rows
+from .base import pad_vocabulary, weight_shapes
+from .foreign import ForeignCheckpoint
 
 FILE = "model_optim_rng.pt"
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -64,54 +65,64 @@ REFUSED = {
 }  # fmt: skip
 
 
-def open_directory(path: Path) -> Foreign:
-    """Raises UserError where files are missing, are not whole or hold what they should not, and for a model
-    that is not a GPT of ours.
+class MegatronCheckpoint(ForeignCheckpoint):
+    """A GPT checkpoint of Megatron-LM.
+
+    Raises UserError where files are missing, are not whole or hold what they should not, and for a model that
+    is not a GPT of ours.
     """
-    folder = _iteration(path)
-    states = _states(folder)
-    first = states[0, 0]
-    config = _settings(first["args"], str(folder))
-    version = first.get("checkpoint_version", 0)
-    if version not in (0, 1, 2, 3):
-        raise UserError(f"{folder}: checkpoint_version is {version}; only 0 to 3 are known")
-    if version < 2 and config.num_query_groups != config.num_attention_heads:
-        raise UserError(
-            f"{folder}: checkpoint_version {version} has no groups of queries, but num_query_groups is"
-            f" {config.num_query_groups}; write it again with a newer Megatron-LM"
-        )
-    parts = _parts(states, config, str(folder))
-    for name in weight_shapes(config):
-        if _source_of(name) not in parts:
-            raise UserError(f"{folder}: has no weight for {name}; its settings do not fit its weights")
 
-    def read(name: str, shape: torch.Size) -> Tensor:
-        tensor = _merge(name, parts[_source_of(name)], config, version).float()
-        if name in ("embedding.weight", "output.weight"):
-            tensor = with_rows(tensor, shape[0], config.vocab_size)
-        if tensor.shape != shape:
+    library = "Megatron-LM"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.folder = _iteration(path)
+        states = _states(self.folder)
+        first = states[0, 0]
+        self.config = _settings(first["args"], str(self.folder))
+        self.version = first.get("checkpoint_version", 0)
+        if self.version not in (0, 1, 2, 3):
+            raise UserError(f"{self.folder}: checkpoint_version is {self.version}; only 0 to 3 are known")
+        if self.version < 2 and self.config.num_query_groups != self.config.num_attention_heads:
             raise UserError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, its settings say {tuple(shape)}; its"
-                " files do not belong together"
+                f"{self.folder}: checkpoint_version {self.version} has no groups of queries, but"
+                f" num_query_groups is {self.config.num_query_groups}; write it again with a newer Megatron-LM"
             )
-        return tensor
+        self.shards = _shards(states, self.config, str(self.folder))
+        for name in weight_shapes(self.config):
+            if _source_of(name) not in self.shards:
+                raise UserError(
+                    f"{self.folder}: has no weight for {name}; its settings do not fit its weights"
+                )
+        positions = self.config.max_position_embeddings
+        self.seq_length = min(getattr(first["args"], "seq_length", None) or positions, positions)
+        self.step = int(first.get("iteration") or 0)
 
-    def tokenizer() -> Tokenizer:
+    @staticmethod
+    def recognizes(path: Path) -> bool:
+        """Whether a path looks like such a checkpoint, or like one iteration of it."""
+        return (path / TRACKER).exists() or any(path.glob("mp_rank_*")) or (path.parent / TRACKER).exists()
+
+    @property
+    def settings_remedy(self) -> str:
+        return f"the model's settings as `mt checkpoint inspect {self.path} --json` shows them"
+
+    def load_tokenizer(self) -> Tokenizer:
         raise UserError(
-            f"{path}: Megatron-LM keeps no tokenizer in its checkpoints; name it to `mt checkpoint convert`:"
+            f"{self.path}: Megatron-LM keeps no tokenizer in its checkpoints; name it to `mt checkpoint convert`:"
             " --vocab-file and --merge-file, or --tokenizer-model"
         )
 
-    length = getattr(first["args"], "seq_length", None) or config.max_position_embeddings
-    return Foreign(
-        path,
-        "Megatron-LM",
-        config,
-        min(length, config.max_position_embeddings),
-        read,
-        tokenizer,
-        int(first.get("iteration") or 0),
-    )
+    def read_weight(self, name: str, shape: torch.Size) -> Tensor:
+        tensor = _merge(name, self.shards[_source_of(name)], self.config, self.version).float()
+        if name in ("embedding.weight", "output.weight"):
+            tensor = pad_vocabulary(tensor, shape[0], self.config.vocab_size)
+        if tensor.shape != shape:
+            raise UserError(
+                f"{self.folder}: {name} has shape {tuple(tensor.shape)}, its settings say {tuple(shape)}; its"
+                " files do not belong together"
+            )
+        return tensor
 
 
 def _iteration(path: Path) -> Path:
@@ -212,7 +223,7 @@ def _read(file: Path) -> dict:
     return state
 
 
-def _settings(args: argparse.Namespace, place: str) -> ModelConfig:
+def _settings(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
     """Our settings, resolved, of Megatron-LM's; the padding of the vocabulary counts as vocabulary."""
     for name, fine in REFUSED.items():
         value = getattr(args, name, None)
@@ -263,8 +274,8 @@ def _activation(get: Callable, bias: bool) -> str:
     return "gelu_tanh" if get("openai_gelu", False) or (get("bias_gelu_fusion", True) and bias) else "gelu"
 
 
-def _parts(
-    states: Mapping[tuple[int, int], dict], config: ModelConfig, place: str
+def _shards(
+    states: Mapping[tuple[int, int], dict], config: ResolvedModelConfig, place: str
 ) -> dict[str, list[Tensor]]:
     """Our name (of `ffn.up` also for the gate in it) -> every tensor-parallel rank's piece."""
     size, stages = (1 + max(numbers) for numbers in zip(*states))
@@ -339,7 +350,7 @@ def _source_of(name: str) -> str:
     return name.replace(".ffn.gate.", ".ffn.up.")
 
 
-def _merge(name: str, pieces: list[Tensor], config: ModelConfig, version: float) -> Tensor:
+def _merge(name: str, pieces: list[Tensor], config: ResolvedModelConfig, version: float) -> Tensor:
     """One of our weights from the ranks' pieces."""
     if ".mixer.qkv." in name and version < 2:
         pieces = [_by_heads(p, config.kv_channels, version) for p in pieces]
@@ -363,7 +374,7 @@ def _by_heads(qkv: Tensor, channels: int, version: float) -> Tensor:
     return qkv.unflatten(0, (-1, channels, 3)).transpose(1, 2).flatten(0, 2)
 
 
-def check_export(config: ModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
+def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
     """Raises UserError for a model that Megatron-LM's GPT is not, and for a layout that does not divide it."""
     learned_or_rope = config.position_embedding_type in ("learned", "rope", "none")
     scaling = config.rope_scaling
@@ -403,7 +414,7 @@ def check_export(config: ModelConfig, tensor_parallel: int, pipeline_parallel: i
 
 def write_directory(
     folder: Path,
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     read: Callable[[str, torch.Size], Tensor],
     *,
     step: int,
@@ -453,7 +464,7 @@ def write_directory(
 
 
 def _of_stage(
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     read: Callable[[str, torch.Size], Tensor],
     padded: int,
     layers: range,
@@ -501,7 +512,7 @@ def _piece(name: str, tensor: Tensor, rank: int, size: int) -> Tensor:
 
 
 def _arguments(
-    config: ModelConfig,
+    config: ResolvedModelConfig,
     padded: int,
     seq_length: int,
     step: int,

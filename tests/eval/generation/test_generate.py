@@ -1,7 +1,6 @@
 """Generation: transformers' greedy search, a loop without a cache, and the sampling rules by hand."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from mt.core.config import UserError
 from mt.documents import reader
-from mt.eval import lm
 from mt.eval.generation.generate import GenerateConfig, generate
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
@@ -218,16 +216,12 @@ def test_the_output_is_documents_of_prompt_and_text_if_so_asked(checkpoint, tmp_
     assert summary["text"] == plain["text"], "a person sees a prompt once"
 
 
-def test_a_model_that_does_not_continue_text_is_refused(monkeypatch):
-    settings = types.SimpleNamespace(model=types.SimpleNamespace(family="bert", max_position_embeddings=64))
-    monkeypatch.setattr(lm, "find", lambda path: path)
-    monkeypatch.setattr(lm, "saved_settings", lambda path: settings)
-    monkeypatch.setattr(lm, "load_model", lambda path, mesh: (None, None, settings))
+def test_a_model_that_does_not_continue_text_is_refused(bert):
     with pytest.raises(
         UserError,
-        match="x: is a model of family bert, which does not continue text; give a model of family gpt",
+        match=r"step_\d+: is a model of family bert, which does not continue text; give a model of family gpt",
     ):
-        generate(config("x"))
+        generate(config(bert))
 
 
 def test_beam_search_tells_all_beams_and_the_best_is_the_text(checkpoint):

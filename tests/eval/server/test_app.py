@@ -33,6 +33,7 @@ from mt.tests.eval.server.running_server import SlowModel, small_model
 from mt.eval.server import app
 model = small_model(1024)
 model.model = SlowModel(model.model)
+app.open_checkpoint = lambda path: None
 app.open_generator = lambda *_: model
 app.prepare_for_inference = lambda model, **_: model
 print(app.serve(app.ServeConfig(load="small", port=int(sys.argv[1]), shutdown_grace=6))["text"])

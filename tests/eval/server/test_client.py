@@ -24,6 +24,7 @@ def test_the_client_gives_the_texts_that_the_model_gives_here(server, monkeypatc
     asked = {"prompts": ("ab", "", "naïve", "ab"), "tokens_to_generate": 15, **settings}
     if "beam_width" in settings:
         asked["prompts"] = ("ab",)
+    monkeypatch.setattr("mt.eval.generation.generate.open_checkpoint", lambda path: None)
     monkeypatch.setattr("mt.eval.generation.generate.open_generator", lambda *_: small_model())
     there, here = (
         generate(GenerateConfig(**where, **asked)) for where in ({"url": server.url}, {"load": "x"})

@@ -16,6 +16,7 @@ from mt.eval.tasks.finetune import PairsConfig
 from mt.eval.tasks.mnli import mnli
 from mt.eval.tasks.race import RaceConfig, race
 from mt.tests.eval.labelled_data import write_mnli, write_qqp, write_race
+from mt.train.checkpoint.open import open_checkpoint
 
 
 def pairs(tmp_path, bert, **more):
@@ -276,4 +277,4 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_in_one_line(tmp_path, ber
         mnli(pairs(tmp_path, str(copy)))
     (step,) = copy.glob("step_*")
     with pytest.raises(UserError, match=r"tokenizer/tokenizer\.json is missing; use another checkpoint"):
-        open_model(str(step), "trained", 1)
+        open_model(open_checkpoint(step), "trained", 1)

@@ -78,6 +78,7 @@ def asked(tmp_path, monkeypatch):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         (place / "test.json").write_text(json.dumps(questions))
+        monkeypatch.setattr(module, "open_checkpoint", lambda path: None)
         monkeypatch.setattr(
             module,
             "open_scorer",
@@ -207,6 +208,7 @@ def test_a_question_that_does_not_fit_is_named_or_set_aside(asked):
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, monkeypatch, text, message):
     (tmp_path / "test.json").write_text(text)
+    monkeypatch.setattr(module, "open_checkpoint", lambda path: None)
     monkeypatch.setattr(
         module,
         "open_scorer",

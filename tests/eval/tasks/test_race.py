@@ -1,6 +1,7 @@
 """RACE: its files, and a GPT's answers by likelihood."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -13,11 +14,8 @@ from mt.train.model.config import ModelConfig
 
 def test_a_gpt_answers_race_by_likelihood(tmp_path, monkeypatch, language_model):
     folder = write_race(tmp_path / "dev", 6, 4)
-    monkeypatch.setattr("mt.eval.tasks.finetune.is_finetuned", lambda place: False)
-    monkeypatch.setattr("mt.eval.tasks.finetune.find", lambda place: place)
-    monkeypatch.setattr(
-        "mt.eval.tasks.finetune.saved_settings", lambda place: type("S", (), {"model": ModelConfig()})
-    )
+    gpt = types.SimpleNamespace(config=ModelConfig(), run_settings={})
+    monkeypatch.setattr("mt.eval.tasks.finetune.open_checkpoint", lambda path: gpt)
     monkeypatch.setattr("mt.eval.tasks.multiple_choice.open_scorer", lambda *_, mesh: language_model)
     run = race(
         build(

@@ -19,7 +19,7 @@ from mt.core.config import UserError, build
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectConfig, convert, export, inspect
 from mt.train.checkpoint.hf_settings import settings_in
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.family import build_model
 
@@ -189,7 +189,8 @@ def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_l
     source = write(theirs, tmp_path / "theirs", max_shard_size="20KB")
     facts = convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
     assert (facts["from_library"], facts["to_library"]) == ("Hugging Face", "mt")
-    ours, tokenizer, _ = load_model(tmp_path / "ours")
+    checkpoint = open_checkpoint(tmp_path / "ours")
+    ours, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
     assert_near(our_logits(ours), their_logits(theirs))
     assert (tokenizer.encode(TEXT), tokenizer.bos, tokenizer.eod) == ([5, 17, 3, 40, 5], 1, 2)
 
@@ -206,7 +207,7 @@ def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_l
     assert kind.from_pretrained(tmp_path / "back").encode(TEXT, add_special_tokens=False) == [5, 17, 3, 40, 5]
 
     convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "ours again")))
-    assert_same_weights(load_model(tmp_path / "ours again")[0], ours)
+    assert_same_weights(open_checkpoint(tmp_path / "ours again").load_model(), ours)
 
 
 def assert_same_weights(found, expected):
@@ -221,7 +222,7 @@ def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path
     theirs = random_model(name)
     write(theirs, tmp_path / "weights")
     ours = build_model(settings_in(json.loads((tmp_path / "weights/config.json").read_text()), "config.json"))
-    ours.load_state_dict(load_model(tmp_path / "weights")[0].state_dict())
+    ours.load_state_dict(open_checkpoint(tmp_path / "weights").load_model().state_dict())
     tokens = random_tokens((3, T + 1))
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
     F.cross_entropy(theirs(inputs).logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
@@ -230,7 +231,7 @@ def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path
         for parameter in theirs.parameters():
             parameter.copy_(parameter.grad)
     write(theirs, tmp_path / "gradients")
-    expected = dict(load_model(tmp_path / "gradients")[0].named_parameters())
+    expected = dict(open_checkpoint(tmp_path / "gradients").load_model().named_parameters())
     for n, parameter in ours.named_parameters():
         assert (parameter.grad - expected[n]).norm() <= TOLERANCE * expected[n].norm(), n
 
@@ -239,7 +240,7 @@ def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path
 def test_half_precision_comes_in_and_goes_out_unchanged(name, dtype, tmp_path):
     source = write(random_model("llama").to(dtype), tmp_path / "theirs")
     convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
-    assert next(load_model(tmp_path / "ours")[0].parameters()).dtype == torch.float32
+    assert next(open_checkpoint(tmp_path / "ours").load_model().parameters()).dtype == torch.float32
     export(ExportConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "back"), dtype=name))
     before, after = weights(source), weights(tmp_path / "back")
     assert all(after[n].dtype == dtype and torch.equal(after[n], before[n]) for n in before)
@@ -275,10 +276,10 @@ def test_a_run_is_exported_in_several_files_with_an_index_and_without_the_paddin
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = random_tokens((2, 16)) % 60
     with torch.no_grad():
-        ours = load_model(gpt2_run)[0]
+        ours = open_checkpoint(gpt2_run).load_model()
         assert_near(ours.logits(ours(tokens))[..., :60], theirs(tokens).logits)
     convert(ConvertConfig(source=str(tmp_path / "out"), output=str(tmp_path / "ours"), tokenizer=SIXTY))
-    back = dict(load_model(tmp_path / "ours")[0].named_parameters())
+    back = dict(open_checkpoint(tmp_path / "ours").load_model().named_parameters())
     for name, parameter in ours.named_parameters():
         assert torch.equal(back[name][:60], parameter[:60]), name
         assert back[name].shape == parameter.shape
@@ -287,10 +288,10 @@ def test_a_run_is_exported_in_several_files_with_an_index_and_without_the_paddin
 def test_evaluation_and_inspection_take_a_hugging_face_directory_as_it_is(tmp_path):
     theirs = random_model("qwen2")
     source = write(theirs, tmp_path)
-    model, tokenizer, settings = load_model(source)
-    assert_near(our_logits(model), their_logits(theirs))
-    assert tokenizer.encode(TEXT) == [5, 17, 3, 40, 5]
-    assert settings.data.seq_length == settings.model.max_position_embeddings == 64
+    checkpoint = open_checkpoint(source)
+    assert_near(our_logits(checkpoint.load_model()), their_logits(theirs))
+    assert checkpoint.load_tokenizer().encode(TEXT) == [5, 17, 3, 40, 5]
+    assert checkpoint.seq_length == checkpoint.config.max_position_embeddings == 64
     found = inspect(InspectConfig(checkpoint=str(source)))
     assert found["parameters"] == sum(p.numel() for p in theirs.parameters())
     assert found["text"].startswith(f"{source}: a checkpoint of Hugging Face, step 0")
@@ -303,7 +304,7 @@ def test_evaluation_and_inspection_take_a_hugging_face_directory_as_it_is(tmp_pa
             r" convert`"
         ),
     ):
-        load_model(source)
+        open_checkpoint(source).load_tokenizer()
 
 
 @pytest.fixture
@@ -347,13 +348,14 @@ def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(lin
     manifest = cli.call(
         ("train",), line(source, "--hf", str(source), "--finetune", "--hidden-dropout", "0.1")
     )
-    run, _, settings = load_model(tmp_path / "run")
-    assert (
-        settings.model.rope_scaling["rope_type"],
-        settings.model.hidden_dropout,
-        settings.model.padded_vocab_size,
-    ) == ("llama3", 0.1, 128)
-    before = load_model(source)[0]
+    checkpoint = open_checkpoint(tmp_path / "run")
+    run, shape = checkpoint.load_model(), checkpoint.config
+    assert (shape.rope_scaling["rope_type"], shape.hidden_dropout, shape.padded_vocab_size) == (
+        "llama3",
+        0.1,
+        128,
+    )
+    before = open_checkpoint(source).load_model()
     for name, parameter in before.named_parameters():
         assert torch.equal(dict(run.named_parameters())[name][: len(parameter)], parameter)
     assert manifest["counts"]["steps"] == 2

@@ -14,8 +14,7 @@ import torch
 from mt.core.config import UserError
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, InspectConfig, convert, inspect
-from mt.train.checkpoint.foreign import open_foreign
-from mt.train.checkpoint.native import load_model
+from mt.train.checkpoint.open import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
@@ -96,7 +95,7 @@ def megatron(tmp_path_factory):
 
 def taken_in(source, out, **settings):
     convert(ConvertConfig(source=str(source), output=str(out), tokenizer=SIXTY, **settings))
-    return load_model(out)[0]
+    return open_checkpoint(out).load_model()
 
 
 def same(found, expected):
@@ -113,8 +112,8 @@ def test_a_model_of_megatron_gives_its_logits_and_goes_back_without_losing_a_bit
         found = ours.logits(ours(said["tokens"]))[..., :60]
     expected = said["logits"][..., :60]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    settings = load_model(tmp_path / "ours")[2]
-    assert (settings.model.vocab_size, settings.model.padded_vocab_size, settings.data.seq_length) == (
+    checkpoint = open_checkpoint(tmp_path / "ours")
+    assert (checkpoint.config.vocab_size, checkpoint.config.padded_vocab_size, checkpoint.seq_length) == (
         60,
         64,
         24,
@@ -286,7 +285,7 @@ def test_inspection_and_finetuning_take_it_as_it_is_but_evaluation_wants_a_token
     with pytest.raises(
         UserError, match="keeps no tokenizer in its checkpoints; name it to `mt checkpoint convert`"
     ):
-        load_model(megatron / "llama")
+        open_checkpoint(megatron / "llama").load_tokenizer()
 
 
 class Trap:
@@ -307,24 +306,24 @@ def test_a_strangers_file_runs_no_code_and_is_refused_by_what_it_names(megatron,
                 r" code; do not use this file"
             ),
         ):
-            open_foreign(tmp_path / "stranger")
+            open_checkpoint(tmp_path / "stranger")
     torch.save({"args": argparse.Namespace(a=shutil.rmtree)}, file)
     with pytest.raises(UserError, match=r"names shutil.rmtree"):
-        open_foreign(tmp_path / "stranger")
+        open_checkpoint(tmp_path / "stranger")
     assert not (tmp_path / "ran").exists()
     torch.save({"model": {}}, file)
     with pytest.raises(UserError, match="holds no `args`"):
-        open_foreign(tmp_path / "stranger")
+        open_checkpoint(tmp_path / "stranger")
     whole = (megatron / "gpt" / "iter_0000007" / "mp_rank_00" / FILE).read_bytes()
     for content in (b"", b"garbage", whole[: len(whole) // 2]):
         file.write_bytes(content)
         with pytest.raises(UserError, match=rf"{FILE}: not a whole file of torch.save"):
-            open_foreign(tmp_path / "stranger")
+            open_checkpoint(tmp_path / "stranger")
 
 
 def refused(source):
     with pytest.raises(UserError) as error:
-        open_foreign(source)
+        open_checkpoint(source)
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -10,9 +10,9 @@ import yaml
 from mt.core import manifest
 from mt.core.config import Failure, UserError, build
 from mt.train import loop
-from mt.train.checkpoint import native as checkpoint
 from mt.train.checkpoint.commands import InspectConfig, inspect
-from mt.train.checkpoint.native import Reader, find, load, load_model, newest_whole
+from mt.train.checkpoint.native import SafeFileSystemReader, Saver, newest_whole
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import train
 from mt.train.model.family import build_model
 
@@ -38,24 +38,25 @@ def damage(path, how):
 
 
 def test_a_model_comes_back_with_its_tokenizer_and_settings(finished):
-    model, tokenizer, settings = load_model(finished[0])
+    checkpoint = open_checkpoint(finished[0])
+    model, shape = checkpoint.load_model(), checkpoint.config
     assert not model.training
-    assert (tokenizer.vocab_size, settings.model.vocab_size, settings.model.padded_vocab_size) == (
+    assert (checkpoint.load_tokenizer().vocab_size, shape.vocab_size, shape.padded_vocab_size) == (
         60,
         60,
         128,
     )
-    assert settings.model.max_position_embeddings == settings.data.seq_length == 16
+    assert shape.max_position_embeddings == checkpoint.seq_length == 16
     tokens = torch.arange(12).reshape(1, 12)
-    early = load_model(finished[0] / "step_00000003")[0]
+    early = open_checkpoint(finished[0] / "step_00000003").load_model()
     assert not torch.equal(model(tokens), early(tokens))
-    assert torch.equal(model(tokens), load_model(finished[0] / "step_00000008")[0](tokens))
+    assert torch.equal(model(tokens), open_checkpoint(finished[0] / "step_00000008").load_model()(tokens))
 
 
 @pytest.mark.parametrize("how", ["cut short", "changed", "missing", "state"])
 def test_a_broken_newest_checkpoint_falls_back_to_the_one_before_and_says_so(copy, how, capsys):
     damage(copy / "step_00000008", how)
-    assert newest_whole(copy).name == "step_00000006"
+    assert newest_whole(copy).path.name == "step_00000006"
     assert "step_00000008" in (said := capsys.readouterr().err)
     assert "falling back to the checkpoint before it" in said
 
@@ -86,7 +87,7 @@ def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
         ),
     ):
         train(settings(copy, keep_last=0))
-    assert newest_whole(copy).name == "step_00000008"
+    assert newest_whole(copy).path.name == "step_00000008"
 
 
 def test_when_all_are_broken_it_says_so(copy):
@@ -100,14 +101,14 @@ def test_when_all_are_broken_it_says_so(copy):
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, copy):
     with pytest.raises(UserError, match="no such checkpoint; check the path"):
-        find(tmp_path / "nowhere")
+        open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no checkpoint of mt train"):
-        find(tmp_path)
+        open_checkpoint(tmp_path)
     damage(copy / "step_00000006", "cut short")
     with pytest.raises(
         UserError, match=r"step_00000006: __0_0.distcp has [\d,]+ bytes, not [\d,]+; use another checkpoint"
     ):
-        find(copy / "step_00000006")
+        open_checkpoint(copy / "step_00000006")
 
 
 def test_only_the_newest_are_kept(settings, tmp_path):
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_first_difference(fini
 
 def test_inspect_tells_progress_and_every_tensor(finished):
     found = inspect(InspectConfig(checkpoint=str(finished[0])))
-    model = load_model(finished[0])[0]
+    model = open_checkpoint(finished[0]).load_model()
     assert found["parameters"] == sum(p.numel() for p in model.parameters()) == finished[1]["parameters"]
     assert found["step"] == 8
     assert found["consumed_samples"] == 64
@@ -152,9 +153,8 @@ def test_the_same_run_writes_the_same_bytes(finished, settings, tmp_path):
 
 
 def test_loading_into_a_model_leaves_the_optimizer_alone_unless_given(finished):
-    settings = load_model(finished[0])[2]
-    model = build_model(settings.model)
-    progress = load(finished[0] / "step_00000006", model, None)
+    checkpoint = open_checkpoint(finished[0] / "step_00000006")
+    progress = checkpoint.load(build_model(checkpoint.config), None)
     assert (progress.step, progress.consumed_samples, progress.consumed_tokens) == (6, 48, 768)
 
 
@@ -164,11 +164,11 @@ class Trap:
 
 
 def test_a_strangers_metadata_runs_no_code(copy, capsys):
-    path = find(copy)
+    path = newest_whole(copy).path
     for content in (pickle.dumps(Trap()), pickle.dumps({"a": shutil.rmtree}), b"", b"garbage"):
         (path / ".metadata").write_bytes(content)
         with pytest.raises(UserError, match="not the metadata of a checkpoint"):
-            Reader(path).read_metadata()
+            SafeFileSystemReader(path).read_metadata()
     assert capsys.readouterr().out == ""
 
 
@@ -197,7 +197,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(
     settings, tmp_path, monkeypatch
 ):
     steps, seen, written = [], [], []
-    step, write = loop.Trainer.step, checkpoint.Saver._write
+    step, write = loop.Trainer.step, Saver._write
 
     def counted(trainer, batch):
         result = step(trainer, batch)
@@ -213,7 +213,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(
         written.append(progress.step)
 
     monkeypatch.setattr(loop.Trainer, "step", counted)
-    monkeypatch.setattr(checkpoint.Saver, "_write", slow)
+    monkeypatch.setattr(Saver, "_write", slow)
     train(settings(tmp_path / "run", async_save=True, keep_last=0))
     assert seen == [(3, []), (6, [3]), (8, [3, 6])]
 
@@ -222,7 +222,7 @@ def test_a_save_aside_that_fails_is_heard_at_the_next(settings, tmp_path, monkey
     def fail(saver, tensors, progress):
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(checkpoint.Saver, "_write", fail)
+    monkeypatch.setattr(Saver, "_write", fail)
     with pytest.raises(UserError, match="the disk is full"):
         train(settings(tmp_path / "run", async_save=True))
 
@@ -340,7 +340,9 @@ def test_what_experts_have_learnt_beside_their_weights_is_kept(tree, tmp_path):
 
     whole = run(tmp_path / "whole")
     biases = [
-        b for name, b in load_model(tmp_path / "whole")[0].named_buffers() if name.endswith("expert_bias")
+        b
+        for name, b in open_checkpoint(tmp_path / "whole").load_model().named_buffers()
+        if name.endswith("expert_bias")
     ]
     assert len(biases) == 2
     assert any(b.any() for b in biases)
@@ -352,7 +354,7 @@ def test_what_experts_have_learnt_beside_their_weights_is_kept(tree, tmp_path):
 def test_a_checkpoint_with_settings_that_are_gone_loads_and_says_which(
     finished, copy, settings, tmp_path, capsys
 ):
-    step = newest_whole(copy)
+    step = newest_whole(copy).path
     tree = yaml.safe_load((step / "config.yaml").read_text())
     tree["model"]["moe_lost"], tree["optimizer"]["adam_lost"] = 3, True
     (step / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -364,8 +366,7 @@ def test_a_checkpoint_with_settings_that_are_gone_loads_and_says_which(
                 manifest.file_digest(step / "config.yaml"),
             )
     (step / "state.json").write_text(json.dumps(state))
-    held = load_model(copy)[2]
-    assert held.model == load_model(finished[0])[2].model
+    assert open_checkpoint(copy).config == open_checkpoint(finished[0]).config
     assert "moe_lost = 3: no setting of this version of mt, and left out" in capsys.readouterr().err
     train(
         settings(tmp_path / "longer", load=str(copy), use_checkpoint_opt_param_scheduler=True, train_iters=10)

@@ -1,0 +1,292 @@
+"""Checkpoint: what every checkpoint gives, whoever wrote it, and how a model is filled from one.
+
+`open.open_checkpoint(path)` gives one. A Checkpoint knows its settings and its tokenizer, reads its weights
+on demand, and fills a model at any parallel layout through torch.distributed.checkpoint. A subclass for each
+format says how: native.py, huggingface.py, megatron.py.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import StorageReader
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ...core.config import UserError
+from ...tokenizer.tokenizer import Tokenizer
+from ..model.base import Model
+from ..model.config import ResolvedModelConfig
+from ..model.family import build_model
+from ..parallel.mesh import Mesh, ParallelConfig
+from ..parallel.parallelize import check_layout, cut_for_use
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training run has come."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    updates: int = 0  # steps that changed the weights since the optimizer's moments were zero
+    skipped_steps: int = 0  # steps that changed no weights
+    skipped_samples: int = 0  # samples of the skipped steps; the schedules do not count them
+    loss_scale: dict = dataclasses.field(default_factory=dict)  # precision.LossScale.state
+    # (loss, gradient norm) of the last steps, which spikes are compared with
+    recent: list[list[float]] = dataclasses.field(default_factory=list)
+    # losses of the steps since the last log line
+    pending_losses: list[float] = dataclasses.field(default_factory=list)
+
+
+class Checkpoint(abc.ABC):
+    """A checkpoint for reading.
+
+    Prints as its path; pickles as its class and path, so that ranks may exchange it.
+    """
+
+    library: ClassVar[str]  # "mt", "Hugging Face" or "Megatron-LM"
+    path: Path  # a step directory of ours, or the directory of another library
+    config: ResolvedModelConfig  # the model's, resolved; the vocabulary has as many rows as are there
+    seq_length: int  # tokens of a training sample, as far as the settings tell
+    step: int
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.path,)
+
+    @property
+    @abc.abstractmethod
+    def run_settings(self) -> dict[str, Any]:
+        """The settings of the run that wrote it, a tree by group and name; {} in other libraries'
+        checkpoints.
+        """
+
+    @property
+    @abc.abstractmethod
+    def data_identity(self) -> dict[str, Any] | None:
+        """The training data that `progress` counts (batches.identity); None where there are weights alone."""
+
+    @property
+    @abc.abstractmethod
+    def settings_remedy(self) -> str:
+        """What to give so that a model gets this one's settings, for messages."""
+
+    @abc.abstractmethod
+    def progress(self) -> Progress:
+        """How far the run had come; zeros where there are weights alone."""
+
+    @abc.abstractmethod
+    def moment_names(self) -> Collection[str]:
+        """Which moments of an optimizer it holds, by the names of MOMENT_NAMES."""
+
+    @abc.abstractmethod
+    def load_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; raises UserError where there is none."""
+
+    @abc.abstractmethod
+    def read_weight(self, name: str, shape: torch.Size) -> Tensor:
+        """One of the model's weights by our name, float32, with as many vocabulary rows as `shape` has."""
+
+    @abc.abstractmethod
+    def reader(self, config: ResolvedModelConfig) -> StorageReader:
+        """What torch.distributed.checkpoint reads the tensors with. config: of the model to fill."""
+
+    def encoder_weights(self) -> Mapping[str, Tensor]:
+        """The weights of a BERT by our names; those of its pretraining heads may be missing."""
+        return self.load_model().state_dict()
+
+    def check_shapes(
+        self,
+        model: nn.Module,
+        *,
+        allow_extra: bool = False,
+        allow_missing: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Raises UserError, with the first difference, where this holds another model's weights: see `load`."""
+        self._check_shapes(self.reader(_config_of(model)), model, allow_extra, allow_missing)
+
+    def _check_shapes(
+        self,
+        reader: StorageReader,
+        model: nn.Module,
+        allow_extra: bool,
+        allow_missing: Callable[[str], bool] | None,
+    ) -> None:
+        there = {
+            name.removeprefix("model."): tuple(tensor.size)
+            for name, tensor in reader.read_metadata().state_dict_metadata.items()
+            if name.startswith("model.")
+        }
+        here = {
+            name: tuple(tensor.shape)
+            for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]
+            if allow_missing is None or not allow_missing(name)
+        }
+        for name in [*here, *(there if not allow_extra else ())]:
+            if there.get(name) != here.get(name):
+                found, wanted = (f"{s[name]}" if name in s else "absent" for s in (there, here))
+                raise UserError(
+                    f"{self}: holds another model: {name} is {found} there and {wanted} here; give"
+                    f" {self.settings_remedy}"
+                )
+
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        mesh: Mesh | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        allow_extra: bool = False,
+        allow_missing: Callable[[str], bool] | None = None,
+    ) -> Progress:
+        """Fills a model and, if given, its optimizer, at any parallel layout; returns the run's progress.
+
+        weights: see named_tensors. allow_extra: whether the checkpoint may hold weights that the model lacks.
+        allow_missing: tells by the name which weights of the model the checkpoint lacks; they stay as they
+        are. Raises UserError where shapes differ, and where there are no moments for the optimizer.
+        """
+        reader = self.reader(_config_of(model))
+        self._check_shapes(reader, model, allow_extra, allow_missing)
+        if optimizer is not None:
+            missing = [name for name in moment_names(optimizer) if name not in self.moment_names()]
+            if missing:
+                raise UserError(
+                    f"{self}: has no {missing[0]} for the optimizer; give --no-load-optim to begin with new"
+                    " moments"
+                )
+        tensors = named_tensors(model, weights, optimizer)
+        if allow_missing is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if not allow_missing(name)}
+        if optimizer is not None:
+            missing = sorted(tensors.keys() - reader.read_metadata().state_dict_metadata)
+            if missing:
+                raise UserError(
+                    f"{self}: has no {missing[0]}, as a run leaves it that did not train all weights; give"
+                    " --no-load-optim to begin with new moments"
+                )
+        with dcp_errors_unwrapped():
+            dcp.load(tensors, storage_reader=reader, no_dist=mesh is None or mesh.world_size == 1)
+        progress = self.progress()
+        if optimizer is None:
+            progress.updates = 0
+        else:
+            for state in optimizer.state.values():
+                if "step" in state:
+                    state["step"].fill_(progress.updates)
+        return progress
+
+    def load_model(self, mesh: Mesh | None = None) -> Model:
+        """The model in eval mode, on the GPU if there is one.
+
+        mesh: its tensor-parallel ranks share the matrices, and each reads its own parts of them.
+        """
+        if mesh is None or mesh.tp.size == 1:
+            model = build_model(self.config).eval().requires_grad_(False)
+            self.load(model)
+            return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), self.config, {})
+        with torch.device("meta"):
+            model = build_model(self.config).eval().requires_grad_(False)
+        cut_for_use(model, mesh)
+        model.to_empty(device=mesh.device)
+        self.load(model, mesh=mesh)
+        return model
+
+
+def _config_of(model: nn.Module) -> ResolvedModelConfig:
+    return cast(ResolvedModelConfig, model.config)
+
+
+def named_tensors(
+    model: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, Tensor]:
+    """Name -> tensor (or DTensor) of all that a checkpoint holds; moments are zeros before the optimizer's
+    first step.
+
+    weights: the float32 weights by name, where the model computes in another dtype; the optimizer steps
+    these.
+    """
+    weights = dict(model.named_parameters()) if weights is None else weights
+    tensors = {f"model.{name}": p.detach() for name, p in weights.items()}
+    tensors |= {f"model.{name}": b for name, b in persistent_buffers(model).items()}
+    for name, weight in weights.items() if optimizer is not None else ():
+        if not weight.requires_grad:  # the optimizer keeps nothing for frozen weights
+            continue
+        state = optimizer.state[weight]
+        for moment in moment_names(optimizer):
+            if state.get(moment) is None:
+                state[moment] = torch.zeros_like(weight)
+                state.setdefault("step", torch.zeros((), device=weight.device))
+            tensors[f"{moment}.{name}"] = state[moment]
+    return tensors
+
+
+def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
+    """Name -> shape of every weight of a model."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in build_model(config).named_parameters()}
+
+
+def pad_vocabulary(weight: Tensor, rows: int, vocab_size: int) -> Tensor:
+    """A weight of (vocabulary rows, ...) with `rows` of them in all: rows of zeros behind vocab_size come or
+    go.
+    """
+    if len(weight) == rows:
+        return weight
+    weight = weight[: min(vocab_size, rows)]
+    return torch.cat([weight, weight.new_zeros(rows - len(weight), *weight.shape[1:])])
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a model that are part of its state."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+
+
+# The entries of torch's optimizers' state that are tensors of a weight's shape.
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+SGD_MOMENTS = ("momentum_buffer",)
+MOMENT_NAMES = ADAM_MOMENTS + SGD_MOMENTS
+
+
+def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The moments that an optimizer keeps for every weight, by torch's names."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ADAM_MOMENTS
+    return SGD_MOMENTS if optimizer.defaults["momentum"] else ()
+
+
+@contextlib.contextmanager
+def dcp_errors_unwrapped() -> Iterator[None]:
+    """For calls of torch.distributed.checkpoint: a UserError that it wraps is raised as itself.
+
+    Its warning that torch.distributed is not started is left out: one process is fine.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((cause for cause in causes if isinstance(cause, UserError)), error) from None
