@@ -251,7 +251,7 @@ def test_the_end_of_document_may_begin_every_prompt(checkpoint, language_model):
             {"top_p": 0.5, "top_p_decay": 0.9, "top_p_bound": 0.6},
             r"top_p_bound = 0\.6 must be from 0 to top_p = 0\.5",
         ),
-        ({"beam_width": 2, "greedy": True}, "beam_width draws nothing"),
+        ({"beam_width": 2, "greedy": True}, "beam_width does not sample"),
         ({"beam_width": 2, "stop": ("a",)}, "beam_width ends texts at --stop-token only"),
         ({"length_penalty": 2.0}, "length_penalty = 2 has no effect without --beam-width"),
         ({"stop_token": 3, "stop_on_eol": True}, "stop_token = 3 has no effect with --stop-on-eol"),
