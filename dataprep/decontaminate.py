@@ -1,18 +1,20 @@
-"""evaluation n-grams out: training documents that hold text of an evaluation file lose it, or go.
+"""The `mt data decontaminate` command: remove evaluation text from training documents.
 
-Words are runs of `\\w`, lower-cased. An evaluation text (evaluation.py tells what a file's texts are) of
-`max_ngram` words or more gives each of its n-grams of that many words; one of at least `min_ngram` is one
-n-gram as a whole; a shorter one gives nothing. Where a training document holds one of these n-grams, that
-much of it goes: from the last end of a sentence at least `remove_chars_each_side` before it to the first one
-as far behind it. Pieces that are long enough stay, as documents `id#1`, `id#2`; a document that breaks into
-too many goes whole. N-grams that many training documents hold are nobody's test and are let be. Beside what
-every stage writes (stage.py), `cut/NNNNN.jsonl` has a line for every document that was cut: id, pieces,
-against (the tasks), example (the text that was found).
+Words are runs of `\\w`, lower-cased. An evaluation text (evaluation_texts.py reads them) of at least
+`max_ngram` words gives all its n-grams of `max_ngram` words. A text of at least `min_ngram` words gives one
+n-gram, the whole text. A shorter text gives none. Where a training document contains one of these n-grams,
+the match is removed with its surroundings: from the last sentence end at least `remove_chars_each_side`
+characters before it to the first sentence end as far after it. Remaining pieces that are long enough are kept
+as documents `id#1`, `id#2`; a document that splits into too many pieces is removed. N-grams that occur in
+many training documents are common phrases and are ignored. In addition to the files of every stage
+(stage.py), `cut/NNNNN.jsonl` has one line for each document that was cut: id, pieces, against (the tasks),
+example (the matched text).
 
-Two passes: `parts/found/NNNNN.npy` notes which document holds which n-gram; then documents are cut. The
-procedure is GPT-3's (Brown et al. 2020, appendix C) as Megatron-LM's tools/openwebtext/filter_ngrams.py has
-it, except that documents of few words are searched too, shorter n-grams everywhere in a document, and
-positions are those of the document's own text and not of its lower-cased copy, which may be longer.
+There are two passes: the first writes to `parts/found/NNNNN.npy` which document contains which n-gram, the
+second cuts the documents. The procedure is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) as
+implemented in Megatron-LM's tools/openwebtext/filter_ngrams.py, with three differences: documents of few
+words are searched too, shorter n-grams are searched everywhere in a document, and positions refer to the
+original text, not to its lower-cased copy, which may be longer.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
@@ -35,17 +38,17 @@ from ..core.executor import map_shards
 from ..documents import reader
 from ..documents.reader import Document, Shard
 from . import evaluation_texts, stage
-from .dedup.shingles import WORD, batch_words, ngram_hashes
-from .evaluation_texts import Task
-from .stage import DocumentStage, Removed
+from .dedup.key_index import save_array
+from .dedup.shingles import WORD, batch_words, batches, ngram_hashes
+from .evaluation_texts import EvaluationTask
+from .stage import DocumentStage, Removed, Tallies, Transform
 
-BATCH_CHARS = 500_000
 SENTENCE_END = re.compile(r"[.!?]")
 
 
 @configuration()
 class DecontaminateConfig(DocumentStage):
-    """Which evaluation text, and how much around it goes."""
+    """The settings of `mt data decontaminate`."""
 
     evaluation: tuple[str, ...] = option(
         help=(
@@ -54,22 +57,22 @@ class DecontaminateConfig(DocumentStage):
         ),
         role="input",
     )
-    evaluation_key: str = option("text", "the key that holds the text in evaluation records of no known task")
+    evaluation_key: str = option("text", "key of the text in evaluation records of no known task")
     mode: Literal["split", "document"] = option(
         "split", "cut the evaluation text out, or remove the whole document"
     )
     max_ngram: int = option(13, "words in an n-gram")
-    min_ngram: int = option(8, "evaluation texts of fewer words are not looked for")
+    min_ngram: int = option(8, "ignore evaluation texts of fewer words")
     remove_chars_each_side: int = option(
-        200, "characters to remove on either side of a match, on to the end of a sentence"
+        200, "characters to remove on either side of a match, extended to the end of a sentence"
     )
-    min_piece_chars: int = option(200, "pieces of at most this many characters are dropped")
-    max_pieces: int = option(10, "a document that breaks into more pieces is removed")
+    min_piece_chars: int = option(200, "drop pieces of at most this many characters")
+    max_pieces: int = option(10, "remove a document that splits into more pieces")
     key_threshold: int = option(
-        10, "n-grams in this many training documents or more are too common to count; 0 for no limit"
+        10, "ignore n-grams that occur in this many training documents or more; 0 for no limit"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (bool(self.evaluation), "evaluation is empty: name the evaluation files"),
@@ -85,19 +88,20 @@ class DecontaminateConfig(DocumentStage):
         )
 
 
-def decontaminate(config: DecontaminateConfig) -> dict:
-    """Removes evaluation text; returns the stage's manifest, whose `evaluation` tells what each task matched."""
+def decontaminate(config: DecontaminateConfig) -> dict[str, Any]:
+    """Removes evaluation text; returns the stage's manifest, whose `evaluation` counts matches per task."""
     tasks = evaluation_texts.tasks(config.evaluation)
-    # first, so that a mistake in an evaluation file leaves nothing behind
-    keys, malformed = read_keys(tasks, config)
+    # before the output is claimed, so that an error in an evaluation file leaves nothing behind
+    ngrams, malformed = read_ngrams(tasks, config)
+    more_inputs = evaluation_texts.inputs(tasks)
     run, shards = stage.begin(
-        "data decontaminate", config, facts={"tasks": keys.names}, more_inputs=evaluation_texts.inputs(tasks)
+        "data decontaminate", config, facts={"tasks": ngrams.names}, more_inputs=more_inputs
     )
     if run.finished:
         return run.manifest
     work = run.output / "parts"
-    keys.save(work / "keys.npz")
-    find = functools.partial(_find, folder=work / "found", keys_path=work / "keys.npz")
+    ngrams.save(work / "ngrams.npz")
+    find = functools.partial(_find_in_shard, folder=work / "found", ngrams_path=work / "ngrams.npz")
     sizes = [s.bytes for s in shards]
     try:
         map_shards(
@@ -110,110 +114,98 @@ def decontaminate(config: DecontaminateConfig) -> dict:
         )
     except UserError:
         if not any((work / "found").iterdir()):
-            # nothing but the keys is there, and they must not be in the way of the mended input
+            # there are only the n-grams: free the output for a run with the corrected input
             run.abandon()
         raise
     found = [work / "found" / f"{i:05d}.npy" for i in range(len(shards))]
-    counts = sum(
-        (np.bincount(np.load(f)[:, 1], minlength=len(keys.hashes)) for f in found),
-        np.zeros(len(keys.hashes), np.int64),
-    )
-    common = counts >= config.key_threshold if config.key_threshold else np.zeros(len(counts), bool)
-    _save(work / "common.npy", common)
-    cutting = functools.partial(_cut_shard, config=config, folder=str(run.output))
+    num_ngrams = len(ngrams.hashes)
+    counts = np.zeros(num_ngrams, np.int64)  # training documents that contain each n-gram
+    for path in found:
+        counts += np.bincount(np.load(path)[:, 1], minlength=num_ngrams)
+    common = counts >= config.key_threshold if config.key_threshold else np.zeros(num_ngrams, bool)
+    save_array(work / "common.npy", common)
+    cut_shard = functools.partial(_cut_shard, config=config, folder=str(run.output))
     results = map_shards(
-        cutting, list(enumerate(shards)), done=work, **config.where, label=run.verb, sizes=sizes
+        cut_shard, list(enumerate(shards)), done=work, **config.where, label=run.verb, sizes=sizes
     )
     logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
-    return stage.finish(
-        run, results, more_outputs=logs, evaluation=keys.report(counts, common, found, malformed)
-    )
+    report = ngrams.report(counts, common, found, malformed)
+    return stage.finish(run, results, more_outputs=logs, evaluation=report)
 
 
 @dataclasses.dataclass
-class Keys:
-    """The n-grams of all tasks, each once, sorted by (words in it, hash)."""
+class EvaluationNgrams:
+    """The n-grams of all tasks, each once, sorted by (number of words, hash)."""
 
-    names: list[str]
-    texts: list[int]  # of each task
-    too_short: list[int]  # texts of fewer than min_ngram words, of each task
-    hashes: np.ndarray  # uint64 (K,)
-    lengths: np.ndarray  # int64 (K,): words
-    owner_key: np.ndarray  # int64 (O,), sorted: key ...
-    owner_task: np.ndarray  # int64 (O,): ... and a task that holds it
+    names: list[str]  # of the tasks
+    texts: list[int]  # number of texts of each task
+    too_short: list[int]  # texts with fewer than min_ngram words, of each task
+    hashes: np.ndarray  # uint64 (N,)
+    lengths: np.ndarray  # int64 (N,): number of words
+    owner_ngram: np.ndarray  # int64 (O,), sorted: index of an n-gram ...
+    owner_task: np.ndarray  # int64 (O,): ... and of a task that contains it
 
     def save(self, path: Path) -> None:
         with manifest.atomic_write(path) as file:
-            np.savez(
-                file,
-                names=self.names,
-                texts=self.texts,
-                too_short=self.too_short,
-                hashes=self.hashes,
-                lengths=self.lengths,
-                owner_key=self.owner_key,
-                owner_task=self.owner_task,
-            )
+            np.savez(file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Keys:
+    def load(cls, path: Path) -> EvaluationNgrams:
         with np.load(path) as stored:
             return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
 
-    def tasks_of(self, keys: np.ndarray) -> list[str]:
-        """Names of the tasks that hold any of these keys."""
-        return sorted({str(self.names[f]) for f in self.owner_task[np.isin(self.owner_key, keys)]})
+    def tasks_with(self, ngrams: np.ndarray) -> list[str]:
+        """Names of the tasks that contain any of these n-grams (indices)."""
+        return sorted({str(self.names[task]) for task in self.owner_task[np.isin(self.owner_ngram, ngrams)]})
 
     def report(
         self, counts: np.ndarray, common: np.ndarray, found: list[Path], malformed: list[int]
     ) -> dict[str, dict[str, int]]:
-        """What each task gave and matched.
+        """{task: counts of its texts, n-grams and matches}, for the manifest.
 
-        counts: training documents that hold each key; common: keys let be.
+        counts: int64 (N,), training documents that contain each n-gram. common: bool (N,), n-grams that are
+        ignored. found: files of `_find_in_shard`. malformed: skipped rows of each task.
         """
-        matched = np.zeros(len(self.names), np.int64)
+        documents_matched = np.zeros(len(self.names), np.int64)
         for path in found:
             pairs = np.load(path)
             pairs = pairs[~common[pairs[:, 1]]]
-            first, last = (np.searchsorted(self.owner_key, pairs[:, 1], side) for side in ("left", "right"))
+            first = np.searchsorted(self.owner_ngram, pairs[:, 1], "left")
+            last = np.searchsorted(self.owner_ngram, pairs[:, 1], "right")
             rows = np.repeat(pairs[:, 0], last - first)
-            places = (
-                np.concatenate([np.arange(a, b) for a, b in zip(first, last)])
-                if len(pairs)
-                else np.empty(0, np.int64)
-            )
-            held = np.unique(np.stack((rows, self.owner_task[places]), axis=1), axis=0)
-            matched += np.bincount(held[:, 1], minlength=len(self.names))
-        of = lambda chosen: np.bincount(
-            self.owner_task[chosen[self.owner_key]], minlength=len(self.names)
-        ).tolist()
-        columns = (
-            self.texts,
-            self.too_short,
-            malformed,
-            of(counts >= 0),
-            of((counts > 0) & ~common),
-            of(common),
-            matched.tolist(),
-        )
-        titles = (
-            "texts",
-            "texts_too_short",
-            "rows_malformed",
-            "ngrams",
-            "ngrams_matched",
-            "ngrams_too_common",
-            "documents_matched",
-        )
-        return {name: dict(zip(titles, map(int, values))) for name, *values in zip(self.names, *columns)}
+            owners = [np.arange(a, b) for a, b in zip(first, last)]
+            tasks = self.owner_task[np.concatenate([np.empty(0, np.int64), *owners])]
+            row_and_task = np.unique(np.stack((rows, tasks), axis=1), axis=0)
+            documents_matched += np.bincount(row_and_task[:, 1], minlength=len(self.names))
+        columns = {
+            "texts": self.texts,
+            "texts_too_short": self.too_short,
+            "rows_malformed": malformed,
+            "ngrams": self._per_task(counts >= 0),
+            "ngrams_matched": self._per_task((counts > 0) & ~common),
+            "ngrams_too_common": self._per_task(common),
+            "documents_matched": documents_matched.tolist(),
+        }
+        return {
+            name: {title: int(values[task]) for title, values in columns.items()}
+            for task, name in enumerate(self.names)
+        }
+
+    def _per_task(self, chosen: np.ndarray) -> list[int]:
+        """How many of the chosen n-grams, bool (N,), each task contains."""
+        tasks = self.owner_task[chosen[self.owner_ngram]]
+        counts: list[int] = np.bincount(tasks, minlength=len(self.names)).tolist()
+        return counts
 
 
-def read_keys(tasks: list[Task], config: DecontaminateConfig) -> tuple[Keys, list[int]]:
-    """The n-grams of the tasks, and the malformed rows of each; raises UserError for a task that has none."""
-    rows: list[np.ndarray] = []  # (words, hash, task) of every n-gram
+def read_ngrams(
+    tasks: list[EvaluationTask], config: DecontaminateConfig
+) -> tuple[EvaluationNgrams, list[int]]:
+    """The n-grams of the tasks, and the malformed rows of each; UserError for a task without n-grams."""
+    rows: list[np.ndarray] = []  # uint64 (3, ...): number of words, hash and task of each n-gram
     texts, too_short = [0] * len(tasks), [0] * len(tasks)
     for number, task in enumerate(tasks):
-        seen = 0
+        task_ngrams = 0
         for pieces in evaluation_texts.texts(task, config.evaluation_key):
             texts[number] += 1
             words, first = batch_words(pieces)
@@ -222,94 +214,73 @@ def read_keys(tasks: list[Task], config: DecontaminateConfig) -> tuple[Keys, lis
             for start, end in long_enough:
                 n = min(end - start, config.max_ngram)
                 hashes = np.unique(ngram_hashes(words[start:end], n))
-                seen += len(hashes)
-                rows.append(
-                    np.stack(
-                        (np.full(len(hashes), n, np.uint64), hashes, np.full(len(hashes), number, np.uint64))
-                    )
-                )
-        if not seen:
+                task_ngrams += len(hashes)
+                rows.append(np.stack((np.full_like(hashes, n), hashes, np.full_like(hashes, number))))
+        if not task_ngrams:
             raise UserError(
                 f"{', '.join(task.places)}: none of its {texts[number]:,} texts has {config.min_ngram} words:"
                 " there is nothing to look for; check the file and --evaluation-key, or lower --min-ngram"
             )
     every = np.unique(np.concatenate(rows, axis=1), axis=1)
-    fresh = np.concatenate(([True], (every[:2, 1:] != every[:2, :-1]).any(axis=0)))
-    keys = Keys(
-        [t.name for t in tasks],
-        texts,
-        too_short,
-        every[1, fresh],
-        every[0, fresh].astype(np.int64),
-        np.cumsum(fresh) - 1,
-        every[2].astype(np.int64),
+    is_first = np.concatenate(([True], (every[:2, 1:] != every[:2, :-1]).any(axis=0)))
+    ngrams = EvaluationNgrams(
+        names=[t.name for t in tasks],
+        texts=texts,
+        too_short=too_short,
+        hashes=every[1, is_first],
+        lengths=every[0, is_first].astype(np.int64),
+        owner_ngram=np.cumsum(is_first) - 1,
+        owner_task=every[2].astype(np.int64),
     )
-    return keys, [task.skipped for task in tasks]
+    return ngrams, [task.skipped for task in tasks]
 
 
-def _batches(texts):
-    """Lists of texts of about BATCH_CHARS characters."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+class _NgramFinder:
+    """Finds evaluation n-grams in texts: a bit table rejects nearly all others before the binary search."""
 
-
-class _Finder:
-    """Finds keys among the n-grams of texts: a table of bits answers for nearly all, a binary search for the
-    rest.
-    """
-
-    def __init__(self, keys: Keys):
-        bits = max(16, int(16 * len(keys.hashes)).bit_length())
+    def __init__(self, ngrams: EvaluationNgrams):
+        bits = max(16, int(16 * len(ngrams.hashes)).bit_length())
         self.mask = np.uint64((1 << bits) - 1)
-        self.by_length = []  # (words, first key of that length, hashes, table)
-        for n in np.unique(keys.lengths).tolist():
-            start, end = np.searchsorted(keys.lengths, (n, n + 1))
+        self.by_length = []  # (number of words, index of the first such n-gram, hashes, bit table)
+        for n in np.unique(ngrams.lengths).tolist():
+            start, end = np.searchsorted(ngrams.lengths, (n, n + 1))
             table = np.zeros(1 << bits, bool)
-            table[keys.hashes[start:end] & self.mask] = True
-            self.by_length.append((n, int(start), keys.hashes[start:end], table))
+            table[ngrams.hashes[start:end] & self.mask] = True
+            self.by_length.append((n, int(start), ngrams.hashes[start:end], table))
 
-    def __call__(self, words: np.ndarray):
-        """Yields (words in the n-gram, positions of its first words, keys) for every length of n-gram."""
-        for n, first_key, hashes, table in self.by_length:
+    def __call__(self, words: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields (number of words n, positions, n-gram indices) for every length of n-gram.
+
+        words: uint64 (W,), hashes of words. The n-gram begins with the word at `positions`.
+        """
+        for n, first_ngram, hashes, table in self.by_length:
             grams = ngram_hashes(words, n)
-            likely = np.flatnonzero(table[grams & self.mask])
-            places = np.minimum(np.searchsorted(hashes, grams[likely]), len(hashes) - 1)
-            sure = hashes[places] == grams[likely]
-            yield n, likely[sure], places[sure] + first_key
+            candidates = np.flatnonzero(table[grams & self.mask])
+            places = np.minimum(np.searchsorted(hashes, grams[candidates]), len(hashes) - 1)
+            equal = hashes[places] == grams[candidates]
+            yield n, candidates[equal], places[equal] + first_ngram
 
 
-def _find(item: tuple[int, Shard], *, folder: Path, keys_path: Path) -> dict:
-    """Writes (row, key) for every document of a shard and every n-gram that it holds, int64 (N, 2)."""
+def _find_in_shard(item: tuple[int, Shard], *, folder: Path, ngrams_path: Path) -> dict[str, int]:
+    """Writes int64 (M, 2): (row, n-gram index) for every document of a shard and every n-gram in it."""
     index, shard = item
-    find = _Finder(Keys.load(keys_path))
+    find = _NgramFinder(EvaluationNgrams.load(ngrams_path))
     found, row = [np.empty((0, 2), np.int64)], 0
-    for batch in _batches(d.text for d in reader.read(shard, lambda reject: None)):
-        words, first = batch_words(batch)
-        for n, positions, keys in find(words):
+    for batch in batches(reader.read(shard, lambda reject: None)):
+        words, first = batch_words([document.text for document in batch])
+        for n, positions, ngrams in find(words):
             text = np.searchsorted(first, positions, side="right") - 1
-            inside = positions + n <= first[text + 1]
-            found.append(np.unique(np.stack((text[inside] + row, keys[inside]), axis=1), axis=0))
+            inside = positions + n <= first[text + 1]  # not across two documents
+            found.append(np.unique(np.stack((text[inside] + row, ngrams[inside]), axis=1), axis=0))
         row += len(batch)
-    _save(folder / f"{index:05d}.npy", np.concatenate(found))
+    save_array(folder / f"{index:05d}.npy", np.concatenate(found))
     return {"documents": row}
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with manifest.atomic_write(path) as file:
-        np.save(file, array)
-
-
-def _cut_shard(item: tuple[int, Shard], *, config: DecontaminateConfig, folder: str) -> dict:
-    """Writes one shard's documents, its removed/ and its cut/ lines; returns its counts, for stage.finish."""
+def _cut_shard(item: tuple[int, Shard], *, config: DecontaminateConfig, folder: str) -> dict[str, Any]:
+    """Writes one shard's documents, its removed/ and its cut/ file; returns its counts, for stage.finish."""
     with manifest.atomic_write(Path(folder, "cut", f"{item[0]:05d}.jsonl"), "w") as log:
-        make = functools.partial(_cutter, config, str(Path(folder, "parts")), log)
+        make = functools.partial(_make_cutter, config, Path(folder, "parts"), log)
         return stage.run_shard(
             item,
             output=folder,
@@ -321,13 +292,15 @@ def _cut_shard(item: tuple[int, Shard], *, config: DecontaminateConfig, folder: 
         )
 
 
-def _cutter(config: DecontaminateConfig, folder: str, log, shard_index: int):
-    """The change of one shard's documents. log: takes a line for each that is cut."""
-    keys = Keys.load(Path(folder, "keys.npz"))
-    find, common = _Finder(keys), np.load(Path(folder, "common.npy"))
-    pairs = np.load(Path(folder, "found", f"{shard_index:05d}.npy"))
+def _make_cutter(
+    config: DecontaminateConfig, folder: Path, log: TextIO, shard_index: int
+) -> tuple[Transform, Tallies]:
+    """The transform of one shard's documents. log: gets a line for each document that is cut."""
+    ngrams = EvaluationNgrams.load(folder / "ngrams.npz")
+    find, common = _NgramFinder(ngrams), np.load(folder / "common.npy")
+    pairs = np.load(folder / "found" / f"{shard_index:05d}.npy")
     contaminated = set(pairs[~common[pairs[:, 1]], 0].tolist())
-    outcomes: Counter = Counter()
+    outcomes: Counter[str] = Counter()
     row = -1
 
     def change(document: Document) -> Document | list[Document] | Removed:
@@ -336,7 +309,7 @@ def _cutter(config: DecontaminateConfig, folder: str, log, shard_index: int):
         if row not in contaminated:
             return document
         spans, matched = _matches(document.text, find, common)
-        why = {"against": keys.tasks_of(matched), "example": document.text[slice(*spans[0])]}
+        why = {"against": ngrams.tasks_with(matched), "example": document.text[slice(*spans[0])]}
         if config.mode == "document":
             return Removed("contaminated", why)
         pieces = cut(document.text, spans, config.remove_chars_each_side, config.min_piece_chars)
@@ -348,36 +321,33 @@ def _cutter(config: DecontaminateConfig, folder: str, log, shard_index: int):
         log.write(json.dumps({"id": document.id, "pieces": len(pieces), **why}, ensure_ascii=False) + "\n")
         return [Document(f"{document.id}#{n}", piece, document.meta) for n, piece in enumerate(pieces, 1)]
 
-    change.tallies = {"cut": outcomes}
-    return change
+    return change, {"cut": outcomes}
 
 
-def _matches(text: str, find: _Finder, common: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """([start, end) in characters of every match, by start and the longest first; their keys)."""
+def _matches(text: str, find: _NgramFinder, common: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """([start, end) in characters of every match, by start, the longest first; their n-gram indices)."""
     words, _ = batch_words([text])
-    places = [m.span() for m in WORD.finditer(text)]
-    assert len(places) == len(words), "the two ways to cut a text into words disagree"
+    word_spans = [m.span() for m in WORD.finditer(text)]
+    assert len(word_spans) == len(words), "batch_words and WORD disagree on the words of a text"
     spans, matched = [], [np.empty(0, np.int64)]
-    for n, positions, keys in find(words):
-        counted = ~common[keys]
-        spans += [(places[i][0], places[i + n - 1][1]) for i in positions[counted].tolist()]
-        matched.append(keys[counted])
+    for n, positions, ngrams in find(words):
+        counted = ~common[ngrams]
+        spans += [(word_spans[i][0], word_spans[i + n - 1][1]) for i in positions[counted].tolist()]
+        matched.append(ngrams[counted])
     return sorted(spans, key=lambda s: (s[0], -s[1])), np.concatenate(matched)
 
 
 def cut(text: str, spans: list[tuple[int, int]], each_side: int, min_chars: int) -> list[str]:
-    """What is left of a text without spans of characters and what surrounds them, pieces of more than
-    min_chars each.
+    """Removes spans and their surroundings from a text; returns the pieces of more than min_chars characters.
 
-    spans: sorted [start, end). To the left the cut begins behind the last `.`, `!` or `?` that lies
-    `each_side` characters or more before the span; to the right it ends behind the first one that lies as far
-    behind it.
+    spans: sorted [start, end) in characters. A cut begins after the last `.`, `!` or `?` that lies at least
+    `each_side` characters before the span. It ends after the first one that lies at least as far after it.
     """
     ends = [m.end() for m in SENTENCE_END.finditer(text)]
     pieces, place = [], 0
     for start, end in spans:
         if start < place:
-            continue  # gone with the match before
+            continue  # removed with the previous match
         before = bisect.bisect_right(ends, start - each_side) - 1
         left = text[place : ends[before]] if before >= 0 and ends[before] > place else ""
         if len(left) > min_chars:

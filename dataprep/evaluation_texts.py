@@ -1,20 +1,16 @@
-"""evaluation files of every layout to the texts that training documents must not hold.
+"""Read the texts of evaluation files, in the published layout of each task, for decontamination.
 
-    RACE          folders of `.txt`, each line a JSON object {article, questions, options, answers}; also the
-        records of
-                  its Parquet, with one `question` each. Texts: the article, every question, and with each of
-                      its options
-                  as the task puts it: in place of `_`, or behind.
-    MNLI, QQP     `.tsv` with a header: both sentences, both questions. As records also `premise` and
-        `hypothesis`.
-    WikiText      plain text, a text a line, in pieces between `<unk>`, which no other text holds. Nothing is
-        detokenised:
-                  words are the same either way (`\\w+`), and ` N `, which that would make ` 1 `, is no word
-                      of the source.
-    LAMBADA       and anything else in JSONL or Parquet: the text under one key. Original LAMBADA is a text a
-        line.
+    RACE        folders of `.txt`, each line a JSON object {article, questions, options, answers}; also the
+                records of its Parquet files, with one `question` each. Texts: the article, each question, and
+                each question with each option, in place of `_` or after the question, as the task does it.
+    MNLI, QQP   `.tsv` with a header. Texts: both sentences, or both questions. Records may instead have
+                `premise` and `hypothesis`.
+    WikiText    plain text, one text per line, split at `<unk>`, which occurs in no other text. Texts are not
+                detokenized: the words (`\\w+`) are the same either way, and the ` N ` that detokenizing would
+                turn into ` 1 ` is not a word of the source.
+    LAMBADA     and all other JSONL and Parquet: the text under one key. Plain text: one text per line.
 
-Which one it is, the columns tell, or the keys, or the first line.
+The layout is recognized by the columns, the keys or the first line.
 """
 
 from __future__ import annotations
@@ -23,8 +19,9 @@ import dataclasses
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import orjson
 
@@ -39,10 +36,10 @@ NAMED = re.compile(r"([\w.+-]+)=(.+)")
 
 
 @dataclasses.dataclass
-class Task:
-    """One name of the report.
+class EvaluationTask:
+    """One evaluation task of the report.
 
-    places: files, folders and datasets, as given; skipped: rows of a table that are none.
+    places: files, folders and datasets, as given. skipped: rows of tables with too few columns.
     """
 
     name: str
@@ -50,34 +47,36 @@ class Task:
     skipped: int = 0
 
 
-def tasks(items: tuple[str, ...]) -> list[Task]:
-    """`NAME=PLACE` or `PLACE` each, in order; places of one name are one task, and a place without one has
-    its own.
+def tasks(items: tuple[str, ...]) -> list[EvaluationTask]:
+    """The tasks of items `NAME=PLACE` or `PLACE`, in order.
+
+    Places with the same name belong to one task. A place without a name is a task of its own, named after its
+    last path component, or after the whole path if that is ambiguous.
     """
-    split = [
-        match.groups() if (match := NAMED.fullmatch(item)) and not Path(item).exists() else (None, item)
-        for item in items
-    ]
-    plain = Counter(Path(place).name for name, place in split if name is None)
-    found: dict[str, Task] = {}
-    for name, place in split:
-        name = name or (Path(place).name if plain[Path(place).name] == 1 else place)
-        found.setdefault(name, Task(name, [])).places.append(place)
+    named: list[tuple[str | None, str]] = []
+    for item in items:
+        match = NAMED.fullmatch(item)
+        named.append((match[1], match[2]) if match and not Path(item).exists() else (None, item))
+    unnamed = Counter(Path(place).name for name, place in named if name is None)
+    found: dict[str, EvaluationTask] = {}
+    for name, place in named:
+        name = name or (Path(place).name if unnamed[Path(place).name] == 1 else place)
+        found.setdefault(name, EvaluationTask(name, [])).places.append(place)
     return list(found.values())
 
 
-def inputs(all_tasks: list[Task]) -> list[str]:
-    """Every place, with globs resolved, for manifest.begin; raises UserError for one that gives nothing."""
+def inputs(all_tasks: list[EvaluationTask]) -> list[str]:
+    """All places, globs expanded, for manifest.begin; raises UserError for a glob without matches."""
     return list(
         dict.fromkeys(path for task in all_tasks for place in task.places for path in _resolved(place))
     )
 
 
-def texts(task: Task, key: str) -> Iterator[list[str]]:
-    """The texts of a task, each in the pieces that may stand in a document.
+def texts(task: EvaluationTask, key: str) -> Iterator[list[str]]:
+    """Yields the texts of a task, each as the list of pieces that may occur in a document.
 
-    key: of the text, in records of no known task. Raises UserError for a record without texts; a row of a
-    table with too few columns (QQP has some) is skipped and counted.
+    key: of the text, in records of no known task. Raises UserError for a record without texts. Rows of tables
+    with too few columns (QQP has some) are skipped and counted in task.skipped.
     """
     for place in task.places:
         for path in _resolved(place):
@@ -95,7 +94,7 @@ def _resolved(place: str) -> list[str]:
 
 
 def _files(path: str) -> list[str]:
-    """The files of a folder that hold texts, sorted; of a folder that mt wrote its documents."""
+    """The sorted text files of a folder; if mt wrote the folder, only its documents."""
     folder = Path(path)
     if path.startswith(sources.HUB) or not folder.is_dir():
         return [path]
@@ -103,29 +102,19 @@ def _files(path: str) -> list[str]:
         (folder / name).exists() for name in ("run.json", "state.json", "dataset_dict.json")
     ):
         return list(map(str, reader.expand([path])))
-    found = sorted(
-        str(p)
-        for p in folder.rglob("*")
-        if p.is_file() and p.name.endswith((*RECORD_FILES, *TEXT_FILES, ".tsv"))
-    )
+    extensions = (*RECORD_FILES, *TEXT_FILES, ".tsv")
+    found = sorted(str(p) for p in folder.rglob("*") if p.is_file() and p.name.endswith(extensions))
     if not found:
-        raise UserError(
-            f"{path}: holds no evaluation files ({', '.join((*RECORD_FILES, *TEXT_FILES, '.tsv'))}); check"
-            " the path"
-        )
+        raise UserError(f"{path}: contains no evaluation files ({', '.join(extensions)}); check the path")
     return found
 
 
-def _texts_in(path: str, key: str, task: Task) -> Iterator[list[str]]:
+def _texts_in(path: str, key: str, task: EvaluationTask) -> Iterator[list[str]]:
+    rows: Iterable[tuple[str, dict[str, Any]]]
     if path.startswith(sources.HUB) or path.endswith(RECORD_FILES):
+        refuse = lambda reject: _refuse(reject.file, reject.place, reject.reason)
         shards = reader.plan([path], key=key, on_error="skip")
-        rows = (
-            (place, record)
-            for shard in shards
-            for place, record in reader.read_raw(
-                shard, lambda reject: _refuse(reject.file, reject.place, reject.reason)
-            )
-        )
+        rows = (row for shard in shards for row in reader.read_raw(shard, refuse))
     elif path.endswith(".tsv"):
         rows = _table(path, task)
     else:
@@ -143,8 +132,8 @@ def _texts_in(path: str, key: str, task: Task) -> Iterator[list[str]]:
         yield from ([text] for text in found)
 
 
-def record_texts(record: dict, key: str) -> list[str] | str:
-    """The texts of a record, or what is wrong with it."""
+def record_texts(record: dict[str, Any], key: str) -> list[str] | str:
+    """The texts of a record, or a message that says what is wrong with it."""
     if (
         isinstance(record.get("article"), str)
         and ("questions" in record or "question" in record)
@@ -165,12 +154,11 @@ def record_texts(record: dict, key: str) -> list[str] | str:
     return f"{key!r} is {'null' if value is None else f'a {type(value).__name__}'}, not a text"
 
 
-def _race(record: dict) -> list[str] | str:
+def _race(record: dict[str, Any]) -> list[str] | str:
     """The article, the questions, and the questions with their options."""
-    many = "questions" in record
-    questions, options = (
-        (record["questions"], record["options"]) if many else ([record["question"]], [record["options"]])
-    )
+    questions, options = record.get("questions"), record["options"]
+    if "questions" not in record:  # Parquet: one question in a record
+        questions, options = [record["question"]], [options]
     if not isinstance(questions, list) or not isinstance(options, list) or len(questions) != len(options):
         return "'questions' and 'options' are not lists of one length"
     found = [record["article"]]
@@ -181,25 +169,21 @@ def _race(record: dict) -> list[str] | str:
             or not all(isinstance(c, str) for c in choices)
         ):
             return "a question or an option is not a text"
-        found += [
-            question,
-            *(
-                question.replace("_", choice) if "_" in question else f"{question} {choice}"
-                for choice in choices
-            ),
-        ]
+        found.append(question)
+        for choice in choices:
+            found.append(question.replace("_", choice) if "_" in question else f"{question} {choice}")
     return found
 
 
-def _table(path: str, task: Task) -> Iterator[tuple[str, dict]]:
-    """(place, row) of a table with a header; quotation marks are letters, as in the published files."""
+def _table(path: str, task: EvaluationTask) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row) of a table with a header; quotes are literal, as in the published files."""
     header: list[str] = []
     for number, line in enumerate(_plain_lines(path), 1):
         cells = line.rstrip("\r").split("\t")
         if not header:
             header = cells
             if len(header) < 2:
-                _refuse(path, "line 1", "is no header of columns with tabs between")
+                _refuse(path, "line 1", "is not a header of tab-separated columns")
         elif len(cells) < len(header):
             task.skipped += bool(line.strip())
         else:
@@ -222,12 +206,13 @@ def _is_race(lines: list[str]) -> bool:
     if not (first.startswith("{") and first.endswith("}")):
         return False
     try:
-        return {"article", "questions", "options"} <= orjson.loads(first).keys()
+        record: dict[str, Any] = orjson.loads(first)
+        return {"article", "questions", "options"} <= record.keys()
     except orjson.JSONDecodeError:
         return False
 
 
-def _race_line(path: str, number: int, line: str) -> dict:
+def _race_line(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -235,8 +220,8 @@ def _race_line(path: str, number: int, line: str) -> dict:
     return record if isinstance(record, dict) else _refuse(path, f"line {number}", "is not a JSON object")
 
 
-def _refuse(path: str, place: str, reason: str):
+def _refuse(path: str, place: str, reason: str) -> NoReturn:
     raise UserError(
-        f"{path}{f', {place}' if place else ''}: {reason}; mend the evaluation file, or name the key of its"
-        " texts with --evaluation-key"
+        f"{path}{f', {place}' if place else ''}: {reason}; correct the evaluation file, or name the key of"
+        " its texts with --evaluation-key"
     )

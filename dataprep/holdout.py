@@ -1,20 +1,19 @@
-"""set documents aside for evaluation, and write them in the formats of WikiText and LAMBADA.
+"""The `mt data holdout` command: set documents aside for evaluation, in the formats of WikiText and LAMBADA.
 
-Which documents: those whose hash of seed and id falls into the first `fraction` of all hashes, so that the
-choice depends on nothing else, and that are long enough. Output directory, beside what every stage writes
-(stage.py):
+A document is set aside if it is long enough and the hash of the seed and its id falls into the first
+`fraction` of all hashes; the choice depends on nothing else. Output directory, in addition to the files of
+every stage (stage.py):
 
     NNNNN.jsonl      the documents that remain for training; a stage that reads the directory reads these
-    heldout.jsonl    the documents set aside, whole
-    wikitext.txt     their text as WikiText's raw files have it: ` = Title = `, an empty line, a line a
-        paragraph
-    lambada.jsonl    {"text"} lines: some sentences of one document, up to the last word without its
-        punctuation; that
-                     word is a content word that stands earlier in the passage, so that context predicts it
-                     (Paperno et al. 2016, arXiv 1606.06031, without the human filter)
+    heldout.jsonl    the documents set aside
+    wikitext.txt     their text in the format of WikiText's raw files: ` = Title = `, an empty line, and one
+                     line per paragraph
+    lambada.jsonl    {"text"} lines: some sentences of one document, up to the last word, without its
+                     punctuation. The last word is a content word that occurs earlier in the passage, so that
+                     the context predicts it (Paperno et al. 2016, arXiv 1606.06031, without the human filter)
 
-Evaluate on the last two, and decontaminate the training documents against them: near copies may have stayed
-behind.
+Evaluate on the last two files, and decontaminate the training documents against them, since these may contain
+near copies.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import xxhash
@@ -40,143 +40,30 @@ from .stage import DocumentStage, Removed
 
 SENTENCE_BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 TARGET = re.compile(r"\s([A-Za-z]{4,})[.!?]$")
-CONTEXT_WORDS = 25  # LAMBADA's passages have 75 tokens on average; documentation has shorter paragraphs
+CONTEXT_WORDS = 25  # LAMBADA's passages have 75 tokens on average, but many corpora have shorter paragraphs
 MAX_CONTEXT_SENTENCES = 8
-FUNCTION_WORDS = frozenset(
-    [
-        "about",
-        "above",
-        "after",
-        "again",
-        "against",
-        "also",
-        "although",
-        "always",
-        "among",
-        "another",
-        "anyone",
-        "anything",
-        "around",
-        "because",
-        "been",
-        "before",
-        "being",
-        "below",
-        "between",
-        "both",
-        "could",
-        "does",
-        "doing",
-        "done",
-        "down",
-        "during",
-        "each",
-        "either",
-        "else",
-        "ever",
-        "every",
-        "everything",
-        "from",
-        "further",
-        "have",
-        "having",
-        "here",
-        "hers",
-        "herself",
-        "himself",
-        "however",
-        "into",
-        "itself",
-        "just",
-        "least",
-        "less",
-        "like",
-        "made",
-        "many",
-        "more",
-        "most",
-        "much",
-        "must",
-        "myself",
-        "neither",
-        "never",
-        "none",
-        "nothing",
-        "often",
-        "once",
-        "only",
-        "other",
-        "others",
-        "otherwise",
-        "ours",
-        "over",
-        "perhaps",
-        "quite",
-        "rather",
-        "same",
-        "shall",
-        "should",
-        "since",
-        "some",
-        "someone",
-        "something",
-        "such",
-        "than",
-        "that",
-        "their",
-        "theirs",
-        "them",
-        "themselves",
-        "then",
-        "there",
-        "therefore",
-        "these",
-        "they",
-        "this",
-        "those",
-        "though",
-        "through",
-        "thus",
-        "together",
-        "toward",
-        "under",
-        "until",
-        "upon",
-        "used",
-        "very",
-        "well",
-        "were",
-        "what",
-        "whatever",
-        "when",
-        "where",
-        "whether",
-        "which",
-        "while",
-        "whom",
-        "whose",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "your",
-        "yours",
-        "yourself",
-    ]
-)
+_FUNCTION_WORDS = """
+about above after again against also although always among another anyone anything around because been before
+being below between both could does doing done down during each either else ever every everything from further
+have having here hers herself himself however into itself just least less like made many more most much must
+myself neither never none nothing often once only other others otherwise ours over perhaps quite rather same
+shall should since some someone something such than that their theirs them themselves then there therefore
+these they this those though through thus together toward under until upon used very well were what whatever
+when where whether which while whom whose will with within without would your yours yourself
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 @configuration()
 class HoldoutConfig(DocumentStage):
-    """How much to set aside."""
+    """The settings of `mt data holdout`."""
 
-    fraction: float = option(0.02, "share of the documents to set aside")
-    min_chars: int = option(300, "shorter documents are never set aside")
-    lambada: int = option(500, "passages to write to lambada.jsonl, at most")
-    seed: int = option(1234, "another seed sets other documents aside")
+    fraction: float = option(0.02, "fraction of the documents to set aside")
+    min_chars: int = option(300, "never set aside shorter documents")
+    lambada: int = option(500, "maximum number of passages in lambada.jsonl")
+    seed: int = option(1234, "seed of the choice of documents")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (0 < self.fraction < 1, f"fraction = {self.fraction} must lie between 0 and 1"),
@@ -185,12 +72,12 @@ class HoldoutConfig(DocumentStage):
         )
 
 
-def holdout(config: HoldoutConfig) -> dict:
-    """Sets documents aside; returns the stage's manifest."""
+def holdout(config: HoldoutConfig) -> dict[str, Any]:
+    """Sets documents aside; returns the stage's manifest. Raises UserError if none is set aside."""
     run, shards = stage.begin("data holdout", config)
     if run.finished:
         return run.manifest
-    work = functools.partial(_set_aside, config=config)
+    work = functools.partial(_split_shard, config=config)
     parts = run.output / "parts"
     results = map_shards(
         work,
@@ -207,9 +94,9 @@ def holdout(config: HoldoutConfig) -> dict:
                 shutil.copyfileobj(piece, file, 1 << 20)
     if not whole.stat().st_size:
         raise UserError(
-            f"{run.output}: of {sum(r['rows_in'] for r in results):,} documents none was set aside (fraction"
-            f" = {config.fraction}, min_chars = {config.min_chars}); raise the fraction, lower the length, or"
-            " give more documents"
+            f"{run.output}: none of {sum(r['rows_in'] for r in results):,} documents was set aside (fraction"
+            f" = {config.fraction}, min_chars = {config.min_chars}); raise fraction, lower min_chars, or give"
+            " more documents"
         )
     passages = _write_evaluation(run.output, config)
     files = [
@@ -220,20 +107,21 @@ def holdout(config: HoldoutConfig) -> dict:
 
 
 def is_held_out(name: str, seed: int, fraction: float) -> bool:
-    """Whether a document's id falls into the share that is set aside."""
+    """Whether the document with the id `name` is set aside, if it is long enough."""
     return xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) < fraction * 2**64
 
 
-def _set_aside(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict:
+def _split_shard(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict[str, Any]:
+    """Writes one shard's documents that stay, and those set aside to parts/heldout/; returns its counts."""
     root = Path(config.output)
-    with Writer(root / "parts" / "heldout" / f"{item[0]:05d}.jsonl", root=root, key=config.text_key) as aside:
+    heldout_path = root / "parts" / "heldout" / f"{item[0]:05d}.jsonl"
+    with Writer(heldout_path, root=root, key=config.text_key) as heldout:
 
         def change(document: Document) -> Document | Removed:
-            if len(document.text) < config.min_chars or not is_held_out(
-                document.id, config.seed, config.fraction
-            ):
+            is_long = len(document.text) >= config.min_chars
+            if not (is_long and is_held_out(document.id, config.seed, config.fraction)):
                 return document
-            aside.write(document)
+            heldout.write(document)
             return Removed("held_out")
 
         return stage.run_shard(
@@ -243,14 +131,13 @@ def _set_aside(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict:
             suffix=stage.STEMS[config.format],
             max_bytes=config.shard_bytes,
             rejects=config.rejects,
-            make=lambda index: change,
+            make=lambda index: (change, {}),
         )
 
 
 def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
-    """Writes wikitext.txt and lambada.jsonl from heldout.jsonl; returns how many passages there are."""
-    # a heap of the passages with the least hashes: (-hash, -order, text)
-    chosen: list[tuple[int, int, str]] = []
+    """Writes wikitext.txt and lambada.jsonl from heldout.jsonl; returns the number of passages."""
+    chosen: list[tuple[int, int, str]] = []  # heap of the passages of least hash: (-hash, -order, text)
     order = 0
     with manifest.atomic_write(folder / "wikitext.txt", "w") as file:
         for shard in reader.plan([str(folder / "heldout.jsonl")], key=config.text_key):
@@ -269,7 +156,7 @@ def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
 
 
 def wikitext(document: Document) -> str:
-    """A document as WikiText's raw files have it; its title is the record's `title`, else its id."""
+    """A document in the format of WikiText's raw files; its title is the record's `title`, or else its id."""
     title = " ".join(str(document.meta.get("title") or document.id).split())
     return f" \n = {title} = \n \n" + "".join(
         f" {paragraph} \n" for paragraph in paragraphs_of(document.text)
@@ -277,35 +164,36 @@ def wikitext(document: Document) -> str:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """What empty lines separate, each on one line."""
+    """The paragraphs of a text, separated by empty lines, each joined to one line."""
     return [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip()]
 
 
 def passages_of(text: str) -> Iterator[str]:
-    """LAMBADA passages of a text, none overlapping another."""
-    run: list[str] = []  # consecutive sentences of prose behind the last passage
+    """Yields the LAMBADA passages of a text; they do not overlap."""
+    previous: list[str] = []  # consecutive sentences of prose since the last passage
     for paragraph in paragraphs_of(text):
         for sentence in SENTENCE_BREAK.split(paragraph):
             if not _is_prose(sentence):
-                run = []
+                previous = []
                 continue
-            passage = _passage(run, sentence)
-            run = [*run[-MAX_CONTEXT_SENTENCES:], sentence]
+            passage = _passage(previous, sentence)
+            previous = [*previous[-MAX_CONTEXT_SENTENCES:], sentence]
             if passage is not None:
-                run = []
+                previous = []
                 yield passage
 
 
-def _passage(run: list[str], sentence: str) -> str | None:
-    """The shortest context of CONTEXT_WORDS words before a sentence and the sentence to its last word, if
-    that recurs.
+def _passage(previous: list[str], sentence: str) -> str | None:
+    """The passage that ends with the last word of a sentence, or None if it does not make one.
+
+    previous: the sentences before it, the last of which are the context, as many as give CONTEXT_WORDS words.
     """
     target = TARGET.search(sentence)
     if target is None or target[1].lower() in FUNCTION_WORDS:
         return None
     context: list[str] = []
-    while run and sum(len(s.split()) for s in context) < CONTEXT_WORDS:
-        *run, last = run
+    while previous and sum(len(s.split()) for s in context) < CONTEXT_WORDS:
+        *previous, last = previous
         context.insert(0, last)
     passage = " ".join([*context, sentence[: target.end(1)]])
     words = [w.lower() for w in re.findall(r"[A-Za-z]+", passage)]
@@ -314,7 +202,7 @@ def _passage(run: list[str], sentence: str) -> str | None:
 
 
 def _is_prose(sentence: str) -> bool:
-    """A sentence of words: begins like one, ends in punctuation, mostly letters."""
+    """Whether a sentence has four words, begins with a capital, ends in punctuation and is mostly letters."""
     words = sentence.split()
     letters = sum(map(str.isalpha, sentence))
     return (

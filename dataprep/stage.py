@@ -1,17 +1,15 @@
-"""The frame of every document stage: shards in, a function over documents, survivors, removed and rejects
-out.
+"""The common part of every document stage: transform all documents, write and count the results.
 
 Output directory:
 
-    NNNNN.jsonl           the documents kept, one file a shard (also .jsonl.zst, .parquet), and where it would
-        grow
-                          beyond --shard-bytes of text NNNNN_001.jsonl ...
-    removed/NNNNN.jsonl   a line for every document removed: id, reason, and what else explains it
-    rejects/NNNNN.jsonl   with --rejects: those documents themselves, the reason in a field `removed`
+    NNNNN.jsonl           the documents kept, one file per shard (also .jsonl.zst, .parquet); a file with more
+                          than --shard-bytes of text continues in NNNNN_001.jsonl ...
+    removed/NNNNN.jsonl   one line per removed document: id, reason, details
+    rejects/NNNNN.jsonl   with --rejects: the removed documents, with the reason in a field `removed`
     rejects.jsonl         records that could not be read, with file, place and reason (only if there are any)
     manifest.json         settings, inputs, counts; written last
 
-Rows in = rows kept + rows removed by reason + rows set aside, or the stage fails.
+A stage fails unless rows in = rows kept + rows removed + rows rejected.
 """
 
 from __future__ import annotations
@@ -22,9 +20,10 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 from ..core import manifest
 from ..core.config import Failure, UserError, check, configuration, option
@@ -38,7 +37,7 @@ STEMS = {"jsonl": ".jsonl", "jsonl.zst": ".jsonl.zst", "parquet": ".parquet"}
 
 @configuration()
 class DocumentStage(Workers):
-    """The settings that every stage from documents to documents has."""
+    """The settings of every stage that reads and writes documents."""
 
     input: tuple[str, ...] = option(
         help=(
@@ -48,22 +47,21 @@ class DocumentStage(Workers):
         role="input",
     )
     output: str = option(help="directory for the result", role="output")
-    text_key: str = option("text", "the record's key that holds the text")
-    format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
+    text_key: str = option("text", "key of the text in a record")
+    format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "file format of the documents")
     shard_bytes: int = option(
         64_000_000,
-        "size of the pieces that inputs are cut into, and text from which a file of the output ends, in"
-        " bytes",
+        "bytes of input in a shard, and bytes of text from which a new output file begins",
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
+        "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
     )
     rejects: bool = option(
-        False, "keep every removed document too, with text and fields and its reason, in rejects/"
+        False, "also write every removed document, with its text, fields and reason, to rejects/"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
@@ -72,22 +70,35 @@ class DocumentStage(Workers):
 
 @dataclasses.dataclass(frozen=True)
 class Removed:
-    """A document that does not go on. reason: a short name that is counted; facts: what explains it."""
+    """The outcome of a document that a stage removes.
+
+    reason: a short name, counted in the manifest. facts: details for the line in removed/.
+    """
 
     reason: str
-    facts: dict = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# What a stage does with one document: keep it (changed or not), keep several pieces of it, or remove it. A
-# function that counts anything else has an attribute `tallies`, {fact: {name: count}}; the manifest gets the
-# sums.
-Change = Callable[[Document], "Document | list[Document] | Removed"]
+# What a stage does with one document: keep it (changed or not), replace it by several, or remove it.
+Transform = Callable[[Document], Document | list[Document] | Removed]
+Tallies = dict[str, collections.Counter[str]]  # further counts of a stage, {fact: {name: count}}
+# Called in the worker with a shard's index: (the transform of its documents in order, its tallies). The
+# transform updates the tallies; the manifest gets their sums over all shards.
+MakeTransform = Callable[[int], tuple[Transform, Tallies]]
 
 
 def begin(
-    verb: str, config: DocumentStage, *, facts: dict | None = None, more_inputs=()
+    verb: str,
+    config: DocumentStage,
+    *,
+    facts: dict[str, Any] | None = None,
+    more_inputs: Iterable[str | Path] = (),
 ) -> tuple[manifest.Run, list[Shard]]:
-    """Claims the stage's output and cuts its inputs into shards."""
+    """Claims the stage's output and splits its inputs into shards.
+
+    facts, more_inputs: what else the result depends on, for the manifest's key. Raises UserError if the
+    output and the input overlap.
+    """
     shards = reader.plan(
         config.input,
         key=config.text_key,
@@ -100,13 +111,13 @@ def begin(
     for path in inputs:
         if output == Path(path).resolve().parent:
             raise UserError(
-                f"output = {config.output} is where the input {path} lies; choose another directory"
+                f"output = {config.output} is the directory of the input {path}; choose another directory"
             )
     for item in config.input:
         if Path(item).is_dir() and output.is_relative_to(Path(item).resolve()):
             raise UserError(
-                f"output = {config.output} lies inside the input {item}, which would then hold it; choose"
-                " another directory"
+                f"output = {config.output} lies inside the input {item}, which would then contain its own"
+                " output; choose another directory"
             )
     run = manifest.begin(verb, config, [*inputs, *more_inputs], identify=sources.identity, facts=facts)
     if run.finished:
@@ -118,14 +129,13 @@ def map_documents(
     run: manifest.Run,
     config: DocumentStage,
     shards: list[Shard],
-    make: Callable[[int], Change],
-    more_outputs=(),
-    **facts,
-) -> dict:
-    """Runs a change over every document and seals the stage; returns its manifest.
+    make: MakeTransform,
+    more_outputs: Iterable[dict[str, Any]] = (),
+    **facts: Any,
+) -> dict[str, Any]:
+    """Applies a transform to every document and seals the stage; returns its manifest.
 
-    make: picklable; called in the worker with the shard's index, returns the function that is applied to each
-    of its documents in order. more_outputs: as for `finish`.
+    make: must be picklable. more_outputs, facts: as for `finish`.
     """
     work = functools.partial(
         run_shard,
@@ -148,15 +158,24 @@ def map_documents(
 
 
 def run_shard(
-    item: tuple[int, Shard], *, output: str, key: str, suffix: str, max_bytes: int, rejects: bool, make
-) -> dict:
-    """Writes one shard's survivors and removed/ lines, and its rejects/ where asked; returns its counts, for
-    `finish`.
+    item: tuple[int, Shard],
+    *,
+    output: str,
+    key: str,
+    suffix: str,
+    max_bytes: int,
+    rejects: bool,
+    make: MakeTransform,
+) -> dict[str, Any]:
+    """Writes one shard's kept documents, its removed/ file and, if `rejects`, its rejects/ file.
+
+    item: (shard index, shard). key: of the text in a record. suffix: of the output file. Returns the shard's
+    counts, for `finish`.
     """
     index, shard = item
     root = Path(output)
-    change = make(index)
-    removed: collections.Counter = collections.Counter()
+    transform, tallies = make(index)
+    removed: collections.Counter[str] = collections.Counter()
     rows_in = kept_rows = text_bytes_in = 0
     removed_path = root / "removed" / f"{index:05d}.jsonl"
     with contextlib.ExitStack() as open_files:
@@ -164,64 +183,54 @@ def run_shard(
             Writer(root / f"{index:05d}{suffix}", root=root, key=key, max_bytes=max_bytes)
         )
         log = open_files.enter_context(manifest.atomic_write(removed_path, "w"))
-        unread = open_files.enter_context(Unread(root, index))
-        aside = (
-            open_files.enter_context(
+        unreadable = open_files.enter_context(RejectLog(root, index))
+        removed_documents = None
+        if rejects:
+            removed_documents = open_files.enter_context(
                 Writer(root / "rejects" / f"{index:05d}.jsonl", root=root, key=key, max_bytes=max_bytes)
             )
-            if rejects
-            else None
-        )
-        for document in reader.read(shard, unread.add):
+        for document in reader.read(shard, unreadable.add):
             rows_in += 1
             text_bytes_in += len(document.text.encode())
-            text = document.text
-            outcome = change(document)
+            text = document.text  # the transform may change it in place
+            outcome = transform(document)
             if isinstance(outcome, Removed):
                 removed[outcome.reason] += 1
-                log.write(
-                    json.dumps(
-                        {"id": document.id, "reason": outcome.reason, **outcome.facts}, ensure_ascii=False
-                    )
-                    + "\n"
-                )
-                if aside is not None:
-                    aside.write(
-                        Document(
-                            document.id,
-                            text,
-                            {**document.meta, "removed": {"reason": outcome.reason, **outcome.facts}},
-                        )
-                    )
+                why = {"reason": outcome.reason, **outcome.facts}
+                log.write(json.dumps({"id": document.id, **why}, ensure_ascii=False) + "\n")
+                if removed_documents is not None:
+                    removed_documents.write(Document(document.id, text, {**document.meta, "removed": why}))
                 continue
             kept_rows += 1
             for piece in outcome if isinstance(outcome, list) else [outcome]:
                 kept.write(piece)
+    others = [manifest.record(removed_path, root), *(removed_documents.records if removed_documents else ())]
     return {
-        "outputs": [
-            *kept.records,
-            *(
-                {**r, "documents": False}
-                for r in [manifest.record(removed_path, root), *(aside.records if aside else ())]
-            ),
-        ],
+        "outputs": [*kept.records, *({**record, "documents": False} for record in others)],
         "rows_in": rows_in,
         "rows_kept": kept_rows,
         "documents": kept.documents,
         "text_bytes_in": text_bytes_in,
         "text_bytes": kept.text_bytes,
         "removed": dict(removed),
-        "rejected": unread.count,
-        "tallies": getattr(change, "tallies", {}),
+        "rejected": unreadable.count,
+        "tallies": tallies,
     }
 
 
-def finish(run: manifest.Run, results: list[dict], *, more_outputs=(), **facts) -> dict:
-    """Adds the shards' counts up, checks that no row is lost, and seals the stage.
+def finish(
+    run: manifest.Run,
+    results: list[dict[str, Any]],
+    *,
+    more_outputs: Iterable[dict[str, Any]] = (),
+    **facts: Any,
+) -> dict[str, Any]:
+    """Sums the counts of the shards, checks that no row is lost, and writes the manifest, which it returns.
 
-    more_outputs: records of files beside the documents, as manifest.record makes them.
+    more_outputs: manifest.record of each file that has no documents. facts: further entries of the manifest.
+    Raises UserError if no document is left.
     """
-    removed = sum((collections.Counter(r["removed"]) for r in results), collections.Counter())
+    removed = _sum_counters(r["removed"] for r in results)
     rejected = sum(r["rejected"] for r in results)
     outputs = [o for r in results for o in r["outputs"]] + [{**o, "documents": False} for o in more_outputs]
     total = {
@@ -236,10 +245,8 @@ def finish(run: manifest.Run, results: list[dict], *, more_outputs=(), **facts) 
     if rejected:
         outputs.append(write_rejects(run.output, results))
     if not total["documents"]:
-        why = (
-            ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5))
-            or f"{rejected:,} could not be read"
-        )
+        by_reason = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5))
+        why = by_reason or f"{rejected:,} could not be read"
         run.abandon()
         raise UserError(
             f"{run.output}: no document is left ({total['rows_in'] + rejected:,} in: {why}); loosen the"
@@ -255,38 +262,47 @@ def finish(run: manifest.Run, results: list[dict], *, more_outputs=(), **facts) 
         "text_bytes": total["text_bytes"],
     }
     for name in {name: None for r in results for name in r["tallies"]}:
-        facts[name] = dict(
-            sum((collections.Counter(r["tallies"].get(name, {})) for r in results), collections.Counter())
-        )
+        facts[name] = dict(_sum_counters(r["tallies"].get(name, {}) for r in results))
     sealed = run.finish(outputs, counts, **facts)
     discard_parts(run)
     return sealed
 
 
-def discard_parts(run: manifest.Run) -> None:
-    """Removes what only an unfinished run needs, once the output is sealed.
+def _sum_counters(counters: Iterable[dict[str, int]]) -> collections.Counter[str]:
+    return sum(map(collections.Counter, counters), collections.Counter())
 
-    Not before: a kill amid the removal would leave results of shards that name files already gone. A kill
-    after the seal leaves files that nothing reads, and the next run of the same command removes them.
+
+def discard_parts(run: manifest.Run) -> None:
+    """Removes the files that only an unfinished run needs; to be called after the manifest is written.
+
+    If it ran earlier, a kill during the removal would leave shard results that refer to missing files. A kill
+    after the manifest is written leaves files that nothing reads; the next run of the command removes them.
     """
     shutil.rmtree(run.output / "parts", ignore_errors=True)
 
 
-class Unread:
-    """The records of one shard that cannot be read: in a file, since they may be as large as the shard.
+class RejectLog:
+    """Writes the records of one shard that cannot be read to a file, since they may be as large as the shard.
 
-    They wait in parts/rejects/ until `write_rejects` joins them.
+    The file lies in parts/rejects/ until `write_rejects` concatenates those of all shards. It is created at
+    the first record.
     """
 
     def __init__(self, root: Path, index: int):
-        self._path, self._stack, self._file = _unread(root, index), contextlib.ExitStack(), None
+        self._path, self._stack = _reject_path(root, index), contextlib.ExitStack()
+        self._file: TextIO | None = None
         self.count = 0
 
-    def __enter__(self) -> Unread:
+    def __enter__(self) -> RejectLog:
         return self
 
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, reject: reader.Reject) -> None:
         if self._file is None:
@@ -295,19 +311,19 @@ class Unread:
         self.count += 1
 
 
-def _unread(root: Path, index: int) -> Path:
+def _reject_path(root: Path, index: int) -> Path:
     return root / "parts" / "rejects" / f"{index:05d}.jsonl"
 
 
-def write_rejects(folder: Path, results: list[dict]) -> dict:
-    """Joins what the shards' `Unread` have kept to `rejects.jsonl`; returns its entry for the manifest.
+def write_rejects(folder: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenates the shards' `RejectLog` files to `rejects.jsonl`; returns its entry for the manifest.
 
-    results: the shards', with `rejected`.
+    results: the shards' counts, with `rejected`.
     """
     path = folder / "rejects.jsonl"
     with manifest.atomic_write(path) as file:
         for index, result in enumerate(results):
             if result["rejected"]:
-                with open(_unread(folder, index), "rb") as part:
+                with open(_reject_path(folder, index), "rb") as part:
                     shutil.copyfileobj(part, file, 1 << 20)
     return {**manifest.record(path, folder), "documents": False}

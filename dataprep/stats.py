@@ -1,9 +1,9 @@
-"""count documents, text bytes, words and tokens of several inputs, each file or directory on its own.
+"""The `mt data stats` command: count documents, text bytes, words and tokens of each input.
 
-Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]}, a row an
-input in the order given, and the manifest, which holds the same rows. Tokens are null where no tokenizer is
-named; the token that ends a document is not counted. Text is counted in bytes of UTF-8; words are what
-whitespace separates.
+Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]} with one row
+per input in the order given, and the manifest, which has the same rows. `text_bytes` are bytes of UTF-8;
+words are separated by whitespace; `tokens` do not include the end-of-document token, and are null without a
+tokenizer.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..core.executor import Workers, map_shards
 from ..documents import reader, sources
 from ..documents.reader import Shard
-from ..tokenizer.tokenizer import TokenizerConfig, load
-from .stage import Unread, discard_parts, write_rejects
+from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
+from .stage import RejectLog, discard_parts, write_rejects
 
-BATCH_CHARS = 4_000_000  # texts tokenized in one call
+BATCH_CHARS = 4_000_000  # characters tokenized in one call
 COUNTED = ("documents", "text_bytes", "words", "tokens")
 
 
 @configuration()
 class StatsConfig(Workers):
-    """What to count."""
+    """The settings of `mt data stats`."""
 
     input: tuple[str, ...] = option(
-        help="files, directories, - or hf:NAME[:CONFIG][:SPLIT], each counted on its own", role="input"
+        help="files, directories, - or hf:NAME[:CONFIG][:SPLIT]; each is counted separately", role="input"
     )
     output: str = option(help="directory for stats.json", role="output")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    text_key: str = option("text", "the record's key that holds the text")
+    text_key: str = option("text", "key of the text in a record")
     on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
+        "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (bool(self.input), "input is empty: name files or directories"),
@@ -48,8 +48,8 @@ class StatsConfig(Workers):
         )
 
 
-def stats(config: StatsConfig) -> dict:
-    """Counts every input; returns the manifest, whose `rows` are the counts and whose `text` is their table."""
+def stats(config: StatsConfig) -> dict[str, Any]:
+    """Counts every input; returns the manifest, with the counts in `rows` and as a table in `text`."""
     plans = [
         reader.plan([name], key=config.text_key, on_error=config.on_error, output=config.output)
         for name in config.input
@@ -57,7 +57,7 @@ def stats(config: StatsConfig) -> dict:
     shards = [s for plan in plans for s in plan]
     tokenizer = config.tokenizer if config.tokenizer.kind else None
     facts = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
-    # The names of the inputs are part of the result, so another name is another run.
+    # The names of the inputs are part of the result, so they belong to the key.
     run = manifest.begin(
         "data stats",
         config,
@@ -68,7 +68,7 @@ def stats(config: StatsConfig) -> dict:
     if run.finished:
         discard_parts(run)
         return run.manifest
-    work = functools.partial(_count, root=run.output, tokenizer=tokenizer)
+    work = functools.partial(_count_shard, root=run.output, tokenizer=tokenizer)
     results = map_shards(
         work,
         list(enumerate(shards)),
@@ -77,19 +77,15 @@ def stats(config: StatsConfig) -> dict:
         label=run.verb,
         sizes=[s.bytes for s in shards],
     )
-    rows, start = [], 0
+    rows: list[dict[str, Any]] = []
+    start = 0
     for name, plan in zip(config.input, plans):
         of_input = results[start : start + len(plan)]
         start += len(plan)
-        rows.append(
-            {
-                "name": name,
-                **{
-                    k: None if k == "tokens" and not tokenizer else sum(r[k] for r in of_input)
-                    for k in COUNTED
-                },
-            }
-        )
+        sums: dict[str, int | None] = {k: sum(r[k] for r in of_input) for k in COUNTED}
+        if not tokenizer:
+            sums["tokens"] = None
+        rows.append({"name": name, **sums})
     rejected = sum(r["rejected"] for r in results)
     path = run.output / "stats.json"
     manifest.write_json(path, {"rows": rows})
@@ -108,22 +104,14 @@ def stats(config: StatsConfig) -> dict:
     return sealed
 
 
-def table(rows: list[dict]) -> str:
-    """The rows for people, columns aligned."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a text table with aligned columns."""
     cells = [["input", "documents", "text MB", "words", "tokens", "bytes/token"]]
     for row in rows:
         ratio = f"{row['text_bytes'] / row['tokens']:.2f}" if row["tokens"] else "-"
         tokens = "-" if row["tokens"] is None else f"{row['tokens']:,}"
-        cells.append(
-            [
-                row["name"],
-                f"{row['documents']:,}",
-                f"{row['text_bytes'] / 1e6:,.2f}",
-                f"{row['words']:,}",
-                tokens,
-                ratio,
-            ]
-        )
+        megabytes = f"{row['text_bytes'] / 1e6:,.2f}"
+        cells.append([row["name"], f"{row['documents']:,}", megabytes, f"{row['words']:,}", tokens, ratio])
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
@@ -131,11 +119,11 @@ def table(rows: list[dict]) -> str:
     )
 
 
-def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | None) -> dict:
-    """The counts of one shard, and of its records that could not be read."""
+def _count_shard(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | None) -> dict[str, int]:
+    """The counts of one shard, and the number of its records that could not be read."""
     index, shard = item
     counts = dict.fromkeys(COUNTED, 0)
-    encode = _tokenizer(tokenizer).encode_batch if tokenizer else None
+    encode = _loaded(tokenizer).encode_batch if tokenizer else None
     batch: list[str] = []
     size = 0
 
@@ -144,8 +132,8 @@ def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | 
             counts["tokens"] += len(encode(batch)[0])
         batch.clear()
 
-    with Unread(root, index) as unread:
-        for document in reader.read(shard, unread.add):
+    with RejectLog(root, index) as unreadable:
+        for document in reader.read(shard, unreadable.add):
             counts["documents"] += 1
             counts["text_bytes"] += len(document.text.encode())
             counts["words"] += len(document.text.split())
@@ -155,10 +143,10 @@ def _count(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | 
                 flush()
                 size = 0
     flush()
-    return {**counts, "rejected": unread.count}
+    return {**counts, "rejected": unreadable.count}
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(config: TokenizerConfig):
+def _loaded(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer, loaded once in each worker."""
     return load(config)

@@ -1,75 +1,79 @@
-"""edges between documents, by part, on disk -> the survivor of every cluster, in rounds of tasks of bounded
-memory.
+"""Connected components of the graph of duplicates, on disk: find the survivor of each cluster.
 
-Nodes are documents that some key joins; exact copies are not nodes, the first document with their text stands
-for them. Each node bears a label: the best document that it knows of in its cluster, and the node that stands
-for that one. In every round a node takes the best among its own label and those of its neighbours and of the
-node in its label, and if that is better, tells the node in its old label, which follows in the next round.
-When a round changes none, the members of a cluster all bear its survivor. The steps are those of Shiloach and
-Vishkin 1982 (in the form of FastSV, Zhang, Azad and Hu 2020): rounds grow by the logarithm of a chain's
-length, and clusters of near duplicates take three or four.
+A node is a document that shares a key with another one. Exact copies are not nodes; the first document with
+their text represents them. Each node has a label: the best document of its cluster that it knows so far, and
+the node that represents this document. In each round a node takes the best label among its own, those of its
+neighbours, and that of the node in its label. If that improves its label, it sends the new label to the node
+in its old label, which takes it in the next round. When a round changes no label, all nodes of a cluster have
+its survivor as their label. The steps are those of Shiloach and Vishkin 1982 in the form of FastSV (Zhang,
+Azad and Hu 2020): the number of rounds is logarithmic in the length of a chain, and is three or four for
+clusters of near duplicates. Every round is a map over the parts of the corpus, with bounded memory.
 
-Of every part, files of FOLDER hold what its own task reads and writes:
+Files in FOLDER, one of each for every part of the corpus:
 
-    nodes/NNNNN.npy          int64 (2, N): node, and the best of the copies that it stands for; sorted
-    edges/NNNNN.npy          int64 (2, N): (later, earlier) nodes, sorted by the later, which lies in the part
-    edges/NNNNN.reverse.npy  the same as (earlier, later), sorted by the earlier
-    labels/NNNNN.npy         int64 (2, N): (place of a node of the part, its neighbour), sorted by the
-        neighbour
+    nodes/NNNNN.npy          int64 (2, N): node, and the best of the copies that it represents; sorted
+    edges/NNNNN.npy          int64 (2, N): (later, earlier) nodes, sorted by the later one, of the part
+    edges/NNNNN.reverse.npy  the same as (earlier, later), sorted by the earlier one
+    labels/NNNNN.npy         int64 (2, N): (row in nodes/NNNNN.npy, its neighbour), sorted by the neighbour
     labels/K/NNNNN.npy       uint64 (2, N): rank of the best document and its node, after K rounds
-    labels/K/NNNNN.told.npy  int64 (3, N): (node that is told, rank, node of a better label), sorted
+    labels/K/NNNNN.told.npy  int64 (3, N): messages (receiving node, rank, node of the better label), sorted
 
-A *rank* orders documents: old before new, then long before short (where the longest survives), then by
-number.
+A *rank* orders documents by preference: old before new, then long before short (if the longest survives),
+then by number.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...core.executor import map_shards
-from .key_index import Corpus, between, mapped, save_array
+from .key_index import Corpus, columns_between, open_array, save_array
 
-# of a rank: 10^11 documents; beyond 67 million characters all are equally long
+# The bits of a rank: 10^11 documents; all lengths beyond 67 million characters are equal.
 NUMBER_BITS, LENGTH_BITS = 37, 26
-LONGEST = (1 << LENGTH_BITS) - 1
-BLOCK = 1 << 20  # edges at a time
+MAX_LENGTH = (1 << LENGTH_BITS) - 1
+BLOCK_EDGES = 1 << 20  # processed at once
 
 
-def ranks(corpus: Corpus, numbers: np.ndarray, new: int, longest: bool) -> np.ndarray:
-    """uint64, the least first.
+def document_ranks(corpus: Corpus, numbers: np.ndarray, new: int, longest: bool) -> np.ndarray:
+    """The ranks of documents, uint64; the lowest is the most preferred.
 
-    numbers: documents; new: the first document of this run; longest: whether length counts.
+    numbers: int64, documents. new: the first document of this run. longest: whether longer ones are
+    preferred.
     """
-    length = (
-        np.minimum(corpus.look_up(numbers, "chars", np.int64), LONGEST)
-        if longest
-        else np.full(len(numbers), LONGEST)
-    )
+    length = np.full(len(numbers), MAX_LENGTH)
+    if longest:
+        length = np.minimum(corpus.look_up(numbers, "chars", np.int64), MAX_LENGTH)
     is_new = (numbers >= new).astype(np.uint64) << np.uint64(NUMBER_BITS + LENGTH_BITS)
-    return is_new | (LONGEST - length).astype(np.uint64) << np.uint64(NUMBER_BITS) | numbers.astype(np.uint64)
+    shortness = (MAX_LENGTH - length).astype(np.uint64) << np.uint64(NUMBER_BITS)
+    return is_new | shortness | numbers.astype(np.uint64)
 
 
-def ranked(rank: np.ndarray) -> np.ndarray:
-    """The numbers of the documents with these ranks."""
+def rank_numbers(rank: np.ndarray) -> np.ndarray:
+    """int64: the numbers of the documents with these ranks."""
     return (rank & np.uint64((1 << NUMBER_BITS) - 1)).astype(np.int64)
 
 
-def survivors(folder: Path, corpus: Corpus, new: int, longest: bool, *, label: str, **where) -> Path:
-    """Runs the rounds; returns the folder of the last labels, `labels/K`.
+def find_survivors(
+    folder: Path, corpus: Corpus, new: int, longest: bool, *, label: str, **where: Any
+) -> Path:
+    """Runs the rounds until no label changes; returns the folder of the last labels, `labels/K`.
 
-    new, longest: as of `ranks`. label, where: the arguments of map_shards that say what is done and who does
-    it.
+    new, longest: as for `document_ranks`. label, where: arguments of map_shards.
     """
     parts = range(len(corpus.parts))
-    begin = functools.partial(_begin, folder=folder, corpus=corpus, new=new, longest=longest)
+    begin = functools.partial(_write_first_labels, folder=folder, corpus=corpus, new=new, longest=longest)
     map_shards(begin, list(parts), done=folder / "labels/0", label=label, unit="parts", **where)
-    number, changed, tellers = 0, True, []
+    number, changed = 0, True
+    senders: list[int] = []
     while changed:
-        step = functools.partial(_round, folder=folder, corpus=corpus, number=number, tellers=tellers)
+        step = functools.partial(
+            _write_next_labels, folder=folder, corpus=corpus, number=number, senders=senders
+        )
         results = map_shards(
             step,
             list(parts),
@@ -78,79 +82,74 @@ def survivors(folder: Path, corpus: Corpus, new: int, longest: bool, *, label: s
             unit="parts",
             **where,
         )
-        changed, tellers = (
-            any(r["changed"] for r in results),
-            [part for part in parts if results[part]["told"]],
-        )
+        changed = any(r["changed"] for r in results)
+        senders = [part for part in parts if results[part]["told"]]
         number += 1
     return folder / f"labels/{number}"
 
 
-def _begin(part: int, *, folder: Path, corpus: Corpus, new: int, longest: bool) -> dict:
+def _write_first_labels(
+    part: int, *, folder: Path, corpus: Corpus, new: int, longest: bool
+) -> dict[str, int]:
     """Writes the neighbours and the first labels of a part's nodes."""
     nodes = np.load(folder / f"nodes/{part:05d}.npy")
-    low, high = corpus.first[part : part + 2]
+    low, high = corpus.document_range(part)
     later_parts = range(part, len(corpus.parts)) if nodes.shape[1] else ()
-    edges = between(
-        [folder / f"edges/{part:05d}.npy", *(folder / f"edges/{p:05d}.reverse.npy" for p in later_parts)],
-        low,
-        high,
-    )
+    paths = [folder / f"edges/{part:05d}.npy", *(folder / f"edges/{p:05d}.reverse.npy" for p in later_parts)]
+    edges = columns_between(paths, low, high)
     edges = edges[:, np.argsort(edges[1], kind="stable")]
     save_array(folder / f"labels/{part:05d}.npy", np.stack((np.searchsorted(nodes[0], edges[0]), edges[1])))
-    rank = ranks(corpus, nodes[1], new, longest)
+    rank = document_ranks(corpus, nodes[1], new, longest)
     save_array(folder / f"labels/0/{part:05d}.npy", np.stack((rank, nodes[0].astype(np.uint64))))
     return {}
 
 
-def _round(part: int, *, folder: Path, corpus: Corpus, number: int, tellers: list[int]) -> dict:
-    """Writes a part's labels after round `number` + 1.
+def _write_next_labels(
+    part: int, *, folder: Path, corpus: Corpus, number: int, senders: list[int]
+) -> dict[str, int]:
+    """Writes a part's labels and messages after round `number` + 1; returns how many of each are new.
 
-    tellers: the parts that told some node something in the last one.
+    senders: the parts that sent messages in round `number`.
     """
-    labels = functools.partial(labels_of, folder / "nodes", folder / f"labels/{number}", corpus)
+    labels = functools.partial(read_labels, folder / "nodes", folder / f"labels/{number}", corpus)
     before = np.load(folder / f"labels/{number}/{part:05d}.npy")
-    neighbours = mapped(folder / f"labels/{part:05d}.npy")
+    neighbours = open_array(folder / f"labels/{part:05d}.npy")
     rank, node = before.copy()
-    for start in range(0, neighbours.shape[1], BLOCK):
-        places, others = neighbours[:, start : start + BLOCK]
+    for start in range(0, neighbours.shape[1], BLOCK_EDGES):
+        places, others = neighbours[:, start : start + BLOCK_EDGES]
         _take_better(rank, node, places, *labels(others))
-    for start in range(0, len(rank), BLOCK):
-        places = np.arange(start, min(start + BLOCK, len(rank)))
+    for start in range(0, len(rank), BLOCK_EDGES):
+        places = np.arange(start, min(start + BLOCK_EDGES, len(rank)))
         _take_better(rank, node, places, *labels(before[1, places].astype(np.int64)))
-    told = between(
-        [folder / f"labels/{number}/{p:05d}.told.npy" for p in tellers],
-        *corpus.first[part : part + 2],
-        rows=3,
-    )
-    if told.shape[1]:
-        own = mapped(folder / f"nodes/{part:05d}.npy")[0]
-        _take_better(
-            rank, node, np.searchsorted(own, told[0]), told[1].view(np.uint64), told[2].view(np.uint64)
-        )
+    low, high = corpus.document_range(part)
+    paths = [folder / f"labels/{number}/{sender:05d}.told.npy" for sender in senders]
+    received = columns_between(paths, low, high, rows=3)
+    if received.shape[1]:
+        places = np.searchsorted(open_array(folder / f"nodes/{part:05d}.npy")[0], received[0])
+        _take_better(rank, node, places, received[1].view(np.uint64), received[2].view(np.uint64))
     save_array(folder / f"labels/{number + 1}/{part:05d}.npy", np.stack((rank, node)))
     better = np.flatnonzero(rank < before[0])
-    news = np.stack((before[1, better], rank[better], node[better])).view(np.int64)
-    news = news[:, np.lexsort((rank[better], news[0]))]
-    news = news[:, np.unique(news[0], return_index=True)[1]]  # the best for each
-    save_array(folder / f"labels/{number + 1}/{part:05d}.told.npy", news)
-    return {"changed": len(better), "told": news.shape[1]}
+    messages = np.stack((before[1, better], rank[better], node[better])).view(np.int64)
+    messages = messages[:, np.lexsort((rank[better], messages[0]))]
+    messages = messages[:, np.unique(messages[0], return_index=True)[1]]  # the best one for each receiver
+    save_array(folder / f"labels/{number + 1}/{part:05d}.told.npy", messages)
+    return {"changed": len(better), "told": messages.shape[1]}
 
 
 def _take_better(
     rank: np.ndarray, node: np.ndarray, places: np.ndarray, other_rank: np.ndarray, other_node: np.ndarray
 ) -> None:
+    """Replaces labels (rank, node) at `places` by other labels of lower rank; places may repeat."""
     np.minimum.at(rank, places, other_rank)
     taken = other_rank == rank[places]
     node[places[taken]] = other_node[taken]
 
 
-def labels_of(nodes: Path, labels: Path, corpus: Corpus, numbers: np.ndarray) -> np.ndarray:
-    """uint64 (2, P): ranks and nodes in the labels of nodes. nodes, labels: folders of the parts' files."""
+def read_labels(nodes: Path, labels: Path, corpus: Corpus, numbers: np.ndarray) -> np.ndarray:
+    """uint64 (2, P): the labels (rank, node) of nodes. nodes, labels: folders of the parts' files."""
     found = np.empty((2, len(numbers)), np.uint64)
     for part, places, rows in corpus.by_part(numbers):
-        own = mapped(nodes / f"{part:05d}.npy")[0]
-        found[:, places] = mapped(labels / f"{part:05d}.npy")[
-            :, np.searchsorted(own, rows + corpus.first[part])
-        ]
+        own = open_array(nodes / f"{part:05d}.npy")[0]
+        columns = np.searchsorted(own, rows + corpus.first[part])
+        found[:, places] = open_array(labels / f"{part:05d}.npy")[:, columns]
     return found

@@ -1,26 +1,28 @@
-"""signatures -> bands -> verified pairs -> clusters -> survivors: remove exact and near duplicates.
+"""The `mt data dedup` command: remove exact and near duplicates.
 
-Exact copies have the same text but for whitespace, or the same URL where that is asked for. Near copies have
-a Jaccard similarity of n-grams, of words or of characters, of at least `threshold`: MinHash bands
-(minhash.py) propose pairs, `verify` compares their n-grams themselves. Pairs and copies join documents into
-clusters; one of each survives, the longest or the first. Everything is done by tasks over shards or over
-ranges of keys, whose results lie in parts/:
+Exact copies have the same text except for whitespace, or the same URL with --method url. Near duplicates have
+a Jaccard similarity of at least `threshold` between their sets of n-grams, of words or of characters. MinHash
+bands (minhash.py) propose candidate pairs, and `verify` compares their n-grams. Pairs and copies connect
+documents to clusters, of which one document is kept, the longest or the first. Every step is a map over
+shards or over ranges of keys, whose results lie in parts/:
 
-    sign      text      each shard's exact keys and band keys, to sign/ (or signatures/, to stay; keys.py)
-    exact     keys      copies of one text, to search/; then by shard to copies/
-    near      keys      pairs with a band in common, to search/ (sorted in groups first, where there are many
-        keys)
-    gather    text      n-grams of the documents in a pair, to sets/ (similarity.py), and the shard's pairs
-    verify    sets      pairs at or above the threshold, to clusters/edges/
-    clusters  edges     the survivor of every cluster (clusters.py)
-    decide    labels    what each shard loses, why, to whom, and how similar the two are
-    write     text      survivors and removed/NNNNN.jsonl: id, reason (exact, near or url), survivor,
-        similarity to it
+    sign      text      the exact keys and band keys of each shard, to sign/, or to signatures/ if they are
+                        kept (key_index.py)
+    exact     keys      copies of the same text, to search/; then, by shard, to copies/
+    near      keys      pairs with an equal band key, to search/; sorted in groups first if there are many
+    gather    text      the pairs of a shard, and the n-grams of its documents in a pair, to sets/
+                        (jaccard.py)
+    verify    sets      the pairs at or above the threshold, to clusters/edges/
+    clusters  edges     the survivor of each cluster (components.py)
+    decide    labels    the documents that each shard loses: why, for which survivor, and how similar
+    write     text      the documents kept, and removed/NNNNN.jsonl: id, reason (exact, near or url),
+                        survivor, similarity to it
 
-`--against` puts the saved signatures of old outputs (saved.py) before those of this run: old documents
-survive, and nobody reads their text; where an old one had been removed itself, its survivor is named, and the
-similarity is that to the one removed. docs/scale.md tells the bytes on disk and in memory of every step;
-memory does not grow with the corpus.
+lsh.py has the steps from `exact` to `decide`. `--against` adds the saved signatures of earlier outputs
+(signatures.py) to those of this run. Documents of earlier outputs are always kept, and their text is not
+read. If such a document had itself been removed, its survivor is named, and the similarity is that to the
+removed document. docs/scale.md lists the disk space and memory of every step; memory does not grow with the
+corpus.
 """
 
 from __future__ import annotations
@@ -28,102 +30,44 @@ from __future__ import annotations
 import dataclasses
 import functools
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from ...core import manifest
-from ...core.config import UserError, check, configuration, option
+from ...core.config import UserError
 from ...core.executor import map_shards
 from ...documents import reader
 from ...documents.reader import Document, Shard
 from .. import stage
-from ..stage import DocumentStage, Removed
+from ..stage import Removed, Tallies, Transform
 from . import lsh, signatures
-from .key_index import Corpus, Part, load_strings, save_array, save_exact, save_strings
-from .minhash import band_keys, choose_bands, minhash_signatures, text_shingles
-from .shingles import COMPILE_FROM, bare_bytes, batches
+from .config import DedupConfig
+from .key_index import Corpus, ShardKeys, load_strings, save_array, save_exact_keys, save_strings
+from .minhash import band_keys, minhash_signatures, text_shingles
+from .shingles import COMPILE_FROM, batches, nonspace_bytes
 
-NO_KEY = bytes(16)  # of a document that has no URL
+NO_KEY = bytes(16)  # of a document without a URL
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@configuration()
-class DedupConfig(DocumentStage):
-    """What counts as a duplicate, and which one stays."""
-
-    method: Literal["near", "exact", "url"] = option(
-        "near", "near duplicates as well as exact ones, exact ones only, or documents of one URL"
-    )
-    threshold: float = option(
-        0.7, "Jaccard similarity of n-grams from which two documents are near duplicates"
-    )
-    ngram: int = option(5, "words, or characters, in an n-gram")
-    ngram_unit: Literal["word", "char"] = option(
-        "word", "what n-grams are made of; characters suit languages without spaces"
-    )
-    num_perm: int = option(100, "MinHash permutations to choose bands and rows within")
-    bands: int | None = option(None, "bands of the signature (default: chosen for the threshold)")
-    rows: int | None = option(None, "signature values in a band (default: chosen for the threshold)")
-    missed_weight: float = option(
-        0.98, "weight of missed pairs against false ones when bands and rows are chosen"
-    )
-    verify: bool = option(
-        True, "compare the n-grams of proposed pairs; without it every proposed pair is a duplicate"
-    )
-    survivor: Literal["longest", "first"] = option(
-        "longest", "which document of a cluster stays; of equally long ones the first"
-    )
-    url_key: str = option("url", "the record's key that holds the URL, for --method url")
-    save_signatures: bool = option(False, "keep the signatures in the output, for a later --against")
-    against: tuple[str, ...] = option(
-        (), "outputs with saved signatures: what they hold is removed here", role="input"
-    )
-    range_keys: int = option(
-        1 << 23,
-        "keys that a task compares at a time, 60 bytes of memory each; more are quicker on a large corpus",
-        role="runtime",
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(
-            (0 < self.threshold <= 1, f"threshold = {self.threshold} must lie above 0 and at most at 1"),
-            (self.ngram >= 1, f"ngram = {self.ngram} must be at least 1"),
-            (self.num_perm >= 1, f"num_perm = {self.num_perm} must be at least 1"),
-            (
-                (self.bands is None) == (self.rows is None),
-                f"bands = {self.bands} and rows = {self.rows} go together: give both or neither",
-            ),
-            (
-                (self.bands or 1) >= 1 and (self.rows or 1) >= 1,
-                f"bands = {self.bands} and rows = {self.rows} must be at least 1",
-            ),
-            (0 <= self.missed_weight <= 1, f"missed_weight = {self.missed_weight} must lie between 0 and 1"),
-            (self.range_keys >= 1, f"range_keys = {self.range_keys} must be at least 1"),
-            (
-                len(set(self.against)) == len(self.against),
-                "against names the same place twice; name each once",
-            ),
-        )
-
-
-def dedup(config: DedupConfig) -> dict:
+def dedup(config: DedupConfig) -> dict[str, Any]:
     """Removes duplicates; returns the stage's manifest."""
-    bands, rows = banding(config)
+    bands, rows = config.banding()
     facts = {"bands": bands, "band_rows": rows, "ngram": config.ngram, "ngram_unit": config.ngram_unit}
-    old = signatures.read_parts(config.against, config.method, facts)
+    old = signatures.read_old_keys(config.against, config.method, facts)
     run, shards = stage.begin("data dedup", config, more_inputs=config.against)
     if run.finished:
         return run.manifest
     work = run.output / "parts"
-    keys = run.output / signatures.FOLDER if config.save_signatures else work / "sign"
+    keys_folder = run.output / signatures.FOLDER if config.save_signatures else work / "sign"
     sizes = [s.bytes for s in shards]
     compiled = sum(sizes) >= COMPILE_FROM * config.workers
     sign = functools.partial(
-        _sign, config=config, folder=keys, ids=work / "sign", bands=bands, rows=rows, compiled=compiled
+        _sign, config=config, folder=keys_folder, ids=work / "sign", bands=bands, rows=rows, compiled=compiled
     )
     signed = map_shards(
         sign,
@@ -141,57 +85,52 @@ def dedup(config: DedupConfig) -> dict:
             " with --url-key"
         )
 
-    corpus = Corpus([*old, *(Part(keys / f"{i:05d}", s["documents"]) for i, s in enumerate(signed))])
-    found = lsh.decide(lsh.Search(config, corpus, len(old), bands, work, sum(sizes)), shards)
-    ids = functools.partial(_ids, corpus=corpus, num_old=len(old), folder=work / "sign")
+    new = [ShardKeys(keys_folder / f"{i:05d}", s["documents"]) for i, s in enumerate(signed)]
+    corpus = Corpus([*old, *new])
+    found = lsh.find_duplicates(lsh.DedupTasks(config, corpus, len(old), bands, work, sum(sizes)), shards)
+    ids = functools.partial(_load_ids, corpus=corpus, num_old=len(old), folder=work / "sign")
+    files = []
     if config.save_signatures:
-        name = functools.partial(_name, decisions=work / "decide", ids=ids, folder=keys)
-        map_shards(
-            name, list(range(len(shards))), done=work / "names", **config.where, label="data dedup: names"
+        save_names = functools.partial(
+            _save_names,
+            decisions=work / "decide",
+            ids=ids,
+            first=corpus.first[len(old) :],
+            folder=keys_folder,
         )
-        files = [manifest.record(path, run.output) for path in sorted(keys.iterdir())]
-    else:
-        files = []
+        map_shards(
+            save_names,
+            list(range(len(shards))),
+            done=work / "names",
+            **config.where,
+            label="data dedup: names",
+        )
+        files = [manifest.record(path, run.output) for path in sorted(keys_folder.iterdir())]
     counted = {"without_url": without_url} if config.method == "url" else {}
-    remover = functools.partial(
-        _remover, decisions=work / "decide", ids=ids, same="url" if config.method == "url" else "exact"
-    )
-    if sum(sizes) <= lsh.FEW_BYTES:
+    copy_reason = "url" if config.method == "url" else "exact"
+    make = functools.partial(_make_remover, decisions=work / "decide", ids=ids, copy_reason=copy_reason)
+    if sum(sizes) <= lsh.ONE_PROCESS_BYTES:
         config = dataclasses.replace(config, workers=1)
-    return stage.map_documents(run, config, shards, remover, more_outputs=files, **facts, **found, **counted)
-
-
-def banding(config: DedupConfig) -> tuple[int, int]:
-    """(bands, rows) as given or chosen; (0, 0) where near duplicates are not looked for."""
-    if config.method != "near":
-        return 0, 0
-    return (
-        (config.bands, config.rows)
-        if config.bands
-        else choose_bands(config.threshold, config.num_perm, config.missed_weight)
-    )
+    return stage.map_documents(run, config, shards, make, more_outputs=files, **facts, **found, **counted)
 
 
 def exact_key(text: str) -> bytes:
-    """128 bits of the text without its whitespace."""
-    return xxhash.xxh3_128_digest(bare_bytes(text))
+    """A 128-bit hash of the text without its whitespace."""
+    return xxhash.xxh3_128_digest(nonspace_bytes(text))
 
 
 def url_key(url: str) -> bytes:
-    """128 bits of a URL without what names the same page: scheme, default port, fragment, a slash at the end,
-    case of the host.
-    """
+    """A 128-bit hash of a URL without scheme, default port, fragment, final slash and case of the host."""
     url = url.strip()
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
-    except ValueError:  # not a URL: only the same characters are the same
+    except ValueError:  # not a URL: compare the string as it is
         return xxhash.xxh3_128_digest(url.encode())
     if parts.netloc:
-        place = f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
-        url = f"{parts.hostname or ''}{place}{parts.path.rstrip('/')}" + (
-            f"?{parts.query}" if parts.query else ""
-        )
+        port_suffix = f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
+        query = f"?{parts.query}" if parts.query else ""
+        url = f"{parts.hostname or ''}{port_suffix}{parts.path.rstrip('/')}{query}"
     return xxhash.xxh3_128_digest(url.encode())
 
 
@@ -204,35 +143,40 @@ def _sign(
     bands: int,
     rows: int,
     compiled: bool,
-) -> dict:
-    """Writes one shard's ids and keys, and what else its signatures hold where they are saved."""
+) -> dict[str, int]:
+    """Writes the ids and keys of one shard and, if signatures are saved, its sketches."""
     index, shard = item
-    exact, chars, names, keys, key_rows, sketches = [], [], [], [], [], []
+    exact: list[bytes] = []
+    chars: list[int] = []
+    names: list[str] = []
+    keys: list[np.ndarray] = []
+    key_rows: list[np.ndarray] = []
+    sketches: list[np.ndarray] = []
     for batch in batches(reader.read(shard, lambda reject: None)):
         texts = [d.text for d in batch]
         names += [d.id for d in batch]
         chars += map(len, texts)
+        nonspace: list[memoryview | None] = [None] * len(texts)
         if bands:
-            shingles, starts, bare = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
+            shingles, starts, nonspace = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
             if config.save_signatures:
                 sketches += signatures.batch_sketches(shingles, starts)
             if len(with_words := np.flatnonzero(np.diff(starts) > 0)):
-                # texts without words have no shingles in between
+                # texts without words have no shingles, so those with words follow each other
                 starts = np.append(starts[with_words], starts[-1])
-                keys.append(
-                    band_keys(minhash_signatures(shingles, starts, bands * rows, compiled), bands, rows)
-                )
+                minhashes = minhash_signatures(shingles, starts, bands * rows, compiled)
+                keys.append(band_keys(minhashes, bands, rows))
                 key_rows.append((len(exact) + with_words).astype(np.uint32))
+        if config.method == "url":
+            exact += [_url_key_of(d, config) for d in batch]
         else:
-            bare = [None] * len(texts)
-        exact += (
-            [_url_key_of(d, config) for d in batch]
-            if config.method == "url"
-            else [exact_key(t) if b is None else xxhash.xxh3_128_digest(b) for t, b in zip(texts, bare)]
-        )
+            exact += [
+                exact_key(text) if data is None else xxhash.xxh3_128_digest(data)
+                for text, data in zip(texts, nonspace)
+            ]
 
     stem = folder / f"{index:05d}"
-    save_exact(stem, exact)
+    save_exact_keys(stem, exact)
     save_array(Path(f"{stem}.chars.npy"), np.array(chars, np.uint32))
     save_strings(ids / f"{index:05d}", "id", names)
     if bands:
@@ -248,23 +192,25 @@ def _url_key_of(document: Document, config: DedupConfig) -> bytes:
     return url_key(url) if isinstance(url, str) and url.strip() else NO_KEY
 
 
-def _ids(numbers: np.ndarray, *, corpus: Corpus, num_old: int, folder: Path) -> list[str]:
-    """The ids of documents; of old ones that had been removed, those of their survivors."""
-    found = [""] * len(numbers)
+def _load_ids(numbers: np.ndarray, *, corpus: Corpus, num_old: int, folder: Path) -> list[str]:
+    """The ids of documents; for documents that an earlier run removed, those of their survivors."""
+    ids = [""] * len(numbers)
     for part, places, rows in corpus.by_part(numbers):
         stem = corpus.parts[part].stem
-        for place, name in zip(
-            places.tolist(),
-            load_strings(*((stem, "name") if part < num_old else (folder / stem.name, "id")), rows.tolist()),
-        ):
-            found[place] = name
-    return found
+        if part < num_old:
+            found = load_strings(stem, "name", rows.tolist())
+        else:
+            found = load_strings(folder / stem.name, "id", rows.tolist())
+        for place, name in zip(places.tolist(), found):
+            ids[place] = name
+    return ids
 
 
-def _name(shard: int, *, decisions: Path, ids, folder: Path) -> dict:
-    """Writes the names of a shard's documents, which saved signatures hold."""
-    corpus, num_old = ids.keywords["corpus"], ids.keywords["num_old"]
-    names = ids(np.arange(*corpus.first[num_old + shard : num_old + shard + 2]))
+def _save_names(
+    shard: int, *, decisions: Path, ids: Callable[[np.ndarray], list[str]], first: np.ndarray, folder: Path
+) -> dict[str, int]:
+    """Writes the names of a shard's documents for saved signatures. first: of each shard's documents."""
+    names = ids(np.arange(first[shard], first[shard + 1]))
     decided = np.load(decisions / f"{shard:05d}.npy")
     for row, name in zip(decided["row"].tolist(), ids(decided["survivor"])):
         names[row] = name
@@ -272,17 +218,20 @@ def _name(shard: int, *, decisions: Path, ids, folder: Path) -> dict:
     return {}
 
 
-def _remover(shard_index: int, *, decisions: Path, ids, same: str):
-    """The change of one shard's documents. same: the reason of those with one key."""
+def _make_remover(
+    shard_index: int, *, decisions: Path, ids: Callable[[np.ndarray], list[str]], copy_reason: str
+) -> tuple[Transform, Tallies]:
+    """The transform of one shard's documents. copy_reason: for documents with the exact key of another."""
     decided = np.load(decisions / f"{shard_index:05d}.npy")
     survivors = ids(decided["survivor"])
     removed = {}
     for row, near, survivor, similarity in zip(
         decided["row"].tolist(), decided["near"].tolist(), survivors, decided["similarity"].tolist()
     ):
-        # Nobody compared the texts behind one URL.
-        facts = {"survivor": survivor} | ({} if same == "url" else {"similarity": round(similarity, 4)})
-        removed[row] = Removed("near" if near else same, facts)
+        facts: dict[str, Any] = {"survivor": survivor}
+        if copy_reason != "url":  # texts with the same URL are not compared
+            facts["similarity"] = round(similarity, 4)
+        removed[row] = Removed("near" if near else copy_reason, facts)
     row = -1
 
     def change(document: Document) -> Document | Removed:
@@ -290,4 +239,4 @@ def _remover(shard_index: int, *, decisions: Path, ids, same: str):
         row += 1
         return removed.get(row, document)
 
-    return change
+    return change, {}

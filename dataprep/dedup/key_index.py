@@ -1,21 +1,20 @@
-"""keys on disk -> documents that share one: tasks over bands and ranges of keys, results in files sorted by
-document.
+"""Find documents with equal keys, on disk, by tasks over bands and ranges of keys.
 
-Signing leaves in files `STEM.NAME.npy` of every shard, a *part*:
+Signing writes files `STEM.NAME.npy` for each shard, which make a *part* of the corpus:
 
-    exact        uint64 (2, N): 128-bit keys in two halves, sorted by the first; all zero for a document that
-        is no copy
-    exact_rows   uint32 (N,): the document of each
-    keys, rows   uint64 (bands, W) and uint32 (W,): band keys of the documents that have n-grams, in their
-        order
+    exact        uint64 (2, N): 128-bit keys in two halves, sorted by the first half; all zero for a document
+                 that cannot be a copy
+    exact_rows   uint32 (N,): the document of each key
+    keys, rows   uint64 (bands, W) and uint32 (W,): band keys of the documents that have n-grams, in the order
+                 of the documents
     chars        uint32 (N,): lengths of the texts, in the order of the documents
-    ids, id_ends uint8 and int64 (N + 1,): their ids in UTF-8, back to back
+    ids, id_ends uint8 and int64 (N + 1,): their ids in UTF-8, concatenated, and where each ends
 
-A task takes the keys of one range from all parts, so that equal keys meet. Where a corpus has more than
-`range_keys` documents, band keys are sorted first, in groups of parts of about that many: a task then reads
-one slice of a file for every group. What a task finds lies in a file sorted by document, of which every part
-later reads its slice (`between`). Memory of a task: about 60 bytes for each of its range_keys keys and 16 for
-each pair found, at most 17 pairs a key.
+A task reads the keys of one range from all parts, so that it has all equal keys. If a corpus has more than
+`range_keys` documents, band keys are sorted first, in groups of parts with about that many documents; a task
+then reads one slice of a file per group. The result of a task is a file sorted by document, of which each
+part later reads its slice (`columns_between`). A task needs about 60 bytes for each of its range_keys keys
+and 16 for each pair that it finds, at most 17 pairs per key.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ...core import manifest
 
-# of many documents with one key each is paired with the first and with this many that follow it
+# If many documents have the same key, each is paired with the first and with this many that follow it.
 PAIR_WINDOW = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """The keys of one shard. stem: folder/NNNNN."""
+class ShardKeys:
+    """The keys of one shard, of this run or an earlier one. stem: folder/NNNNN. documents: their number."""
 
     stem: Path
     documents: int
 
     def load(self, name: str) -> np.ndarray:
-        return mapped(Path(f"{self.stem}.{name}.npy"))
+        return open_array(Path(f"{self.stem}.{name}.npy"))
 
 
-def mapped(path: Path) -> np.ndarray:
-    """An array that is read from its file where it is used: a plain one, since slices of np.memmap take ten
-    times as long.
-    """
-    return np.load(path, mmap_mode="r").view(np.ndarray)
+def open_array(path: Path) -> np.ndarray:
+    """A memory-mapped array, as a plain ndarray: slices of np.memmap take ten times as long."""
+    array: np.ndarray = np.load(path, mmap_mode="r").view(np.ndarray)
+    return array
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -56,8 +55,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def save_exact(stem: Path, keys: list[bytes]) -> None:
-    """Writes STEM.exact.npy and STEM.exact_rows.npy; keys: 16 bytes each, by document."""
+def save_exact_keys(stem: Path, keys: list[bytes]) -> None:
+    """Writes STEM.exact.npy and STEM.exact_rows.npy; keys: 16 bytes for each document."""
     every = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
     order = np.argsort(every[:, 0], kind="stable")
     save_array(Path(f"{stem}.exact.npy"), np.ascontiguousarray(every[order].T))
@@ -72,10 +71,11 @@ def save_strings(stem: Path, name: str, texts: list[str]) -> None:
 
 
 def load_strings(stem: Path, name: str, rows: Iterable[int]) -> list[str]:
-    ends = mapped(Path(f"{stem}.{name}_ends.npy"))
+    """The strings of some rows of what `save_strings` wrote; reads only these from the file."""
+    ends = open_array(Path(f"{stem}.{name}_ends.npy"))
     with open(f"{stem}.{name}s.npy", "rb") as file:
         size = file.seek(0, 2)
-        start = size - int(ends[-1])  # behind the header
+        start = size - int(ends[-1])  # after the header of the npy file
         found = []
         for row in rows:
             low, high = ends[row : row + 2].tolist()
@@ -85,26 +85,32 @@ def load_strings(stem: Path, name: str, rows: Iterable[int]) -> list[str]:
 
 
 class Corpus:
-    """All documents of several parts under one numbering, in the order of the parts."""
+    """All documents of several parts, numbered in the order of the parts.
 
-    def __init__(self, parts: list[Part]):
+    first: int64 (parts + 1,), the number of the first document of each part, and the number of documents.
+    """
+
+    def __init__(self, parts: list[ShardKeys]):
         self.parts = parts
-        # the first document of every part
         self.first = np.concatenate(([0], np.cumsum([p.documents for p in parts]))).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
+    def document_range(self, part: int) -> tuple[int, int]:
+        """[start, end): the numbers of a part's documents."""
+        return int(self.first[part]), int(self.first[part + 1])
+
     def by_part(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(part, places in `numbers`, rows of the part) for every part that has some of these documents."""
+        """Yields (part, indices into `numbers`, rows in the part) for each part with any of them."""
         part = np.searchsorted(self.first, numbers, side="right") - 1
         order = np.argsort(part, kind="stable")
         found, starts = np.unique(part[order], return_index=True)
         for p, places in zip(found.tolist(), np.split(order, starts[1:])):
             yield p, places, numbers[places] - self.first[p]
 
-    def look_up(self, numbers: np.ndarray, name: str, dtype) -> np.ndarray:
-        """The value that each document has in the array `name` of its part."""
+    def look_up(self, numbers: np.ndarray, name: str, dtype: npt.DTypeLike) -> np.ndarray:
+        """The values of documents in the array `name` of their parts."""
         values = np.empty(len(numbers), dtype)
         for part, places, rows in self.by_part(numbers):
             values[places] = self.parts[part].load(name)[rows]
@@ -112,37 +118,40 @@ class Corpus:
 
 
 def key_ranges(documents: int, range_keys: int) -> list[tuple[int, int]]:
-    """Ranges [low, high) of 64-bit keys that hold about range_keys documents each."""
+    """Ranges [low, high) of 64-bit keys, with about range_keys documents each."""
     count = max(1, -(-documents // range_keys))
     return list(itertools.pairwise((i << 64) // count for i in range(count + 1)))
 
 
-def between(paths: Iterable[Path], low: int, high: int, rows: int = 2) -> np.ndarray:
-    """The columns whose first value lies in [low, high) of files of int64 (rows, N) sorted by it; by file."""
+def columns_between(paths: Iterable[Path], low: int, high: int, rows: int = 2) -> np.ndarray:
+    """int64 (rows, N): the columns of files whose first value lies in [low, high), in order of the files.
+
+    Each file has int64 (rows, N), sorted by the first row.
+    """
     found = [np.empty((rows, 0), np.int64)]
     for path in paths:
-        array = mapped(path)
+        array = open_array(path)
         found.append(array[:, slice(*np.searchsorted(array[0], (low, high)))])
     return np.concatenate(found, axis=1)
 
 
 def unique_columns(pairs: np.ndarray) -> np.ndarray:
-    """Columns of int64 (2, N) sorted by first and second value, each once."""
+    """The distinct columns of int64 (2, N), sorted by first and second value."""
     pairs = pairs[:, np.lexsort((pairs[1], pairs[0]))]
-    fresh = np.ones(pairs.shape[1], bool)
-    fresh[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
-    return pairs[:, fresh]
+    is_first = np.ones(pairs.shape[1], bool)
+    is_first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
+    return pairs[:, is_first]
 
 
 def exact_copies(corpus: Corpus, low: int, high: int) -> np.ndarray:
-    """(copy, first document with its key), int64 (2, N), of the keys in a range, sorted by the copy."""
+    """int64 (2, N): (copy, first document with its key), for the keys in a range, sorted by the copy."""
     keys, numbers = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int64)]
     for part, first in zip(corpus.parts, corpus.first):
         exact = part.load("exact")
-        chosen = slice(*_within(exact[0], low, high))
-        real = exact[:, chosen].any(axis=0)
-        keys.append(exact[:, chosen][:, real])
-        numbers.append(part.load("exact_rows")[chosen][real] + first)
+        chosen = slice(*_key_slice(exact[0], low, high))
+        has_key = exact[:, chosen].any(axis=0)
+        keys.append(exact[:, chosen][:, has_key])
+        numbers.append(part.load("exact_rows")[chosen][has_key] + first)
     key, number = np.concatenate(keys, axis=1), np.concatenate(numbers)
     order = np.lexsort((number, key[1], key[0]))
     key, number = key[:, order], number[order]
@@ -154,68 +163,71 @@ def exact_copies(corpus: Corpus, low: int, high: int) -> np.ndarray:
 
 
 class BandSearch:
-    """The search for documents that share a band key.
+    """The search for pairs of documents with an equal band key (LSH).
 
-    copies: a file NNNNN.npy for every part, int64 (2, N), whose first row names documents that are left out.
+    copies: files for all parts, int64 (2, N), whose first row has the documents to leave out. folder: where
+    the results go.
     """
 
     def __init__(self, corpus: Corpus, copies: list[Path], bands: int, range_keys: int, folder: Path):
-        self.corpus, self.copies, self.bands, self.range_keys, self.folder = (
-            corpus,
-            copies,
-            bands,
-            range_keys,
-            folder,
-        )
+        self.corpus = corpus
+        self.copies = copies
+        self.bands = bands
+        self.range_keys = range_keys
+        self.folder = folder
         self.ranges = key_ranges(len(corpus), range_keys)
-        self.groups = [range(len(corpus.parts))]  # of parts whose keys are sorted together
+        self.groups = [list(range(len(corpus.parts)))]  # of parts whose keys are sorted together
         if len(self.ranges) > 1:
-            number = (corpus.first[:-1] // range_keys).tolist()
-            self.groups = [[i for i, n in enumerate(number) if n == group] for group in sorted(set(number))]
+            group_of_part = (corpus.first[:-1] // range_keys).tolist()
+            self.groups = [
+                [part for part, g in enumerate(group_of_part) if g == group]
+                for group in sorted(set(group_of_part))
+            ]
 
     def sorting_tasks(self) -> list[tuple[int, int]]:
-        """Arguments of `sort`; none where every search sorts for itself."""
-        return (
-            [(group, band) for group in range(len(self.groups)) for band in range(self.bands)]
-            if len(self.groups) > 1
-            else []
-        )
+        """Arguments of `sort`; none if the tasks of `pairs` read all keys."""
+        if len(self.groups) == 1:
+            return []
+        return [(group, band) for group in range(len(self.groups)) for band in range(self.bands)]
 
-    def sort(self, task: tuple[int, int]) -> dict:
-        """Writes the keys of a band of a group of parts, sorted: uint64 (2, N), keys and document numbers."""
+    def sort(self, task: tuple[int, int]) -> dict[str, int]:
+        """Writes the sorted keys of one band of one group: uint64 (2, N), keys and document numbers."""
         keys, numbers = self._collect(*task)
         order = np.argsort(keys, kind="stable")
         save_array(self._sorted_path(*task), np.stack((keys[order], numbers[order].view(np.uint64))))
         return {}
 
     def tasks(self) -> list[tuple[int, int, int, int]]:
-        """Arguments of `pairs`: (number of the task, bands [start, end), range); of a small corpus, all bands
-        at once.
+        """Arguments of `pairs`: (task number, first band, last band + 1, index of the range).
+
+        A task of a small corpus has several bands.
         """
         step = max(1, self.range_keys // max(1, len(self.corpus)))
-        each = [
+        tasks = [
             (band, min(band + step, self.bands), r)
             for band in range(0, self.bands, step)
             for r in range(len(self.ranges))
         ]
-        return [(number, *task) for number, task in enumerate(each)]
+        return [(number, *task) for number, task in enumerate(tasks)]
 
     def paths(self, name: str) -> list[Path]:
+        """The files NNNNN.NAME.npy of all tasks."""
         return [self._path(number, name) for number, *_ in self.tasks()]
 
-    def pairs(self, task: tuple[int, int, int, int], *, new: int) -> dict:
-        """Writes NNNNN.pairs.npy, int64 (2, N): (later, earlier) documents with a band in common, sorted by
-        the later one,
-        which is `new` or beyond; and NNNNN.earlier.npy, int64 (1, N), the earlier ones, each once."""
+    def pairs(self, task: tuple[int, int, int, int], *, new: int) -> dict[str, int]:
+        """Writes NNNNN.pairs.npy and NNNNN.earlier.npy.
+
+        pairs: int64 (2, N), (later, earlier) documents with an equal band key, sorted by the later one, which
+        is a document of this run (`new` or higher). earlier: int64 (1, N), the distinct earlier ones, sorted.
+        """
         number, start, end, key_range = task
         pairs = np.empty((2, 0), np.int64)
         for band in range(start, end):
-            keys, numbers = (
-                self._collect(0, band)
-                if len(self.groups) == 1
-                else self._slices(band, *self.ranges[key_range])
-            )
-            found = _pairs_of_equal(keys, numbers)
+            if len(self.groups) == 1:
+                keys, numbers = self._collect(0, band)
+            else:
+                keys, numbers = self._read_sorted(band, *self.ranges[key_range])
+            found = _pairs_with_equal_keys(keys, numbers)
             pairs = unique_columns(np.concatenate((pairs, found[:, found[0] >= new]), axis=1))
         save_array(self._path(number, "pairs"), pairs)
         save_array(self._path(number, "earlier"), np.unique(pairs[1])[None])
@@ -228,46 +240,47 @@ class BandSearch:
         return self.folder / f"sorted/{group:05d}.{band:03d}.npy"
 
     def _collect(self, group: int, band: int) -> tuple[np.ndarray, np.ndarray]:
-        """(keys, document numbers in ascending order) of a group's documents but for the copies."""
+        """(keys, document numbers in ascending order) of the documents of a group, without the copies."""
         keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for part in self.groups[group]:
-            own = self.corpus.parts[part].load("rows") + self.corpus.first[part]
-            copies = mapped(self.copies[part])[0]
-            keep = ~np.isin(own, copies, assume_unique=True)
+            documents = self.corpus.parts[part].load("rows") + self.corpus.first[part]
+            copies = open_array(self.copies[part])[0]
+            keep = ~np.isin(documents, copies, assume_unique=True)
             keys.append(self.corpus.parts[part].load("keys")[band][keep])
-            numbers.append(own[keep])
+            numbers.append(documents[keep])
         return np.concatenate(keys), np.concatenate(numbers)
 
-    def _slices(self, band: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read_sorted(self, band: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """(keys, document numbers) of the keys in [low, high) of one band, from the files of `sort`."""
         found = []
         for group in range(len(self.groups)):
-            array = mapped(self._sorted_path(group, band))
-            found.append(array[:, slice(*_within(array[0], low, high))])
+            array = open_array(self._sorted_path(group, band))
+            found.append(array[:, slice(*_key_slice(array[0], low, high))])
         keys, numbers = np.concatenate(found, axis=1)
         return keys, numbers.view(np.int64)
 
 
-def _within(keys: np.ndarray, low: int, high: int) -> tuple[int, int]:
-    """The slice of sorted keys that lie in [low, high)."""
+def _key_slice(keys: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """(start, end) of the sorted keys that lie in [low, high); high may be 2^64."""
     start = int(np.searchsorted(keys, np.uint64(low)))
     return start, len(keys) if high >= 1 << 64 else int(np.searchsorted(keys, np.uint64(high)))
 
 
-def _pairs_of_equal(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """(later, earlier) documents with equal keys, int64 (2, N); a pair may repeat.
+def _pairs_with_equal_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """int64 (2, N): (later, earlier) documents with equal keys; a pair may occur twice.
 
-    Up to PAIR_WINDOW + 1 documents of one key all make pairs with each other. Of more (a template), each is
-    paired with the first and with the PAIR_WINDOW that follow it, since all pairs would be quadratic. Near
-    duplicates within a template are lost only where all bands that they share come from it: docs/scale.md has
-    the figures. Following in the order of the other bands, the most similar ones near each other, found no
-    more of them.
+    Up to PAIR_WINDOW + 1 documents with the same key are all paired with each other. If there are more (pages
+    made from a template), each is paired with the first and with the PAIR_WINDOW that follow it, since the
+    number of all pairs would be quadratic. Near duplicates are then missed only if all bands that they share
+    come from the template; docs/scale.md has measurements. Ordering the documents by their other bands, with
+    the most similar ones next to each other, found no more of them.
     """
     order = np.argsort(keys)
     equal = keys[order[1:]] == keys[order[:-1]]
-    shared = np.zeros(len(keys), bool)
-    shared[1:] |= equal
-    shared[:-1] |= equal
-    order = order[shared]  # few: only these need the exact order
+    is_shared = np.zeros(len(keys), bool)
+    is_shared[1:] |= equal
+    is_shared[:-1] |= equal
+    order = order[is_shared]  # few documents: only these are sorted by number
     order = order[np.lexsort((numbers[order], keys[order]))]
     keys, numbers = keys[order], numbers[order]
     found = [np.empty((2, 0), np.int64)]
@@ -276,11 +289,9 @@ def _pairs_of_equal(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         if not len(same):
             break
         found.append(np.stack((numbers[same + distance], numbers[same])))
-    starts = (
-        np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-        if len(keys)
-        else np.empty(0, np.int64)
-    )
+    is_start = np.ones(len(keys), bool)
+    is_start[1:] = keys[1:] != keys[:-1]
+    starts = np.flatnonzero(is_start)
     leader = np.repeat(numbers[starts], np.diff(np.append(starts, len(keys))))
     found.append(np.stack((numbers, leader))[:, leader != numbers])
     return np.concatenate(found, axis=1)

@@ -1,9 +1,9 @@
-"""the loops of shingles.py and minhash.py compiled by numba, for much text: the same numbers in a third of
-the time.
+"""Shingles and MinHash signatures in loops compiled by numba; the same results as shingles.py and minhash.py.
 
-numba takes half a second to load in every process, the time in which numpy signs 20 MB; so this module is
-imported where a process has more than that to do (`shingles.COMPILE_FROM`), and numpy serves elsewhere. It
-compiles on the first use, in some seconds, and keeps the result beside the source for later processes.
+The loops take a third of numpy's time. numba takes half a second to load in each process, in which numpy
+signs 20 MB of text; so this module is imported only by processes with more text (`shingles.COMPILE_FROM`).
+The first use compiles the loops, in some seconds, and caches the result next to the source for later
+processes.
 """
 
 from __future__ import annotations
@@ -13,71 +13,83 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...core.numba_loops import compile_loop
-from .shingles import BLANKS, FOLD, MIX_A, MIX_B, WORD_BYTES
+from .shingles import FOLD, MIX_A, MIX_B, WHITESPACE, WORD_BYTES
 
-KIND = np.frombuffer(WORD_BYTES, np.uint8)  # the byte that stands for each byte in a word, or zero
-BLANK = np.isin(np.arange(256), list(BLANKS))
-SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32, BYTE, FULL = (np.uint64(n) for n in (30, 27, 31, 32, 8, 64))
-NOTHING, ONE = np.uint64(0), np.uint64(1)
+WORD_BYTE = np.frombuffer(WORD_BYTES, np.uint8)  # uint8 (256,): the byte that represents each in a word, or 0
+IS_WHITESPACE = np.isin(np.arange(256), list(WHITESPACE))
+SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+BITS_OF_BYTE, BITS_OF_BLOCK = np.uint64(8), np.uint64(64)
+ZERO, ONE = np.uint64(0), np.uint64(1)
 
 
-def word_shingles(pieces: Sequence[bytes], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def word_shingles(encoded: Sequence[bytes], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`shingles.shingle(*shingles.batch_words(texts), n)`, and the bytes of the texts without whitespace.
 
-    pieces: of shingles.word_bytes. Returns (hashes, where each text's begin, bare bytes uint8, where each
-    text's begin).
+    encoded: results of shingles.word_bytes. Returns (hashes uint64; where those of each text begin; bytes
+    without ASCII whitespace, uint8; where those of each text begin).
     """
-    data = np.frombuffer(b"".join(pieces), np.uint8)
-    ends = np.cumsum([len(p) for p in pieces])
-    # a word and what separates it are two bytes
-    shingles = np.empty(len(data) // 2 + len(pieces) + 1, np.uint64)
-    first, bare_first = np.zeros(len(pieces) + 1, np.int64), np.zeros(len(pieces) + 1, np.int64)
-    bare = np.empty(len(data) + 1, np.uint8)
-    _word_shingles(data, ends, KIND, BLANK, n, shingles, first, bare, bare_first)
-    return shingles[: first[-1]], first, bare, bare_first
+    data = np.frombuffer(b"".join(encoded), np.uint8)
+    ends = np.cumsum([len(e) for e in encoded])
+    # a word and the separator behind it have at least two bytes
+    shingles = np.empty(len(data) // 2 + len(encoded) + 1, np.uint64)
+    first, nonspace_first = np.zeros(len(encoded) + 1, np.int64), np.zeros(len(encoded) + 1, np.int64)
+    nonspace = np.empty(len(data) + 1, np.uint8)
+    _word_shingles(data, ends, WORD_BYTE, IS_WHITESPACE, n, shingles, first, nonspace, nonspace_first)
+    return shingles[: first[-1]], first, nonspace, nonspace_first
 
 
 def minhash_signatures(
     shingles: np.ndarray, first: np.ndarray, factors: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """`minhash.minhash_signatures`. factors, offsets: of minhash.permutations."""
+    """The same as minhash.minhash_signatures. factors, offsets: results of minhash.permutations."""
     result = np.empty((len(first) - 1, len(factors)), np.uint32)
     _signatures(shingles, first, factors, offsets, result)
     return result
 
 
 @compile_loop
-def _mix(x):
+def _mix(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> SHIFT_30)) * MIX_A
     x = (x ^ (x >> SHIFT_27)) * MIX_B
     return x ^ (x >> SHIFT_31)
 
 
 @compile_loop
-def _word_shingles(data, ends, kind, blank, n, shingles, first, bare, bare_first):
+def _word_shingles(
+    data: np.ndarray,
+    ends: np.ndarray,
+    word_byte: np.ndarray,
+    is_whitespace: np.ndarray,
+    n: int,
+    shingles: np.ndarray,
+    first: np.ndarray,
+    nonspace: np.ndarray,
+    nonspace_first: np.ndarray,
+) -> None:
+    """Fills the last four arrays, which are `word_shingles`' results."""
     window = np.empty(n, np.uint64)  # the hashes of the last n words
-    oldest = ONE  # the factor of the first of n words in their sum
+    oldest = ONE  # the factor of the first of n words in the rolling hash
     for _ in range(n - 1):
         oldest *= FOLD
     count, filled, start = 0, 0, 0
     for text in range(len(ends)):
-        num_words, slot, folded = 0, 0, NOTHING
-        blocks, hashed, block, bits = 0, NOTHING, NOTHING, NOTHING
+        num_words, slot, folded = 0, 0, ZERO
+        blocks, hashed, block, bits = 0, ZERO, ZERO, ZERO  # of the current word, eight bytes at a time
         for i in range(start, ends[text] + 1):
-            byte = NOTHING
+            byte = ZERO
             if i < ends[text]:
-                bare[filled] = data[i]
-                filled += not blank[data[i]]
-                byte = np.uint64(kind[data[i]])
+                nonspace[filled] = data[i]
+                filled += not is_whitespace[data[i]]
+                byte = np.uint64(word_byte[data[i]])
             if byte:
-                if bits == FULL:
+                if bits == BITS_OF_BLOCK:
                     hashed = _mix(hashed * FOLD + block) if blocks else _mix(block)
-                    blocks, block, bits = blocks + 1, NOTHING, NOTHING
+                    blocks, block, bits = blocks + 1, ZERO, ZERO
                 block |= byte << bits
-                bits += BYTE
+                bits += BITS_OF_BYTE
             elif bits:
                 word = _mix(hashed * FOLD + block) if blocks else _mix(block)
-                blocks, block, bits = 0, NOTHING, NOTHING
+                blocks, block, bits = 0, ZERO, ZERO
                 if num_words >= n:
                     folded -= window[slot] * oldest
                 window[slot] = word
@@ -91,11 +103,14 @@ def _word_shingles(data, ends, kind, blank, n, shingles, first, bare, bare_first
             shingles[count] = _mix(folded)
             count += 1
         start = ends[text]
-        first[text + 1], bare_first[text + 1] = count, filled
+        first[text + 1], nonspace_first[text + 1] = count, filled
 
 
 @compile_loop
-def _signatures(shingles, first, factors, offsets, result):
+def _signatures(
+    shingles: np.ndarray, first: np.ndarray, factors: np.ndarray, offsets: np.ndarray, result: np.ndarray
+) -> None:
+    """Fills `result`, uint32 (texts, num_perm)."""
     least = np.empty(len(factors), np.uint32)
     for text in range(len(first) - 1):
         for k in range(len(factors)):

@@ -1,108 +1,105 @@
-"""the signatures of a finished deduplication: what a later crawl is compared with, without the old text.
+"""Saved signatures of a finished deduplication, with which later documents are compared without the old text.
 
-`--save-signatures` leaves in OUTPUT/signatures, beside the keys of every document read (keys.py), removed
-ones too:
+`--save-signatures` writes to OUTPUT/signatures the keys of all documents, removed ones included
+(key_index.py), and also:
 
-    NNNNN.sketch.npy, .sketch_ends.npy    a sketch of each document's n-grams, and where it ends (int64, from
-        0)
-    NNNNN.names.npy, .name_ends.npy       each document's id, or that of the survivor it was removed for (as
-        keys.py has ids)
+    NNNNN.sketch.npy, .sketch_ends.npy    a sketch of the n-grams of each document, and where it ends (int64,
+                                          beginning with 0)
+    NNNNN.names.npy, .name_ends.npy       the id of each document, or of the survivor if it was removed
+                                          (strings as in key_index.py)
 
-A *sketch* is the SKETCH least of the n-gram hashes, cut to 32 bits, each once and sorted: at most 2 KB a
-document, where all n-grams would be larger than the text. Of documents with fewer n-grams it is all of them,
-and their Jaccard similarity is exact but for equal hashes (one n-gram in some millions); of longer ones it is
-an unbiased estimate (Broder 1997; Cohen and Kaplan 2007), with a standard error of 0.02 at 0.7. So a crawl
-compared with an old one loses what it would lose if both were deduplicated together and the old documents
-were preferred.
+A *sketch* is a bottom-k sketch: the SKETCH_SIZE lowest n-gram hashes, truncated to 32 bits, distinct and
+sorted. It has at most 2 KB, whereas all n-grams would be larger than the text. For documents with fewer
+n-grams it has all of them, and the Jaccard similarity is exact except for hash collisions (one n-gram in some
+millions). For longer documents it is an unbiased estimate (Broder 1997; Cohen and Kaplan 2007) with a
+standard error of 0.02 at 0.7. New documents are therefore removed as if they were deduplicated together with
+the old ones, with the old documents preferred.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...core import manifest
 from ...core.config import UserError
-from .key_index import Part, save_array
+from .key_index import ShardKeys, save_array
 
 FOLDER = "signatures"
-SKETCH = 512
-# method -> methods whose signatures serve it
+SKETCH_SIZE = 512
+# {method: the methods whose signatures it can be compared with}
 COMPARABLE = {"near": ("near",), "exact": ("exact", "near"), "url": ("url",)}
 
 
 def sketch(hashes: np.ndarray) -> np.ndarray:
-    """The sketch, uint32 (at most SKETCH,), of 64-bit n-gram hashes in any order."""
-    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))[:SKETCH]
+    """The sketch, uint32 (at most SKETCH_SIZE,), of 64-bit n-gram hashes in any order."""
+    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))[:SKETCH_SIZE]
 
 
 def sketch_jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """The Jaccard similarity of the n-grams behind two sketches."""
+    """The Jaccard similarity, exact or estimated, of the n-gram sets of two sketches."""
     both = np.concatenate((a, b))
     both.sort()
     union = both[np.concatenate(([True], both[1:] != both[:-1]))] if len(both) else both
     common = both[1:][both[1:] == both[:-1]]
-    # beyond these, a hash that one lacks may only have been left out
-    if len(a) == SKETCH or len(b) == SKETCH:
-        union = union[:SKETCH]
+    # a higher hash may be missing from a sketch only because the sketch is full
+    if len(a) == SKETCH_SIZE or len(b) == SKETCH_SIZE:
+        union = union[:SKETCH_SIZE]
         common = common[: np.searchsorted(common, union[-1], side="right")]
     return len(common) / len(union) if len(union) else 1.0
 
 
 def save_sketches(stem: Path, sketches: list[np.ndarray]) -> None:
-    """Writes the sketches of a shard's documents, in order; one without n-grams has an empty sketch."""
+    """Writes the sketches of a shard's documents, in order; that of a document without n-grams is empty."""
     save_array(Path(f"{stem}.sketch.npy"), np.concatenate([np.empty(0, np.uint32), *sketches]))
     save_array(Path(f"{stem}.sketch_ends.npy"), np.cumsum([0, *map(len, sketches)]))
 
 
-def read_parts(against: tuple[str, ...], method: str, needed: dict) -> list[Part]:
-    """The parts of old outputs; raises UserError for one whose signatures cannot be compared with those of
-    this run.
+def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) -> list[ShardKeys]:
+    """The saved keys of old outputs; raises UserError if they cannot be compared with those of this run.
 
-    needed: setting -> value, what near duplicates must have in common.
+    facts: {setting: value}; for near duplicates, both runs must have the same values.
     """
     parts = []
     for name in against:
-        old = manifest.manifest_of(name) if Path(name).is_dir() else None
+        old = (manifest.manifest_of(name) if Path(name).is_dir() else None) or {}
         stems = [
             o["name"].removesuffix(".exact.npy")
-            for o in (old or {}).get("outputs", ())
+            for o in old.get("outputs", ())
             if o["name"].startswith(f"{FOLDER}/") and o["name"].endswith(".exact.npy")
         ]
         if not stems:
             raise UserError(
-                f"{name}: holds no signatures; name the output of a finished `mt data dedup"
+                f"{name}: contains no signatures; name the output of a finished `mt data dedup"
                 " --save-signatures`"
             )
-        if (was := old["settings"]["method"]) not in COMPARABLE[method]:
+        if (old_method := old["settings"]["method"]) not in COMPARABLE[method]:
             raise UserError(
-                f"{name}: its signatures were made with method = {was}, which cannot be compared with"
-                f" {method}; use --method {was}"
+                f"{name}: its signatures were made with method = {old_method}, which cannot be compared with"
+                f" {method}; use --method {old_method}"
             )
-        differ = (
-            [f"{k} = {old[k]} there and {v} here" for k, v in needed.items() if old[k] != v]
-            if method == "near"
-            else []
-        )
-        if differ:
+        compared = facts if method == "near" else {}
+        differences = [f"{k} = {old[k]} there and {v} here" for k, v in compared.items() if old[k] != v]
+        if differences:
             raise UserError(
-                f"{name}: its signatures have {', '.join(differ)}; give both runs the same settings"
+                f"{name}: its signatures have {', '.join(differences)}; give both runs the same settings"
             )
-        parts += [
-            Part(Path(name, stem), np.load(Path(name, f"{stem}.exact_rows.npy"), mmap_mode="r").shape[0])
-            for stem in stems
-        ]
+        for stem in stems:
+            rows = np.load(Path(name, f"{stem}.exact_rows.npy"), mmap_mode="r")
+            parts.append(ShardKeys(Path(name, stem), rows.shape[0]))
     return parts
 
 
-def sketches_of(part: Part):
+def saved_sketches(part: ShardKeys) -> Callable[[int], np.ndarray]:
     """A function from a row of a part to its sketch."""
     values, ends = part.load("sketch"), part.load("sketch_ends")
     return lambda row: np.asarray(values[slice(*ends[row : row + 2])])
 
 
 def batch_sketches(shingles: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
-    """The sketch of every text of a batch; shingles, first as of shingles.shingle."""
+    """The sketch of each text of a batch; shingles, first: as shingles.shingle returns them."""
     return [sketch(shingles[start:end]) for start, end in itertools.pairwise(first)]

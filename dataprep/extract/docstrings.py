@@ -1,9 +1,9 @@
-"""The English prose that every Python installation carries, as documents.
+"""Extract documents from the docstrings of this Python installation.
 
-It is the language reference in `pydoc_data.topics`, and the docstrings of the standard library and of
-installed packages (numpy's and torch's run to megabytes): real text, with its real duplicates, that needs no
-download. Files are parsed, never imported, so no code of a package runs. One document is one reference topic,
-or the docstrings of one module in source order under headings of their own names.
+The texts are the language reference in `pydoc_data.topics` and the docstrings of the standard library and of
+installed packages (numpy and torch have megabytes of them): natural English with natural duplicates, without
+a download. Files are parsed, never imported, so no code of a package runs. One document is one reference
+topic, or the docstrings of one module in source order, each under its dotted name.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from ...core.config import UserError
 from ...documents.reader import Document
 from ..stage import Removed
 
-# Where a package keeps docstrings of its compiled parts: numpy's and torch's calls of these names carry them
-# as text.
+# numpy and torch set the docstrings of their compiled functions by calls of these names.
 DOCSTRING_CALLS = {"add_newdoc", "add_docstr", "_add_docstr", "add_newdoc_for_scalar_type", "add_docstr_all"}
 
 
 def python_files(packages: tuple[str, ...]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(name, path) of the Python files of the standard library and of installed distributions, in a fixed
-    order.
+    """(name, path) of the Python files of the standard library and of some distributions, in a fixed order.
 
-    Also returns the version of each, on which the text depends. Raises UserError for one that is not
-    installed.
+    Also returns {distribution: version}, on which the text depends. Raises UserError for a distribution that
+    is not installed.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
@@ -61,13 +59,14 @@ def python_files(packages: tuple[str, ...]) -> tuple[list[tuple[str, str]], dict
 def module_documents(
     name: str, path: str, min_chars: int, max_chars: int
 ) -> Iterator[tuple[str, Document | Removed]]:
-    """(the file's name, a document) for those in one Python source file; none where it says nothing.
+    """Yields (file name, document) for the documents of one Python source file.
 
-    A file that does not parse (a template, code for another Python) is removed: not ours to mend.
+    A file without docstrings yields nothing. A file that does not parse (a template, code for another version
+    of Python) yields Removed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another project's invalid escapes are not our user's concern
+            warnings.simplefilter("ignore")  # SyntaxWarnings about other projects' invalid escapes
             tree = ast.parse(Path(path).read_bytes())
     except (SyntaxError, ValueError, RecursionError) as error:
         yield name, Removed("not_python", {"why": str(error)})
@@ -76,33 +75,36 @@ def module_documents(
         for topic, text in sorted(_topics(tree).items()):
             yield name, Document(f"pydoc_data.topics/{topic}", text, {"title": topic})
         return
-    pieces = [(heading, text) for heading, text in docstrings(tree) if len(text) >= min_chars]
     module = name.removesuffix(".py").removesuffix(".pyi").replace("/", ".").removesuffix(".__init__")
-    part: list[str] = []
+    sections: list[str] = []
     number = size = 0
-    for heading, text in pieces:
-        if part and size + len(text) > max_chars:
-            yield name, _module_document(module, number, part)
-            part, size, number = [], 0, number + 1
-        part.append(f"{heading}\n\n{text}" if heading else text)
-        size += len(part[-1])
-    if part:
-        yield name, _module_document(module, number, part)
+    for heading, text in docstrings(tree):
+        if len(text) < min_chars:
+            continue
+        if sections and size + len(text) > max_chars:
+            yield name, _module_document(module, number, sections)
+            sections, size, number = [], 0, number + 1
+        sections.append(f"{heading}\n\n{text}" if heading else text)
+        size += len(sections[-1])
+    if sections:
+        yield name, _module_document(module, number, sections)
 
 
-def _module_document(module: str, number: int, part: list[str]) -> Document:
-    return Document(f"{module}/{number}", "\n\n\n".join(part), {"title": module})
+def _module_document(module: str, number: int, sections: list[str]) -> Document:
+    return Document(f"{module}/{number}", "\n\n\n".join(sections), {"title": module})
 
 
 def _topics(tree: ast.Module) -> dict[str, str]:
+    """{topic: text} of pydoc_data/topics.py, whose only content is one dictionary."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            return ast.literal_eval(node.value)
+            topics: dict[str, str] = ast.literal_eval(node.value)
+            return topics
     return {}
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(dotted name, cleaned docstring) in source order; the module's own has the name ""."""
+    """Yields (dotted name, cleaned docstring) in source order; the module's own docstring has the name ""."""
     stack: list[tuple[str, ast.AST]] = [("", tree)]
     while stack:
         name, node = stack.pop()
@@ -110,32 +112,27 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
             text = ast.get_docstring(node, clean=True)
             if text:
                 yield name, text
-        elif isinstance(node, ast.Call) and _called(node) in DOCSTRING_CALLS:
+        elif isinstance(node, ast.Call) and _function_name(node) in DOCSTRING_CALLS:
             for argument in node.args:
                 text = _longest_text(argument)
                 if len(text) > 100:
                     yield "", inspect.cleandoc(text)
             continue
-        inner = [(_qualified(name, child), child) for child in ast.iter_child_nodes(node)]
-        stack += reversed(inner)
+        children = [(_dotted_name(name, child), child) for child in ast.iter_child_nodes(node)]
+        stack += reversed(children)
 
 
-def _called(node: ast.Call) -> str:
+def _function_name(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
-def _qualified(name: str, node: ast.AST) -> str:
-    own = (
-        getattr(node, "name", "")
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        else ""
-    )
-    return f"{name}.{own}".strip(".")
+def _dotted_name(parent: str, node: ast.AST) -> str:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return f"{parent}.{node.name}".strip(".")
+    return parent
 
 
 def _longest_text(node: ast.AST) -> str:
-    """The longest text constant within an argument: the docstring in `add_docstr(f,
-    r'...'.format(**common))`.
-    """
+    """The longest string constant in an argument, as in `add_docstr(f, r'...'.format(**common))`."""
     texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return max(texts, key=len, default="")

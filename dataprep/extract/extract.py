@@ -1,9 +1,9 @@
-"""Dumps and packages to documents: `--source wikipedia` and `warc` read `--input`, `python` reads this
-installation.
+"""The `mt data extract` command: extract documents from Wikipedia dumps, WARC files or Python packages.
 
-Every source yields documents, and says of every page that gives none why (wikipedia.py, warc.py,
-docstrings.py). A shard is a part of a dump, a WARC file, or some Python files. The output directory is that
-of every document stage (stage.py), `rejects.jsonl` with the pages that cannot be parsed.
+`--source wikipedia` and `--source warc` read `--input`; `--source python` reads this installation. The
+readers (wikipedia.py, warc.py, docstrings.py) yield documents, and a reason for each page without one. One
+shard is a part of a dump, a WARC file, or some Python files. The output directory is that of every document
+stage (stage.py); `rejects.jsonl` has the pages that cannot be parsed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...core import manifest
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
-from ...documents import reader
-from ...documents.reader import Document
+from ...documents.reader import Document, Reject
 from ...documents.writer import Writer
-from ..stage import STEMS, Removed, Unread, finish
+from ..stage import STEMS, RejectLog, Removed, finish
 from . import docstrings, warc, wikipedia
 
-SHARD_FILES = 256  # Python files
+SHARD_FILES = 256  # Python files in a shard
+Outcomes = Iterable[tuple[str, Document | Removed | Reject]]  # (record id, its document or why there is none)
 LIBRARIES = {"wikipedia": ("mwparserfromhell",), "warc": ("resiliparse", "fastwarc")}
 EXTENSIONS = {"wikipedia": wikipedia.EXTENSIONS, "warc": warc.EXTENSIONS}
 
@@ -46,57 +46,56 @@ class ExtractConfig(Workers):
     )
     shard_bytes: int = option(
         64_000_000,
-        "size of the XML that dumps are cut into, and text from which a file of the output ends, in bytes",
+        "bytes of XML in a shard of a dump, and bytes of text from which a new output file begins",
     )
     packages: tuple[str, ...] = option(
         ("numpy", "torch"),
-        "python: installed distributions whose docstrings to take beside the standard library's",
+        "python: installed distributions whose docstrings to extract, in addition to the standard library",
     )
-    min_chars: int = option(40, "python: docstrings shorter than this are left out")
+    min_chars: int = option(40, "python: skip docstrings shorter than this")
     max_chars: int = option(
-        5_000, "python: a module with more than this is cut into several documents at its headings"
+        5_000, "python: split a module with more than this into several documents, at its headings"
     )
-    format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "how to write documents")
+    format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "file format of the documents")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
+        remedy = (
+            "reads this installation: omit input" if self.input else "reads files: name them with --input"
+        )
         check(
             (self.max_chars >= 1, f"max_chars = {self.max_chars} must be at least 1"),
             (self.shard_bytes >= 1 << 10, f"shard_bytes = {self.shard_bytes} must be at least {1 << 10}"),
-            (
-                bool(self.input) == (self.source != "python"),
-                (
-                    f"source = {self.source}"
-                    f" {'reads this installation: leave input away' if self.input else 'reads files: name them with --input'}"
-                ),
-            ),
+            (bool(self.input) == (self.source != "python"), f"source = {self.source} {remedy}"),
         )
 
 
-def extract(config: ExtractConfig) -> dict:
+def extract(config: ExtractConfig) -> dict[str, Any]:
     """Writes the documents of a source; returns the stage's manifest."""
+    python_files: list[tuple[str, str]] = []
+    inputs: list[Path] = []  # none for Python packages, whose versions identify them
     if config.source == "python":
-        files, versions = docstrings.python_files(config.packages)
-        inputs = []  # the versions tell them all
+        python_files, versions = docstrings.python_files(config.packages)
     else:
         inputs, versions = input_files(config), library_versions(config.source)
     run = manifest.begin("data extract", config, inputs, facts={"versions": versions})
     if run.finished:
         return run.manifest
-    sizes = None
+    shards: list[Any]
+    read: Callable[[Any], Outcomes]
+    sizes: list[int] | None = None
     if config.source == "python":
-        shards, read = (
-            [files[i : i + SHARD_FILES] for i in range(0, len(files), SHARD_FILES)],
-            functools.partial(_modules, config=config),
-        )
+        shards = [python_files[i : i + SHARD_FILES] for i in range(0, len(python_files), SHARD_FILES)]
+        read = functools.partial(_module_documents, config=config)
     elif config.source == "warc":
-        shards, read, sizes = list(map(str, inputs)), warc.documents, [f.stat().st_size for f in inputs]
+        shards = list(map(str, inputs))
+        read, sizes = warc.documents, [f.stat().st_size for f in inputs]
     else:
         try:
-            shards = [part for file in inputs for part in wikipedia.parts(str(file), config.shard_bytes)]
+            shards = [part for file in inputs for part in wikipedia.split_dump(str(file), config.shard_bytes)]
         except UserError:
-            run.abandon()  # another file is the remedy
+            run.abandon()  # so that the output is free for a run with another file
             raise
         read, sizes = wikipedia.documents, [part.end - part.start for part in shards]
     work = functools.partial(write_shard, read=read, config=config)
@@ -111,9 +110,7 @@ def extract(config: ExtractConfig) -> dict:
     return finish(run, results, versions=versions)
 
 
-def _modules(
-    files: list[tuple[str, str]], *, config: ExtractConfig
-) -> Iterable[tuple[str, Document | Removed]]:
+def _module_documents(files: list[tuple[str, str]], *, config: ExtractConfig) -> Outcomes:
     return (
         found
         for name, path in files
@@ -122,15 +119,16 @@ def _modules(
 
 
 def write_shard(
-    item: tuple[int, object],
-    *,
-    read: Callable[[object], Iterable[tuple[str, Document | Removed | reader.Reject]]],
-    config: ExtractConfig,
-) -> dict:
-    """Writes the documents of one shard and its removed/ lines; returns its counts, for stage.finish."""
+    item: tuple[int, Any], *, read: Callable[[Any], Outcomes], config: ExtractConfig
+) -> dict[str, Any]:
+    """Writes the documents of one shard and its removed/ file; returns its counts, for stage.finish.
+
+    item: (shard index, shard). read: returns the outcomes of a shard; which type a shard has depends on the
+    source.
+    """
     index, shard = item
     root = Path(config.output)
-    removed: collections.Counter = collections.Counter()
+    removed: collections.Counter[str] = collections.Counter()
     rows_in = 0
     removed_path = root / "removed" / f"{index:05d}.jsonl"
     with (
@@ -138,23 +136,19 @@ def write_shard(
             root / f"{index:05d}{STEMS[config.format]}", root=root, max_bytes=config.shard_bytes
         ) as writer,
         manifest.atomic_write(removed_path, "w") as log,
-        Unread(root, index) as unread,
+        RejectLog(root, index) as unreadable,
     ):
         for identity, outcome in read(shard):
-            if isinstance(outcome, reader.Reject):
-                unread.add(outcome)
+            if isinstance(outcome, Reject):
+                unreadable.add(outcome)
                 continue
             rows_in += 1
             if isinstance(outcome, Document):
                 writer.write(outcome)
             else:
                 removed[outcome.reason] += 1
-                log.write(
-                    json.dumps(
-                        {"id": identity, "reason": outcome.reason, **outcome.facts}, ensure_ascii=False
-                    )
-                    + "\n"
-                )
+                entry = {"id": identity, "reason": outcome.reason, **outcome.facts}
+                log.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return {
         "outputs": [*writer.records, {**manifest.record(removed_path, root), "documents": False}],
         "rows_in": rows_in,
@@ -164,14 +158,12 @@ def write_shard(
         "text_bytes": writer.text_bytes,
         "removed": dict(removed),
         "tallies": {},
-        "rejected": unread.count,
+        "rejected": unreadable.count,
     }
 
 
 def input_files(config: ExtractConfig) -> list[Path]:
-    """The files behind files, folders and globs, sorted within each; raises UserError for one that gives
-    none.
-    """
+    """Expands files, folders and globs, sorted within each; raises UserError for one without files."""
     known = EXTENSIONS[config.source]
     files: list[Path] = []
     for item in config.input:
@@ -181,13 +173,11 @@ def input_files(config: ExtractConfig) -> list[Path]:
         else:
             found = [path] if path.exists() else sorted(map(Path, glob.glob(item, recursive=True)))
         if not found:
-            raise UserError(
-                f"{item}: {'holds no ' + ', '.join(known) if path.is_dir() else 'no such file or directory'};"
-                " check the path"
-            )
+            reason = f"contains no {', '.join(known)}" if path.is_dir() else "no such file or directory"
+            raise UserError(f"{item}: {reason}; check the path")
         if wrong := next((p for p in found if not p.name.endswith(known)), None):
             raise UserError(
-                f"{wrong}: not a kind of file that --source {config.source} reads; use one of"
+                f"{wrong}: --source {config.source} does not read this type of file; use one of"
                 f" {', '.join(known)}"
             )
         files += found
@@ -195,7 +185,7 @@ def input_files(config: ExtractConfig) -> list[Path]:
 
 
 def library_versions(source: str) -> dict[str, str]:
-    """The versions of the libraries on which a source's text depends; raises UserError where one is missing."""
+    """{library: version} of what the text of a source depends on; raises UserError if one is missing."""
     try:
         return {name: importlib.metadata.version(name) for name in LIBRARIES[source]}
     except importlib.metadata.PackageNotFoundError as error:

@@ -1,28 +1,33 @@
-"""WARC and WET files to the main text of their pages: id, url, date, text.
+"""Extract the main text of the pages in WARC and WET files: id, url, date, text.
 
-A crawl is thousands of `.warc.gz` files of about a gigabyte, so a file is a shard. Every `response` record
-with an HTML page becomes a document; navigation, headers, footers and the like go by resiliparse's
-main-content rules. The encoding is the HTTP header's (UTF-8 without one) where the bytes obey it, else the
-page's own or guessed. A WET file (`.warc.wet.gz`) has the text already, in `conversion` records: it stays as
-it is. Files may be packed with gzip, zstandard or not at all.
+A crawl is thousands of `.warc.gz` files of about a gigabyte, so one file is one shard. Every `response`
+record with an HTML page becomes a document; resiliparse's main-content rules remove navigation, headers and
+footers. The encoding is the one in the HTTP header (UTF-8 if there is none) if the bytes are valid in it;
+otherwise it is the one that the page declares, or a guess. A WET file (`.warc.wet.gz`) has extracted text
+already, in `conversion` records, which is kept unchanged. Files may be compressed with gzip or zstandard, or
+plain. Format: WARC 1.1, ISO 28500:2017.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ...core.config import UserError
 from ...documents.reader import Document, Reject
 from ..stage import Removed
+
+if TYPE_CHECKING:
+    from fastwarc.warc import WarcRecord
 
 EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
 def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
-    """(record id, its document, or why there is none) of every response and conversion in a file, in order.
+    """Yields (record id, document or why there is none) for the responses and conversions of a file.
 
-    Raises UserError where the file is cut short or broken.
+    Raises UserError if the file is cut short or damaged, or has no WARC record.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -36,22 +41,25 @@ def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
                     raise EOFError(f"record {_identity(record) or 'without a name'} is cut short")
                 if record.record_type == WarcRecordType.response:
                     record.set_bytes_content(raw)
-                    yield _identity(record), _page(record, path)
+                    yield _identity(record), _from_response(record, path)
                 elif record.record_type == WarcRecordType.conversion:
-                    yield _identity(record), _converted(record, raw, path)
+                    yield _identity(record), _from_conversion(record, raw, path)
     except (EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{path}: ends or breaks amid a record ({error}); fetch the file again") from None
+        raise UserError(
+            f"{path}: is cut short or damaged inside a record ({error}); download the file again"
+        ) from None
     if not found:
-        raise UserError(f"{path}: holds no WARC record; check the file")
+        raise UserError(f"{path}: contains no WARC record; check the file")
 
 
-def _identity(record) -> str:
+def _identity(record: WarcRecord) -> str:
     return (record.headers.get("WARC-Record-ID") or "").strip("<>").removeprefix("urn:uuid:")
 
 
-def _page(record, path: str) -> Document | Removed | Reject:
+def _from_response(record: WarcRecord, path: str) -> Document | Removed | Reject:
+    """The main text of the HTML page in an HTTP response."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
@@ -60,7 +68,7 @@ def _page(record, path: str) -> Document | Removed | Reject:
         record.parse_http(auto_decode="all")
         body = record.reader.read()
     except (OSError, ValueError) as error:
-        return Reject(path, f"record {_identity(record)}", f"not a whole HTTP response ({error})", url)
+        return Reject(path, f"record {_identity(record)}", f"not a complete HTTP response ({error})", url)
     status = record.http_headers.status_code if record.http_headers is not None else None
     if status != 200:
         return Removed(f"http_status_{status}", {"url": url})
@@ -68,16 +76,16 @@ def _page(record, path: str) -> Document | Removed | Reject:
         return Removed("not_html", {"url": url, "type": record.http_content_type})
     try:
         page = body.decode(record.http_charset or "utf-8")
-    except (LookupError, UnicodeDecodeError):  # a charset that nobody knows, or that the bytes do not obey
-        page = bytes_to_str(body, detect_encoding(body, from_html_meta=True))
+    except (LookupError, UnicodeDecodeError):  # an unknown charset, or bytes that are not valid in it
+        page = bytes_to_str(body, detect_encoding(body, from_html_meta=True) or "utf-8")
     text = extract_plain_text(page, main_content=True, alt_texts=False).strip()
     if not text:
         return Removed("empty", {"url": url})
     return Document(_identity(record), text, {"url": url, "date": record.headers.get("WARC-Date") or ""})
 
 
-def _converted(record, raw: bytes, path: str) -> Document | Removed | Reject:
-    """The text of a WET record; `language` is what the crawler took it for."""
+def _from_conversion(record: WarcRecord, raw: bytes, path: str) -> Document | Removed | Reject:
+    """The text of a WET record; `language` is the one that the crawler identified."""
     url = record.headers.get("WARC-Target-URI") or ""
     try:
         text = raw.decode().strip()

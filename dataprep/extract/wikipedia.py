@@ -1,10 +1,10 @@
-"""A Wikipedia XML dump to documents, as WikiExtractor's `--json` gives them: id, url, title, text.
+"""Extract articles from a Wikipedia XML dump, with WikiExtractor's `--json` fields: id, url, title, text.
 
-A dump is `.xml`, `.xml.bz2` (one stream or many) or `.xml.gz`: a `<siteinfo>` and then millions of `<page>`.
-It is cut by bytes, wherever that may be in the XML, and every part decompressed by itself (bzip2.py); a page
-belongs to the part in which its `<page>` begins. Only `.gz` cannot be cut. Of a page's wikitext stay the
-words that a reader sees: templates, tables, references, files, categories, links to other languages and
-markup go, and so do sections that have nothing left. Formulae stay as their TeX.
+A dump is `.xml`, `.xml.bz2` (one stream or several) or `.xml.gz`: a `<siteinfo>`, then millions of `<page>`.
+It is split into byte ranges, each of which is decompressed independently (bzip2.py); a page belongs to the
+range in which its `<page>` begins. Only `.gz` cannot be split. Of the wikitext of a page, the visible words
+are kept. Templates, tables, references, files, categories, links to other languages and markup are removed,
+and so are sections without remaining text. Formulas are kept as TeX.
 """
 
 from __future__ import annotations
@@ -17,57 +17,43 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...core.config import UserError
 from ...documents.reader import Document, Reject
 from ..stage import Removed
 from . import bzip2
 
+if TYPE_CHECKING:
+    from mwparserfromhell.nodes import Wikilink
+    from mwparserfromhell.wikicode import Wikicode
+
 READ_BYTES = 1 << 20
-HEAD_BYTES = 16 << 20  # in which the first <page> must come
-EXPANSION = 4  # bytes of XML for a byte of .bz2, and a little less than there are
+HEADER_BYTES = 16 << 20  # the first <page> must begin within these
+COMPRESSION_RATIO = 4  # bytes of XML for one byte of .bz2, slightly underestimated
 EXTENSIONS = (".xml", ".xml.bz2", ".xml.gz")
-# Tags that go with all they hold.
-DROPPED_TAGS = frozenset(
-    (
-        "ref",
-        "references",
-        "table",
-        "gallery",
-        "timeline",
-        "imagemap",
-        "source",
-        "syntaxhighlight",
-        "score",
-        "graph",
-        "hiero",
-        "mapframe",
-        "maplink",
-        "style",
-        "templatestyles",
-        "includeonly",
-        "templatedata",
-        "section",
-        "indicator",
-        "hr",
-    )
-)
-# Link prefixes that every Wikipedia knows beside the names in its own language.
+# Tags that are removed with their content.
+_DROPPED_TAGS = """
+ref references table gallery timeline imagemap source syntaxhighlight score graph hiero mapframe maplink
+style templatestyles includeonly templatedata section indicator hr
+"""
+DROPPED_TAGS = frozenset(_DROPPED_TAGS.split())
+# Link prefixes that every Wikipedia accepts in addition to those in its own language.
 DROPPED_PREFIXES = frozenset(("file", "image", "media", "category"))
 OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple")
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What a dump's head says. prefixes: lower-case link prefixes of files and categories in its language."""
+    """The header of a dump. prefixes: lower-case link prefixes of files and categories in its language."""
 
     base: str
     prefixes: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Bytes [start, end) of a dump, and what its head says."""
+class DumpPart:
+    """Bytes [start, end) of a dump file, and the header of the dump."""
 
     path: str
     start: int
@@ -75,39 +61,41 @@ class Part:
     site: Site
 
 
-def parts(path: str, part_bytes: int) -> list[Part]:
-    """A dump in parts of at most part_bytes of XML, more or less; raises UserError where its head is none."""
+def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
+    """Splits a dump into parts of about part_bytes of XML; raises UserError if it is not a Wikipedia dump."""
     size, site = Path(path).stat().st_size, _read_site(path)
-    count = {".xml": -(-size // part_bytes), ".bz2": -(-size * EXPANSION // part_bytes), ".gz": 1}[
-        Path(path).suffix
-    ]
-    return [Part(path, size * i // count, size * (i + 1) // count, site) for i in range(count)]
+    estimated_xml_bytes = {".xml": size, ".bz2": size * COMPRESSION_RATIO, ".gz": 1}[Path(path).suffix]
+    count = -(-estimated_xml_bytes // part_bytes)
+    return [DumpPart(path, size * i // count, size * (i + 1) // count, site) for i in range(count)]
 
 
 def _read_site(path: str) -> Site:
-    head = bytearray()
-    for text, _ in _text(path, 0, Path(path).stat().st_size):
-        head += text
-        if (begin := head.find(b"<page>")) >= 0:
-            return _site(bytes(head[:begin]), path)
-        if len(head) > HEAD_BYTES:
+    header = bytearray()
+    for xml, _ in _read_xml(path, 0, Path(path).stat().st_size):
+        header += xml
+        if (begin := header.find(b"<page>")) >= 0:
+            return _parse_site(bytes(header[:begin]), path)
+        if len(header) > HEADER_BYTES:
             break
     raise UserError(
-        f"{path}: holds no <page>; give a dump of pages, as in enwiki-20251101-pages-articles.xml.bz2"
+        f"{path}: contains no <page>; give a dump of pages, as in enwiki-20251101-pages-articles.xml.bz2"
     )
 
 
-def _text(path: str, start: int, end: int) -> Iterator[tuple[bytes, bool]]:
-    """(XML, whether it belongs to the part of the bytes [start, end)) from start on, and beyond end to the
-    end of the file.
-    """
+def _read_xml(path: str, start: int, end: int) -> Iterator[tuple[bytes, bool]]:
+    """Yields (XML, whether it lies in the bytes [start, end)) from start to the end of the file."""
     try:
         if path.endswith(".bz2"):
-            yield from bzip2.text_from(path, start, end)
+            yield from bzip2.decompress_blocks(path, start, end)
             return
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+        if path.endswith(".gz"):
+            with gzip.open(path, "rb") as unpacked:
+                while data := unpacked.read(READ_BYTES):
+                    yield data, True
+            return
+        with open(path, "rb") as file:
             file.seek(start)
-            left = end - start if path.endswith(".xml") else float("inf")
+            left = end - start
             while data := file.read(min(READ_BYTES, left) if left > 0 else READ_BYTES):
                 yield data, left > 0
                 left -= len(data)
@@ -115,58 +103,55 @@ def _text(path: str, start: int, end: int) -> Iterator[tuple[bytes, bool]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
-            f"{path}: the compressed data ends or breaks ({error}); fetch the file again"
+            f"{path}: the compressed data is cut short or damaged ({error}); download the file again"
         ) from None
 
 
-def _pages(part: Part) -> Iterator[bytes]:
-    """The XML of the pages that begin in a part; UserError where the dump ends amid them."""
-    buffer, mine = bytearray(), 0  # the bytes of the buffer that belong to the part
-    seen = closed = False
-    for text, own in _text(part.path, part.start, part.end):
-        buffer += text
-        if own:
-            mine, seen = len(buffer), True
-        while 0 <= (begin := buffer.find(b"<page>")) < mine:
+def _pages(part: DumpPart) -> Iterator[bytes]:
+    """Yields the XML of the pages that begin in a part; raises UserError if the dump is cut short."""
+    buffer = bytearray()
+    own_bytes = 0  # bytes at the beginning of the buffer that lie in the part
+    any_own = closed = False
+    for xml, is_own in _read_xml(part.path, part.start, part.end):
+        buffer += xml
+        if is_own:
+            own_bytes, any_own = len(buffer), True
+        while 0 <= (begin := buffer.find(b"<page>")) < own_bytes:
             end = buffer.find(b"</page>", begin) + 7
             if end < 7:
                 break
             yield bytes(buffer[begin:end])
             del buffer[:end]
-            mine = max(0, mine - end)
+            own_bytes = max(0, own_bytes - end)
         else:
-            if not own:
+            if not is_own:
                 return
             closed = closed or b"</mediawiki>" in buffer
-            spent = max(0, len(buffer) - len(b"</mediawiki>"))  # a tag may go on in what is read next
-            del buffer[:spent]
-            mine -= min(mine, spent)
-    if seen and not closed:
-        raise UserError(f"{part.path}: ends before its </mediawiki>; fetch the file again")
+            scanned = max(0, len(buffer) - len(b"</mediawiki>"))  # a tag may continue in the next read
+            del buffer[:scanned]
+            own_bytes -= min(own_bytes, scanned)
+    if any_own and not closed:
+        raise UserError(f"{part.path}: ends before its </mediawiki>; download the file again")
 
 
-def _site(head: bytes, path: str) -> Site:
-    text = head.decode("utf-8", "replace")
+def _parse_site(header: bytes, path: str) -> Site:
+    text = header.decode("utf-8", "replace")
     base = re.search(r"<base>(.*?)</base>", text)
     if "<mediawiki" not in text:
         raise UserError(f"{path}: does not begin with <mediawiki>; give a Wikipedia dump")
-    named = re.findall(r'<namespace key="(-2|6|14)"[^>]*>([^<]*)</namespace>', text)
-    prefixes = DROPPED_PREFIXES | {html.unescape(name).lower() for _, name in named}
+    namespaces = re.findall(r'<namespace key="(-2|6|14)"[^>]*>([^<]*)</namespace>', text)
+    prefixes = DROPPED_PREFIXES | {html.unescape(name).lower() for _, name in namespaces}
     return Site(html.unescape(base[1]).rsplit("/", 1)[0] if base else "", prefixes)
 
 
-def documents(part: Part) -> Iterator[tuple[str, Document | Removed | Reject]]:
-    """(page id, its document, or why there is none) of every page of a part, in order."""
+def documents(part: DumpPart) -> Iterator[tuple[str, Document | Removed | Reject]]:
+    """Yields (page id, its document or the reason there is none) for every page of a part, in order."""
     for xml in _pages(part):
         try:
             page = ElementTree.fromstring(xml)
         except ElementTree.ParseError as error:
-            yield (
-                "",
-                Reject(
-                    part.path, "a page", f"not valid XML ({error})", xml[:2000].decode("utf-8", "replace")
-                ),
-            )
+            raw = xml[:2000].decode("utf-8", "replace")
+            yield "", Reject(part.path, "a page", f"not valid XML ({error})", raw)
             continue
         identity, title = page.findtext("id", ""), page.findtext("title", "")
         if page.findtext("ns", "0") != "0":
@@ -177,7 +162,7 @@ def documents(part: Part) -> Iterator[tuple[str, Document | Removed | Reject]]:
             yield identity, _article(part, identity, title, page.findtext("revision/text") or "")
 
 
-def _article(part: Part, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
+def _article(part: DumpPart, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
     from mwparserfromhell.parser import ParserError
 
     try:
@@ -192,77 +177,77 @@ def _article(part: Part, identity: str, title: str, wikitext: str) -> Document |
 
 
 def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> str:
-    """The words of a page that a reader sees, a line for each paragraph, heading and list item."""
+    """The visible text of a page, one line for each paragraph, heading and list item.
+
+    prefixes: lower-case link prefixes of files and categories.
+    """
     import mwparserfromhell
 
-    parts: list[str] = []
-    _flatten(mwparserfromhell.parse(wikitext, skip_style_tags=True), prefixes, parts)
-    text = "".join(parts).encode("utf-8", "replace").decode()  # `&#xD800;` is no character
+    pieces: list[str] = []
+    _flatten(mwparserfromhell.parse(wikitext, skip_style_tags=True), prefixes, pieces)
+    text = "".join(pieces).encode("utf-8", "replace").decode()  # `&#xD800;` is not a valid character
     text = re.sub(r"'{2,5}", "", text)
     text = re.sub(r"__[A-Z]+__", "", text).replace("\u00a0", " ")
-    # What templates and references leave behind: "( ; born 1912)", "word ( )", "word , word".
+    # Removed templates and references leave "( ; born 1912)", "word ( )" and "word , word".
     text = re.sub(r"\(\s*[,;:]\s*", "(", text)
     text = re.sub(r"[ \t]*\([\s,;:]*\)", "", text)
     text = re.sub(r"[ \t]+([,.;:)])(?=\s|$)", r"\1", text, flags=re.M)
-    return _with_filled_sections([re.sub(r"[ \t]+", " ", line).strip() for line in text.split("\n")])
+    return _drop_empty_sections([re.sub(r"[ \t]+", " ", line).strip() for line in text.split("\n")])
 
 
-HEADING = "\x02"  # stands before a heading, as often as its level; XML cannot hold it
+HEADING = "\x02"  # marks a heading, repeated as often as its level; this character cannot occur in XML
 
 
-def _flatten(code, prefixes: frozenset[str], parts: list[str]) -> None:
+def _flatten(code: Wikicode, prefixes: frozenset[str], pieces: list[str]) -> None:
     """Appends the visible text of parsed wikitext."""
     from mwparserfromhell import nodes
 
     for node in code.nodes:
-        kind = type(node)
-        if kind is nodes.Text:
-            parts.append(node.value)
-        elif kind is nodes.Wikilink:
-            _flatten_link(node, prefixes, parts)
-        elif kind is nodes.ExternalLink:
+        if isinstance(node, nodes.Text):
+            pieces.append(node.value)
+        elif isinstance(node, nodes.Wikilink):
+            _flatten_link(node, prefixes, pieces)
+        elif isinstance(node, nodes.ExternalLink):
             if not node.brackets:
-                parts.append(str(node.url))
+                pieces.append(str(node.url))
             elif node.title is not None:
-                _flatten(node.title, prefixes, parts)
-        elif kind is nodes.HTMLEntity:
-            parts.append(node.normalize())
-        elif kind is nodes.Heading:
-            parts.append(HEADING * node.level)
-            _flatten(node.title, prefixes, parts)
-        elif kind is nodes.Tag:
+                _flatten(node.title, prefixes, pieces)
+        elif isinstance(node, nodes.HTMLEntity):
+            pieces.append(node.normalize())
+        elif isinstance(node, nodes.Heading):
+            pieces.append(HEADING * node.level)
+            _flatten(node.title, prefixes, pieces)
+        elif isinstance(node, nodes.Tag):
             name = str(node.tag).strip().lower()
             if name == "br":
-                parts.append("\n")
+                pieces.append("\n")
             elif name not in DROPPED_TAGS and node.contents is not None:
-                _flatten(node.contents, prefixes, parts)
+                _flatten(node.contents, prefixes, pieces)
 
 
-def _flatten_link(node, prefixes: frozenset[str], parts: list[str]) -> None:
-    """`[[page|words]]` is its words; files, categories and the same page in another language are nothing."""
+def _flatten_link(node: Wikilink, prefixes: frozenset[str], pieces: list[str]) -> None:
+    """Appends the label of `[[page|label]]`; nothing for files, categories and pages in other languages."""
     target = str(node.title).strip()
     prefix, colon, _ = target.partition(":")
     if colon and prefix and (prefix.strip().lower() in prefixes or OTHER_LANGUAGE.fullmatch(prefix)):
         return
     if node.text is not None:
-        _flatten(node.text, prefixes, parts)
+        _flatten(node.text, prefixes, pieces)
     else:
-        _flatten(node.title, prefixes, parts)
+        _flatten(node.title, prefixes, pieces)
         if target.startswith(":"):
-            parts[-1] = parts[-1].lstrip().removeprefix(":")
+            pieces[-1] = pieces[-1].lstrip().removeprefix(":")
 
 
-def _with_filled_sections(lines: list[str]) -> str:
-    """Lines joined, without leftovers of tables and templates, and without headings that have no text under
-    them.
-    """
+def _drop_empty_sections(lines: list[str]) -> str:
+    """Joins lines; drops remains of tables and templates, and headings without text under them."""
     kept: list[str] = []
-    waiting: list[str] = []  # headings, outermost first, under which nothing has come yet
+    pending: list[str] = []  # headings, outermost first, under which there is no text yet
     for line in lines:
         if line.startswith(HEADING):
             level = len(line) - len(line.lstrip(HEADING))
-            waiting = [h for h in waiting if len(h) - len(h.lstrip(HEADING)) < level] + [line]
+            pending = [h for h in pending if len(h) - len(h.lstrip(HEADING)) < level] + [line]
         elif line and not line.startswith(("{", "|", "}")) and not line.endswith("}}"):
-            kept += [h.lstrip(HEADING).strip() for h in waiting] + [line]
-            waiting = []
+            kept += [h.lstrip(HEADING).strip() for h in pending] + [line]
+            pending = []
     return "\n".join(kept)

@@ -1,13 +1,11 @@
-"""Lines that a text is better without: those it has said before, those that only web pages say, and rows of
-marks.
-"""
+"""Remove lines from a text: repeated lines, boilerplate of web pages, and lines of symbols."""
 
 from __future__ import annotations
 
-from .text_stats import SYMBOL, classes
+from .text_stats import SYMBOL, character_classes
 
-# What lines about cookies and terms say (C4: Raffel et al. 2020, JMLR 21/140, section 2.2, and its released
-# code).
+# Phrases of lines about cookies and terms of use in C4 (Raffel et al. 2020, JMLR 21/140, section 2.2, and its
+# released code).
 POLICY_PHRASES = (
     "terms of use",
     "privacy policy",
@@ -20,26 +18,21 @@ BOILERPLATE = ("javascript", "lorem ipsum", *POLICY_PHRASES)
 
 
 def unique_lines(text: str, min_chars: int) -> str:
-    """The text without lines of min_chars or more that have stood further up, whatever whitespace is around
-    them.
-    """
-    lines = text.split("\n")
+    """The text without lines of at least min_chars that repeat an earlier one (stripped)."""
     seen: set[str] = set()
     kept = []
-    for line in lines:
-        bare = line.strip()
-        if len(bare) >= min_chars:
-            if bare in seen:
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if len(stripped) >= min_chars:
+            if stripped in seen:
                 continue
-            seen.add(bare)
+            seen.add(stripped)
         kept.append(line)
     return "\n".join(kept)
 
 
 def without_boilerplate(text: str, max_chars: int) -> str:
-    """The text without lines of at most max_chars that speak of JavaScript, cookies or terms of use, or lorem
-    ipsum.
-    """
+    """The text without lines of at most max_chars that contain a phrase of BOILERPLATE."""
     if not _is_boilerplate(text.lower()):
         return text
     return "\n".join(
@@ -52,13 +45,13 @@ def _is_boilerplate(lower: str) -> bool:
 
 
 def without_symbol_lines(text: str) -> str:
-    """The text without lines of marks, control characters and spaces alone; lines of whitespace stay."""
+    """The text without lines of only symbols, control characters and spaces; whitespace lines are kept."""
     return "\n".join(line for line in text.split("\n") if not _is_symbols(line))
 
 
 def _is_symbols(line: str) -> bool:
-    bare = line.strip()
-    if not bare or bare[0].isalnum() or bare[-1].isalnum():  # as nearly always
+    stripped = line.strip()
+    if not stripped or stripped[0].isalnum() or stripped[-1].isalnum():  # almost all lines, without the table
         return False
-    table = classes("")
+    table = character_classes("")
     return all(character == " " or table[ord(character)] & SYMBOL for character in line)

@@ -1,40 +1,42 @@
-"""Punctuation spaced as NLTK spaces it: its Treebank detokenizer, on lines that have their marks apart.
+"""Remove the spaces around detached punctuation, with NLTK's Treebank detokenizer.
 
-Text from Wikipedia, from old corpora and from speech recognisers often has its marks apart (`Hello , world (
-again ) !`, ``` `` quoted '' ```, `do n't`); NLTK puts them together as print has them. Where a line has
-straight quotes, NLTK's tokenizer first tells which of them open. A line without a mark apart does not go
-through it, since it can only lose (`a < b` would become `a <b`).
+Text from Wikipedia, old corpora and speech recognizers often has spaces around punctuation (`Hello , world (
+again ) !`, ``` `` quoted '' ```, `do n't`); NLTK's detokenizer removes them. If a line has straight quotes,
+NLTK's tokenizer first decides which of them are opening quotes. A line without detached punctuation is left
+alone, since the detokenizer could only damage it (`a < b` would become `a <b`).
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 
-APART = re.compile(
+DETACHED = re.compile(
     r"""\s[?!;:,.%)\]}](?:\s|$)|[(\[{]\s|``|\s''|(?i:\s(?:n't|'(?:s|m|d|ll|re|ve))(?:\s|$))""", re.MULTILINE
 )
 
 
 def standardize(text: str) -> str:
-    """The text with every line that has marks apart spaced as by NLTK; whitespace around lines stays."""
-    if not APART.search(text):
+    """The text with detached punctuation attached in every line; whitespace around lines is kept."""
+    if not DETACHED.search(text):
         return text
-    return "\n".join(_spaced(line) for line in text.split("\n"))
+    return "\n".join(_attach(line) for line in text.split("\n"))
 
 
-def _spaced(line: str) -> str:
-    bare = line.strip()
-    if not APART.search(bare):
+def _attach(line: str) -> str:
+    stripped = line.strip()
+    if not DETACHED.search(stripped):
         return line
     indent = len(line) - len(line.lstrip())
     tokenize, detokenize = _nltk()
-    tokens = tokenize(bare) if '"' in bare and "``" not in bare else [bare]
-    return line[:indent] + detokenize(tokens) + line[indent + len(bare) :]
+    tokens = tokenize(stripped) if '"' in stripped and "``" not in stripped else [stripped]
+    return line[:indent] + detokenize(tokens) + line[indent + len(stripped) :]
 
 
 @functools.cache
-def _nltk():
+def _nltk() -> tuple[Callable[[str], list[str]], Callable[[list[str]], str]]:
+    """NLTK's Treebank tokenizer and detokenizer."""
     from nltk.tokenize.treebank import TreebankWordDetokenizer, TreebankWordTokenizer
 
     return TreebankWordTokenizer().tokenize, TreebankWordDetokenizer().detokenize

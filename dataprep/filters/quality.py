@@ -1,10 +1,10 @@
-"""The published rule sets: Gopher's, C4's and FineWeb's, with datatrove's verdicts on the same words.
+"""The published quality filters of Gopher, C4 and FineWeb, with the results of datatrove on the same words.
 
-Each function takes a `Text` and returns the reason to drop it, or None; `c4` is an edit. Thresholds are those
-of the papers named below and of datatrove 0.10, whose parameters all have a name here; where the two differ,
-datatrove's number is the default and the paper's is named. Shares are computed by the same divisions, so that
-a text on a threshold falls on the same side. In the Gopher sets a threshold of 0 switches its rule off.
-`words` is how a text is cut (features.py).
+Each function takes a `TextStats` and returns the reason to drop the text, or None; `c4` is an edit.
+Thresholds are those of the papers named below and of datatrove 0.10, whose parameters all have a counterpart
+here; where the two differ, datatrove's value is the default and the paper's is documented. Ratios are
+computed by the same divisions, so that a text exactly on a threshold gets the same result. In the Gopher
+filters a threshold of 0 disables its test. `words` is the word splitter (text_stats.py).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Literal
 import numpy as np
 
 from .boilerplate import POLICY_PHRASES
-from .text_stats import Text, duplicates, word_hashes
+from .text_stats import TextStats, duplicates, word_hashes
 
 WordSplitter = Literal["space", "apart"]
 END_PUNCTUATION = (".", "!", "?", '"', "'")
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-# Where a sentence ends and another begins: not after an initial or inside an ellipsis. spaCy's sentencizer
-# cuts as many pieces in 9 of 10 lines; datatrove asks it, C4's own code asks NLTK.
+# The boundary between two sentences, but not after an initial or inside an ellipsis. The number of sentences
+# is that of spaCy's sentencizer, which datatrove uses, in 9 of 10 lines; C4's own code uses NLTK.
 SENTENCE_END = re.compile(
     r"[.!?](?:(?<=[!?])|(?<![A-Z.]\.)|(?<=[A-Z][A-Z]\.))[!?\"'”’)\]]*(?:\s+(?=\S)|(?=(?<=[a-z]\.)[A-Z]))"
 )
 
 
 class Drop(str):
-    """The reason why a document goes."""
+    """The reason to drop a document, as a type of its own that a text cannot be mistaken for."""
 
     __slots__ = ()
 
 
 def gopher_quality(
-    view: Text,
+    view: TextStats,
     *,
     min_words: int = 50,
     max_words: int = 100_000,
@@ -50,12 +50,10 @@ def gopher_quality(
     stop_words: str = "the,be,to,of,and,that,have,with",
     words: WordSplitter = "space",
 ) -> str | None:
-    """The quality filter of Gopher (Rae et al.
+    """The quality filter of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A1.1), with its thresholds.
 
-    2021, arXiv 2112.11446, appendix A1.1), all thresholds as there.
-
-    Words of marks alone count for nothing but the shares per word, as in FineWeb's pipeline. stop_words: with
-    commas between, at least min_stop_words different ones must stand there.
+    Words of symbols only do not count, except in the ratios per word, as in FineWeb's pipeline. stop_words:
+    separated by commas; at least min_stop_words different ones must occur.
     """
     text, found = view.text, view.words(words)
     plain = found.count - found.symbols
@@ -88,7 +86,7 @@ def _hashes(listed: str) -> np.ndarray:
 
 
 def gopher_repetition(
-    view: Text,
+    view: TextStats,
     *,
     max_dup_lines: float = 0.3,
     max_dup_paragraphs: float = 0.3,
@@ -105,18 +103,18 @@ def gopher_repetition(
     max_dup_10gram: float = 0.10,
     words: WordSplitter = "space",
 ) -> str | None:
-    """The repetition filter of Gopher (arXiv 2112.11446, table A1), all thresholds as there.
+    """The repetition filter of Gopher (arXiv 2112.11446, table A1), with its thresholds.
 
-    Shares of n-grams are shares of characters: the most frequent 2-, 3- and 4-gram with the spaces inside it,
-    and the words of 5- to 10-grams that have stood before, without spaces and without counting a word twice.
+    Ratios of n-grams are ratios of characters: those of the most frequent 2-, 3- and 4-gram with the spaces
+    inside it, and those of 5- to 10-grams that have occurred before, without spaces, each word counted once.
     """
     text = view.text
     if not text:
         return "empty"
     chars = len(text)
-    bare = text.strip()
-    if "\n\n" in bare:
-        paragraphs = re.split(r"\n{2,}", bare)
+    stripped = text.strip()
+    if "\n\n" in stripped:
+        paragraphs = re.split(r"\n{2,}", stripped)
         count, repeated = duplicates(paragraphs)
         if max_dup_paragraphs and count / len(paragraphs) > max_dup_paragraphs:
             return "repeated_paragraphs"
@@ -147,7 +145,7 @@ def gopher_repetition(
 
 
 def fineweb(
-    view: Text,
+    view: TextStats,
     *,
     min_punctuated_lines: float = 0.12,
     allow_unpunctuated: bool = False,
@@ -160,10 +158,10 @@ def fineweb(
 ) -> str | None:
     """FineWeb's own quality filters (Penedo et al. 2024, arXiv 2406.17557, section 3.6).
 
-    The thresholds are those of the released pipeline, which wants at most 0.01 of the characters in repeated
-    lines where the paper's text says 0.1, and also bounds newlines per word. line_ends: the characters that
-    end a line well, one after the other (default: Unicode's Sentence_Terminal). allow_unpunctuated: keep a
-    text none of whose lines ends so.
+    The thresholds are those of the released pipeline. It allows at most 0.01 of the characters in repeated
+    lines (the paper's text says 0.1), and also limits newlines per word. line_ends: the characters that a
+    line should end with, without separators (default: Unicode's Sentence_Terminal). allow_unpunctuated: keep
+    a text if none of its lines ends with one.
     """
     _, _, _, lines, ended, short = view.line_counts(line_ends, short_line_chars)
     if not lines:
@@ -181,7 +179,7 @@ def fineweb(
 
 
 def c4(
-    view: Text,
+    view: TextStats,
     *,
     split: Literal["lines", "sentences"] = "lines",
     terminal_punctuation: bool = True,
@@ -194,16 +192,14 @@ def c4(
     curly_bracket: bool = True,
     policy: bool = True,
 ) -> str:
-    """C4's lines and pages (Raffel et al.
+    """The filter of C4 (Raffel et al. 2020, JMLR 21/140, section 2.2), as an edit with its code's thresholds.
 
-    2020, JMLR 21/140, section 2.2; numbers of its released code): an edit.
-
-    Lines go that do not end in terminal punctuation (or end in an ellipsis), that have few words or an
-    endless one, that speak of JavaScript or of cookies and terms of use; `[1]`, `[edit]`, `[citation needed]`
-    go from the rest. The page goes that holds lorem ipsum or a curly bracket, or has too few sentences left.
-    Each can be switched off by `false` or 0. split: judge sentences instead of lines, and join what is left
-    by spaces. (C4's list of bad words, its language test and its three-sentence deduplication are other
-    people's lists and other stages.)
+    A line is removed if it does not end in terminal punctuation (or ends in an ellipsis), has few words or an
+    overlong one, or mentions JavaScript, cookies or terms of use. `[1]`, `[edit]` and `[citation needed]` are
+    removed from the others. The page is dropped if it contains lorem ipsum or a curly bracket, or if too few
+    sentences are left. Each test can be disabled by `false` or 0. split: filter sentences instead of lines,
+    and join the remaining ones with spaces. C4's list of bad words, its language filter and its
+    three-sentence deduplication are not included; the latter two are separate rules and commands.
     """
     whole = view.text.lower()
     javascript, lorem_ipsum = javascript and "javascript" in whole, lorem_ipsum and "lorem ipsum" in whole
@@ -236,19 +232,15 @@ def c4(
     return ("\n" if split == "lines" else " ").join(kept).strip()
 
 
-def c4_paragraphs(view: Text, *, min_paragraphs: int = 3, min_chars: int = 200) -> str | None:
-    """mC4's pages: at least so many lines of so many characters (Xue et al.
-
-    2021, arXiv 2010.11934, section 3.1).
-    """
-    enough = itertools.islice(
-        (None for line in view.text.split("\n") if len(line) >= min_chars), min_paragraphs
-    )
-    return "c4_too_few_paragraphs" if sum(1 for _ in enough) < min_paragraphs else None
+def c4_paragraphs(view: TextStats, *, min_paragraphs: int = 3, min_chars: int = 200) -> str | None:
+    """mC4: at least min_paragraphs lines of min_chars (Xue et al. 2021, arXiv 2010.11934, section 3.1)."""
+    long_lines = (None for line in view.text.split("\n") if len(line) >= min_chars)
+    count = sum(1 for _ in itertools.islice(long_lines, min_paragraphs))
+    return "c4_too_few_paragraphs" if count < min_paragraphs else None
 
 
 def _has_longer_word(line: str, chars: int) -> bool:
-    # A word so long fills one of the line's blocks of half its length: few blocks have no space inside.
+    # A word of more than `chars` fills at least one block of half that length, and few blocks have no space.
     half = max(chars // 2, 1)
     if all(len(line[i : i + half].split(None, 1)) != 1 for i in range(0, len(line), half)):
         return False
@@ -256,11 +248,11 @@ def _has_longer_word(line: str, chars: int) -> bool:
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut behind every end of a sentence."""
+    """The sentences of a text, each with the whitespace after it."""
     cuts = [0, *(end.end() for end in SENTENCE_END.finditer(text)), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def count_sentences(line: str, enough: int) -> int:
-    """How many sentences a line without surrounding whitespace has; counts no further than enough."""
+    """The number of sentences in a line without surrounding whitespace; stops counting at `enough`."""
     return 1 + sum(1 for _ in itertools.islice(SENTENCE_END.finditer(line), enough - 1))

@@ -1,10 +1,9 @@
-"""Email addresses, IP addresses and telephone numbers out of a text.
+"""Replace email addresses, IP addresses and telephone numbers in a text.
 
-Each becomes one that belongs to nobody: `email@example.com` (RFC 2606), `192.0.2.1` and `2001:db8::1` (RFC
-5737, 3849), `555-0100` (kept free for fiction in North America), so that the sentence around it still reads
-like a sentence. Private and reserved IP addresses stay. Patterns find what is written in the usual ways and
-no more: somebody who spells an address out is not found, and a version number of four parts looks like an IP
-address.
+Each is replaced by one that is reserved for examples: `email@example.com` (RFC 2606), `192.0.2.1` and
+`2001:db8::1` (RFC 5737, 3849), `555-0100` (reserved for fiction in North America), so that the sentence
+remains natural. Private and reserved IP addresses are kept. The patterns match the usual notations only: an
+address spelled out in words is not found, and a version number of four parts is taken for an IP address.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-# Bounded and begun at a boundary, so that a megabyte of letters costs no more than reading it.
+# The quantifiers are bounded and a match begins at a boundary, so that search time is linear in the text.
 EMAIL = re.compile(
     r"(?<![\w.%+-])(?:[\w.%+'-]{1,64}|[\w.%+'!#$&*/=?^`{|}~-]{0,63}[!#$&*/=?^`{|}~])@"
     r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,126}(?:[xX][nN]--[a-zA-Z0-9-]{1,59}|[^\W\d_]{2,24})(?![\w-])"
@@ -31,16 +30,16 @@ PHONE = re.compile(
 def redact(
     text: str, *, email: bool = True, ip: bool = True, phone: bool = True, private_ip: bool = False
 ) -> str:
-    """The text with the kinds of addresses that are asked for replaced.
+    """The text with the chosen kinds of addresses replaced.
 
-    private_ip: also IP addresses of no public host.
+    private_ip: also replace private and reserved IP addresses.
     """
     if email and "@" in text:
         text = EMAIL.sub("email@example.com", text)
     if ip and text.count(".") >= 3:
-        text = IPV4.sub(lambda found: _instead(found[0], "192.0.2.1", private_ip), text)
+        text = IPV4.sub(lambda found: _replace_ip(found[0], "192.0.2.1", private_ip), text)
     if ip and text.count(":") >= 2:
-        text = IPV6.sub(lambda found: _instead(found[0], "2001:db8::1", private_ip), text)
+        text = IPV6.sub(lambda found: _replace_ip(found[0], "2001:db8::1", private_ip), text)
     if phone and DIGIT.search(text):
         text = PHONE.sub(
             lambda found: "555-0100" if 8 <= sum(map(str.isdigit, found[0])) <= 15 else found[0], text
@@ -51,8 +50,8 @@ def redact(
 DIGIT = re.compile("[0-9]{2}")
 
 
-def _instead(address: str, instead: str, private_too: bool) -> str:
+def _replace_ip(address: str, replacement: str, private_too: bool) -> str:
     try:
-        return instead if ipaddress.ip_address(address).is_global or private_too else address
-    except ValueError:  # 300.1.1.1, 12:30:45
+        return replacement if ipaddress.ip_address(address).is_global or private_too else address
+    except ValueError:  # not an address: 300.1.1.1, 12:30:45
         return address

@@ -1,20 +1,20 @@
-"""rules of `clean`: a rule is a function that returns the reason to drop, or None; an edit returns the mended
-text.
+"""The rules of `mt data clean`: a rule returns a reason to drop a text, or None; an edit a new text.
 
-The list in the setting `rules` is applied from top to bottom. An item is a name, followed by parameters where
-the defaults do not fit: `gopher_quality min_words=20 max_words=1_000_000`. The functions below and in
-quality.py and their keyword arguments are that language.
+The items of the setting `rules` are applied from top to bottom. An item is a name, followed by parameters
+that differ from the defaults: `gopher_quality min_words=20 max_words=1_000_000`. Names and parameters are
+those of the functions below and in quality.py and their keyword arguments.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
 import re
 import typing
 import unicodedata
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import yaml
 
@@ -28,40 +28,48 @@ from .punctuation import standardize
 from .quality import Drop, c4, c4_paragraphs, fineweb, gopher_quality, gopher_repetition
 from .redact import redact as redact_text
 from .repair import repair
-from .text_stats import Text
+from .text_stats import TextStats
 
-CHARS_PER_TOKEN = 4  # of English in GPT-2's vocabulary, about
+CHARS_PER_TOKEN = 4  # approximate, for English in GPT-2's vocabulary
+Parameter = bool | int | float | str  # the types that parameters of rules have
 
 
-def compile_rules(items: Sequence[str], tokenizer: Tokenizer | None = None) -> Callable[[str], str]:
-    """A function from a text to the mended text, or to the `Drop` that says why it goes.
+def compile_rules(items: Sequence[str], tokenizer: Tokenizer | None = None) -> CompiledRules:
+    """Compiles rules and edits. tokenizer: for the rule `tokens`.
 
-    Its attribute `edited` counts the texts that each edit changed. tokenizer: for the rule `tokens`. Raises
-    UserError for an unknown name or parameter.
+    Raises UserError for an unknown name or parameter.
     """
-    steps = [_step(item, tokenizer) for item in items]
-    edited = {name: 0 for name, _, is_edit in steps if is_edit}
+    return CompiledRules([_compile_item(item, tokenizer) for item in items])
 
-    def apply(text: str) -> str:
-        view = Text(text)
-        for name, function, is_edit in steps:
+
+class CompiledRules:
+    """Applies rules and edits to texts. edited: how many texts each edit has changed."""
+
+    def __init__(self, steps: Iterable[tuple[str, Callable[[TextStats], str | None], bool]]):
+        """steps: (name, function, whether it is an edit)."""
+        self.steps = list(steps)
+        self.edited = collections.Counter({name: 0 for name, _, is_edit in self.steps if is_edit})
+
+    def __call__(self, text: str) -> str:
+        """The edited text, or the `Drop` with the reason to drop it."""
+        view = TextStats(text)
+        for name, function, is_edit in self.steps:
             outcome = function(view)
             if isinstance(outcome, Drop):
                 return outcome
             if not is_edit:
                 if outcome is not None:
                     return Drop(outcome)
-            elif outcome != view.text:
-                edited[name] += 1
-                view = Text(outcome)
+            elif outcome is not None and outcome != view.text:
+                self.edited[name] += 1
+                view = TextStats(outcome)
         return view.text
 
-    apply.edited = edited
-    return apply
 
-
-def _step(item: str, tokenizer: Tokenizer | None) -> tuple[str, Callable, bool]:
-    """(name, function of a Text, whether it edits) of one item of the list."""
+def _compile_item(
+    item: str, tokenizer: Tokenizer | None
+) -> tuple[str, Callable[[TextStats], str | None], bool]:
+    """(name, function of a TextStats, whether it is an edit) of one item of the list."""
     name, *pairs = item.split() or [""]
     function = {**RULES, **EDITS}.get(name)
     if function is None:
@@ -74,62 +82,61 @@ def _step(item: str, tokenizer: Tokenizer | None) -> tuple[str, Callable, bool]:
         for k, p in inspect.signature(function).parameters.items()
         if p.kind is p.KEYWORD_ONLY and k != "tokenizer"
     }
-    kinds = typing.get_type_hints(function)
-    parameters = {}
+    types = typing.get_type_hints(function)
+    parameters: dict[str, Parameter] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"rules: {item!r}: {name} has no parameter {key!r}{nearest(key, known)}; {takes}")
-        parameters[key] = _value(
-            item, key, value if equals else None, known[key], typing.get_args(kinds[key])
-        )
+        choices = typing.get_args(types[key])
+        parameters[key] = _parse_value(item, key, value if equals else "", known[key], choices)
     if name == "language":
-        for code in parameters.get("keep", "en").split(","):
+        for code in str(parameters.get("keep", "en")).split(","):
             if code not in languages():
                 raise UserError(
-                    f"rules: {item!r}: {code!r} is not a language that is known{nearest(code, languages())};"
-                    " write ISO codes, as in keep=en,de"
+                    f"rules: {item!r}: {code!r} is not a known language{nearest(code, languages())}; write"
+                    " ISO codes, as in keep=en,de"
                 )
+    bound = functools.partial(function, **parameters)
     if name == "tokens":
-        parameters["tokenizer"] = tokenizer
-    return name, functools.partial(function, **parameters), name in EDITS
+        bound = functools.partial(bound, tokenizer=tokenizer)
+    return name, bound, name in EDITS
 
 
-def _value(item: str, key: str, text: str | None, default, choices: tuple[str, ...]):
-    """A parameter's value, of the type of its default, or one of choices."""
+def _parse_value(item: str, key: str, text: str, default: Parameter, choices: tuple[str, ...]) -> Parameter:
+    """The value of a parameter, which has the type of its default or is one of choices."""
     if choices:
         if text in choices:
             return text
         raise UserError(f"rules: {item!r}: {key} must be {' or '.join(choices)}, as in {key}={default}")
     if isinstance(default, str) and text:
         return text
+    value: Any
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         value = None
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
-    fits = (
-        isinstance(value, bool)
-        if isinstance(default, bool)
-        else isinstance(value, int if isinstance(default, int) else int | float)
-        and not isinstance(value, bool)
-    )
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, str) or not fits:
-        raise UserError(
-            f"rules: {item!r}: {key} must be {wanted}, as in {key}={str(default).lower() or '.!?'}"
-        )
-    return type(default)(value)
+        rule = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[type(default)]
+        raise UserError(f"rules: {item!r}: {key} must be {rule}, as in {key}={str(default).lower() or '.!?'}")
+    converted: Parameter = type(default)(value)  # 3 for a parameter of floats is 3.0
+    return converted
 
 
 def length(
-    view: Text, *, min_chars: int = 0, max_chars: int = 0, min_words: int = 0, max_words: int = 0
+    view: TextStats, *, min_chars: int = 0, max_chars: int = 0, min_words: int = 0, max_words: int = 0
 ) -> str | None:
-    """Too short or too long, in characters or in words between whitespace; 0 is no limit.
+    """Drops texts that are too short or too long, in characters or in words between spaces; 0 is no limit.
 
-    A text of whitespace is too short.
-
-    min_chars=512 is Megatron-LM's tools/openwebtext/cleanup_fix_dataset.py, task remove_512.
+    A text of only whitespace is too short. min_chars=512 is the task remove_512 of Megatron-LM's
+    tools/openwebtext/cleanup_fix_dataset.py.
     """
     chars = len(view.text)
     if chars < min_chars or not view.text.strip():
@@ -145,18 +152,18 @@ def length(
 
 
 def tokens(
-    view: Text,
+    view: TextStats,
     *,
     min_tokens: int = 128,
     max_tokens: int = 0,
     sure_chars: int = 8,
     tokenizer: Tokenizer | None,
 ) -> str | None:
-    """Too few or too many tokens, the one that ends a document counted too; 0 is no limit.
+    """Drops texts with too few or too many tokens, the end-of-document token included; 0 is no limit.
 
-    Megatron-LM tools/openwebtext/cleanup_dataset.py: 128 tokens of GPT-2, counted only where a text has fewer
-    than sure_chars characters for each token that it needs. Where no tokenizer is named (`--vocab-file` ...),
-    four characters are taken for a token.
+    Megatron-LM's tools/openwebtext/cleanup_dataset.py requires 128 tokens of GPT-2. As there, tokens are
+    counted only if a text has fewer than sure_chars characters per required token. Without a tokenizer
+    (`--vocab-file` ...), a token is estimated as four characters.
     """
     chars = len(view.text)
     if not max_tokens and chars >= sure_chars * min_tokens:
@@ -167,22 +174,21 @@ def tokens(
     return "too_many_tokens" if max_tokens and count > max_tokens else None
 
 
-def javascript(view: Text, *, max_chars: int = 256) -> str | None:
-    """A short text that speaks of JavaScript: the notice of a page that did not load.
+def javascript(view: TextStats, *, max_chars: int = 256) -> str | None:
+    """Drops short texts that mention JavaScript: the notice on a page that did not load.
 
-    Megatron-LM tools/openwebtext/cleanup_fix_dataset.py, task remove_256_javascript.
+    The task remove_256_javascript of Megatron-LM's tools/openwebtext/cleanup_fix_dataset.py.
     """
     return "javascript_notice" if len(view.text) < max_chars and "javascript" in view.text.lower() else None
 
 
-def language(view: Text, *, keep: str = "en", min_score: float = 0.65, max_chars: int = 0) -> str | None:
-    """A text in another language than those of `keep` (ISO codes, commas between), or in none that can be
-    told.
+def language(view: TextStats, *, keep: str = "en", min_score: float = 0.65, max_chars: int = 0) -> str | None:
+    """Drops texts in a language not in `keep` (ISO codes separated by commas), or with a low score.
 
-    FineWeb wants English with a score above 0.65 (arXiv 2406.17557, section 3.1); Megatron-LM's openwebtext
-    tools want English, whatever the score (langdetect's, which changes from run to run). max_chars: judge
-    only texts shorter than that, where it is not 0 (cleanup_fix_dataset.py, task remove_512_non_english:
-    max_chars=512).
+    FineWeb requires English with a score above 0.65 (arXiv 2406.17557, section 3.1); Megatron-LM's
+    openwebtext tools require English with any score (of langdetect, whose results are not deterministic).
+    max_chars: test only shorter texts, if not 0; max_chars=512 is the task remove_512_non_english of
+    cleanup_fix_dataset.py.
     """
     if max_chars and len(view.text) >= max_chars:
         return None
@@ -192,31 +198,26 @@ def language(view: Text, *, keep: str = "en", min_score: float = 0.65, max_chars
     return "language_unsure" if score < min_score else None
 
 
-def fix_text(view: Text) -> str:
-    """What ftfy.fix_text makes of it: mojibake, HTML entities, ligatures, curly quotes, control characters,
-    NFC.
-    """
+def fix_text(view: TextStats) -> str:
+    """Applies ftfy.fix_text: mojibake, HTML entities, ligatures, curly quotes, control characters, NFC."""
     return repair(view.text)
 
 
-def punctuation(view: Text) -> str:
-    """Punctuation spaced as NLTK's detokenizer spaces it: `Hello , world ( again ) !` becomes `Hello, world
-    (again)!`.
+def punctuation(view: TextStats) -> str:
+    """Removes spaces around detached punctuation: `Hello , you ( again ) !` becomes `Hello, you (again)!`.
 
-    Megatron-LM's README asks for "nltk punctuation standardization" of Wikipedia and does not say more.
+    Megatron-LM's README names "nltk punctuation standardization" of Wikipedia without further details.
     """
     return standardize(view.text)
 
 
-def normalize_unicode(view: Text, *, form: Literal["NFC", "NFKC", "NFD", "NFKD"] = "NFC") -> str:
-    """Unicode's normalization form of it; `fix_text` gives NFC by itself."""
+def normalize_unicode(view: TextStats, *, form: Literal["NFC", "NFKC", "NFD", "NFKD"] = "NFC") -> str:
+    """Applies a Unicode normalization form; `fix_text` includes NFC."""
     return unicodedata.normalize(form, view.text)
 
 
-def whitespace(view: Text) -> str:
-    """No whitespace at the ends of lines or of the text, tabs and newlines kept, at most one empty line in a
-    row.
-    """
+def whitespace(view: TextStats) -> str:
+    """Removes whitespace at the ends of lines and of the text, and all but one of consecutive empty lines."""
     text = view.text
     if _TRAILING.search(text) is not None:
         text = re.sub(r"[^\S\n]+(?=\n|\Z)", "", text)
@@ -228,60 +229,53 @@ def whitespace(view: Text) -> str:
 _TRAILING = re.compile(r"[^\S\n](?:\n|\Z)")
 
 
-def unique_lines(view: Text, *, min_chars: int = 20) -> str:
-    """No line of min_chars or more that has stood further up in the text."""
+def unique_lines(view: TextStats, *, min_chars: int = 20) -> str:
+    """Removes lines of at least min_chars that repeat an earlier line of the text."""
     return drop_repeated_lines(view.text, min_chars)
 
 
-def boilerplate_lines(view: Text, *, max_chars: int = 200) -> str:
-    """No line of at most max_chars that speaks of JavaScript, cookies or terms of use, or begins lorem ipsum.
+def boilerplate_lines(view: TextStats, *, max_chars: int = 200) -> str:
+    """Removes lines of at most max_chars that mention JavaScript, cookies, terms of use or lorem ipsum.
 
-    C4's phrases, without the rest of C4: pages stay, and so do paragraphs that are about these things.
+    These are C4's phrases without the rest of C4: pages are kept, and so are long paragraphs on these
+    subjects.
     """
     return without_boilerplate(view.text, max_chars)
 
 
-def symbol_lines(view: Text) -> str:
-    """No line of marks and control characters alone (datatrove's SymbolLinesFormatter); empty lines stay."""
+def symbol_lines(view: TextStats) -> str:
+    """Removes lines of only symbols and control characters, as datatrove's SymbolLinesFormatter does."""
     return without_symbol_lines(view.text)
 
 
 def redact(
-    view: Text, *, email: bool = True, ip: bool = True, phone: bool = True, private_ip: bool = False
+    view: TextStats, *, email: bool = True, ip: bool = True, phone: bool = True, private_ip: bool = False
 ) -> str:
-    """Email addresses, IP addresses and telephone numbers replaced by ones that belong to nobody.
+    """Replaces email addresses, IP addresses and telephone numbers by ones reserved for examples.
 
-    Private and reserved IP addresses stay unless private_ip asks for them too.
+    private_ip: also replace private and reserved IP addresses.
     """
     return redact_text(view.text, email=email, ip=ip, phone=phone, private_ip=private_ip)
 
 
-def join_lines(view: Text) -> str:
-    """Line breaks after a word and runs of spaces become one space.
+def join_lines(view: TextStats) -> str:
+    """Replaces line breaks after a word, and several spaces, by one space.
 
-    Megatron-LM tools/openwebtext/cleanup_fix_dataset.py, task general_cleaning, its regular expression.
+    The task general_cleaning of Megatron-LM's tools/openwebtext/cleanup_fix_dataset.py.
     """
     if "  " not in view.text and "\n" not in view.text:
         return view.text
     return re.sub(r"  +|\b\n+ |\b\n+", " ", view.text)
 
 
-RULES = {
-    f.__name__: f
-    for f in (length, tokens, language, javascript, gopher_quality, gopher_repetition, fineweb, c4_paragraphs)
-}
-EDITS = {
-    f.__name__: f
-    for f in (
-        fix_text,
-        punctuation,
-        normalize_unicode,
-        whitespace,
-        join_lines,
-        unique_lines,
-        boilerplate_lines,
-        symbol_lines,
-        redact,
-        c4,
-    )
-}
+# fmt: off
+_RULES: tuple[Callable[..., str | None], ...] = (
+    length, tokens, language, javascript, gopher_quality, gopher_repetition, fineweb, c4_paragraphs,
+)
+_EDITS: tuple[Callable[..., str], ...] = (
+    fix_text, punctuation, normalize_unicode, whitespace, join_lines, unique_lines, boilerplate_lines,
+    symbol_lines, redact, c4,
+)
+# fmt: on
+RULES = {f.__name__: f for f in _RULES}
+EDITS = {f.__name__: f for f in _EDITS}

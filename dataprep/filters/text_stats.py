@@ -1,18 +1,17 @@
-"""What the rules ask of a text, counted once for all of them by compiled loops over its characters.
+"""Statistics of a text that the rules need: words, line counts and repeated n-grams, by compiled loops.
 
-A `Text` holds a text and, each made when first asked for, its words, its line counts and its repeated
-n-grams. Words are arrays of positions and 64-bit hashes, never Python strings: the loops read a text at some
-hundred MB/s, where its list of words alone takes longer to make than all they do. Two ways to cut a text into
-words:
+`TextStats` has a text and its statistics, each computed on first use and shared by all rules. Words are
+arrays of positions and 64-bit hashes, never Python strings: the loops process some hundred MB/s, and building
+the list of words alone would take longer. There are two word splitters:
 
-    space   what whitespace separates, as in the Gopher paper
-    apart   as well, marks stand apart from letters and clitics from their word, as in `do|n't|
-        |stop|,|it|'s|well|-|known|.`;
-            near what spaCy's English splitter does, on which FineWeb's thresholds were set
-                (docs/performance.md: how near)
+    space   split at whitespace, as in the Gopher paper
+    apart   also split punctuation from letters and clitics from their word, as in
+            `do|n't|stop|,|it|'s|well|-|known|.`; similar to spaCy's English tokenizer, on which FineWeb's
+            thresholds were set (docs/performance.md has the differences)
 
-The hash of a word is the polynomial of its code points modulo 2^64, so that the hash of a joined n-gram is
-made of those of its words. Different n-grams of one text share a hash with odds of about 1e-14.
+The hash of a word is a polynomial of its code points modulo 2^64, so that the hash of a joined n-gram can be
+computed from those of its words. The probability that two different n-grams of one text have the same hash is
+about 1e-14.
 """
 
 from __future__ import annotations
@@ -25,31 +24,36 @@ import numpy as np
 
 from ...core.numba_loops import compile_loop
 
-# Unicode's property Sentence_Terminal (15.0, with Khmer's signs), which no module of Python's knows: what
-# ends a line for datatrove's FineWeb filter. Hexadecimal, `a-b` is a range.
-TERMINAL = """21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6
-17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f 203c-203d 2047-2049 2e2e 2e3c
-2e53-2e54 3002 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb fe52 fe56-fe57 ff01
-ff0e ff1f ff61 10a56-10a57 10f55-10f59 10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df
-11238-11239 1123b-1123c 112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43
-11a9b-11a9c 11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88"""
-# Besides those, what makes no word for datatrove's Gopher filter: marks of several scripts, and control
-# characters.
+# Unicode's property Sentence_Terminal (15.0, with the Khmer signs), which no Python module has: the
+# characters that end a line for datatrove's FineWeb filter. Hexadecimal; `a-b` is a range.
+TERMINAL = """
+21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6
+17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f 203c-203d 2047-2049
+2e2e 2e3c 2e53-2e54 3002 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb
+fe52 fe56-fe57 ff01 ff0e ff1f ff61 10a56-10a57 10f55-10f59 10f86-10f89 11047-11048 110be-110c1 11141-11143
+111c5-111c6 111cd 111de-111df 11238-11239 1123b-1123c 112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642
+1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c 11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5
+16b37-16b38 16b44 16e98 1bc9f 1da88
+"""
+# Characters that do not make a word for datatrove's Gopher filter, in addition to TERMINAL and CONTROLS.
 SYMBOLS = "\"#$%&'()*+,-/:;<=>@[\\]^_`{|}~«´»–—’“”„…∶━►、〈〉《》「」【】％（），１：；～"
-INNER = "/-@.\\^|~+"  # marks that stay with the letters behind them
+INNER_PUNCTUATION = "/-@.\\^|~+"  # stays with the letters that follow it
 CONTROLS = [*range(9), 11, 12, *range(13, 32), *range(127, 160)]
 
-SPACE, ALPHA, MARK, SYMBOL, ENDS, UPPER, LOWER, BREAK = 1, 2, 4, 8, 16, 32, 64, 128
-LAST_CODE = 0x32400  # beyond it Unicode has neither letters nor spaces nor marks (but variation selectors)
+# Bits of a character's class. PUNCT: punctuation and symbols of Unicode. SYMBOL: datatrove's symbols. ENDS: a
+# line should end with it. BREAK: a line break of str.splitlines.
+SPACE, ALPHA, PUNCT, SYMBOL, ENDS, UPPER, LOWER, BREAK = 1, 2, 4, 8, 16, 32, 64, 128
+LAST_CODE = 0x32400  # Unicode has no letters, spaces or punctuation beyond it, only variation selectors
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 SPREAD = np.uint64(0xBF58476D1CE4E5B9)
-# slots of the hash table for each word (fewer take half as long again), up to so many words
+# Slots of the n-gram hash table per word, for texts of fewer than LARGE words; with 2 slots it takes
+# 1.5 times as long.
 SPARSE, LARGE = 8, 1 << 16
 ONE, BLANK, BITS = np.uint64(1), np.uint64(33), np.uint64(64)
 
 
-class Text:
-    """A text, and what the rules count in it."""
+class TextStats:
+    """A text and its statistics."""
 
     def __init__(self, text: str):
         self.text = text
@@ -61,60 +65,78 @@ class Text:
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        """The lines, cut at newlines, that hold more than whitespace."""
+        """The lines, split at newlines, that are not blank."""
         return [line for line in self.text.split("\n") if line and not line.isspace()]
 
     @functools.cached_property
-    def spaced(self) -> Words:
-        return Words(self.codes, False)
+    def _words_at_spaces(self) -> WordStats:
+        return WordStats(self.codes, False)
 
     @functools.cached_property
-    def apart(self) -> Words:
-        return Words(self.codes, True)
+    def _words_apart(self) -> WordStats:
+        return WordStats(self.codes, True)
 
-    def words(self, how: str) -> Words:
-        """how: `space` or `apart`."""
-        return self.apart if how == "apart" else self.spaced
+    def words(self, splitter: str) -> WordStats:
+        """splitter: `space` or `apart`."""
+        return self._words_apart if splitter == "apart" else self._words_at_spaces
 
     def line_counts(self, ends: str, short_line_chars: int) -> list[int]:
-        """Lines as str.splitlines cuts them: all, those that begin with a bullet, those that end in an
-        ellipsis; then those
-        of `self.lines`: all, those that end with one of `ends` ("" is TERMINAL), those of at most
-        short_line_chars."""
-        return compile_loop(_line_counts)(self.codes, classes(ends), short_line_chars).tolist()
+        """Six counts of lines.
+
+        Of the lines of str.splitlines: all, those that begin with a bullet, those that end with an ellipsis.
+        Of `self.lines`: all, those that end with a character of `ends` ("" stands for TERMINAL), those of at
+        most short_line_chars characters.
+        """
+        counts: list[int] = compile_loop(_line_counts)(
+            self.codes, character_classes(ends), short_line_chars
+        ).tolist()
+        return counts
 
 
-class Words:
-    """The words of a text: counts of them, and their hashes."""
+class WordStats:
+    """The words of a text: their positions, hashes and counts.
+
+    starts, ends: int32 (W,). hashes, powers: uint64 (W,), polynomial hash, and PRIME to the power of the
+    length. count: W. symbols: words of symbols only. plain_chars: characters of all other words. unlettered:
+    words without a letter.
+    """
 
     def __init__(self, codes: np.ndarray, apart: bool):
-        table = classes("")
-        self.starts, self.ends = compile_loop(_cut_apart if apart else _cut_at_spaces)(codes, table)
-        self.count = len(self.starts)
-        # Words of marks alone, characters of all other words, words without a letter.
+        classes = character_classes("")
+        self.starts, self.ends = compile_loop(_split_apart if apart else _split_at_spaces)(codes, classes)
+        self.count: int = len(self.starts)
+        self.symbols: int
+        self.plain_chars: int
+        self.unlettered: int
         self.hashes, self.powers, (self.symbols, self.plain_chars, self.unlettered) = compile_loop(_measure)(
-            codes, table, self.starts, self.ends
+            codes, classes, self.starts, self.ends
         )
 
     def of(self, text: str) -> list[str]:
-        """The words themselves, of the text that these are the words of."""
+        """The words as strings. text: the text that they come from."""
         return [text[a:b] for a, b in zip(self.starts.tolist(), self.ends.tolist())]
 
     def distinct(self, wanted: np.ndarray, enough: int) -> int:
-        """How many of some words (their hashes) are among these; counts no further than enough."""
-        return compile_loop(_distinct)(self.hashes, wanted, enough)
+        """How many of the words with the hashes `wanted` occur here; stops counting at `enough`."""
+        count: int = compile_loop(_distinct)(self.hashes, wanted, enough)
+        return count
 
     @functools.cached_property
     def repetition(self) -> list[int]:
-        """Characters in the most frequent 2-, 3- and 4-gram (all its places, spaces inside it counted, the
-        first of equally
-        frequent ones), and in 5- to 10-grams that have stood before (without spaces, no word counted twice).
+        """Nine numbers of characters in repeated n-grams, n = 2 to 10.
+
+        For 2- to 4-grams: the characters in all occurrences of the most frequent n-gram (the first one if
+        several are equally frequent), spaces inside it included. For 5- to 10-grams: the characters in words
+        of n-grams that have occurred before, without spaces, each word counted once.
         """
-        return compile_loop(_repetition)(self.hashes, self.powers, self.ends - self.starts).tolist()
+        chars: list[int] = compile_loop(_repetition)(
+            self.hashes, self.powers, self.ends - self.starts
+        ).tolist()
+        return chars
 
 
 def word_hashes(words: Iterable[str]) -> np.ndarray:
-    """The hashes that `Words` has for some words, each once."""
+    """uint64: the hashes in `WordStats` of some words, without duplicates."""
     return np.array(
         [
             functools.reduce(lambda h, c: (h * int(PRIME) + ord(c) + 1) % 2**64, word, 0)
@@ -125,7 +147,7 @@ def word_hashes(words: Iterable[str]) -> np.ndarray:
 
 
 def duplicates(items: Sequence[str]) -> tuple[int, int]:
-    """How many items have stood before, and their characters."""
+    """(number of items that equal an earlier one, their characters)."""
     distinct = set(items)
     if len(distinct) == len(items):
         return 0, 0
@@ -141,31 +163,28 @@ def terminal() -> frozenset[str]:
 
 
 @functools.cache
-def classes(ends: str) -> np.ndarray:
-    """(code points,) uint8 of the bits SPACE to BREAK of every character; `ends` has ENDS, or TERMINAL where
-    it is empty.
+def character_classes(ends: str) -> np.ndarray:
+    """uint8 (0x110000,): the bits SPACE to BREAK of every code point.
+
+    ends: the characters with the bit ENDS; "" stands for TERMINAL.
     """
-    kinds = {"L": ALPHA, "Lu": ALPHA | UPPER, "Ll": ALPHA | LOWER, "P": MARK, "S": MARK}
-    of = {
-        k: kinds.get(k, kinds.get(k[0], 0))
-        for k in set(map(unicodedata.category, map(chr, range(LAST_CODE))))
-    }
+    bits = {"L": ALPHA, "Lu": ALPHA | UPPER, "Ll": ALPHA | LOWER, "P": PUNCT, "S": PUNCT}
+    categories = [unicodedata.category(chr(code)) for code in range(LAST_CODE)]
+    of_category = {c: bits.get(c, bits.get(c[0], 0)) for c in set(categories)}
     table = np.zeros(0x110000, np.uint8)
-    table[:LAST_CODE] = np.fromiter(
-        map(of.__getitem__, map(unicodedata.category, map(chr, range(LAST_CODE)))), np.uint8, LAST_CODE
-    )
+    table[:LAST_CODE] = np.fromiter(map(of_category.__getitem__, categories), np.uint8, LAST_CODE)
     table[[c for c in range(0x3001) if chr(c).isspace()]] |= SPACE
     table[[c for c in range(0x3001) if len(f"a{chr(c)}b".splitlines()) > 1]] |= BREAK
-    table[[ord(c) for c in INNER]] &= 0xFF ^ MARK
+    table[[ord(c) for c in INNER_PUNCTUATION]] &= 0xFF ^ PUNCT
     table[[*CONTROLS, *map(ord, {*SYMBOLS, *terminal()})]] |= SYMBOL
     table[[ord(c) for c in ends or terminal()]] |= ENDS
     return table
 
 
-def _cut_at_spaces(codes, classes):
-    """(starts, ends) int32 of the words between whitespace."""
+def _split_at_spaces(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends), int32 each, of the words between whitespace."""
     n = len(codes)
-    # what is not written takes no memory
+    # the operating system allocates only the pages that are written
     starts, ends = np.empty((n + 1) // 2, np.int32), np.empty((n + 1) // 2, np.int32)
     count = i = 0
     while i < n:
@@ -180,31 +199,31 @@ def _cut_at_spaces(codes, classes):
     return starts[:count], ends[:count]
 
 
-def _cut_apart(codes, classes):
-    """(starts, ends) int32 of the words, marks apart.
+def _split_apart(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends), int32 each, of the words, with punctuation split off.
 
-    Of a stretch between spaces the marks at both ends are words, one by one (a row of dots as one); what is
-    between them is cut where a mark stands between letters.
+    Each punctuation mark at either end of a chunk between spaces is a word (consecutive dots are one word);
+    the rest of the chunk is split at punctuation between letters.
     """
     n = len(codes)
-    starts, ends = np.empty(n, np.int32), np.empty(n, np.int32)  # what is not written takes no memory
+    starts, ends = np.empty(n, np.int32), np.empty(n, np.int32)
     count = i = end = tail = 0
     while i < n:
-        if i >= end:  # a stretch [i, end) begins
+        if i >= end:  # a chunk [i, end) begins
             if classes[codes[i]] & SPACE:
                 i += 1
                 continue
             end = i + 1
             while end < n and not classes[codes[end]] & SPACE:
                 end += 1
-            tail = end  # where the marks at its end begin
+            tail = end  # where the punctuation at its end begins
             while tail > i + 1:
                 last, before = codes[tail - 1], classes[codes[tail - 2]]
-                # A full stop is one, but not that of `U.S.` and `J.`
+                # a full stop, but not that of `U.S.` and `J.`
                 stop = last == 0x2E and (
                     not before & UPPER or (tail > i + 2 and classes[codes[tail - 3]] & UPPER)
                 )
-                if not (stop or classes[last] & MARK):
+                if not (stop or classes[last] & PUNCT):
                     break
                 tail -= 1
         code, left = codes[i], classes[codes[i - 1]] if i > 0 else 0
@@ -212,15 +231,15 @@ def _cut_apart(codes, classes):
         j = i + 1
         if (
             i >= tail
-            or (classes[code] & MARK and not quote)
+            or (classes[code] & PUNCT and not quote)
             or (code == 0x2E and j < end and codes[j] == 0x2E)
         ):
             while code == 0x2E and j < end and codes[j] == 0x2E:
                 j += 1
         elif quote and tail > i + 3 and not left & ALPHA:
-            pass  # a quote before the word, and no clitic
+            pass  # an opening quote, not a clitic
         elif left & ALPHA and (code == 0x2D or code == 0x2C or code == 0x2E or code == 0x7E or code == 0x2F):
-            while j < tail and code == 0x2D and codes[j] == 0x2D:  # - , . ~ / where the loop below stopped
+            while j < tail and code == 0x2D and codes[j] == 0x2D:  # - , . ~ / at which the loop below stopped
                 j += 1
         else:
             while j < tail:
@@ -231,7 +250,7 @@ def _cut_apart(codes, classes):
                 )
                 first = codes[j + 1] | 0x20 if j + 1 < tail else 0
                 second = codes[j + 2] | 0x20 if j + 2 < tail else 0
-                if mark == 0x3A and before & ALPHA and first == 0x2F and second == 0x2F:  # an address
+                if mark == 0x3A and before & ALPHA and first == 0x2F and second == 0x2F:  # a URL
                     j = tail
                     break
                 if mark == 0x2E:
@@ -272,8 +291,10 @@ def _cut_apart(codes, classes):
     return starts[:count], ends[:count]
 
 
-def _measure(codes, classes, starts, ends):
-    """(hashes, powers) uint64 of words, and the counts of `Words`; powers are PRIME to the words' lengths."""
+def _measure(
+    codes: np.ndarray, classes: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """(hashes, powers, (symbols, plain_chars, unlettered)) of `WordStats`."""
     hashes, powers = np.empty(len(starts), np.uint64), np.empty(len(starts), np.uint64)
     symbols = plain_chars = unlettered = 0
     for w in range(len(starts)):
@@ -294,12 +315,13 @@ def _measure(codes, classes, starts, ends):
     return hashes, powers, (symbols, plain_chars, unlettered)
 
 
-def _line_counts(codes, classes, short_line_chars):
+def _line_counts(codes: np.ndarray, classes: np.ndarray, short_line_chars: int) -> np.ndarray:
+    """int64 (6,): the counts of `TextStats.line_counts`."""
     out = np.zeros(6, np.int64)
     n = len(codes)
-    start = begin = 0  # of the line as str.splitlines cuts it, and as "\n" does
-    first = last = -1  # of its characters that are no spaces
-    blank = True
+    start = begin = 0  # where the line of str.splitlines and the line of split("\n") begin
+    first = last = -1  # the first and last character of the line that are not spaces
+    blank = True  # whether the line of split("\n") is blank up to the current line of str.splitlines
     for i in range(n + 1):
         code = codes[i] if i < n else 0x0A
         if 0x20 < code < 0x7F or not classes[code] & SPACE:
@@ -331,7 +353,7 @@ def _line_counts(codes, classes, short_line_chars):
     return out
 
 
-def _distinct(hashes, wanted, enough):
+def _distinct(hashes: np.ndarray, wanted: np.ndarray, enough: int) -> int:
     found = np.zeros(len(wanted), np.bool_)
     count = 0
     for value in hashes:
@@ -344,17 +366,18 @@ def _distinct(hashes, wanted, enough):
     return count
 
 
-def _repetition(hashes, powers, sizes):
+def _repetition(hashes: np.ndarray, powers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """int64 (9,): the numbers of `WordStats.repetition`. sizes: int32 (W,), characters of the words."""
     out = np.zeros(9, np.int64)
     words = len(hashes)
     bits = 4
     while 1 << bits < (SPARSE if words < LARGE else 2) * words:
         bits += 1
     shift, mask = BITS - np.uint64(bits), (1 << bits) - 1
-    # of the n words from each place on, with spaces between them and without
+    # hashes of the n-gram that begins at each word, joined with spaces and without
     joined, grams = hashes.copy(), hashes.copy()
-    counts = np.zeros(words, np.int32)  # at the first place of each n-gram
-    places = np.empty(1 << bits, np.int32)  # a hash table: the first place of the n-gram there, or -1
+    counts = np.zeros(words, np.int32)  # occurrences of an n-gram, at the position of the first one
+    places = np.empty(1 << bits, np.int32)  # a hash table: position of the first occurrence, or -1 if empty
     for n in range(2, 11):
         for i in range(words - n + 1):
             if n <= 4:

@@ -252,12 +252,12 @@ def test_cut_removes_up_to_sentence_ends_on_both_sides(spans, expected):
         (
             '{"text": "a"}\n{"txt": "b"}\n',
             (
-                r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); mend the evaluation file, or name the"
-                r" key of its texts with --evaluation-key"
+                r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); correct the evaluation file, or name"
+                r" the key of its texts with --evaluation-key"
             ),
         ),
-        ('{"text": null}\n', r"t\.jsonl, line 1: 'text' is null, not a text; mend the evaluation file"),
-        ("", r"t\.jsonl, line 1: the file is empty; mend the evaluation file"),
+        ('{"text": null}\n', r"t\.jsonl, line 1: 'text' is null, not a text; correct the evaluation file"),
+        ("", r"t\.jsonl, line 1: the file is empty; correct the evaluation file"),
     ],
 )
 def test_an_evaluation_file_without_a_usable_ngram_is_refused(tmp_path, content, message):

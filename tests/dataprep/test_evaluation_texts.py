@@ -26,7 +26,10 @@ RACE = {
     "questions": [f"{words('cloze', 8)} _ {words('after', 4)} .", words("question", 10)],
     "options": [[words("first", 2), words("second", 3)], [words("third", 6), "no"]],
 }
-MNLI = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+MNLI = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+    "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+)
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
 
 
@@ -194,8 +197,8 @@ def test_wikitext_has_the_same_words_tokenised_and_detokenised(shared):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", "", r"a\.tsv, line 1: the file is empty; mend the evaluation file"),
-        ("a.tsv", "one column\n", r"a\.tsv, line 1: is no header of columns with tabs between"),
+        ("a.tsv", "", r"a\.tsv, line 1: the file is empty; correct the evaluation file"),
+        ("a.tsv", "one column\n", r"a\.tsv, line 1: is not a header of tab-separated columns"),
         ("a.tsv", "a\tb\n1\t2\n", r"a\.tsv, line 2: has no key 'text' \(it has 'a', 'b'\)"),
         ("a.txt", json.dumps(RACE) + "\n{", r"a\.txt, line 2: malformed JSON at column"),
         (
@@ -222,5 +225,5 @@ def test_places_that_are_not_there_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none/\*\.txt: no such file or directory; check the path"):
         texts(f"race={tmp_path}/none/*.txt")
-    with pytest.raises(UserError, match=r"empty: holds no evaluation files \("):
+    with pytest.raises(UserError, match=r"empty: contains no evaluation files \("):
         texts(str(tmp_path / "empty"))

@@ -141,7 +141,7 @@ def test_a_kill_while_it_clears_up_leaves_a_finished_output(tmp_path, monkeypatc
         (
             [{"text": "short"}] * 3,
             {},
-            r"of 3 documents none was set aside \(fraction = 0.02, min_chars = 300\)",
+            r"none of 3 documents was set aside \(fraction = 0.02, min_chars = 300\)",
         ),
         (rows(3), {"fraction": 0.999999}, r"no document is left \(3 in: 3 held_out\)"),
         (rows(3), {"fraction": 1.5}, "fraction = 1.5 must lie between 0 and 1"),

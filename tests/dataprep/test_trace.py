@@ -7,7 +7,8 @@ import pytest
 from mt import cli
 from mt.core.config import UserError
 from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
-from mt.dataprep.dedup.dedup import DedupConfig, dedup
+from mt.dataprep.dedup.config import DedupConfig
+from mt.dataprep.dedup.dedup import dedup
 from mt.dataprep.extract.urls import UrlsConfig, urls
 from mt.dataprep.trace import WhyConfig, why
 
@@ -116,9 +117,9 @@ def test_every_way_to_write_documents_is_searched(ran, tmp_path, form):
 
 
 def test_an_unknown_id_and_a_folder_that_is_no_run_are_refused(ran, tmp_path):
-    with pytest.raises(UserError, match=r"nobody: no document of this id is in .*; check the id"):
+    with pytest.raises(UserError, match=r"nobody: no document with this id is in .*; check the id"):
         ask(ran, "nobody")
-    with pytest.raises(UserError, match="a: no document of this id"):
+    with pytest.raises(UserError, match="a: no document with this id"):
         ask(ran, "a")
     with pytest.raises(UserError, match="none: no such directory"):
         ask(tmp_path / "none", "copy")

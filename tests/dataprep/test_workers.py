@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
-from mt.dataprep.dedup.dedup import DedupConfig, dedup
+from mt.dataprep.dedup.config import DedupConfig
+from mt.dataprep.dedup.dedup import dedup
 from mt.dataprep.dedup.lines import DedupLinesConfig, dedup_lines
 from mt.dataprep.extract.extract import ExtractConfig, extract
 from mt.dataprep.extract.urls import UrlsConfig, urls

@@ -1,4 +1,4 @@
-"""Survivors of clusters in rounds of tasks: against merging sets, and chains in few rounds."""
+"""Survivors of clusters: against merged sets, and the number of rounds for long chains."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.dataprep.dedup import components
-from mt.dataprep.dedup.key_index import Corpus, Part, save_array
+from mt.dataprep.dedup.key_index import Corpus, ShardKeys, save_array
 
 GRAPH = st.integers(1, 40).flatmap(
     lambda n: st.tuples(
@@ -19,10 +19,10 @@ GRAPH = st.integers(1, 40).flatmap(
 
 
 def survivors(folder, lengths, edges, cuts, new=0, longest=True):
-    """(the survivor of every document, rounds); cuts: where parts of the documents begin."""
+    """(survivor of each document, number of rounds). cuts: the first document of each part but the first."""
     bounds = [0, *cuts, len(lengths)]
     corpus = Corpus(
-        [Part(folder / f"keys/{i:05d}", b - a) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
+        [ShardKeys(folder / f"keys/{i:05d}", b - a) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
     )
     pairs = np.array([(max(e), min(e)) for e in edges if e[0] != e[1]], np.int64).reshape(-1, 2).T
     for part, (low, high) in enumerate(itertools.pairwise(bounds)):
@@ -33,11 +33,11 @@ def survivors(folder, lengths, edges, cuts, new=0, longest=True):
         save_array(folder / f"clusters/edges/{part:05d}.reverse.npy", own[::-1, np.argsort(own[1])])
         nodes = np.arange(low, high)
         save_array(folder / f"clusters/nodes/{part:05d}.npy", np.stack((nodes, nodes)))
-    last = components.survivors(folder / "clusters", corpus, new, longest, label="test", workers=1)
+    last = components.find_survivors(folder / "clusters", corpus, new, longest, label="test", workers=1)
     rank, node = np.concatenate(
         [np.load(last / f"{part:05d}.npy") for part in range(len(bounds) - 1)], axis=1
     )
-    assert (components.ranked(rank) == node).all()
+    assert (components.rank_numbers(rank) == node).all()
     return node.tolist(), int(last.name)
 
 

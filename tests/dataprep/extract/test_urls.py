@@ -106,7 +106,7 @@ def test_lists_are_files_that_a_user_can_replace(tmp_path):
     with pytest.raises(UserError, match="holds another run"):
         cli.call(("data", "urls"), [*flags, "--output", str(tmp_path / "out")])
     (tmp_path / "e.txt").write_text("jpg\njpg png\n")
-    with pytest.raises(UserError, match=r"e\.txt, line 2: 'jpg png' is not a name; write one to a line"):
+    with pytest.raises(UserError, match=r"e\.txt, line 2: 'jpg png' is not a name; write one name per line"):
         cli.call(("data", "urls"), [*flags, "--output", str(tmp_path / "new")])
 
 
@@ -118,5 +118,5 @@ def test_mistakes_and_bytes_that_are_no_text(tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: no such file or directory; check the path"):
         urls(UrlsConfig(input=(str(tmp_path / "none.txt"),), output=str(tmp_path / "x")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: holds no \.txt"):
+    with pytest.raises(UserError, match=r"empty: contains no \.txt"):
         urls(UrlsConfig(input=(str(tmp_path / "empty"),), output=str(tmp_path / "x")))

@@ -153,7 +153,10 @@ def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path, share):
     write(tmp_path, b"".join(RECORDS) + data[: int(len(data) * share)])
     with pytest.raises(
         UserError,
-        match=r"a\.warc\.gz: ends or breaks amid a record \(record .* is cut short\); fetch the file again",
+        match=(
+            r"a\.warc\.gz: is cut short or damaged inside a record \(record .* is cut short\);"
+            r" download the file again"
+        ),
     ):
         extract(config(tmp_path))
 

@@ -117,7 +117,7 @@ def test_however_a_dump_is_packed_and_cut_every_page_is_read_once_by_any_number_
     extract(config(dump(tmp_path), tmp_path / "whole"))
     source = dump(tmp_path, name=name, pack=pack)
     size = (
-        max(1 << 10, wikipedia.EXPANSION * Path(source).stat().st_size // files)
+        max(1 << 10, wikipedia.COMPRESSION_RATIO * Path(source).stat().st_size // files)
         if name.endswith("bz2")
         else 8_000
     )
@@ -129,7 +129,7 @@ def test_however_a_dump_is_packed_and_cut_every_page_is_read_once_by_any_number_
     }
     assert of("1") == of("2")
     assert len(list((tmp_path / "1").glob("0*.jsonl"))) >= files
-    assert len(wikipedia.parts(source, size)) >= min(files, 2) or name.endswith(".gz")
+    assert len(wikipedia.split_dump(source, size)) >= min(files, 2) or name.endswith(".gz")
 
 
 def test_a_single_stream_of_many_blocks_is_cut_between_them(tmp_path):
@@ -137,7 +137,7 @@ def test_a_single_stream_of_many_blocks_is_cut_between_them(tmp_path):
     noise = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz ", k=20_000)) for _ in range(150)]
     source = dump(tmp_path, [page(i, f"P {i}", text) for i, text in enumerate(noise)])
     size = Path(source).stat().st_size
-    pieces = [list(bzip2.text_from(source, size * i // 4, size * (i + 1) // 4)) for i in range(4)]
+    pieces = [list(bzip2.decompress_blocks(source, size * i // 4, size * (i + 1) // 4)) for i in range(4)]
     mine = [b"".join(text for text, own in piece if own) for piece in pieces]
     assert b"".join(mine) == bz2.decompress(Path(source).read_bytes())
     assert sum(map(bool, mine)) > 2
@@ -152,23 +152,23 @@ def test_bits_inside_a_block_that_look_like_the_beginning_of_one_do_no_harm_and_
     text = bytes(random.Random(1).choices(b"abcdefgh ", k=500_000))
     path = tmp_path / "a.bz2"
     path.write_bytes(bz2.compress(text, 1))
-    original = bzip2._Window.marks
+    original = bzip2._Window.magics
 
     def with_a_false_one(self):
         for number, (bit, mark) in enumerate(original(self)):
             yield bit, mark
             if number == 1:
-                yield bit + 1001, bzip2.BLOCK
+                yield bit + 1001, bzip2.BLOCK_MAGIC
 
-    monkeypatch.setattr(bzip2._Window, "marks", with_a_false_one)
-    assert b"".join(t for t, _ in bzip2.text_from(str(path), 0, 10**9)) == text
+    monkeypatch.setattr(bzip2._Window, "magics", with_a_false_one)
+    assert b"".join(t for t, _ in bzip2.decompress_blocks(str(path), 0, 10**9)) == text
     monkeypatch.undo()
     packed = path.read_bytes()
     chance = random.Random(2)
     for place in [len(packed) // 2, *(chance.randrange(20, len(packed) - 20) for _ in range(5))]:
         path.write_bytes(packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :])
         with pytest.raises((OSError, EOFError)):
-            list(bzip2.text_from(str(path), 0, 10**9))
+            list(bzip2.decompress_blocks(str(path), 0, 10**9))
 
 
 def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypatch):
@@ -234,10 +234,12 @@ def test_a_dump_that_is_cut_short_or_is_none_is_refused_in_one_line(tmp_path):
     (tmp_path / "none.xml").write_text(HEAD + "</mediawiki>")
     (tmp_path / "odd.xml").write_text("<rss>" + PAGES[0])
     for name, message in {
-        "cut.xml.bz2": r"cut\.xml\.bz2: the compressed data ends or breaks \(.*\); fetch the file again",
-        "bad.xml.bz2": r"bad\.xml\.bz2: the compressed data ends or breaks \(Invalid data stream\)",
+        "cut.xml.bz2": (
+            r"cut\.xml\.bz2: the compressed data is cut short or damaged \(.*\); download the file again"
+        ),
+        "bad.xml.bz2": r"bad\.xml\.bz2: the compressed data is cut short or damaged \(Invalid data stream\)",
         "short.xml": r"short\.xml: ends before its </mediawiki>",
-        "none.xml": "holds no <page>",
+        "none.xml": "contains no <page>",
         "odd.xml": "does not begin with <mediawiki>",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -246,7 +248,7 @@ def test_a_dump_that_is_cut_short_or_is_none_is_refused_in_one_line(tmp_path):
         extract(config(str(tmp_path / "x.json"), tmp_path / "out"))
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"x\.json: not a kind of file that --source wikipedia reads; use one of \.xml, "
+        UserError, match=r"x\.json: --source wikipedia does not read this type of file; use one of \.xml, "
     ):
         extract(config(str(tmp_path / "x.json"), tmp_path / "out"))
 
@@ -276,5 +278,5 @@ def test_a_page_that_is_not_xml_is_set_aside(tmp_path, capsys):
 def test_input_and_source_must_fit(tmp_path):
     with pytest.raises(UserError, match="source = wikipedia reads files: name them with --input"):
         ExtractConfig(source="wikipedia", output=str(tmp_path))
-    with pytest.raises(UserError, match="source = python reads this installation: leave input away"):
+    with pytest.raises(UserError, match="source = python reads this installation: omit input"):
         ExtractConfig(input=("a",), output=str(tmp_path))

@@ -92,8 +92,8 @@ def test_shards_that_were_scored_are_not_scored_again(corpus):
     with pytest.raises(
         UserError,
         match=(
-            r"failed on .*b\.jsonl with exit code 1 \(AssertionError\); mend it and run the same command"
-            r" again"
+            r"failed on .*b\.jsonl with exit code 1 \(AssertionError\); correct it and run the same"
+            r" command again"
         ),
     ):
         run(corpus, command=counting, max_score=1)
@@ -108,11 +108,11 @@ def test_shards_that_were_scored_are_not_scored_again(corpus):
     [
         (
             "import sys; print(1)",
-            r"answered 1 lines to the 40 documents of .*a\.jsonl; it must write a line for each",
+            r"wrote 1 lines for the 40 documents of .*a\.jsonl; it must write one line for each",
         ),
         (
             "import sys; [print('toxic') for line in sys.stdin]",
-            r"line 1 for .*a\.jsonl: 'toxic' is neither a number nor an object with a score",
+            r"line 1 for .*a\.jsonl: 'toxic' is neither a number nor an object with `score`",
         ),
         ("import sys; [print('NaN') for line in sys.stdin]", "the score is not a number"),
         ("import sys; sys.stdin.read(); sys.exit('no model')", r"exit code 1 \(no model\)"),

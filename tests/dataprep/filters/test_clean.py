@@ -92,7 +92,7 @@ def test_openwebtext_counts_gpt2s_tokens_where_its_vocabulary_is_named(tmp_path,
         )
     with pytest.raises(UserError, match="a tokenizer has no effect: no rule counts tokens"):
         CleanConfig(input=(source,), output=str(tmp_path / "none"), tokenizer=tokenizer)
-    with pytest.raises(UserError, match="a vocabulary alone does not say what it is of"):
+    with pytest.raises(UserError, match="a vocabulary file alone does not determine the tokenizer"):
         CleanConfig(
             input=(source,),
             output=str(tmp_path / "none"),

@@ -112,9 +112,9 @@ def test_the_rule_keeps_the_languages_that_are_named_and_names_the_others():
     [
         (
             "language keep=english",
-            r"'english' is not a language that is known.*; write ISO codes, as in keep=en,de",
+            r"'english' is not a known language.*; write ISO codes, as in keep=en,de",
         ),
-        ("language keep=en,", "'' is not a language"),
+        ("language keep=en,", "'' is not a known language"),
         ("language keep=", "keep must be a text, as in keep=en"),
         ("language min_score=high", "min_score must be a number"),
     ],

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from nltk.tokenize import TreebankWordTokenizer
 from nltk.tokenize.treebank import TreebankWordDetokenizer
 
-from mt.dataprep.filters.punctuation import APART, standardize
+from mt.dataprep.filters.punctuation import DETACHED, standardize
 from mt.dataprep.filters.rules import compile_rules
 
 tokenize, detokenize = TreebankWordTokenizer().tokenize, TreebankWordDetokenizer().detokenize
@@ -46,7 +46,7 @@ def test_lines_with_marks_apart_come_out_as_from_nltk_and_the_others_stay(lines)
     bare = [line.strip() for line in lines]
     tokens = [tokenize(line) if '"' in line and "``" not in line else [line] for line in bare]
     assert standardize("\n".join(bare)) == "\n".join(
-        detokenize(t) if APART.search(line) else line for line, t in zip(bare, tokens)
+        detokenize(t) if DETACHED.search(line) else line for line, t in zip(bare, tokens)
     )
 
 

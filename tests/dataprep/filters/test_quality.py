@@ -4,6 +4,7 @@ threshold.
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mt.dataprep.filters import quality, text_stats
 from mt.dataprep.filters.quality import Drop
 from mt.dataprep.filters.rules import compile_rules
-from mt.dataprep.filters.text_stats import Text
+from mt.dataprep.filters.text_stats import TextStats
 
 # The reasons, ours and datatrove's.
 REASONS = {
@@ -59,7 +60,7 @@ def datatrove():
     )
 
     def words(text, language):
-        return Text(text).words("apart" if language == "apart" else "space").of(text)
+        return TextStats(text).words("apart" if language == "apart" else "space").of(text)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter):
@@ -148,7 +149,7 @@ def test_every_set_gives_datatroves_verdicts_on_real_texts(datatrove, request, c
 def test_the_fineweb_preset_gives_datatroves_chain_of_verdicts(datatrove, texts):
     from mt.core.config import read_yaml
 
-    listed = read_yaml(text_stats.__file__.replace("text_stats.py", "presets/fineweb.yaml"))["rules"]
+    listed = read_yaml(str(Path(text_stats.__file__).with_name("presets") / "fineweb.yaml"))["rules"]
     rules = compile_rules([r for r in listed if r.split()[0] not in ("language", "fix_text")])
     chain = [
         datatrove.GopherRepetitionFilter(language="apart"),
@@ -366,5 +367,5 @@ def test_the_marks_are_datatroves(datatrove):
     from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 
     assert text_stats.terminal() == TERMINAL_PUNCTUATION
-    table = text_stats.classes("")
+    table = text_stats.character_classes("")
     assert {chr(c) for c in range(len(table)) if table[c] & text_stats.SYMBOL} == PUNCTUATION_SET

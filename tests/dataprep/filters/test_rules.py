@@ -1,4 +1,4 @@
-"""The language of rules: each rule and edit at both sides of its thresholds, parameters, and what is refused."""
+"""The rule language: each rule and edit on both sides of its thresholds, parameters, and errors."""
 
 import inspect
 import re
@@ -192,8 +192,8 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
             r"length has no parameter 'min_char'; did you mean min_chars\?; it takes min_chars, max_chars",
         ),
         ("whitespace all=true", r"whitespace has no parameter 'all'; it takes none"),
-        ("length min_chars", r"min_chars must be a whole number, as in min_chars=0"),
-        ("length min_chars=0.5", "min_chars must be a whole number"),
+        ("length min_chars", r"min_chars must be an integer, as in min_chars=0"),
+        ("length min_chars=0.5", "min_chars must be an integer"),
         (
             "c4 terminal_punctuation=3",
             "terminal_punctuation must be true or false, as in terminal_punctuation=true",

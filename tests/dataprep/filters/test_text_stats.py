@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.dataprep.filters import text_stats
-from mt.dataprep.filters.text_stats import Text, Words, duplicates, word_hashes
+from mt.dataprep.filters.text_stats import TextStats, WordStats, duplicates, word_hashes
 
 ANY = st.lists(
     st.sampled_from(
@@ -35,13 +35,13 @@ ANY = st.lists(
 @settings(deadline=None)
 @given(ANY)
 def test_words_between_spaces_are_those_of_str_split(text):
-    assert Text(text).spaced.of(text) == text.split()
+    assert TextStats(text).words("space").of(text) == text.split()
 
 
 @settings(deadline=None)
 @given(ANY)
 def test_words_apart_are_the_same_characters_cut_further(text):
-    cut = Text(text).apart.of(text)
+    cut = TextStats(text).words("apart").of(text)
     assert all(cut)
     assert "".join(cut) == "".join(text.split())
     whole = iter(cut)
@@ -71,7 +71,7 @@ def test_words_apart_are_the_same_characters_cut_further(text):
     ],
 )
 def test_marks_and_clitics_stand_apart(text, cut):
-    assert "|".join(Text(text).apart.of(text)) == cut
+    assert "|".join(TextStats(text).words("apart").of(text)) == cut
 
 
 def test_words_apart_are_nearly_those_of_spacy(shared):
@@ -83,7 +83,9 @@ def test_words_apart_are_nearly_those_of_spacy(shared):
         json.loads(line)["text"]
         for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:60]
     ]
-    counts = np.array([(Text(t).apart.count, sum(not w.is_space for w in english(t))) for t in texts])
+    counts = np.array(
+        [(TextStats(t).words("apart").count, sum(not w.is_space for w in english(t))) for t in texts]
+    )
     assert np.abs(counts[:, 0] - counts[:, 1]).sum() < 0.005 * counts[:, 1].sum()
 
 
@@ -91,7 +93,7 @@ def test_words_apart_are_nearly_those_of_spacy(shared):
 @given(ANY)
 def test_lines_are_counted_as_str_splitlines_and_str_split_cut_them(text):
     lines, inner = text.splitlines(), [line for line in text.split("\n") if line.strip()]
-    assert Text(text).line_counts("", 5) == [
+    assert TextStats(text).line_counts("", 5) == [
         len(lines),
         sum(line.lstrip().startswith(("•", "-")) for line in lines),
         sum(line.rstrip().endswith(("...", "…")) for line in lines),
@@ -99,13 +101,13 @@ def test_lines_are_counted_as_str_splitlines_and_str_split_cut_them(text):
         sum(line.endswith(tuple(text_stats.terminal())) for line in inner),
         sum(len(line) <= 5 for line in inner),
     ]
-    assert Text(text).lines == inner
+    assert TextStats(text).lines == inner
 
 
 @settings(deadline=None)
 @given(ANY, st.booleans())
 def test_words_are_counted_by_what_they_are_made_of(text, apart):
-    words, marks = Words(Text(text).codes, apart), text_stats.classes("")
+    words, marks = WordStats(TextStats(text).codes, apart), text_stats.character_classes("")
     cut = words.of(text)
     symbols = [w for w in cut if all(marks[ord(c)] & text_stats.SYMBOL for c in w)]
     assert (words.count, words.symbols, words.unlettered) == (
@@ -118,7 +120,7 @@ def test_words_are_counted_by_what_they_are_made_of(text, apart):
 
 
 def test_no_letter_or_space_lies_beyond_the_table():
-    table = text_stats.classes("")
+    table = text_stats.character_classes("")
     every = "".join(map(chr, range(0x110000)))
     assert [bool(t & text_stats.ALPHA) for t in table] == list(map(str.isalpha, every))
     assert [bool(t & text_stats.SPACE) for t in table] == list(map(str.isspace, every))
@@ -133,7 +135,7 @@ def test_duplicates_are_items_that_have_stood_before(items):
 
 def test_a_long_text_is_counted_as_a_short_one():
     words = [f"w{i}" for i in range(70_000)]
-    assert Text(" ".join(words)).spaced.repetition == [
+    assert TextStats(" ".join(words)).words("space").repetition == [
         len("w0 w1"),
         len("w0 w1 w2"),
         len("w0 w1 w2 w3"),
@@ -145,7 +147,7 @@ def test_a_long_text_is_counted_as_a_short_one():
         0,
     ]
     chars = len("".join(words[:10]))
-    assert Text(" ".join(words[:10] + words)).spaced.repetition[3:] == [
+    assert TextStats(" ".join(words[:10] + words)).words("space").repetition[3:] == [
         chars,
         len("".join(words[:6])),
         len("".join(words[:7])),

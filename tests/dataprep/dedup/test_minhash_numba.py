@@ -1,0 +1,45 @@
+"""The compiled loops give the same numbers as numpy and plain Python."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt.dataprep.dedup import minhash, shingles
+
+TEXTS = st.lists(st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.", max_size=20), max_size=8)
+
+
+def words_of(text):
+    return [w.lower() for w in re.findall(r"\w+", text)]
+
+
+@settings(deadline=None)  # the first call compiles
+@given(TEXTS, st.integers(1, 6))
+def test_compiled_loops_give_the_same_numbers(texts, n):
+    minhash_numba = pytest.importorskip("mt.dataprep.dedup.minhash_numba", reason="numba is missing")
+    hashes, first = shingles.shingle(*shingles.batch_words(texts), n)
+    compiled, starts, nonspace, ends = minhash_numba.word_shingles([shingles.word_bytes(t) for t in texts], n)
+    assert (hashes.tolist(), first.tolist()) == (compiled.tolist(), starts.tolist())
+    for text, start, end in zip(texts, ends, ends[1:]):
+        if text.isascii():
+            assert nonspace[start:end].tobytes().decode() == "".join(text.split())
+    if len(texts := [t for t in texts if words_of(t)]):
+        hashes, first = shingles.shingle(*shingles.batch_words(texts), n)
+        assert (
+            minhash.minhash_signatures(hashes, first, 7)
+            == minhash.minhash_signatures(hashes, first, 7, compiled=True)
+        ).all()
+
+
+def test_compiled_loops_do_not_import_what_other_packages_add_to_numba():
+    """awkward, which gigatoken needs, registers with numba and takes a quarter of a second to import."""
+    pytest.importorskip("awkward", reason="nothing else on this machine adds to numba")
+    code = (
+        "import sys; from mt.dataprep.dedup import minhash; minhash.text_shingles(['some words'], 5, 'word',"
+        " True); sys.exit('awkward' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,97 @@
+"""Words and shingles as hashes: against regular expressions and loops over Python strings."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt.dataprep.dedup import shingles
+from mt.documents.reader import Document
+
+TEXTS = st.lists(st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.", max_size=20), max_size=8)
+
+
+def words_of(text):
+    return [w.lower() for w in re.findall(r"\w+", text)]
+
+
+@given(TEXTS)
+def test_words_are_those_of_the_regular_expression(texts):
+    hashes, first = shingles.batch_words(texts)
+    assert np.diff(first).tolist() == [len(words_of(t)) for t in texts]
+    flat = [w for t in texts for w in words_of(t)]
+    assert len(hashes) == len(flat)
+    assert len(set(hashes.tolist())) == len(set(flat)) == len(set(zip(flat, hashes.tolist())))
+
+
+@given(TEXTS)
+def test_characters_are_those_of_the_lower_cased_text_with_single_spaces(texts):
+    hashes, first = shingles.batch_characters(texts)
+    flat = [" ".join(t.lower().split()) for t in texts]
+    assert np.diff(first).tolist() == [len(t) for t in flat]
+    points = list("".join(flat))
+    assert len(hashes) == len(points)
+    assert len(set(hashes.tolist())) == len(set(points)) == len(set(zip(points, hashes.tolist())))
+
+
+@given(st.text() | st.text("a \x1c\u2003\u3000é\x85\xa0", max_size=30))
+def test_nonspace_bytes_are_those_of_the_text_without_the_whitespace_of_split(text):
+    assert shingles.nonspace_bytes(text) == "".join(text.split()).encode()
+
+
+def test_long_words_that_differ_in_any_byte_differ():
+    words = ["x" * 23 + "y", "x" * 24, "x" * 25, "x" * 8, "x" * 16, "y" + "x" * 23, "x" * 8 + "y" + "x" * 15]
+    assert len(set(shingles.batch_words(words)[0].tolist())) == len(words)
+
+
+@given(TEXTS, st.integers(1, 6))
+def test_shingles_are_those_of_a_loop(texts, n):
+    words, first = shingles.batch_words(texts)
+    hashes, starts = shingles.shingle(words, first, n)
+    place = dict(zip([w for t in texts for w in words_of(t)], words))
+    for text, start, end in zip(texts, starts, starts[1:]):
+        own = words_of(text)
+        grams = [own[i : i + n] for i in range(len(own) - n + 1)] or ([own] if own else [])
+        expected = [
+            int(shingles.ngram_hashes(np.array([place[w] for w in g], np.uint64), len(g))[0]) for g in grams
+        ]
+        assert hashes[start:end].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "same"),
+    [
+        (["A b-c_D", "a B c_d"], True),  # case and punctuation do not count, underscores do
+        (["a bc", "ab c"], False),
+        (["ΑΣ ΣΑ", "ας σα"], True),  # a final sigma
+        (["\u0130x", "i\u0307x"], False),  # split before İ becomes two characters, one of which is no letter
+    ],
+)
+def test_words_are_compared_in_lower_case(texts, same):
+    hashes, first = shingles.batch_words(texts)
+    one, two = (hashes[a:b].tolist() for a, b in itertools.pairwise(first))
+    assert (one == two) == same
+
+
+def test_hashes_are_those_of_splitmix64():
+    # the outputs of the reference implementation with the seeds 0 and 1234567
+    # (https://prng.di.unimi.it/splitmix64.c); the generator adds the constant FOLD to its state before mixing
+    state = np.array([0, 1234567], np.uint64) + shingles.FOLD
+    assert shingles.mix64(state).tolist() == [0xE220A8397B1DCDAF, 6457827717110365317]
+
+
+@given(st.lists(st.integers(0, 400), max_size=30))
+def test_batches_keep_all_documents_in_order_and_end_at_a_number_of_characters(sizes):
+    documents = [Document(str(i), "x" * size) for i, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shingles, "BATCH_CHARS", 500)
+        batches = list(shingles.batches(documents))
+    assert [d for batch in batches for d in batch] == documents
+    for batch in batches[:-1]:
+        *before, total = np.cumsum([len(d.text) for d in batch]).tolist()
+        assert total >= 500
+        assert all(size < 500 for size in before)
+    assert all(batches)
