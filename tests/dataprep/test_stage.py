@@ -1,0 +1,154 @@
+"""The common part of document stages: outcomes, counts, tallies, files, and what is refused."""
+
+import collections
+import json
+
+import pytest
+
+from mt.core.config import Failure, UserError
+from mt.dataprep import stage
+from mt.dataprep.stage import DocumentStage, RejectLog, Removed
+from mt.documents.reader import Document, Reject
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" if isinstance(r, dict) else r for r in rows))
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def make(shard_index):
+    """Keeps even numbers, splits 3, removes other odd numbers, counts letters."""
+    tallies = collections.Counter()
+
+    def transform(document):
+        tallies[document.text[0]] += 1
+        number = document.meta["n"]
+        document.text += "!"
+        if number == 3:
+            return [Document(f"{document.id}#{i}", f"piece {i}", document.meta) for i in (1, 2)]
+        return document if number % 2 == 0 else Removed("odd" if number > 1 else "one", {"n": number})
+
+    return transform, {"letters": tallies}
+
+
+ROWS = [{"id": f"d{n}", "text": "abc"[n % 3] * (n + 1), "n": n} for n in range(6)]
+
+
+def run(tmp_path, rows=ROWS, make=make, name="out", **settings):
+    config = DocumentStage(
+        input=(write(tmp_path / "in.jsonl", rows),), output=str(tmp_path / name), workers=1, **settings
+    )
+    run, shards = stage.begin("data test", config)
+    return stage.map_documents(run, config, shards, make, extra="fact")
+
+
+def test_documents_are_kept_split_or_removed_and_everything_is_counted(tmp_path):
+    manifest = run(tmp_path, rejects=True)
+    assert lines(tmp_path / "out/00000.jsonl") == [
+        {"id": "d0", "text": "a!", "n": 0},
+        {"id": "d2", "text": "ccc!", "n": 2},
+        {"id": "d3#1", "text": "piece 1", "n": 3},
+        {"id": "d3#2", "text": "piece 2", "n": 3},
+        {"id": "d4", "text": "bbbbb!", "n": 4},
+    ]
+    assert lines(tmp_path / "out/removed/00000.jsonl") == [
+        {"id": "d1", "reason": "one", "n": 1},
+        {"id": "d5", "reason": "odd", "n": 5},
+    ]
+    # removed documents are written as they were read
+    assert lines(tmp_path / "out/rejects/00000.jsonl") == [
+        {"id": "d1", "text": "bb", "n": 1, "removed": {"reason": "one", "n": 1}},
+        {"id": "d5", "text": "cccccc", "n": 5, "removed": {"reason": "odd", "n": 5}},
+    ]
+    assert manifest["counts"] == {
+        "rows_in": 6,
+        "rows_kept": 4,
+        "removed": {"odd": 1, "one": 1},
+        "rejected": 0,
+        "documents": 5,
+        "text_bytes_in": 21,
+        "text_bytes": 2 + 4 + 7 + 7 + 6,
+    }
+    assert manifest["letters"] == {"a": 2, "b": 2, "c": 2}
+    assert manifest["extra"] == "fact"
+    assert [(o["name"], o.get("documents", True)) for o in manifest["outputs"]] == [
+        ("00000.jsonl", True),
+        ("removed/00000.jsonl", False),
+        ("rejects/00000.jsonl", False),
+    ]
+    assert not (tmp_path / "out/parts").exists()
+
+
+def test_unreadable_records_are_counted_and_joined_in_order(tmp_path):
+    rows = [ROWS[0], "{broken 1\n", ROWS[2], '{"id": "x"}\n']
+    manifest = run(tmp_path, rows, on_error="skip")
+    assert (manifest["counts"]["rows_in"], manifest["counts"]["rejected"]) == (4, 2)
+    assert [r["place"] for r in lines(tmp_path / "out/rejects.jsonl")] == ["line 2", "line 4"]
+    assert [o["name"] for o in manifest["outputs"]][-1] == "rejects.jsonl"
+
+
+def test_counts_that_do_not_add_up_are_a_failure(tmp_path):
+    config = DocumentStage(input=(write(tmp_path / "in.jsonl", ROWS),), output=str(tmp_path / "out"))
+    run, _ = stage.begin("data test", config)
+    result = {
+        "outputs": [],
+        "rows_in": 5,
+        "rows_kept": 3,
+        "documents": 3,
+        "text_bytes_in": 0,
+        "text_bytes": 0,
+        "removed": {"odd": 1},
+        "rejected": 0,
+        "tallies": {},
+    }
+    with pytest.raises(Failure, match="5 rows in, but 3 kept and 1 removed: please report this"):
+        stage.finish(run, [result])
+    run.release()
+
+
+def test_a_stage_without_documents_is_refused_and_frees_its_output(tmp_path):
+    remove = lambda shard_index: (lambda document: Removed("all"), {})
+    with pytest.raises(UserError, match=r"no document is left \(6 in: 6 all\); loosen the settings"):
+        run(tmp_path, make=remove)
+    assert run(tmp_path, text_key="text", shard_bytes=1 << 20)["counts"]["documents"] == 5, "other settings"
+
+
+def test_only_unreadable_records_are_named_as_the_reason(tmp_path):
+    with pytest.raises(UserError, match=r"no document is left \(2 in: 2 could not be read\)"):
+        run(tmp_path, ["{broken\n"] * 2, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("in", "is the directory of the input .*a.jsonl; choose another directory"),
+        ("in/out", "lies inside the input .*in, which would then contain its own output"),
+    ],
+)
+def test_an_output_that_overlaps_the_input_is_refused(tmp_path, folder, message):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in/a.jsonl", ROWS)
+    for source in [tmp_path / "in/a.jsonl", tmp_path / "in"][folder == "in/out" :]:
+        with pytest.raises(UserError, match=message):
+            stage.begin("data test", DocumentStage(input=(str(source),), output=str(tmp_path / folder)))
+
+
+def test_shards_that_are_too_small_are_refused():
+    with pytest.raises(UserError, match="shard_bytes = 65535 must be at least 65536"):
+        DocumentStage(input=("x",), output="y", shard_bytes=(1 << 16) - 1)
+    DocumentStage(input=("x",), output="y", shard_bytes=1 << 16)
+
+
+def test_the_file_of_unreadable_records_appears_only_when_there_is_one(tmp_path):
+    with RejectLog(tmp_path, 3) as log:
+        pass
+    assert (log.count, list(tmp_path.rglob("*.jsonl"))) == (0, [])
+    with RejectLog(tmp_path, 3) as log:
+        log.add(Reject("a.jsonl", "line 1", "malformed", "{"))
+        log.add(Reject("a.jsonl", "line 2", "malformed", "}"))
+    assert log.count == 2
+    assert [r["raw"] for r in lines(tmp_path / "parts/rejects/00003.jsonl")] == ["{", "}"]
