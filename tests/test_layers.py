@@ -1,5 +1,5 @@
-"""Rules of the source tree: imports point down only, one test file a module, one owner a class name, one place
-that knows the families of models. docs/architecture.md explains them.
+"""Rules of the source tree: imports point down only, one test file a module, one owner a class name, and one
+place that knows the families of models. docs/architecture.md explains them.
 """
 
 import ast
