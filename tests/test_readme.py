@@ -1,4 +1,4 @@
-"""The README's commands, run as a newcomer would."""
+"""The README: its commands run as they stand, and the commands, files and folders that it names exist."""
 
 import pydoc_data.topics
 import re
@@ -22,9 +22,9 @@ def blocks(language=""):
 
 
 def layout():
-    """The names in the block that shows how the repository is laid out."""
+    """The files and folders in the block that shows how the repository is laid out."""
     body = next(b for b in blocks() if "one table of commands" in b)
-    return re.findall(r"(?:^|  )([a-z]+(?:\.py|/)) ", body, re.MULTILINE)
+    return re.findall(r"^([a-z]+(?:\.py|/)) ", body, re.MULTILINE)
 
 
 def test_the_commands_for_ones_own_text_work_as_they_stand(tmp_path):
