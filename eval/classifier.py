@@ -1,12 +1,12 @@
-"""a BERT that chooses: its first token's hidden state -> a logit for each choice or class.
+"""A BERT with an output layer on the first token's hidden state: a logit for each choice or class.
 
 In: pairs of texts. Each becomes `[CLS] first [SEP] second [SEP]`, the published input of RACE and GLUE, with
-token type 0 up to the first [SEP] and 1 behind it; what is too long loses its end, and keeps a [SEP] there.
-Out: logits. A question with several choices is several sequences, each with one logit (RACE); one with fixed
+token type 0 up to the first [SEP] and 1 after it. A sequence that is too long is cut and ends with [SEP].
+Out: logits. A question with choices is one sequence a choice, each with one logit (RACE). A pair with fixed
 classes is one sequence (MNLI, QQP).
 
-A finetuned classifier lies in step directories like those of training (train/checkpoint.py); its config.yaml
-also says which task it was made for.
+The checkpoint of a finetuned classifier is a step directory like those of training, whose config.yaml also
+names the task.
 
 B examples, R sequences (B x choices), T positions, D hidden, C choices or classes.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import array
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ from ..train.parallel.mesh import Mesh, ParallelConfig
 from ..train.parallel.parallelize import check_layout, cut_for_use
 from .tasks.examples import Example
 
-MAX_QUESTION_TOKENS = 128  # of a question with an option, as Megatron-LM cuts it
+MAX_QUESTION_TOKENS = 128  # tokens of a question with an option are cut at this, as in Megatron-LM
 
 
 class Classifier(nn.Module):
-    """config: of a BERT, resolved.
+    """BERT, a pooler and an output layer.
 
-    outputs: logits of a sequence: 1 where sequences are choices, else the classes.
+    config: of the BERT, resolved. outputs: logits of a sequence: 1 where each choice is a sequence, otherwise
+    the number of classes.
     """
 
     def __init__(self, config: ResolvedModelConfig, outputs: int):
@@ -52,9 +54,10 @@ class Classifier(nn.Module):
         self.head = Linear(D, outputs, bias=True, std=std)
 
     def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int) -> Tensor:
-        """(B, C) logits in float32 of (R, T) int64 tokens and types and bool mask.
+        """(B, C) float32 logits.
 
-        choices: sequences of an example.
+        tokens, token_types: (R, T) int64. padding_mask: (R, T) bool, true at tokens. choices: sequences of an
+        example.
         """
         pooled = self.pooler(self.bert(tokens, padding_mask, token_types)[:, 0]).tanh()
         logits = self.head(F.dropout(pooled, self.config.hidden_dropout, self.training))
@@ -69,7 +72,7 @@ class Classifier(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """What the config.yaml of a finetuned classifier says."""
+    """The config.yaml of a finetuned classifier."""
 
     task: str
     outputs: int
@@ -144,79 +147,84 @@ def open_classifier(checkpoint: Checkpoint, task: str, mesh: Mesh) -> tuple[Clas
 
 
 class PairEncoder:
-    """Texts -> the ids that a classifier reads."""
+    """Encodes pairs of texts as the ids that a classifier reads."""
 
     def __init__(self, tokenizer: Tokenizer, seq_length: int):
         pieces = word_pieces(tokenizer)
         pieces.need("cls", "sep", "pad")
+        assert pieces.cls is not None, "`need` raises for a missing token"
+        assert pieces.sep is not None, "`need` raises for a missing token"
         self.tokenizer, self.seq_length = tokenizer, seq_length
         self.cls, self.sep, self.pad = pieces.cls, pieces.sep, pieces.pad
 
     def parts(self, example: Example) -> tuple[list[list[int]], list[int]]:
-        """(ids of each of `first`, ids of `second`)"""
+        """(ids of each text of `first`, ids of `second`)."""
         limit = MAX_QUESTION_TOKENS if example.options else None
-        return [self.tokenizer.encode(text)[:limit] for text in example.first], self.tokenizer.encode(
-            example.second
-        )
+        firsts = [self.tokenizer.encode(text)[:limit] for text in example.first]
+        return firsts, self.tokenizer.encode(example.second)
 
     def sequence(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int]:
-        """(ids, where the second segment begins)"""
+        """(ids with special tokens, the index at which token type 1 begins)."""
         ids = [self.cls, *first, self.sep, *second][: self.seq_length - 1] + [self.sep]
         return ids, min(len(first) + 2, len(ids) - 1)
 
     def batch(
         self, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]], device: torch.device
     ) -> dict:
-        """What Classifier.forward takes, of the `parts` of examples; as long as the longest of them."""
+        """The arguments of Classifier.forward for the `parts` of examples, padded to the longest sequence."""
         rows = [self.sequence(first, second) for firsts, second in examples for first in firsts]
         shape = (len(rows), max(len(ids) for ids, _ in rows))
-        tokens, types, mask = (
-            np.full(shape, self.pad, np.int64),
-            np.zeros(shape, np.int64),
-            np.zeros(shape, bool),
-        )
+        tokens = np.full(shape, self.pad, np.int64)
+        types = np.zeros(shape, np.int64)
+        mask = np.zeros(shape, bool)
         for row, (ids, border) in enumerate(rows):
-            tokens[row, : len(ids)], types[row, border : len(ids)], mask[row, : len(ids)] = ids, 1, True
-        named = {"tokens": tokens, "token_types": types, "padding_mask": mask}
-        return {name: torch.from_numpy(values).to(device) for name, values in named.items()} | {
-            "choices": len(examples[0][0])
+            tokens[row, : len(ids)] = ids
+            types[row, border : len(ids)] = 1
+            mask[row, : len(ids)] = True
+        return {
+            "tokens": torch.from_numpy(tokens).to(device),
+            "token_types": torch.from_numpy(types).to(device),
+            "padding_mask": torch.from_numpy(mask).to(device),
+            "choices": len(examples[0][0]),
         }
 
 
 class TrainingSet:
-    """The ids and labels of all examples, 4 bytes a token; questions about the same text share it."""
+    """The ids and labels of all examples, 4 bytes a token; consecutive examples share the same `second`."""
 
-    def __init__(self, encoder: PairEncoder, examples):
+    def __init__(self, encoder: PairEncoder, examples: Iterable[Example]):
         self._ids, self._ends = array.array("i"), array.array("q", [0])
         self._firsts, self._seconds, self.labels = array.array("q"), array.array("q"), array.array("b")
-        self.choices, before = 0, None
+        self.choices = 0
+        previous: list[int] | None = None
         for example in examples:
             if example.label is None:
                 raise UserError(f"{example.file}: has no labels to learn from; give a training set")
             firsts, second = encoder.parts(example)
-            if second != before:
-                self._text, before = self._keep(second), second
+            if second != previous:
+                self._second, previous = self._append(second), second
             self.choices = len(firsts)
             self._firsts.append(len(self._ends) - 1)
             for first in firsts:
-                self._keep(first)
-            self._seconds.append(self._text)
+                self._append(first)
+            self._seconds.append(self._second)
             self.labels.append(example.label)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[list, array.array]:
+    def __getitem__(self, number: int) -> tuple[list[array.array[int]], array.array[int]]:
         """The `parts` of an example."""
         first = self._firsts[number]
         return [self._part(first + n) for n in range(self.choices)], self._part(self._seconds[number])
 
-    def _keep(self, ids: list[int]) -> int:
+    def _append(self, ids: list[int]) -> int:
+        """Stores ids; returns their number for `_part`."""
         self._ids.extend(ids)
         self._ends.append(len(self._ids))
         return len(self._ends) - 2
 
-    def _part(self, number: int) -> array.array:
+    def _part(self, number: int) -> array.array[int]:
         return self._ids[self._ends[number] : self._ends[number + 1]]
 
 
@@ -226,7 +234,7 @@ def log_probabilities(
 ) -> list[list[float]]:
     """For each example the log-probability in nats of every choice or class.
 
-    Batches are of examples of like length.
+    A batch has examples of similar length.
     """
     parts = [encoder.parts(example) for example in examples]
     device = next(model.parameters()).device

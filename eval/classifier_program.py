@@ -1,11 +1,10 @@
-"""a Hugging Face classifier as a program for `mt data classify`: texts on standard input, a label's
-probability for each out.
+"""`mt eval score`: a Hugging Face classifier as a program for `mt data classify`.
 
     mt data classify --command "mt eval score --classifier DIR --label toxic" ...
 
-In: lines {"text": ...}. Out: a number a line, in the same order. DIR is a directory that transformers'
-AutoModelForSequenceClassification reads; nothing is fetched. Texts longer than the classifier's positions are
-judged by their beginning.
+In, on standard input: lines {"text": ...}. Out: the label's probability for each, one number a line, in the
+same order. DIR is a directory that transformers' AutoModelForSequenceClassification reads; nothing is
+downloaded. Texts longer than the classifier's positions are cut.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from .lm import batched
 
 @configuration()
 class ScoreConfig:
-    """Which classifier, and what of its answer."""
+    """The settings of `mt eval score`."""
 
     classifier: str = option(help="directory of a Hugging Face sequence classifier", role="input")
     label: str | None = option(None, "the label whose probability is the score (default: the last)")
-    batch_size: int = option(32, "texts judged together", role="runtime")
+    batch_size: int = option(32, "texts in a forward pass", role="runtime")
 
     def __post_init__(self):
         check((self.batch_size >= 1, f"batch_size = {self.batch_size} must be at least 1"))
@@ -34,9 +33,9 @@ class ScoreConfig:
 
 def score(config: ScoreConfig) -> None:
     """Writes a number for every line of standard input."""
-    judge = Classifier(config.classifier, config.label)
+    classifier = HuggingFaceClassifier(config.classifier, config.label)
     for lines in batched((line for line in sys.stdin if line.strip()), config.batch_size):
-        for value in judge.scores([_text(line) for line in lines]):
+        for value in classifier.probabilities([_text(line) for line in lines]):
             print(f"{value:.6g}")
 
 
@@ -45,13 +44,16 @@ def _text(line: str) -> str:
         return json.loads(line)["text"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(
-            f'standard input: {line.strip()[:40]!r} is no line {{"text": ...}}; mt data classify writes such'
-            " lines"
+            f'standard input: {line.strip()[:40]!r} is no line {{"text": ...}}; give lines as `mt data'
+            " classify` writes them"
         ) from None
 
 
-class Classifier:
-    """A sequence classifier on the GPU if there is one."""
+class HuggingFaceClassifier:
+    """A sequence classifier of transformers, on the GPU if there is one.
+
+    label: in any case; None: the last one. Raises UserError for a directory or a label that does not exist.
+    """
 
     def __init__(self, directory: str, label: str | None):
         import transformers
@@ -77,12 +79,14 @@ class Classifier:
                 f"label = {label} is none of {directory}'s labels; choose one of {', '.join(names)}"
             )
         self.column = names[label.lower()] if label is not None else len(names) - 1
-        # where labels do not exclude each other (or there is one), each has a probability of its own
-        self.separate = len(names) == 1 or self.model.config.problem_type == "multi_label_classification"
+        # with one label, or labels that do not exclude each other, each logit gives its own probability
+        self.independent_labels = (
+            len(names) == 1 or self.model.config.problem_type == "multi_label_classification"
+        )
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
-    def scores(self, texts: list[str]) -> list[float]:
+    def probabilities(self, texts: list[str]) -> list[float]:
         """The label's probability for each text."""
         longest = min(
             self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
@@ -91,4 +95,5 @@ class Classifier:
             texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
         ).to(self.model.device)
         logits = self.model(**batch).logits.float()
-        return (logits.sigmoid() if self.separate else logits.softmax(1))[:, self.column].tolist()
+        probabilities = logits.sigmoid() if self.independent_labels else logits.softmax(1)
+        return probabilities[:, self.column].tolist()

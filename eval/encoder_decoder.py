@@ -1,25 +1,36 @@
-"""an encoder-decoder as generation sees a model: a prompt is what is encoded, and what follows it is what the
-decoder says.
+"""Adapts an encoder-decoder to generation: the encoder reads the prompt, the decoder generates the answer.
 
-The cache is the decoder's own; besides, each row has the keys and values of its prompt's states in every
-decoder layer (LayerCache.memory) and the prompt's length, so that rows come, go and are copied as those of
-any other model. A token's position counts from the prompt's start, as everywhere in generation; the decoder's
-own positions begin behind the prompt, with the token that starts every answer.
+Generation gives the model a prompt and then one token of each row at a time. Here the decoder's sequence
+begins with its start token, and the prompt reaches it through cross-attention. The cache is the decoder's
+own. It also holds, for each row, the keys and values of the encoded prompt in every decoder layer
+(LayerCache.memory) and the prompt's length, so that rows can join, leave and move like those of other models.
+Positions count from the prompt's beginning, as everywhere in generation. The decoder's own positions begin
+with 0 at its start token.
 
-B rows, T tokens of a step, S tokens of the longest prompt, D hidden, G key-value heads, C channels.
+B rows, T tokens of a step, S tokens of the longest prompt, D hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from ..train.model.attention import Cache, bidirectional_mask
+from ..train.model.attention import Cache, CrossAttention, LayerCache, bidirectional_mask
 from ..train.model.t5 import T5, Memory
 
 
+class EncoderDecoderCache(Cache):
+    """The decoder's cache. prompt_lengths: (B,) int64, the tokens of each row's prompt."""
+
+    def __init__(self, layers: list[LayerCache], max_length: int, prompt_lengths: Tensor):
+        super().__init__(layers, max_length)
+        self.prompt_lengths = prompt_lengths
+
+
 class EncoderDecoder(nn.Module):
-    """A T5 for batching.Batch and beams.BeamSearch. start: id of the token that starts every answer."""
+    """A T5 for GenerationBatch and BeamSearch. start: id of the token that begins every answer."""
 
     def __init__(self, model: T5, start: int):
         super().__init__()
@@ -34,43 +45,53 @@ class EncoderDecoder(nn.Module):
         tokens: Tensor,
         *,
         positions: Tensor,
-        cache: Cache,
+        cache: EncoderDecoderCache,
         lengths: Tensor | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states of the answer's next place: (B, D) of prompts (B, S) with their `lengths`, or (B, 1,
-        D) of one token of each row.
+        """The decoder's hidden state for the next token of each row.
 
-        at: the last token of every prompt; nothing else follows from a prompt here.
+        With `lengths`, tokens (B, S) are prompts: encodes them and starts the answers. Without, tokens (B, 1)
+        are the last tokens of the answers. Returns (B, 1, D), or (B, D) where `at` is given; `at` can only be
+        the last token of every prompt.
         """
         if lengths is not None:
-            self._read(tokens, lengths, cache)
-            tokens, places = torch.full_like(tokens[:, :1], self.start), torch.zeros_like(tokens[:, :1])
+            self._encode(tokens, lengths, cache)
+            tokens = torch.full_like(tokens[:, :1], self.start)
+            decoder_positions = torch.zeros_like(tokens)
         else:
-            places = positions - cache.prompts[:, None] + 1
-        longest = int(cache.prompts.max())
+            decoder_positions = positions - cache.prompt_lengths[:, None] + 1
+        longest = int(cache.prompt_lengths.max())
         for layer in cache.layers:
-            layer.memory = tuple(part[:, :, :longest] for part in layer.memory)
-        present = torch.arange(longest, device=tokens.device) < cache.prompts[:, None]
-        # the states themselves are in the cache, as keys and values
+            keys, values = layer.memory
+            layer.memory = keys[:, :, :longest], values[:, :, :longest]
+        present = torch.arange(longest, device=tokens.device) < cache.prompt_lengths[:, None]
+        # Cross-attention reads the cached keys and values, so only the length of the states matters here.
         memory = Memory(cache.layers[0].memory[0], bidirectional_mask(present))
-        hidden = self.model.decode(tokens, memory, positions=places, cache=cache)
+        hidden = self.model.decode(tokens, memory, positions=decoder_positions, cache=cache)
         return hidden if at is None else hidden[:, 0]
 
-    def _read(self, tokens: Tensor, lengths: Tensor, cache: Cache) -> None:
+    def _encode(self, tokens: Tensor, lengths: Tensor, cache: EncoderDecoderCache) -> None:
+        """Encodes prompts (B, S) and stores their keys and values in the cache."""
         present = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         states = self.model.encode(tokens, present).states
-        cache.prompts.copy_(lengths)
-        for layer, kept in zip(self.model.decoder, cache.layers):
-            for memory, new in zip(kept.memory, layer.cross.keys_and_values(states)):
+        cache.prompt_lengths.copy_(lengths)
+        for cross, layer in zip(self._cross_attentions(), cache.layers):
+            for memory, new in zip(layer.memory, cross.keys_and_values(states)):
                 memory[:, :, : tokens.shape[1]] = new
+
+    def _cross_attentions(self) -> Iterator[CrossAttention]:
+        for block in self.model.decoder:
+            assert isinstance(block.cross, CrossAttention), "every decoder layer has cross-attention"
+            yield block.cross
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
 
-    def new_cache(self, rows: int, length: int) -> Cache:
+    def new_cache(self, rows: int, length: int) -> EncoderDecoderCache:
         cache = self.model.new_cache(rows, length)
-        for layer, kept in zip(self.model.decoder, cache.layers):
-            kept.memory = layer.cross.new_memory(rows, length)
-        cache.prompts = torch.zeros(rows, dtype=torch.int64, device=kept.keys.device)
-        return cache
+        for cross, layer in zip(self._cross_attentions(), cache.layers):
+            layer.memory = cross.new_memory(rows, length)
+        device = cache.layers[0].keys.device
+        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        return EncoderDecoderCache(cache.layers, cache.max_length, lengths)

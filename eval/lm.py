@@ -1,10 +1,9 @@
-"""the three methods every task sees: log-likelihood, rolling log-likelihood, generate.
+"""The language model that tasks use: log-likelihoods of continuations, rolling log-likelihoods, generation.
 
-A task hands token ids in and gets numbers or token ids back; how sequences are batched is decided here and
-never shows in a result beyond float rounding. Sequences are sorted by length, so that little is padded;
-padding stands on the right, where causal attention keeps it from every scored position. Only the hidden
-states at scored positions meet the vocabulary matrix (train/model/likelihood.py), and of the last
-feed-forward layer.
+A task gives token ids and gets numbers or token ids back. This file decides how sequences are batched, which
+changes results only by float rounding. Sequences are sorted by length, so that there is little padding.
+Padding is on the right, where the causal mask hides it from every scored position. Only the hidden states at
+scored positions go through the last feed-forward layer and the output layer (train/model/likelihood.py).
 
 B batch, T positions, D hidden, V vocabulary.
 """
@@ -30,11 +29,11 @@ from .encoder_decoder import EncoderDecoder
 from .generation.batch import GenerationBatch
 from .generation.sampling import Continuation, Sampling
 
-SLAB_BATCHES = 32
+SLAB_BATCHES = 32  # batches that are read ahead and sorted by length
 
 
 class LanguageModel:
-    """A model, its tokenizer, and the most positions that it may be given.
+    """A model, its tokenizer, and the longest sequence that it gets.
 
     model: as Checkpoint.load_model returns it: `model(tokens (B, T) int64, positions=, cache=, at=) ->
     hidden (B, T, D)`, `model.log_likelihoods(hidden (N, D), targets (N,))`, `model.logits(hidden) -> (...,
@@ -42,18 +41,15 @@ class LanguageModel:
     """
 
     def __init__(self, model, tokenizer, max_length: int, batch_size: int = 16):
-        self.model, self.tokenizer, self.max_length, self.batch_size = (
-            model,
-            tokenizer,
-            max_length,
-            batch_size,
-        )
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length, self.batch_size = max_length, batch_size
         self.device = next(model.parameters()).device
-        self.slab = batch_size * SLAB_BATCHES  # sequences read ahead, to sort them by length
+        self.slab = batch_size * SLAB_BATCHES  # sequences that are read ahead
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's ids; what an encoder with distances for positions reads ends as it was trained to
-        (Raffel et al. 2020).
+        """A prompt's ids; for a T5 with relative positions they end with EOS, as in its training.
+
+        (Raffel et al. 2020)
         """
         ids = self.tokenizer.encode(text)
         ends = isinstance(self.model, EncoderDecoder) and self.model.model.encoder_bias is not None
@@ -61,25 +57,25 @@ class LanguageModel:
 
     @property
     def start(self) -> int:
-        """What stands for an empty text: the end-of-document token; raises UserError where the vocabulary has
-        none.
+        """The id that replaces an empty text: the end-of-document token.
+
+        Raises UserError where the vocabulary has none.
         """
         if self.tokenizer.eod is None:
             raise UserError(
-                "the tokenizer has no token that ends a document, so that an empty text has nothing to start"
-                " from; give a longer text"
+                "the tokenizer has no end-of-document token, so that an empty text cannot be continued or"
+                " scored; give a longer text"
             )
         return self.tokenizer.eod
 
     def loglikelihood(
         self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[tuple[float, bool]]:
-        """For each (context ids, continuation ids): the continuation's log-probability in nats, and whether
-        it is greedy.
+        """For each (context ids, continuation ids): (the continuation's log-probability in nats, greedy).
 
-        Greedy: the model's most probable token is the continuation's at each of its positions. A context too
-        long for the model loses its head; an empty one is the end-of-document token. Requests that spell the
-        same sequence share one forward pass, however they are cut.
+        greedy: whether each token of the continuation is the model's most probable one. The beginning of a
+        context that is too long for the model is cut; an empty context becomes the end-of-document token.
+        Requests with the same ids share one forward pass, wherever context and continuation divide.
         """
         first_scored: dict[tuple[int, ...], int] = {}
         keys = []
@@ -103,8 +99,8 @@ class LanguageModel:
     def rolling(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[np.ndarray]:
         """For each (ids, first): the log-probabilities in nats of ids[first:], each given all ids before it.
 
-        ids: at most max_length + 1 of them; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays
-        in the order of the windows, which are read a few batches ahead and never held all at once.
+        ids: at most max_length + 1; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays in the
+        order of the windows. At most SLAB_BATCHES batches of windows are in memory.
         """
         for logprobs, _ in self._score(windows):
             yield logprobs
@@ -112,10 +108,10 @@ class LanguageModel:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()
     ) -> list[Continuation]:
-        """What follows each prompt: see sampling.Continuation. An empty prompt is the end-of-document token.
+        """A finished Continuation of each prompt. An empty prompt becomes the end-of-document token.
 
-        sampling: the same for all, or one for each. seeds: what numpy's default_rng takes, for each; without
-        them prompt n draws from (0, n). A prompt and its max_new_tokens must fit max_length.
+        sampling: the same for all prompts, or one for each. seeds: one for each, as numpy's default_rng takes
+        them; default (0, n) for prompt n. A prompt with its max_new_tokens must fit max_length.
         """
         rules = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         seeds = seeds or [(0, n) for n in range(len(prompts))]
@@ -136,9 +132,7 @@ class LanguageModel:
         return continuations
 
     def _score(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(log-probabilities, whether each is the most probable) of the scored tokens of each window, in
-        order.
-        """
+        """For each window, in order: (log-probabilities of its scored tokens, whether each is greedy)."""
         for slab in batched(windows, self.slab):
             results: list = [None] * len(slab)
             by_length = sorted(range(len(slab)), key=lambda i: -len(slab[i][0]))
@@ -152,19 +146,19 @@ class LanguageModel:
         assert all(first >= 1 and len(ids) <= self.max_length + 1 for ids, first in windows), (
             "a window does not fit the model"
         )
-        length = max(1, len(windows[0][0]) - 1)  # the longest comes first
+        length = max(1, len(windows[0][0]) - 1)  # the first window is the longest
         tokens = torch.zeros((len(windows), length), dtype=torch.int64)
         for row, (ids, _) in enumerate(windows):
             tokens[row, : len(ids) - 1] = torch.as_tensor(ids[:-1], dtype=torch.int64)
         counts = [len(ids) - first for ids, first in windows]
-        # ids[n] is predicted at position n - 1
+        # position n - 1 predicts ids[n]
         rows = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor(counts))
         columns = torch.cat([torch.arange(first - 1, len(ids) - 1) for ids, first in windows])
         targets = torch.cat([torch.as_tensor(ids[first:], dtype=torch.int64) for ids, first in windows]).to(
             self.device
         )
-        # (N, D)
-        hidden = self.model(tokens.to(self.device), at=(rows.to(self.device), columns.to(self.device)))
+        at = rows.to(self.device), columns.to(self.device)
+        hidden = self.model(tokens.to(self.device), at=at)  # (N, D)
         logprobs, hits = (found.cpu().numpy() for found in self.model.log_likelihoods(hidden, targets))
         if not np.isfinite(logprobs).all():
             raise UserError(
@@ -176,14 +170,14 @@ class LanguageModel:
 
 @configuration(group="retrieval")
 class Retrieval:
-    """What a Retro model reads beside its text."""
+    """Settings of a Retro model's retrieval."""
 
     retro_db: str | None = option(
-        None, "Retro: database of `mt retro build-db` in which neighbours are looked up", role="input"
+        None, "Retro: the database of `mt retro build-db` to retrieve neighbours from", role="input"
     )
     retro_attention_gate: float = option(
         1.0,
-        "Retro: what is read of neighbours is multiplied by it; 0: retrieve nothing, and be the GPT within",
+        "Retro: factor of the cross-attention to neighbours; 0: without retrieval, as the GPT inside",
     )
 
     def __post_init__(self):

@@ -1,13 +1,14 @@
-"""lm-eval's tasks (EleutherAI's evaluation harness) on a checkpoint: `mt eval harness --tasks
-arc_easy,lambada_openai`.
+"""`mt eval harness`: runs tasks of lm-eval (EleutherAI's evaluation harness) on a checkpoint.
 
-lm-eval reads the tasks, makes the prompts and counts; this file is the model behind them: the log-likelihood
-of a continuation, the rolling log-likelihood of a text, and text until a stop. `--include-path DIR` names a
-folder of task YAMLs of your own. Texts are cut into tokens as lm-eval's hf backend does it (a continuation's
-tokens are those that the context's leave of the whole), but a special token's name in a text is only letters
-here.
+    mt eval harness --load DIR --tasks arc_easy,lambada_openai
 
-lm-eval itself runs on the first rank; with torchrun the others work on the requests with it.
+lm-eval reads the tasks, makes the prompts and computes the scores. The adapter in this file is its model: the
+log-likelihood of a continuation, the rolling log-likelihood of a text, and generation until a stop text.
+`--include-path DIR` names a folder of further task YAMLs. Texts are tokenised as by lm-eval's hf backend: a
+continuation's tokens are those of context and continuation together after the context's tokens. One
+difference: the name of a special token in a text is ordinary text here.
+
+lm-eval itself runs on rank 0; with torchrun the other ranks share the work on its requests.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -32,31 +33,32 @@ from .tasks.task_config import TaskConfig
 from .windows import document_windows
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
-REQUESTS_AT_ONCE = 512
-# the other ranks wait while the first reads lm-eval's data, makes prompts and resamples: longer than any
-# would in training
+REQUESTS_AT_ONCE = 512  # requests that a rank works on before results are exchanged
+# The other ranks wait while rank 0 reads lm-eval's data, makes prompts and resamples, which takes longer than
+# any wait in training.
 PATIENCE_MINUTES = 24 * 60.0
 
 
 @configuration()
 class HarnessConfig(TaskConfig):
+    """The settings of `mt eval harness`."""
+
     tasks: tuple[str, ...] = option(
-        help=(
-            "names of lm-eval's tasks, groups or tags, or of those in --include-path; with commas or spaces"
-            " between"
-        )
+        help="names of tasks, groups or tags of lm-eval or of --include-path, separated by commas or spaces"
     )
-    include_path: str | None = option(None, "folder of task YAMLs of your own", role="input")
+    include_path: str | None = option(None, "folder with your own task YAMLs", role="input")
     num_fewshot: int | None = option(None, "examples in the prompt (default: the task's)")
     limit: float | None = option(
-        None, "only the first so many examples of each task, or a share below 1: for a look, not for a score"
+        None, "only the first N examples of each task, or a fraction below 1; for a quick look, not a score"
     )
     add_bos_token: bool = option(
         False,
-        "begin every text with the vocabulary's BOS, as models want that were trained so (Llama, Gemma)",
+        "begin every text with the vocabulary's BOS, for models that were trained this way (Llama, Gemma)",
     )
-    bootstrap_iters: int = option(1000, "resamplings behind the standard error of a metric without a formula")
-    seed: int = option(1234, "of the examples in prompts")
+    bootstrap_iters: int = option(
+        1000, "bootstrap samples for the standard error of a metric without a formula"
+    )
+    seed: int = option(1234, "seed for the choice of examples in prompts")
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +78,7 @@ class HarnessConfig(TaskConfig):
 
 
 def harness(config: HarnessConfig) -> dict | None:
-    """The scores of lm-eval's tasks."""
+    """The summary of `mt eval harness` on rank 0, None on the other ranks."""
     with (
         launch_ranks(config.tensor_model_parallel_size, PATIENCE_MINUTES) as mesh,
         Results(
@@ -97,10 +99,8 @@ def harness(config: HarnessConfig) -> dict | None:
             mesh,
         )
         if config.add_bos_token and model.tokenizer.bos is None:
-            raise UserError(
-                f"add_bos_token: the tokenizer of {config.load} has no token that begins a text; leave it out"
-            )
-        adapter = Adapter(model, mesh, add_bos_token=config.add_bos_token)
+            raise UserError(f"add_bos_token: the tokenizer of {config.load} has no BOS token; leave it out")
+        adapter = LmEvalAdapter(model, mesh, add_bos_token=config.add_bos_token)
         if mesh.rank != 0:
             if not adapter.serve():
                 mesh.exit_quietly()
@@ -108,9 +108,9 @@ def harness(config: HarnessConfig) -> dict | None:
         try:
             found = _evaluate(config, tasks, adapter)
         except UserError:
-            adapter.dismiss(well=False)
+            adapter.dismiss(success=False)
             raise
-        adapter.dismiss(well=True)
+        adapter.dismiss(success=True)
         with results.predictions() as write:
             for name, samples in found["samples"].items():
                 for sample in samples:
@@ -128,12 +128,12 @@ def harness(config: HarnessConfig) -> dict | None:
 
 
 def _tasks(config: HarnessConfig) -> TaskManager:
-    """lm-eval's index of tasks; raises UserError for a name that is not in it."""
+    """lm-eval's index of tasks; raises UserError for a name that it does not have."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if config.include_path:
         own = TaskManager(include_path=config.include_path, include_defaults=False)
         if all(own.match_tasks([name]) for name in config.names):
-            return own  # the index of lm-eval's own tasks takes seconds
+            return own  # reading the index of lm-eval's own tasks would take seconds
     manager = TaskManager(include_path=config.include_path)
     known = manager.all_tasks
     for name in config.names:
@@ -141,7 +141,7 @@ def _tasks(config: HarnessConfig) -> TaskManager:
             place = (
                 f", nor in {config.include_path}"
                 if config.include_path
-                else "; --include-path DIR adds tasks of your own"
+                else "; --include-path DIR adds your own tasks"
             )
             raise UserError(
                 f"tasks: {name} is none of lm-eval's {len(known):,} tasks{place}{nearest(name, known)}"
@@ -149,12 +149,11 @@ def _tasks(config: HarnessConfig) -> TaskManager:
     return manager
 
 
-def _evaluate(config: HarnessConfig, tasks: TaskManager, adapter: Adapter) -> dict:
-    # lm-eval would resample on forks of this process, and a fork of a process with threads (torch's) may wait
-    # for ever.
+def _evaluate(config: HarnessConfig, tasks: TaskManager, adapter: LmEvalAdapter) -> dict:
+    # Otherwise lm-eval resamples in forks of this process, and a fork of a process with threads can deadlock.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what lm-eval prints is no part of the summary
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the summary
             return simple_evaluate(
                 model=adapter,
                 tasks=tasks.match_tasks(config.names),
@@ -168,8 +167,7 @@ def _evaluate(config: HarnessConfig, tasks: TaskManager, adapter: Adapter) -> di
                 fewshot_random_seed=config.seed,
             )
     except (OSError, KeyError, ValueError, ModuleNotFoundError) as error:
-        # Whatever a task's YAML, its data or their server may raise; ours are UserError, which is none of
-        # these.
+        # errors of a task's YAML, of its data or of their server; UserError is none of these
         first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"tasks {', '.join(config.names)}: lm-eval cannot run them ({type(error).__name__}: {first});"
@@ -200,16 +198,17 @@ def _prediction(task: str, sample: dict) -> dict:
     }
 
 
-class Adapter(TemplateLM):
-    """The model as lm-eval sees it.
+class LmEvalAdapter(TemplateLM):
+    """A LanguageModel with lm-eval's interface.
 
-    `truncated`: requests whose context has lost its head to fit the model.
+    truncated: the number of requests whose context was cut at its beginning to fit the model.
     """
 
     def __init__(self, model: LanguageModel, mesh: Mesh | None = None, *, add_bos_token: bool = False):
         super().__init__()
         self.model, self.mesh = model, mesh or Mesh(0, 1, model.device)
-        self.bos = [model.tokenizer.bos] if add_bos_token else []
+        bos = model.tokenizer.bos
+        self.bos = [bos] if add_bos_token and bos is not None else []
         self.truncated = 0
 
     @property
@@ -240,33 +239,33 @@ class Adapter(TemplateLM):
                 )
             self.truncated += len(context) + len(continuation) > self.max_length + 1
             pairs.append((context, continuation))
-        return self._ask("loglikelihood", pairs)
+        return self._on_all_ranks("loglikelihood", pairs)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each whole text: windows of the model's length, each token scored once,
-        after the prefix token.
+        """The log-probability of each whole text in nats, after the prefix token.
+
+        Windows have the model's length, and each token is scored once.
         """
-        windows, counts = [], []
+        windows: list[tuple[list[int], int]] = []
+        counts = []
         for (text,) in (request.args for request in requests):
-            own = list(document_windows([self.prefix_token_id, *self.tok_encode(text)], self.max_length))
-            windows += own
-            counts.append(len(own))
-        nats = iter(self._ask("rolling", windows))
+            of_text = list(document_windows([self.prefix_token_id, *self.tok_encode(text)], self.max_length))
+            windows += of_text
+            counts.append(len(of_text))
+        nats = iter(self._on_all_ranks("rolling", windows))
         return [sum(next(nats) for _ in range(count)) for count in counts]
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to the first of its stops, which is cut off.
+        """The text generated after each context, cut before the first stop text.
 
-        Sampled where the task says do_sample.
+        It is sampled where the task sets do_sample, otherwise greedy.
         """
-        wanted = [
-            self._generation(context, rules) for context, rules in (request.args for request in requests)
-        ]
-        return self._ask(
-            "generate", [(ids, sampling, number) for number, (ids, sampling) in enumerate(wanted)]
-        )
+        prompts = [self._prompt(*request.args) for request in requests]
+        numbered = [(ids, sampling, number) for number, (ids, sampling) in enumerate(prompts)]
+        return self._on_all_ranks("generate", numbered)
 
-    def _generation(self, context: str, rules: dict) -> tuple[list[int], Sampling]:
+    def _prompt(self, context: str, rules: dict) -> tuple[list[int], Sampling]:
+        """(ids of the context, its settings) of one request. rules: the task's generation_kwargs."""
         until = rules.get("until") or []
         new_tokens = next(
             (int(rules[name]) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in rules),
@@ -278,12 +277,12 @@ class Adapter(TemplateLM):
                 " positions; give a model with more, or lower it in the task"
             )
         temperature = float(rules.get("temperature", 0.0) or 0.0)
-        draws = bool(rules.get("do_sample", temperature > 0)) and temperature != 0
+        samples = bool(rules.get("do_sample", temperature > 0)) and temperature != 0
         top_p = float(rules.get("top_p", 0.0))
         sampling = Sampling(
             max_new_tokens=new_tokens,
-            greedy=not draws,
-            temperature=temperature if draws else 1.0,
+            greedy=not samples,
+            temperature=temperature if samples else 1.0,
             top_k=int(rules.get("top_k", 0)),
             top_p=0.0 if top_p == 1 else top_p,
             stop=tuple([until] if isinstance(until, str) else until),
@@ -293,28 +292,26 @@ class Adapter(TemplateLM):
         self.truncated += len(kept) < len(ids)
         return kept, sampling
 
-    def _ask(self, method: str, items: Sequence) -> list:
-        """The answers of all ranks together."""
+    def _on_all_ranks(self, method: str, items: Sequence) -> list:
+        """On rank 0: the answers for all items, on which all ranks work."""
         self.mesh.broadcast_object((method, items))
         return self._work(method, items)
 
     def serve(self) -> bool:
-        """On the other ranks: works on what the first is asked, until it dismisses them; whether all went
-        well.
-        """
-        while not isinstance(order := self.mesh.broadcast_object(None), bool):
-            with contextlib.suppress(UserError):  # which the first has too, and says
-                self._work(*order)
-        return order
+        """On the other ranks: works on rank 0's requests until `dismiss`; whether rank 0 succeeded."""
+        while not isinstance(message := self.mesh.broadcast_object(None), bool):
+            with contextlib.suppress(UserError):  # rank 0 has the same error and reports it
+                self._work(*message)
+        return message
 
-    def dismiss(self, *, well: bool) -> None:
-        self.mesh.broadcast_object(well)
+    def dismiss(self, *, success: bool) -> None:
+        """On rank 0: ends `serve` on the other ranks."""
+        self.mesh.broadcast_object(success)
 
     def _work(self, method: str, items: Sequence) -> list:
-        return [
-            answer
-            for _, answer in map_over_ranks(self.mesh, items, getattr(self, f"_{method}"), REQUESTS_AT_ONCE)
-        ]
+        methods = {"loglikelihood": self._loglikelihood, "rolling": self._rolling, "generate": self._generate}
+        work: Callable[[list], list] = methods[method]
+        return [answer for _, answer in map_over_ranks(self.mesh, items, work, REQUESTS_AT_ONCE)]
 
     def _loglikelihood(self, pairs: list) -> list[tuple[float, bool]]:
         return self.model.loglikelihood(pairs)
@@ -322,6 +319,6 @@ class Adapter(TemplateLM):
     def _rolling(self, windows: list) -> list[float]:
         return [float(logprobs.sum(dtype="float64")) for logprobs in self.model.rolling(windows)]
 
-    def _generate(self, wanted: list) -> list[str]:
-        prompts, sampling, numbers = zip(*wanted)
+    def _generate(self, numbered: list) -> list[str]:
+        prompts, sampling, numbers = zip(*numbered)
         return [c.text for c in self.model.generate(prompts, sampling, [(0, n) for n in numbers])]

@@ -1,13 +1,13 @@
-"""where an evaluation's results go: the summary that is printed, and a directory where one is named.
+"""The results of an evaluation, and its processes.
 
-Without `--output` nothing is claimed or written. With it the directory holds
+Without `--output` a command only returns its summary. With it the directory holds
 
     predictions.jsonl     one line for every example, in the order of the input
     rejects.jsonl         records that could not be read (only if there are any)
     manifest.json         settings, inputs, counts, scores; written last
 
-and the same command again returns what it holds. An evaluation ended by a user's mistake leaves nothing
-there.
+and the same command returns the finished summary when it runs again. An evaluation that ends with UserError
+leaves the directory empty.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..core import manifest
 from ..core.config import UserError, to_dict
@@ -27,22 +28,28 @@ from ..train.compile import keep_freed_memory
 from ..train.parallel.mesh import Mesh, ParallelConfig, launch
 from .lm import batched
 
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
 
 class Results:
-    """The results of one evaluation, in a `with` block; `finished` is the summary where the output directory
-    holds it already.
+    """The results of one evaluation, in a `with` block.
 
-    config: has a field `output` (role "output") that may be None. inputs: every file or directory that is
-    read. mesh: the ranks of this command, of which the first writes.
+    finished: the summary of an earlier run of the same command, which the output directory holds; otherwise
+    None.
+
+    verb: the command's name in the manifest. config: has a field `output` (role "output") that may be None.
+    inputs: every file or directory that is read. mesh: the ranks of this command, of which rank 0 writes.
     """
 
-    def __init__(self, verb: str, config, inputs: Iterable[str | Path], mesh: Mesh | None = None):
+    def __init__(self, verb: str, config: Any, inputs: Iterable[str | Path], mesh: Mesh | None = None):
         self.verb, self.config = verb, config
-        begin = lambda: (
-            manifest.begin(verb, config, inputs, identify=sources.identity)
-            if config.output is not None
-            else None
-        )
+
+        def begin() -> manifest.Run | None:
+            if config.output is None:
+                return None
+            return manifest.begin(verb, config, inputs, identify=sources.identity)
+
         self.run = begin() if mesh is None else mesh.on_rank_0(begin)
         finished = self.run.manifest if self.run is not None and self.run.finished else None
         self.finished = finished if mesh is None else mesh.broadcast_object(finished)
@@ -52,24 +59,21 @@ class Results:
     def __enter__(self) -> Results:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
-        if (
-            kind is not None
-            and issubclass(kind, UserError)
-            and self.run is not None
-            and not self.run.manifest
-            and not any(self.run.output.glob("step_*"))
-        ):
-            self.run.abandon()  # the mended input would be refused as another run's
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        # Otherwise the directory would be that of another run once the user has corrected the input.
+        if kind is None or not issubclass(kind, UserError) or self.run is None:
+            return
+        if not self.run.manifest and not any(self.run.output.glob("step_*")):
+            self.run.abandon()
 
     def reject(self, reject: Reject) -> None:
-        """Sets a record aside, and says so where no file will."""
+        """Sets a record aside; prints it where there is no output directory to list it in."""
         self.rejects.append(reject.as_json())
         if self.run is None and not self.silent:
             print(f"mt: {reject.file}, {reject.place}: {reject.reason}; set aside", file=sys.stderr)
 
     def refuse(self, shard: Shard, place: str, problem: str, document: Document) -> None:
-        """A record that can be read but not used: UserError, or set aside where shard.on_error is "skip"."""
+        """A record that can be read but not used: raises UserError, or sets it aside (on_error "skip")."""
         if shard.on_error == "fail":
             raise UserError(
                 f"{shard.path}, {place}: {problem}; mend it, or pass --on-error skip to set such records"
@@ -79,8 +83,9 @@ class Results:
 
     @contextlib.contextmanager
     def predictions(self) -> Iterator[Callable[[dict], None]]:
-        """`with results.predictions() as write: write({"id": ...})`: a line for each example, if anybody
-        wants them.
+        """`with results.predictions() as write: write({"id": ...})` writes a line of predictions.jsonl.
+
+        Without an output directory `write` does nothing.
         """
         if self.run is None:
             yield lambda prediction: None
@@ -89,10 +94,9 @@ class Results:
             yield lambda prediction: file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
 
     def finish(self, counts: dict, files: Iterable[Path] = (), **facts) -> dict:
-        """The summary: counts, `facts` (scores, samples) and the settings; sealed in the output directory if
-        there is one.
+        """The summary: counts, `facts` (scores, samples) and settings; also written as the manifest.
 
-        files: what else lies there.
+        files: further files in the output directory.
         """
         counts = {**counts, "rejected": len(self.rejects)}
         if self.run is None:
@@ -108,11 +112,11 @@ class Results:
 
 @contextlib.contextmanager
 def launch_ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 10.0) -> Iterator[Mesh]:
-    """All processes of this command, torchrun's or this one alone.
+    """The mesh of this command's processes, those of torchrun or this one alone, for a `with` block.
 
-    A user's mistake, which all find, is said by the first.
+    Every rank finds a user's mistake; only rank 0 reports it, the others exit.
 
-    patience_minutes: how long one waits for another.
+    patience_minutes: timeout of communication between ranks.
     """
     with launch(
         ParallelConfig(
@@ -131,33 +135,33 @@ def launch_ranks(tensor_model_parallel_size: int = 1, patience_minutes: float = 
 
 
 def map_over_ranks(
-    mesh: Mesh, items: Iterable, work: Callable[[list], list], at_once: int
-) -> Iterator[tuple]:
-    """(item, its answer) of all items, in order and on every rank; data-parallel ranks work on different
-    blocks of `at_once` at a time.
+    mesh: Mesh, items: Iterable[Item], work: Callable[[list[Item]], list[Answer]], at_once: int
+) -> Iterator[tuple[Item, Answer]]:
+    """(item, its answer) of all items, in order, on every rank.
 
-    work: the answers for a list of items. Nothing is worked on twice, and what is worked on together does not
-    depend on the number of ranks. A mistake of the user's that work finds on one rank is raised on all.
+    work: the answers of a list of items. Each data-parallel rank works on another block of `at_once` items,
+    so that the blocks do not depend on the number of ranks. UserError of one rank is raised on all.
     """
     blocks, replicas = batched(items, at_once), mesh.dp
     while turn := list(itertools.islice(blocks, replicas.size)):
-        mine = None
+        own: list[Answer] | UserError | None = None
         if replicas.rank < len(turn):
             try:
-                mine = work(turn[replicas.rank])
-            except UserError as mistake:
-                mine = mistake
-        # the ranks of a replica are neighbours, and have the same answers
-        found = mesh.all_gather_object(mine if mesh.tp.rank == 0 else None)[:: mesh.tp.size]
-        for block, answers in zip(turn, found):
+                own = work(turn[replicas.rank])
+            except UserError as error:
+                own = error
+        # the tensor-parallel ranks of a replica are consecutive and have the same answers
+        gathered = mesh.all_gather_object(own if mesh.tp.rank == 0 else None)[:: mesh.tp.size]
+        for block, answers in zip(turn, gathered):
             if isinstance(answers, UserError):
                 raise answers
             yield from zip(block, answers, strict=True)
 
 
 def read_records(shard: Shard, results: Results) -> Iterator[tuple[str, Document]]:
-    """("record N", document) of every record of a whole file that can be read; the others are counted and set
-    aside.
+    """("record N", document) of every record of a whole file that can be read.
+
+    The other records count too, and are set aside.
     """
     number = 0
 

@@ -162,7 +162,8 @@ class GenerationBatch:
             logprobs = self.model.logits(hidden[rows]).float().log_softmax(1)
             continuation.prompt_logprobs += logprobs.gather(1, targets[rows, None])[:, 0].tolist()
             if count := continuation.sampling.top_logprobs:
-                continuation.prompt_top += top_logprobs(logprobs, [count] * len(logprobs))
+                tops = top_logprobs(logprobs, [count] * len(logprobs))
+                continuation.prompt_top += [top for top in tops if top is not None]
 
     def _forward(self, tokens: Tensor, positions: Tensor, first: int, **more) -> Tensor:
         """Hidden states (B, T, D) of the cache rows from `first` on; (N, D) where `at` selects positions."""

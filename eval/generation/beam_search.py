@@ -2,8 +2,8 @@
 
 The rules are those of transformers with `early_stopping=False`, which are also Megatron-LM's. Every step
 considers twice as many candidates as beams. A candidate in the best half that ends the text becomes a
-finished beam; the best K finished beams are kept. The search ends when the best running beam, scored at its present
-length, is no better than the worst of K finished beams. Temperature, top-k and top-p do not apply.
+finished beam; the best K finished beams are kept. The search ends when the best running beam, scored at its
+present length, is no better than the worst of K finished beams. Temperature, top-k and top-p do not apply.
 
 K beams, V vocabulary.
 """

@@ -263,7 +263,7 @@ def candidates(
 
 
 def top_logprobs(logprobs: Tensor, counts: Sequence[int]) -> list[dict[int, float] | None]:
-    """For each row of (B, V) log-probabilities the `counts[row]` most probable ids, best first; None for 0."""
+    """For each row of (B, V) log-probabilities the `counts[row]` best ids, in order; None for 0."""
     best = logprobs.topk(min(max(counts), logprobs.shape[1]), dim=1)
     values, ids = best.values.tolist(), best.indices.tolist()
     return [dict(zip(i[:n], v[:n])) if n else None for n, i, v in zip(counts, ids, values)]

@@ -1,12 +1,14 @@
-"""how a tokenised corpus is undone: the spelling of WikiText and of Penn Treebank back to ordinary text.
+"""Detokenisers: convert the tokenised spelling of WikiText and Penn Treebank back to ordinary text.
 
-The rules are Megatron-LM's (tasks/zeroshot_gpt/detokenizer.py; lm-eval has the same for WikiText), applied in
-their order to the whole text. Megatron-LM chose them by a substring of the file's path; here the user does.
+The rules are Megatron-LM's (tasks/zeroshot_gpt/detokenizer.py; lm-eval has the same for WikiText), applied to
+the whole text in order. Megatron-LM selects them by a substring of the file's path; here the user does.
 """
 
 from __future__ import annotations
 
-# (what stands in the file, what it becomes), in order
+from collections.abc import Callable, Iterable
+
+# (text in the file, its replacement), in order
 WIKITEXT_SPACING = (
     ("s '", "s'"),
     (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
@@ -23,8 +25,8 @@ PTB = (
 
 
 def wikitext(text: str) -> str:
-    # The reference also has re.sub(r"/' [0-9]/", r"/'[0-9]/", text): between its slashes it matches nothing
-    # in any prose.
+    # The reference also has re.sub(r"/' [0-9]/", r"/'[0-9]/", text), which is omitted: with slashes in the
+    # pattern it matches no prose.
     text = _replace(text, WIKITEXT_SPACING)
     for left, right in BRACKETS:
         text = _trim_inside(text, left, right)
@@ -35,20 +37,20 @@ def ptb(text: str) -> str:
     return _replace(text, PTB)
 
 
-DETOKENIZERS = {"none": str, "wikitext": wikitext, "ptb": ptb}
+DETOKENIZERS: dict[str, Callable[[str], str]] = {"none": str, "wikitext": wikitext, "ptb": ptb}
 
 
-def _replace(text: str, rules) -> str:
+def _replace(text: str, rules: Iterable[tuple[str, str]]) -> str:
     for old, new in rules:
         text = text.replace(old, new)
     return text
 
 
 def _trim_inside(text: str, left: str, right: str) -> str:
-    """`( a )` becomes `(a)`, for each left mark and the right mark that follows next.
+    """`( a )` becomes `(a)`, for each left mark and the next right mark.
 
-    The reference's pattern `\\(\\s*([^\\)]*?)\\s*\\)` gives the same, but takes quadratic time where marks
-    stay open.
+    The reference's pattern `\\(\\s*([^\\)]*?)\\s*\\)` gives the same text, but takes quadratic time where
+    marks stay open.
     """
     pieces, done = [], 0
     while (a := text.find(left, done)) >= 0 and (b := text.find(right, a + 1)) >= 0:

@@ -1,18 +1,17 @@
-"""RACE, MNLI and QQP: a BERT is finetuned to choose, or one that was is evaluated; a GPT answers RACE without
-finetuning.
+"""Finetunes a BERT on RACE, MNLI or QQP and evaluates it; also evaluates a GPT on RACE without finetuning.
 
-    --pretrained-checkpoint BERT --train-data FILE... --output DIR     finetune, then evaluate on --valid-data
-    --load DIR                                                          evaluate a finetuned classifier
-    --load GPT                                                          RACE alone: which option is the
-        likeliest answer?
+    --pretrained-checkpoint BERT --train-data FILE... --output DIR   finetune, then evaluate on --valid-data
+    --load DIR                                                       evaluate a finetuned classifier
+    --load GPT                                                       RACE only: the most probable option
 
-In: the published files (examples.py). Out, in --output: step_NNNNNNNN/ checkpoints, log.jsonl (loss of the
-steps, scores after every epoch), predictions.jsonl (a line for each example), manifest.json with the scores.
+In: the published files (race.py, mnli.py, qqp.py). Out, in --output: step_NNNNNNNN/ checkpoints, log.jsonl
+(loss of the steps, scores after every epoch), predictions.jsonl (a line for each example), manifest.json with
+the scores.
 
-An epoch is a permutation of all examples that depends on the seed and its number alone; the last batch of an
-epoch may be smaller. A run that was stopped, even by kill -9, goes on from its newest checkpoint when the
-same command is given again, and ends with the same numbers. Data-parallel processes (torchrun) share each
-batch, and the examples of an evaluation.
+An epoch is a permutation of all examples, which depends only on the seed and the epoch's number. The last
+batch of an epoch may be smaller. After an interruption, even by kill -9, the same command resumes from the
+newest checkpoint and ends with the same numbers. Data-parallel processes (torchrun) share each batch, and the
+examples of an evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import torch
@@ -56,11 +55,11 @@ from .multiple_choice import ClassificationTask, Predictor, by_classifier, by_li
 
 @configuration(group="optimizer")
 class FinetuneOptimizer(OptimizerConfig):
-    """AdamW as Megatron-LM finetunes with it."""
+    """AdamW with Megatron-LM's defaults for finetuning."""
 
     lr: float = option(5e-5, "peak learning rate")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option(
-        "linear", "how it falls after the warm-up"
+        "linear", "decay of the learning rate after the warm-up"
     )
     lr_warmup_fraction: float | None = option(0.065, "warm-up, as a fraction of the decay")
     weight_decay: float = option(0.1, "decoupled weight decay; biases and other vectors have none")
@@ -68,22 +67,22 @@ class FinetuneOptimizer(OptimizerConfig):
 
 @configuration()
 class FinetuneConfig:
-    """What the tasks share.
+    """The settings of `mt eval mnli`, and those that RACE and QQP share.
 
     The defaults of batch, epochs and optimizer are those that Megatron-LM recommends.
     """
 
-    valid_data: tuple[str, ...] = option(help="what is evaluated: files or folders", role="input")
+    valid_data: tuple[str, ...] = option(help="evaluation data: files or folders", role="input")
     load: str | None = option(None, "evaluate this checkpoint", role="input")
     pretrained_checkpoint: str | None = option(None, "finetune this BERT", role="input")
-    train_data: tuple[str, ...] = option((), "what it is finetuned on: files or folders", role="input")
+    train_data: tuple[str, ...] = option((), "training data: files or folders", role="input")
     output: str | None = option(
         None,
         "directory for checkpoints, a line per example and the scores; none: only print the scores",
         role="output",
     )
-    epochs: int = option(5, "times that every example is seen; 0: only evaluate --load")
-    micro_batch_size: int = option(8, "examples that a process works on together")
+    epochs: int = option(5, "passes over the training examples; 0: only evaluate --load")
+    micro_batch_size: int = option(8, "examples in a forward pass")
     global_batch_size: int | None = option(
         None, "examples of a step (default: micro-batch-size x copies of the model)"
     )
@@ -96,20 +95,21 @@ class FinetuneConfig:
         None, "tokens of a sequence at most (default: 512, or the positions of the model if they are fewer)"
     )
     hidden_dropout: float = option(
-        0.1, "finetuning: dropout on the embedding, on what each layer adds, and before the head"
+        0.1, "finetuning: dropout on the embedding, on each layer's outputs, and before the output layer"
     )
     attention_dropout: float = option(0.1, "finetuning: dropout on attention weights")
     bf16: bool = option(False, "finetune in bfloat16; evaluation is in float32")
-    seed: int = option(1234, "of the new weights, the order of the examples and the dropout")
+    seed: int = option(1234, "seed of the new weights, the order of the examples and the dropout")
     save_interval: int | None = option(
-        None, "steps from one checkpoint to the next (default: one after every epoch)", role="runtime"
+        None, "steps between checkpoints (default: one after every epoch)", role="runtime"
     )
-    log_interval: int = option(10, "steps from one log line to the next")
+    log_interval: int = option(10, "steps between log lines")
     on_error: Literal["fail", "skip"] = option("fail", "a row that is no example: stop, or set it aside")
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
+    optimizer: FinetuneOptimizer
 
     def __post_init__(self):
-        training = bool(self.train_data) and self.epochs > 0
+        training = self.trains
         sizes = (
             "micro_batch_size",
             "tensor_model_parallel_size",
@@ -138,10 +138,8 @@ class FinetuneConfig:
             ),
             (
                 training or self.load is not None,
-                (
-                    "what is to be evaluated? give --load CHECKPOINT, or --pretrained-checkpoint BERT with"
-                    " --train-data FILE... to finetune one"
-                ),
+                "what is to be evaluated? give --load CHECKPOINT, or --pretrained-checkpoint BERT with"
+                " --train-data FILE... to finetune one",
             ),
             (
                 not training or self.pretrained_checkpoint is not None,
@@ -150,24 +148,19 @@ class FinetuneConfig:
             (not training or self.output is not None, "finetuning writes checkpoints: give --output DIR"),
             (
                 not training or self.load in (None, self.output),
-                (
-                    f"load = {self.load}: finetuning begins with --pretrained-checkpoint, and goes on from"
-                    " what lies in --output; leave --load out"
-                ),
+                f"load = {self.load}: finetuning starts from --pretrained-checkpoint, or resumes from"
+                " --output; leave --load out",
             ),
         )
 
     @property
     def trains(self) -> bool:
+        """Whether the command finetunes, or else only evaluates --load."""
         return bool(self.train_data) and self.epochs > 0
 
 
-@configuration()
-class PairsConfig(FinetuneConfig):
-    optimizer: FinetuneOptimizer
-
-
 def run(config: FinetuneConfig, task: ClassificationTask) -> dict | None:
+    """The summary of a task's command on rank 0, None on the other ranks."""
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
         use_fast_float32_matmul()
         valid = {path: place for place in config.valid_data for path in files_in(place, task.suffixes)}
@@ -175,6 +168,7 @@ def run(config: FinetuneConfig, task: ClassificationTask) -> dict | None:
             path for place in config.train_data if config.trains for path in files_in(place, task.suffixes)
         ]
         model = config.pretrained_checkpoint if config.trains else config.load
+        assert model is not None, "the configuration names a checkpoint"
         with Results(f"eval {task.name}", config, [model, *train, *valid], mesh) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
@@ -193,8 +187,9 @@ def _evaluate(
     mesh: Mesh,
     finetuned: Finetuning | None = None,
 ) -> dict | None:
-    """The scores of --load, or of what was just finetuned, as its checkpoint holds it."""
+    """The scores of --load, or of the last checkpoint of this finetuning run."""
     place = config.load if finetuned is None else config.output
+    assert place is not None, "an evaluation has --load, and finetuning has --output"
     predictor = _predictor(config, task, open_checkpoint(place), mesh)
     with results.predictions() as write:
         scores, counts = evaluate(task, valid, results, mesh, predictor, write)
@@ -220,7 +215,11 @@ def _predictor(
 
 
 class Finetuning:
-    """One run of finetuning: model, optimizer, data, and how far it has come."""
+    """One finetuning run: model, optimizer, data and progress.
+
+    train: the files to train on. valid: the files to evaluate after every epoch, each with the place of
+    --valid-data that it belongs to.
+    """
 
     def __init__(
         self,
@@ -232,6 +231,8 @@ class Finetuning:
         mesh: Mesh,
     ):
         self.config, self.task, self.valid, self.results, self.mesh = config, task, valid, results, mesh
+        assert config.output is not None, "finetuning has --output"
+        assert config.pretrained_checkpoint is not None, "finetuning has --pretrained-checkpoint"
         self.folder = Path(config.output)
         model, tokenizer = pretrained(
             open_checkpoint(config.pretrained_checkpoint),
@@ -248,23 +249,23 @@ class Finetuning:
                 f" {config.pretrained_checkpoint}"
             )
         self.encoder = PairEncoder(tokenizer, config.seq_length or min(512, positions))
-        unit = config.micro_batch_size * mesh.dp.size
-        self.batch_size = config.global_batch_size or unit
-        if self.batch_size % unit:
+        multiple = config.micro_batch_size * mesh.dp.size
+        self.batch_size = config.global_batch_size or multiple
+        if self.batch_size % multiple:
             raise UserError(
                 f"global_batch_size = {self.batch_size} is not a multiple of micro_batch_size ="
                 f" {config.micro_batch_size} x {mesh.dp.size} data-parallel"
-                f" process{'es' * (mesh.dp.size > 1)} = {unit}"
+                f" process{'es' * (mesh.dp.size > 1)} = {multiple}"
             )
         read = with_error_policy(task.read, results.reject, config.on_error)
         self.data = TrainingSet(self.encoder, (example for path in train for example in read(path)))
-        self.refused = len(results.rejects)
+        self.num_rejected = len(results.rejects)
         if not self.data:
             raise UserError(f"{', '.join(map(str, train))}: no example could be read; check the file")
-        for path in valid:  # what is wrong there is said now, and not after the training
+        for path in valid:  # raises UserError for a bad row before the training, not after it
             for _ in read(path):
                 pass
-        del results.rejects[self.refused :]
+        del results.rejects[self.num_rejected :]
         self.steps_per_epoch = -(-len(self.data) // self.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         total_samples = config.epochs * len(self.data)
@@ -275,25 +276,26 @@ class Finetuning:
         self.model = model.train()
         self.weights = MasterWeights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
-        self.progress = self._start()
+        self.progress = self._resume()
         self.log = FinetuneLog(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)
-        saved = CheckpointConfig(save=config.output, load=config.pretrained_checkpoint)
-        kept = Finetuned(task.name, task.outputs, self.encoder.seq_length, model.config, saved)
-        data = {"files": [str(path) for path in train]}
-        # the ranks that hold one copy of the model
+        # the tensor-parallel ranks of one replica, over which the gradient norm is summed
         self.replica = Mesh(mesh.tp.rank, mesh.tp.size, mesh.device, mesh.tp.group)
-        self.saver = Saver(kept, tokenizer=tokenizer, data=data, mesh=mesh)
+        saved = CheckpointConfig(save=config.output, load=config.pretrained_checkpoint)
+        settings = Finetuned(task.name, task.outputs, self.encoder.seq_length, model.config, saved)
+        data = {"files": [str(path) for path in train]}
+        self.saver = Saver(settings, tokenizer=tokenizer, data=data, mesh=mesh)
 
-    def _start(self) -> Progress:
+    def _resume(self) -> Progress:
+        """Loads the newest checkpoint of --output, if there is one; returns its progress."""
         newest = self.mesh.broadcast_object(self.mesh.on_rank_0(lambda: newest_whole(self.folder)))
         if newest is None:
             return Progress()
-        found = newest.load(self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name)
+        loaded = newest.load(self.model, self.optimizer, mesh=self.mesh, weights=self.weights.by_name)
         self.weights.refresh()
-        return found
+        return loaded
 
     def fit(self) -> None:
-        """The loop, up to the last checkpoint."""
+        """The training loop, until the last checkpoint is saved."""
         config, done = self.config, self.progress
         with (
             StopSignals() as signals,
@@ -323,22 +325,21 @@ class Finetuning:
                     raise signals.stopped(done.step)
 
     def step(self) -> tuple[float, float]:
-        """One update of the weights: (the gradient's norm, the learning rate)."""
+        """One update of the weights; returns (gradient norm, learning rate)."""
         config, done = self.config, self.progress
         rate = self.rate.at(done.consumed_samples)
         set_rates(self.optimizer, rate, self.decay.at(done.consumed_samples))
         numbers = self.examples_of(done.step)
-        pieces = [
-            numbers[i : i + config.micro_batch_size] for i in range(0, len(numbers), config.micro_batch_size)
-        ]
-        mine = [
-            ClassifierMicroBatch(i, self.arguments(piece))
-            for i, piece in enumerate(pieces)
+        size = config.micro_batch_size
+        micro_batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        own = [
+            ClassifierMicroBatch(i, self.model_arguments(micro_batch))
+            for i, micro_batch in enumerate(micro_batches)
             if i % self.mesh.dp.size == self.mesh.dp.rank
         ]
         factor = torch.tensor(1 / len(numbers), device=self.mesh.device)
         loss = self.mesh.all_reduce_dp_cp(
-            forward_backward(self.model, mine, factor, seed=f"{config.seed}:{done.step}")
+            forward_backward(self.model, own, factor, seed=f"{config.seed}:{done.step}")
         ).item() / len(numbers)
         self.sum_gradients()
         norm = gradient_norm(self.weights, self.replica).item()
@@ -363,12 +364,16 @@ class Finetuning:
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.data))
         return order[within * self.batch_size : (within + 1) * self.batch_size].tolist()
 
-    def arguments(self, numbers: list[int]) -> dict:
+    def model_arguments(self, numbers: list[int]) -> dict:
+        """The arguments of Classifier.loss for examples."""
         labels = torch.tensor([self.data.labels[n] for n in numbers], device=self.mesh.device)
         return {**self.encoder.batch([self.data[n] for n in numbers], self.mesh.device), "labels": labels}
 
     def sum_gradients(self) -> None:
-        """Over the replicas, all weights in one sum; one without a share of the batch adds nothing."""
+        """Sums the gradients over the replicas in one all-reduce.
+
+        A rank without a micro-batch of this step has no gradients and adds zeros.
+        """
         for weight in self.weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -379,7 +384,7 @@ class Finetuning:
                 gradient.copy_(summed.view_as(gradient))
 
     def validate(self, epoch: int) -> None:
-        """The scores after an epoch, into the log; what is finetuned in bfloat16 is judged in it."""
+        """Logs the scores after an epoch, computed in the precision of the training."""
         self.model.eval()
         before = len(self.results.rejects)
         scores, _ = evaluate(
@@ -406,7 +411,7 @@ class Finetuning:
         losses = self.log.lines_of("loss")
         return {
             "examples": len(self.data),
-            "rejected": self.refused,
+            "rejected": self.num_rejected,
             "steps": self.progress.step,
             "global_batch_size": self.batch_size,
             "first_loss": losses[0]["loss"],
@@ -415,39 +420,44 @@ class Finetuning:
         }
 
     def files(self) -> list[Path]:
-        """What the manifest lists beside the predictions."""
+        """The files that the manifest lists beside the predictions."""
         step = self.folder / f"step_{self.progress.step:08d}"
         return [*sorted(p for p in step.rglob("*") if p.is_file()), self.log.path]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierMicroBatch:
-    """What forward_backward is given: its number in the batch, and what Classifier.loss takes."""
+    """A micro-batch for forward_backward: its index in the batch, and the arguments of Classifier.loss."""
 
     index: int
-    given: dict[str, Tensor]
+    loss_arguments: dict[str, Tensor]
 
     def arguments(self) -> dict[str, Tensor]:
-        return self.given
+        return self.loss_arguments
 
 
 class FinetuneLog:
-    """log.jsonl; a run that goes on cuts it back to its checkpoint's step, so that it reads as if nothing had
-    happened.
+    """log.jsonl: the loss of the steps and the scores after every epoch.
+
+    A resumed run first removes the lines after its checkpoint's step, so that the log is that of an
+    uninterrupted run.
     """
 
     def __init__(self, path: Path, step: int, *, writes: bool):
-        """writes: whether this is the rank that does."""
-        self.path, self.lines, self._file = path, [], None
+        """writes: whether this rank writes the file."""
+        self.path = path
+        self.lines: list[dict] = []
+        self._file: TextIO | None = None
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            # a line that a kill has cut short is the last one
+            # the last line may be incomplete after a kill
             with contextlib.suppress(json.JSONDecodeError):
                 self.lines.append(json.loads(text))
         self.lines = [line for line in self.lines if line["step"] <= step]
         if writes:
             with manifest.atomic_write(path, "w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in self.lines)
-            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - written to until the process ends
+            # open until the process ends
+            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def write(self, **line) -> None:
         self.lines.append(line)
@@ -459,5 +469,5 @@ class FinetuneLog:
             self._file.flush()
 
     def lines_of(self, name: str) -> list[dict]:
-        """The lines that hold a value of that name."""
+        """The lines that have a value of that name."""
         return [line for line in self.lines if name in line]

@@ -14,13 +14,13 @@ from ...core.config import UserError
 from ...documents.reader import Reject
 from .data_files import Refuse
 from .examples import Example, clean, table_rows
-from .finetune import PairsConfig, run
+from .finetune import FinetuneConfig, run
 from .multiple_choice import ClassificationTask
 
 LABELS = ("contradiction", "entailment", "neutral")
 
 
-def mnli(config: PairsConfig) -> dict | None:
+def mnli(config: FinetuneConfig) -> dict | None:
     """The summary of `mt eval mnli` on rank 0, None on the other ranks."""
     return run(config, MNLI)
 

@@ -161,7 +161,7 @@ class ClassificationScores:
     def summary(self, task: ClassificationTask) -> dict:
         """Each score with its standard error; empty where no example had a label."""
         named = {"accuracy": self.hits, "accuracy_per_byte": self.hits_per_byte, "loss": self.nats}
-        summary = {}
+        summary: dict[str, float | None] = {}
         for name, mean in named.items():
             if mean.count:
                 summary |= {name: mean.mean, f"{name}_stderr": mean.stderr}

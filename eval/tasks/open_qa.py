@@ -1,14 +1,13 @@
-"""Open-domain questions: a model is given passages and a question, and what it generates is compared with the
-answers.
+"""`mt eval qa`: open-domain question answering; compares generated answers with the right ones.
 
-In: a GPT (or Retro) checkpoint, files of questions with answers and perhaps passages (indexed/questions.py).
-Out: exact match and F1 in the words of the answers, each a mean with its standard error; with `--output` also
-a line for every question.
+In: a GPT or Retro checkpoint, files of questions with answers and perhaps passages (indexed/questions.py).
+Out: exact match and F1 over words, each a mean with its standard error; with `--output` also a line for every
+question.
 
-Texts are compared in lower case, without punctuation, without articles and with single spaces (SQuAD,
-Rajpurkar et al. 2016). An exact match and F1 take the best of a question's answers, as SQuAD's evaluation
-does; `f1_first_answer` takes the first one, as Megatron-LM's. The prompt is that of instruction tuning
-(indexed/instruct.py), from the same function.
+Texts are compared in lower case, without punctuation and articles and with single spaces (SQuAD, Rajpurkar et
+al. 2016). Exact match and F1 take the best of a question's answers, as in SQuAD's evaluation;
+`f1_first_answer` takes the first one, as in Megatron-LM. One function makes the prompts for evaluation and
+for instruction tuning (indexed/instruct_dataset.py).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ..results import Results, launch_ranks, map_over_ranks
 from .data_files import files_in, with_error_policy
 from .task_config import TaskConfig
 
-QUESTIONS_AT_ONCE = 64  # that a rank answers before it tells the others
+QUESTIONS_AT_ONCE = 64  # questions that a rank answers before results are exchanged
 SCORES = ("exact_match", "f1", "f1_first_answer")
 
 
@@ -48,25 +47,25 @@ class QaConfig(TaskConfig):
     )
     task: str | None = option(
         None,
-        "the set whose instructions a prompt has: nq, tqa, BoolQ, quac ... (default: the name of a file's"
-        " folder)",
+        "the data set whose instructions the prompts use: nq, tqa, BoolQ, quac ... (default: the name of a"
+        " file's folder)",
     )
-    ft_neighbours: int = option(1, "passages that stand before a question")
+    ft_neighbours: int = option(1, "passages before a question")
     use_retrieved_neighbours: bool = option(
         True,
-        "passages are those that were retrieved (ctxs) where there are any; else first those that come with"
-        " the question",
+        "use the retrieved passages (ctxs) where there are any; otherwise prefer those that come with the"
+        " question",
     )
     short_format: bool = option(
         False,
-        "ask without instructions, for models that were not tuned to them: Question: ... Answer: The"
-        " answer is",
+        "ask without instructions, for models without instruction tuning: Question: ... Answer: The answer"
+        " is",
     )
-    tokens_to_generate: int = option(64, "tokens of an answer at most")
-    stop_on_eol: bool = option(False, "an answer ends at the first line's end, and at nothing else")
+    tokens_to_generate: int = option(64, "most tokens of an answer")
+    stop_on_eol: bool = option(False, "an answer ends at the first newline, and at nothing else")
     on_error: Literal["fail", "skip"] = option(
         "fail",
-        "a record that is no question or does not fit the model: stop, or set it aside",
+        "a record that is not a question or does not fit the model: stop, or set it aside",
         role="runtime",
     )
 
@@ -84,16 +83,13 @@ class QaConfig(TaskConfig):
             ),
             (
                 not (self.short_format and self.task),
-                (
-                    f"task = {self.task} names instructions, and --short-format asks without; leave one of"
-                    " them out"
-                ),
+                f"task = {self.task} names instructions, and --short-format asks without; leave one out",
             ),
         )
 
 
 def qa(config: QaConfig) -> dict | None:
-    """Exact match and F1 of generated answers."""
+    """The summary of `mt eval qa` on rank 0, None on the other ranks."""
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
         paths = [
             path
@@ -113,24 +109,16 @@ def qa(config: QaConfig) -> dict | None:
             means = {name: RunningMean() for name in SCORES}
             without_passages = 0
             with results.predictions() as write, progress("qa", None, "questions") as advance:
-                answer = lambda asked: _answers(asked, model, config)
-                for asked, text in map_over_ranks(
-                    mesh, _prompts(paths, model, config, results), answer, QUESTIONS_AT_ONCE
-                ):
-                    scores = score(text, asked.question.answers)
+                answer = lambda prompts: _answers(prompts, model, config)
+                prompts = _prompts(paths, model, config, results)
+                for prompt, text in map_over_ranks(mesh, prompts, answer, QUESTIONS_AT_ONCE):
+                    question = prompt.question
+                    scores = score(text, question.answers)
                     for name, mean in means.items():
                         mean.add(scores[name])
-                    without_passages += not asked.passages
-                    write(
-                        {
-                            "id": asked.question.id,
-                            "question": asked.question.text,
-                            "answers": asked.question.answers,
-                            "prediction": text,
-                            "passages": asked.passages,
-                            **scores,
-                        }
-                    )
+                    without_passages += not prompt.num_passages
+                    line = {"id": question.id, "question": question.text, "answers": question.answers}
+                    write({**line, "prediction": text, "passages": prompt.num_passages, **scores})
                     advance(1)
             examples = means["f1"].count
             if not examples:
@@ -138,27 +126,29 @@ def qa(config: QaConfig) -> dict | None:
                     f"{', '.join(config.valid_data)}: no question could be asked ({len(results.rejects)} were"
                     " set aside); check the file"
                 )
-            found = {name: mean.mean for name, mean in means.items()} | {
-                f"{name}_stderr": mean.stderr for name, mean in means.items()
-            }
-            return (
-                results.finish({"without_passages": without_passages}, examples=examples, scores=found)
-                if mesh.rank == 0
-                else None
-            )
+            if mesh.rank != 0:
+                return None
+            found: dict[str, float | None] = {name: mean.mean for name, mean in means.items()}
+            found |= {f"{name}_stderr": mean.stderr for name, mean in means.items()}
+            return results.finish({"without_passages": without_passages}, examples=examples, scores=found)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """A question with the ids of its prompt, and how many passages stand in it."""
+class QuestionPrompt:
+    """A question and its prompt."""
 
     question: Question
-    prompt: list[int]
-    passages: int
+    ids: list[int]
+    num_passages: int
 
 
-def _prompts(paths: list[Path], model: LanguageModel, config: QaConfig, results: Results) -> Iterator[Asked]:
-    """The questions in order; one that does not fit is a UserError, or a reject where on_error is "skip"."""
+def _prompts(
+    paths: list[Path], model: LanguageModel, config: QaConfig, results: Results
+) -> Iterator[QuestionPrompt]:
+    """The prompts of all questions, in order.
+
+    A question that does not fit the model raises UserError, or is set aside where on_error is "skip".
+    """
     room = model.max_length - config.tokens_to_generate
 
     def refuse(bad: Reject) -> None:
@@ -194,27 +184,29 @@ def _prompts(paths: list[Path], model: LanguageModel, config: QaConfig, results:
                     )
                 )
                 continue
-            yield Asked(question, prompt, len(passages))
+            yield QuestionPrompt(question, prompt, len(passages))
 
 
-def _answers(asked: list[Asked], model: LanguageModel, config: QaConfig) -> list[str]:
+def _answers(prompts: list[QuestionPrompt], model: LanguageModel, config: QaConfig) -> list[str]:
+    """The greedy answers as single lines."""
     sampling = Sampling(max_new_tokens=config.tokens_to_generate, greedy=True, stop_on_eol=config.stop_on_eol)
     return [
         " ".join(found.text.split("\n")).strip()
-        for found in model.generate([a.prompt for a in asked], sampling)
+        for found in model.generate([prompt.ids for prompt in prompts], sampling)
     ]
 
 
 def score(prediction: str, answers: tuple[str, ...]) -> dict[str, float]:
-    """SCORES of a prediction, each from 0 to 1."""
+    """The SCORES of a prediction, each from 0 to 1."""
     f1s = [f1(prediction, answer) for answer in answers]
     exact = any(normalize(prediction) == normalize(answer) for answer in answers)
     return {"exact_match": float(exact), "f1": max(f1s), "f1_first_answer": f1s[0]}
 
 
 def f1(prediction: str, answer: str) -> float:
-    """The harmonic mean of precision and recall of the words in common, counted as often as they stand in
-    both; where one has no word, whether neither has.
+    """F1 over words, with multiplicity: the harmonic mean of precision and recall.
+
+    Where one text has no words, 1 if neither has, otherwise 0.
     """
     found, wanted = normalize(prediction).split(), normalize(answer).split()
     if not found or not wanted:
@@ -224,6 +216,6 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def normalize(text: str) -> str:
-    """In lower case, without punctuation, articles and superfluous spaces."""
+    """The text in lower case, without punctuation and articles, with single spaces."""
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())

@@ -1,7 +1,7 @@
 """QQP (Quora; Wang et al. 2019): whether two questions ask the same, by a finetuned BERT.
 
-A file is a tab-separated table with a header. 6 columns are id, qid1, qid2, both questions and the label (0 or
-1). 3 columns are those of the test set, id and both questions, without labels. finetune.py describes the
+A file is a tab-separated table with a header. 6 columns are id, qid1, qid2, both questions and the label (0
+or 1). 3 columns are those of the test set, id and both questions, without labels. finetune.py describes the
 command.
 """
 
@@ -15,12 +15,12 @@ from ...core.config import UserError, configuration, option
 from ...documents.reader import Reject
 from .data_files import Refuse
 from .examples import Example, clean, table_rows
-from .finetune import PairsConfig, run
+from .finetune import FinetuneConfig, run
 from .multiple_choice import ClassificationTask
 
 
 @configuration()
-class QqpConfig(PairsConfig):
+class QqpConfig(FinetuneConfig):
     """The settings of `mt eval qqp`."""
 
     # The published train.tsv has rows with line breaks inside a question.

@@ -1,15 +1,14 @@
-"""Retrieval for open-domain questions: among the k blocks that a biencoder scores highest, does one hold an
-answer?
+"""`mt eval retrieval`: recall@k, whether one of the k best blocks of a biencoder contains an answer.
 
-In: a biencoder, the evidence that it embedded (`mt retro embed-blocks`), files of questions with answers
+In: a biencoder, the blocks that it embedded (`mt retro embed-blocks`), files of questions with answers
 (indexed/questions.py). Out: recall@k, each with its standard error; with `--output` also a line for every
 question.
 
-A block holds an answer where the answer's words stand in it one after the other: words are runs of letters,
+A block contains an answer where the answer's words occur in it consecutively. Words are runs of letters,
 digits and combining marks, or single other characters, in lower case and canonical decomposition (DPR,
-Karpukhin et al. 2020; ORQA's evaluation in Megatron-LM). What a block says is known from its tokens alone,
-which may have lost accents and case, so an answer also counts as its own tokens spell it. Titles do not
-count.
+Karpukhin et al. 2020; ORQA's evaluation in Megatron-LM). A block's text is decoded from its tokens, which may
+have lost accents and case. So the answer as encoded and decoded by the same tokenizer matches too. Titles are
+not searched.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class RetrievalConfig:
     """The settings of `mt eval retrieval`."""
 
     load: str = option(help="the biencoder, a run of `mt train --family ict`", role="input")
-    db: str = option(help="the blocks that it embedded, of `mt retro embed-blocks`", role="input")
+    db: str = option(help="the blocks that it embedded (`mt retro embed-blocks`)", role="input")
     valid_data: tuple[str, ...] = option(
         help="questions with answers: .json, .jsonl, or lines of a question, a tab and a list of answers",
         role="input",
@@ -48,14 +47,12 @@ class RetrievalConfig:
     )
     retriever_report_topk_accuracies: tuple[int, ...] = option((1, 5, 20, 100), "the k of recall@k")
     faiss_match: Literal["string", "regex"] = option("string", "answers are texts, or regular expressions")
-    data_path: tuple[str, ...] = option(
-        (), "where the data of the blocks lie now, if they have moved", role="input"
-    )
+    data_path: tuple[str, ...] = option((), "the data of the blocks, if it has moved", role="input")
     titles_data_path: tuple[str, ...] = option(
-        (), "where their titles lie now, if they have moved", role="input"
+        (), "the titles of the blocks, if they have moved", role="input"
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that is no question: stop, or set it aside", role="runtime"
+        "fail", "a record that is not a question: stop, or set it aside", role="runtime"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
@@ -65,16 +62,13 @@ class RetrievalConfig:
             (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
             (
                 bool(ks) and min(ks) >= 1,
-                (
-                    f"retriever_report_topk_accuracies = {' '.join(map(str, ks))} must be numbers of blocks"
-                    " from 1 on"
-                ),
+                f"retriever_report_topk_accuracies = {' '.join(map(str, ks))} must be numbers of at least 1",
             ),
         )
 
 
 def retrieval(config: RetrievalConfig) -> dict:
-    """Recall@k of the blocks found for questions."""
+    """The summary of `mt eval retrieval`."""
     paths = [
         path for place in config.valid_data for path in files_in(place, (".json", ".jsonl", ".tsv", ".csv"))
     ]
@@ -92,8 +86,8 @@ def retrieval(config: RetrievalConfig) -> dict:
                 scores, found = search([question.text for question in questions], ks[-1])
                 for question, numbers, products in zip(questions, found.tolist(), scores.tolist()):
                     numbers = [n for n in numbers if n >= 0]
-                    holds = Holds(question, search, config.faiss_match)
-                    first = next((rank for rank, n in enumerate(numbers, 1) if holds(n)), None)
+                    matcher = AnswerMatcher(question, search, config.faiss_match)
+                    first = next((rank for rank, n in enumerate(numbers, 1) if matcher.matches(n)), None)
                     for k, mean in hits.items():
                         mean.add(first is not None and first <= k)
                     best = [
@@ -107,17 +101,18 @@ def retrieval(config: RetrievalConfig) -> dict:
                 f"{', '.join(config.valid_data)}: no question could be read ({len(results.rejects)} were set"
                 " aside); check the file"
             )
-        recall = {f"recall@{k}": mean.mean for k, mean in hits.items()} | {
-            f"recall@{k}_stderr": mean.stderr for k, mean in hits.items()
-        }
+        recall: dict[str, float | None] = {f"recall@{k}": mean.mean for k, mean in hits.items()}
+        recall |= {f"recall@{k}_stderr": mean.stderr for k, mean in hits.items()}
         return results.finish({"blocks": len(search.blocks.table)}, examples=hits[ks[0]].count, scores=recall)
 
 
-class Holds:
-    """Whether a block holds an answer of a question."""
+class AnswerMatcher:
+    """Finds blocks that contain an answer of a question."""
 
     def __init__(self, question: Question, search: Searcher, match: Literal["string", "regex"]):
-        self.search, self.patterns, self.answers = search, [], []
+        self.search = search
+        self.patterns: list[regex.Pattern[str]] = []
+        self.answers: list[list[str]] = []
         if match == "regex":
             self.patterns = [pattern(answer, question) for answer in question.answers]
         else:
@@ -128,23 +123,27 @@ class Holds:
                 for text in (answer, tokenizer.decode(tokenizer.encode(answer)))
             ]
 
-    def __call__(self, number: int) -> bool:
+    def matches(self, number: int) -> bool:
+        """Whether the block of that number contains an answer."""
         text = self.search.text(number)
         if self.patterns:
             return any(p.search(unicodedata.normalize("NFD", text)) for p in self.patterns)
-        here = words(text)
-        return any(contains(here, answer) for answer in self.answers if answer)
+        block = words(text)
+        return any(contains(block, answer) for answer in self.answers if answer)
 
 
 def words(text: str) -> list[str]:
+    """The words of a text in lower case and canonical decomposition."""
     return [word.lower() for word in WORD.findall(unicodedata.normalize("NFD", text))]
 
 
 def contains(text: Sequence[str], part: Sequence[str]) -> bool:
+    """Whether the words of `part` occur in `text` consecutively."""
     return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
 
 
-def pattern(answer: str, question: Question):
+def pattern(answer: str, question: Question) -> regex.Pattern[str]:
+    """An answer as a regular expression; raises UserError where it is none."""
     try:
         return regex.compile(unicodedata.normalize("NFD", answer), regex.IGNORECASE | regex.MULTILINE)
     except regex.error as error:

@@ -1,4 +1,4 @@
-"""Models that the tests of eval share: a tiny random GPT-2 of transformers, and a BERT of two training steps."""
+"""Models that the tests of eval share: a random GPT-2 of transformers, and a BERT of two training steps."""
 
 import json
 import types

@@ -1,4 +1,4 @@
-"""lm-eval on our model beside lm-eval on transformers' with the same weights, and its scores beside our own."""
+"""lm-eval on our model against lm-eval on transformers' with the same weights, and against our own tasks."""
 
 import itertools
 import json
@@ -24,8 +24,8 @@ HFLM = pytest.importorskip(
     "lm_eval.models.huggingface", reason="a package of lm-eval[hf] is not installed"
 ).HFLM
 ours_module = pytest.importorskip("mt.eval.lm_eval_adapter")
-Adapter, HarnessConfig, harness, REQUESTS_AT_ONCE = (
-    ours_module.Adapter,
+LmEvalAdapter, HarnessConfig, harness, REQUESTS_AT_ONCE = (
+    ours_module.LmEvalAdapter,
     ours_module.HarnessConfig,
     ours_module.harness,
     ours_module.REQUESTS_AT_ONCE,
@@ -84,7 +84,7 @@ def theirs(directory):
 
 @pytest.fixture(scope="module")
 def ours(directory):
-    return Adapter(open_model(open_checkpoint(directory), "positions", 4))
+    return LmEvalAdapter(open_model(open_checkpoint(directory), "positions", 4))
 
 
 def requests(kind, arguments):

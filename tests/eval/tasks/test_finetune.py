@@ -12,7 +12,7 @@ import pytest
 
 from mt.core.config import UserError, build
 from mt.eval.lm import open_model
-from mt.eval.tasks.finetune import PairsConfig
+from mt.eval.tasks.finetune import FinetuneConfig
 from mt.eval.tasks.mnli import mnli
 from mt.eval.tasks.race import RaceConfig, race
 from mt.tests.eval.labelled_data import write_mnli, write_qqp, write_race
@@ -30,7 +30,7 @@ def pairs(tmp_path, bert, **more):
         "log_interval": 1,
         **more,
     }
-    return build(PairsConfig, ("test", given))
+    return build(FinetuneConfig, ("test", given))
 
 
 def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_path, bert):
@@ -43,7 +43,7 @@ def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_pa
     assert [line["epoch"] for line in run["epochs"]] == [1, 2, 3, 4, 5]
     again = mnli(
         build(
-            PairsConfig,
+            FinetuneConfig,
             (
                 "test",
                 {"load": config.output, "valid_data": config.valid_data, "output": str(tmp_path / "again")},
@@ -69,7 +69,7 @@ def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_pa
         )
     test = mnli(
         build(
-            PairsConfig,
+            FinetuneConfig,
             (
                 "test",
                 {"load": config.output, "valid_data": [write_mnli(tmp_path / "test.tsv", 5, 3, test=True)]},
@@ -246,11 +246,11 @@ def test_settings_that_do_not_fit_are_named(tmp_path, bert):
         ({"load": bert, "epochs": -1}, "epochs = -1 must not be negative"),
     ):
         with pytest.raises(UserError, match=message):
-            build(PairsConfig, ("test", {"valid_data": [valid], **given}))
+            build(FinetuneConfig, ("test", {"valid_data": [valid], **given}))
     with pytest.raises(
         UserError, match=r"is no finetuned classifier; finetune it with --pretrained-checkpoint"
     ):
-        mnli(build(PairsConfig, ("test", {"load": bert, "valid_data": [valid]})))
+        mnli(build(FinetuneConfig, ("test", {"load": bert, "valid_data": [valid]})))
     with pytest.raises(UserError, match=r"seq_length = 999 must be at most the 48 positions"):
         mnli(pairs(tmp_path, bert, seq_length=999))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Answers to questions: scores beside SQuAD's own evaluation, prompts that fit, and what a tuned model gives."""
+"""Question answering: scores against SQuAD's own evaluation, and prompts that fit the model."""
 
 import json
 import types
@@ -13,8 +13,9 @@ from mt.eval.tasks.open_qa import QaConfig, f1, normalize, qa, score
 from mt.tests.eval.conftest import ByteTokenizer
 
 PAIRS = [
-    ("The Eiffel Tower!", "eiffel  tower"), ("Paris, France", "Paris"), ("a cat and a cat", "the cat"), ("U.S.", "us"), ("don't  know", "dont know"),
-    ("twenty-one", "twenty one"), ("Beyonc\u00e9", "beyonc\u00e9 knowles"), ("an\nanswer", "answer"), ("no", "yes"), ("theatre a", "Theatre"),
+    ("The Eiffel Tower!", "eiffel  tower"), ("Paris, France", "Paris"), ("a cat and a cat", "the cat"),
+    ("U.S.", "us"), ("don't  know", "dont know"), ("twenty-one", "twenty one"), ("no", "yes"),
+    ("Beyonc\u00e9", "beyonc\u00e9 knowles"), ("an\nanswer", "answer"), ("theatre a", "Theatre"),
 ]  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_where_a_text_has_no_word_f1_is_whether_neither_has():
 
 
 class Parrot(torch.nn.Module):
-    """Says what comes next in a text that it knows by heart, byte by byte; anything else ends the document."""
+    """Continues known prompts with their known answers, and ends the document after all others."""
 
     def __init__(self, known: dict[str, str]):
         super().__init__()

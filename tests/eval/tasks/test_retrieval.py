@@ -158,14 +158,26 @@ def test_answers_match_as_in_dpr():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"load": "raw"}, "db: was embedded by another model than the one in --load; give that one, or embed the blocks again"),
-        ({"db": "trained"}, "trained: is not finished evidence; make it with `mt retro embed-blocks --output .*trained`"),
+        (
+            {"load": "raw"},
+            "db: was embedded by another model than the one in --load; give that one, or embed the blocks",
+        ),
+        (
+            {"db": "trained"},
+            "trained: is not finished evidence; make it with `mt retro embed-blocks --output .*trained`",
+        ),
         ({"valid_data": "empty.jsonl"}, "empty.jsonl: the file is empty; check the path"),
         ({"valid_data": "none.jsonl"}, "none.jsonl, line 1: has no answers; mend it"),
-        ({"valid_data": "wrong.tsv"}, "wrong.tsv, line 1: is not a question, a tab and a list of answers, such as"),
-        ({"faiss_match": "regex", "valid_data": "regex.jsonl"}, r"regex.jsonl, question regex.jsonl:1: the answer '\(' is no regular expression"),
+        (
+            {"valid_data": "wrong.tsv"},
+            "wrong.tsv, line 1: is not a question, a tab and a list of answers, such as",
+        ),
+        (
+            {"faiss_match": "regex", "valid_data": "regex.jsonl"},
+            r"regex.jsonl, question regex.jsonl:1: the answer '\(' is no regular expression",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(corpus, models, evidence, change, message):
     folder = corpus[0]
     (folder / "empty.jsonl").write_text("")
