@@ -16,7 +16,6 @@ from __future__ import annotations
 import array
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from ..indexed.masked_dataset import word_pieces
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.checkpoint.base import Checkpoint
 from ..train.checkpoint.native import CheckpointConfig
+from ..train.model.base import Model
 from ..train.model.bert import Bert
 from ..train.model.config import ResolvedModelConfig
 from ..train.model.layers import Linear, initialize
@@ -38,7 +38,7 @@ from .tasks.examples import Example
 MAX_QUESTION_TOKENS = 128  # tokens of a question with an option are cut at this, as in Megatron-LM
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """BERT, a pooler and an output layer.
 
     config: of the BERT, resolved. outputs: logits of a sequence: 1 where each choice is a sequence, otherwise
@@ -52,6 +52,13 @@ class Classifier(nn.Module):
         self.bert = Bert(config, heads=False)
         self.pooler = Linear(D, D, bias=True, std=std)
         self.head = Linear(D, outputs, bias=True, std=std)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.bert.layers
+
+    def last_norms(self) -> list[nn.Module]:
+        return self.bert.last_norms()
 
     def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, choices: int) -> Tensor:
         """(B, C) float32 logits.

@@ -85,14 +85,9 @@ def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_pat
     assert summary["examples"] == len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
-def evaluate(verb, config):
-    """On every rank of a job: the summary on the first, None on the others."""
-    return {"lambada": lambada, "wikitext": wikitext}[verb](config)
-
-
 @pytest.fixture
 def evaluations(trained, tmp_path):
-    """evaluations(directory, name=value ...): (verb, its configuration) of more passages and windows than one
+    """evaluations(directory, name=value ...): (task, its configuration) of more passages and windows than one
     rank gets at a time.
     """
     passages, text = tmp_path / "passages.jsonl", tmp_path / "valid.txt"
@@ -102,13 +97,13 @@ def evaluations(trained, tmp_path):
     text.write_text(TEXT * 15)
     return lambda name, **more: [
         (
-            "lambada",
+            lambada,
             LambadaConfig(
                 load=trained, valid_data=(str(passages),), output=str(tmp_path / f"lambada{name}"), **more
             ),
         ),
         (
-            "wikitext",
+            wikitext,
             WikitextConfig(
                 load=trained,
                 valid_data=str(text),
@@ -121,8 +116,8 @@ def evaluations(trained, tmp_path):
 
 
 def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(evaluations, pool):
-    for (verb, alone), (_, shared) in zip(evaluations("1"), evaluations("2")):
-        (one,), (two, nothing) = pool.run(evaluate, 1, verb, alone), pool.run(evaluate, 2, verb, shared)
+    for (task, alone), (_, shared) in zip(evaluations("1"), evaluations("2")):
+        (one,), (two, nothing) = pool.run(task, 1, alone), pool.run(task, 2, shared)
         assert nothing is None
         for name in ("scores", "counts", "examples"):
             assert one[name] == two[name]
@@ -130,8 +125,8 @@ def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(eval
 
 
 def test_ranks_that_share_a_model_score_as_one_does(evaluations, pool):
-    for (verb, alone), (_, cut) in zip(evaluations("1"), evaluations("2", tensor_model_parallel_size=2)):
-        (one,), (two, _) = pool.run(evaluate, 1, verb, alone), pool.run(evaluate, 2, verb, cut)
+    for (task, alone), (_, cut) in zip(evaluations("1"), evaluations("2", tensor_model_parallel_size=2)):
+        (one,), (two, _) = pool.run(task, 1, alone), pool.run(task, 2, cut)
         assert one["counts"] == two["counts"]
         assert two["scores"] == approx(one["scores"])
         for mine, theirs in zip(

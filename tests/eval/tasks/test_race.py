@@ -9,6 +9,7 @@ import pytest
 from mt.core.config import UserError, build
 from mt.eval.tasks.race import RaceConfig, race, read_race
 from mt.tests.eval.labelled_data import write_race
+from mt.tests.eval.tasks.reading import read
 from mt.train.model.config import ModelConfig
 
 
@@ -82,3 +83,60 @@ def test_a_race_file_that_is_none_is_named_before_anything_is_trained(tmp_path, 
             )
         )
     assert not list((tmp_path / "out").iterdir()), "nothing stands in the way of the mended command"
+
+
+QUESTION = {"article": "a", "questions": ["q"], "options": [["1", "2", "3", "4"]], "answers": ["A"]}
+
+
+def test_every_blank_of_a_question_is_filled_and_a_question_without_one_is_followed_by_its_option(tmp_path):
+    record = {
+        "article": " The  cat . It sat\n",
+        "questions": ["_ is _ .", "who ?"],
+        "options": [["a", "b", " c", "d"], ["e", "f", "g", "h"]],
+        "answers": ["D", "B"],
+    }
+    path = tmp_path / "x.txt"
+    path.write_text(json.dumps(record) + "\n" + json.dumps(QUESTION | {"id": 5}) + "\n")
+    (blank, plain, last), rejects = read(read_race, path)
+    assert rejects == []
+    assert blank.first == ("a is a .", "b is b .", "c is c .", "d is d .")
+    assert plain.first == ("who ? e", "who ? f", "who ? g", "who ? h")
+    assert blank.second == plain.second == "The cat. It sat"
+    assert (blank.label, plain.label) == (3, 1)
+    assert (blank.question, blank.options) == ("_ is _ .", ("a", "b", "c", "d"))
+    assert (blank.id, plain.id, last.id) == ("x.txt:1:0", "x.txt:1:1", "5:0")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[]", "is not a JSON object"),
+        ("{", "malformed JSON at column 2"),
+        (json.dumps(QUESTION | {"article": 3}), "has no 'article' that is a text"),
+        (json.dumps(QUESTION | {"questions": "q"}), "has no 'questions' that is a list"),
+        (json.dumps(QUESTION | {"options": {}}), "has no 'options' that is a list"),
+        (json.dumps(QUESTION | {"answers": None}), "has no 'answers' that is a list"),
+        (json.dumps(QUESTION | {"questions": []}), "has 0 questions, 1 lists of options and 1 answers"),
+        (json.dumps(QUESTION | {"options": []}), "has 1 questions, 0 lists of options and 1 answers"),
+        (json.dumps(QUESTION | {"answers": []}), "has 1 questions, 1 lists of options and 0 answers"),
+        (json.dumps(QUESTION | {"questions": [1]}), "question 1 or one of its options is not a text"),
+        (json.dumps(QUESTION | {"options": ["1234"]}), "question 1 or one of its options is not a text"),
+        (json.dumps(QUESTION | {"options": [["1", "2", "3", 4]]}), "question 1 or one of its options is not"),
+        (json.dumps(QUESTION | {"options": [["1", "2", "3"]]}), "question 1 has 3 options; RACE has 4"),
+        (
+            json.dumps(QUESTION | {"answers": ["AB"]}),
+            "the answer of question 1 is 'AB'; it must be A, B, C or D",
+        ),
+        (
+            json.dumps(QUESTION | {"answers": [["A"]]}),
+            "the answer of question 1 is ['A']; it must be A, B, C",
+        ),
+    ],
+)
+def test_a_line_that_is_none_of_race_is_rejected_and_the_next_one_is_read(tmp_path, line, reason):
+    path = tmp_path / "x.txt"
+    path.write_text(line + "\n" + json.dumps(QUESTION) + "\n")
+    examples, ((place, found),) = read(read_race, path)
+    assert place == "line 1"
+    assert found.startswith(reason)
+    assert [e.id for e in examples] == ["x.txt:2:0"]
