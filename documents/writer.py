@@ -25,7 +25,7 @@ from ..core.config import UserError
 from .reader import Document
 
 BUFFER_BYTES = 1 << 20
-# Parquet: so many documents, or bytes of text, become columns at once. A row group has as many documents.
+# Parquet: so many documents, or bytes of text, become columns at once; a row group has as many documents.
 BATCH_DOCUMENTS, BATCH_BYTES = 8192, 16 << 20
 
 
@@ -33,7 +33,7 @@ class Writer:
     """Writes documents to `path`, then to `NAME_001`, `NAME_002` ... after each `max_bytes` of text.
 
     Use it in a `with` block. The ending of the path gives the format. `records` are the entries of the whole
-    files for the manifest, made without reading them again. `documents` and `text_bytes` count over all files.
+    files for the manifest, made without reading them again. `documents` and `text_bytes` count all files.
     """
 
     def __init__(

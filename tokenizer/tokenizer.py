@@ -1,14 +1,16 @@
-"""text <-> ids: every tokenizer type, the fastest backend that gives the same ids.
+"""Tokenizers: encode text to token ids and decode ids, for every tokenizer type, with the fastest backend.
 
-In: a `TokenizerConfig`, or a directory that `save` (or Hugging Face) wrote. Out: a `Tokenizer`.
+`load` makes a `Tokenizer` from a `TokenizerConfig`, `load_directory` from a directory that `save` or Hugging
+Face wrote.
 
-Every vocabulary but sentencepiece's and the two trivial ones is kept as the tree of a Hugging Face
-`tokenizer.json` (vocabulary.py). Text is encoded to raw pieces: no [CLS], [SEP] or BOS is put around it, and
-nothing in a text is ever a control id: `<|endoftext|>` written in a document is encoded like any other
-characters, unless `allow_special` asks otherwise. Two backends read the tree, `gigatoken` (some fifty times
-faster) and `tokenizers` (the reference); gigatoken is used only where it gives the same ids on a probe text
-that is made to tell them apart, so that ids never depend on what is installed. A sentencepiece model is read
-by its own library.
+Every vocabulary except sentencepiece's and the two trivial ones is kept as the tree of a Hugging Face
+`tokenizer.json` (vocabulary.py). Encoding adds no [CLS], [SEP] or BOS. A special token written in a document,
+such as `<|endoftext|>`, is encoded as ordinary characters and never becomes its control id, unless
+`allow_special` is set.
+
+Two backends read the tree: `tokenizers`, the reference, and `gigatoken`, which is some fifty times faster.
+gigatoken is used only if both give the same ids for a probe text on which backends have disagreed, so ids
+never depend on what is installed. A sentencepiece model is read by its own library.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -32,19 +34,20 @@ from ..core.config import UserError, check, configuration, option
 from ..core.manifest import cache_folder
 from .vocabulary import (
     TIKTOKEN_SPECIALS,
-    Ends,
+    Delimiters,
+    Tree,
     add_specials,
     bert_tree,
-    blind,
     gpt2_tree,
+    hide_specials,
     hugging_face_tree,
     read_json_file,
     tiktoken_tree,
     token_ids,
 )
 
-# Where backends have disagreed: contractions, marks, emoji, spaces of every kind and length, digits of every
-# script, control and unassigned characters, line ends.
+# Characters on which backends have disagreed: contractions, combining marks, emoji, spaces of every kind and
+# length, digits of every script, control and unassigned characters, line ends.
 PROBE = (
     "It's THEY'RE we'll I'M don't 'S ''s x'd a'B naïve nai\u0308ve ſt\u0323\u0307 Ǆ ǅ ß İ ı Ω\n\n\n  \n \t\t"
     " x\r\ny\rz   "
@@ -60,15 +63,17 @@ PROBE = (
     " end "
 )
 
-# What Megatron-LM puts between two spaces, that sentencepiece keeps both: a sign that few texts and
-# vocabularies have.
+# Megatron-LM puts this character between two spaces, so that sentencepiece keeps both. Few texts and
+# vocabularies contain it.
 MARK = "☯"
 EXTRA_SPACE = re.compile(r"(?<= )(?= )|^ | $")
+
+T = TypeVar("T")
 
 
 @configuration(group="tokenizer")
 class TokenizerConfig:
-    """Which tokenizer, and its files."""
+    """The type of the tokenizer, its files and its special tokens."""
 
     tokenizer_type: (
         Literal[
@@ -86,8 +91,7 @@ class TokenizerConfig:
         | None
     ) = option(
         None,
-        "kind of tokenizer (default: GPT2BPETokenizer where --merge-file is given, else"
-        " HuggingFaceTokenizer)",
+        "type of tokenizer (default: GPT2BPETokenizer if --merge-file is given, else HuggingFaceTokenizer)",
     )
     vocab_file: str | None = option(
         None, "vocab.json of GPT2BPETokenizer, vocab.txt of BertWordPiece", role="input"
@@ -95,50 +99,46 @@ class TokenizerConfig:
     merge_file: str | None = option(None, "merges.txt of GPT2BPETokenizer", role="input")
     tokenizer_model: str | None = option(
         None,
-        "a tokenizer.json or its directory (HuggingFaceTokenizer), a .model file (SentencePiece, Llama2),"
-        " tiktoken's ranks as JSON",
+        "a tokenizer.json or its directory (HuggingFaceTokenizer), a .model file (SentencePiece, Llama2), the"
+        " ranks of tiktoken as JSON (TikTokenizer)",
         role="input",
     )
     vocab_extra_ids: int = option(
-        0, "number of sentinels <extra_id_0>, <extra_id_1>, ... to add to the vocabulary (T5 uses 100)"
+        0, "number of sentinel tokens <extra_id_0>, <extra_id_1>, ... to add to the vocabulary (T5: 100)"
     )
     tokenizer_vocab_size: int | None = option(
         None,
-        "NullTokenizer: number of ids, the last of which ends documents; ByteLevelTokenizer: default 512;"
-        " TikTokenizer: ids to keep (131072)",
+        "NullTokenizer: number of ids, of which the last ends documents; ByteLevelTokenizer: number of ids"
+        " (default: 512); TikTokenizer: number of ids to keep (default: 131072)",
     )
     tokenizer_special_tokens: tuple[str, ...] = option(
         (),
-        "special tokens to add; TikTokenizer: all that come before the ranks, <unk> <s> </s> <mask> <pad>"
-        " <cls> <sep> among them",
+        "special tokens to add; TikTokenizer: all special tokens before the ranks, <unk> <s> </s> <mask>"
+        " <pad> <cls> <sep> included",
     )
     tokenizer_sentencepiece_ignore_extra_whitespaces: bool = option(
-        True, "sentencepiece: leave out spaces beyond the first where the model does so"
+        True, "sentencepiece: reduce runs of spaces to one space if the model does so; --no-...: keep them"
     )
     null_tokenizer_eod_id: int | None = option(
-        None, "NullTokenizer: the id that ends documents (default: the last)"
+        None, "NullTokenizer: the id that ends documents (default: the last id)"
     )
     tiktoken_pattern: Literal["v1", "v2"] = option(
-        "v2", "TikTokenizer: how text is split before its bytes are merged"
+        "v2", "TikTokenizer: pattern that splits text before its bytes are merged"
     )
     tiktoken_num_special_tokens: int = option(1000, "TikTokenizer: number of special tokens before the ranks")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         kind = self.kind
-        needs, may = READS.get(kind, ((), ()))
+        needs, may = READS.get(kind, ((), ())) if kind else ((), ())
         given = {
             f.name
             for f in dataclasses.fields(TokenizerConfig)
             if f.name != "tokenizer_type" and getattr(self, f.name) != f.default
         }
-        size, specials, names, eod = (
-            self.tokenizer_vocab_size,
-            self.tiktoken_num_special_tokens,
-            self.tokenizer_special_tokens,
-            self.null_tokenizer_eod_id,
-        )
+        size, eod = self.tokenizer_vocab_size, self.null_tokenizer_eod_id
+        specials, names = self.tiktoken_num_special_tokens, self.tokenizer_special_tokens
         lacking = [n for n in TIKTOKEN_SPECIALS if n not in names] if kind == "TikTokenizer" and names else []
-        least = {"ByteLevelTokenizer": 258, "TikTokenizer": specials + 256}.get(kind, 2)
+        least = {"ByteLevelTokenizer": 258, "TikTokenizer": specials + 256}.get(kind or "", 2)
         check(
             *((n in given, f"tokenizer_type = {kind} needs --{n.replace('_', '-')}") for n in needs),
             *(
@@ -190,20 +190,16 @@ class TokenizerConfig:
 
     @property
     def kind(self) -> str | None:
-        """The type, told from the files where it is not given; None where nothing tells it."""
+        """The type. If it is not given, the files tell it; None if there are none."""
         if self.tokenizer_type is not None:
             return self.tokenizer_type
-        return (
-            "GPT2BPETokenizer"
-            if self.merge_file
-            else "HuggingFaceTokenizer"
-            if self.tokenizer_model
-            else None
-        )
+        if self.merge_file:
+            return "GPT2BPETokenizer"
+        return "HuggingFaceTokenizer" if self.tokenizer_model else None
 
 
-# For every kind of tokenizer: the settings it needs, and those it may be given.
-READS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# For every type of tokenizer: the settings that it needs, and others that it reads.
+READS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "GPT2BPETokenizer": (("vocab_file", "merge_file"), ("vocab_extra_ids", "tokenizer_special_tokens")),
     "HuggingFaceTokenizer": (("tokenizer_model",), ("vocab_extra_ids", "tokenizer_special_tokens")),
     "BertWordPieceLowerCase": (("vocab_file",), ("vocab_extra_ids", "tokenizer_special_tokens")),
@@ -233,36 +229,35 @@ READS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 class Tokenizer(Protocol):
-    """What every room sees of a tokenizer."""
+    """The interface of all tokenizers."""
 
-    vocab_size: int  # every id is below it
-    bos: int | None  # the id that begins a document; None where the vocabulary has none
-    eod: int | None  # the id that ends a document; None where the vocabulary has none
-    fingerprint: str  # hex digest of everything that decides ids
+    vocab_size: int  # all ids are below it
+    bos: int | None  # the id that begins a document; None if the vocabulary has none
+    eod: int | None  # the id that ends a document; None if the vocabulary has none
+    fingerprint: str  # hex digest of everything on which ids depend
 
     def encode(self, text: str) -> list[int]: ...
 
     def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text, each an array of any integer dtype: the fastest way to ids."""
+        """The ids of every text, each an array of any integer dtype. This is the fastest way to encode."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids (sum of lengths,) int32, lengths (len(texts),) int32)"""
+        """(ids of all texts (sum of lengths,) int32, lengths (len(texts),) int32)."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes what `load_directory` reads, so that a checkpoint can carry its tokenizer."""
+        """Writes the files that `load_directory` reads, so that a checkpoint can hold its tokenizer."""
         ...
 
 
 def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
-    """The tokenizer of a configuration; raises UserError for files that are absent, broken or do not belong
-    together.
+    """The tokenizer of a configuration.
 
-    allow_special: the literal of a special token in a text becomes its control id, as most tokenizers do
-    silently.
+    allow_special: a special token written in a text becomes its control id, as in most tokenizers.
+    Raises UserError for files that are missing, broken, or not of one tokenizer.
     """
     kind = config.kind
     if kind is None:
@@ -271,42 +266,41 @@ def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
             " --tokenizer-type"
         )
     if kind == "NullTokenizer":
-        return NullTokenizer(config.tokenizer_vocab_size, config.null_tokenizer_eod_id)
+        return NullTokenizer(_given(config.tokenizer_vocab_size), config.null_tokenizer_eod_id)
     if kind == "ByteLevelTokenizer":
         return ByteLevelTokenizer(config.tokenizer_vocab_size or 512)
     if kind in ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"):
-        extra = config.vocab_extra_ids if kind == "SentencePieceTokenizer" else None
-        spaces = not config.tokenizer_sentencepiece_ignore_extra_whitespaces
         return SentencePieceTokenizer(
-            config.tokenizer_model, extra, allow_special, config.tokenizer_special_tokens, spaces
+            _given(config.tokenizer_model),
+            config.vocab_extra_ids if kind == "SentencePieceTokenizer" else None,
+            allow_special,
+            config.tokenizer_special_tokens,
+            keep_spaces=not config.tokenizer_sentencepiece_ignore_extra_whitespaces,
         )
     if kind == "GPT2BPETokenizer":
-        tree, ends = gpt2_tree(config.vocab_file, config.merge_file)
+        tree, delimiters = gpt2_tree(_given(config.vocab_file), _given(config.merge_file))
     elif kind == "HuggingFaceTokenizer":
-        tree, ends = hugging_face_tree(Path(config.tokenizer_model))
+        tree, delimiters = hugging_face_tree(Path(_given(config.tokenizer_model)))
     elif kind == "TikTokenizer":
-        tree, ends = tiktoken_tree(
-            config.tokenizer_model,
+        tree, delimiters = tiktoken_tree(
+            _given(config.tokenizer_model),
             config.tiktoken_pattern,
             config.tiktoken_num_special_tokens,
             config.tokenizer_vocab_size,
             config.tokenizer_special_tokens,
         )
     else:
-        tree, ends = bert_tree(config.vocab_file, lowercase=kind == "BertWordPieceLowerCase")
-    added = {t["content"] for t in tree["added_tokens"]}
-    add_specials(
-        tree,
-        [
-            t
-            for t in (
-                *(f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)),
-                *config.tokenizer_special_tokens,
-            )
-            if t not in added
-        ],
-    )
-    return VocabularyTokenizer(tree, ends, allow_special)
+        tree, delimiters = bert_tree(_given(config.vocab_file), lowercase=kind == "BertWordPieceLowerCase")
+    added = {token["content"] for token in tree["added_tokens"]}
+    specials = [*(f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)), *config.tokenizer_special_tokens]
+    add_specials(tree, [special for special in specials if special not in added])
+    return VocabularyTokenizer(tree, delimiters, allow_special)
+
+
+def _given(value: T | None) -> T:
+    """A setting that READS demands, so that the configuration has refused its absence."""
+    assert value is not None, "TokenizerConfig checks that the settings of its type are given"
+    return value
 
 
 def load_directory(path: str | Path) -> Tokenizer:
@@ -332,80 +326,80 @@ def load_directory(path: str | Path) -> Tokenizer:
 
 
 class VocabularyTokenizer:
-    """A tokenizer.json: byte-level BPE, WordPiece, Unigram, ...
+    """A tokenizer of a tokenizer.json: byte-level BPE, WordPiece, Unigram, ...
 
-    tree: a tokenizer.json. Pickled, it keeps the backend that was chosen here.
+    tree: of a tokenizer.json. A pickled tokenizer keeps the backend that was chosen when it was made.
     """
 
-    def __init__(self, tree: dict, ends: Ends, allow_special: bool = False):
+    def __init__(self, tree: Tree, delimiters: Delimiters, allow_special: bool = False):
         ids = token_ids(tree)
         self.vocab_size = max(ids.values(), default=-1) + 1
-        self.bos, self.eod = (ids.get(token) for token in ends)
-        self._json, self._ends, self._allow_special = orjson.dumps(tree).decode(), ends, allow_special
-        self._encoding = orjson.dumps(
-            {**tree, "post_processor": None} if allow_special else blind(tree)
-        ).decode()
-        self.fingerprint = xxhash.xxh3_128(f"{ends.end}\n{self._json}".encode()).hexdigest()
-        self.backend = self._choose([t["content"] for t in tree["added_tokens"]])
+        self.bos, self.eod = (None if token is None else ids.get(token) for token in delimiters)
+        self._json = orjson.dumps(tree).decode()
+        self._delimiters, self._allow_special = delimiters, allow_special
+        encoding = {**tree, "post_processor": None} if allow_special else hide_specials(tree)
+        self._encoding = orjson.dumps(encoding).decode()
+        self.fingerprint = xxhash.xxh3_128(f"{delimiters.end}\n{self._json}".encode()).hexdigest()
+        self.backend = self._choose_backend([token["content"] for token in tree["added_tokens"]])
 
-    def __getstate__(self) -> dict:
-        # built where they are used
-        return {k: v for k, v in self.__dict__.items() if k not in ("_whole", "_plain", "_fast")}
+    def __getstate__(self) -> dict[str, Any]:
+        built_on_use = ("_decoder", "_reference_encoder", "_gigatoken_encoder")
+        return {name: value for name, value in self.__dict__.items() if name not in built_on_use}
 
     def encode(self, text: str) -> list[int]:
+        ids: list[int]
         if self.backend == "gigatoken":
-            return self._fast.encode(text).tolist()
-        return self._plain.encode(text, add_special_tokens=False).ids
+            ids = self._gigatoken_encoder.encode(text).tolist()
+        else:
+            ids = self._reference_encoder.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.backend == "gigatoken":
-            # One call a text: as fast as its batch call, which would import awkward (0.2 s) for its result.
-            return list(map(self._fast.encode, texts))
-        return [
-            np.array(e.ids, np.int32)
-            for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+            # A call for each text is as fast as the batch call, which imports awkward (0.2 s) for its result.
+            return list(map(self._gigatoken_encoder.encode, texts))
+        encodings = self._reference_encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return _flat(self.encode_pieces(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._whole.decode([int(i) for i in ids], skip_special_tokens=False)
+        text: str = self._decoder.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
         with manifest.atomic_write(directory / "tokenizer.json", "w") as file:
             file.write(self._json)
         facts = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        facts |= {
-            role: token for role, token in zip(("bos_token", "eos_token"), self._ends) if token is not None
-        }
+        roles = zip(("bos_token", "eos_token"), self._delimiters)
+        facts |= {role: token for role, token in roles if token is not None}
         manifest.write_json(directory / "tokenizer_config.json", facts)
 
     @functools.cached_property
-    def _whole(self):
-        """The reference, specials and all: for decoding."""
-        return _reference(self._json)
+    def _decoder(self) -> Any:
+        """The reference backend with all special tokens."""
+        return _reference_backend(self._json)
 
     @functools.cached_property
-    def _plain(self):
-        """The reference, blind to special tokens in a text unless they are allowed."""
-        tokenizer = _reference(self._encoding)
+    def _reference_encoder(self) -> Any:
+        """The reference backend, which takes special tokens from a text only if they are allowed."""
+        tokenizer = _reference_backend(self._encoding)
         tokenizer.encode_special_tokens = not self._allow_special
         return tokenizer
 
     @functools.cached_property
-    def _fast(self):
+    def _gigatoken_encoder(self) -> Any:
         import gigatoken
 
         return gigatoken.Tokenizer.from_json(self._encoding).backend
 
-    def _choose(self, added: Sequence[str]) -> str:
-        """ "gigatoken" where it is installed, reads this tree and agrees with the reference, else
-        "tokenizers".
+    def _choose_backend(self, added: Sequence[str]) -> str:
+        """ "gigatoken" if it is installed, reads this tree and gives the reference's ids, else "tokenizers".
 
-        That they agree is noted in ~/.cache/mt, since the reference takes a seventh of a second to build;
-        another version of either, or another vocabulary, is asked anew.
+        Building the reference takes a seventh of a second, so an agreement is noted in ~/.cache/mt. Another
+        version of either backend, or another vocabulary, is compared anew.
         """
         texts = [
             PROBE,
@@ -420,30 +414,30 @@ class VocabularyTokenizer:
             versions = [importlib.metadata.version(name) for name in ("gigatoken", "tokenizers")]
         except importlib.metadata.PackageNotFoundError:
             return "tokenizers"
-        asked = xxhash.xxh3_128(self._encoding.encode())
-        asked.update(repr((versions, self._allow_special, texts)).encode())
-        name = asked.hexdigest()
+        compared = xxhash.xxh3_128(self._encoding.encode())
+        compared.update(repr((versions, self._allow_special, texts)).encode())
+        name = compared.hexdigest()
         if _is_noted(name):
             return "gigatoken"
-        wanted = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        encodings = self._reference_encoder.encode_batch_fast(texts, add_special_tokens=False)
         try:
-            got = [self._fast.encode(text).tolist() for text in texts]
-        except Exception:  # a model that it does not know: it raises what its Rust code raises
+            ids = [self._gigatoken_encoder.encode(text).tolist() for text in texts]
+        except Exception:  # a model that gigatoken does not know; its Rust code raises bare exceptions
             return "tokenizers"
-        if got != wanted:
+        if ids != [encoding.ids for encoding in encodings]:
             return "tokenizers"
         _note(name)
         return "gigatoken"
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece .model file, read by its own library.
+    """A tokenizer of a sentencepiece .model file, read by its own library.
 
-    extra_ids: None for the pieces of the model alone, whose `</s>` ends documents (GPTSentencePieceTokenizer,
-    Llama2Tokenizer); a number for Megatron-LM's SentencePieceTokenizer, which adds <CLS> <SEP> <EOD> <MASK>,
-    the padding, beginning and end pieces where the model has none, so many <extra_id_i>, and
-    `special_tokens`; <EOD> ends documents. keep_spaces: keep every space of a run where the model itself
-    would drop all but one.
+    extra_ids: None for GPTSentencePieceTokenizer and Llama2Tokenizer, which have the pieces of the model
+        alone and end documents with `</s>`. A number for Megatron-LM's SentencePieceTokenizer, which adds
+        <CLS> <SEP> <EOD> <MASK>, the padding, begin and end pieces that the model lacks, this many
+        <extra_id_i>, and `special_tokens`, and ends documents with <EOD>.
+    keep_spaces: keep all spaces of a run, even if the model reduces them to one.
     """
 
     def __init__(
@@ -454,12 +448,10 @@ class SentencePieceTokenizer:
         special_tokens: Sequence[str] = (),
         keep_spaces: bool = False,
     ):
-        self._path, self._extra_ids, self._allow_special, self._added = (
-            path,
-            extra_ids,
-            allow_special,
-            list(special_tokens),
-        )
+        self._path = path
+        self._extra_ids = extra_ids
+        self._allow_special = allow_special
+        self._added = list(special_tokens)
         try:
             self._model = Path(path).read_bytes()
         except FileNotFoundError:
@@ -497,11 +489,13 @@ class SentencePieceTokenizer:
         )
         self.fingerprint = xxhash.xxh3_128(self._model + options.encode()).hexdigest()
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_library", "_cut")}
+    def __getstate__(self) -> dict[str, Any]:
+        built_on_use = ("_library", "_special_pattern")
+        return {name: value for name, value in self.__dict__.items() if name not in built_on_use}
 
     @functools.cached_property
-    def _library(self):
+    def _library(self) -> Any:
+        """The sentencepiece.SentencePieceProcessor of the model."""
         try:
             import sentencepiece
         except ModuleNotFoundError:
@@ -520,10 +514,8 @@ class SentencePieceTokenizer:
         return library
 
     @functools.cached_property
-    def _cut(self):
-        """What splits a text at its special tokens, them included; the first in the list wins where two begin
-        alike.
-        """
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Splits a text at its special tokens and keeps them; of two that begin alike the first is taken."""
         return re.compile("(" + "|".join(map(re.escape, self._specials)) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -532,15 +524,15 @@ class SentencePieceTokenizer:
         return list(
             itertools.chain.from_iterable(
                 [self._specials[part]] if i % 2 else self._encode(part)
-                for i, part in enumerate(self._cut.split(text))
+                for i, part in enumerate(self._special_pattern.split(text))
             )
         )
 
     def _encode(self, text: str) -> list[int]:
         if not self._keep_spaces:
-            return self._library.encode_as_ids(text)
-        # Megatron-LM's way, whose ids these are: a sign stands between the spaces of a run, and its own ids
-        # are cut off.
+            ids: list[int] = self._library.encode_as_ids(text)
+            return ids
+        # As in Megatron-LM: MARK stands between the spaces of a run, and the ids of MARK are cut off.
         parts = EXTRA_SPACE.sub(f" {MARK} ", text).rstrip().split(MARK)
         return [
             i for part in parts if part for i in self._library.encode_as_ids(part + MARK)[: -self._mark_ids]
@@ -573,13 +565,17 @@ class SentencePieceTokenizer:
 
 
 class NullTokenizer:
-    """Text that already is ids: "1 2 3" -> [1, 2, 3].
+    """Reads text that is ids already: "1 2 3" -> [1, 2, 3].
 
-    The last id ends documents (Megatron-LM's convention), or `eod`.
+    `eod` ends documents; by default the last id does, as in Megatron-LM.
     """
 
+    bos: int | None = None
+    eod: int | None
+
     def __init__(self, vocab_size: int, eod: int | None = None):
-        self.vocab_size, self.bos, self.eod = vocab_size, None, vocab_size - 1 if eod is None else eod
+        self.vocab_size = vocab_size
+        self.eod = vocab_size - 1 if eod is None else eod
         self.fingerprint = f"null-{vocab_size}" + ("" if eod in (None, vocab_size - 1) else f"-{eod}")
 
     def encode(self, text: str) -> list[int]:
@@ -614,12 +610,13 @@ class NullTokenizer:
 
 
 class ByteLevelTokenizer:
-    """The bytes of the UTF-8 text are the ids; byte 0 also ends documents and byte 1 pads (Megatron-LM's
-    convention).
-    """
+    """Takes the UTF-8 bytes of a text as ids. As in Megatron-LM, byte 0 also ends documents, byte 1 pads."""
+
+    bos: int | None = None
+    eod: int | None = 0
 
     def __init__(self, vocab_size: int = 512):
-        self.vocab_size, self.bos, self.eod = vocab_size, None, 0
+        self.vocab_size = vocab_size
         self.fingerprint = f"byte-level-{vocab_size}"
 
     def encode(self, text: str) -> list[int]:
@@ -642,24 +639,26 @@ class ByteLevelTokenizer:
 
 
 def _flat(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """What `encode_batch` returns, of what `encode_pieces` returns."""
+    """The result of `encode_batch` from that of `encode_pieces`."""
     flat = np.concatenate(pieces, dtype=np.int32, casting="unsafe") if pieces else np.empty(0, np.int32)
     return flat, np.fromiter(map(len, pieces), np.int32, len(pieces))
 
 
 def _is_noted(name: str) -> bool:
+    """Whether the backends are known to agree on what `name` is the digest of."""
     with contextlib.suppress(OSError, RuntimeError):  # no home, or one that may not be read
         return (cache_folder() / "backends" / name).exists()
     return False
 
 
 def _note(name: str) -> None:
-    with contextlib.suppress(OSError, RuntimeError):  # not written: it is asked again
+    with contextlib.suppress(OSError, RuntimeError):  # not written: compared again next time
         (cache_folder() / "backends").mkdir(parents=True, exist_ok=True)
         (cache_folder() / "backends" / name).touch()
 
 
-def _reference(text: str):
+def _reference_backend(text: str) -> Any:
+    """The tokenizers.Tokenizer of a tokenizer.json's text; raises UserError if it cannot be built."""
     import tokenizers
 
     try:

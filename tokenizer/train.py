@@ -1,4 +1,4 @@
-"""documents -> a tokenizer: a byte-level BPE like GPT-2's, learnt from a sample of the documents."""
+"""Trains a tokenizer, a byte-level BPE like GPT-2's, on a sample of documents."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
+from ..core.manifest import Json
 from ..core.progress import progress
 from ..documents import reader, sources
-from .vocabulary import END_NAMES
+from .vocabulary import END_NAMES, Tree
 
 
 @configuration()
@@ -24,17 +25,17 @@ class TrainTokenizerConfig:
         help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input"
     )
     output: str = option(help="directory for the tokenizer", role="output")
-    vocab_size: int = option(8192, "number of ids to aim for, the 256 bytes and the special token included")
+    vocab_size: int = option(8192, "number of ids to reach, including the 256 bytes and the special token")
     text_key: str = option("text", "the record's key that holds the text")
     sample_bytes: int = option(
-        1_000_000_000, "learn from about this many bytes of input, spread evenly; memory grows with it"
+        1_000_000_000, "train on about this many bytes of input, spread evenly; memory grows with it"
     )
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             (
                 self.vocab_size > 257,
@@ -44,11 +45,12 @@ class TrainTokenizerConfig:
         )
 
 
-def train_tokenizer(config: TrainTokenizerConfig) -> dict:
+def train_tokenizer(config: TrainTokenizerConfig) -> Json:
     """Trains a byte-level BPE like GPT-2's on documents; `<|endoftext|>`, id 0, ends a document.
 
-    Output directory: tokenizer.json and tokenizer_config.json (for --tokenizer-model DIR, and for
-    transformers), vocab.json and merges.txt (for --vocab-file and --merge-file), the same ids either way.
+    The output directory holds tokenizer.json and tokenizer_config.json (for --tokenizer-model DIR and for
+    transformers) and vocab.json and merges.txt (for --vocab-file and --merge-file). Both give the same ids.
+    Returns the manifest.
     """
     shards = reader.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
     run = manifest.begin(
@@ -78,7 +80,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> dict:
         if not counts["text_bytes"]:
             raise UserError(f"{', '.join(config.input)}: holds no text to learn from; check the input")
     except UserError:
-        run.release()  # nothing is written yet, and the remedy changes the input or a setting
+        run.release()  # nothing is written yet, and the user will change the input or a setting
         raise
     counts["rejected"] = len(rejects)
     counts["vocab_size"] = learner.get_vocab_size()
@@ -92,11 +94,15 @@ def train_tokenizer(config: TrainTokenizerConfig) -> dict:
 
 
 def sample_texts(
-    shards: Sequence[reader.Shard], sample_bytes: int, rejects: list, counts: dict, label: str
+    shards: Sequence[reader.Shard],
+    sample_bytes: int,
+    rejects: list[reader.Reject],
+    counts: dict[str, int],
+    label: str,
 ) -> Iterator[str]:
-    """Every text of a small input; of a large one those that hash low, the same ones on every run.
+    """All texts of a small input; of a large one those with a low hash, the same texts in every run.
 
-    rejects: takes the records that cannot be read. counts: its "documents" and "text_bytes" grow.
+    rejects: records that cannot be read are appended. counts: "documents" and "text_bytes" are increased.
     """
     total = sum(s.bytes for s in shards)
     limit = (1 << 64) * min(1.0, sample_bytes / max(total, 1))
@@ -111,7 +117,8 @@ def sample_texts(
             advance(shard.bytes)
 
 
-def _write(folder: Path, tree: dict) -> list[Path]:
+def _write(folder: Path, tree: Tree) -> list[Path]:
+    """Writes the files of a tokenizer; returns their paths."""
     model = tree["model"]
     contents = {
         "tokenizer.json": json.dumps(tree, ensure_ascii=False),

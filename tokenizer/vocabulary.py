@@ -1,9 +1,9 @@
-"""vocabulary files -> the tree of a Hugging Face `tokenizer.json`, and the names of its control tokens.
+"""Reads vocabulary files of all kinds into the tree of a Hugging Face `tokenizer.json`.
 
-Every function that reads a kind of file returns `(tree, ends)`: the tree as `tokenizers` reads it, and
-`Ends`, the tokens that begin and end a document. The kinds: GPT-2's vocab.json and merges.txt, BERT's
-vocab.txt, a tokenizer.json, and tiktoken's ranks as Megatron-LM keeps them (a JSON list of `{"rank",
-"token_bytes", "token_str"}`).
+The kinds are GPT-2's vocab.json and merges.txt, BERT's vocab.txt, a tokenizer.json, and tiktoken's ranks in
+Megatron-LM's format (a JSON list of `{"rank", "token_bytes", "token_str"}`). The function for each kind
+returns `(tree, delimiters)`: the tree as the library `tokenizers` reads it, and the tokens that begin and end
+a document.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from ..core.config import UserError
 
-# What ends a document in a tokenizer.json that does not say so.
+Tree = dict[str, Any]  # the JSON object in a tokenizer.json
+Merge = str | list[str]  # "a b" in a tokenizer.json, since 2024 also ["a", "b"]
+# The token that ends a document in a tokenizer.json that does not name one: the first of these that it has.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<EOD>", "<EOT>", "[SEP]")
 # Megatron-LM's special tokens for tiktoken, ids 0 to 6; <SPECIAL_7>, <SPECIAL_8>, ... follow.
 TIKTOKEN_SPECIALS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
@@ -35,15 +37,15 @@ TIKTOKEN_PATTERNS = {
 }
 
 
-class Ends(NamedTuple):
-    """The tokens that begin and end a document; None where the vocabulary has none."""
+class Delimiters(NamedTuple):
+    """The tokens that begin and end a document; None if the vocabulary has none."""
 
     begin: str | None
     end: str | None
 
 
-def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[dict, Ends]:
-    """GPT-2's byte-level BPE; `<|endoftext|>` both begins and ends a document, as in Hugging Face's."""
+def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[Tree, Delimiters]:
+    """GPT-2's byte-level BPE. `<|endoftext|>` both begins and ends a document, as in transformers."""
     vocab = read_json_file(Path(vocab_file))
     if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
         raise UserError(f"{vocab_file}: must be a JSON object of token: id; give GPT-2's vocab.json")
@@ -56,11 +58,13 @@ def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[dict, Ends]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tree = _tree(None, byte_level, byte_level, _bpe(vocab, merges, ignore_merges=False))
     add_specials(tree, [end] if end else [])
-    return tree, Ends(end, end)
+    return tree, Delimiters(end, end)
 
 
-def _wrong_merge(lines: list[str], skip: int, merge_file: str, vocab: dict, vocab_file: str) -> UserError:
-    """What is wrong with the first line of merges.txt that does not fit its vocabulary."""
+def _wrong_merge(
+    lines: list[str], skip: int, merge_file: str, vocab: dict[str, int], vocab_file: str
+) -> UserError:
+    """The error for the first line of merges.txt that does not fit its vocabulary."""
     for number, line in enumerate(lines[skip:], 1 + skip):
         pair = line.split(" ")
         if line.strip() and len(pair) != 2:
@@ -69,11 +73,12 @@ def _wrong_merge(lines: list[str], skip: int, merge_file: str, vocab: dict, voca
                 " merges.txt"
             )
         if line.strip() and pair[0] + pair[1] not in vocab:
-            return _no_result(pair, f"{merge_file}, line {number}", vocab_file)
-    raise AssertionError("every line fits")
+            return _unknown_result(pair, f"{merge_file}, line {number}", vocab_file)
+    raise AssertionError("it is called for a file that has a wrong line")
 
 
-def bert_tree(vocab_file: str, lowercase: bool) -> tuple[dict, Ends]:
+def bert_tree(vocab_file: str, lowercase: bool) -> tuple[Tree, Delimiters]:
+    """BERT's WordPiece. [CLS] begins a document and [SEP] ends it."""
     words = _text_file(vocab_file).splitlines()
     vocab = {word.strip(): i for i, word in enumerate(words)}
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -101,10 +106,10 @@ def bert_tree(vocab_file: str, lowercase: bool) -> tuple[dict, Ends]:
         model,
     )
     add_specials(tree, specials)
-    return tree, Ends("[CLS]", "[SEP]")
+    return tree, Delimiters("[CLS]", "[SEP]")
 
 
-def _tree(normalizer, pre_tokenizer, decoder, model) -> dict:
+def _tree(normalizer: Tree | None, pre_tokenizer: Tree, decoder: Tree, model: Tree) -> Tree:
     return {
         "version": "1.0",
         "truncation": None,
@@ -118,8 +123,8 @@ def _tree(normalizer, pre_tokenizer, decoder, model) -> dict:
     }
 
 
-def hugging_face_tree(path: Path) -> tuple[dict, Ends]:
-    """The tree of a tokenizer.json (or of its directory), and its ends by the files beside it."""
+def hugging_face_tree(path: Path) -> tuple[Tree, Delimiters]:
+    """The tree of a tokenizer.json or of its directory; the files beside it name the delimiters."""
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     if not file.exists() and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return gpt2_tree(str(folder / "vocab.json"), str(folder / "merges.txt"))
@@ -131,12 +136,11 @@ def hugging_face_tree(path: Path) -> tuple[dict, Ends]:
         )
     model = tree["model"]
     if isinstance(model.get("vocab"), dict):
-        unmade = next(
-            (pair for pair in model.get("merges") or () if _merged(pair) not in model["vocab"]), None
-        )
-        if unmade is not None:
-            raise _no_result(unmade, f"{file}: model.merges", "model.vocab")
-    # Both would cut or fill every document; a training corpus wants neither.
+        merges = model.get("merges") or ()
+        wrong = next((pair for pair in merges if _merged(pair) not in model["vocab"]), None)
+        if wrong is not None:
+            raise _unknown_result(wrong, f"{file}: model.merges", "model.vocab")
+    # A training corpus needs whole documents, neither truncated nor padded.
     tree["truncation"] = tree["padding"] = None
     tree["added_tokens"] = tree.get("added_tokens") or []
     ids = token_ids(tree)
@@ -146,11 +150,11 @@ def hugging_face_tree(path: Path) -> tuple[dict, Ends]:
         token["special"] = token.get("special", False) or token["content"] in (begin, end)
     added = {t["content"] for t in tree["added_tokens"]}
     add_specials(tree, [t for t in dict.fromkeys((begin, end)) if t is not None and t not in added])
-    return tree, Ends(begin, end)
+    return tree, Delimiters(begin, end)
 
 
 def _named(folder: Path, *roles: str) -> list[str]:
-    """The tokens that the files beside a tokenizer.json give these roles."""
+    """The tokens that have these roles ("eos_token") in the files beside a tokenizer.json."""
     return [
         value["content"] if isinstance(value, dict) else value
         for role in roles
@@ -165,13 +169,13 @@ def tiktoken_tree(
     num_special_tokens: int,
     vocab_size: int | None,
     special_tokens: Sequence[str] = (),
-) -> tuple[dict, Ends]:
-    """Megatron-LM's TikTokenizer: special tokens first, then the ranks, cut to `vocab_size` ids in all.
+) -> tuple[Tree, Delimiters]:
+    """Megatron-LM's TikTokenizer: first the special tokens, then the ranks, cut to `vocab_size` ids in all.
 
-    special_tokens: instead of TIKTOKEN_SPECIALS; <SPECIAL_i> follow up to num_special_tokens.
+    special_tokens: instead of TIKTOKEN_SPECIALS; <SPECIAL_i> fill up to num_special_tokens.
 
-    tiktoken merges the pair whose result has the lowest rank; `tokenizers` merges by a list of pairs: every
-    split of every token into two, in the order of the token's rank, is the same.
+    tiktoken merges the pair whose result has the lowest rank, `tokenizers` the pair that is first in a list.
+    The list of all splits of all tokens into two known tokens, in the order of the ranks, gives the same ids.
     """
     ranks = _tiktoken_ranks(path)
     room = (vocab_size or TIKTOKEN_VOCAB_SIZE) - num_special_tokens
@@ -219,10 +223,11 @@ def tiktoken_tree(
         _bpe(vocab, merges, ignore_merges=True),
     )
     add_specials(tree, names)
-    return tree, Ends("<s>", "</s>")
+    return tree, Delimiters("<s>", "</s>")
 
 
 def _tiktoken_ranks(path: str) -> list[bytes]:
+    """The tokens in the order of their ranks; raises UserError if the file is not such a list."""
     entries = read_json_file(Path(path))
     remedy = (
         'give the JSON list of {"rank", "token_bytes", "token_str"} that Megatron-LM\'s TikTokenizer reads'
@@ -255,7 +260,7 @@ def _byte_characters() -> list[str]:
     return [chr(b) if b in plain else chr(256 + others.index(b)) for b in range(256)]
 
 
-def _bpe(vocab: dict, merges: list, *, ignore_merges: bool) -> dict:
+def _bpe(vocab: dict[str, int], merges: list[list[str]], *, ignore_merges: bool) -> Tree:
     return {
         "type": "BPE",
         "dropout": None,
@@ -270,7 +275,8 @@ def _bpe(vocab: dict, merges: list, *, ignore_merges: bool) -> dict:
     }
 
 
-def _no_result(pair, place: str, vocab_name: str) -> UserError:
+def _unknown_result(pair: Merge, place: str, vocab_name: str) -> UserError:
+    """The error for a merge whose result is not in the vocabulary."""
     shown = pair if isinstance(pair, str) else " ".join(pair)
     return UserError(
         f"{place}: the merge {shown!r} makes {_merged(pair)!r}, which {vocab_name} does not have; give the"
@@ -278,19 +284,20 @@ def _no_result(pair, place: str, vocab_name: str) -> UserError:
     )
 
 
-def _merged(pair) -> str:
-    """A tokenizer.json writes a merge as "a b" or, since 2024, as ["a", "b"]."""
+def _merged(pair: Merge) -> str:
+    """The result of a merge."""
     return pair.replace(" ", "") if isinstance(pair, str) else pair[0] + pair[1]
 
 
-def token_ids(tree: dict) -> dict[str, int]:
-    """token -> id, added tokens included."""
+def token_ids(tree: Tree) -> dict[str, int]:
+    """The id of every token, added tokens included."""
     vocab = tree["model"].get("vocab") or {}
     ids = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
     return ids | {t["content"]: t["id"] for t in tree.get("added_tokens") or []}
 
 
-def add_specials(tree: dict, contents: list[str]) -> None:
+def add_specials(tree: Tree, contents: list[str]) -> None:
+    """Adds special tokens to a tree, with new ids where the vocabulary does not have them."""
     ids = token_ids(tree)
     fresh = itertools.count(max(ids.values(), default=-1) + 1)
     for content in contents:
@@ -307,16 +314,15 @@ def add_specials(tree: dict, contents: list[str]) -> None:
         )
 
 
-def blind(tree: dict) -> dict:
-    """A tree whose special tokens bear names that no text has, so that nothing a user wrote becomes a control
-    id.
+def hide_specials(tree: Tree) -> Tree:
+    """A tree whose special tokens have names that occur in no text, so that no text becomes a control id.
 
-    They keep their places, since the ids of other added tokens depend on them. The names are made of
-    noncharacters (U+FDD0), which Unicode keeps out of texts.
+    The special tokens keep their places, on which the ids of other added tokens depend. Their new names are
+    made of noncharacters (U+FDD0), which Unicode does not use in texts.
     """
     model, added = dict(tree["model"]), tree["added_tokens"]
     specials = {t["content"] for t in added if t.get("special")} - {model.get("unk_token")}
-    specials -= _made_by_merges(specials, model)
+    specials -= _results_of_merges(specials, model)
     hidden = {content: f"\ufdd0mt special {i}\ufdd0" for i, content in enumerate(sorted(specials))}
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = {hidden.get(piece, piece): i for piece, i in model["vocab"].items()}
@@ -327,9 +333,10 @@ def blind(tree: dict) -> dict:
     return {**tree, "model": model, "added_tokens": added, "post_processor": None}
 
 
-def _made_by_merges(contents: set[str], model: dict) -> set[str]:
-    """Those of some tokens that a merge of two others makes; they need looking at only where both parts are
-    known.
+def _results_of_merges(contents: set[str], model: Tree) -> set[str]:
+    """Those of some tokens that are the result of a merge.
+
+    The long list of merges is searched only if a token can be cut into two tokens of the vocabulary.
     """
     vocab = model.get("vocab") or {}
     if not any(
@@ -339,12 +346,12 @@ def _made_by_merges(contents: set[str], model: dict) -> set[str]:
     return contents & set(map(_merged, model.get("merges") or ()))
 
 
-def read_json_file(path: Path):
-    """Any JSON value of a user's file; raises UserError with file and line."""
+def read_json_file(path: Path) -> Any:
+    """The JSON value in a user's file; raises UserError with file and line if it is not JSON."""
     try:
         return orjson.loads(text := _text_file(path))
     except orjson.JSONDecodeError:
-        pass  # json tells the line, and reads what JSON forbids but writers write: NaN, lone surrogates
+        pass  # json names the line, and accepts NaN and lone surrogates, which some programs write
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
