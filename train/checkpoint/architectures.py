@@ -1,7 +1,7 @@
 """Weights of Hugging Face's architectures: renamed and reshaped, both ways.
 
-An architecture is the `model_type` of a config.json; model/foreign_names.py has its table. Weights are converted one of
-ours at a time, so that a model is never in memory twice.
+An architecture is the `model_type` of a config.json; model/foreign_names.py has its table. Weights are
+converted one of ours at a time, so that a model is never in memory twice.
 
 Legend: G groups (of heads: key-value groups, or those of Mamba-2), V padded vocabulary, D hidden.
 """

