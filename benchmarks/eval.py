@@ -111,8 +111,8 @@ def gpt2():
     import torch
     import transformers
 
-    from mt.train.checkpoint.architectures import weights_in
-    from mt.train.checkpoint.hf_settings import settings_in
+    from mt.train.checkpoint.architectures import weights_from_hf
+    from mt.train.checkpoint.hf_settings import config_from_hf
     from mt.train.model.family import build_model
 
     torch.manual_seed(0)
@@ -122,10 +122,10 @@ def gpt2():
     held = theirs.state_dict()
 
     def ours():
-        config = settings_in(theirs.config.to_dict(), "gpt2")
+        config = config_from_hf(theirs.config.to_dict(), "gpt2")
         model = build_model(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        model.load_state_dict(dict(weights_in("gpt2", shapes, config, held, held.__getitem__, "gpt2")))
+        model.load_state_dict(dict(weights_from_hf("gpt2", shapes, config, held, held.__getitem__, "gpt2")))
         return model.eval().requires_grad_(False)
 
     return theirs, ours

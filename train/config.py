@@ -17,7 +17,7 @@ from ..indexed.fim import FimConfig, FimDataset
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from .anomalies import AnomalyConfig
 from .checkpoint.base import Checkpoint
-from .checkpoint.hf_settings import ELSEWHERE, settings_tree
+from .checkpoint.hf_settings import TRAINING_SETTINGS, settings_tree
 from .checkpoint.native import CheckpointConfig, known_settings
 from .checkpoint.open import open_checkpoint
 from .metrics import LogConfig
@@ -335,7 +335,7 @@ def check_source(
     names = [
         f.name
         for f in dataclasses.fields(shape)
-        if f.name not in (*ELSEWHERE, "max_position_embeddings")
+        if f.name not in (*TRAINING_SETTINGS, "max_position_embeddings")
         and not (fitting and f.name.startswith("retro_"))
     ]
     changed = [

@@ -58,8 +58,8 @@ def test_a_long_question_and_a_short_sequence_are_cut_as_megatron_cuts_them(voca
 
 def test_logits_and_loss_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    from mt.train.checkpoint.architectures import weights_in
-    from mt.train.checkpoint.hf_settings import settings_in
+    from mt.train.checkpoint.architectures import weights_from_hf
+    from mt.train.checkpoint.hf_settings import config_from_hf
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -74,9 +74,11 @@ def test_logits_and_loss_are_those_of_transformers():
     )
     theirs = transformers.BertForSequenceClassification(config).eval()
     held = theirs.state_dict()
-    ours = Classifier(settings_in(config.to_dict(), "bert"), 3).eval()
+    ours = Classifier(config_from_hf(config.to_dict(), "bert"), 3).eval()
     shapes = {name: p.shape for name, p in ours.bert.named_parameters()}
-    ours.bert.load_state_dict(dict(weights_in("bert", shapes, ours.config, held, held.__getitem__, "bert")))
+    ours.bert.load_state_dict(
+        dict(weights_from_hf("bert", shapes, ours.config, held, held.__getitem__, "bert"))
+    )
     ours.pooler.load_state_dict(theirs.bert.pooler.dense.state_dict())
     ours.head.load_state_dict(theirs.classifier.state_dict())
     tokens, labels = torch.randint(0, 50, (4, 12)), torch.tensor([0, 2, 1, 1])

@@ -8,8 +8,8 @@ from mt.eval.encoder_decoder import EncoderDecoder
 from mt.eval.generation.beam_search import BeamSearch
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
-from mt.train.checkpoint.architectures import weights_in
-from mt.train.checkpoint.hf_settings import settings_in
+from mt.train.checkpoint.architectures import weights_from_hf
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.model.t5 import T5
 
 V = 61
@@ -31,9 +31,9 @@ def both():
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 4.0}
     config = transformers.T5Config(vocab_size=V, **sizes, decoder_start_token_id=0, eos_token_id=1)
     theirs = transformers.T5ForConditionalGeneration(config).eval()
-    ours = T5(settings_in(config.to_dict(), "config.json")).eval()
+    ours = T5(config_from_hf(config.to_dict(), "config.json")).eval()
     held, shapes = dict(theirs.named_parameters()), {name: p.shape for name, p in ours.named_parameters()}
-    ours.load_state_dict(dict(weights_in("t5", shapes, ours.config, held, held.__getitem__, "here")))
+    ours.load_state_dict(dict(weights_from_hf("t5", shapes, ours.config, held, held.__getitem__, "here")))
     return theirs, EncoderDecoder(ours, 0)
 
 

@@ -14,7 +14,7 @@ from mt.indexed.format import IndexedWriter
 from mt.tests.train.parallel_jobs import micro_batch, model_config
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches
-from mt.train.checkpoint.hf_settings import settings_out
+from mt.train.checkpoint.hf_settings import config_to_hf
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.contrastive import start_from_bert
 from mt.train.dry_run import dry_run
@@ -286,7 +286,7 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
         run(corpus, tmp_path / "run", data={"titles_data_path": [corpus[1], corpus[1]]})
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"Hugging Face has no such model: model.family = ict is two BERTs"):
-        settings_out(model_config("ict"))
+        config_to_hf(model_config("ict"))
 
 
 def test_parts_and_flops_count_both_towers_and_a_dry_run_takes_a_step(corpus):

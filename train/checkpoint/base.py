@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ...core.config import UserError
 from ...tokenizer.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ class Checkpoint(abc.ABC):
         allow_extra: bool = False,
         allow_missing: Callable[[str], bool] | None = None,
     ) -> None:
-        """Raises UserError, with the first difference, where this holds another model's weights: see `load`."""
+        """Raises UserError, with the first difference, where this holds another model: see `load`."""
         self._check_shapes(self.reader(_config_of(model)), model, allow_extra, allow_missing)
 
     def _check_shapes(
@@ -129,7 +130,7 @@ class Checkpoint(abc.ABC):
         there = {
             name.removeprefix("model."): tuple(tensor.size)
             for name, tensor in reader.read_metadata().state_dict_metadata.items()
-            if name.startswith("model.")
+            if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
         }
         here = {
             name: tuple(tensor.shape)
@@ -226,7 +227,9 @@ def named_tensors(
     weights = dict(model.named_parameters()) if weights is None else weights
     tensors = {f"model.{name}": p.detach() for name, p in weights.items()}
     tensors |= {f"model.{name}": b for name, b in persistent_buffers(model).items()}
-    for name, weight in weights.items() if optimizer is not None else ():
+    if optimizer is None:
+        return tensors
+    for name, weight in weights.items():
         if not weight.requires_grad:  # the optimizer keeps nothing for frozen weights
             continue
         state = optimizer.state[weight]

@@ -1,5 +1,4 @@
-"""`mt checkpoint inspect | convert | export`: shows what a checkpoint holds, and writes it for another
-library.
+"""`mt checkpoint inspect | convert | export`: shows a checkpoint, and writes it for another library.
 
 Weights pass through memory one at a time, in float32; Megatron-LM's format needs all those of one rank at
 once. A converted checkpoint holds weights, settings and tokenizer, but no optimizer moments and no position
@@ -18,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ...core import manifest
 from ...core.config import UserError, check, configuration, option, to_dict
@@ -25,7 +25,7 @@ from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from ..model.config import ModelConfig, ResolvedModelConfig
 from . import huggingface, megatron
 from .base import Checkpoint, Progress, dcp_errors_unwrapped, weight_shapes
-from .hf_settings import settings_out
+from .hf_settings import config_to_hf
 from .native import NativeCheckpoint, seal
 from .open import open_checkpoint
 
@@ -38,9 +38,7 @@ class InspectConfig:
     POSITIONAL = "checkpoint"
 
     checkpoint: str = option(
-        help=(
-            "a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM"
-        ),
+        help="a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM",
         role="input",
     )
 
@@ -58,6 +56,7 @@ def _inspect_native(checkpoint: NativeCheckpoint) -> dict[str, Any]:
     tensors = {
         name: {"shape": list(tensor.size), "dtype": str(tensor.properties.dtype).removeprefix("torch.")}
         for name, tensor in checkpoint.reader().read_metadata().state_dict_metadata.items()
+        if isinstance(tensor, TensorStorageMetadata)
     }
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     size = sum(file["bytes"] for file in state["files"])
@@ -113,21 +112,19 @@ def _lines(weights: dict) -> list[str]:
 
 @configuration()
 class ExportConfig:
-    """A checkpoint, and the Hugging Face directory to make of it."""
+    """A checkpoint, and the Hugging Face directory to write from it."""
 
     POSITIONAL = ("source", "output")
 
     source: str = option(
-        help=(
-            "a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM"
-        ),
+        help="a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM",
         role="input",
     )
     output: str = option(help="directory to write", role="output")
     dtype: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "numbers that weights are written in; mt's own checkpoints always have fp32"
+        "fp32", "dtype of the weights that are written; mt's own checkpoints always have fp32"
     )
-    max_shard_size: float = option(5.0, "gigabytes of weights in one file")
+    max_shard_size: float = option(5.0, "most gigabytes of weights in one file")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     overwrite: bool = option(False, "replace what is in the output", role="runtime")
 
@@ -137,7 +134,7 @@ class ExportConfig:
 
 @configuration()
 class ConvertConfig(ExportConfig):
-    """A checkpoint, and what to make of it."""
+    """A checkpoint, and the format to write it in."""
 
     format: Literal["hf", "torch_dist", "torch"] | None = option(
         None,
@@ -146,14 +143,14 @@ class ConvertConfig(ExportConfig):
     )
     make_vocab_size_divisible_by: int | None = option(
         None,
-        "torch_dist, torch: rows of the vocabulary are padded to a multiple of this (default: the source's"
-        " own, but 128 from Hugging Face)",
+        "torch_dist, torch: pad the rows of the vocabulary to a multiple of this (default: the source's, but 128"
+        " from Hugging Face)",
     )
     target_tensor_parallel_size: int = option(1, "torch: tensor-parallel ranks to write for")
     target_pipeline_parallel_size: int = option(1, "torch: pipeline stages to write for")
     transformer_impl: Literal["transformer_engine", "local"] = option(
         "transformer_engine",
-        "torch: which of Megatron-LM's layers are to read it; they name norms differently",
+        "torch: the implementation of layers that Megatron-LM will load it with; they name norms differently",
     )
 
     def __post_init__(self):
@@ -182,12 +179,12 @@ class ConvertConfig(ExportConfig):
 
 
 def convert(config: ConvertConfig) -> dict:
-    """Writes the weights, settings and tokenizer of a checkpoint as another library reads them."""
+    """Writes the weights, settings and tokenizer of a checkpoint in the format of another library."""
     return _convert("checkpoint convert", config, config.format)
 
 
 def export(config: ExportConfig) -> dict:
-    """Writes a checkpoint as Hugging Face's from_pretrained reads it."""
+    """Writes a checkpoint for Hugging Face's from_pretrained."""
     return _convert("checkpoint export", config, "hf")
 
 
@@ -201,21 +198,21 @@ class Source:
     copies_tokenizer: bool  # the tokenizer is the checkpoint's own, so that its files can be copied
 
 
-def _convert(verb: str, config: ExportConfig, format: str | None) -> dict:
+def _convert(command: str, config: ExportConfig, format: str | None) -> dict:
     source = _open_source(config)
     checkpoint = source.checkpoint
     format = format or ("hf" if checkpoint.library == "mt" else "torch_dist")
     if format == "torch_dist" and config.dtype != "fp32":
         raise UserError(f"dtype = {config.dtype}: checkpoints of mt hold float32; leave it out")
     if format == "hf":
-        settings_out(source.config)
+        config_to_hf(source.config)
     if format == "torch":
         assert isinstance(config, ConvertConfig), "export writes Hugging Face's format alone"
         megatron.check_export(
             source.config, config.target_tensor_parallel_size, config.target_pipeline_parallel_size
         )
     facts = {"tokenizer": source.tokenizer.fingerprint}
-    run = manifest.begin(verb, config, [checkpoint.path], facts=facts)
+    run = manifest.begin(command, config, [checkpoint.path], facts=facts)
     if run.finished:
         return run.manifest
     folder = Path(config.output)
@@ -251,8 +248,8 @@ def _open_source(config: ExportConfig) -> Source:
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     elif checkpoint.library != "mt" and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{checkpoint}: has {model.vocab_size} rows of vocabulary, and the tokenizer {tokenizer.vocab_size}"
-            " tokens; give the model's own tokenizer"
+            f"{checkpoint}: has {model.vocab_size} rows of vocabulary, and the tokenizer"
+            f" {tokenizer.vocab_size} tokens; give the model's own tokenizer"
         )
     return Source(checkpoint, tokenizer, model, copies_tokenizer=own)
 

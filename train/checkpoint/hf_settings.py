@@ -1,10 +1,11 @@
-"""Hugging Face's config.json <-> our settings, by the tables of architectures.py."""
+"""Hugging Face's config.json from our settings and back, by the tables of model/foreign_names.py."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...core.config import UserError
 from ...core.manifest import read_json
@@ -14,8 +15,8 @@ from ..model.foreign_names import moe_layer_freq
 from .architectures import ARCHITECTURES
 
 
-def settings_of(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
-    """(architecture, our settings) of the config.json in a directory."""
+def read_hf_config(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
+    """(architecture, settings) of the config.json in a directory."""
     file = Path(directory) / "config.json"
     if not file.exists():
         raise UserError(f"{directory}: has no config.json; give the directory of a Hugging Face model")
@@ -25,12 +26,13 @@ def settings_of(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
             f"{file}: must hold a model's settings, not a {type(raw).__name__}; give a Hugging Face model's"
             " config.json"
         )
-    return raw.get("model_type"), settings_in(raw, str(file))
+    config = config_from_hf(raw, str(file))
+    return raw["model_type"], config
 
 
-def settings_tree(directory: str | Path) -> dict:
-    """The settings of a training run that `--hf DIR` gives: the model's but for how its vocabulary is padded."""
-    _, config = settings_of(directory)
+def settings_tree(directory: str | Path) -> dict[str, dict[str, Any]]:
+    """The settings of a training run that `--hf DIR` gives: the model's, without its vocabulary's padding."""
+    _, config = read_hf_config(directory)
     return {
         "model": {
             f.name: getattr(config, f.name)
@@ -40,9 +42,10 @@ def settings_tree(directory: str | Path) -> dict:
     }
 
 
-def settings_in(raw: Mapping, place: str) -> ResolvedModelConfig:
-    """Our settings of a config.json's; raises UserError, which begins with `place`, for a model
-    that is not ours.
+def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
+    """Our settings for a config.json. place: begins messages.
+
+    Raises UserError for a model that is not one of ours.
     """
     name = raw.get("model_type")
     if name not in ARCHITECTURES:
@@ -57,7 +60,7 @@ def settings_in(raw: Mapping, place: str) -> ResolvedModelConfig:
             raise UserError(f"{place}: {key} is {raw[key]!r}; only {needed!r} can be loaded as {name}")
     raw = {**architecture.absent, **{key: value for key, value in raw.items() if value is not None}}
     found = {ours: raw[key] for ours, key in architecture.keys.items() if key in raw}
-    # transformers 5 writes this name, others read it
+    # the name that transformers 5 writes for every mixture
     if "num_experts" in architecture.keys and "num_local_experts" in raw:
         found["num_experts"] = raw["num_local_experts"]
     needed = (
@@ -84,10 +87,8 @@ def settings_in(raw: Mapping, place: str) -> ResolvedModelConfig:
     return resolve(ModelConfig(**found), vocab_size=found["vocab_size"], seq_length=512)
 
 
-def settings_out(config: ResolvedModelConfig) -> tuple[str, dict]:
-    """(architecture, config.json) of our settings; raises UserError where Hugging Face has no such
-    model.
-    """
+def config_to_hf(config: ResolvedModelConfig) -> tuple[str, dict[str, Any]]:
+    """(architecture, config.json) for our settings; raises UserError where Hugging Face has no such model."""
     export_as = family_of(config).export_as
     if export_as is None:
         raise UserError(
@@ -112,32 +113,34 @@ def settings_out(config: ResolvedModelConfig) -> tuple[str, dict]:
     return name, written
 
 
-# Settings that no config.json has and that change no model: how it is trained, and what pads it.
-ELSEWHERE = (
-    "make_vocab_size_divisible_by", "attention_backend", "init_method_std", "hidden_dropout", "attention_dropout", "moe_aux_loss_coeff",
-    "moe_z_loss_coeff", "moe_expert_capacity_factor", "moe_token_drop_policy", "moe_router_bias_update_rate",
-)  # fmt: skip
+# Settings that config.json does not have and that change no model: how it is trained, and its padding.
+TRAINING_SETTINGS = (
+    "make_vocab_size_divisible_by",
+    "attention_backend",
+    "init_method_std",
+    "hidden_dropout",
+    "attention_dropout",
+    "moe_aux_loss_coeff",
+    "moe_z_loss_coeff",
+    "moe_expert_capacity_factor",
+    "moe_token_drop_policy",
+    "moe_router_bias_update_rate",
+)
 
 
-def _check_same(config: ResolvedModelConfig, name: str, written: dict) -> None:
-    """Raises UserError unless what is written, read again, is the same model."""
-    # config.json then says the original length alone
-    dynamic = (config.rope_scaling or {}).get("rope_type") == "dynamic"
-    elsewhere = {
-        field: getattr(config, field)
-        for field in (
-            *ELSEWHERE,
-            *ARCHITECTURES[name].without,
-            *(["max_position_embeddings"] if dynamic else []),
-        )
-    }
+def _check_same(config: ResolvedModelConfig, name: str, written: dict[str, Any]) -> None:
+    """Raises UserError unless `written`, read again, is the same model."""
+    not_compared = [*TRAINING_SETTINGS, *ARCHITECTURES[name].without]
+    if (config.rope_scaling or {}).get("rope_type") == "dynamic":
+        not_compared.append("max_position_embeddings")  # config.json then has the original length alone
     if config.num_experts is not None:
         sparse = expert_layers(config.moe_layer_freq, config.num_layers)
         config = dataclasses.replace(config, moe_layer_freq=moe_layer_freq(sparse))
         if all(sparse):
-            elsewhere["ffn_hidden_size"] = config.ffn_hidden_size  # no layer has it
+            not_compared.append("ffn_hidden_size")  # of dense layers, and there is none
+    same = {field: getattr(config, field) for field in not_compared}
     try:
-        read = dataclasses.replace(settings_in(written, name), **elsewhere)
+        read = dataclasses.replace(config_from_hf(written, name), **same)
     except UserError as error:
         raise UserError(f"this model is near to Hugging Face's {name}, but not the same: {error}") from None
     for field in dataclasses.fields(config):

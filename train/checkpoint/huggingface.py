@@ -28,10 +28,10 @@ from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_direct
 from ..model.bert import Bert
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
-from .architectures import ARCHITECTURES, foreign_names, weights_in, weights_out
+from .architectures import ARCHITECTURES, hf_names, weights_from_hf, weights_to_hf
 from .base import weight_shapes
 from .foreign import ForeignCheckpoint
-from .hf_settings import settings_of, settings_out
+from .hf_settings import config_to_hf, read_hf_config
 
 # Ends of names that are no weights of their own: copies of tied weights, tables that follow from the
 # settings.
@@ -77,9 +77,9 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.architecture, self.config = settings_of(path)
+        self.architecture, self.config = read_hf_config(path)
         self.tensors = SafetensorsDirectory(path)
-        expected = foreign_names(self.architecture, weight_shapes(self.config), self.config)
+        expected = hf_names(self.architecture, weight_shapes(self.config), self.config)
         prefix = ARCHITECTURES[self.architecture].weights.base
         for name in self.tensors.files:
             if name not in expected and prefix + name not in expected and not name.endswith(IGNORED_TENSORS):
@@ -110,7 +110,9 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
 
     def _read(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         tensors, place = self.tensors, str(self.path)
-        return dict(weights_in(self.architecture, shapes, self.config, tensors.files, tensors.read, place))
+        return dict(
+            weights_from_hf(self.architecture, shapes, self.config, tensors.files, tensors.read, place)
+        )
 
     def encoder_weights(self) -> dict[str, Tensor]:
         """The weights of a BERT's encoder by our names, and those of its pooler if it has one.
@@ -120,8 +122,8 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         """
         if self.architecture != "bert":
             raise UserError(
-                f"{self.path / 'config.json'}: model_type is {self.architecture!r}; only 'bert' can be loaded as"
-                " a BERT encoder"
+                f"{self.path / 'config.json'}: model_type is {self.architecture!r}; only 'bert' can be loaded"
+                " as a BERT encoder"
             )
         with torch.device("meta"):
             encoder = Bert(self.config, heads=False)
@@ -213,7 +215,7 @@ def write_directory(
     weight. file_bytes: most bytes of weights in a file, unless one tensor has more. source: the Hugging Face
     directory that the tokenizer comes from, whose tokenizer files are copied.
     """
-    architecture, settings = settings_out(config)
+    architecture, settings = config_to_hf(config)
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
     family = family_of(config)
     if family.text == "encoder-decoder":  # what our decoders begin with (indexed/masked_dataset.py)
@@ -247,12 +249,12 @@ def _write_weights(
     without_values = [
         (name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()
     ]
-    files = list(_split_into_files(weights_out(architecture, without_values, config), file_bytes))
+    files = list(_split_into_files(weights_to_hf(architecture, without_values, config), file_bytes))
     names = ["model.safetensors"]
     if len(files) > 1:
         names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     # in the order of `files`
-    tensors = weights_out(architecture, ((name, read(name)) for name in shapes), config)
+    tensors = weights_to_hf(architecture, ((name, read(name)) for name in shapes), config)
     for name, planned in zip(names, files):
         with manifest.atomic_write(folder / name) as file:
             file.write(_header(planned))

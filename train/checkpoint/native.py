@@ -1,12 +1,12 @@
 """Our own checkpoints: torch.distributed.checkpoint directories, which any parallel layout can load.
 
     SAVE/step_00000300/
-        .metadata, __R_N.distcp     model and optimizer tensors, each rank's shards (torch.distributed.checkpoint);
-                                    their names: model.NAME, exp_avg.NAME, exp_avg_sq.NAME (momentum_buffer.NAME)
-        config.yaml                 the resolved configuration
-        tokenizer/                  the tokenizer
-        state.json                  progress (step, samples and tokens consumed ...), identity of the data, and
-                                    size and digest of every other file; written last
+        .metadata, __R_N.distcp   model and optimizer tensors, each rank's shards; their names are model.NAME,
+                                  exp_avg.NAME and exp_avg_sq.NAME, or momentum_buffer.NAME
+        config.yaml               the resolved configuration
+        tokenizer/                the tokenizer
+        state.json                progress (step, samples and tokens consumed ...), identity of the data, size
+                                  and digest of every other file; written last
 
 A checkpoint is written under a name that begins with a dot, and renamed when it is whole. With --async-save a
 thread writes it from copies while training goes on; the bytes are the same. Weights are float32, whatever
@@ -91,8 +91,8 @@ class CheckpointConfig:
     )
     no_save_optim: bool = option(
         False,
-        "save checkpoints without the optimizer's moments: a third of the size, but a run that starts from one"
-        " starts with new moments",
+        "save checkpoints without the optimizer's moments: a third of the size, but a run that starts from"
+        " one has new moments",
     )
     keep_last: int = option(2, "number of newest checkpoints to keep; 0 keeps all", role="runtime")
     save_retain_interval: int | None = option(
@@ -374,7 +374,8 @@ def find_step(path: Path, step: int | None = None) -> Path:
         raise UserError(f"{str(failure).partition('; start')[0]}; use another run's") from None
     if newest is None:
         raise UserError(
-            f"{path}: holds no checkpoint of mt train (step_NNNNNNNN), Hugging Face or Megatron-LM; check the path"
+            f"{path}: holds no checkpoint of mt train (step_NNNNNNNN), Hugging Face or Megatron-LM; check"
+            " the path"
         )
     return newest.path
 

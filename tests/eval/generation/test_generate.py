@@ -11,8 +11,8 @@ from mt.documents import reader
 from mt.eval.generation.generate import GenerateConfig, generate
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
-from mt.train.checkpoint.architectures import weights_in
-from mt.train.checkpoint.hf_settings import settings_in
+from mt.train.checkpoint.architectures import weights_from_hf
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 from mt.train.model.gpt import GPT
@@ -184,9 +184,9 @@ def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind)
     torch.manual_seed(3)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     held = theirs.state_dict()
-    model = build_model(settings_in(config.to_dict(), "here"))
+    model = build_model(config_from_hf(config.to_dict(), "here"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    model.load_state_dict(dict(weights_in(kind, shapes, model.config, held, held.__getitem__, "here")))
+    model.load_state_dict(dict(weights_from_hf(kind, shapes, model.config, held, held.__getitem__, "here")))
     ours = LanguageModel(prepare_for_inference(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
     prompts = [list(range(3, 3 + length)) for length in (1, 9, 4, 30, 2)]
     for prompt, found in zip(prompts, ours.generate(prompts, GREEDY)):

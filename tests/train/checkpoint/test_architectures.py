@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import transformers
 
 from mt.core.config import UserError
-from mt.train.checkpoint.architectures import ARCHITECTURES, weights_in, weights_out
-from mt.train.checkpoint.hf_settings import settings_in, settings_out
+from mt.train.checkpoint.architectures import ARCHITECTURES, weights_from_hf, weights_to_hf
+from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 
@@ -85,12 +85,12 @@ def carried_over(config, kind):
             if parameter.ndim == 1:
                 parameter.normal_(1, 0.3)
     config.architectures = [kind.__name__]
-    shape = settings_in(config.to_dict(), "config.json")
+    shape = config_from_hf(config.to_dict(), "config.json")
     ours = build_model(shape).eval()
     held = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
     shapes = {name: parameter.shape for name, parameter in ours.named_parameters()}
     ours.load_state_dict(
-        dict(weights_in(config.model_type, shapes, shape, held, held.__getitem__, "model.safetensors"))
+        dict(weights_from_hf(config.model_type, shapes, shape, held, held.__getitem__, "model.safetensors"))
     )
     return ours, theirs
 
@@ -100,14 +100,14 @@ def check_the_same(ours, theirs, our_loss, their_loss):
     our_loss.backward()
     their_loss.backward()
     name = theirs.config.model_type
-    found = dict(weights_out(name, [(n, p.grad) for n, p in ours.named_parameters()], ours.config))
+    found = dict(weights_to_hf(name, [(n, p.grad) for n, p in ours.named_parameters()], ours.config))
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     for n, gradient in expected.items():  # that of a key's bias is 0 but for rounding
         assert (found[n] - gradient).norm() <= TOLERANCE * max(gradient.norm(), 1e-3 * whole), n
     held = dict(theirs.named_parameters())
-    back = dict(weights_out(name, ours.named_parameters(), ours.config))
+    back = dict(weights_to_hf(name, ours.named_parameters(), ours.config))
     assert back.keys() == held.keys()
     assert all(torch.equal(back[n], held[n]) for n in held)
 
@@ -192,13 +192,13 @@ class UntiedT5(transformers.T5ForConditionalGeneration):
 @pytest.mark.parametrize("name", [*DECODERS, "bert", "t5"])
 def test_settings_written_are_read_by_transformers_and_come_back(name):
     others = {"bert": transformers.BertConfig(), "t5": transformers.T5Config(**T5)}
-    shape = settings_in({**others, **DECODERS}[name].to_dict(), "config.json")
-    architecture, written = settings_out(shape)
+    shape = config_from_hf({**others, **DECODERS}[name].to_dict(), "config.json")
+    architecture, written = config_to_hf(shape)
     written.pop("model_type")
     theirs = transformers.AutoConfig.for_model(architecture, **written)
     assert (
         dataclasses.replace(
-            settings_in(theirs.to_dict(), "config.json"), init_method_std=shape.init_method_std
+            config_from_hf(theirs.to_dict(), "config.json"), init_method_std=shape.init_method_std
         )
         == shape
     )
@@ -206,18 +206,18 @@ def test_settings_written_are_read_by_transformers_and_come_back(name):
 
 def test_rows_that_pad_the_vocabulary_are_added_and_taken_off():
     shape = dataclasses.replace(
-        settings_in(DECODERS["llama"].to_dict(), "config.json"), make_vocab_size_divisible_by=16
+        config_from_hf(DECODERS["llama"].to_dict(), "config.json"), make_vocab_size_divisible_by=16
     )
     held = {
         name: p.detach() for name, p in transformers.LlamaForCausalLM(DECODERS["llama"]).named_parameters()
     }
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in build_model(shape).named_parameters()}
-    ours = dict(weights_in("llama", shapes, shape, held, held.__getitem__, "here"))
+    ours = dict(weights_from_hf("llama", shapes, shape, held, held.__getitem__, "here"))
     assert ours["output.weight"].shape == (64, 32)
     assert (ours["output.weight"][V:] == 0).all()
     assert torch.equal(
-        dict(weights_out("llama", ours.items(), shape))["lm_head.weight"], held["lm_head.weight"]
+        dict(weights_to_hf("llama", ours.items(), shape))["lm_head.weight"], held["lm_head.weight"]
     )
 
 
@@ -226,16 +226,16 @@ def test_names_without_the_body_s_prefix_are_found():
         name.removeprefix("transformer."): p.detach()
         for name, p in transformers.GPT2LMHeadModel(DECODERS["gpt2"]).named_parameters()
     }
-    shape = settings_in(DECODERS["gpt2"].to_dict(), "config.json")
+    shape = config_from_hf(DECODERS["gpt2"].to_dict(), "config.json")
     shapes = {"embedding.weight": held["wte.weight"].shape}
     assert torch.equal(
-        dict(weights_in("gpt2", shapes, shape, held, held.__getitem__, "here"))["embedding.weight"],
+        dict(weights_from_hf("gpt2", shapes, shape, held, held.__getitem__, "here"))["embedding.weight"],
         held["wte.weight"],
     )
     with pytest.raises(
         UserError, match=r"^here: has no weight transformer.wpe.weight; give a whole gpt2 model's directory"
     ):
-        list(weights_in("gpt2", {"positions.weight": (64, 32)}, shape, {}, {}.__getitem__, "here"))
+        list(weights_from_hf("gpt2", {"positions.weight": (64, 32)}, shape, {}, {}.__getitem__, "here"))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_names_without_the_body_s_prefix_are_found():
 )
 def test_a_model_that_is_not_ours_is_refused_with_the_reason(change, message):
     with pytest.raises(UserError, match=message):
-        settings_in({**DECODERS["llama"].to_dict(), **change}, "config.json")
+        config_from_hf({**DECODERS["llama"].to_dict(), **change}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -289,4 +289,4 @@ def test_a_model_that_hugging_face_does_not_have_is_not_exported(settings, messa
         seq_length=T,
     )
     with pytest.raises(UserError, match=message):
-        settings_out(shape)
+        config_to_hf(shape)

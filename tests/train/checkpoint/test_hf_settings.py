@@ -18,7 +18,7 @@ from mt import cli
 from mt.core.config import UserError, build
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectConfig, convert, export, inspect
-from mt.train.checkpoint.hf_settings import settings_in
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.family import build_model
@@ -221,7 +221,9 @@ def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path
     """Their gradients are written by transformers as if they were weights, and so come to us under our names."""
     theirs = random_model(name)
     write(theirs, tmp_path / "weights")
-    ours = build_model(settings_in(json.loads((tmp_path / "weights/config.json").read_text()), "config.json"))
+    ours = build_model(
+        config_from_hf(json.loads((tmp_path / "weights/config.json").read_text()), "config.json")
+    )
     ours.load_state_dict(open_checkpoint(tmp_path / "weights").load_model().state_dict())
     tokens = random_tokens((3, T + 1))
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
@@ -536,10 +538,10 @@ def test_models_that_are_not_ours_are_refused_by_name(source, tmp_path):
 def test_settings_of_mixtures_and_mambas_are_checked(kind, settings, message):
     raw = {**MODELS[kind]().config.to_dict(), **settings}
     if message is None:
-        assert settings_in(raw, "config.json").num_experts == 8
+        assert config_from_hf(raw, "config.json").num_experts == 8
         return
     with pytest.raises(UserError, match=message):
-        settings_in(raw, "config.json")
+        config_from_hf(raw, "config.json")
 
 
 def test_the_same_command_again_finds_its_work_done_and_after_a_kill_gives_the_same_bytes(source, tmp_path):

@@ -2,8 +2,8 @@ import pytest
 import torch
 import transformers
 
-from mt.train.checkpoint.architectures import weights_in
-from mt.train.checkpoint.hf_settings import settings_in
+from mt.train.checkpoint.architectures import weights_from_hf
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.model.attention import AttentionMask
 from mt.train.model.bert import Bert
 from mt.train.model.config import ModelConfig, resolve
@@ -69,10 +69,10 @@ def test_greedy_answers_are_those_of_transformers():
         eos_token_id=None,
     )
     theirs = transformers.T5ForConditionalGeneration(config).eval()
-    ours = T5(settings_in(config.to_dict(), "config.json")).eval()
+    ours = T5(config_from_hf(config.to_dict(), "config.json")).eval()
     held = dict(theirs.named_parameters())
     shapes = {name: p.shape for name, p in ours.named_parameters()}
-    ours.load_state_dict(dict(weights_in("t5", shapes, ours.config, held, held.__getitem__, "here")))
+    ours.load_state_dict(dict(weights_from_hf("t5", shapes, ours.config, held, held.__getitem__, "here")))
     expected = theirs.generate(tokens(), max_new_tokens=12, do_sample=False, num_beams=1)
     memory, cache = ours.encode(tokens()), ours.new_cache(3, 12)
     answer = torch.zeros(3, 1, dtype=torch.int64)
