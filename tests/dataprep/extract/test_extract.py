@@ -1,6 +1,5 @@
-"""The prose that every Python carries."""
+"""The extract command with --source python, and what it refuses before it reads anything."""
 
-import ast
 import json
 import pydoc_data.topics
 import sys
@@ -8,55 +7,7 @@ import sys
 import pytest
 
 from mt.core.config import UserError
-from mt.dataprep.extract.docstrings import docstrings, module_documents
 from mt.dataprep.extract.extract import ExtractConfig, extract
-
-SOURCE = '''
-"""The module's own words, long enough to keep in the corpus."""
-class A:
-    """A class that is documented, with a sentence of some length."""
-    def f(self):
-        """Short."""
-    async def g(self):
-        """    Indented, and therefore cleaned:
-
-            a second paragraph.
-        """
-add_docstr(all, r"""
-all(input) -> Tensor
-
-Tests if all elements evaluate to True, in the way that torch documents its compiled functions for the reader.
-""".format(**common))
-'''
-
-
-def test_docstrings_come_in_source_order_with_their_dotted_names():
-    found = list(docstrings(ast.parse(SOURCE)))
-    assert [name for name, _ in found] == ["", "A", "A.f", "A.g", ""]
-    assert found[3][1] == "Indented, and therefore cleaned:\n\na second paragraph."
-    assert found[4][1].startswith("all(input) -> Tensor\n\nTests")
-
-
-def test_a_module_is_cut_at_headings_and_short_docstrings_are_left_out(tmp_path):
-    (tmp_path / "m.py").write_text(SOURCE)
-    whole = [d for _, d in module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 20_000)]
-    assert [d.id for d in whole] == ["pkg.m/0"]
-    assert "Short." not in whole[0].text
-    pieces = [d for _, d in module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 100)]
-    assert [d.id for d in pieces] == [f"pkg.m/{i}" for i in range(len(pieces))]
-    assert "\n\n\n".join(d.text for d in pieces) == whole[0].text
-
-
-@pytest.mark.parametrize(
-    ("source", "reasons"), [("def (", ["not_python"]), ("x = '\0'", ["not_python"]), ("", []), ("x = 1", [])]
-)
-def test_a_file_that_does_not_parse_gives_its_reason_and_one_that_says_nothing_none(
-    tmp_path, source, reasons
-):
-    (tmp_path / "m.py").write_text(source)
-    assert [
-        (name, removed.reason) for name, removed in module_documents("m.py", str(tmp_path / "m.py"), 1, 100)
-    ] == [("m.py", r) for r in reasons]
 
 
 def test_the_language_reference_is_taken_whole_and_any_number_of_workers_gives_the_same_bytes(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from mt import cli
 from mt.core.config import UserError
-from mt.dataprep.extract import bzip2, wikipedia
+from mt.dataprep.extract import wikipedia
 from mt.dataprep.extract.extract import ExtractConfig, extract
 from mt.dataprep.extract.wikipedia import plain_text
 
@@ -132,43 +132,13 @@ def test_however_a_dump_is_packed_and_cut_every_page_is_read_once_by_any_number_
     assert len(wikipedia.split_dump(source, size)) >= min(files, 2) or name.endswith(".gz")
 
 
-def test_a_single_stream_of_many_blocks_is_cut_between_them(tmp_path):
+def test_a_single_stream_is_read_by_several_shards(tmp_path):
     letters = random.Random(3)
     noise = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz ", k=20_000)) for _ in range(150)]
     source = dump(tmp_path, [page(i, f"P {i}", text) for i, text in enumerate(noise)])
-    size = Path(source).stat().st_size
-    pieces = [list(bzip2.decompress_blocks(source, size * i // 4, size * (i + 1) // 4)) for i in range(4)]
-    mine = [b"".join(text for text, own in piece if own) for piece in pieces]
-    assert b"".join(mine) == bz2.decompress(Path(source).read_bytes())
-    assert sum(map(bool, mine)) > 2
-    summary = extract(config(source, tmp_path / "out", shard_bytes=size))
+    summary = extract(config(source, tmp_path / "out", shard_bytes=Path(source).stat().st_size))
     assert len([o for o in summary["outputs"] if o.get("rows")]) > 2
     assert [d["id"] for d in read(tmp_path / "out")] == [str(i) for i in range(150)]
-
-
-def test_bits_inside_a_block_that_look_like_the_beginning_of_one_do_no_harm_and_damage_is_noticed(
-    tmp_path, monkeypatch
-):
-    text = bytes(random.Random(1).choices(b"abcdefgh ", k=500_000))
-    path = tmp_path / "a.bz2"
-    path.write_bytes(bz2.compress(text, 1))
-    original = bzip2._Window.magics
-
-    def with_a_false_one(self):
-        for number, (bit, mark) in enumerate(original(self)):
-            yield bit, mark
-            if number == 1:
-                yield bit + 1001, bzip2.BLOCK_MAGIC
-
-    monkeypatch.setattr(bzip2._Window, "magics", with_a_false_one)
-    assert b"".join(t for t, _ in bzip2.decompress_blocks(str(path), 0, 10**9)) == text
-    monkeypatch.undo()
-    packed = path.read_bytes()
-    chance = random.Random(2)
-    for place in [len(packed) // 2, *(chance.randrange(20, len(packed) - 20) for _ in range(5))]:
-        path.write_bytes(packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :])
-        with pytest.raises((OSError, EOFError)):
-            list(bzip2.decompress_blocks(str(path), 0, 10**9))
 
 
 def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypatch):
