@@ -46,14 +46,18 @@ def option(
     help: str = "",
     *,
     role: Literal["setting", "input", "output", "runtime"] = "setting",
+    added: bool = False,
 ) -> Any:
     """A field of a configuration.
 
     role: "setting" can change the result, so a new value makes finished work stale; "input" is the path of
     what is read (its content matters, not its path); "output" is the one field that says where the result
     goes; "runtime" cannot change a byte of the result (workers, logging).
+
+    added: for a setting that finished runs of earlier versions did not have and whose default is what they did. It
+    is part of a run's key only where it has another value, so that those runs stay finished.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "role": role})
+    return dataclasses.field(default=default, metadata={"help": help, "role": role, "added": added})
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -100,6 +104,7 @@ class Setting:
     default: Any  # dataclasses.MISSING where it must be given
     help: str
     role: str
+    added: bool = False
 
     @property
     def name(self) -> str:
@@ -126,7 +131,12 @@ def settings(cls: Any, prefix: Group = ()) -> Iterator[Setting]:
         else:
             meta = field.metadata
             yield Setting(
-                (*prefix, field.name), kind, field.default, meta.get("help", ""), meta.get("role", "setting")
+                (*prefix, field.name),
+                kind,
+                field.default,
+                meta.get("help", ""),
+                meta.get("role", "setting"),
+                meta.get("added", False),
             )
 
 

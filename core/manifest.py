@@ -291,7 +291,11 @@ def begin(
     name = next(n for n, role in roles.items() if role == "output")
     target = Path(output if output is not None else values[name])
     prefix = name.endswith("prefix")
-    relevant = {n: values[n] for n, role in roles.items() if role == "setting"}
+    relevant = {
+        s.name: values[s.name]
+        for s in settings(type(config))
+        if s.role == "setting" and not (s.added and values[s.name] == s.default)
+    }
     identified = [{"path": str(p), **identify(p)} for p in inputs]
     content = [{k: v for k, v in i.items() if k != "path"} for i in identified]
     key_of = {

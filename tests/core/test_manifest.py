@@ -169,3 +169,18 @@ def test_another_programs_manifest_in_an_input_is_one_file_more_and_in_an_output
 def test_a_missing_input_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         manifest.identity(tmp_path / "none")
+
+
+def test_a_setting_that_was_added_later_is_part_of_the_key_only_where_it_is_given(tmp_path):
+    before = dataclasses.make_dataclass(
+        "Before", [("output", str, option(help="", role="output")), ("n", int, option(1))], frozen=True
+    )
+    after = dataclasses.make_dataclass(
+        "After", [("m", float, option(1.0, added=True))], bases=(before,), frozen=True
+    )
+    first = manifest.begin("data clean", before(output=str(tmp_path / "a")), [])
+    first.finish([], {})
+    again = manifest.begin("data clean", after(output=str(tmp_path / "a")), [])
+    assert again.finished, "the same key"
+    with pytest.raises(UserError, match="holds another run"):
+        manifest.begin("data clean", after(output=str(tmp_path / "a"), m=0.5), [])
