@@ -30,6 +30,7 @@ from ..train.checkpoint.native import CheckpointConfig
 from ..train.model.base import Model
 from ..train.model.bert import Bert
 from ..train.model.config import ResolvedModelConfig
+from ..train.model.family import family_of
 from ..train.model.layers import Linear, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
 from ..train.parallel.parallelize import check_layout, cut_for_use
@@ -102,7 +103,7 @@ def pretrained(
 
     mesh: where it then lies, cut over tensor-parallel ranks; each reads the whole BERT first.
     """
-    if checkpoint.config.family != "bert":
+    if family_of(checkpoint.config).encoder != "single":
         raise UserError(
             f"{checkpoint}: is a model of family {checkpoint.config.family}, which cannot be finetuned to"
             " choose; give a BERT"

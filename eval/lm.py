@@ -21,6 +21,7 @@ import torch
 from ..core.config import UserError, check, configuration, option
 from ..indexed.masked_dataset import word_pieces
 from ..train.checkpoint.base import Checkpoint
+from ..train.model.family import family_of
 from ..train.model.retro import Retro
 from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_matmul
@@ -210,7 +211,7 @@ def open_model(
     ranks share the model; they must ask it the same, in the same order.
     """
     use_fast_float32_matmul()
-    if checkpoint.config.family != "gpt":
+    if family_of(checkpoint.config).text != "decoder":
         raise UserError(
             f"{checkpoint}: is a model of family {checkpoint.config.family}, which does not continue text; give a model"
             " of family gpt (mt generate and mt serve also take t5)"
@@ -263,7 +264,7 @@ def open_generator(
     """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5
     a prompt is what it reads.
     """
-    if checkpoint.config.family != "t5":
+    if family_of(checkpoint.config).text != "encoder-decoder":
         return open_model(checkpoint, "positions", batch_size, retrieval)
     use_fast_float32_matmul()
     check(

@@ -30,6 +30,7 @@ from ..train.checkpoint.open import open_checkpoint
 from ..train.compile import keep_freed_memory
 from ..train.model.attention import packed_texts_mask
 from ..train.model.bert import Bert
+from ..train.model.family import family_of
 from ..train.precision import use_fast_float32_matmul
 from ..train.prepacked_weights import prepare_for_inference
 
@@ -132,7 +133,7 @@ def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], 
 
     Raises UserError for another family.
     """
-    if checkpoint.config.family != "bert":
+    if family_of(checkpoint.config).encoder != "single":
         raise UserError(
             f"{checkpoint}: is a model of family {checkpoint.config.family}; texts are embedded by a BERT: give a"
             " run of `mt train --family bert`, or leave --bert-model out"

@@ -41,6 +41,7 @@ from ..indexed.masked_dataset import word_pieces
 from ..indexed.neighbors import open_data, read_fact
 from ..train.checkpoint.native import NativeCheckpoint
 from ..train.checkpoint.open import open_checkpoint
+from ..train.model.family import family_of
 from ..train.precision import use_fast_float32_matmul
 from .chunks import check_data, check_tokens
 from .embed import batches_by_length, one_thread, tokens_per_batch
@@ -269,10 +270,10 @@ class Encoder:
 
     def __init__(self, load: str):
         checkpoint = open_checkpoint(load)
-        if (family := checkpoint.config.family) != "ict":
+        if family_of(checkpoint.config).encoder != "dual":
             raise UserError(
-                f"{load}: is a model of family {family}, which does not embed questions and blocks; give a"
-                " run of `mt train --family ict`"
+                f"{load}: is a model of family {checkpoint.config.family}, which does not embed questions and"
+                " blocks; give a run of `mt train --family ict`"
             )
         assert isinstance(checkpoint, NativeCheckpoint), "no other library has such a model"
         self.model, self.tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()

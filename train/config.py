@@ -24,13 +24,13 @@ from .metrics import LogConfig
 from .model.config import ModelConfig, ResolvedModelConfig
 from .model.family import build_model, build_samples, families_with, family_of, sequence_lengths
 from .model.inputs import PackingConfig
-from .model.retro import is_retrieval
 from .model.samples import SampleConfig
 from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig
 from .precision import PrecisionConfig
 from .recompute import RecomputeConfig
 from .schedule import BatchSize, LearningRate, WeightDecay
+from .warm_start import warm_start_of
 
 
 @configuration(group="train")
@@ -319,24 +319,21 @@ def check_source(
     """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
     with torch.device("meta"):
         model = build_model(shape)
-    if is_bert_for(source, shape):
-        if not config.checkpoint.finetune:
-            raise UserError(
-                f"{source}: holds a BERT, whose weights both towers can begin with; give --finetune to say so"
-            )
-        source.check_shapes(model.query.bert, allow_extra=True)
-        return
-    fitting = is_gpt_for(source, shape)
-    if fitting and not config.checkpoint.finetune:
-        raise UserError(
-            f"{source}: holds a GPT without retrieval, which Retro can begin with; give --finetune to say so"
-        )
-    source.check_shapes(model, allow_missing=is_retrieval if fitting else None)
+    start = warm_start_of(source, shape)
+    if start is None:
+        source.check_shapes(model)
+    elif not config.checkpoint.finetune:
+        raise UserError(f"{source}: holds {start.source}; give --finetune to say so")
+    else:
+        for part in start.parts(model).values():
+            source.check_shapes(part, allow_extra=start.allow_extra, allow_missing=start.allow_missing)
+        if start.settings is None:
+            return
     names = [
         f.name
         for f in dataclasses.fields(shape)
         if f.name not in (*TRAINING_SETTINGS, "max_position_embeddings")
-        and not (fitting and f.name.startswith("retro_"))
+        and not (start is not None and start.settings is not None and f.name.startswith(start.settings))
     ]
     changed = [
         f"{n} {getattr(source.config, n)} there, {getattr(shape, n)} here"
@@ -372,21 +369,6 @@ def check_source(
             " that of the earlier run",
             file=sys.stderr,
         )
-
-
-def is_gpt_for(source: Checkpoint, model: ModelConfig) -> bool:
-    """Whether --load holds a model without retrieval where one that retrieves is to be trained."""
-    return model.retro_add_retriever and not source.config.retro_add_retriever
-
-
-def is_part_of(source: Checkpoint, model: ModelConfig) -> bool:
-    """Whether --load lacks some of a model's weights, which then start from the seed."""
-    return is_bert_for(source, model) or is_gpt_for(source, model)
-
-
-def is_bert_for(source: Checkpoint, model: ModelConfig) -> bool:
-    """Whether --load holds a BERT where two are to be trained."""
-    return model.family == "ict" and source.config.family == "bert"
 
 
 def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:

@@ -43,15 +43,11 @@ from .config import (
     TrainingSchedule,
     check_source,
     find_source,
-    is_bert_for,
-    is_gpt_for,
-    is_part_of,
     load_datasets,
     start_run,
     training_schedule,
     with_schedules_of,
 )
-from .contrastive import start_from_bert
 from .determinism import enable_deterministic_mode, seed_dropout_per_block
 from .dry_run import dry_run
 from .float8 import use_float8
@@ -63,7 +59,6 @@ from .model.flops import peak_flops
 from .model.inputs import MicroBatch
 from .model.layers import initialize
 from .model.moe import balance
-from .model.retro import is_retrieval
 from .model.training_cost import gibibytes, out_of_memory_message, training_flops
 from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from .parallel.mesh import Mesh, launch
@@ -73,6 +68,7 @@ from .precision import LossScale, MasterWeights, check_precision, use_fast_float
 from .profiler import StepProfiler, check_profile
 from .step import forward_backward
 from .stragglers import STEPS_BETWEEN_COLLECTIONS, StragglerDetector, manual_gc
+from .warm_start import warm_start, warm_start_of
 
 
 def train(config: TrainConfig) -> dict | None:
@@ -215,7 +211,10 @@ class Trainer:
         own = newest_whole(self.folder, mesh)
         flops = sample_flops.full * schedule.total_samples / mesh.world_size
         self.model, self.weights = _build(
-            config, mesh, flops, filled=own is None and (source is None or is_part_of(source, config.model))
+            config,
+            mesh,
+            flops,
+            filled=own is None and (source is None or warm_start_of(source, config.model) is not None),
         )
         self.stragglers = StragglerDetector(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
@@ -248,12 +247,8 @@ class Trainer:
             return self._load(own, moments=not settings.no_save_optim)
         if source is None:
             return Progress()
-        if is_bert_for(source, self.config.model):
-            start_from_bert(source, self.model, self.weights.by_name, self.mesh)
-            self.weights.refresh()
-            return Progress()
-        if is_gpt_for(source, self.config.model):
-            source.load(self.model, None, self.mesh, weights=self.weights.by_name, allow_missing=is_retrieval)
+        if (start := warm_start_of(source, self.config.model)) is not None:
+            warm_start(start, source, self.model, self.weights.by_name, self.mesh)
             self.weights.refresh()
             return Progress()
         progress = self._load(source, moments=not (settings.finetune or settings.no_load_optim))

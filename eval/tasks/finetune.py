@@ -35,6 +35,7 @@ from ...train.checkpoint.base import Checkpoint, Progress
 from ...train.checkpoint.native import CheckpointConfig, Saver, newest_whole
 from ...train.checkpoint.open import open_checkpoint
 from ...train.model.dtensor import local_shard
+from ...train.model.family import family_of
 from ...train.optimizer import (
     OptimizerConfig,
     build_optimizer,
@@ -204,7 +205,7 @@ def _evaluate(
 def _predictor(
     config: FinetuneConfig, task: ClassificationTask, checkpoint: Checkpoint, mesh: Mesh
 ) -> Predictor:
-    if task.for_gpt and not is_finetuned(checkpoint) and checkpoint.config.family == "gpt":
+    if task.for_gpt and not is_finetuned(checkpoint) and family_of(checkpoint.config).text == "decoder":
         return by_likelihood(checkpoint, config.seq_length, 4 * config.micro_batch_size, mesh)
     model, tokenizer, seq_length = open_classifier(checkpoint, task.name, mesh)
     return by_classifier(

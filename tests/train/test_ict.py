@@ -16,10 +16,10 @@ from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches
 from mt.train.checkpoint.hf_settings import config_to_hf
 from mt.train.checkpoint.open import open_checkpoint
-from mt.train.contrastive import start_from_bert
 from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
 from mt.train.memory_estimate import Cut, count_parts
+from mt.train.model.biencoder import FROM_BERT
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model, build_samples
 from mt.train.model.inputs import PackingConfig, collate_pairs
@@ -28,6 +28,7 @@ from mt.train.model.samples import SampleConfig
 from mt.train.model.training_cost import training_flops
 from mt.train.parallel.mesh import Mesh
 from mt.train.step import forward_backward
+from mt.train.warm_start import warm_start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Mesh(0, 1, torch.device("cpu"))
@@ -108,7 +109,7 @@ def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_pa
     )
     model = build_model(resolve(config, vocab_size=60, seq_length=16)).eval()
     initialize(model, 1)
-    start_from_bert(open_checkpoint(tmp_path / "bert"), model, dict(model.named_parameters()), HERE)
+    warm_start(FROM_BERT, open_checkpoint(tmp_path / "bert"), model, dict(model.named_parameters()), HERE)
     tokens = torch.randint(60, (3, 12))
     present = torch.arange(12) < torch.tensor([[12], [7], [3]])
     with torch.no_grad():

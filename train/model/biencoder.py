@@ -2,7 +2,7 @@
 products (Lee et al. 2019; Guu et al. 2020).
 
 An embedding is the last state of the first token, [CLS], or a projection of it. In training the other blocks
-of a global batch are the wrong answers, so that the loss is one of whole batches: contrastive.py computes it
+of a global batch are the wrong answers, so that the loss is one of whole batches: see Biencoder.forward_backward
 over micro-batches.
 
 B samples, N samples of the global batch, T positions, D hidden, E numbers in an embedding.
@@ -11,7 +11,7 @@ B samples, N samples of the global batch, T positions, D hidden, E numbers in an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from .block import Block
 from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 from .layers import Linear
+from .warm_start import WarmStart
 
 
 class Biencoder(Model):
@@ -147,6 +148,21 @@ class Biencoder(Model):
         self, block: Block, length: int, seq_length: int, ranks: int, dtype: torch.dtype
     ) -> tuple[dict, list[Tensor]]:
         return {"mask": AttentionMask()}, []
+
+
+def _share_projection(weights: Mapping[str, Tensor]) -> None:
+    """Both projections start alike."""
+    for name, weight in weights.items():
+        if name.startswith("context.projection."):
+            weight.copy_(weights[name.replace("context.", "query.", 1)])
+
+
+FROM_BERT = WarmStart(
+    "a BERT, whose weights both towers can begin with",
+    parts=lambda model: {f"{name}.bert.": tower.bert for name, tower in model.named_children()},
+    allow_extra=True,
+    finish=_share_projection,
+)
 
 
 class Tower(nn.Module):

@@ -16,7 +16,7 @@ from ...core.config import UserError, nearest
 from ...tokenizer.tokenizer import Tokenizer
 from .base import Model
 from .bert import BERT_STAGES, Bert
-from .biencoder import Biencoder
+from .biencoder import FROM_BERT, Biencoder
 from .config import ModelConfig, ResolvedModelConfig
 from .decoder import layer_kinds
 from .flops import (
@@ -53,7 +53,7 @@ from .inputs import (
     empty_pairs,
     empty_t5,
 )
-from .retro import CAUSAL_STAGES, Retro
+from .retro import CAUSAL_STAGES, FROM_GPT, Retro
 from .samples import (
     Datasets,
     NumSamples,
@@ -65,6 +65,7 @@ from .samples import (
 )
 from .stage import StageRules
 from .t5 import T5, T5_STAGES
+from .warm_start import WarmStart
 
 Collate = Callable[[Collator, int, Samples], MicroBatch]
 
@@ -81,6 +82,8 @@ class Family:
     divided over context-parallel ranks. text: how its models write text, if they do. data: the settings of SampleConfig
     that its samples use and those of other families do not. huggingface: its architectures by the `model_type` of their
     config.json. export_as: the one of these that is nearest to a model. megatron: Megatron-LM's names of its modules.
+    encoder: whether a model embeds a text, or a query and a block by two towers. warm_start: how a model can start from a
+    checkpoint of another kind, (its settings, those of the checkpoint's model).
     """
 
     build: Callable[[ResolvedModelConfig], Model]
@@ -98,29 +101,37 @@ class Family:
     huggingface: Mapping[str, Architecture] = dataclasses.field(default_factory=dict)
     export_as: Callable[[ResolvedModelConfig], str] | None = None
     megatron: MegatronNames | None = None
+    encoder: Literal["single", "dual"] | None = None
+    warm_start: Callable[[ModelConfig, ModelConfig], WarmStart | None] = lambda config, source: None
+
+
+def _retro_from_gpt(config: ModelConfig, source: ModelConfig) -> WarmStart | None:
+    return FROM_GPT if config.retro_add_retriever and not source.retro_add_retriever else None
 
 
 def _build_causal(config: ResolvedModelConfig) -> Model:
     return Retro(config) if config.retro_add_retriever else GPT(config)
 
 
+GPT_FAMILY = Family(
+    build=_build_causal,
+    datasets=causal_datasets,
+    collate=collate_causal,
+    empty=empty_causal,
+    block_flops=causal_block_flops,
+    head_flops=lm_head_flops,
+    num_blocks=lambda config: len(layer_kinds(config)),
+    stages=CAUSAL_STAGES,
+    causal=True,
+    text="decoder",
+    data=frozenset({"data_folder"}),
+    huggingface=GPT_ARCHITECTURES,
+    export_as=gpt_architecture,
+    megatron=MEGATRON_GPT,
+    warm_start=_retro_from_gpt,
+)
 FAMILIES = {
-    "gpt": Family(
-        build=_build_causal,
-        datasets=causal_datasets,
-        collate=collate_causal,
-        empty=empty_causal,
-        block_flops=causal_block_flops,
-        head_flops=lm_head_flops,
-        num_blocks=lambda config: len(layer_kinds(config)),
-        stages=CAUSAL_STAGES,
-        causal=True,
-        text="decoder",
-        data=frozenset({"data_folder"}),
-        huggingface=GPT_ARCHITECTURES,
-        export_as=gpt_architecture,
-        megatron=MEGATRON_GPT,
-    ),
+    "gpt": GPT_FAMILY,
     "bert": Family(
         build=Bert,
         datasets=bert_datasets,
@@ -132,6 +143,7 @@ FAMILIES = {
         stages=BERT_STAGES,
         huggingface=BERT_ARCHITECTURES,
         export_as=lambda config: "bert",
+        encoder="single",
     ),
     "t5": Family(
         build=T5,
@@ -157,6 +169,8 @@ FAMILIES = {
         num_blocks=lambda config: 2 * config.num_layers,
         stages=None,
         data=frozenset({"titles_data_path"}),
+        encoder="dual",
+        warm_start=lambda config, source: FROM_BERT if family_of(source).encoder == "single" else None,
     ),
 }
 

@@ -197,7 +197,7 @@ T5_KEYS = {
     "activation": "feed_forward_proj", "hidden_dropout": "dropout_rate",
 }  # fmt: skip
 # Hugging Face's activations -> ours; of two that mean the same the first is written.
-PLAIN = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -255,17 +255,17 @@ BIGCODE = WeightNames(GPT2_TOP, {"layers": ("transformer.h", GPT2_BLOCK)}, "tran
 BERT = WeightNames(BERT_TOP, {"layers": ("bert.encoder.layer", BERT_BLOCK)}, "bert.")
 
 
-def _untied(raw: Mapping, *, default: bool) -> dict:
+def read_tied(raw: Mapping, *, default: bool) -> dict:
     return {"untie_embeddings_and_output_weights": not raw.get("tie_word_embeddings", default)}
 
 
 def _read_gpt2(raw: Mapping, place: str) -> dict:
-    return _untied(raw, default=True)
+    return read_tied(raw, default=True)
 
 
 def _read_bigcode(raw: Mapping, place: str) -> dict:
     return {
-        **_untied(raw, default=True),
+        **read_tied(raw, default=True),
         "num_query_groups": 1 if raw.get("multi_query", True) else raw["n_head"],
     }
 
@@ -281,13 +281,13 @@ def _read_t5(raw: Mapping, place: str) -> dict:
 
 
 def _read_mamba(raw: Mapping, place: str) -> dict:
-    return {**_untied(raw, default=False), **_mamba_in(raw, place)}
+    return {**read_tied(raw, default=False), **_mamba_in(raw, place)}
 
 
 def _read_llama(
     raw: Mapping, place: str, *, window: Callable[[Mapping, str], int | None] | None = None
 ) -> dict:
-    found = {**_untied(raw, default=False), **_rope_in(raw, place)}
+    found = {**read_tied(raw, default=False), **read_rope(raw, place)}
     return {**found, "window_size": window(raw, place)} if window is not None else found
 
 
@@ -353,7 +353,7 @@ def moe_layer_freq(sparse: list[bool]) -> str:
     return "1" if all(sparse) else f"[{','.join(map(str, map(int, sparse)))}]"
 
 
-def _rope_in(raw: Mapping, place: str) -> dict:
+def read_rope(raw: Mapping, place: str) -> dict:
     # the old and the new place
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     if (part := rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1:
@@ -462,11 +462,11 @@ def _mixture(architecture: Architecture, block: Mapping, keys: Mapping, **absent
 
 GPT_ARCHITECTURES = {
     "gpt2": Architecture(
-        GPT2, "GPT2LMHeadModel", GPT2_KEYS, PLAIN, {}, {**GPT2_ABSENT, "activation_function": "gelu_new"},
+        GPT2, "GPT2LMHeadModel", GPT2_KEYS, ACTIVATIONS, {}, {**GPT2_ABSENT, "activation_function": "gelu_new"},
         GPT2_REQUIRES, _read_gpt2, _write_gpt2,
     ),
     "gpt_bigcode": Architecture(
-        BIGCODE, "GPTBigCodeForCausalLM", GPT2_KEYS, PLAIN, {},
+        BIGCODE, "GPTBigCodeForCausalLM", GPT2_KEYS, ACTIVATIONS, {},
         {**GPT2_ABSENT, "activation_function": "gelu_pytorch_tanh"}, GPT2_REQUIRES, _read_bigcode, _write_bigcode,
     ),
     "llama": _llama("LlamaForCausalLM"),
@@ -500,7 +500,7 @@ GPT_ARCHITECTURES = {
 }  # fmt: skip
 BERT_ARCHITECTURES = {
     "bert": Architecture(
-        BERT, "BertForPreTraining", BERT_KEYS, PLAIN, {"family": "bert", "post_norm": True},
+        BERT, "BertForPreTraining", BERT_KEYS, ACTIVATIONS, {"family": "bert", "post_norm": True},
         {
             "layer_norm_eps": 1e-12, "hidden_act": "gelu", "max_position_embeddings": 512,
             "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,

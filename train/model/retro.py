@@ -39,6 +39,7 @@ from .config import ResolvedModelConfig, retro_layers
 from .gpt import GPT
 from .inputs import MicroBatch
 from .stage import PipelineStage, StageRules, end_modules, states_shape
+from .warm_start import WarmStart
 
 # ids (n, m) int64 of whole chunks -> their neighbours' (n, k, r) int64, and bool of that shape, false where
 # there is no token
@@ -203,6 +204,14 @@ class Retro(GPT):
 def is_retrieval(name: str) -> bool:
     """Whether a weight of a Retro model, by its name, is none of the GPT's that it contains."""
     return ".cross" in name
+
+
+FROM_GPT = WarmStart(
+    "a GPT without retrieval, which Retro can begin with",
+    parts=lambda model: {"": model},
+    allow_missing=is_retrieval,
+    settings="retro_",
+)
 
 
 class RetroCache(Cache):

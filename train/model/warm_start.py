@@ -1,0 +1,32 @@
+"""WarmStart: which weights of a model come from a checkpoint of another kind of model; the rest start from the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from .base import Model
+
+
+def _no_more(weights: Mapping[str, Tensor]) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """How a model starts from another kind of model's checkpoint.
+
+    source: what the checkpoint holds, for messages. parts: the modules of the model that it fills, by the prefix of their
+    weights' names. allow_extra: whether it may hold weights that they lack. allow_missing: tells by the name which of
+    their weights it lacks. settings: prefix of the settings that the two models need not share; None: they are not
+    compared. finish: what remains to be done with the model's weights, by name.
+    """
+
+    source: str
+    parts: Callable[[Model], Mapping[str, nn.Module]]
+    allow_extra: bool = False
+    allow_missing: Callable[[str], bool] | None = None
+    settings: str | None = None
+    finish: Callable[[Mapping[str, Tensor]], None] = _no_more
