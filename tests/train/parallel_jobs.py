@@ -49,6 +49,13 @@ VOCABULARY, LENGTH, MICRO_BATCHES, ROWS = 60, 16, 4, 2
 
 FAMILIES = {
     "gpt": {"num_layers": 2},
+    "gpt_neox": {
+        "family": "gpt_neox",
+        "num_layers": 2,
+        "position_embedding_type": "rope",
+        "rotary_percent": 0.5,
+        "untie_embeddings_and_output_weights": True,
+    },
     "llama": {
         "num_layers": 2,
         "num_query_groups": 2,
@@ -215,6 +222,10 @@ CASES = {
         {"changes": (("mamba_num_groups", 4),)},
     ),
     "mamba hybrid, TP2, sequence parallel": ("mamba", 2, TP | SP),
+    "gpt_neox, TP2, sequence parallel": ("gpt_neox", 2, TP | SP),
+    "gpt_neox, CP2": ("gpt_neox", 2, CP),
+    "gpt_neox, PP2": ("gpt_neox", 2, PP),
+    "gpt_neox, PP2 x TP2, sequence parallel": ("gpt_neox", 4, PP | TP | SP),
     "gpt, PP2": ("gpt", 2, PP),
     "gpt, PP2, interleaved": ("gpt", 2, PP | VIRTUAL, FOUR),
     "gpt, PP2, zero-bubble": ("gpt", 2, PP | ZERO),

@@ -33,6 +33,12 @@ CAUSAL = frozenset(
 )
 FAMILY_SETTINGS = {
     "gpt": FamilySettings(("learned", "rope", "none"), CAUSAL),
+    "gpt_neox": FamilySettings(
+        ("rope",),
+        frozenset(
+            {"window_size", "attention_backend", "untie_embeddings_and_output_weights", "rotary_percent"}
+        ),
+    ),
     "bert": FamilySettings(("learned",), frozenset({"post_norm"})),
     "t5": FamilySettings(
         ("learned", "relative", "none"),
@@ -46,10 +52,11 @@ FAMILY_SETTINGS = {
 class ModelConfig:
     """A transformer's shape. `resolve` fills in what is None."""
 
-    family: Literal["gpt", "bert", "t5", "ict"] = option(
+    family: Literal["gpt", "gpt_neox", "bert", "t5", "ict"] = option(
         "gpt",
-        "gpt: what comes next (Llama, Mistral, hybrids ...); bert: what was masked; t5: encoder and decoder;"
-        " ict: two BERTs, of queries and of the blocks that answer them",
+        "gpt: decoder (GPT-2, Llama, Mistral, hybrids ...); gpt_neox: decoder with parallel attention and"
+        " feed-forward (Pythia); bert: masked language model; t5: encoder and decoder; ict: two BERTs, of"
+        " queries and of the blocks that answer them",
     )
     num_layers: int | None = option(
         None, "transformer layers; t5: of the encoder (default: 12, or as many as the pattern has)"
@@ -90,6 +97,7 @@ class ModelConfig:
         " the root of kv-channels",
     )
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
+    rotary_percent: float = option(1.0, "gpt_neox: share of a head's channels that are rotated", added=True)
     rope_scaling: dict | None = option(
         None,
         "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json"
@@ -328,6 +336,10 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             " embedding; leave it out",
         ),
         (
+            "rotary_percent" in takes or config.rotary_percent == 1,
+            f"model.rotary_percent is for {_families('rotary_percent')}, not {family}; leave it out",
+        ),
+        (
             "num_experts" in takes or config.num_experts is None,
             f"model.num_experts is for {_families('num_experts')}, not {family}; leave it out",
         ),
@@ -384,14 +396,17 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             )
         ]
     channels = config.kv_channels or config.hidden_size // config.num_attention_heads
+    rotated = int(channels * config.rotary_percent)
     mistake = scaling_mistake(config.rope_scaling) if config.rope_scaling is not None else None
     return [
         (
-            channels % 2 == 0,
-            (
-                "model.position_embedding_type = rope needs an even number of channels a head, not"
-                f" {channels}; change --num-attention-heads or --kv-channels"
-            ),
+            0 < config.rotary_percent <= 1,
+            f"model.rotary_percent = {config.rotary_percent} must be above 0 and at most 1",
+        ),
+        (
+            rotated % 2 == 0 and (rotated > 0 or not 0 < config.rotary_percent <= 1),
+            "model.position_embedding_type = rope needs an even number of rotated channels a head, not"
+            f" {rotated}; change --num-attention-heads, --kv-channels or --rotary-percent",
         ),
         (mistake is None, f"model.rope_scaling {mistake}"),
     ]

@@ -40,6 +40,7 @@ from .foreign_names import (
     gpt_architecture,
 )
 from .gpt import GPT
+from .gpt_neox import NEOX_ARCHITECTURES, GPTNeoX
 from .inputs import (
     Collator,
     MicroBatch,
@@ -132,6 +133,13 @@ GPT_FAMILY = Family(
 )
 FAMILIES = {
     "gpt": GPT_FAMILY,
+    "gpt_neox": dataclasses.replace(
+        GPT_FAMILY,
+        build=GPTNeoX,
+        huggingface=NEOX_ARCHITECTURES,
+        export_as=lambda config: "gpt_neox",
+        megatron=None,
+    ),
     "bert": Family(
         build=Bert,
         datasets=bert_datasets,

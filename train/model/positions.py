@@ -109,7 +109,13 @@ def _yarn_attention_factor(scaling: dict) -> float:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, heads, T, C) turned by the angles of its positions; cos, sin broadcast to it."""
+    """x (B, heads, T, C) rotated by the angles of its positions. cos, sin (..., T, R) broadcast to it.
+
+    R < C: only the first R channels of a head are rotated (GPT-NeoX).
+    """
+    if cos.shape[-1] < x.shape[-1]:
+        rotated, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        return torch.cat([rotate(rotated, cos, sin), rest], dim=-1)
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 

@@ -40,6 +40,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+NEOX = {
+    **LLAMA,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+}
+NEOX.pop("num_key_value_heads")
 T5 = {
     **EAGER,
     "vocab_size": V,
@@ -65,6 +70,8 @@ DECODERS = {
     ),
     "llama with yarn": transformers.LlamaConfig(**LLAMA, rope_parameters=YARN),
     "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
+    "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
+    "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
     "qwen2": transformers.Qwen2Config(**LLAMA),
     "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
