@@ -286,7 +286,7 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
     with pytest.raises(UserError, match="titles_data_path names 2 and the data 1"):
         run(corpus, tmp_path / "run", data={"titles_data_path": [corpus[1], corpus[1]]})
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match=r"Hugging Face has no such model: model.family = ict is two BERTs"):
+    with pytest.raises(UserError, match=r"Hugging Face has no such model: model.family = ict; keep"):
         config_to_hf(model_config("ict"))
 
 
