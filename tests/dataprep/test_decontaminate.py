@@ -1,4 +1,4 @@
-"""Evaluation text out of training documents: planted n-grams against a search by loops."""
+"""Decontamination: planted n-grams against a search by loops, cuts worked out by hand, and errors."""
 
 import json
 import random
@@ -68,7 +68,7 @@ def holds(document, texts, longest=13, shortest=8):
     return False
 
 
-def test_the_documents_that_go_are_those_that_a_loop_finds(tmp_path):
+def test_the_removed_documents_are_those_that_a_loop_finds(tmp_path):
     rng = random.Random(0)
     tests = [
         " ".join(rng.choices([f"w{i}" for i in range(500)], k=rng.choice([5, 8, 10, 12, 13, 14, 40])))
@@ -151,7 +151,7 @@ def test_short_documents_and_short_keys_are_searched_everywhere(tmp_path):
     ]
 
 
-def test_an_ngram_across_two_documents_is_no_match(tmp_path):
+def test_an_ngram_across_two_documents_does_not_match(tmp_path):
     secret = words("secret", 13).split()
     records = [
         {"id": str(i), "text": " ".join(part)} for i, part in enumerate([secret[:7], secret[7:], secret])
@@ -160,7 +160,7 @@ def test_an_ngram_across_two_documents_is_no_match(tmp_path):
     assert kept == records[:2]
 
 
-def test_common_ngrams_are_let_be(tmp_path):
+def test_common_ngrams_are_ignored(tmp_path):
     secret = words("secret", 13)
     records = [{"id": str(i), "text": f"{secret} in number {i}"} for i in range(5)]
     manifest, kept, _ = run(tmp_path, records, {"t.jsonl": [secret]}, key_threshold=5)
@@ -170,7 +170,7 @@ def test_common_ngrams_are_let_be(tmp_path):
         run(tmp_path, records, {"t.jsonl": [secret]}, "more", key_threshold=6)
 
 
-def test_a_document_in_too_many_pieces_goes(tmp_path):
+def test_a_document_that_splits_into_too_many_pieces_is_removed(tmp_path):
     secret = words("secret", 13)
     text = ("A sentence that is honest. " * 30 + secret + ". ") * 4
     settings = {"max_pieces": 3, "key_threshold": 0}
@@ -207,7 +207,7 @@ def test_the_report_says_which_file_matched_what(tmp_path):
     assert (report["wiki.test.tokens"]["ngrams"], report["wiki.test.tokens"]["documents_matched"]) == (1, 0)
 
 
-def test_neither_workers_nor_shards_change_what_is_kept_and_an_evaluation_file_enters_the_key(tmp_path):
+def test_workers_and_shards_do_not_change_the_result_and_evaluation_files_enter_the_key(tmp_path):
     secret = words("secret", 13)
     records = [
         {
@@ -265,7 +265,7 @@ def test_an_evaluation_file_without_a_usable_ngram_is_refused(tmp_path, content,
         run(tmp_path, [{"text": "x"}], {"t.jsonl": content})
 
 
-def test_a_missing_evaluation_file_and_senseless_settings_are_refused(tmp_path):
+def test_a_missing_evaluation_file_and_settings_out_of_range_are_refused(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": "x"}])
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         decontaminate(
@@ -275,3 +275,21 @@ def test_a_missing_evaluation_file_and_senseless_settings_are_refused(tmp_path):
         )
     with pytest.raises(UserError, match="min_ngram = 14 must lie between 1 and max_ngram = 13"):
         DecontaminateConfig(input=(source,), output=str(tmp_path / "out"), evaluation=("x",), min_ngram=14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluation": ()}, "evaluation is empty: name the evaluation files"),
+        ({"min_ngram": 0}, "min_ngram = 0 must lie between 1 and max_ngram = 13"),
+        ({"remove_chars_each_side": -1}, "remove_chars_each_side = -1 must not be negative"),
+        ({"min_piece_chars": -1}, "min_piece_chars = -1 must not be negative"),
+        ({"key_threshold": -1}, "key_threshold = -1 must not be negative"),
+        ({"max_pieces": 0}, "max_pieces = 0 must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    least = {"min_ngram": 1, "max_ngram": 1, "remove_chars_each_side": 0, "min_piece_chars": 0}
+    DecontaminateConfig(input=("x",), output="y", evaluation=("z",), key_threshold=0, max_pieces=1, **least)
+    with pytest.raises(UserError, match=message):
+        DecontaminateConfig(**{"input": ("x",), "output": "y", "evaluation": ("z",), **settings})

@@ -1,6 +1,4 @@
-"""Evaluation files of every layout: the texts that come out of each, and planted copies of them found and
-reported.
-"""
+"""Evaluation files of every layout: their texts, and planted copies that are found and reported."""
 
 import json
 import re
@@ -151,7 +149,7 @@ def test_texts_of_race_are_the_article_the_questions_and_both_with_each_option(f
     assert set(texts(str(tmp_path / "race.parquet"))) == set(expected)
 
 
-def test_pairs_come_from_records_too_and_any_key_can_be_named(files, tmp_path):
+def test_pairs_are_read_from_records_and_any_key_can_be_named(files, tmp_path):
     assert texts(str(files / "dev_matched.tsv")) == [words("premise", 20), '"' + words("hypothesis", 9)]
     (tmp_path / "nli.jsonl").write_text('{"premise": "a b", "hypothesis": "c", "label": 1}\n')
     assert texts(str(tmp_path / "nli.jsonl")) == ["a b", "c"]
@@ -159,7 +157,7 @@ def test_pairs_come_from_records_too_and_any_key_can_be_named(files, tmp_path):
     assert texts(str(files / "dev.tsv"), key="question2") == [words("again")]
 
 
-def test_a_datasets_split_can_be_an_evaluation_set(tmp_path):
+def test_a_split_of_a_dataset_can_be_an_evaluation_set(tmp_path):
     pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
     (tmp_path / "hub").mkdir()
     for name in ("train", "test"):
@@ -167,7 +165,7 @@ def test_a_datasets_split_can_be_an_evaluation_set(tmp_path):
     assert texts(f"mine=hf:{tmp_path}/hub:test") == ["test"]
 
 
-def test_places_of_one_name_are_one_task_and_files_of_one_name_keep_their_paths(files, tmp_path):
+def test_places_with_one_name_are_one_task_and_files_with_one_name_keep_their_paths(files, tmp_path):
     (tmp_path / "dev.tsv").write_text(QQP)
     found = evaluation_texts.tasks(
         (
@@ -186,8 +184,8 @@ def test_places_of_one_name_are_one_task_and_files_of_one_name_keep_their_paths(
     ]
 
 
-def test_wikitext_has_the_same_words_tokenised_and_detokenised(shared):
-    """The one exception is ` N `, of which the detokeniser makes ` 1 `, and no other text has that."""
+def test_wikitext_has_the_same_words_tokenized_and_detokenized(shared):
+    """The one exception is ` N `, which detokenizing turns into ` 1 `; no other text has it."""
     raw = (shared / "data/wikitext/valid.txt").read_text()
     assert re.findall(r"\w+", wikitext(raw.replace(" N ", " n "))) == re.findall(
         r"\w+", raw.replace(" N ", " n ")
@@ -221,7 +219,7 @@ def test_an_evaluation_file_that_cannot_be_read_is_named(tmp_path, name, content
         texts(str(tmp_path / name))
 
 
-def test_places_that_are_not_there_are_named(tmp_path):
+def test_places_that_do_not_exist_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none/\*\.txt: no such file or directory; check the path"):
         texts(f"race={tmp_path}/none/*.txt")

@@ -1,9 +1,10 @@
-"""Documents set aside: the same ones always, and the formats that evaluation reads."""
+"""Documents set aside: always the same ones, and the formats that evaluation reads."""
 
 import json
 import re
 
 import pytest
+import xxhash
 
 from mt.core.config import UserError
 from mt.dataprep import stage
@@ -49,7 +50,7 @@ def test_every_document_is_either_kept_or_held_out(tmp_path):
     assert [p.name for p in expand([str(tmp_path / "out")])] == ["00000.jsonl"]  # what a later stage reads
 
 
-def test_the_choice_depends_on_id_and_seed_alone(tmp_path):
+def test_the_choice_depends_only_on_id_and_seed(tmp_path):
     few = {r["id"] for r in rows(200)}
     chosen = {}
     for name, records, more in (
@@ -74,13 +75,13 @@ def test_the_choice_depends_on_id_and_seed_alone(tmp_path):
         assert (tmp_path / "workers" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
 
-def test_wikitext_has_headings_and_a_paragraph_a_line():
+def test_wikitext_has_headings_and_one_paragraph_per_line():
     document = Document("7", "First line\nof a paragraph.\n\n\n  Second   one.\n", {"title": "The\nTitle"})
     assert wikitext(document) == " \n = The Title = \n \n First line of a paragraph. \n Second one. \n"
     assert wikitext(Document("7", "Text.")).startswith(" \n = 7 = \n")
 
 
-def test_a_passage_ends_in_a_content_word_that_stands_in_it_before():
+def test_a_passage_ends_in_a_content_word_that_occurs_earlier_in_it():
     (passage,) = passages_of(STORY)
     assert passage == STORY[STORY.index("Every evening") : -1], (
         "as many sentences as make enough words of context"
@@ -96,11 +97,11 @@ def test_a_passage_ends_in_a_content_word_that_stands_in_it_before():
         "and read in the book_2.",  # not a word of letters
     ],
 )
-def test_other_endings_give_no_passage(ending):
+def test_sentences_with_other_endings_give_no_passage(ending):
     assert list(passages_of(STORY.replace("until he saw the ships.", ending))) == []
 
 
-def test_context_does_not_reach_over_what_is_no_prose():
+def test_the_context_does_not_cross_text_that_is_not_prose():
     assert list(passages_of(STORY.replace(" Without", "\n\n>>> f(x) == [1, 2, 3]\n\nWithout"))) == []
 
 
@@ -121,7 +122,7 @@ def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, speeches_
         assert passage.split(". ")[0] in held
 
 
-def test_a_kill_while_it_clears_up_leaves_a_finished_output(tmp_path, monkeypatch):
+def test_a_kill_during_the_removal_of_work_files_leaves_a_finished_output(tmp_path, monkeypatch):
     config = HoldoutConfig(
         input=(write(tmp_path / "in.jsonl", rows()),), output=str(tmp_path / "out"), workers=1
     )
@@ -157,3 +158,40 @@ def test_nothing_set_aside_or_nothing_left_is_refused(tmp_path, records, setting
                 **settings,
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": 0.0}, "fraction = 0.0 must lie between 0 and 1"),
+        ({"fraction": 1.0}, "fraction = 1.0 must lie between 0 and 1"),
+        ({"min_chars": -1}, "min_chars = -1 must not be negative"),
+        ({"lambada": -1}, "lambada = -1 must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    HoldoutConfig(input=("x",), output="y", min_chars=0, lambada=0)
+    with pytest.raises(UserError, match=message):
+        HoldoutConfig(input=("x",), output="y", **settings)
+
+
+def test_a_document_of_exactly_min_chars_can_be_set_aside(tmp_path):
+    records = [{"id": str(i), "text": "x" * (99 + i % 2)} for i in range(100)]
+    source = write(tmp_path / "in.jsonl", records)
+    config = {"input": (source,), "output": str(tmp_path / "out"), "fraction": 0.9, "workers": 1}
+    holdout(HoldoutConfig(**config, min_chars=100))
+    assert {len(r["text"]) for r in lines(tmp_path / "out/heldout.jsonl")} == {100}
+
+
+def test_no_more_passages_than_asked_for_are_chosen_by_their_hashes_in_order(tmp_path):
+    source = write(tmp_path / "in.jsonl", rows(60))
+    found = {}
+    for name, lambada in (("all", 500), ("some", 7), ("none", 0)):
+        config = {"input": (source,), "output": str(tmp_path / name), "fraction": 0.5, "workers": 1}
+        manifest = holdout(HoldoutConfig(**config, lambada=lambada))
+        found[name] = [r["text"] for r in lines(tmp_path / name / "lambada.jsonl")]
+        assert manifest["lambada_passages"] == len(found[name])
+    rank = lambda passage: xxhash.xxh3_64_intdigest(f"1234:{passage}".encode())
+    least = sorted(range(len(found["all"])), key=lambda i: (rank(found["all"][i]), i))[:7]
+    assert found["some"] == [found["all"][i] for i in sorted(least)]
+    assert found["none"] == []

@@ -1,4 +1,4 @@
-"""Counts of documents, bytes, words and tokens, an input a row."""
+"""Counts of documents, bytes, words and tokens for each input."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_tokens_are_those_of_the_tokenizers_library(tmp_path, gpt2_files, speech
     assert row["tokens"] == sum(len(reference.encode(r["text"]).ids) for r in rows)
 
 
-def test_a_bad_record_is_named_or_set_aside_and_counted(tmp_path):
+def test_an_unreadable_record_is_named_or_logged_and_counted(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": null}\n')
     with pytest.raises(UserError, match=r"in\.jsonl, line 2: 'text' is null"):

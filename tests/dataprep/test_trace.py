@@ -1,4 +1,4 @@
-"""The way of a document through a run: why it is gone, and what survived in its place."""
+"""Tracing a document through a run: why it was removed, and which document survived."""
 
 import json
 
@@ -10,6 +10,7 @@ from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
 from mt.dataprep.dedup.config import DedupConfig
 from mt.dataprep.dedup.dedup import dedup
 from mt.dataprep.extract.urls import UrlsConfig, urls
+from mt.dataprep.holdout import HoldoutConfig, holdout
 from mt.dataprep.trace import WhyConfig, why
 
 SENTENCE = "A sentence of some words that says little but says it at length. "
@@ -23,7 +24,7 @@ def write(path, rows):
 
 @pytest.fixture
 def ran(tmp_path):
-    """Three stages: exact copies go, then near ones, then evaluation text."""
+    """Three stages, which remove exact copies, near copies and evaluation text."""
     rows = [
         {"id": "short copy ✓", "text": "one two three four five six seven eight nine ten"},
         {"id": "copy", "text": "one two three four five six seven eight nine  ten"},
@@ -66,7 +67,7 @@ def test_a_duplicate_is_followed_to_the_survivor_of_its_survivor(ran):
     assert last == f"near: kept in {ran / 'a-clean/00000.jsonl'}"
 
 
-def test_contamination_and_what_could_not_be_read_are_told(ran):
+def test_contamination_and_unreadable_records_are_reported(ran):
     (step,) = ask(ran, "secret")["steps"]
     assert (step["stage"], step["reason"], step["against"]) == (
         "data decontaminate",
@@ -78,7 +79,7 @@ def test_contamination_and_what_could_not_be_read_are_told(ran):
     assert "has no key 'text'" in step["why"]
 
 
-def test_a_document_that_was_cut_is_found_as_its_pieces(ran):
+def test_the_pieces_of_a_document_that_was_cut_are_found(ran):
     found = ask(ran, "cut")
     assert [k["id"] for k in found["kept"]] == ["cut#1", "cut#2"]
     (step,) = found["steps"]
@@ -92,12 +93,12 @@ def test_a_document_that_was_cut_is_found_as_its_pieces(ran):
     assert found["text"].startswith("cut: changed by data decontaminate")
 
 
-def test_stages_named_one_by_one_tell_the_same_in_any_order(ran):
+def test_stages_named_one_by_one_give_the_same_in_any_order(ran):
     named = why(WhyConfig(id="copy", run_dir=tuple(str(ran / n) for n in ("a-clean", "b-near", "c-exact"))))
     assert named == ask(ran, "copy")
 
 
-def test_a_url_that_stood_before_is_both_removed_and_kept(tmp_path):
+def test_a_repeated_url_is_both_removed_and_kept(tmp_path):
     (tmp_path / "urls.txt").write_text(
         "http://example.org/a\nhttp://example.org/b\nhttp://example.org/a\nhttp://imgur.com/c\n"
     )
@@ -109,14 +110,14 @@ def test_a_url_that_stood_before_is_both_removed_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
-def test_every_way_to_write_documents_is_searched(ran, tmp_path, form):
+def test_every_file_format_of_documents_is_searched(ran, tmp_path, form):
     dedup(DedupConfig(input=(str(ran / "a-clean"),), output=str(tmp_path / "again"), format=form, workers=1))
     assert why(WhyConfig(id="near", run_dir=(str(tmp_path / "again"),)))["kept"] == [
         {"id": "near", "file": str(tmp_path / f"again/00000.{form}")}
     ]
 
 
-def test_an_unknown_id_and_a_folder_that_is_no_run_are_refused(ran, tmp_path):
+def test_an_unknown_id_and_a_folder_without_a_run_are_refused(ran, tmp_path):
     with pytest.raises(UserError, match=r"nobody: no document with this id is in .*; check the id"):
         ask(ran, "nobody")
     with pytest.raises(UserError, match="a: no document with this id"):
@@ -127,6 +128,18 @@ def test_an_unknown_id_and_a_folder_that_is_no_run_are_refused(ran, tmp_path):
         ask(ran.parent, "copy")
 
 
-def test_the_command_takes_the_id_as_it_stands_and_prints_json(ran, capsys):
+def test_the_command_takes_the_id_as_its_argument_and_prints_json(ran, capsys):
     assert cli.command(["data", "why", "copy", "--run-dir", str(ran), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"][0]["survivor"] == "near"
+
+
+def test_only_documents_are_searched_not_the_other_files_of_a_stage(tmp_path):
+    sentence = "The same words, and again the same words, make a paragraph of this length."
+    rows = [{"id": str(i), "text": f"{sentence}\n\n{'more words ' * 30}"} for i in range(40)]
+    rows.append({"id": sentence, "text": "short"})  # a line of wikitext.txt equals this id
+    source = write(tmp_path / "in.jsonl", rows)
+    holdout(HoldoutConfig(input=(source,), output=str(tmp_path / "out"), fraction=0.5, workers=1))
+    assert f" {sentence} \n" in (tmp_path / "out/wikitext.txt").read_text()
+    assert ask(tmp_path / "out", sentence)["kept"] == [
+        {"id": sentence, "file": str(tmp_path / "out/00000.jsonl")}
+    ]

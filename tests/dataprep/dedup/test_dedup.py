@@ -1,4 +1,4 @@
-"""Duplicates: against all pairs, against planted copies, and the same bytes whatever happens."""
+"""Deduplication: against all pairs, against planted copies, and the same bytes after a kill."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def jaccard(a, b):
 
 
 def corpus(seed=0, families=40):
-    """Texts with exact copies, copies with other whitespace, and near copies of many degrees, shuffled."""
+    """Texts with exact copies, copies with other whitespace, and near copies, shuffled."""
     rng = random.Random(seed)
     vocabulary = [f"word{i}" for i in range(3000)]
     texts = []
@@ -96,7 +96,7 @@ def test_clusters_are_those_of_exact_jaccard_over_all_pairs(tmp_path):
     assert {"exact", "near"} == {r["reason"] for r in removed}
 
 
-def test_the_first_of_a_cluster_survives_where_that_is_asked_for(tmp_path):
+def test_the_first_document_of_a_cluster_survives_if_configured(tmp_path):
     rows = [
         {"id": "a", "text": "one two three four five six"},
         {"id": "b", "text": "one  two three\nfour five six"},
@@ -105,13 +105,13 @@ def test_the_first_of_a_cluster_survives_where_that_is_asked_for(tmp_path):
     assert [r["id"] for r in run(tmp_path, rows, "first", survivor="first")[1]] == ["a"]
 
 
-def test_only_exact_copies_go_where_that_is_asked_for(tmp_path):
+def test_only_exact_copies_are_removed_with_method_exact(tmp_path):
     manifest, _, removed = run(tmp_path, corpus(), method="exact")
     assert {r["reason"] for r in removed} == {"exact"}
     assert manifest["candidate_pairs"] == 0
 
 
-def test_without_verification_every_proposed_pair_is_a_duplicate(tmp_path):
+def test_without_verification_every_candidate_pair_is_a_duplicate(tmp_path):
     manifest, _, _ = run(tmp_path, corpus(), bands=60, rows=3, verify=False)
     verified, _, _ = run(tmp_path, corpus(), "verified", bands=60, rows=3)
     assert (
@@ -126,7 +126,7 @@ def outputs(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.jsonl"))}
 
 
-def test_neither_workers_nor_ranges_nor_compiled_loops_change_a_byte(tmp_path, monkeypatch):
+def test_workers_ranges_and_compiled_loops_do_not_change_a_byte(tmp_path, monkeypatch):
     rows = corpus(families=200)
     settings = {"shard_bytes": 1 << 16, "bands": 8, "rows": 3}
     first, _, _ = run(tmp_path, rows, "one", **settings)
@@ -148,7 +148,7 @@ def test_neither_workers_nor_ranges_nor_compiled_loops_change_a_byte(tmp_path, m
 
 
 @pytest.mark.parametrize("step", ["sign", "search/3/near", "clusters/labels/1"])
-def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, step):
+def test_tasks_finished_before_a_kill_are_not_run_again(tmp_path, step):
     rows = corpus(families=120)
     settings = {"shard_bytes": 1 << 16, "range_keys": 150, "bands": 4, "rows": 3}
     manifest, _, _ = run(tmp_path, rows, "whole", **settings)
@@ -192,7 +192,7 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, step):
 
 
 def split_runs(tmp_path, records, share, settings):
-    """The last documents deduplicated against the saved signatures of the first, which are gone by then."""
+    """Deduplicates the last documents against the saved signatures of the first, whose text is deleted."""
     half = int(len(records) * share)
     _, old_kept, _ = run(tmp_path, records[:half], "old", save_signatures=True, **settings)
     for text in [*(tmp_path / "old").glob("*.jsonl"), *(tmp_path / "old/removed").glob("*.jsonl")]:
@@ -211,7 +211,7 @@ def split_runs(tmp_path, records, share, settings):
     ],
 )
 @pytest.mark.parametrize("share", [0.2, 0.7])
-def test_a_crawl_loses_against_saved_signatures_what_it_loses_beside_the_old_text(tmp_path, settings, share):
+def test_saved_signatures_remove_what_the_old_text_would_remove(tmp_path, settings, share):
     rows = corpus(seed=3, families=80)
     _, together, gone = run(tmp_path, rows, "together", survivor="first", **settings)
     half, old_kept, kept, removed = split_runs(tmp_path, rows, share, {"survivor": "first", **settings})
@@ -261,7 +261,7 @@ def test_saved_signatures_name_every_document_or_its_survivor_in_every_shard(tmp
     assert {r["survivor"] for r in removed} & {r["id"] for r in kept}
 
 
-def test_documents_of_one_url_are_one(tmp_path):
+def test_one_document_per_url_is_kept(tmp_path):
     urls = [
         "http://a.org/x",
         "https://A.org:443/x/#top",
@@ -288,7 +288,7 @@ def test_documents_of_one_url_are_one(tmp_path):
     assert url_key("https://a.org:8443/x") != url_key("https://a.org/x") == url_key("http://a.org/x/")
 
 
-def test_character_ngrams_are_compared_where_that_is_asked_for(tmp_path):
+def test_character_ngrams_are_compared_if_configured(tmp_path):
     a = "今日は天気がいいから散歩に行きましょうと友達が言いました"
     rows = [
         {"id": "a", "text": a},
@@ -304,7 +304,7 @@ def test_character_ngrams_are_compared_where_that_is_asked_for(tmp_path):
     ]
 
 
-def test_many_documents_with_one_template_do_not_make_all_pairs(tmp_path):
+def test_many_documents_with_one_template_are_not_all_paired(tmp_path):
     rows = [
         {
             "id": str(i),
@@ -317,9 +317,7 @@ def test_many_documents_with_one_template_do_not_make_all_pairs(tmp_path):
     assert manifest["candidate_pairs"] < 500 * 499 / 2 / 4
 
 
-def test_near_duplicates_within_a_large_template_are_found_nearly_as_often_as_by_all_pairs(
-    tmp_path, monkeypatch
-):
+def test_the_pair_window_finds_nearly_all_near_duplicates_within_a_large_template(tmp_path, monkeypatch):
     # 400 pages, most of each the same words: at 0.64 they are no duplicates, but share every band by the
     # dozen. Of 100 of them there is a copy with some words edited (0.74), hundreds of pages away.
     rng = random.Random(0)
@@ -383,13 +381,13 @@ def test_planted_copies_of_the_reviews_are_found(tmp_path, shared):
     assert np.mean(right) >= 0.999
 
 
-def test_no_documents_at_all_is_refused(tmp_path):
+def test_an_input_without_documents_is_refused(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match="no document is left"):
         dedup(DedupConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), workers=1))
 
 
-def test_a_bad_record_is_named_or_set_aside_once(tmp_path):
+def test_an_unreadable_record_is_named_or_logged_once(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(
         b'{"id": "a", "text": "same words here"}\n{"id": "b"}\n{"id": "c", "text": "same words here"}\n'

@@ -56,7 +56,7 @@ def texts(seed=0, count=400, between="\n"):
 
 
 @pytest.mark.parametrize(("unit", "between"), [("line", "\n"), ("paragraph", "\n \n")])
-def test_what_is_cut_is_what_a_loop_has_seen_before(tmp_path, unit, between):
+def test_the_removed_lines_are_those_that_a_loop_finds(tmp_path, unit, between):
     corpus = texts(between=between)
     seen, expected, gone, count = set(), {}, {}, 0
     for i, text in enumerate(corpus):
@@ -91,14 +91,14 @@ def test_what_is_cut_is_what_a_loop_has_seen_before(tmp_path, unit, between):
     assert removed
 
 
-def test_neither_workers_nor_shards_nor_ranges_change_what_is_left(tmp_path):
+def test_workers_shards_and_ranges_do_not_change_the_result(tmp_path):
     corpus = texts(1, 2500)
     _, one, gone = run(tmp_path, corpus, "one")
     for name, how in {"two": {"workers": 2, "shard_bytes": 1 << 16}, "ranges": {"range_keys": 100}}.items():
         assert run(tmp_path, corpus, name, **how)[1:] == (one, gone)
 
 
-def test_a_line_that_repeats_within_its_own_document_stays_once_and_short_ones_stay(tmp_path):
+def test_a_line_repeated_within_a_document_is_kept_once_and_short_ones_always(tmp_path):
     text = (
         "A refrain of some words\n}\nA verse of other words\nA refrain  of some words\n}\n\nThe end of it all"
     )
@@ -109,6 +109,17 @@ def test_a_line_that_repeats_within_its_own_document_stays_once_and_short_ones_s
     ]
 
 
-def test_a_senseless_length_is_refused(tmp_path):
+def test_a_length_of_zero_is_refused(tmp_path):
     with pytest.raises(UserError, match="min_chars = 0 must be at least 1"):
         DedupLinesConfig(input=("x.jsonl",), output=str(tmp_path), min_chars=0)
+
+
+def test_a_line_of_exactly_min_chars_is_removed_and_whitespace_around_it_does_not_count(tmp_path):
+    _, kept, _ = run(tmp_path, ["12345\nkeep", "1234 \n1234\n12345\nkeep too", "1234 "])
+    assert [r["text"] for r in kept] == ["12345\nkeep", "1234 \n1234\nkeep too", "1234 "]
+
+
+def test_range_keys_must_be_positive(tmp_path):
+    DedupLinesConfig(input=("x.jsonl",), output="y", min_chars=1, range_keys=1)
+    with pytest.raises(UserError, match="range_keys = 0 must be at least 1"):
+        DedupLinesConfig(input=("x.jsonl",), output="y", range_keys=0)

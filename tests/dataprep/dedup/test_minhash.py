@@ -12,7 +12,7 @@ TEXTS = st.lists(st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中�
 
 
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.8, 0.9])
-def test_signatures_agree_as_often_as_the_sets_are_similar(similarity):
+def test_the_fraction_of_equal_signature_values_estimates_the_similarity(similarity):
     random, size, permutations, errors = np.random.default_rng(0), 300, 256, []
     common = round(similarity * 2 * size / (1 + similarity))
     for _ in range(60):

@@ -110,3 +110,19 @@ def test_a_file_of_another_format_is_refused(tmp_path, data):
     (tmp_path / "a.bz2").write_bytes(data)
     with pytest.raises(OSError, match="Invalid data stream"):
         list(decompress_blocks(str(tmp_path / "a.bz2"), 0, 10**9))
+
+
+def test_damage_is_reported_with_the_byte_at_which_its_block_begins(tmp_path, monkeypatch):
+    text = text_of(450_000, 1)
+    (tmp_path / "a.bz2").write_bytes(packed := bytearray(bz2.compress(text, 1)))
+    with (tmp_path / "a.bz2").open("rb") as file:
+        window = bzip2._Window(file, 0)
+        begins = [bit // 8 for bit, magic in window.magics()]
+    assert len(begins) == 6  # five blocks and the footer
+    packed[(begins[1] + begins[2]) // 2] ^= 4
+    (tmp_path / "a.bz2").write_bytes(packed)
+    with pytest.raises(OSError, match=f"in the block at byte {begins[1]:,}$"):
+        list(decompress_blocks(str(tmp_path / "a.bz2"), 0, 10**9))
+    monkeypatch.setattr(bzip2, "MAX_BLOCK_BYTES", begins[1] - begins[0] - 1)
+    with pytest.raises(OSError, match=f"in the block at byte {begins[0]:,}$"):
+        list(decompress_blocks(str(tmp_path / "a.bz2"), 0, 10**9))

@@ -36,7 +36,7 @@ def test_docstrings_come_in_source_order_with_their_dotted_names():
     assert found[4][1].startswith("all(input) -> Tensor\n\nTests")
 
 
-def test_a_module_is_cut_at_headings_and_short_docstrings_are_left_out(tmp_path):
+def test_a_module_is_split_at_headings_and_short_docstrings_are_skipped(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)
     whole = [d for _, d in module_documents("pkg/m.py", str(tmp_path / "m.py"), 40, 20_000)]
     assert [d.id for d in whole] == ["pkg.m/0"]
@@ -49,7 +49,7 @@ def test_a_module_is_cut_at_headings_and_short_docstrings_are_left_out(tmp_path)
 @pytest.mark.parametrize(
     ("source", "reasons"), [("def (", ["not_python"]), ("x = '\0'", ["not_python"]), ("", []), ("x = 1", [])]
 )
-def test_a_file_that_does_not_parse_gives_its_reason_and_one_that_says_nothing_none(
+def test_a_file_that_does_not_parse_gives_a_reason_and_one_without_docstrings_nothing(
     tmp_path, source, reasons
 ):
     (tmp_path / "m.py").write_text(source)

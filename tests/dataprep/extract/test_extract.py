@@ -10,7 +10,7 @@ from mt.core.config import UserError
 from mt.dataprep.extract.extract import ExtractConfig, extract
 
 
-def test_the_language_reference_is_taken_whole_and_any_number_of_workers_gives_the_same_bytes(tmp_path):
+def test_the_language_reference_is_complete_and_any_number_of_workers_gives_the_same_bytes(tmp_path):
     one = extract(ExtractConfig(output=str(tmp_path / "1"), packages=("xxhash",), workers=1))
     two = extract(ExtractConfig(output=str(tmp_path / "2"), packages=("xxhash",), workers=2))
     assert [o["xxh3"] for o in one["outputs"]] == [o["xxh3"] for o in two["outputs"]]
@@ -27,7 +27,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path):
         extract(ExtractConfig(output=str(tmp_path), packages=("no-such-package",)))
 
 
-def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(tmp_path, monkeypatch):
+def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules["mt.dataprep.extract.extract"].LIBRARIES, "warc", ("no-such-library",))
     (tmp_path / "a.warc").write_bytes(b"")
     with pytest.raises(
@@ -37,3 +37,16 @@ def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(tmp_
         ),
     ):
         extract(ExtractConfig(source="warc", input=(str(tmp_path / "a.warc"),), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_chars": 0}, "max_chars = 0 must be at least 1"),
+        ({"shard_bytes": 1023}, "shard_bytes = 1023 must be at least 1024"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    ExtractConfig(output="y", max_chars=1, shard_bytes=1024)
+    with pytest.raises(UserError, match=message):
+        ExtractConfig(output="y", **settings)

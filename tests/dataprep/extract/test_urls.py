@@ -1,4 +1,4 @@
-"""URL lists: each reason, their order, duplicates against a set, and lists of one's own."""
+"""URL lists: each reason, the order, duplicates against a set, and replaced lists."""
 
 import json
 import random
@@ -44,7 +44,7 @@ DOMAINS, EXTENSIONS = read_list(LISTS / "domains.txt"), read_list(LISTS / "exten
         ("mailto:somebody@example.org", "malformed"),
     ],
 )
-def test_the_first_reason_that_holds_is_given(url, reason):
+def test_the_first_reason_that_applies_is_given(url, reason):
     assert drop_reason(url, DOMAINS, EXTENSIONS) == reason
 
 
@@ -53,7 +53,7 @@ def write(folder, lines, name="urls.txt"):
     return str(folder / name)
 
 
-def test_order_is_kept_duplicates_go_and_every_removal_is_logged(tmp_path):
+def test_order_is_kept_duplicates_are_removed_and_every_removal_is_logged(tmp_path):
     lines = [
         "http://example.org/b",
         "",
@@ -80,7 +80,7 @@ def test_order_is_kept_duplicates_go_and_every_removal_is_logged(tmp_path):
     assert urls(UrlsConfig(input=(str(tmp_path / "urls.txt"),), output=str(tmp_path / "out"))) == summary
 
 
-def test_neither_workers_nor_shares_of_memory_change_what_stays(tmp_path, monkeypatch):
+def test_workers_and_partitions_do_not_change_the_result(tmp_path, monkeypatch):
     pick = random.Random(1)
     lines = [f"http://example.org/{pick.randrange(900)}" for _ in range(3000)]
     files = [write(tmp_path, lines[:1700], "a.txt"), write(tmp_path, lines[1700:], "b.txt")]
@@ -95,7 +95,7 @@ def test_neither_workers_nor_shares_of_memory_change_what_stays(tmp_path, monkey
     assert "".join(results[0]).split() == list(dict.fromkeys(lines))
 
 
-def test_lists_are_files_that_a_user_can_replace(tmp_path):
+def test_a_user_can_replace_the_lists(tmp_path):
     (tmp_path / "d.txt").write_text("# mine\nexample.org  # theirs\n")
     (tmp_path / "e.txt").write_text(".html\n")
     source = write(tmp_path, ["http://imgur.com/x.jpg", "http://a.example.org/", "http://other.org/i.HTML"])
@@ -110,7 +110,7 @@ def test_lists_are_files_that_a_user_can_replace(tmp_path):
         cli.call(("data", "urls"), [*flags, "--output", str(tmp_path / "new")])
 
 
-def test_mistakes_and_bytes_that_are_no_text(tmp_path):
+def test_errors_and_bytes_that_are_not_text(tmp_path):
     (tmp_path / "u.txt").write_bytes(b"http://example.org/\xff\nhttp://example.org/a\r\n")
     summary = urls(UrlsConfig(input=(str(tmp_path / "*.txt"),), output=str(tmp_path / "out")))
     assert summary["counts"]["removed"] == {"malformed": 1}
@@ -120,3 +120,23 @@ def test_mistakes_and_bytes_that_are_no_text(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: contains no \.txt"):
         urls(UrlsConfig(input=(str(tmp_path / "empty"),), output=str(tmp_path / "x")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input": ()}, "input is empty: name files or directories"),
+        ({"min_chars": -1}, "min_chars = -1 must be at least 0"),
+        ({"shard_bytes": 1023}, "shard_bytes = 1023 must be at least 1024"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    UrlsConfig(input=("x",), output="y", min_chars=0, shard_bytes=1024)
+    with pytest.raises(UserError, match=message):
+        UrlsConfig(**{"input": ("x",), "output": "y", **settings})
+
+
+def test_urls_of_eight_characters_are_too_short_by_default(tmp_path):
+    config = UrlsConfig(input=(write(tmp_path, ["http://a", "http://ab"]),), output=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"no document is left \(2 in: 1 too_short, 1 malformed\)"):
+        urls(config)

@@ -68,7 +68,7 @@ def write(folder, data, name="a.warc.gz"):
     (folder / "in" / name).write_bytes(data)
 
 
-def test_pages_become_their_main_text_and_the_rest_is_counted(tmp_path):
+def test_the_main_text_of_pages_is_extracted_and_other_records_are_counted(tmp_path):
     write(tmp_path, b"".join(RECORDS))
     summary = extract(config(tmp_path))
     found = {d["id"]: d for d in map(json.loads, (tmp_path / "out/00000.jsonl").open())}
@@ -86,7 +86,7 @@ def test_pages_become_their_main_text_and_the_rest_is_counted(tmp_path):
     assert summary["counts"]["rows_in"] == 7
 
 
-def test_every_file_is_a_shard_and_packing_does_not_matter(tmp_path):
+def test_every_file_is_a_shard_and_compression_does_not_matter(tmp_path):
     write(tmp_path, response("one", page(STORY)), "a.warc.gz")
     write(tmp_path, response("one", page(STORY), pack=bytes), "b.warc")
     extract(config(tmp_path))
@@ -106,7 +106,7 @@ def converted(identity, text, language="eng", pack=gzip.compress):
     )
 
 
-def test_the_text_of_a_wet_file_stays_as_it_is(tmp_path):
+def test_the_text_of_a_wet_file_is_unchanged(tmp_path):
     text = "Überschrift\n\nHome | About\nA story.\n"
     write(
         tmp_path,
@@ -140,7 +140,7 @@ def test_the_text_of_a_wet_file_stays_as_it_is(tmp_path):
     assert (reject["place"], reject["reason"]) == ("record three", "byte 3 of the text is not UTF-8")
 
 
-def test_a_crawl_file_becomes_several_files_where_the_text_of_one_would_be_too_much(tmp_path):
+def test_the_text_of_a_large_crawl_file_is_written_to_several_files(tmp_path):
     write(tmp_path, b"".join(converted(f"{i}", f"{i} {STORY}".encode()) for i in range(20)), "a.warc.wet.gz")
     summary = extract(config(tmp_path, shard_bytes=2000))
     files = [(o["name"], o["rows"]) for o in summary["outputs"] if "rows" in o]
@@ -167,7 +167,7 @@ def test_a_file_without_records_is_refused(tmp_path):
         extract(config(tmp_path))
 
 
-def test_a_response_that_is_not_http_is_set_aside(tmp_path):
+def test_a_response_that_is_not_http_is_logged(tmp_path):
     write(tmp_path, record("response", b"\x00\x01 no header", "odd") + RECORDS[2])
     summary = extract(config(tmp_path))
     assert summary["counts"]["documents"] == 1

@@ -1,4 +1,4 @@
-"""Wikipedia dumps: what of the markup stays, which pages go, and dumps that are cut short."""
+"""Wikipedia dumps: removed markup, removed pages, and dumps that are cut short."""
 
 import bz2
 import gzip
@@ -79,7 +79,7 @@ def read(folder):
     ]
 
 
-def test_articles_come_with_address_and_title_and_every_other_page_with_its_reason(tmp_path):
+def test_articles_have_url_and_title_and_every_other_page_has_a_reason(tmp_path):
     summary = extract(config(dump(tmp_path), tmp_path / "out"))
     found = read(tmp_path / "out")
     assert found[0] == {
@@ -97,7 +97,7 @@ def test_articles_come_with_address_and_title_and_every_other_page_with_its_reas
 
 
 def pack_streams(data, size=5_000):
-    """As a parallel bzip2 packs: a stream wherever it likes, amid pages and tags."""
+    """As a parallel bzip2 compresses: streams that begin anywhere, even inside tags."""
     return b"".join(bz2.compress(data[i : i + size]) for i in range(0, len(data), size))
 
 
@@ -111,9 +111,7 @@ def pack_streams(data, size=5_000):
         ("a.xml", bytes, 20),
     ],
 )
-def test_however_a_dump_is_packed_and_cut_every_page_is_read_once_by_any_number_of_workers(
-    tmp_path, name, pack, files
-):
+def test_every_page_is_read_once_for_any_compression_shards_and_workers(tmp_path, name, pack, files):
     extract(config(dump(tmp_path), tmp_path / "whole"))
     source = dump(tmp_path, name=name, pack=pack)
     size = (
@@ -141,7 +139,7 @@ def test_a_single_stream_is_read_by_several_shards(tmp_path):
     assert [d["id"] for d in read(tmp_path / "out")] == [str(i) for i in range(150)]
 
 
-def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_with_the_missing_shards(tmp_path, monkeypatch):
     module = sys.modules["mt.dataprep.extract.extract"]
     source, written = dump(tmp_path, name="a.xml", pack=bytes), []
     original = module.write_shard
@@ -193,11 +191,11 @@ def test_a_run_that_ended_midway_goes_on_with_what_is_missing(tmp_path, monkeypa
         ("No &#xD800; character", "No ? character"),
     ],
 )
-def test_what_a_reader_sees_stays_and_markup_goes(wikitext, text):
+def test_visible_text_is_kept_and_markup_is_removed(wikitext, text):
     assert plain_text(wikitext) == text
 
 
-def test_a_dump_that_is_cut_short_or_is_none_is_refused_in_one_line(tmp_path):
+def test_a_dump_that_is_cut_short_and_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.xml.bz2").write_bytes((tmp_path / dump(tmp_path)).read_bytes()[:-40])
     (tmp_path / "bad.xml.bz2").write_bytes(b"no bzip2 at all")
     (tmp_path / "short.xml").write_text(HEAD + PAGES[0] + "  <page>\n    <title>Ha")
@@ -223,7 +221,7 @@ def test_a_dump_that_is_cut_short_or_is_none_is_refused_in_one_line(tmp_path):
         extract(config(str(tmp_path / "x.json"), tmp_path / "out"))
 
 
-def test_a_page_that_is_not_xml_is_set_aside(tmp_path, capsys):
+def test_a_page_that_is_not_xml_is_logged(tmp_path, capsys):
     source = dump(tmp_path, [PAGES[0], "  <page><title>A & B</title></page>\n", PAGES[4]])
     with pytest.raises(SystemExit) as exit:
         cli.main(
@@ -245,7 +243,7 @@ def test_a_page_that_is_not_xml_is_set_aside(tmp_path, capsys):
     assert len(read(tmp_path / "out")) == 2
 
 
-def test_input_and_source_must_fit(tmp_path):
+def test_input_and_source_must_match(tmp_path):
     with pytest.raises(UserError, match="source = wikipedia reads files: name them with --input"):
         ExtractConfig(source="wikipedia", output=str(tmp_path))
     with pytest.raises(UserError, match="source = python reads this installation: omit input"):

@@ -1,4 +1,4 @@
-"""Edits of lines: repeated ones, and those that only web pages say."""
+"""Edits of lines: repeated ones, boilerplate of web pages, and symbols."""
 
 import pytest
 from hypothesis import given
@@ -18,15 +18,15 @@ from mt.dataprep.filters.rules import compile_rules
         ("one\n\n\ntwo\none", "one\n\n\ntwo\none"),
     ],
 )
-def test_a_line_that_has_stood_before_goes_and_short_ones_stay(text, left):
+def test_repeated_lines_are_removed_and_short_ones_kept(text, left):
     assert compile_rules(["unique_lines"])(text) == left
 
 
-def test_short_lines_go_too_where_that_is_asked_for():
+def test_short_repeated_lines_are_removed_if_configured():
     assert compile_rules(["unique_lines min_chars=1"])("one\n\n\ntwo\none") == "one\n\n\ntwo"
 
 
-def test_lines_of_web_pages_go_and_paragraphs_about_them_stay():
+def test_boilerplate_lines_are_removed_and_long_paragraphs_kept():
     paragraph = "JavaScript is a programming language that every browser understands, " * 4
     text = (
         "The story.\nPlease enable JavaScript.\nThis site uses cookies.\nRead our Privacy Policy\nLorem"
@@ -39,7 +39,7 @@ def test_lines_of_web_pages_go_and_paragraphs_about_them_stay():
     assert "JavaScript" not in compile_rules(["boilerplate_lines max_chars=1000"])(text)
 
 
-def test_rows_of_marks_go_and_empty_lines_stay():
+def test_lines_of_symbols_are_removed_and_empty_lines_kept():
     assert (
         compile_rules(["symbol_lines"])("Title\n=====\n\n * * *\na - b\n~~~ 1\n…") == "Title\n\na - b\n~~~ 1"
     )
@@ -48,7 +48,7 @@ def test_rows_of_marks_go_and_empty_lines_stay():
 @given(
     st.lists(st.sampled_from(["***", "- -", " ", "", "a", "--- x", "“”", "•", "\x07", "é", "。"]), max_size=6)
 )
-def test_rows_of_marks_are_those_of_datatrove(lines):
+def test_lines_of_symbols_are_those_of_datatrove(lines):
     formatters = pytest.importorskip(
         "datatrove.pipeline.formatters", reason="datatrove is not installed: pip install 'mt[dev]'"
     )

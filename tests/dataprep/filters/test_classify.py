@@ -1,4 +1,4 @@
-"""Documents scored by a program, and the lowest kept."""
+"""Documents scored by a program, of which those with low scores are kept."""
 
 import json
 import sys
@@ -60,13 +60,13 @@ def test_documents_up_to_the_limit_are_kept_with_their_scores(corpus):
 @pytest.mark.parametrize(
     ("fraction", "ids"), [(0.05, ["a2", "a1", "b2", "b1"]), (1 / 80, ["a1"]), (3 / 80, ["a2", "a1", "b1"])]
 )
-def test_a_share_of_the_documents_is_kept_ties_in_their_order(corpus, fraction, ids):
+def test_a_fraction_of_the_documents_is_kept_with_ties_in_their_order(corpus, fraction, ids):
     manifest, kept = run(corpus, keep_fraction=fraction)
     assert [d["id"] for d in kept] == ids
     assert manifest["highest_score_kept"] == max(d["score"] for d in kept)
 
 
-def test_of_documents_that_score_alike_the_first_are_kept(corpus):
+def test_of_documents_with_equal_scores_the_first_are_kept(corpus):
     alike = f'{sys.executable} -c "import sys; [print(7) for line in sys.stdin]"'
     _, kept = run(corpus, command=alike, keep_fraction=0.75)
     assert [d["id"] for d in kept] == [
@@ -82,7 +82,7 @@ def test_two_workers_give_the_bytes_of_one(corpus):
         assert (corpus / "one" / name).read_bytes() == (corpus / "two" / name).read_bytes()
 
 
-def test_shards_that_were_scored_are_not_scored_again(corpus):
+def test_scored_shards_are_not_scored_again(corpus):
     counting = (
         f"{sys.executable} -c \"import sys; open('{corpus}/calls', 'a').write('x'); lines ="
         f" sys.stdin.readlines(); assert not open('{corpus}/broken').read() or 'b40' not in lines[0];"
@@ -118,12 +118,12 @@ def test_shards_that_were_scored_are_not_scored_again(corpus):
         ("import sys; sys.stdin.read(); sys.exit('no model')", r"exit code 1 \(no model\)"),
     ],
 )
-def test_a_program_that_answers_wrongly_is_named(corpus, program, message):
+def test_a_program_with_wrong_output_is_named(corpus, program, message):
     with pytest.raises(UserError, match=message):
         run(corpus, command=f'{sys.executable} -c "{program}"', max_score=1)
 
 
-def test_a_record_that_cannot_be_read_is_refused_or_set_aside_and_counted(corpus):
+def test_an_unreadable_record_is_refused_or_logged_and_counted(corpus):
     with (corpus / "a.jsonl").open("a") as file:
         file.write('{"text": null}\n')
     with pytest.raises(UserError, match=r"a\.jsonl, line 41"):
@@ -142,12 +142,12 @@ def test_a_record_that_cannot_be_read_is_refused_or_set_aside_and_counted(corpus
         ({"keep_fraction": 1.5}, "keep_fraction = 1.5 must be above 0 and at most 1"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(corpus, settings, message):
+def test_settings_out_of_range_are_refused(corpus, settings, message):
     with pytest.raises(UserError, match=message):
         run(corpus, **settings)
 
 
-def test_the_settings_of_the_recipe_are_right_and_its_small_classifier_answers(tmp_path):
+def test_the_settings_of_the_recipe_are_valid_and_its_small_classifier_scores(tmp_path):
     pytest.importorskip("torch", reason="the recipe trains")
     recipe = Path(__file__).parents[3] / "examples/detoxify"
     summary = pipeline.run(

@@ -1,4 +1,4 @@
-"""The clean stage: what it keeps, removes and counts, alike for any number of workers."""
+"""The clean command: what it keeps, removes and counts, for any number of workers."""
 
 import json
 
@@ -26,7 +26,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_texts_are_mended_filtered_and_counted_by_reason(tmp_path):
+def test_texts_are_repaired_filtered_and_counted_by_reason(tmp_path):
     config = CleanConfig(
         input=(write(tmp_path / "in.jsonl", ROWS),),
         output=str(tmp_path / "out"),
@@ -47,7 +47,7 @@ def test_texts_are_mended_filtered_and_counted_by_reason(tmp_path):
     assert clean(config) == manifest
 
 
-def test_removed_documents_are_kept_whole_where_that_is_asked_for(tmp_path):
+def test_removed_documents_are_written_to_rejects_if_configured(tmp_path):
     rows = [*ROWS, {"id": "e", "text": "brief", "source": "y"}]
     config = {
         "input": (write(tmp_path / "in.jsonl", rows),),
@@ -145,7 +145,7 @@ def test_every_preset_runs_from_the_command_line(tmp_path, speeches_file, preset
     assert summary["counts"]["documents"] > 27
 
 
-def test_nothing_left_is_an_error_that_says_why(tmp_path):
+def test_an_empty_result_is_an_error_that_says_why(tmp_path):
     with pytest.raises(
         UserError, match=r"no document is left \(4 in: 4 too_short\); loosen the settings or check the input"
     ):
@@ -169,7 +169,7 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
         (b"", r"in\.jsonl, line 1: the file is empty"),
     ],
 )
-def test_a_bad_record_is_named_or_set_aside(tmp_path, raw, message):
+def test_an_unreadable_record_is_named_or_logged(tmp_path, raw, message):
     (tmp_path / "in.jsonl").write_bytes(raw)
     config = {"input": (str(tmp_path / "in.jsonl"),), "rules": ("whitespace",), "workers": 1}
     with pytest.raises(UserError, match=message):
@@ -194,7 +194,7 @@ def test_wrong_rules_are_refused_before_anything_is_read(tmp_path):
         CleanConfig(input=("none.jsonl",), output=str(tmp_path / "out"), rules=())
 
 
-def test_records_set_aside_by_several_shards_come_in_order_and_wait_in_files(tmp_path):
+def test_unreadable_records_of_several_shards_are_logged_in_order(tmp_path):
     rows = [
         json.dumps({"id": str(i), "text": "a few words " * 2000}) if i % 3 else f"{{broken {i}"
         for i in range(30)

@@ -1,4 +1,4 @@
-"""Language identification: texts whose language is known, and the rule made of it."""
+"""Language identification: texts in known languages, and the rule that uses it."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ ARTICLE = {
 
 
 @pytest.mark.parametrize(("code", "text"), ARTICLE.items(), ids=list(ARTICLE))
-def test_a_sentence_is_told_from_its_neighbours_also_by_half(code, text):
+def test_the_language_of_a_sentence_and_of_its_halves_is_identified(code, text):
     half = len(text) // 2
     assert [language(text)[0], language(text[:half])[0], language(text[half:])[0]] == [code] * 3
     assert language(text)[1] > 0.8
@@ -97,7 +97,7 @@ def test_another_process_gives_the_same_scores():
     assert said.strip() == str([language(t) for t in ARTICLE.values()])
 
 
-def test_the_rule_keeps_the_languages_that_are_named_and_names_the_others():
+def test_the_rule_keeps_the_named_languages_and_reports_the_others():
     english, both = compile_rules(["language"]), compile_rules(["language keep=en,de min_score=0.9"])
     assert english(ARTICLE["en"]) == both(ARTICLE["en"]) == ARTICLE["en"]
     assert isinstance(english(ARTICLE["de"]), Drop)
@@ -119,6 +119,6 @@ def test_the_rule_keeps_the_languages_that_are_named_and_names_the_others():
         ("language min_score=high", "min_score must be a number"),
     ],
 )
-def test_a_language_that_nobody_knows_is_refused(item, message):
+def test_an_unknown_language_is_refused(item, message):
     with pytest.raises(UserError, match=message):
         compile_rules([item])

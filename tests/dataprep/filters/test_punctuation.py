@@ -1,4 +1,4 @@
-"""Punctuation as NLTK spaces it, where its marks stand apart."""
+"""Detached punctuation: against NLTK, and a table worked by hand."""
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ LINE = st.lists(st.sampled_from(PIECES) | st.characters(exclude_characters="\n\r
 
 @settings(deadline=None)  # of the first, which loads NLTK
 @given(st.lists(LINE, max_size=4))
-def test_lines_with_marks_apart_come_out_as_from_nltk_and_the_others_stay(lines):
+def test_lines_with_detached_punctuation_equal_nltks_and_others_are_unchanged(lines):
     bare = [line.strip() for line in lines]
     tokens = [tokenize(line) if '"' in line and "``" not in line else [line] for line in bare]
     assert standardize("\n".join(bare)) == "\n".join(
@@ -61,10 +61,10 @@ def test_lines_with_marks_apart_come_out_as_from_nltk_and_the_others_stay(lines)
         ('Nothing to do here, "really" (so).', 'Nothing to do here, "really" (so).'),
     ],
 )
-def test_marks_go_back_to_their_words(apart, together):
+def test_punctuation_is_attached_to_words(apart, together):
     assert compile_rules(["punctuation"])(apart) == together
 
 
-def test_what_nltk_took_apart_comes_together_again():
+def test_text_tokenized_by_nltk_is_restored():
     text = "The people (of this town) can't see it, they're told; why? It's 3,000.50 away."
     assert standardize(" ".join(TreebankWordTokenizer().tokenize(text))) == text

@@ -1,6 +1,4 @@
-"""The published rule sets against datatrove's filters: the same verdict on the same words, and at every
-threshold.
-"""
+"""The published filters against datatrove: the same result on the same words, at every threshold."""
 
 import json
 import re
@@ -46,9 +44,7 @@ REASONS = {
 
 @pytest.fixture(scope="module")
 def datatrove():
-    """datatrove's filters, with our words and sentences: its own come from spaCy, which is no part of the
-    comparison.
-    """
+    """datatrove's filters with our words and sentences, since its own need spaCy."""
     filters = pytest.importorskip(
         "datatrove.pipeline.filters", reason="datatrove is not installed: pip install 'mt[dev]'"
     )
@@ -94,7 +90,7 @@ def assert_same(rules, filters, text):
 
 
 def pairs(filters):
-    """Every rule set with its defaults, cut both ways into words, beside datatrove's."""
+    """Every filter with its defaults, with both word splitters, and datatrove's counterparts."""
     for words in ("space", "apart"):
         yield f"gopher_quality words={words}", [filters.GopherQualityFilter(language=words)]
         yield f"gopher_repetition words={words}", [filters.GopherRepetitionFilter(language=words)]
@@ -134,7 +130,7 @@ def shared_texts(shared):
 
 
 @pytest.mark.parametrize("corpus", ["texts", "shared_texts"])
-def test_every_set_gives_datatroves_verdicts_on_real_texts(datatrove, request, corpus):
+def test_every_filter_agrees_with_datatrove_on_real_texts(datatrove, request, corpus):
     texts = request.getfixturevalue(corpus)
     reasons = set()
     for rule, filters in pairs(datatrove):
@@ -146,7 +142,7 @@ def test_every_set_gives_datatroves_verdicts_on_real_texts(datatrove, request, c
     assert len(reasons) > 20, "the corpora bring out too few of the reasons"
 
 
-def test_the_fineweb_preset_gives_datatroves_chain_of_verdicts(datatrove, texts):
+def test_the_fineweb_preset_agrees_with_datatroves_chain_of_filters(datatrove, texts):
     from mt.core.config import read_yaml
 
     listed = read_yaml(str(Path(text_stats.__file__).with_name("presets") / "fineweb.yaml"))["rules"]
@@ -300,7 +296,7 @@ PARAMETERS = [
 @pytest.mark.parametrize(
     ("rule", "name", "settings"), PARAMETERS, ids=[rule[:60] for rule, _, _ in PARAMETERS]
 )
-def test_every_parameter_of_datatroves_has_its_counterpart(datatrove, texts, rule, name, settings):
+def test_every_parameter_of_datatrove_has_a_counterpart(datatrove, texts, rule, name, settings):
     rules, filters = compile_rules([rule]), [getattr(datatrove, name)(**settings)]
     outcomes = set()
     for text in texts[::4]:
@@ -311,7 +307,7 @@ def test_every_parameter_of_datatroves_has_its_counterpart(datatrove, texts, rul
     assert len(outcomes) > 1 or "min_sentences=0" in rule
 
 
-def test_no_parameter_of_datatroves_is_forgotten(datatrove):
+def test_no_parameter_of_datatrove_is_missing(datatrove):
     import inspect
 
     for name in ("GopherQualityFilter", "GopherRepetitionFilter", "FineWebQualityFilter", "C4QualityFilter"):
@@ -356,14 +352,14 @@ LINES = st.sampled_from(
     st.lists(LINES | st.text(max_size=20), max_size=12),
     st.sampled_from(["\n", "\n\n", " ", "\r\n", "\u2028"]),
 )
-def test_every_set_gives_datatroves_verdict_on_any_text(datatrove, lines, between):
+def test_every_filter_agrees_with_datatrove_on_any_text(datatrove, lines, between):
     text = between.join(lines)
     for rule, filters in pairs(datatrove):
         if text.strip() or rule.split()[0] != "gopher_quality":
             assert_same(compile_rules([rule]), filters, text)
 
 
-def test_the_marks_are_datatroves(datatrove):
+def test_symbols_and_terminal_punctuation_are_those_of_datatrove(datatrove):
     from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 
     assert text_stats.terminal() == TERMINAL_PUNCTUATION

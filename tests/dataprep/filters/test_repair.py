@@ -1,4 +1,4 @@
-"""The gate before ftfy: what it lets through, ftfy would give back unchanged."""
+"""Repair: the same result as ftfy, and ftfy changes nothing that needs no repair."""
 
 import json
 
@@ -78,12 +78,12 @@ RUNS = st.sampled_from(
         "".join
     )
 )
-def test_repair_equals_ftfy_on_texts_with_long_sound_stretches(text):
+def test_repair_equals_ftfy_on_texts_with_long_runs_of_ascii(text):
     assert repair(text) == ftfy.fix_text(text)
 
 
 @given(MIXED.filter(lambda t: "\n" not in t))
-def test_what_the_gate_lets_through_needs_nothing(segment):
+def test_ftfy_does_not_change_what_needs_no_repair(segment):
     if not needs_repair(segment):
         assert ftfy.fix_text(segment) == segment
 
@@ -107,11 +107,11 @@ def test_what_the_gate_lets_through_needs_nothing(segment):
         ("AT&amp;T\n<b>", "AT&T\n<b>"),  # one in a later line does not
     ],
 )
-def test_known_damage_is_mended(damaged, whole):
+def test_known_damage_is_repaired(damaged, whole):
     assert repair(damaged) == whole == ftfy.fix_text(damaged)
 
 
-def test_a_line_longer_than_a_segment_is_cut_as_ftfy_cuts_it():
+def test_a_line_longer_than_a_segment_is_split_as_in_ftfy():
     text = "é" * (SEGMENT_CHARS - 1) + "e\u0301" + "Ã©"
     assert repair(text) == ftfy.fix_text(text)
 
@@ -119,12 +119,12 @@ def test_a_line_longer_than_a_segment_is_cut_as_ftfy_cuts_it():
 @pytest.mark.parametrize(
     "text", ["Plain text, R&D \t done.\n", "Größe, café, naïve", "Съешь ещё этих булок", "日本語のテキスト。"]
 )
-def test_sound_text_passes_the_gate(text):
+def test_correct_text_needs_no_repair(text):
     assert not needs_repair(text)
     assert repair(text) == text
 
 
-def test_the_reviews_come_out_as_from_ftfy(shared):
+def test_repaired_reviews_equal_ftfys(shared):
     texts = [
         json.loads(line)["text"]
         for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:1500]

@@ -97,7 +97,7 @@ def test_a_rule_drops_beyond_its_threshold_and_says_why(rule, kept, dropped, rea
     assert verdict(rule, dropped) == reason
 
 
-def test_c4_keeps_the_lines_that_read_like_prose():
+def test_c4_keeps_lines_of_prose():
     text = "\n".join(
         [
             "Home | About | Contact",
@@ -134,7 +134,7 @@ def test_the_page_of_documentation_names_every_rule_and_parameter():
     assert set(rules.RULES | rules.EDITS) <= set(rows)
 
 
-def test_tokens_are_counted_by_the_tokenizer_that_is_named_and_only_where_it_matters():
+def test_tokens_are_counted_by_the_named_tokenizer_and_only_if_needed():
     apply = compile_rules(
         ["tokens min_tokens=5 sure_chars=8"], load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))
     )

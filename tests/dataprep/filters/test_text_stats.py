@@ -1,4 +1,4 @@
-"""Words as arrays: how a text is cut, against Python's own splitting and a table worked by hand."""
+"""Word splitters and counts: against Python's own splitting and a table worked by hand."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_words_between_spaces_are_those_of_str_split(text):
 
 @settings(deadline=None)
 @given(ANY)
-def test_words_apart_are_the_same_characters_cut_further(text):
+def test_words_apart_are_finer_than_words_between_spaces(text):
     cut = TextStats(text).words("apart").of(text)
     assert all(cut)
     assert "".join(cut) == "".join(text.split())
@@ -70,11 +70,11 @@ def test_words_apart_are_the_same_characters_cut_further(text):
         ("हिन्दी भाषा, 日本語。", "हिन्दी|भाषा|,|日本語|。"),
     ],
 )
-def test_marks_and_clitics_stand_apart(text, cut):
+def test_punctuation_and_clitics_are_split_off(text, cut):
     assert "|".join(TextStats(text).words("apart").of(text)) == cut
 
 
-def test_words_apart_are_nearly_those_of_spacy(shared):
+def test_words_apart_are_similar_to_those_of_spacy(shared):
     spacy = pytest.importorskip(
         "spacy", reason="spaCy is not installed: it is no part of any extra, being 140 MB"
     )
@@ -91,7 +91,7 @@ def test_words_apart_are_nearly_those_of_spacy(shared):
 
 @settings(deadline=None)
 @given(ANY)
-def test_lines_are_counted_as_str_splitlines_and_str_split_cut_them(text):
+def test_lines_are_counted_as_by_str_splitlines_and_str_split(text):
     lines, inner = text.splitlines(), [line for line in text.split("\n") if line.strip()]
     assert TextStats(text).line_counts("", 5) == [
         len(lines),
@@ -106,7 +106,7 @@ def test_lines_are_counted_as_str_splitlines_and_str_split_cut_them(text):
 
 @settings(deadline=None)
 @given(ANY, st.booleans())
-def test_words_are_counted_by_what_they_are_made_of(text, apart):
+def test_words_are_counted_by_the_classes_of_their_characters(text, apart):
     words, marks = WordStats(TextStats(text).codes, apart), text_stats.character_classes("")
     cut = words.of(text)
     symbols = [w for w in cut if all(marks[ord(c)] & text_stats.SYMBOL for c in w)]
@@ -128,7 +128,7 @@ def test_no_letter_or_space_lies_beyond_the_table():
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "a", "b", "cc"]), max_size=9))
-def test_duplicates_are_items_that_have_stood_before(items):
+def test_duplicates_are_items_that_equal_an_earlier_one(items):
     again = [item for i, item in enumerate(items) if item in items[:i]]
     assert duplicates(items) == (len(again), sum(map(len, again)))
 
