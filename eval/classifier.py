@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.config import UserError, build
-from ..indexed.masked_dataset import word_pieces
+from ..indexed.word_pieces import word_pieces
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.checkpoint.base import Checkpoint
 from ..train.checkpoint.native import CheckpointConfig

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..core.config import UserError, check, configuration, option
-from ..indexed.masked_dataset import word_pieces
+from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.base import Checkpoint
 from ..train.model.family import family_of
 from ..train.model.retro import Retro
@@ -248,9 +248,9 @@ def _connect(model, tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> 
             f"{checkpoint}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
             " --retro-attention-gate 0 for the GPT within"
         )
-    from ..retro.retriever import Lookup
+    from ..retro.retriever import Retriever
 
-    model.retrieve = Lookup(
+    model.retrieve = Retriever(
         retrieval.retro_db,
         tokenizer,
         chunk_length=model.config.retro_chunk_length,

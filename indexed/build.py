@@ -1,17 +1,17 @@
-"""documents -> .bin/.idx.
+"""Tokenizes documents into .bin/.idx pairs (`mt data tokenize`).
 
 `tokenize` reads documents in order and writes `{prefix}_{key}_document.bin/.idx` for every JSON key, byte for
-byte what Megatron-LM's tools/preprocess_data.py writes; with sentences split, `{prefix}_{key}_sentence`, in
-the same pass. The input is cut into batches of a few megabytes by the files alone, a pool of processes
-encodes them, and this process appends them in order, so that the bytes do not depend on the number of workers
-and memory does not depend on the corpus. Once a second what is written is made to survive a crash and noted
-in a journal; the same command, run again after a kill, goes on from there.
+byte as Megatron-LM's tools/preprocess_data.py does; if it splits sentences, `{prefix}_{key}_sentence`. It
+cuts the input into batches of about a megabyte, by the files alone. A pool of processes encodes them, and
+this process appends the results in order. So the bytes do not depend on the number of workers, and memory
+does not depend on the corpus. Every second it syncs the files to the disk and records the progress in a
+journal; after a kill the same command continues from there.
 
-While it works, everything lies in `.{name of prefix}.partial/` beside the result:
+The working folder is `.{name of prefix}.partial/` beside the result:
 
-    NAME.bin NAME.lengths NAME.ends   what IndexedWriter keeps, for every key
+    NAME.bin NAME.lengths NAME.ends   the files of IndexedWriter, for every key
     rejects.jsonl                     records that could not be read
-    journal.json                      batches done, and how long each file was then
+    journal.json                      number of finished batches, and the size of each file after them
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,21 +42,23 @@ from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from .format import IndexedWriter, refuse_pairs_of_others, token_dtype, work_folder
 from .sentences import SentenceSplitter, find_parameters
 
-# of input that is planned as one piece: a Parquet reader starts anew in each, and waits for its first rows
-SHARD_BYTES = 32_000_000
-# of it that a worker encodes at a time: small enough for the processor's cache (8 MB: a fifth slower)
-BATCH_BYTES = 1_000_000
-# documents that are encoded at once: a row group of Parquet may be far larger than a batch of JSONL
-BLOCK_ROWS = reader.BATCH_ROWS
-COMMIT_SECONDS = 1.0
-START_SECONDS = 2.0  # of work left that are worth starting other processes for: each takes one to come up
-# batches that may be encoded before those ahead of them: the work of half a second, while processes start
-AHEAD = 100
+SHARD_BYTES = (
+    32_000_000  # of one planned shard: a Parquet reader starts again in each and waits for its first rows
+)
+BATCH_BYTES = (
+    1_000_000  # of input that a worker encodes at a time: it fits the processor's cache (8 MB: 1/5 slower)
+)
+BLOCK_ROWS = (
+    reader.BATCH_ROWS
+)  # documents encoded at once: a Parquet row group may be larger than a JSONL batch
+COMMIT_SECONDS = 1.0  # between two commits
+START_SECONDS = 2.0  # of remaining work from which other processes pay: each takes a second to start
+AHEAD = 100  # finished batches that may wait for an earlier one: half a second of work, while processes start
 
 
 @configuration()
 class TokenizeConfig(TokenizerConfig):
-    """The settings of `mt data tokenize`: those of the tokenizer and these."""
+    """The settings of `mt data tokenize`, besides those of the tokenizer."""
 
     input: tuple[str, ...] = option(
         help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input"
@@ -65,21 +67,21 @@ class TokenizeConfig(TokenizerConfig):
         help="the result is PREFIX_KEY_document.bin and .idx, or PREFIX_KEY_sentence", role="output"
     )
     json_keys: tuple[str, ...] = option(
-        ("text",), "the record's keys that hold texts; each gives its own pair of files"
+        ("text",), "the record's keys of texts; each gives its own pair of files"
     )
-    append_eod: bool = option(False, "end every document that has tokens with the end-of-document token")
+    append_eod: bool = option(False, "append the end-of-document token to every document that has tokens")
     prepend_bos: bool = option(
-        False, "begin every document that has tokens with the tokenizer's beginning token"
+        False, "prepend the beginning-of-sequence token to every document that has tokens"
     )
     allow_special: bool = option(
         False,
-        "make the literal of a special token in a text, such as <|endoftext|>, that token; by default it is"
-        " text",
+        "encode the literal of a special token in a text, such as <|endoftext|>, as that token (default: as"
+        " text)",
     )
     split_sentences: bool = option(
-        False, "make every sentence a sequence, by NLTK's Punkt; a list of texts is taken as split already"
+        False, "make every sentence a sequence, by NLTK's Punkt; a list of texts counts as split already"
     )
-    keep_newlines: bool = option(False, "leave the white space after a sentence in it")
+    keep_newlines: bool = option(False, "keep the white space after a sentence")
     lang: str = option("english", "language of the texts: the folder of its Punkt parameters")
     punkt: str | None = option(
         None,
@@ -87,15 +89,15 @@ class TokenizeConfig(TokenizerConfig):
         role="input",
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or set it aside in PREFIX_rejects.jsonl", role="runtime"
+        "fail", "a record that cannot be read: stop, or write it to PREFIX_rejects.jsonl", role="runtime"
     )
-    workers: int = option(default_workers(), "processes", role="runtime")
+    workers: int = option(default_workers(), "number of processes", role="runtime")
     log_interval: int | None = option(
-        None, "print a line after every so many documents, beside the progress bar", role="runtime"
+        None, "print a line after every so many documents, besides the progress bar", role="runtime"
     )
     overwrite: bool = option(False, "replace another run at the output prefix", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         double = [k for k, n in collections.Counter(self.json_keys).items() if n > 1]
         check(
@@ -117,62 +119,56 @@ class TokenizeConfig(TokenizerConfig):
         )
 
 
+# (tokens in the file's dtype, int32 lengths of sequences, int64 sequences of every document) of one key
+EncodedKey = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """A piece of the input: shards that a worker reads itself, or the values of records that were read for
-    it.
-    """
+class InputBatch:
+    """A batch of the input: shards that a worker reads itself, or values of records that are read already."""
 
     shards: tuple[Shard, ...]
-    values: tuple = ()  # of records: for each key a text or a list of texts
-    rejects: tuple[dict, ...] = ()
+    values: tuple[Sequence[Any], ...] = ()  # of records: a text or a list of texts for every key
+    rejects: tuple[dict[str, Any], ...] = ()
     bytes: int = 0  # of the input, for the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
-    """A batch as tokens.
+class EncodedBatch:
+    """The tokens of a batch."""
 
-    parts: for every key (tokens in the file's dtype, lengths of sequences, sequences per document).
-    """
-
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    rejects: list[dict]
+    parts: list[EncodedKey]  # for every key
+    rejects: list[dict[str, Any]]
     bytes: int
     text_bytes: int
     num_documents: int
 
 
-def tokenize(config: TokenizeConfig) -> dict:
-    """Documents to token ids on disk; returns the manifest.
+def tokenize(config: TokenizeConfig) -> dict[str, Any]:
+    """Writes the token ids of documents; returns the manifest.
 
-    A text is one sequence; a list of texts is a document of several. Empty sequences are left out, and a
-    document without tokens keeps its place as one without sequences. Tokens are uint16 where the vocabulary
-    is below 65500.
+    A text is one sequence; a list of texts is a document of several. Empty sequences are dropped; a document
+    without tokens stays as a document without sequences. Tokens are uint16 for a vocabulary below 65,500,
+    otherwise int32. Raises UserError for settings that do not fit the tokenizer, and for an input without
+    documents.
     """
     with without_collector():
         tokenizer = load(config, allow_special=config.allow_special)
     check(
         (
             not config.append_eod or tokenizer.eod is not None,
-            (
-                "append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose"
-                " another tokenizer"
-            ),
+            "append_eod: the tokenizer has no end-of-document token; leave --append-eod out, or choose"
+            " another tokenizer",
         ),
         (
             not config.prepend_bos or tokenizer.bos is not None,
-            (
-                "prepend_bos: the tokenizer has no token that begins a document; leave --prepend-bos out, or"
-                " choose another tokenizer"
-            ),
+            "prepend_bos: the tokenizer has no beginning-of-sequence token; leave --prepend-bos out, or"
+            " choose another tokenizer",
         ),
     )
-    splitter = (
-        SentenceSplitter(find_parameters(config.lang, config.punkt), config.keep_newlines)
-        if config.split_sentences
-        else None
-    )
+    splitter = None
+    if config.split_sentences:
+        splitter = SentenceSplitter(find_parameters(config.lang, config.punkt), config.keep_newlines)
     begin = [tokenizer.bos] if config.prepend_bos else []
     end = [tokenizer.eod] if config.append_eod else []
     shards = reader.plan(
@@ -195,10 +191,10 @@ def tokenize(config: TokenizeConfig) -> dict:
         facts=depends,
     )
     if run.finished:
-        shutil.rmtree(work_folder(run.output), ignore_errors=True)  # killed just after it was sealed
+        shutil.rmtree(work_folder(run.output), ignore_errors=True)  # killed after the manifest was written
         return run.manifest
-    work = _Work(run, config, token_dtype(tokenizer.vocab_size))
-    encode = _Encoder(
+    work = _TokenizeRun(run, config, token_dtype(tokenizer.vocab_size))
+    encode = _BatchEncoder(
         tokenizer,
         splitter,
         config.json_keys,
@@ -218,19 +214,19 @@ def tokenize(config: TokenizeConfig) -> dict:
                 advance(encoded.bytes)
         if not work.counts["documents"]:
             raise UserError(
-                f"{', '.join(config.input)}: holds no document that can be read ({work.counts['rejected']:,}"
-                " set aside); check the input"
+                f"{', '.join(config.input)}: contains no document that can be read"
+                f" ({work.counts['rejected']:,} set aside); check the input"
             )
     except UserError:
-        # the remedy changes the input or a setting: nothing here would be of use to the next run
+        # The remedy changes the input or a setting, so the next run cannot use this work.
         work.abandon()
         raise
     facts = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod}
     return work.finish(dtype=str(work.dtype), tokenizer=facts)
 
 
-class _Work:
-    """What one run has written so far, and the journal from which the same run goes on after a kill."""
+class _TokenizeRun:
+    """The output of a run so far, and the journal from which the same run continues after a kill."""
 
     def __init__(self, run: manifest.Run, config: TokenizeConfig, dtype: np.dtype):
         self.run, self.dtype, self.log_interval = run, dtype, config.log_interval
@@ -257,7 +253,8 @@ class _Work:
     def _prefix(self, key: str) -> Path:
         return self.run.output.with_name(f"{self.run.output.name}_{key}_{self.level}")
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, encoded: EncodedBatch) -> None:
+        """Appends a batch; commits and prints progress if it is time."""
         before = self.counts["documents"]
         self.batches += 1
         for writer, part in zip(self.writers, encoded.parts):
@@ -296,7 +293,8 @@ class _Work:
         manifest.write_json(self.journal, state)
         self.committed = time.monotonic()
 
-    def finish(self, **facts) -> dict:
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Moves the files to their places and writes the manifest."""
         self._commit()
         root = self.run.output.parent
         outputs = [record for writer in self.writers for record in writer.finish()]
@@ -310,27 +308,28 @@ class _Work:
         return sealed
 
     def abandon(self) -> None:
+        """Removes everything that was written and releases the output."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.run.release()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Encoder:
-    """A batch -> its tokens: what a worker does."""
+class _BatchEncoder:
+    """Encodes a batch: the work of a worker."""
 
     tokenizer: Tokenizer
     splitter: SentenceSplitter | None
     keys: tuple[str, ...]
-    begin: np.ndarray  # the token before each document that has tokens, or none
-    end: np.ndarray  # the same after it
-    dtype: np.dtype
+    begin: np.ndarray  # (0 or 1,) token before each document that has tokens
+    end: np.ndarray  # (0 or 1,) token after it
+    dtype: np.dtype[Any]
 
-    def __call__(self, batch: Batch) -> Encoded:
+    def __call__(self, batch: InputBatch) -> EncodedBatch:
         rejects = [reader.Reject(**r) for r in batch.rejects]
         rows = itertools.chain(
             batch.values, *(reader.read_values(s, self.keys, rejects.append) for s in batch.shards)
         )
-        parts: list[list] = [[] for _ in self.keys]
+        parts: list[list[EncodedKey]] = [[] for _ in self.keys]
         num_documents = text_bytes = 0
         while values := list(itertools.islice(rows, BLOCK_ROWS)):
             num_documents += len(values)
@@ -339,26 +338,26 @@ class _Encoder:
                 text_bytes += sum(len(s) if s.isascii() else len(s.encode()) for s in sequences)
                 part.append(self._encode(sequences, counts))
         joined = [part[0] if len(part) == 1 else self._join(part) for part in parts]
-        return Encoded(joined, [r.as_json() for r in rejects], batch.bytes, text_bytes, num_documents)
+        return EncodedBatch(joined, [r.as_json() for r in rejects], batch.bytes, text_bytes, num_documents)
 
-    def _join(
-        self, blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        columns = zip(*blocks) if blocks else ((), (), ())
-        dtypes = (self.dtype, np.int32, np.int64)
-        return tuple(np.concatenate(c) if c else np.empty(0, dtype) for c, dtype in zip(columns, dtypes))
+    def _join(self, blocks: list[EncodedKey]) -> EncodedKey:
+        if not blocks:
+            return np.empty(0, self.dtype), np.empty(0, np.int32), np.empty(0, np.int64)
+        tokens, lengths, counts = map(np.concatenate, zip(*blocks))
+        return tokens, lengths, counts
 
-    def _sequences(self, column: Sequence[str | list[str]]) -> tuple[list[str], np.ndarray]:
-        """(every text that is to be a sequence, how many of each document)."""
+    def _sequences(self, column: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+        """(the texts of all sequences, number of sequences of every document).
+
+        column: a text or a list of texts of every document.
+        """
         if self.splitter is None and set(map(type, column)) == {str}:
             return list(column), np.ones(len(column), np.int64)
         split = self.splitter or (lambda text: [text])
         groups = [split(value) if isinstance(value, str) else value for value in column]
         return list(itertools.chain.from_iterable(groups)), np.array([len(g) for g in groups], np.int64)
 
-    def _encode(
-        self, sequences: Sequence[str], counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode(self, sequences: Sequence[str], counts: np.ndarray) -> EncodedKey:
         pieces = self.tokenizer.encode_pieces(sequences)
         lengths = np.fromiter(map(len, pieces), np.int32, len(pieces))
         owner = np.repeat(np.arange(len(counts)), counts)
@@ -372,21 +371,22 @@ class _Encoder:
             lengths = (
                 lengths + len(self.begin) * first.astype(np.int32) + len(self.end) * last.astype(np.int32)
             )
-        # One pass over the tokens: joined, ends between, in the dtype of the file.
+        # one pass over the tokens: concatenated with begin and end tokens, in the dtype of the file
         tokens = (
             np.concatenate(pieces, dtype=self.dtype, casting="unsafe") if pieces else np.empty(0, self.dtype)
         )
         return tokens, lengths, np.bincount(owner, minlength=len(counts))
 
     def _with_ends(self, pieces: list[np.ndarray], first: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
-        """The pieces, `begin` before those that are first of their documents and `end` after the last."""
+        """The pieces, with `begin` before the first of every document and `end` after the last.
+
+        first, last: (pieces,) bool, whether a piece is the first or the last of its document.
+        """
         if first.all() and last.all():
-            filled = [ends for ends in (self.begin, pieces, self.end) if len(ends)]
-            parts = [None] * (len(filled) * len(pieces))
-            for i, column in enumerate(filled):
-                parts[i :: len(filled)] = column if column is pieces else [column] * len(pieces)
-            return parts
-        parts = []
+            begins = [[self.begin] * len(pieces)] if len(self.begin) else []
+            ends = [[self.end] * len(pieces)] if len(self.end) else []
+            return list(itertools.chain.from_iterable(zip(*begins, pieces, *ends)))
+        parts: list[np.ndarray] = []
         for piece, is_first, is_last in zip(pieces, first.tolist(), last.tolist()):
             if is_first:
                 parts.append(self.begin)
@@ -396,11 +396,11 @@ class _Encoder:
         return parts
 
 
-def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[Batch]:
-    """The input in pieces of about BATCH_BYTES, told by the files alone.
+def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[InputBatch]:
+    """The input in batches of about BATCH_BYTES, determined by the files alone.
 
-    Plain JSONL is cut further. Small files come together. What cannot be cut (compressed files, Parquet with
-    large row groups) is read here and dealt out.
+    Shards of plain JSONL are cut, and small ones are grouped. Those that cannot be cut (compressed files,
+    Parquet with large row groups) are read here.
     """
     group: list[Shard] = []
     for shard in itertools.chain.from_iterable(map(_pieces, shards)):
@@ -410,95 +410,97 @@ def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[Batch]:
             and not shard.path.startswith("hf:")
         )
         if group and (not whole or sum(s.bytes for s in group) + shard.bytes > BATCH_BYTES):
-            yield Batch(tuple(group), bytes=sum(s.bytes for s in group))
+            yield InputBatch(tuple(group), bytes=sum(s.bytes for s in group))
             group = []
         if whole:
             group.append(shard)
         else:
-            yield from _dealt(shard, keys)
+            yield from _read_here(shard, keys)
     if group:
-        yield Batch(tuple(group), bytes=sum(s.bytes for s in group))
+        yield InputBatch(tuple(group), bytes=sum(s.bytes for s in group))
 
 
 def _pieces(shard: Shard) -> Iterator[Shard]:
-    """A shard of plain JSONL in about equal pieces of a batch; any other as it is."""
+    """A shard of plain JSONL in pieces of about BATCH_BYTES; any other shard as it is."""
     count = max(1, round(shard.bytes / BATCH_BYTES)) if shard.path.endswith((".jsonl", ".json")) else 1
-    cuts = (
-        [shard.start + (shard.end - shard.start) * i // count for i in range(count + 1)] if count > 1 else []
-    )
-    yield from (
-        (dataclasses.replace(shard, start=a, end=b, bytes=b - a) for a, b in itertools.pairwise(cuts))
-        if cuts
-        else [shard]
-    )
+    if count == 1:
+        yield shard
+        return
+    cuts = [shard.start + (shard.end - shard.start) * i // count for i in range(count + 1)]
+    for start, end in itertools.pairwise(cuts):
+        yield dataclasses.replace(shard, start=start, end=end, bytes=end - start)
 
 
-def _dealt(shard: Shard, keys: Sequence[str]) -> Iterator[Batch]:
+def _read_here(shard: Shard, keys: Sequence[str]) -> Iterator[InputBatch]:
+    """Batches of the values of a shard that one process must read."""
     rejects: list[reader.Reject] = []
-    values, size = [], 0
+    values: list[Sequence[Any]] = []
+    size = 0
     for row in reader.read_values(shard, keys, rejects.append):
         values.append(row)
         size += sum(len(v) if isinstance(v, str) else sum(map(len, v)) for v in row)
         if size >= BATCH_BYTES:
-            yield Batch((), tuple(values), tuple(r.as_json() for r in rejects))
+            yield InputBatch((), tuple(values), tuple(r.as_json() for r in rejects))
             values, size = [], 0
             rejects.clear()
-    yield Batch((), tuple(values), tuple(r.as_json() for r in rejects), bytes=shard.bytes)
+    yield InputBatch((), tuple(values), tuple(r.as_json() for r in rejects), bytes=shard.bytes)
 
 
 def _in_order(
-    function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int, total: int
-) -> Iterator[Encoded]:
-    """`map(function, batches)` on so many processes, this one among them: it helps whenever the others have
-    enough to do.
+    function: Callable[[InputBatch], EncodedBatch], batches: Iterator[InputBatch], workers: int, total: int
+) -> Iterator[EncodedBatch]:
+    """`map(function, batches)` on `workers` processes, of which this one is one.
 
-    So no processor waits while the others start, and two processes are enough for two processors. It begins
-    alone, and goes on alone where its own pace leaves too little of the `total` bytes to do.
+    This process works too whenever the others have enough to do, so no processor is idle while they start. It
+    begins alone and measures its speed; it stays alone if too little of the `total` bytes is left to pay for
+    other processes.
     """
     begun, done = 0.0, 0
     for batch in batches:
         yield function(batch)
-        if not begun:  # the first batch waits for the encoder to be loaded: it tells nothing of the pace
+        if not begun:  # the first batch includes loading the encoder: its time says nothing about the speed
             begun, total = time.monotonic(), total - batch.bytes
             continue
         done += batch.bytes
         spent = time.monotonic() - begun
-        # of a compressed file nothing is known until its end
+        # the progress within a compressed file is unknown
         left = spent * (total - done) / done if done else spent
-        # the first batches are slower than the rest
+        # the first batches are slower than later ones
         if workers > 1 and left > START_SECONDS and spent > START_SECONDS / 10:
             yield from _on_processes(function, batches, workers)
 
 
 def _on_processes(
-    function: Callable[[Batch], Encoded], batches: Iterator[Batch], workers: int
-) -> Iterator[Encoded]:
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    running: list[concurrent.futures.Future] = []
+    function: Callable[[InputBatch], EncodedBatch], batches: Iterator[InputBatch], workers: int
+) -> Iterator[EncodedBatch]:
+    """The results of all batches in order, computed by a pool of `workers - 1` processes and this one."""
+    queue: collections.deque[concurrent.futures.Future[EncodedBatch]] = collections.deque()
+    running: list[concurrent.futures.Future[EncodedBatch]] = []
     with processes(workers - 1, initializer=_start, initargs=(function,)) as pool:
         for batch in batches:
             running = [f for f in running if not f.done()]
             if len(running) < 2 * workers:
-                waiting.append(pool.submit(_call, batch))
-                running.append(waiting[-1])
+                queue.append(pool.submit(_call, batch))
+                running.append(queue[-1])
             else:
-                waiting.append(concurrent.futures.Future())
-                waiting[-1].set_result(function(batch))
-            while waiting and (waiting[0].done() or len(waiting) >= 2 * workers + AHEAD):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                queue.append(concurrent.futures.Future())
+                queue[-1].set_result(function(batch))
+            while queue and (queue[0].done() or len(queue) >= 2 * workers + AHEAD):
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
 
 
-def _start(function: Callable[[Batch], Encoded]) -> None:
-    """In a new worker: the encoder is sent once, and its threads would fight with the other workers for the
-    processors.
-    """
+_function: Callable[[InputBatch], EncodedBatch]  # in a worker process: set once, by _start
+
+
+def _start(function: Callable[[InputBatch], EncodedBatch]) -> None:
+    """Prepares a new worker process: it gets the encoder once, and the encoder uses a single thread."""
     global _function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.disable()  # as without_collector
     _function = function
 
 
-def _call(batch: Batch) -> Encoded:
+def _call(batch: InputBatch) -> EncodedBatch:
     return _function(batch)

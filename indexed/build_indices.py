@@ -1,7 +1,7 @@
-"""`mt data index`: sample indices built, checked and cached ahead of training.
+"""Sample indices, built and cached before training (`mt data index`).
 
-On a cluster the first rank of a job builds what is not cached while all others wait; this does it beforehand,
-on one processor, and shows what the settings mean: tokens, samples and epochs of every source.
+On a cluster the first rank of a job builds the indices that are not cached, and all other ranks wait. This
+command builds them beforehand, on one processor, and prints the tokens, samples and epochs of every source.
 """
 
 from __future__ import annotations
@@ -13,41 +13,46 @@ from typing import Literal
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..tokenizer.tokenizer import TokenizerConfig, load
-from .gpt_dataset import NAMES, DataConfig, Dataset, build_datasets
-from .masked_dataset import BertConfig, T5Config, build_bert_datasets, build_t5_datasets
+from .bert_dataset import BertConfig, build_bert_datasets
+from .gpt_dataset import DataConfig, Dataset, build_datasets
+from .splits import SPLIT_NAMES
+from .t5_dataset import T5Config, build_t5_datasets
 
 
 @configuration()
 class IndexConfig(DataConfig):
-    """The settings of `mt data index`: those of the data as training has them, and the samples that it will
-    want.
-    """
+    """The settings of `mt data index`: the data settings of the training run, and its numbers of samples."""
 
     output: str = option(
-        help="directory for the manifest; the indices go where training looks for them", role="output"
+        help="directory for the manifest; the indices go to the cache that training reads", role="output"
     )
     train_samples: int = option(help="samples for training: iterations * global batch size")
     valid_samples: int = option(0, "samples for validation; 0: none")
     test_samples: int = option(0, "samples for test; 0: none")
     objective: Literal["gpt", "bert", "t5"] = option(
-        "gpt", "what the samples are for; bert and t5 want data of sentences, and the tokenizer"
+        "gpt", "kind of samples; bert and t5 need data of sentences, and the tokenizer"
     )
     mask_prob: float = option(0.15, "bert, t5: share of the tokens that are masked")
-    short_seq_prob: float = option(0.1, "bert, t5: share of the samples that get a random shorter length")
-    bert_binary_head: bool = option(True, "bert: samples of two segments, half of them swapped")
-    decoder_seq_length: int = option(128, "t5: tokens of a decoder's sample")
+    short_seq_prob: float = option(0.1, "bert, t5: share of the samples with a random shorter length")
+    bert_binary_head: bool = option(True, "bert: samples have two segments, and half of them are swapped")
+    decoder_seq_length: int = option(128, "t5: tokens of the decoder's sequence")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check(*((getattr(self, f"{n}_samples") >= 0, f"{n}_samples must not be negative") for n in NAMES))
+        check(
+            *((getattr(self, f"{n}_samples") >= 0, f"{n}_samples must not be negative") for n in SPLIT_NAMES)
+        )
 
 
 def index(config: IndexConfig) -> dict:
-    """Builds the sample indices of all splits ahead of training, which finds them by the same data settings."""
+    """Builds the sample indices of all splits; training with the same data settings finds them in the cache.
+
+    Returns the manifest, with a table of the sources as `text`.
+    """
     datasets = _build(config, (config.train_samples, config.valid_samples, config.test_samples))
-    built = [(name, d) for name, d in zip(NAMES, datasets) if d is not None]
+    built = [(name, d) for name, d in zip(SPLIT_NAMES, datasets) if d is not None]
     rows = [{"split": name, **row} for name, d in built for row in d.describe()]
     fingerprints = {name: d.fingerprint for name, d in built}
     run = manifest.begin("data index", config, config.files(), facts={"fingerprints": fingerprints})
@@ -69,7 +74,7 @@ def _build(config: IndexConfig, counts: Sequence[int]) -> tuple[Dataset | None, 
 
 
 def format_rows(rows: Sequence[dict]) -> str:
-    """A table of `describe` rows for people."""
+    """The rows of `Dataset.describe` as a text table."""
     cells = [("split", "weight", "sequences", "tokens", "samples", "epochs", "source")]
     cells += [
         (

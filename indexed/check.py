@@ -1,8 +1,10 @@
-"""checking a .bin/.idx pair from end to end, and looking into it."""
+"""Checks a .bin/.idx pair (`mt data verify`) and shows what it contains (`mt data inspect`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,23 +13,24 @@ from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import TokenizerConfig, load
 from .format import BLOCK, IndexedDataset, prefix_of
 
-BEGINNING = 32  # tokens of a document that `inspect --samples` shows
+BEGINNING = 32  # tokens of a document that `mt data inspect --samples` shows
 
 
 @configuration()
 class VerifyConfig(TokenizerConfig):
-    """The settings of `mt data verify`; with a tokenizer, tokens are checked against its vocabulary."""
+    """The settings of `mt data verify`; tokens are checked against the vocabulary of a given tokenizer."""
 
     POSITIONAL = "prefix"
 
     prefix: str = option(help="prefix of a .bin/.idx pair", role="input")
 
 
-def verify(config: VerifyConfig) -> dict:
-    """Checks a pair from end to end; raises UserError that says what is wrong.
+def verify(config: VerifyConfig) -> dict[str, Any]:
+    """Checks a pair completely; raises UserError for the first error.
 
-    Always: header, sizes, lengths, pointers, documents. Where mt wrote it: every byte of both files against
-    the manifest. Where the vocabulary is known (by the manifest, or a tokenizer's settings): every token.
+    Always checked: header, sizes, lengths, pointers, document indices. If mt wrote the pair: every byte of
+    both files, by the digests in the manifest. If the vocabulary is known, from the manifest or the
+    tokenizer's settings: every token.
     """
     prefix = prefix_of(config.prefix)
     dataset = IndexedDataset(prefix, multimodal=None)
@@ -55,7 +58,7 @@ def verify(config: VerifyConfig) -> dict:
         checked.append(f"every token below {vocab_size:,}")
     counts = {"documents": dataset.num_documents, "sequences": len(dataset), "tokens": len(dataset.tokens)}
     text = (
-        f"{prefix}: whole: {counts['documents']:,} documents, {counts['sequences']:,} sequences,"
+        f"{prefix}: complete: {counts['documents']:,} documents, {counts['sequences']:,} sequences,"
         f" {counts['tokens']:,} tokens ({dataset.dtype}{', multimodal' if dataset.multimodal else ''});"
         f" checked: {', '.join(checked)}"
     )
@@ -70,34 +73,33 @@ def verify(config: VerifyConfig) -> dict:
 
 
 def _check_tokens(dataset: IndexedDataset, vocab_size: int) -> None:
-    for at in range(0, len(dataset.tokens), BLOCK):
-        block = dataset.tokens[at : at + BLOCK]
-        places = at + np.flatnonzero((block < 0) | (block >= vocab_size))
-        sequences = np.searchsorted(dataset.pointers, places * dataset.dtype.itemsize, side="right") - 1
-        if dataset.multimodal:  # the bytes of an image are no tokens
-            places, sequences = (
-                places[dataset.modes[sequences] == 0],
-                sequences[dataset.modes[sequences] == 0],
-            )
-        if len(places):
-            bad, sequence = int(places[0]), int(sequences[0])
+    """Raises UserError for a token outside the vocabulary."""
+    for start in range(0, len(dataset.tokens), BLOCK):
+        block = dataset.tokens[start : start + BLOCK]
+        positions = start + np.flatnonzero((block < 0) | (block >= vocab_size))
+        sequences = np.searchsorted(dataset.pointers, positions * dataset.dtype.itemsize, side="right") - 1
+        if dataset.modes is not None:  # bytes of an image are not tokens
+            is_text = dataset.modes[sequences] == 0
+            positions, sequences = positions[is_text], sequences[is_text]
+        if len(positions):
+            bad, sequence = int(positions[0]), int(sequences[0])
             raise UserError(
-                f"{dataset.prefix}.bin: token {dataset.tokens[bad]} in sequence {sequence} is outside the"
+                f"{dataset.prefix}.bin: token {block[bad - start]} in sequence {sequence} is outside the"
                 f" vocabulary of {vocab_size:,}; it was written with another tokenizer or is damaged"
             )
 
 
 @configuration()
-class InspectConfig(TokenizerConfig):
-    """The settings of `mt data inspect`; with a tokenizer, documents are decoded."""
+class InspectPairConfig(TokenizerConfig):
+    """The settings of `mt data inspect`; documents are decoded if a tokenizer is given."""
 
     POSITIONAL = "prefix"
 
     prefix: str = option(help="prefix of a .bin/.idx pair", role="input")
-    document: int | None = option(None, "the document to print, counted from 0")
-    samples: int = option(0, "how many documents, spread evenly, to show the beginnings of")
+    document: int | None = option(None, "number of a document to print, from 0 on")
+    samples: int = option(0, "number of documents, spread evenly, whose first tokens are shown")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (self.samples >= 0, f"samples = {self.samples} must not be negative"),
@@ -108,15 +110,13 @@ class InspectConfig(TokenizerConfig):
         )
 
 
-def inspect(config: InspectConfig) -> dict:
-    """What a pair holds: counts, the histogram of its lengths and the beginnings of some documents; or one
-    document.
-    """
+def inspect(config: InspectPairConfig) -> dict[str, Any]:
+    """Counts of a pair, a histogram of lengths and the first tokens of some documents; or one document."""
     dataset = IndexedDataset(prefix_of(config.prefix), multimodal=None)
     if config.document is not None:
-        return _inspect_document(dataset, config)
+        return _inspect_document(dataset, config, config.document)
     lengths = dataset.lengths
-    summary = {
+    summary: dict[str, Any] = {
         "prefix": dataset.prefix,
         "dtype": str(dataset.dtype),
         "documents": dataset.num_documents,
@@ -124,28 +124,21 @@ def inspect(config: InspectConfig) -> dict:
         "tokens": len(dataset.tokens),
         "empty_documents": int((np.diff(dataset.document_indices) == 0).sum()),
     }
-    if dataset.multimodal:
+    shown = dict(summary)
+    if dataset.modes is not None:
         numbers, counts = np.unique(dataset.modes, return_counts=True)
         summary["modes"] = {str(mode): int(n) for mode, n in zip(numbers, counts)}
-    shown = {
-        **summary,
-        **(
-            {"modes": ", ".join(f"{n:,} of mode {mode}" for mode, n in summary["modes"].items())}
-            if dataset.multimodal
-            else {}
-        ),
-    }
+        shown["modes"] = ", ".join(f"{n:,} of mode {mode}" for mode, n in summary["modes"].items())
     lines = [
         f"{name:<16}{value:,}" if isinstance(value, int) else f"{name:<16}{value}"
         for name, value in shown.items()
     ]
     if len(lengths):
-        points = dict(
-            zip(
-                ("shortest", "median", "longest"),
-                (int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
-            )
-        )
+        points = {
+            "shortest": int(lengths.min()),
+            "median": int(np.median(lengths)),
+            "longest": int(lengths.max()),
+        }
         bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
         histogram = {f"<= {1 << i:,}": int(n) for i, n in enumerate(bins) if n}
         width = max(histogram.values())
@@ -157,43 +150,46 @@ def inspect(config: InspectConfig) -> dict:
         ]
         summary |= {**points, "histogram": histogram}
     if config.samples and dataset.num_documents:
-        numbers = np.unique(np.linspace(0, dataset.num_documents - 1, config.samples).astype(int)).tolist()
-        summary["samples"] = _beginnings(dataset, config, numbers)
-        lines += ["", *(f"document {number}: {text}" for number, text in zip(numbers, summary["samples"]))]
+        chosen = np.unique(np.linspace(0, dataset.num_documents - 1, config.samples).astype(int)).tolist()
+        summary["samples"] = _beginnings(dataset, config, chosen)
+        lines += ["", *(f"document {number}: {text}" for number, text in zip(chosen, summary["samples"]))]
     return {"text": "\n".join(lines), **summary}
 
 
-def _beginnings(dataset: IndexedDataset, config: InspectConfig, numbers: list[int]) -> list[str]:
-    """The first tokens of some documents, on one line each."""
-    show = _shown_by(config)
-    shown = []
+def _beginnings(dataset: IndexedDataset, config: InspectPairConfig, numbers: list[int]) -> list[str]:
+    """The first tokens of some documents, each on one line."""
+    decode = _decoder(config)
+    beginnings = []
     for number in numbers:
         first, last = dataset.document_indices[number : number + 2].tolist()
-        start = dataset[first][:BEGINNING] if first < last else []
-        text = " ".join(show(start).split())
-        shown.append(
-            f"{text} ..."
-            if first + 1 < last or (first < last and dataset.lengths[first] > BEGINNING)
-            else text
-        )
-    return shown
+        start = dataset[first][:BEGINNING].tolist() if first < last else []
+        text = " ".join(decode(start).split())
+        is_cut = first + 1 < last or (first < last and dataset.lengths[first] > BEGINNING)
+        beginnings.append(f"{text} ..." if is_cut else text)
+    return beginnings
 
 
-def _shown_by(config: InspectConfig):
-    """Ids -> what a person reads: the text where a tokenizer is given, else the ids."""
+def _decoder(config: InspectPairConfig) -> Callable[[Sequence[int]], str]:
+    """Token ids -> the text if a tokenizer is given, otherwise the ids."""
     return load(config).decode if config.kind else lambda ids: " ".join(map(str, ids))
 
 
-def _inspect_document(dataset: IndexedDataset, config: InspectConfig) -> dict:
-    number, count = config.document, dataset.num_documents
+def _inspect_document(dataset: IndexedDataset, config: InspectPairConfig, number: int) -> dict[str, Any]:
+    """The tokens of one document, or its text, sequence by sequence."""
+    count = dataset.num_documents
     if not 0 <= number < count:
         raise UserError(f"{dataset.prefix}: has no document {number}; it has {count:,}, counted from 0")
     first, last = dataset.document_indices[number : number + 2].tolist()
     sequences = [dataset[i].tolist() for i in range(first, last)]
-    found = {"prefix": dataset.prefix, "document": number, "first_sequence": first, "sequences": sequences}
-    if dataset.multimodal:
+    found: dict[str, Any] = {
+        "prefix": dataset.prefix,
+        "document": number,
+        "first_sequence": first,
+        "sequences": sequences,
+    }
+    if dataset.modes is not None:
         found["modes"] = dataset.modes[first:last].tolist()
-    shown = list(map(_shown_by(config), sequences))
+    shown = list(map(_decoder(config), sequences))
     if config.kind:
         found["decoded"] = shown
     if len(shown) > 1:
@@ -202,5 +198,5 @@ def _inspect_document(dataset: IndexedDataset, config: InspectConfig) -> dict:
             for i, (ids, text) in enumerate(zip(sequences, shown), first)
         ]
     plural = "" if len(sequences) == 1 else "s"
-    head = f"document {number}: {len(sequences)} sequence{plural}, {sum(map(len, sequences)):,} tokens"
-    return {"text": "\n".join([head, *shown]), **found}
+    title = f"document {number}: {len(sequences)} sequence{plural}, {sum(map(len, sequences)):,} tokens"
+    return {"text": "\n".join([title, *shown]), **found}

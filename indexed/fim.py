@@ -1,16 +1,14 @@
-"""Fill-in-the-middle: some documents of a sample are cut in three and their middle moved to the end (Bavarian
-et al. 2022).
+"""Fill-in-the-middle: the middle of some documents of a sample moves to their end (Bavarian et al. 2022).
 
-A wrapper around any dataset of token samples. The text of a document, or of the part of it that the sample
-holds, is cut at two random characters and tokenised again in three pieces, so that a model also learns to
-complete half a word:
+A wrapper of any dataset of token samples. The text of a document, or of its part in the sample, is cut at two
+random characters and tokenized again in three pieces, so that a model also learns to complete half a word:
 
     prefix, suffix, middle:   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle
     suffix, prefix, middle:   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle
 
-Item k draws its random numbers from the seed and k alone, so that it is the same at any number of workers and
-after a resume; Megatron-LM's, which this otherwise follows, depends on what was read before, and loses an end
-of document where two follow one another.
+The random numbers of item k depend on the seed and k alone, so that it is the same for any number of workers
+and after a resume. It differs from Megatron-LM's GPTFIMDataset in two points: an item there depends on the
+items read before, and of two consecutive end-of-document tokens one is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import xxhash
 
 from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
-from .gpt_dataset import Dataset
+from .gpt_dataset import Dataset, SourceRow
 
 
 @configuration(group="fim")
@@ -31,22 +29,22 @@ class FimConfig:
     """Fill-in-the-middle."""
 
     fim_rate: float = option(
-        0.0, "share of the documents that are rearranged for fill-in-the-middle; 0: none"
+        0.0, "share of the documents that are transformed for fill-in-the-middle; 0: none"
     )
     fim_spm_rate: float = option(
-        0.5, "share of those that become suffix, prefix, middle; the others prefix, suffix, middle"
+        0.5, "share of those in the order suffix, prefix, middle; the others are prefix, suffix, middle"
     )
     fim_split_sample: str | None = option(
         None,
-        "token between the files of a document: fim-rate is then drawn for the document, and its files are"
-        " rearranged one by one",
+        "token between the files of a document: fim-rate then selects documents, and each of their files is"
+        " transformed by itself",
     )
     fim_fragment_rate: float | None = option(
-        None, "share of the files that are rearranged in such a document (default: fim-rate)"
+        None, "share of the files that are transformed in such a document (default: fim-rate)"
     )
-    fim_no_prefix: str | None = option(None, "leave texts alone that begin with this")
+    fim_no_prefix: str | None = option(None, "do not transform texts that begin with this")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rates = ("fim_rate", "fim_spm_rate", "fim_fragment_rate")
         check(
             *(
@@ -63,8 +61,8 @@ class FimConfig:
         )
 
 
-# Under which names vocabularies hold the three tokens and the padding: StarCoder, Qwen and others,
-# SantaCoder, Code Llama.
+# The names of the three tokens and of padding in known vocabularies: StarCoder, Qwen and others, SantaCoder,
+# a plain spelling, Code Llama.
 TOKENS = {
     "prefix": ("<fim_prefix>", "<|fim_prefix|>", "<fim-prefix>", "FIM_PREFIX", "<PRE>"),
     "middle": ("<fim_middle>", "<|fim_middle|>", "<fim-middle>", "FIM_MIDDLE", "<MID>"),
@@ -74,10 +72,9 @@ TOKENS = {
 
 
 class FimDataset:
-    """The samples of `dataset`, rearranged; each keeps its length, cut off or filled up with the padding
-    token.
+    """The samples of `dataset` after the transformation, each truncated or padded to its former length.
 
-    Raises UserError where the tokenizer has not the tokens that it takes.
+    Raises UserError if the tokenizer lacks one of the tokens.
     """
 
     def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: FimConfig, seed: int):
@@ -96,23 +93,26 @@ class FimDataset:
         return len(self.dataset)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        return self._rearranged(int(k) + (len(self) if k < 0 else 0), self.dataset[k])
+        sample = self.dataset[k]
+        assert isinstance(sample, np.ndarray), "fill-in-the-middle is for samples of tokens"
+        return self._transform(int(k) + (len(self) if k < 0 else 0), sample)
 
     def batch(self, indices: Sequence[int]) -> np.ndarray:
         rows = self.dataset.batch(indices)
+        assert isinstance(rows, np.ndarray), "fill-in-the-middle is for samples of tokens"
         for row, k in zip(rows, indices):
-            row[:] = self._rearranged(int(k), row)
+            row[:] = self._transform(int(k), row)
         return rows
 
-    def describe(self) -> list[dict]:
-        return self.dataset.describe()
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
+        return self.dataset.describe(weight, samples)
 
-    def _rearranged(self, k: int, sample: np.ndarray) -> np.ndarray:
+    def _transform(self, k: int, sample: np.ndarray) -> np.ndarray:
         random = np.random.RandomState([self.seed, k & 0xFFFFFFFF, k >> 32])
-        found: list[int] = []
-        for document, end in _cut(sample.tolist(), self.tokenizer.eod):
-            found += [*self._document(document, random), *end]
-        return np.array((found + [self.pad] * (len(sample) - len(found)))[: len(sample)], np.int64)
+        tokens: list[int] = []
+        for document, end in _split_at(sample.tolist(), self.tokenizer.eod):
+            tokens += [*self._document(document, random), *end]
+        return np.array((tokens + [self.pad] * (len(sample) - len(tokens)))[: len(sample)], np.int64)
 
     def _document(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
         if self.split is None or self.split not in tokens:
@@ -124,7 +124,7 @@ class FimDataset:
         )
         return [
             token
-            for file, end in _cut(tokens, self.split)
+            for file, end in _split_at(tokens, self.split)
             for token in (*self._text(file, rate, random), *end)
         ]
 
@@ -135,7 +135,9 @@ class FimDataset:
         if self.config.fim_no_prefix is not None and text.startswith(self.config.fim_no_prefix):
             return tokens
         if "\ufffd" in text:
-            return tokens  # it begins or ends within a character, and would not come back from its text
+            return (
+                tokens  # it begins or ends inside a character, so its text does not encode to the same tokens
+            )
         first, second = sorted(random.randint(0, len(text) + 1, size=2).tolist())
         prefix, middle, suffix = (
             self.tokenizer.encode(piece) for piece in (text[:first], text[first:second], text[second:])
@@ -145,8 +147,8 @@ class FimDataset:
         return [self.prefix, *prefix, self.suffix, *suffix, self.middle, *middle]
 
 
-def _cut(tokens: list[int], end: int | None) -> list[tuple[list[int], list[int]]]:
-    """(tokens, [end]) for every end in a list, and (tokens, []) for what comes after the last."""
+def _split_at(tokens: list[int], end: int | None) -> list[tuple[list[int], list[int]]]:
+    """(tokens before it, [end]) for every `end` in a list, and (tokens, []) for those after the last one."""
     parts, start = [], 0
     for at, token in enumerate(tokens):
         if token == end:
@@ -156,7 +158,7 @@ def _cut(tokens: list[int], end: int | None) -> list[tuple[list[int], list[int]]
 
 
 def _find(known: dict[str, int], names: Sequence[str], what: str) -> int:
-    """The id of the first of the names that the vocabulary holds."""
+    """The id of the first of the names that the vocabulary has."""
     found = next((known[name] for name in names if name in known), None)
     if found is None:
         raise UserError(

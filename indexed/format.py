@@ -1,8 +1,8 @@
-"""The .bin/.idx bytes: writer, memory-mapped reader; Megatron-LM's format, byte for byte.
+"""Reads and writes .bin/.idx pairs, Megatron-LM's format of token files, byte for byte.
 
-A pair of files `PREFIX.bin` and `PREFIX.idx` holds documents of one or more sequences of tokens. `.bin` is
-the tokens of every sequence, back to back, nothing else. `.idx`, little-endian and tightly packed, says where
-they are (S sequences, D = documents + 1):
+A pair of files `PREFIX.bin` and `PREFIX.idx` has documents of one or more sequences of tokens. `.bin` is the
+tokens of every sequence, concatenated, and nothing else. `.idx` is little-endian and packed, and gives their
+positions (S sequences, D = documents + 1):
 
     offset      size  field
     0           9     magic "MMIDIDX\\0\\0"
@@ -11,16 +11,16 @@ they are (S sequences, D = documents + 1):
     18          8     u64 S
     26          8     u64 D
     34          4 S   i32 length of every sequence, in tokens
-    34 +  4 S   8 S   i64 where every sequence starts in .bin, in bytes: the running sum of length * item size
-    34 + 12 S   8 D   i64 document indices: 0, then for each document the number of sequences up to its end;
-        last = S
-    34 + 12 S + 8 D   S   i8 mode of every sequence, only in multimodal files, which must be known to be such
+    34 +  4 S   8 S   i64 start of every sequence in .bin, in bytes: the running sum of length * item size
+    34 + 12 S   8 D   i64 document indices: 0, then the number of sequences up to the end of each document
+                      (the last is S)
+    34 + 12 S + 8 D   S   i8 mode of every sequence, only in multimodal files (only the size shows them)
 
-A document without tokens has no sequence, but has its entry: the one before it, again.
+A document without tokens has no sequence; its document index repeats the one before it.
 
-Worked example: documents "ab", "", "cde" as bytes, 299 appended to each that has tokens, u16: S = 2, D = 4,
-lengths [3, 4], pointers [0, 6], document indices [0, 1, 1, 2]; .idx has 90 bytes, .bin `6100 6200 2b01 6300
-6400 6500 2b01`.
+Example: documents "ab", "", "cde" as bytes in u16, 299 appended to each that has tokens: S = 2, D = 4,
+lengths [3, 4], pointers [0, 6], document indices [0, 1, 1, 2]; .idx has 90 bytes, .bin is `6100 6200 2b01
+6300 6400 6500 2b01`.
 """
 
 from __future__ import annotations
@@ -30,60 +30,62 @@ import functools
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from ..core import manifest
 from ..core.config import UserError
-from .remote import Remote, RemoteTokens, fetch, is_remote
-from .remote import sample_digest as remote_sample_digest
-from .remote import size as remote_size
+from .remote import RemoteSettings, RemoteTokens, is_remote, local_copy, remote_sample_digest, remote_size
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 LEGACY_HEADER = struct.Struct("<8s6Q")
-DTYPES = {
-    1: np.uint8,
-    2: np.int8,
-    3: np.int16,
-    4: np.int32,
-    5: np.int64,
-    6: np.float64,
-    7: np.float32,
-    8: np.uint16,
+# fmt: off
+DTYPES: dict[int, type[np.generic]] = {
+    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64,
+    6: np.float64, 7: np.float32, 8: np.uint16,
 }
+# fmt: on
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
-BLOCK = 1 << 20  # entries that are read, checked or written at a time
+# (dtype, lengths, pointers, document indices, modes) of an index; see IndexedDataset
+Tables = tuple["np.dtype[Any]", np.ndarray, np.ndarray, np.ndarray, "np.ndarray | None"]
+BLOCK = 1 << 20  # entries of a table that are read, checked or written at a time
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype that Megatron-LM writes for a vocabulary: readers of other programs guess it by the same
-    rule.
-    """
+    """The dtype that Megatron-LM writes for a vocabulary; other programs rely on the same rule."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 class IndexedDataset:
-    """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped; raises UserError for one that is not
-    whole.
+    """A pair PREFIX.bin, PREFIX.idx, opened read-only and memory-mapped.
 
-    prefix: without extension; s3://, gs:// ... are read as remote.py says. multimodal: whether the index ends
-    with a mode for every sequence, which nothing in it tells but its size; None: as the size tells. lengths:
-    (S,) int32 tokens of every sequence. pointers: (S,) int64 bytes. document_indices: (documents + 1,) int64
-    sequences. modes: (S,) int8, or None. tokens: (sum of lengths,) every token in order, not copied.
-    local_folder: where files that belong to the pair may lie.
+    prefix: without extension; remote.py reads s3://, gs:// and others. multimodal: whether the index ends
+    with a mode for every sequence; None: decide by its size.
 
-    A pair that mt wrote is compared with its manifest: size, then time, then, where that differs, every byte.
+    Attributes: lengths: (S,) int32, tokens of every sequence. pointers: (S,) int64, in bytes.
+    document_indices: (documents + 1,) int64, in sequences. modes: (S,) int8, or None. tokens: (sum of
+    lengths,), all tokens in order, not copied. local_folder: folder for files that belong to the pair, such
+    as sample indices.
+
+    A pair that mt wrote is compared with its manifest: by size, then by modification time, and by every byte
+    if the time differs. Raises UserError for a pair that is not whole.
     """
 
-    def __init__(self, prefix: str | Path, *, multimodal: bool | None = False, remote: Remote | None = None):
-        self.prefix, self.remote = str(prefix), remote or Remote()
+    tokens: np.ndarray | RemoteTokens
+
+    def __init__(
+        self, prefix: str | Path, *, multimodal: bool | None = False, remote: RemoteSettings | None = None
+    ):
+        self.prefix, self.remote = str(prefix), remote or RemoteSettings()
         distant = is_remote(self.prefix)
-        where = fetch(self.prefix + ".idx", self.remote) if distant else self.prefix + ".idx"
+        where = local_copy(self.prefix + ".idx", self.remote) if distant else self.prefix + ".idx"
         self.local_folder = Path(where).parent
         index = _map(str(where))
         tables = _legacy_tables if bytes(index[:8]) == LEGACY_MAGIC else _tables
@@ -97,28 +99,25 @@ class IndexedDataset:
         else:
             _check_manifest(self.prefix)
             self.tokens = np.frombuffer(_map(self.prefix + ".bin"), self.dtype)
-        # A memoryview gives Python integers three times faster than an array.
-        self._lengths, self._starts = (
-            self.lengths.view(np.uint8).data.cast("i"),
-            self.pointers.view(np.uint8).data.cast("q"),
-        )
+        # Indexing a memoryview is three times as fast as indexing an array.
+        self._lengths = self.lengths.view(np.uint8).data.cast("i")
+        self._starts = self.pointers.view(np.uint8).data.cast("q")
         self._item = self.dtype.itemsize
 
-    def __reduce__(self):
-        return functools.partial(IndexedDataset, multimodal=self.multimodal, remote=self.remote), (
-            self.prefix,
-        )
+    def __reduce__(self) -> tuple[Callable[[str], IndexedDataset], tuple[str]]:
+        open_again = functools.partial(IndexedDataset, multimodal=self.multimodal, remote=self.remote)
+        return open_again, (self.prefix,)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The tokens of one sequence: a read-only view."""
+        """The tokens of a sequence, a read-only view."""
         start = self._starts[index] // self._item
         return self.tokens[start : start + self._lengths[index]]
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """`length` tokens (default: all that are left) of one sequence from `offset` on: a read-only view."""
+        """`length` tokens (None: all others) of a sequence from `offset` on, a read-only view."""
         size = self._lengths[index]
         end = size if length is None else offset + length
         if not 0 <= offset <= end <= size:
@@ -132,19 +131,17 @@ class IndexedDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of what the data is, wherever it lies: the index, the size of .bin and samples of its
-        bytes.
-        """
+        """Hex digest of the data, whatever its path: the index, the size of .bin and samples of its bytes."""
         index, data = self.prefix + ".idx", self.prefix + ".bin"
         distant = is_remote(self.prefix)
         digest = xxhash.xxh3_128(
-            manifest.file_digest(fetch(index, self.remote) if distant else index).encode()
+            manifest.file_digest(local_copy(index, self.remote) if distant else index).encode()
         )
         digest.update((remote_sample_digest(data) if distant else manifest.sample_digest(data)).encode())
         return digest.hexdigest()
 
     def _check(self) -> None:
-        """Raises UserError where the tables contradict one another or the size of .bin."""
+        """Raises UserError if the tables do not agree with one another or with the size of .bin."""
         name, total = self.prefix + ".idx", 0
         for at in range(0, len(self.lengths), BLOCK):
             lengths = self.lengths[at : at + BLOCK].astype(np.int64)
@@ -181,8 +178,8 @@ class IndexedDataset:
         size = remote_size(self.prefix + ".bin") if is_remote(self.prefix) else _size(self.prefix + ".bin")
         if size != total:
             raise UserError(
-                f"{self.prefix}.bin: has {size:,} bytes where {name} promises {total:,}: it is"
-                f" {'cut short' if size < total else 'another file'}; {_REMEDY}"
+                f"{self.prefix}.bin: has {size:,} bytes where {name} records {total:,}: it is"
+                f" {'truncated' if size < total else 'another file'}; {_REMEDY}"
             )
 
 
@@ -190,7 +187,7 @@ _REMEDY = "fetch or build the pair again"
 
 
 def prefix_of(path: str) -> str:
-    """A prefix, also where a user's shell completed it to one of the two files."""
+    """The prefix of a pair, also from the path of one of its files: shells complete to those."""
     return path[:-4] if path.endswith((".bin", ".idx")) else path
 
 
@@ -203,20 +200,18 @@ def _size(path: str) -> int:
         ) from None
 
 
-def _map(path: str):
-    """A file's bytes, mapped; an empty file cannot be."""
+def _map(path: str) -> memoryview | bytes:
+    """The bytes of a file, memory-mapped unless it is empty."""
     if _size(path) == 0:
         return b""
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _tables(
-    name: str, index, multimodal: bool | None
-) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+def _tables(name: str, index: memoryview | bytes, multimodal: bool | None) -> Tables:
     """(dtype, lengths, pointers, document indices, modes) of an .idx file, not copied.
 
-    Raises UserError where its header is wrong or its size is not what follows from it.
+    Raises UserError if the header is wrong or does not agree with the size of the file.
     """
     if len(index) < HEADER.size:
         raise UserError(
@@ -245,38 +240,30 @@ def _tables(
         kind = (
             "an index without modes: open it with multimodal=False"
             if multimodal
-            else "a multimodal index, which is no text to train on: open it with multimodal=True"
+            else "a multimodal index, not one of text: open it with multimodal=True"
         )
         more = f"it is {kind}" if other else _REMEDY
         raise UserError(
             f"{name}: has {len(index):,} bytes where its header ({sequences:,} sequences, {entries - 1:,}"
-            f" documents) makes {plain:,}; {more}"
+            f" documents) gives {plain:,}; {more}"
         )
-    dtype, at = np.dtype(DTYPES[code]).newbyteorder("<"), HEADER.size
-    lengths = np.frombuffer(index, "<i4", sequences, at)
-    pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
-    documents = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
-    return (
-        dtype,
-        lengths,
-        pointers,
-        documents,
-        np.frombuffer(index, "i1", sequences, plain) if multimodal else None,
-    )
+    dtype = np.dtype(DTYPES[code]).newbyteorder("<")
+    lengths = np.frombuffer(index, "<i4", sequences, HEADER.size)
+    pointers = np.frombuffer(index, "<i8", sequences, HEADER.size + 4 * sequences)
+    documents = np.frombuffer(index, "<i8", entries, HEADER.size + 12 * sequences)
+    modes = np.frombuffer(index, "i1", sequences, plain) if multimodal else None
+    return dtype, lengths, pointers, documents, modes
 
 
-def _legacy_tables(
-    name: str, index, multimodal: bool | None
-) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray, None]:
-    """The same of an index of before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`), which this
-    reads:
+def _legacy_tables(name: str, index: memoryview | bytes, multimodal: bool | None) -> Tables:
+    """`_tables` of an index from before 2023 (fairseq's TNTIDX, Megatron-LM's `lazy` and `cached`):
 
     magic "TNTIDX\\0\\0"; u64 version 1, dtype code, item size, N items, Z sizes, C document indices; then i64
     dimension offsets [N + 1], data offsets [N + 1] in tokens, sizes [Z], document indices [C].
     """
     if multimodal:
         raise UserError(
-            f"{name}: is of the format of before 2023 (TNTIDX), which has no modes; open it with"
+            f"{name}: has the format from before 2023 (TNTIDX), which has no modes; open it with"
             " multimodal=False"
         )
     if len(index) < LEGACY_HEADER.size:
@@ -286,17 +273,16 @@ def _legacy_tables(
     _, version, code, item, items, sizes, entries = LEGACY_HEADER.unpack(index[: LEGACY_HEADER.size])
     if version != 1:
         raise UserError(f"{name}: is of version {version}; mt reads version 1")
-    # The codes 6 and 7 changed their meaning over the years, and no text was ever written with them.
+    # The codes 6 and 7 changed their meaning over the years; no text was written with them.
     if code not in DTYPES or code in (6, 7) or np.dtype(DTYPES[code]).itemsize != item:
         raise UserError(
-            f"{name}: has the dtype code {code} with items of {item} bytes, which are not those of a text;"
-            f" {_REMEDY}"
+            f"{name}: has the dtype code {code} with items of {item} bytes, which no text has; {_REMEDY}"
         )
     size = LEGACY_HEADER.size + 8 * (2 * (items + 1) + sizes + entries)
     if len(index) != size:
         raise UserError(
             f"{name}: has {len(index):,} bytes where its header ({items:,} sequences, {entries - 1:,}"
-            f" documents) makes {size:,}; {_REMEDY}"
+            f" documents) gives {size:,}; {_REMEDY}"
         )
     values = np.frombuffer(index, "<i8", offset=LEGACY_HEADER.size)
     dimensions, offsets, lengths, documents = np.split(values, np.cumsum([items + 1, items + 1, sizes]))
@@ -307,7 +293,7 @@ def _legacy_tables(
         )
     if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= np.iinfo(np.int32).max:
         raise UserError(
-            f"{name}: has a sequence of {lengths.min():,} or {lengths.max():,} tokens, which no sequence has;"
+            f"{name}: has a sequence of {lengths.min():,} or {lengths.max():,} tokens, which is impossible;"
             f" {_REMEDY}"
         )
     if offsets[0] != 0 or not np.array_equal(np.diff(offsets), lengths):
@@ -322,7 +308,7 @@ def _legacy_tables(
 
 
 def _check_manifest(prefix: str) -> None:
-    """Raises UserError where mt wrote the pair and a file of it is no longer as it was."""
+    """Raises UserError if mt wrote the pair and a file of it has changed since."""
     for path in (Path(prefix + ".idx"), Path(prefix + ".bin")):
         sealed = manifest.manifest_of(path)
         if sealed is None:
@@ -336,54 +322,48 @@ def _check_manifest(prefix: str) -> None:
                 f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']};"
                 " fetch it again, or tokenize again"
             )
-        # a whole copy gets the time of its original, so that it is read through once only
+        # An intact copy gets the modification time of its original, so that it is compared only once.
         with contextlib.suppress(OSError):
             os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
 
 
 def refuse_pairs_of_others(run: manifest.Run, prefixes: Iterable[Path]) -> None:
-    """Raises UserError, and lets the run go, where a file of a pair lies already; for runs that have written
-    nothing yet.
-    """
+    """Raises UserError and releases the run if a file of a pair exists; for runs before their first write."""
     for prefix in prefixes:
         for suffix in ("bin", "idx"):
             if (file := prefix.with_name(f"{prefix.name}.{suffix}")).exists():
                 run.release()
                 raise UserError(
-                    f"{file}: is there already, and no unfinished run of these settings wrote it; choose"
+                    f"{file}: exists already, and no unfinished run of these settings wrote it; choose"
                     " another output or pass --overwrite"
                 )
 
 
 def work_folder(prefix: Path) -> Path:
-    """Where a verb whose output is a prefix works; manifest.begin removes it with what else a stale run left."""
+    """The working folder of a command that writes to a prefix; manifest.begin removes that of a stale run."""
     return prefix.with_name(f".{prefix.name}.partial")
 
 
 class IndexedWriter:
-    """Writes a pair of files as a stream, in memory that does not grow with it.
+    """Writes a pair as a stream; memory does not grow with it.
 
-    While it works, its files lie in `folder`, which is the caller's to remove once the result is sealed:
-    NAME.bin, NAME.lengths and NAME.ends (and NAME.modes of multimodal data). `commit` makes what was added so
-    far survive a crash and returns the state from which a later writer goes on, whatever was written after
-    it. `finish` puts the pair in its place.
+    It works on files in `folder`: NAME.bin, NAME.lengths, NAME.ends, and NAME.modes of multimodal data. The
+    caller removes the folder when the result is complete. `commit` syncs everything added so far to the disk
+    and returns a state; a later writer continues from that state and drops what was added after it. `finish`
+    moves the pair to its place.
     """
 
     def __init__(
         self,
         prefix: str | Path,
-        dtype,
+        dtype: npt.DTypeLike,
         folder: str | Path,
-        state: dict | None = None,
+        state: dict[str, int] | None = None,
         *,
         multimodal: bool = False,
     ):
-        self.prefix, self.dtype, self.folder, self.multimodal = (
-            Path(prefix),
-            np.dtype(dtype),
-            Path(folder),
-            multimodal,
-        )
+        self.prefix, self.folder = Path(prefix), Path(folder)
+        self.dtype, self.multimodal = np.dtype(dtype), multimodal
         self.folder.mkdir(parents=True, exist_ok=True)
         state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
         self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
@@ -391,7 +371,7 @@ class IndexedWriter:
         self._digest = xxhash.xxh3_128()
         final = self._final("bin")
         if self.bytes and final.exists() and not self._path("bin").exists():
-            # killed in `finish`, after the first rename: it is done again
+            # killed in `finish` after the first rename, which is undone
             os.replace(final, self._path("bin"))
         self._files = {
             "bin": self._open("bin", self.bytes),
@@ -407,7 +387,7 @@ class IndexedWriter:
     def _final(self, suffix: str) -> Path:
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
-    def _open(self, suffix: str, size: int):
+    def _open(self, suffix: str, size: int) -> BinaryIO:
         path = self._path(suffix)
         path.touch()
         if path.stat().st_size < size:
@@ -416,7 +396,7 @@ class IndexedWriter:
                 " same command again"
             )
         file = open(path, "r+b")  # noqa: SIM115 - closed by finish
-        file.truncate(size)  # what came after the commit goes
+        file.truncate(size)  # drops what was written after the commit
         if suffix == "bin":
             for block in iter(lambda: file.read(1 << 22), b""):
                 self._digest.update(block)
@@ -425,15 +405,15 @@ class IndexedWriter:
 
     def add(
         self,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        sequences_per_document: np.ndarray,
-        modes: np.ndarray | None = None,
+        tokens: np.ndarray | Sequence[int],
+        lengths: np.ndarray | Sequence[int],
+        sequences_per_document: np.ndarray | Sequence[int],
+        modes: np.ndarray | Sequence[int] | None = None,
     ) -> None:
-        """Appends tokens (any number), lengths of sequences and numbers of sequences in documents.
+        """Appends tokens, lengths of sequences, and numbers of sequences of documents.
 
-        The three are streams of their own: they must agree at `finish`, not at every call. modes: one for
-        each of the lengths, of multimodal data.
+        The three are separate streams: they must agree at `finish`, not after every call. modes: of
+        multimodal data, one for each of the lengths.
         """
         raw = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
         self._digest.update(raw)
@@ -448,7 +428,8 @@ class IndexedWriter:
         self.documents += len(ends)
         self._ends = int(ends[-1]) if len(ends) else self._ends
 
-    def commit(self) -> dict:
+    def commit(self) -> dict[str, int]:
+        """Syncs everything to the disk; returns the state from which another writer continues."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -460,11 +441,11 @@ class IndexedWriter:
         }
 
     def sync_tokens(self) -> None:
-        """Brings the tokens that were added to the disk; another thread may add more meanwhile."""
+        """Syncs the tokens to the disk; another thread may add more meanwhile."""
         os.fsync(self._files["bin"].fileno())
 
-    def finish(self) -> list[dict]:
-        """Writes the index and puts the pair in its place, the index last; returns their `manifest.record`s."""
+    def finish(self) -> list[dict[str, Any]]:
+        """Writes the index, moves the pair to its place, the index last, and returns `manifest.record`s."""
         self.commit()
         for file in self._files.values():
             file.close()

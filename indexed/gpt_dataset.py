@@ -1,20 +1,17 @@
-"""document, sample and shuffle index: from sequences of tokens to samples of a fixed length, in Megatron-LM's
-order.
+"""Datasets of token samples of a fixed length, in Megatron-LM's order.
 
-In: one or more .bin/.idx pairs, a split and the number of samples that each split shall give. Out: datasets
-whose item k is the k-th sample, `seq_length + 1` tokens, of which a model reads all but the last and predicts
-all but the first.
+In: one or more .bin/.idx pairs, a split, and the number of samples of every split. Out: datasets whose item k
+is the k-th sample, `seq_length + 1` tokens. A model reads all but the last and predicts all but the first.
 
-Sequences are repeated for as many epochs as the samples need, shuffled, and laid end to end into one stream:
+Sequences are repeated for as many epochs as the samples need, shuffled, and concatenated into one stream:
 
-    document index  (epochs * sequences,) int32: the order in which sequences enter the stream
-    sample index    (samples + 1, 2) int32: (position in the document index, token offset) where sample j
-        begins
+    document index  (epochs * sequences,) int32: the order of the sequences in the stream
+    sample index    (samples + 1, 2) int32: start of sample j, (position in the document index, token offset)
     shuffle index   (samples,) uint32: item k is sample shuffle[k] of the stream
 
-They are cached as .npy files, named by a digest of the data itself and of every setting that they depend on,
-so that data which is tokenized again never meets a stale index; and they are memory-mapped, so that the ranks
-of one machine share them.
+They are cached as .npy files. A file name has a digest of the data and of every setting that the index
+depends on, so data that is tokenized again never uses a stale index. The files are memory-mapped, so the
+ranks of one machine share them.
 """
 
 from __future__ import annotations
@@ -24,23 +21,22 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from .blend import blending_indices, compiled, exhaustive_blending_indices
+from .blend import blending_indices, compile_if_long, exhaustive_blending_indices
 from .format import IndexedDataset
-from .remote import Remote, exclusive, is_remote
-from .splits import NAMES, ranges, shares
+from .remote import RemoteSettings, exclusive, is_remote
+from .splits import SPLIT_NAMES, ranges, shares
 
-# what fills the last sample of a dataset that keeps it though it is not full; no loss is asked there
-PAD = -1
-SURPLUS = 0.005  # what a mixture's datasets hold beyond their share, as in Megatron-LM
+PAD = -1  # fills the last sample if it is kept without being full; the loss is masked there
+SURPLUS = 0.005  # share of samples that the datasets of a blend hold beyond their own, as in Megatron-LM
 
 
 @configuration()
@@ -49,15 +45,15 @@ class DataConfig:
 
     data_path: tuple[str, ...] = option(
         (),
-        "prefixes of .bin/.idx pairs, each after a weight or none of them: 0.7 web_text_document 0.3"
+        "prefixes of .bin/.idx pairs, all with a weight before them or none: 0.7 web_text_document 0.3"
         " wiki_text_document",
         role="input",
     )
     train_data_path: tuple[str, ...] = option(
-        (), "instead of --data-path and --split: prefixes for training alone, likewise", role="input"
+        (), "prefixes of the training data, in place of --data-path and --split", role="input"
     )
-    valid_data_path: tuple[str, ...] = option((), "prefixes for validation alone", role="input")
-    test_data_path: tuple[str, ...] = option((), "prefixes for test alone", role="input")
+    valid_data_path: tuple[str, ...] = option((), "prefixes of the validation data, likewise", role="input")
+    test_data_path: tuple[str, ...] = option((), "prefixes of the test data, likewise", role="input")
     split: str = option("969,30,1", "shares of the sequences for training, validation and test")
     seq_length: int = option(1024, "tokens of a sample")
     seed: int = option(1234, "seed of the order of the samples")
@@ -68,13 +64,13 @@ class DataConfig:
         role="runtime",
     )
     remote_block_bytes: int = option(
-        1 << 20, "bytes that are read at once from s3://, gs://, hf:// ...", role="runtime"
+        1 << 20, "bytes of one read from s3://, gs://, hf:// ...", role="runtime"
     )
     remote_cache_bytes: int = option(
-        1 << 28, "bytes of such blocks that are kept in memory, for each pair and process", role="runtime"
+        1 << 28, "bytes of such blocks that each pair keeps in memory in each process", role="runtime"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             (self.seq_length >= 1, f"seq_length = {self.seq_length} must be at least 1"),
             (
@@ -83,10 +79,8 @@ class DataConfig:
             ),
             (
                 self.remote_cache_bytes >= 2 * self.remote_block_bytes,
-                (
-                    f"remote_cache_bytes = {self.remote_cache_bytes} must hold two blocks of"
-                    f" remote_block_bytes = {self.remote_block_bytes}"
-                ),
+                f"remote_cache_bytes = {self.remote_cache_bytes} must hold two blocks of"
+                f" remote_block_bytes = {self.remote_block_bytes}",
             ),
             (0 <= self.seed < 1 << 32, f"seed = {self.seed} must be in [0, 2**32)"),
             (
@@ -99,72 +93,85 @@ class DataConfig:
             ),
         )
         shares(self.split)
-        for name in NAMES:
+        for name in SPLIT_NAMES:
             self.sources(name)
 
     @property
     def per_split(self) -> bool:
-        """Whether train, valid and test have paths of their own, all of whose sequences they use."""
-        return any(getattr(self, f"{name}_data_path") for name in NAMES)
+        """Whether train, valid and test have their own paths; each then uses all sequences of them."""
+        return any(getattr(self, f"{name}_data_path") for name in SPLIT_NAMES)
 
     def sources(self, name: str) -> tuple[tuple[float | None, str], ...]:
-        """(weight or None, prefix) of every dataset of a split; raises UserError for weights that are mixed
-        with prefixes.
+        """(weight or None, prefix) of every dataset of a split.
+
+        Raises UserError if some prefixes have a weight and others have none, or if the weights make no sense.
         """
         key = f"{name}_data_path" if self.per_split else "data_path"
-        path = getattr(self, key)
-        heads = [_number(word) for word in path[::2]]
-        if len(path) % 2 or all(h is None for h in heads):
+        path: tuple[str, ...] = getattr(self, key)
+        numbers = [_number(word) for word in path[::2]]
+        weights = [w for w in numbers if w is not None]
+        if len(path) % 2 or not weights:
             return tuple((None, prefix) for prefix in path)
-        if None in heads:
-            bad = path[2 * heads.index(None)]
+        if None in numbers:
+            bad = path[2 * numbers.index(None)]
             raise UserError(
                 f"{key}: {bad!r} stands where a weight must, before its prefix; give a weight to every prefix"
                 " or to none"
             )
-        if min(heads) < 0 or not 0 < sum(heads) < math.inf:
-            raise UserError(f"{key}: the weights {heads} must not be negative and not all be 0")
-        return tuple(zip(heads, path[1::2]))
+        if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise UserError(f"{key}: the weights {weights} must not be negative and not all be 0")
+        return tuple(zip(weights, path[1::2]))
 
     def files(self) -> list[str]:
-        """Every file that is read and lies here, for `manifest.begin`; the fingerprint of a dataset knows of
-        all.
-        """
-        return with_suffixes(dict.fromkeys(prefix for name in NAMES for _, prefix in self.sources(name)))
+        """Every local file of the data, for `manifest.begin`; fingerprints cover the remote ones."""
+        return pair_files(dict.fromkeys(prefix for name in SPLIT_NAMES for _, prefix in self.sources(name)))
 
 
-def with_suffixes(prefixes: Iterable[str]) -> list[str]:
-    """The files of .bin/.idx pairs that lie here."""
+def pair_files(prefixes: Iterable[str]) -> list[str]:
+    """The two files of every local .bin/.idx pair."""
     return [f"{prefix}.{suffix}" for prefix in prefixes if not is_remote(prefix) for suffix in ("bin", "idx")]
 
 
-class Dataset(Protocol):
-    """What training sees of a split."""
+class SourceRow(TypedDict):
+    """One source of a dataset, as `Dataset.describe` counts it."""
 
-    fingerprint: str  # hex digest of everything that decides the samples and their order
+    prefix: str
+    weight: float | None
+    sequences: int
+    tokens: int | None  # of one epoch; None where they are not counted
+    samples: int  # that are used
+    epochs: float
+
+
+class Dataset(Protocol):
+    """The samples of a split, as training reads them.
+
+    Those of GPT are arrays of tokens; those of other models are dicts of arrays and flags.
+    """
+
+    fingerprint: str  # hex digest of everything that determines the samples and their order
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, k: int) -> np.ndarray:
-        """(seq_length + 1,) int64"""
+    def __getitem__(self, k: int) -> np.ndarray | Mapping[str, np.ndarray | int]:
+        """Sample k: (seq_length + 1,) int64, or a dict."""
         ...
 
-    def batch(self, indices: Sequence[int]) -> np.ndarray:
-        """(len(indices), seq_length + 1) int64"""
+    def batch(self, indices: Sequence[int]) -> np.ndarray | dict[str, np.ndarray]:
+        """Samples: (len(indices), seq_length + 1) int64, or a dict of arrays with a row for every sample."""
         ...
 
-    def describe(self) -> list[dict]:
-        """A row for each source: prefix, weight, sequences, tokens (in one epoch), samples (that will be
-        used), epochs.
-        """
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
+        """A row for every source; weight and samples: those that a blend gives to the dataset."""
         ...
 
 
 def build_datasets(data: DataConfig, num_samples: Sequence[int | None]) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets: None where 0 samples are asked for, one epoch where None is.
+    """The train, valid and test datasets of GPT.
 
-    A dataset holds at least the samples that are asked for. Raises UserError for a split that is asked for
-    and has no sequences, or too few tokens for one sample.
+    num_samples: of every split; 0 gives None, and None gives a dataset of one epoch. A dataset holds at least
+    as many samples as requested. Raises UserError for a requested split that has no sequences, or too few
+    tokens for one sample.
     """
 
     def make(
@@ -175,18 +182,21 @@ def build_datasets(data: DataConfig, num_samples: Sequence[int | None]) -> tuple
     return build_splits(data, num_samples, make, of="sequences")
 
 
-# (pair, [start, end) of its elements, samples wanted, name of the split, directory for indices) -> their
-# dataset
-Make = Callable[[IndexedDataset, tuple[int, int], int | None, str, Path], "Dataset"]
+# (pair, [start, end) of its elements, number of samples, name of the split, cache directory) -> dataset
+MakeDataset = Callable[[IndexedDataset, tuple[int, int], int | None, str, Path], "Dataset"]
 
 
 def build_splits(
-    data: DataConfig, num_samples: Sequence[int | None], make: Make, *, of: Literal["sequences", "documents"]
+    data: DataConfig,
+    num_samples: Sequence[int | None],
+    make: MakeDataset,
+    *,
+    of: Literal["sequences", "documents"],
 ) -> tuple[Dataset | None, ...]:
-    """`build_datasets` for any kind of sample. of: what a split is a share of."""
+    """`build_datasets` for any kind of sample. of: the elements that a split is a share of."""
     opened: dict[str, IndexedDataset] = {}
     built: list[Dataset | None] = []
-    for s, (name, count) in enumerate(zip(NAMES, num_samples, strict=True)):
+    for s, (name, count) in enumerate(zip(SPLIT_NAMES, num_samples, strict=True)):
         if count == 0:
             built.append(None)
             continue
@@ -212,33 +222,32 @@ def build_splits(
                 f" {name} samples"
             )
         cache = Path(data.data_cache_path) if data.data_cache_path else parts[0][1].local_folder / "cache"
-        built.append(
-            mixture(
-                [
-                    (weight, functools.partial(_make, make, indexed, where, name, cache))
-                    for weight, indexed, where in parts
-                ],
-                count,
-                name,
-                cache,
-            )
-        )
+        makers = [
+            (weight, functools.partial(_make_part, make, indexed, where, name, cache))
+            for weight, indexed, where in parts
+        ]
+        built.append(blend_datasets(makers, count, name, cache))
     return tuple(built)
 
 
-def _make(
-    make: Make, indexed: IndexedDataset, where: tuple[int, int], name: str, cache: Path, count: int | None
+def _make_part(
+    make: MakeDataset,
+    indexed: IndexedDataset,
+    where: tuple[int, int],
+    name: str,
+    cache: Path,
+    count: int | None,
 ) -> Dataset:
     return make(indexed, where, count, name, cache)
 
 
 class GPTDataset:
-    """Samples of a range of the sequences of one .bin/.idx pair.
+    """Token samples of a range of the sequences of one .bin/.idx pair.
 
-    num_samples: how many are wanted (None: what one epoch gives); there may be more of them. add_extra_token:
-    1 where a sample has one token more than seq_length, so that every token has the one after it as its
-    label. drop_last: whether a last sample that is not full is left out; else it is filled up with PAD.
-    cache: directory of the indices, or None to keep them in memory.
+    num_samples: how many are requested (None: one epoch); there may be more. add_extra_token: 1 if a sample
+    has one token more than seq_length, so that every token has its successor as label; else 0. drop_last:
+    drop a last sample that is not full; otherwise it is filled with PAD. cache: directory of the indices, or
+    None to keep them in memory.
     """
 
     def __init__(
@@ -254,12 +263,8 @@ class GPTDataset:
         name: str = "train",
         cache: Path | None = None,
     ):
-        self.indexed, self.range, self.seq_length, self.extra = (
-            indexed,
-            document_range,
-            seq_length,
-            add_extra_token,
-        )
+        self.indexed, self.range = indexed, document_range
+        self.seq_length, self.extra = seq_length, add_extra_token
         self.num_tokens = int(indexed.lengths[slice(*document_range)].sum(dtype=np.int64))
         if self.num_tokens == 0:
             raise UserError(
@@ -293,22 +298,20 @@ class GPTDataset:
             drop_last=drop_last,
         )
         stem = f"{Path(indexed.prefix).name}-{name}-{self.fingerprint}"
-        arrays = (
-            build()
-            if cache is None
-            else cached(cache, stem, ("document_index", "sample_index", "shuffle_index"), build)
-        )
+        names = ("document_index", "sample_index", "shuffle_index")
+        arrays = build() if cache is None else cached(cache, stem, names, build)
         self.document_index, self.sample_index, self.shuffle_index = arrays
         self.num_samples = len(self) if num_samples is None else num_samples
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_views"}
 
     def __len__(self) -> int:
         return len(self.shuffle_index)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        return self.batch([k])[0]
+        sample: np.ndarray = self.batch([k])[0]
+        return sample
 
     def batch(self, indices: Sequence[int]) -> np.ndarray:
         out = np.empty((len(indices), self.seq_length + self.extra), np.int64)
@@ -319,8 +322,9 @@ class GPTDataset:
         return out
 
     def _pieces(self, k: int) -> list[np.ndarray]:
-        """Sample k, piece by piece: from its first token to the first token of the next sample, which both
-        hold.
+        """The tokens of sample k in pieces, a piece a sequence.
+
+        With the extra token the last one is the first of the next sample too.
         """
         documents, samples, shuffle = self._views
         j, get = shuffle[k], self.indexed.get
@@ -330,20 +334,21 @@ class GPTDataset:
             pieces.append(get(documents[position], offset))
             position, offset = position + 1, 0
         pieces.append(get(documents[last], offset, stop + self.extra - offset))
-        if j == len(shuffle) - 1:  # the last of the stream, the only one that need not be full
+        if j == len(shuffle) - 1:  # the last of the stream, the only one that may not be full
             missing = self.seq_length + self.extra - sum(map(len, pieces))
             pieces.append(np.full(missing, PAD, np.int64))
         return pieces
 
     @functools.cached_property
     def _views(self) -> tuple[memoryview, memoryview, memoryview]:
-        """The three indices, flat: a memoryview gives Python integers three times faster than an array."""
-        return tuple(
-            np.ascontiguousarray(a).reshape(-1).data
-            for a in (self.document_index, self.sample_index, self.shuffle_index)
-        )
+        """The three indices, flat: indexing a memoryview is three times as fast as indexing an array."""
+        flat = [
+            np.ascontiguousarray(index).reshape(-1).data
+            for index in (self.document_index, self.sample_index, self.shuffle_index)
+        ]
+        return flat[0], flat[1], flat[2]
 
-    def describe(self, weight: float | None = None, samples: int | None = None) -> list[dict]:
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
         samples = self.num_samples if samples is None else samples
         sequences = self.range[1] - self.range[0]
         epochs = samples * self.seq_length / self.num_tokens
@@ -360,9 +365,9 @@ class GPTDataset:
 
 
 class BlendedDataset:
-    """A mixture of datasets in the order of blend.py.
+    """A weighted blend of datasets.
 
-    dataset_index, sample_index: which dataset, and which of its samples, is item k.
+    dataset_index, sample_index: (samples,), the dataset of item k and the sample of that dataset (blend.py).
     """
 
     def __init__(
@@ -380,38 +385,40 @@ class BlendedDataset:
     def __len__(self) -> int:
         return len(self.dataset_index)
 
-    def __getitem__(self, k: int) -> np.ndarray:
-        return self.datasets[self.dataset_index[k]][self.sample_index[k]]
+    def __getitem__(self, k: int) -> np.ndarray | Mapping[str, np.ndarray | int]:
+        return self.datasets[int(self.dataset_index[k])][int(self.sample_index[k])]
 
     def batch(self, indices: Sequence[int]) -> np.ndarray | dict[str, np.ndarray]:
-        indices = np.asarray(indices)
-        sources, samples = self.dataset_index[indices], self.sample_index[indices]
+        items = np.asarray(indices)
+        sources, samples = self.dataset_index[items], self.sample_index[items]
         used = np.unique(sources).tolist()
-        parts = [self.datasets[d].batch(samples[sources == d]) for d in used]
+        parts: list[Any] = [self.datasets[d].batch(samples[sources == d]) for d in used]  # all of one kind
         place = np.argsort(np.concatenate([np.flatnonzero(sources == d) for d in used]))
         if isinstance(parts[0], dict):
             return {name: np.concatenate([p[name] for p in parts])[place] for name in parts[0]}
-        return np.concatenate(parts)[place]
+        rows: np.ndarray = np.concatenate(parts)[place]
+        return rows
 
-    def describe(self) -> list[dict]:
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
+        """Weights and samples are the blend's own; the arguments are not used."""
         counts = np.bincount(self.dataset_index, minlength=len(self.datasets)).tolist()
         return [row for d, w, n in zip(self.datasets, self.weights, counts) for row in d.describe(w, n)]
 
 
-def mixture(
+def blend_datasets(
     parts: Sequence[tuple[float | None, Callable[[int | None], Dataset]]],
     count: int | None,
     name: str,
     cache: Path,
 ) -> Dataset:
-    """The dataset of one split of one or several sources, each a weight or None and what builds its dataset
-    of so many samples.
+    """The dataset of one split of one or several sources.
 
-    With weights the datasets repeat as the mixture needs. Without, each is used for one epoch, in shares of
-    its size.
+    parts: (weight or None, number of samples -> dataset) of every source; all of them have a weight, or none.
+    count: samples of the blend. With weights a dataset repeats as often as the blend needs. Without, each is
+    used for one epoch, in proportion to its size.
     """
-    weights = [weight for weight, _ in parts]
-    if weights[0] is None:
+    weights = [weight for weight, _ in parts if weight is not None]
+    if not weights:
         if len(parts) == 1:
             return parts[0][1](count)
         datasets = [make(None) for _, make in parts]
@@ -422,62 +429,64 @@ def mixture(
                 f"data_path: one epoch of its {len(parts)} prefixes has {total:,} {name} samples, fewer than"
                 f" the {count:,} asked for; give every prefix a weight, and they repeat as needed"
             )
-        shares_ = [n / total for n in sizes]
-        order = _order(cache, sizes, None) if count is None else _order(cache, shares_, count)
-        return BlendedDataset(datasets, shares_, *order)
+        by_size = [n / total for n in sizes]
+        order = _exhaustive_order(cache, sizes) if count is None else _order(cache, by_size, count)
+        return BlendedDataset(datasets, by_size, *order)
     if count is None:
-        raise UserError(
-            f"data_path: a mixture with weights has no natural end; say how many {name} samples are wanted"
-        )
-    shares_ = [weight / sum(weights) for weight in weights]
-    targets = [math.ceil(count * share) for share in shares_]
-    order = _order(cache, shares_, sum(targets))
+        raise UserError(f"data_path: a blend with weights has no end; give the number of {name} samples")
+    by_weight = [weight / sum(weights) for weight in weights]
+    targets = [math.ceil(count * share) for share in by_weight]
+    order = _order(cache, by_weight, sum(targets))
     used = np.bincount(order[0], minlength=len(parts)).tolist()
     datasets = [
         make(max(math.ceil(target * (1 + SURPLUS)), n, 1))
         for (_, make), target, n in zip(parts, targets, used)
     ]
-    return BlendedDataset(datasets, shares_, *order)
+    return BlendedDataset(datasets, by_weight, *order)
 
 
-def _order(cache: Path, weights: Sequence[float], size: int | None) -> list[np.ndarray]:
-    """The order of a mixture, cached; without a size every sample comes once, and the weights are the
-    datasets' sizes.
-    """
-    build = lambda: exhaustive_blending_indices(weights) if size is None else blending_indices(weights, size)
+def _order(cache: Path, weights: Sequence[float], size: int) -> list[np.ndarray]:
+    """The order of the first `size` items of a blend, cached."""
+    return _cached_order(cache, weights, size, lambda: blending_indices(weights, size))
+
+
+def _exhaustive_order(cache: Path, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The order of a blend in which every sample occurs once, cached."""
+    return _cached_order(cache, sizes, None, lambda: exhaustive_blending_indices(sizes))
+
+
+def _cached_order(
+    cache: Path, weights: Sequence[float], size: int | None, build: Callable[[], Sequence[np.ndarray]]
+) -> list[np.ndarray]:
     stem = f"blend-{xxhash.xxh3_128(repr(('blend 1', list(weights), size)).encode()).hexdigest()}"
     return cached(cache, stem, ("dataset_index", "dataset_sample_index"), build)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the documents of a batch lie. B samples of T tokens."""
+class DocumentLayout:
+    """The documents that are packed into the B samples of a batch, of T tokens each."""
 
-    # (B, T) int32: 0, 0, ..., 1, 1, ...: the documents of a sample, counted from its start
-    document_ids: np.ndarray
-    position_ids: np.ndarray  # (B, T) int64: the place of a token in its document's part of the sample
-    # (n + 1,) int32: where the n documents begin in the batch laid end to end, then B * T
-    cu_seqlens: np.ndarray
-    max_seqlen: int  # tokens of the longest of them
+    document_ids: np.ndarray  # (B, T) int32: number of a token's document within its sample, from 0 on
+    position_ids: np.ndarray  # (B, T) int64: position of a token within its document's part of the sample
+    cu_seqlens: np.ndarray  # (n + 1,) int32: starts of the n documents in the flattened batch, then B * T
+    max_seqlen: int  # tokens of the longest document
 
 
-def layout(tokens: np.ndarray, eod: int) -> Layout:
-    """The documents that were packed into samples, told by the token that ends each of them.
+def document_layout(tokens: np.ndarray, eod: int) -> DocumentLayout:
+    """The boundaries of the documents in a batch, from the end-of-document tokens.
 
-    tokens: (B, T), what the model reads. As Megatron-LM's --reset-position-ids and --reset-attention-mask
-    have it, a document goes from the token after an `eod` to its own, included. A query sees a key of the
-    same sample where `document_ids` are the same and the key is not later; or let a variable-length attention
-    read `cu_seqlens`. With --eod-mask-loss, the loss of a label counts where the token before it is not
-    `eod`: `tokens != eod`.
+    tokens: (B, T), the model's input. A document begins after an `eod` and includes its own, as with
+    Megatron-LM's --reset-position-ids and --reset-attention-mask. A query attends to a key of the same sample
+    if their `document_ids` are equal and the key is not later; a variable-length attention reads
+    `cu_seqlens`. With --eod-mask-loss the loss is masked where the input token is `eod`.
     """
-    size = tokens.shape[1]
     begins = np.zeros(tokens.shape, bool)
     begins[:, 0] = True
     begins[:, 1:] = tokens[:, :-1] == eod
-    columns = np.arange(size)
+    columns = np.arange(tokens.shape[1])
     firsts = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
     cu_seqlens = np.append(np.flatnonzero(begins), tokens.size).astype(np.int32)
-    return Layout(
+    return DocumentLayout(
         np.cumsum(begins, axis=1, dtype=np.int32) - 1,
         columns - firsts,
         cu_seqlens,
@@ -495,21 +504,21 @@ def build_indices(
     add_extra_token: int = 1,
     drop_last: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(document index, sample index, shuffle index) as Megatron-LM builds them, dtypes and random numbers
-    included.
+    """(document index, sample index, shuffle index), equal to Megatron-LM's in dtype and order.
 
-    lengths: (S,) int32 tokens of every sequence. indices: (n,) int32 the sequences to use. num_samples: None
-    for one epoch. add_extra_token: 1 where a sample holds one token more than seq_length, which the next one
-    begins with. drop_last: whether a last sample that is not full is left out.
+    lengths: (S,) int32 tokens of every sequence. indices: (n,) int32, the sequences to use. num_samples: None
+    for one epoch. add_extra_token: 1 if a sample has one token more than seq_length, the first of the next
+    sample. drop_last: drop a last sample that is not full.
     """
     tokens = int(lengths[indices].sum(dtype=np.int64))
     epochs = 1 if num_samples is None else max(1, -(-(num_samples * seq_length + add_extra_token) // tokens))
+    before = 0  # samples of all epochs but the last
     separate_last_epoch = False
-    if epochs > 1:
+    if num_samples is not None and epochs > 1:
         before = ((epochs - 1) * tokens - add_extra_token) // seq_length
         per_epoch = (tokens - add_extra_token) // seq_length
-        # A last epoch that is used for less than 80 % is shuffled apart: else early samples would come from
-        # it.
+        # If less than 80 % of the last epoch is used, it is shuffled separately: its sequences must not be
+        # drawn more often than others early in training.
         separate_last_epoch = num_samples - before < int(0.80 * per_epoch)
     random = np.random.RandomState(seed)
     document_index = _document_index(indices, epochs, separate_last_epoch, random)
@@ -526,7 +535,9 @@ def build_indices(
     return document_index, sample_index, shuffle_index
 
 
-def _document_index(indices: np.ndarray, epochs: int, separate_last_epoch: bool, random) -> np.ndarray:
+def _document_index(
+    indices: np.ndarray, epochs: int, separate_last_epoch: bool, random: np.random.RandomState
+) -> np.ndarray:
     order = np.tile(indices.astype(np.int32), epochs)
     cut = len(order) - len(indices) if separate_last_epoch else len(order)
     random.shuffle(order[:cut])
@@ -538,36 +549,37 @@ def _document_index(indices: np.ndarray, epochs: int, separate_last_epoch: bool,
 def _sample_index(
     lengths: np.ndarray, document_index: np.ndarray, tokens: int, seq_length: int, extra: int, drop_last: bool
 ) -> np.ndarray:
-    """Where sample j > 0 begins: with extra = 1, at the place of token j * seq_length of the stream.
+    """(samples + 1, 2): the start of sample j, with extra = 1 at token j * seq_length of the stream if j > 0.
 
-    With extra = 0 it is one past the token before, so that an offset may be a sequence's length, as in the
-    original.
+    With extra = 0 it is the place after the token before, so an offset may equal its sequence's length, as in
+    Megatron-LM.
     """
     fits = max(len(document_index), int(lengths.max())) <= np.iinfo(np.int32).max
-    # The original counts a last part in single precision; so do we, or the counts differ beyond 16 million
-    # tokens.
+    # Megatron-LM counts a partial last sample in float32. So does this, or the counts would differ beyond 16
+    # million tokens.
     count = (
         (tokens - extra) // seq_length
         if drop_last
         else math.ceil(np.float32(tokens - extra) / np.float32(seq_length))
     )
     index = np.empty((count + 1, 2), np.int32 if fits else np.int64)
-    # each a quarter of a microsecond: below 800,000 they take less than numba to load
+    # a step takes a quarter of a microsecond: below 800,000 of them importing numba would take longer
     steps = (len(document_index) + count) // 16
-    found = compiled(_walk, steps)(lengths, document_index, seq_length, extra, index)
+    found = compile_if_long(_walk, steps)(lengths, document_index, seq_length, extra, index)
     index[found:] = len(document_index) - 1, lengths[document_index[-1]] - extra
     return index
 
 
-def _walk(lengths, document_index, seq_length, extra, index):
-    """Fills the rows of a sample index from the stream; returns how many begin before its end.
+def _walk(
+    lengths: np.ndarray, document_index: np.ndarray, seq_length: int, extra: int, index: np.ndarray
+) -> int:
+    """Fills the rows of a sample index; returns how many samples begin before the end of the stream.
 
-    numba compiles it.
-
-    The lengths are looked up a block at a time, so that the processor fetches many at once: a third faster.
+    numba compiles it. Lengths are gathered in blocks, which is a third faster: the processor loads many at
+    once.
     """
     index[0, 0] = index[0, 1] = 0
-    found, distance = 1, seq_length  # of the next sample's place from the start of the sequence
+    found, distance = 1, seq_length  # distance: from the start of the sequence to that of the next sample
     for block in range(0, len(document_index), 2048):
         sizes = lengths[document_index[block : block + 2048]]
         for i in range(len(sizes)):
@@ -582,13 +594,13 @@ def _walk(lengths, document_index, seq_length, extra, index):
 def cached(
     folder: Path, stem: str, names: Sequence[str], build: Callable[[], Sequence[np.ndarray]]
 ) -> list[np.ndarray]:
-    """Arrays `folder/stem-name.npy`, memory-mapped; built and written first where they are not all there.
+    """Arrays `folder/stem-name.npy`, memory-mapped; built and written first unless all of them exist.
 
-    The processes that want them at once wait for the one that builds them.
+    One process builds them, and all others wait for it. Raises UserError for a file that is not whole.
     """
     paths = [folder / f"{stem}-{name}.npy" for name in names]
     if not all(p.exists() for p in paths):
-        with _held(folder):
+        with _locked(folder):
             if not all(p.exists() for p in paths):
                 for path, array in zip(paths, build()):
                     with manifest.atomic_write(path) as file:
@@ -602,27 +614,27 @@ def cached(
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Makes the folder of a cache and lets one process at a time build in it; raises UserError where that is
-    not possible.
-    """
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes the folder of a cache and locks it for one process; raises UserError if that fails."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder))
         except OSError as error:
             raise UserError(
-                f"{folder}: the sample index cannot be kept there ({error.strerror}); name another place with"
-                " --data-cache-path"
+                f"{folder}: the sample index cannot be written there ({error.strerror}); give another"
+                " directory with --data-cache-path"
             ) from None
         yield
 
 
 def open_pair(prefix: str, data: DataConfig) -> IndexedDataset:
-    """A pair that lies here or far away, read as the settings say."""
+    """Opens a local or remote pair, with the settings for remote reads."""
     if prefix.endswith((".bin", ".idx")):
         raise UserError(f"data_path: {prefix}: give the prefix alone, {prefix[:-4]}")
     folder = Path(data.data_cache_path) if data.data_cache_path else None
-    return IndexedDataset(prefix, remote=Remote(folder, data.remote_block_bytes, data.remote_cache_bytes))
+    return IndexedDataset(
+        prefix, remote=RemoteSettings(folder, data.remote_block_bytes, data.remote_cache_bytes)
+    )
 
 
 def _number(word: str) -> float | None:

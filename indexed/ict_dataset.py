@@ -1,17 +1,16 @@
-"""Inverse cloze task: blocks of sentences, and one sentence of each as the question that the block answers
-(Lee et al. 2019).
+"""Samples of the inverse cloze task: a block of sentences, and one of them as its query (Lee et al. 2019).
 
 In: .bin/.idx pairs with a sequence for every sentence, and pairs with the titles of the same documents (`mt
 data tokenize --split-sentences --json-keys text title` writes both). Out: datasets whose item k is a dict of
-int64 arrays, drawn from the random numbers of seed + k alone.
+int64 arrays; its random numbers depend on seed + k alone.
 
-    sample index    (samples, 4) uint32 (uint64 beyond 2**32 sentences): first sentence, one past the last,
-        document,
-                    block; whole epochs, shuffled, so that there may be more samples than were asked for
+    sample index    (samples, 4) uint32, or uint64 beyond 2**32 sentences: first sentence, one past the last,
+                    document, block
 
-It is Megatron-LM's (build_blocks_mapping), and so is what a sample holds, but for three mistakes there:
-titles that were split into sentences count whole, documents of a later split keep their own titles, and a
-title never fills a block.
+The index holds whole epochs, shuffled, so there may be more samples than requested. It equals that of
+Megatron-LM's build_blocks_mapping, and samples equal those of its ICTDataset, except for three mistakes
+there: here a title that was split into sentences counts whole, documents of a later split keep their own
+titles, and a title takes at most half a block.
 """
 
 from __future__ import annotations
@@ -24,39 +23,31 @@ import xxhash
 
 from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
-from .blend import compiled
+from .blend import compile_if_long
 from .format import IndexedDataset
-from .gpt_dataset import DataConfig, Dataset, build_splits, cached, open_pair, with_suffixes
-from .masked_dataset import (
-    DOCUMENTS_AT_A_TIME,
-    LONG_SENTENCE,
-    SentenceSamples,
-    WordPieces,
-    padded,
-    shuffled,
-    word_pieces,
-)
-from .splits import NAMES
+from .gpt_dataset import DataConfig, Dataset, build_splits, cached, open_pair, pair_files
+from .masked_dataset import DOCUMENTS_AT_A_TIME, LONG_SENTENCE, SentenceDataset, padded
+from .shuffle import shuffled
+from .splits import SPLIT_NAMES
+from .word_pieces import WordPieces, word_pieces
 
 SPECIAL_TOKENS = 3  # of a block: [CLS] title [SEP] sentences [SEP]
 
 
 @configuration()
 class IctConfig(DataConfig):
-    """The inverse cloze task's data settings. seq_length is a block's, and a query's."""
+    """Data settings of the inverse cloze task; seq_length is that of blocks and of queries."""
 
     titles_data_path: tuple[str, ...] = option(
         (),
-        "ict: prefixes of the documents' titles, in the order of the prefixes of the text (default: blocks"
-        " without titles)",
+        "ict: prefixes of the documents' titles, in the order of the prefixes of the texts (default: blocks"
+        " have no titles)",
         role="input",
     )
-    query_in_block_prob: float = option(
-        0.1, "ict: share of the blocks that keep the sentence they are asked for"
-    )
-    use_one_sent_docs: bool = option(False, "ict: blocks of one sentence too")
+    query_in_block_prob: float = option(0.1, "ict: share of the samples whose query stays in its block")
+    use_one_sent_docs: bool = option(False, "ict: allow blocks of one sentence")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (
@@ -71,8 +62,8 @@ class IctConfig(DataConfig):
         self.titles()
 
     def titles(self) -> dict[str, str]:
-        """Prefix of the text -> that of its titles."""
-        prefixes = list(dict.fromkeys(prefix for name in NAMES for _, prefix in self.sources(name)))
+        """Prefix of a text -> prefix of its titles; raises UserError if their numbers differ."""
+        prefixes = list(dict.fromkeys(prefix for name in SPLIT_NAMES for _, prefix in self.sources(name)))
         if self.titles_data_path and len(self.titles_data_path) != len(prefixes):
             raise UserError(
                 f"titles_data_path names {len(self.titles_data_path)} and the data {len(prefixes)}"
@@ -81,20 +72,20 @@ class IctConfig(DataConfig):
         return dict(zip(prefixes, self.titles_data_path))
 
     def files(self) -> list[str]:
-        return [*super().files(), *with_suffixes(self.titles_data_path)]
+        return [*super().files(), *pair_files(self.titles_data_path)]
 
 
 def build_ict_datasets(
     config: IctConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]
 ) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets: see gpt.build_datasets."""
+    """The train, valid and test datasets, as `gpt_dataset.build_datasets` returns them."""
     words, titles = word_pieces(tokenizer), config.titles()
 
     def make(
         indexed: IndexedDataset, documents: tuple[int, int], count: int | None, name: str, cache: Path
-    ) -> BlockDataset:
+    ) -> IctDataset:
         title = open_pair(titles[indexed.prefix], config) if titles else None
-        return BlockDataset(
+        return IctDataset(
             indexed,
             title,
             documents,
@@ -111,13 +102,12 @@ def build_ict_datasets(
     return build_splits(config, num_samples, make, of="documents")
 
 
-class BlockDataset(SentenceSamples):
+class IctDataset(SentenceDataset):
     """Blocks of a range of the documents of one .bin/.idx pair, each with a query.
 
-    titles: the pair that holds the title of every document, or None. num_samples: how many are wanted (None:
-    what one epoch gives); there may be more. cache: directory of the sample index, or None to keep it in
-    memory. Raises UserError where no document can give a block, and where there are not as many titles as
-    documents.
+    titles: the pair with the title of every document, or None. num_samples: how many are requested (None: one
+    epoch); there may be more. cache: directory of the sample index, or None to keep it in memory. Raises
+    UserError if no document gives a block, or if there are not as many titles as documents.
     """
 
     def __init__(
@@ -135,14 +125,10 @@ class BlockDataset(SentenceSamples):
         name: str = "train",
         cache: Path | None = None,
     ):
-        words.need("cls", "sep", "pad")
+        words.require("cls", "sep", "pad")
         check_titles(indexed, titles)
-        self.titles, self.words, self.seq_length, self.query_in_block_prob = (
-            titles,
-            words,
-            seq_length,
-            query_in_block_prob,
-        )
+        self.titles, self.words = titles, words
+        self.seq_length, self.query_in_block_prob = seq_length, query_in_block_prob
         key = (
             "ict 1",
             indexed.fingerprint,
@@ -184,11 +170,10 @@ class BlockDataset(SentenceSamples):
         super().__init__(indexed, document_range, seed, fingerprint, sample_index, num_samples)
 
     def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
-        """query_tokens, context_tokens, and query_pad_mask, context_pad_mask, which are 1 where there is a
-        token: (seq_length,) int64.
+        """query_tokens, context_tokens; query_pad_mask, context_pad_mask (1 at tokens): (seq_length,) int64.
 
-        The query is one of the block's sentences, [CLS] sentence [SEP]; it is taken out of the block but for
-        a share of query_in_block_prob, and where nothing would be left.
+        The query is [CLS], one of the block's sentences, [SEP]. The sentence is removed from the block,
+        except with probability query_in_block_prob and if nothing would be left.
         """
         first, end, document, _ = row
         sentences = [self.indexed[i] for i in range(first, end)]
@@ -209,41 +194,40 @@ class BlockDataset(SentenceSamples):
         }
 
     def _padded(self, tokens: np.ndarray, title: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        return padded(framed(self.words, self.seq_length, tokens, title), self.seq_length, self.words.pad)
+        (pad,) = self.words.require("pad")
+        return padded(add_special_tokens(self.words, self.seq_length, tokens, title), self.seq_length, pad)
 
 
-def framed(words: WordPieces, length: int, tokens: np.ndarray, title: np.ndarray | None = None) -> list[int]:
-    """[CLS] title [SEP] tokens [SEP], or without a title [CLS] tokens [SEP]; tokens lose their end where they
-    do not fit.
-    """
-    head = [words.cls] if title is None else [words.cls, *title.tolist(), words.sep]
-    return [*head, *tokens[: length - len(head) - 1].tolist(), words.sep]
+def add_special_tokens(
+    words: WordPieces, length: int, tokens: np.ndarray, title: np.ndarray | None = None
+) -> list[int]:
+    """[CLS] title [SEP] tokens [SEP], or [CLS] tokens [SEP] without a title; tokens are truncated to fit."""
+    cls, sep = words.require("cls", "sep")
+    before = [cls] if title is None else [cls, *title.tolist(), sep]
+    return [*before, *tokens[: length - len(before) - 1].tolist(), sep]
 
 
 def joined(sentences: Sequence[np.ndarray]) -> np.ndarray:
+    """The tokens of all sentences, in order; (0,) int64 for none."""
     return np.concatenate(sentences) if len(sentences) else np.empty(0, np.int64)
 
 
 def title_of(titles: IndexedDataset, document: int, seq_length: int) -> np.ndarray:
-    """A document's title, (n,) tokens, of however many sequences; what is longer than half a block is cut
-    off.
-    """
+    """The tokens of a document's title, of all its sequences, truncated to half a block: (n,)."""
     first, end = (int(i) for i in titles.document_indices[document : document + 2])
     return joined([titles[i] for i in range(first, end)])[: seq_length // 2]
 
 
 def title_lengths(titles: IndexedDataset | None, documents: int, seq_length: int) -> np.ndarray:
-    """(documents,) int64 tokens of every document's title, as `title_of` gives it; zeros without titles."""
+    """(documents,) int64: tokens of every document's title as `title_of` returns it; zeros without titles."""
     if titles is None:
         return np.zeros(documents, np.int64)
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.lengths, dtype=np.int64)])[
-        titles.document_indices
-    ]
-    return np.minimum(np.diff(ends), seq_length // 2)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.lengths, dtype=np.int64)])
+    return np.minimum(np.diff(offsets[titles.document_indices]), seq_length // 2)
 
 
 def check_titles(indexed: IndexedDataset, titles: IndexedDataset | None) -> None:
-    """Raises UserError where there are not as many titles as documents."""
+    """Raises UserError if there are not as many titles as documents."""
     if titles is not None and titles.num_documents != indexed.num_documents:
         raise UserError(
             f"{titles.prefix}: has {titles.num_documents:,} documents, and {indexed.prefix} has"
@@ -260,11 +244,10 @@ def build_blocks_mapping(
     seed: int,
     use_one_sent_docs: bool = False,
 ) -> np.ndarray:
-    """The sample index, (n, 4) uint32 or uint64, as Megatron-LM's build_blocks_mapping makes it, in its
-    order.
+    """The sample index, (n, 4) uint32 or uint64, equal to that of Megatron-LM's build_blocks_mapping.
 
-    num_samples: None for one epoch. The rest as in `blocks_in_order`. Raises ValueError where no document has
-    sentences enough, none of them too long.
+    num_samples: None for one epoch. The other arguments are those of `blocks_in_order`. Raises ValueError if
+    no document has enough sentences, none of them too long.
     """
     rows = blocks_in_order(documents, lengths, title_lengths, max_length, use_one_sent_docs)
     if not len(rows):
@@ -283,12 +266,11 @@ def blocks_in_order(
     max_length: int,
     use_one_sent_docs: bool = False,
 ) -> np.ndarray:
-    """(n, 4) uint32 or uint64: first sentence, one past the last, document (counted from documents[0] on),
-    block.
+    """(n, 4) uint32 or uint64: first sentence, one past the last, document (from documents[0] on), block.
 
-    documents: (documents + 1,) int64 their first sentences. lengths: (S,) int32 tokens of every sentence.
-    title_lengths: (documents,). max_length: tokens of a title and its block; a block ends with the sentence
-    that reaches it, unless too few would be left for another one.
+    documents: (documents + 1,) int64, the first sentence of every document. lengths: (S,) int32 tokens of
+    every sentence. title_lengths: (documents,) int64. max_length: tokens of a title and its block. A block
+    ends with the sentence that reaches it, unless too few sentences would be left for another block.
     """
     least = _least(use_one_sent_docs)
     dtype = np.uint32 if len(lengths) <= np.iinfo(np.uint32).max else np.uint64
@@ -297,7 +279,7 @@ def blocks_in_order(
         some = documents[start : start + DOCUMENTS_AT_A_TIME + 1]
         most = int(some[-1] - some[0])  # blocks: each has a sentence
         rows = np.empty((most, 4), dtype)
-        loop = compiled(_blocks_of_documents, most)
+        loop = compile_if_long(_blocks_of_documents, most)
         found = loop(
             some,
             lengths[some[0] : some[-1]],
@@ -313,14 +295,21 @@ def blocks_in_order(
 
 
 def _least(use_one_sent_docs: bool) -> int:
-    """Sentences of a block, and of what may be left for another one."""
+    """The fewest sentences of a block."""
     return 1 if use_one_sent_docs else 2
 
 
-def _blocks_of_documents(documents, lengths, title_lengths, max_length, least, rows):
-    """Fills `rows`, in the order of the documents, which it counts from 0 on, like blocks; returns how many.
+def _blocks_of_documents(
+    documents: np.ndarray,
+    lengths: np.ndarray,
+    title_lengths: np.ndarray,
+    max_length: int,
+    least: int,
+    rows: np.ndarray,
+) -> int:
+    """Fills `rows` in the order of the documents; documents and blocks count from 0; returns how many.
 
-    lengths: those of the sentences from documents[0] on.
+    lengths: of the sentences from documents[0] on. numba compiles it.
     """
     count, base = 0, documents[0]
     for d in range(len(documents) - 1):

@@ -1,15 +1,15 @@
-"""Instruction tuning on questions (InstructRetro, Wang et al.
+"""Instruction tuning on questions: a prompt of passages and a question; the loss is computed on the answer.
 
-2023): a prompt with passages and a question, of which only the answer is asked.
+The data and the prompt are those of InstructRetro (Wang et al. 2023).
 
-In: folders `<data-folder>/<name>/<name>_QA_train.json` and `..._QA_dev.json` (questions.py says what is in
-them). Out: datasets whose item k is text and answer_mask, (seq_length + 1,) int64: the prompt, the answer,
-the token that ends a document, and padding; the mask is 1 on the answer and that token. An epoch is a
-permutation of the questions that depends on the seed and its number alone.
+In: folders `<data-folder>/<name>/<name>_QA_train.json` and `..._QA_dev.json`, which questions.py reads. Out:
+datasets whose item k is text and answer_mask, (seq_length + 1,) int64. The text is the prompt, the answer,
+the end-of-document token, and padding; the mask is 1 at the answer and its end-of-document token. An epoch is
+a permutation of the questions that depends on the seed and the epoch's number alone.
 
-The prompt is Megatron-LM's (tools/retro/sft): a system's line, the first passages, and a turn of the user
-that asks the question in the words of its set. Passages lose their end so that all fits (and keep the empty
-line after them); a question or an answer never does.
+The prompt is Megatron-LM's (tools/retro/sft): a system message, the first passages, and a user turn that asks
+the question in the words of its dataset. Passages are truncated to fit, and the empty line after them stays.
+Questions and answers are never truncated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..core import manifest
 from ..core.config import UserError, configuration, option
 from ..documents.reader import Reject
 from ..tokenizer.tokenizer import Tokenizer
-from .gpt_dataset import DataConfig, Dataset, mixture
+from .gpt_dataset import DataConfig, Dataset, SourceRow, blend_datasets
 from .questions import Question, read_questions
-from .splits import NAMES
+from .splits import SPLIT_NAMES
 
 FILES = {"train": "train", "valid": "dev", "test": "test"}
 SYSTEM = (
@@ -35,69 +35,64 @@ SYSTEM = (
     " helpful, detailed, and polite answers to the user's questions based on the context. The assistant"
     " should also indicate when the answer cannot be found in the context.\n\n"
 )
-# What a set's questions are asked with; those of no set here want a full answer, and a conversation is what
-# it is.
+# The instruction depends on a question's dataset. Any dataset that is not listed here asks for a full answer;
+# conversations get no instruction.
+# fmt: off
 SHORT = {
-    "drop",
-    "narrativeqa",
-    "qasc",
-    "quoref",
-    "ropes",
-    "squad1.1",
-    "squad2.0",
-    "newsqa",
-    "nq",
-    "bioasq",
-    "duorc_paraphraserc",
-    "textbookqa",
-    "tqa",
+    "drop", "narrativeqa", "qasc", "quoref", "ropes", "squad1.1", "squad2.0", "newsqa", "nq", "bioasq",
+    "duorc_paraphraserc", "textbookqa", "tqa",
 }
+# fmt: on
 TRUE_OR_FALSE = {"boolq", "multirc"}
 OPTIONS = {"race"}
 CONVERSATIONS = {"convqa", "chatgptgen", "doc2dial", "quac", "qrecc", "sharc"}
-# neither passages nor a turn of the user
+# neither passages nor an instruction
 PLAIN = {"oasst", "quiet_cockatoo", "open_inst", "quiet-cockatoo_commercial"}
 
 
 @configuration()
 class InstructConfig(DataConfig):
-    """Instruction tuning's data settings."""
+    """Data settings of instruction tuning."""
 
     data_folder: str | None = option(
         None,
-        "instruction tuning: folder with NAME/NAME_QA_train.json and NAME_QA_dev.json; --data-path then gives"
-        " NAMEs, with weights or without",
+        "instruction tuning: folder with NAME/NAME_QA_train.json and NAME_QA_dev.json; --data-path then lists"
+        " NAMEs, with or without weights",
         role="input",
     )
-    ft_neighbours: int = option(1, "instruction tuning: passages that stand before a question")
+    ft_neighbours: int = option(1, "instruction tuning: the most passages before a question")
 
     def files(self) -> list[str]:
         if self.data_folder is None:
             return super().files()
         return [
             str(path)
-            for split in NAMES
+            for split in SPLIT_NAMES
             for _, name in self.sources(split)
             if (path := self.file_of(name, split)).exists()
         ]
 
+    @property
+    def folder(self) -> Path:
+        assert self.data_folder is not None, "data_folder is set where instruction tuning is chosen"
+        return Path(self.data_folder)
+
     def file_of(self, name: str, split: str) -> Path:
-        base = Path(name).name
-        return Path(self.data_folder) / name / f"{base}_QA_{FILES[split]}.json"
+        return self.folder / name / f"{Path(name).name}_QA_{FILES[split]}.json"
 
 
 def build_instruct_datasets(
     config: InstructConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]
 ) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets: see gpt.build_datasets.
+    """The train, valid and test datasets, as `gpt_dataset.build_datasets` returns them.
 
-    A set without a file for validation or test has no part in them.
+    A dataset without a file for validation or test is left out of that split.
     """
     if config.ft_neighbours < 0:
         raise UserError(f"data.ft_neighbours = {config.ft_neighbours} must not be negative (0: no passages)")
-    cache = Path(config.data_cache_path or Path(config.data_folder) / "cache")
+    cache = Path(config.data_cache_path or config.folder / "cache")
     built: list[Dataset | None] = []
-    for split, count in zip(NAMES, num_samples, strict=True):
+    for split, count in zip(SPLIT_NAMES, num_samples, strict=True):
         files = [
             (weight, config.file_of(name, split)) for weight, name in config.sources(split) if weight != 0
         ]
@@ -106,7 +101,7 @@ def build_instruct_datasets(
             built.append(None)
             continue
         if not present or (split == "train" and len(present) < len(files)):
-            missing = next((path for _, path in files if not path.exists()), Path(config.data_folder))
+            missing = next((path for _, path in files if not path.exists()), config.folder)
             remedy = (
                 "check --data-folder and the names in --data-path"
                 if split == "train"
@@ -120,18 +115,17 @@ def build_instruct_datasets(
             seed=config.seed,
             passages=config.ft_neighbours,
         )
-        built.append(
-            mixture(
-                [(weight, functools.partial(make, path)) for weight, path in present], count, split, cache
-            )
-        )
+        makers = [(weight, functools.partial(make, path)) for weight, path in present]
+        built.append(blend_datasets(makers, count, split, cache))
     return tuple(built)
 
 
 class QuestionDataset:
-    """Samples of a file of questions. num_samples: how many are wanted, epoch after epoch; None: one epoch.
+    """Samples of a file of questions.
 
-    passages: before a question, at most.
+    num_samples: how many, epoch after epoch; None: one epoch. passages: the most before a question. Raises
+    UserError if the tokenizer has no end-of-document token, for a record that is no question, and if a
+    question and its answer do not fit seq_length.
     """
 
     def __init__(
@@ -146,23 +140,19 @@ class QuestionDataset:
     ):
         if tokenizer.eod is None:
             raise UserError(
-                "the tokenizer has no token that ends a document, and so nothing to end an answer with; give"
-                " another tokenizer"
+                "the tokenizer has no end-of-document token, which must end every answer; give another"
+                " tokenizer"
             )
-        self.questions = list(read_questions(path, _refuse))
-        self.path, self.tokenizer, self.seq_length, self.seed, self.passages = (
-            path,
-            tokenizer,
-            seq_length,
-            seed,
-            passages,
-        )
+        self.questions = list(read_questions(path, _raise))
+        self.path, self.passages = path, passages
+        self.tokenizer, self.eod = tokenizer, tokenizer.eod
+        self.seq_length, self.seed = seq_length, seed
         self.num_samples = len(self.questions) if num_samples is None else num_samples
         self.file_digest = manifest.file_digest(path)
         key = (
             "instruct 1",
             self.file_digest,
-            set_of(path),
+            dataset_name(path),
             tokenizer.fingerprint,
             self.num_samples,
             seq_length,
@@ -183,14 +173,12 @@ class QuestionDataset:
         prompt = encode_prompt(
             self.tokenizer,
             question,
-            set_of(self.path),
+            dataset_name(self.path),
             (question.given or question.passages)[: self.passages],
             self.seq_length + 1 - len(answer),
         )
-        text, mask = (
-            np.full(self.seq_length + 1, self.tokenizer.eod, np.int64),
-            np.zeros(self.seq_length + 1, np.int64),
-        )
+        text = np.full(self.seq_length + 1, self.eod, np.int64)
+        mask = np.zeros(self.seq_length + 1, np.int64)
         used = len(prompt) + len(answer)
         text[:used], mask[len(prompt) : used] = [*prompt, *answer], 1
         return {"text": text, "answer_mask": mask}
@@ -200,7 +188,7 @@ class QuestionDataset:
         samples = [self[k] for k in indices]
         return {name: np.array([s[name] for s in samples]) for name in samples[0]}
 
-    def describe(self, weight: float | None = None, samples: int | None = None) -> list[dict]:
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
         samples = self.num_samples if samples is None else samples
         return [
             {
@@ -214,33 +202,33 @@ class QuestionDataset:
         ]
 
     def answer_tokens(self) -> Iterator[np.ndarray]:
-        """What is asked, question by question."""
+        """The tokens that the loss is computed on, question by question."""
         return (np.array(self._answer(question), np.int64) for question in self.questions)
 
     def _answer(self, question: Question) -> list[int]:
-        return [*self.tokenizer.encode(" " + question.answers[0]), self.tokenizer.eod]
+        return [*self.tokenizer.encode(" " + question.answers[0]), self.eod]
 
     def _check_lengths(self) -> None:
-        """Raises UserError where a question and its answer do not fit, which only those that are long enough
-        in bytes are encoded to find out.
+        """Raises UserError if a question and its answer do not fit.
+
+        Only those with more bytes than the limit are encoded: no text has more tokens than bytes.
         """
-        name, most, wrong = set_of(self.path), self.seq_length + 1, []
+        name, most = dataset_name(self.path), self.seq_length + 1
+        wrong: list[tuple[Question, int, int]] = []
         for question in self.questions:
             _, turn = prompt_parts(question, name)
             if len(SYSTEM) + len(turn.encode()) + len(question.answers[0].encode()) + 8 > most:
-                prompt, answer = (
-                    encode_prompt(self.tokenizer, question, name, (), None),
-                    self._answer(question),
-                )
+                prompt = encode_prompt(self.tokenizer, question, name, (), None)
+                answer = self._answer(question)
                 if len(prompt) + len(answer) > most:
                     wrong.append((question, len(prompt), len(answer)))
         if wrong:
-            question, prompt, answer = max(wrong, key=lambda found: found[1] + found[2])
+            question, in_prompt, in_answer = max(wrong, key=lambda found: found[1] + found[2])
             raise UserError(
                 f"{self.path}: {len(wrong):,} of its {len(self.questions):,} questions do not fit"
                 f" data.seq_length = {self.seq_length} even without passages; the longest, {question.id}, has"
-                f" {prompt} tokens with its instructions, and its answer {answer}; raise --seq-length to"
-                f" {prompt + answer - 1}, or take such records out"
+                f" {in_prompt} tokens with its instructions, and its answer {in_answer}; raise --seq-length"
+                f" to {in_prompt + in_answer - 1}, or remove such records"
             )
 
 
@@ -253,28 +241,31 @@ def encode_prompt(
     *,
     short: bool = False,
 ) -> list[int]:
-    """The prompt's ids, at most `room` of them where that is given: as many tokens of the passages' as fit.
+    """The ids of a prompt, at most `room` of them (None: no limit), with as much of the passages as fits.
 
-    name: of the question's set. short: the question alone, for models that were not tuned to instructions.
-    Passages are cut between tokens and the text is encoded as one, so that a model sees what it would see of
-    the text itself; cutting is repeated where that has more tokens. Raises ValueError where there is no room
-    for the question itself.
+    name: of the question's dataset. short: the question alone, for models without instruction tuning.
+    Passages are cut between tokens, and the whole text is then encoded at once, as an uncut prompt would be;
+    if it has too many tokens still, more are cut. Raises ValueError if the question itself does not fit.
     """
-    head, turn = prompt_parts(question, name, short=short)
+    before, turn = prompt_parts(question, name, short=short)
     context = "\n\n".join(passages) if name.lower() not in PLAIN else ""
-    text = lambda context: f"{head}{context}\n\n{turn}" if context else head + turn
-    ids, kept = tokenizer.encode(text(context)), None
+
+    def encode(context: str) -> list[int]:
+        return tokenizer.encode(f"{before}{context}\n\n{turn}" if context else before + turn)
+
+    ids = encode(context)
+    kept: list[int] | None = None
     while room is not None and (excess := len(ids) - room) > 0:
         kept = tokenizer.encode(context) if kept is None else kept
         if not kept:
             raise ValueError(f"has {len(ids)} tokens with its instructions, and there is room for {room}")
         kept = kept[: max(0, len(kept) - excess)]
-        ids = tokenizer.encode(text(tokenizer.decode(kept).rstrip("\ufffd")))
+        ids = encode(tokenizer.decode(kept).rstrip("\ufffd"))
     return ids
 
 
 def prompt_parts(question: Question, name: str, *, short: bool = False) -> tuple[str, str]:
-    """(what stands before the passages, what after them)"""
+    """(text before the passages, text after them)"""
     text, name = question.text, name.lower()
     if short:
         return "", f"Question: {text}{'' if text.endswith('?') else '?'} Answer: The answer is"
@@ -286,23 +277,24 @@ def prompt_parts(question: Question, name: str, *, short: bool = False) -> tuple
             f"User: Answer the following question with a short span. {text}\n\nAssistant: The answer is",
         )
     if name in TRUE_OR_FALSE:
-        asked = "Answer the following question with True or False."
+        instruction = "Answer the following question with True or False."
     elif name in OPTIONS:
-        asked = "Answer the following question by selecting one of the provided options."
+        instruction = "Answer the following question by selecting one of the provided options."
     else:
-        asked = "Please give a full and complete answer for the question."
-    return SYSTEM, f"User: {asked} {text}\n\nAssistant:"
+        instruction = "Please give a full and complete answer for the question."
+    return SYSTEM, f"User: {instruction} {text}\n\nAssistant:"
 
 
-def set_of(path: Path) -> str:
-    """The name of the set that a file is of: that of its folder."""
+def dataset_name(path: Path) -> str:
+    """The name of the dataset of a file: that of its folder."""
     return path.resolve().parent.name
 
 
-def _refuse(bad: Reject) -> None:
-    raise UserError(f"{bad.file}, {bad.place}: {bad.reason}; mend it, or take the record out")
+def _raise(bad: Reject) -> None:
+    raise UserError(f"{bad.file}, {bad.place}: {bad.reason}; correct or remove the record")
 
 
 @functools.lru_cache(4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The permutation of the questions in an epoch: (count,) int64."""
     return np.random.default_rng((seed, epoch)).permutation(count)

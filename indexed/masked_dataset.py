@@ -1,22 +1,21 @@
-"""BERT and T5 samples: sentences of a document, some of their words masked, as Megatron-LM makes them.
+"""Samples of masked sentences, as Megatron-LM makes them: what BERT's and T5's datasets share.
 
 In: .bin/.idx pairs with a sequence for every sentence (`mt data tokenize --split-sentences`). Out: datasets
-whose item k is a dict of int64 arrays, drawn from the random numbers of seed + k alone, so that it is the
-same at any number of workers and after a resume.
+whose item k is a dict of int64 arrays. Its random numbers depend on seed + k alone, so that it is the same
+for any number of workers and after a resume.
 
-Which sentences make a sample stands in one array, cached like the indices of gpt.py and equal to the
-original's:
+One array says which sentences make a sample. It is cached like the indices of gpt_dataset.py and equals
+Megatron-LM's:
 
-    sample index    (samples, 3) uint32 (uint64 beyond 2**32 sentences): first sentence, one past the last,
-        target
-                    length in tokens; whole epochs, shuffled, so that there may be more samples than were
-                        asked for
+    sample index    (samples, 3) uint32, or uint64 beyond 2**32 sentences: first sentence, one past the last,
+                    target length in tokens
+
+It holds whole epochs, shuffled, so there may be more samples than requested.
 """
 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,24 +24,25 @@ import numpy as np
 import xxhash
 
 from ..core.config import UserError, check, configuration, option
-from ..tokenizer.tokenizer import Tokenizer
-from .blend import compiled
+from .blend import compile_if_long
 from .format import IndexedDataset
-from .gpt_dataset import DataConfig, Dataset, build_splits, cached
+from .gpt_dataset import DataConfig, Dataset, SourceRow, build_splits, cached
+from .shuffle import shuffled
+from .word_pieces import WordPieces
 
-LONG_SENTENCE = 512  # tokens: a document of several sentences with a longer one is left out
-DOCUMENTS_AT_A_TIME = 1 << 20  # of a pass that builds the sample index
-GEOMETRIC_P = 0.2  # of the lengths of masked spans in words: SpanBERT (Joshi et al. 2019), section 3.1
+LONG_SENTENCE = 512  # tokens: a document of several sentences with a longer one gives no sample
+DOCUMENTS_AT_A_TIME = 1 << 20  # documents of one call of the compiled loop that builds the sample index
+GEOMETRIC_P = 0.2  # of the span lengths in words: SpanBERT (Joshi et al. 2019), section 3.1
 
 
 @configuration()
 class MaskedConfig(DataConfig):
-    """What BERT's and T5's data settings share."""
+    """Data settings that BERT and T5 share."""
 
     mask_prob: float = option(0.15, "share of the tokens that are masked")
-    short_seq_prob: float = option(0.1, "share of the samples that get a random shorter length")
+    short_seq_prob: float = option(0.1, "share of the samples with a random shorter length")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (0 < self.mask_prob < 1, f"mask_prob = {self.mask_prob} must lie between 0 and 1"),
@@ -54,56 +54,11 @@ class MaskedConfig(DataConfig):
         )
 
 
-@configuration()
-class BertConfig(MaskedConfig):
-    """BERT's data settings."""
-
-    bert_binary_head: bool = option(
-        True, "samples of two segments, half of them swapped: tell which came first"
-    )
-
-
-@configuration()
-class T5Config(MaskedConfig):
-    """T5's data settings. seq_length is the encoder's."""
-
-    decoder_seq_length: int = option(128, "tokens of a decoder's sample")
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(
-            (
-                self.decoder_seq_length >= 4,
-                f"decoder_seq_length = {self.decoder_seq_length} must be at least 4",
-            )
-        )
-
-
-def build_bert_datasets(
-    config: BertConfig, tokenizer: Tokenizer, num_samples: Sequence[int | None]
-) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets of BERT: see gpt.build_datasets."""
-    return _build(
-        config,
-        Bert(word_pieces(tokenizer), config.seq_length, config.mask_prob, config.bert_binary_head),
-        num_samples,
-    )
-
-
-def build_t5_datasets(
-    config: T5Config, tokenizer: Tokenizer, num_samples: Sequence[int | None]
-) -> tuple[Dataset | None, ...]:
-    """The train, valid and test datasets of T5: see gpt.build_datasets."""
-    return _build(
-        config,
-        T5(word_pieces(tokenizer), config.seq_length, config.decoder_seq_length, config.mask_prob),
-        num_samples,
-    )
-
-
-def _build(
+def build_masked_datasets(
     config: MaskedConfig, objective: Objective, num_samples: Sequence[int | None]
 ) -> tuple[Dataset | None, ...]:
+    """The train, valid and test datasets of an objective, as `gpt_dataset.build_datasets` returns them."""
+
     def make(
         indexed: IndexedDataset, documents: tuple[int, int], count: int | None, name: str, cache: Path
     ) -> MaskedDataset:
@@ -114,84 +69,36 @@ def _build(
     return build_splits(config, num_samples, make, of="documents")
 
 
-@dataclasses.dataclass(frozen=True)
-class WordPieces:
-    """What masking must know of a vocabulary. An id is None where the vocabulary has no such token."""
-
-    fingerprint: str
-    continues: tuple[bool, ...]  # for every id: whether the piece goes on with a word ("##ing")
-    cls: int | None
-    sep: int | None
-    mask: int | None
-    pad: int | None
-    bos: int | None
-    eos: int | None
-    sentinels: tuple[int, ...]  # T5's <extra_id_0>, <extra_id_1>, ...
-
-    @property
-    def size(self) -> int:
-        return len(self.continues)
-
-    def need(self, *names: str) -> None:
-        missing = [n for n in names if getattr(self, n) in (None, ())]
-        if missing:
-            remedy = (
-                "add sentinels with --vocab-extra-ids 100"
-                if missing == ["sentinels"]
-                else "give a vocabulary that has them, such as BERT's"
-            )
-            raise UserError(f"the tokenizer has no token for {', '.join(missing)}; {remedy}")
-
-
-# Under which names vocabularies hold a special token, the first found wins.
-SPECIALS = {
-    "cls": ("[CLS]", "<cls>"),
-    "sep": ("[SEP]", "<sep>"),
-    "mask": ("[MASK]", "<mask>"),
-    "pad": ("[PAD]", "<pad>"),
-    "bos": ("[BOS]", "<s>", "[CLS]", "<pad>"),
-    "eos": ("[EOS]", "</s>", "[SEP]"),
-}
-
-
-def word_pieces(tokenizer: Tokenizer) -> WordPieces:
-    """A tokenizer's pieces, as masking sees them."""
-    # alone, a piece is decoded to its own name
-    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
-    ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
-    sentinels = []
-    while (sentinel := ids.get(f"<extra_id_{len(sentinels)}>")) is not None:
-        sentinels.append(sentinel)
-    specials = {name: next((ids[n] for n in known if n in ids), None) for name, known in SPECIALS.items()}
-    return WordPieces(
-        tokenizer.fingerprint,
-        tuple(p.startswith("##") for p in pieces),
-        **specials,
-        sentinels=tuple(sentinels),
-    )
-
-
 class Objective(Protocol):
-    """How sentences become a sample."""
-
-    max_length: int  # tokens of the sentences of a sample
-    min_sentences: int
+    """How the sentences of a sample are masked."""
 
     @property
-    def identity(self) -> tuple:
-        """Everything that decides a sample but its sentences."""
+    def max_length(self) -> int:
+        """The most tokens of a sample's sentences."""
+        ...
+
+    @property
+    def min_sentences(self) -> int:
+        """The fewest sentences of a sample."""
+        ...
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that determines a sample, given its sentences."""
         ...
 
     def sample(
         self, sentences: list[np.ndarray], target: int, random: np.random.RandomState
-    ) -> dict[str, np.ndarray | int]: ...
+    ) -> dict[str, np.ndarray | int]:
+        """The sample of some sentences, cut to `target` tokens."""
+        ...
 
 
-class SentenceSamples:
-    """Samples of a range of the documents of one .bin/.idx pair whose sequences are sentences.
+class SentenceDataset:
+    """Samples of a range of the documents of one .bin/.idx pair whose sequences are sentences; a base class.
 
-    sample_index: (samples, columns), a row for each sample, which begins with its first sentence and the one
-    past its last. num_samples: how many were asked for; None: what there are.
+    sample_index: (samples, columns), a row for every sample, which begins with its first sentence and the one
+    past its last. num_samples: how many were requested; None for all of them.
     """
 
     def __init__(
@@ -203,25 +110,21 @@ class SentenceSamples:
         sample_index: np.ndarray,
         num_samples: int | None,
     ):
-        self.indexed, self.range, self.seed, self.fingerprint, self.sample_index = (
-            indexed,
-            document_range,
-            seed,
-            fingerprint,
-            sample_index,
-        )
+        self.indexed, self.range = indexed, document_range
+        self.seed, self.fingerprint = seed, fingerprint
+        self.sample_index = sample_index
         self.num_samples = len(self) if num_samples is None else num_samples
 
     def __len__(self) -> int:
         return len(self.sample_index)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray | int]:
-        """Arrays (length,) int64, and flags that are 0 or 1; drawn from the random numbers of seed + k alone."""
+        """Arrays (length,) int64, and flags that are 0 or 1; random numbers depend on seed + k alone."""
         k = int(k) + (len(self) if k < 0 else 0)
         return self.sample(self.sample_index[k].tolist(), np.random.RandomState((self.seed + k) % (1 << 32)))
 
     def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
-        """The sample of a row of the sample index."""
+        """The sample that a row of the sample index describes."""
         raise NotImplementedError
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
@@ -229,7 +132,7 @@ class SentenceSamples:
         samples = [self[k] for k in indices]
         return {name: np.array([s[name] for s in samples], np.int64) for name in samples[0]}
 
-    def describe(self, weight: float | None = None, samples: int | None = None) -> list[dict]:
+    def describe(self, weight: float | None = None, samples: int | None = None) -> list[SourceRow]:
         samples = self.num_samples if samples is None else samples
         first, end = (int(i) for i in self.indexed.document_indices[list(self.range)])
         tokens = int(self.indexed.lengths[first:end].sum(dtype=np.int64))
@@ -247,11 +150,11 @@ class SentenceSamples:
         ]
 
 
-class MaskedDataset(SentenceSamples):
-    """Samples whose words are masked.
+class MaskedDataset(SentenceDataset):
+    """Samples of masked sentences.
 
-    num_samples: how many are wanted (None: what one epoch gives); there may be more. cache: directory of the
-    sample index, or None to keep it in memory. Raises UserError where no document can give a sample.
+    num_samples: how many are requested (None: one epoch); there may be more. cache: directory of the sample
+    index, or None to keep it in memory. Raises UserError if no document gives a sample.
     """
 
     def __init__(
@@ -304,166 +207,9 @@ class MaskedDataset(SentenceSamples):
         super().__init__(indexed, document_range, seed, fingerprint, sample_index, num_samples)
 
     def sample(self, row: list[int], random: np.random.RandomState) -> dict[str, np.ndarray | int]:
-        """See `Bert.sample` and `T5.sample`."""
+        """See `BertObjective.sample` and `T5Objective.sample`."""
         first, end, target = row
         return self.objective.sample([self.indexed[i] for i in range(first, end)], target, random)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bert:
-    """[CLS] A [SEP] B [SEP] with masked words; B [SEP] is there, and A and B may have changed places, with
-    binary_head.
-    """
-
-    words: WordPieces
-    seq_length: int
-    mask_prob: float = 0.15
-    binary_head: bool = True
-    max_ngram: int = 3  # words that are masked together, at most
-
-    def __post_init__(self):
-        self.words.need("cls", "sep", "mask", "pad")
-
-    @property
-    def max_length(self) -> int:
-        return self.seq_length - 3  # for [CLS] and two [SEP]
-
-    @property
-    def min_sentences(self) -> int:
-        return 2 if self.binary_head else 1
-
-    @property
-    def identity(self) -> tuple:
-        return (
-            "bert",
-            self.words.fingerprint,
-            self.seq_length,
-            self.mask_prob,
-            self.binary_head,
-            self.max_ngram,
-        )
-
-    def sample(
-        self, sentences: list[np.ndarray], target: int, random: np.random.RandomState
-    ) -> dict[str, np.ndarray | int]:
-        """text, types (0 for A, 1 for B), labels (-1 where nothing is asked), loss_mask, padding_mask (1
-        where there
-        is a token): (seq_length,) int64; is_random (A and B are swapped), truncated: 0 or 1."""
-        pivot, swapped = len(sentences), False
-        if self.binary_head:
-            pivot = random.randint(1, len(sentences)) if len(sentences) >= 3 else 1
-            swapped = random.random_sample() < 0.5
-        a, b = _flat(sentences[:pivot]), _flat(sentences[pivot:])
-        if swapped:
-            a, b = b, a
-        truncated = len(a) + len(b) > target
-        if truncated:
-            a, b = _truncate(a, b, target, random)
-        words = self.words
-        tokens = [words.cls, *a, words.sep, *b, *([words.sep] if b else [])]
-
-        def replacement(token: int) -> int:
-            if random.random_sample() < 0.8:
-                return words.mask
-            return random.randint(0, words.size) if random.random_sample() >= 0.5 else token
-
-        spans = masked_spans(
-            tokens, _budget(self.mask_prob, target, tokens), words, self.max_ngram, False, random, replacement
-        )
-        used = len(tokens)
-        out = {
-            name: np.zeros(self.seq_length, np.int64)
-            for name in ("text", "types", "labels", "padding_mask", "loss_mask")
-        }
-        out["labels"] -= 1
-        for positions, originals, replacements in spans:
-            out["labels"][positions] = originals
-            out["loss_mask"][positions] = 1
-            for position, token in zip(positions, replacements):
-                tokens[position] = token
-        out["text"][:used], out["text"][used:] = tokens, words.pad
-        out["types"][len(a) + 2 : used] = 1
-        # as in the original: also 0 where chance put [PAD] for a word
-        out["padding_mask"][:] = out["text"] != words.pad
-        return {**out, "is_random": int(swapped), "truncated": int(truncated)}
-
-
-@dataclasses.dataclass(frozen=True)
-class T5:
-    """Text whose masked spans are sentinels, for the encoder; sentinels and spans, for the decoder."""
-
-    words: WordPieces
-    seq_length: int  # the encoder's
-    decoder_seq_length: int
-    mask_prob: float = 0.15
-    max_ngram: int = 10
-
-    min_sentences = 1
-
-    def __post_init__(self):
-        self.words.need("pad", "bos", "eos", "sentinels")
-
-    @property
-    def max_length(self) -> int:
-        return self.seq_length - 2
-
-    @property
-    def identity(self) -> tuple:
-        return (
-            "t5",
-            self.words.fingerprint,
-            self.seq_length,
-            self.decoder_seq_length,
-            self.mask_prob,
-            self.max_ngram,
-        )
-
-    def sample(
-        self, sentences: list[np.ndarray], target: int, random: np.random.RandomState
-    ) -> dict[str, np.ndarray | int]:
-        """text_enc, enc_mask: (seq_length,) int64; text_dec, labels (-1 for padding), loss_mask, dec_mask:
-        (decoder_seq_length,) int64; masks are 1 where there is a token; truncated: 0 or 1."""
-        words, tokens = self.words, _flat(sentences)
-        truncated = len(tokens) > target
-        tokens = tokens[:target]
-        spans = masked_spans(
-            tokens,
-            _budget(self.mask_prob, target, tokens),
-            words,
-            self.max_ngram,
-            True,
-            random,
-            lambda token: token,
-        )
-        if len(spans) > len(words.sentinels):
-            raise UserError(
-                f"a sample has {len(spans)} masked spans, but the tokenizer only {len(words.sentinels)}"
-                f" sentinels; raise --vocab-extra-ids to {len(spans)} or more"
-            )
-        encoder, asked, done = [], [], 0
-        for sentinel, (positions, originals, _) in zip(words.sentinels, spans):
-            encoder += [*tokens[done : positions[0]], sentinel]
-            asked += [sentinel, *originals]
-            done = positions[-1] + 1
-        encoder += tokens[done:]
-        used = len(asked) + 1
-        if used > self.decoder_seq_length:
-            raise UserError(
-                f"decoder_seq_length = {self.decoder_seq_length} is too short for a sample whose masked spans"
-                f" take {used}; raise it, or lower --mask-prob"
-            )
-        text_enc, enc_mask = padded(encoder, self.seq_length, words.pad)
-        text_dec, dec_mask = padded([words.bos, *asked], self.decoder_seq_length, words.pad)
-        labels, _ = padded([*asked, words.eos], self.decoder_seq_length, -1)
-        return {
-            "text_enc": text_enc,
-            "text_dec": text_dec,
-            "labels": labels,
-            "loss_mask": dec_mask.copy(),
-            "truncated": int(truncated),
-            "enc_mask": enc_mask,
-            "dec_mask": dec_mask,
-        }
 
 
 def masked_spans(
@@ -475,12 +221,14 @@ def masked_spans(
     random: np.random.RandomState,
     replacement: Callable[[int], int],
 ) -> list[tuple[list[int], list[int], list[int]]]:
-    """(positions, tokens there, what replaces them) of every masked run of whole words, by position.
+    """(positions, their tokens, the replacements) of every masked span of whole words, ordered by position.
 
-    Words are visited in random order; each asks for a run of n words that begins with it, n drawn from 1/n
-    (or geometrically) up to max_ngram, cut down until it fits the budget of tokens, and left out where it
-    meets another. [CLS] and [SEP] belong to no word. replacement: draws from `random`, once for every masked
-    token.
+    Words are visited in random order. A span of n words begins at each, with n up to max_ngram drawn with
+    probabilities proportional to 1/n, or from a geometric distribution. n is reduced until the span fits the
+    budget of tokens; a span that overlaps another one is dropped. [CLS] and [SEP] belong to no word.
+
+    replacement: token -> the token that replaces it; it may draw from `random` and is called once for each
+    masked token.
     """
     continues = words.continues
     positions = [i for i, token in enumerate(tokens) if token not in (words.cls, words.sep)]
@@ -490,10 +238,11 @@ def masked_spans(
     shares = 1.0 / np.arange(1, max_ngram + 1)
     shares = shares / shares.sum()
     cumulative = (shares / shares.sum()).cumsum()
-    # as RandomState.choice computes it, rounding included
+    # as RandomState.choice computes it, with its rounding
     cumulative = (cumulative / cumulative[-1]).tolist()
     bounds = [*starts, *[len(positions)] * max_ngram]
-    masked, count, spans = bytearray(len(tokens)), 0, []
+    masked, count = bytearray(len(tokens)), 0
+    spans: list[tuple[list[int], list[int], list[int]]] = []
     for word in order.tolist():
         if count >= budget:
             break
@@ -504,42 +253,28 @@ def masked_spans(
         )
         while n and count + bounds[word + n] - bounds[word] > budget:
             n -= 1
-        run = positions[bounds[word] : bounds[word + n]]
-        if n == 0 or any(masked[i] for i in run):
+        span = positions[bounds[word] : bounds[word + n]]
+        if n == 0 or any(masked[i] for i in span):
             continue
-        for i in run:
+        for i in span:
             masked[i] = 1
-        spans.append((run, [tokens[i] for i in run], [replacement(tokens[i]) for i in run]))
-        count += len(run)
+        spans.append((span, [tokens[i] for i in span], [replacement(tokens[i]) for i in span]))
+        count += len(span)
     return sorted(spans)
 
 
-def _budget(share: float, target: int, tokens: list[int]) -> float:
-    """Tokens to mask, at most."""
+def masking_budget(share: float, target: int, tokens: list[int]) -> float:
+    """The most tokens to mask in a sample."""
     return min(share * target, max(1, round(len(tokens) * share)))
 
 
-def _flat(sentences: list[np.ndarray]) -> list[int]:
+def flat(sentences: list[np.ndarray]) -> list[int]:
+    """The tokens of all sentences, in order."""
     return np.concatenate(sentences).tolist() if sentences else []
 
 
-def _truncate(
-    a: list[int], b: list[int], target: int, random: np.random.RandomState
-) -> tuple[list[int], list[int]]:
-    """Drops tokens one by one from the longer (b where they are equal), at a random one of its ends."""
-    spans = [[0, len(a)], [0, len(b)]]
-    for u in random.random_sample(len(a) + len(b) - target).tolist():
-        lengths = [end - start for start, end in spans]
-        span = spans[0 if lengths[0] > lengths[1] else 1]
-        if u < 0.5:
-            span[0] += 1
-        else:
-            span[1] -= 1
-    return a[slice(*spans[0])], b[slice(*spans[1])]
-
-
 def padded(tokens: list[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens filled up to length with pad, 1 where there is a token), (length,) int64 each."""
+    """(the tokens, then pad; 1 at tokens and 0 at padding): (length,) int64 each."""
     out, mask = np.full(length, pad, np.int64), np.zeros(length, np.int64)
     out[: len(tokens)], mask[: len(tokens)] = tokens, 1
     return out, mask
@@ -554,13 +289,12 @@ def build_mapping(
     seed: int,
     min_sentences: int,
 ) -> np.ndarray:
-    """The sample index, (n, 3) uint32 or uint64, as Megatron-LM's build_mapping makes it, random numbers
-    included.
+    """The sample index, (n, 3) uint32 or uint64: Megatron-LM's build_mapping with the same random numbers.
 
-    documents: (documents + 1,) int64 their first sentences. lengths: (S,) int32 tokens of every sentence.
-    num_samples: None for one epoch. max_length: tokens of a sample; it is left before the target where that
-    takes a whole document in, and passed where no sentence ends just there. Raises ValueError where no
-    document has min_sentences, none of them too long.
+    documents: (documents + 1,) int64, the first sentence of every document. lengths: (S,) int32 tokens of
+    every sentence. num_samples: None for one epoch. max_length: target length of a sample in tokens. A sample
+    is shorter if its document ends before, and longer if no sentence ends at the target. Raises ValueError if
+    no document has min_sentences sentences, none of them too long.
     """
     dtype = np.uint32 if len(lengths) <= np.iinfo(np.uint32).max else np.uint64
     ratio = int(1 / short_seq_prob + 0.5) if short_seq_prob > 0 else 0
@@ -570,15 +304,15 @@ def build_mapping(
     while total < (1 if num_samples is None else num_samples):
         for start in range(0, len(documents) - 1, DOCUMENTS_AT_A_TIME):
             block = documents[start : start + DOCUMENTS_AT_A_TIME + 1]
-            most = int(block[-1] - block[0])  # samples: each has a sentence
+            most = int(block[-1] - block[0])  # samples: each has a sentence at least
             rows = np.empty((most, 3), dtype)
-            numbers = draws.ahead(most + len(block)) if ratio else np.empty(0, np.uint32)
-            loop = compiled(_samples_of_documents, most)
+            numbers = draws.peek(most + len(block)) if draws else np.empty(0, np.uint32)
+            loop = compile_if_long(_samples_of_documents, most)
             count, used = loop(
                 block, lengths[block[0] : block[-1]], max_length, ratio, numbers, min_sentences, rows
             )
-            if ratio:
-                draws.take(used)
+            if draws:
+                draws.consume(used)
             parts.append(rows[:count].copy())
             total += count
         epochs += 1
@@ -587,31 +321,38 @@ def build_mapping(
                 f"none of its {len(documents) - 1:,} documents has {min_sentences} or more sentences of at"
                 f" most {LONG_SENTENCE} tokens"
             )
-    rows = np.concatenate(parts)
-    return shuffled(rows, seed)
+    return shuffled(np.concatenate(parts), seed)
 
 
 class _Draws:
-    """Numbers of the 32-bit Mersenne twister, some of which are looked at before it is known how many are
-    used.
-    """
+    """Numbers of the 32-bit Mersenne Twister that are read before it is known how many of them are used."""
 
     def __init__(self, random: np.random.RandomState):
         self.random, self.numbers = random, np.empty(0, np.uint32)
 
-    def ahead(self, count: int) -> np.ndarray:
+    def peek(self, count: int) -> np.ndarray:
+        """At least the next `count` numbers, uint32."""
         fresh = max(0, count - len(self.numbers))
         self.numbers = np.concatenate([self.numbers, self.random.randint(0, 1 << 32, fresh, np.uint32)])
         return self.numbers
 
-    def take(self, count: int) -> None:
+    def consume(self, count: int) -> None:
         self.numbers = self.numbers[count:]
 
 
-def _samples_of_documents(documents, lengths, max_length, ratio, numbers, min_sentences, rows):
-    """Fills `rows`, in the order of the documents; returns (how many, how many random numbers were used).
+def _samples_of_documents(
+    documents: np.ndarray,
+    lengths: np.ndarray,
+    max_length: int,
+    ratio: int,
+    numbers: np.ndarray,
+    min_sentences: int,
+    rows: np.ndarray,
+) -> tuple[int, int]:
+    """Fills `rows` in the order of the documents; returns the numbers of rows and of random numbers used.
 
-    lengths: those of the sentences from documents[0] on.
+    lengths: of the sentences from documents[0] on. One in `ratio` samples gets a random target length (0:
+    none). numba compiles it.
     """
     count, used, base = 0, 0, documents[0]
     for d in range(len(documents) - 1):
@@ -637,57 +378,3 @@ def _samples_of_documents(documents, lengths, max_length, ratio, numbers, min_se
                         target = 2 + int(numbers[used]) % (max_length - 1)
                     used += 1
     return count, used
-
-
-def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
-    """The rows (n, columns) themselves in Megatron-LM's order, in place: by mt19937_64(seed + 1)."""
-    compiled(_shuffle, len(rows))(rows, bounded_draws(seed + 1, len(rows)))
-    return rows
-
-
-def _shuffle(rows, partners):
-    """Fisher-Yates from the end: row i changes places with row partners[i] <= i."""
-    for i in range(len(rows) - 1, 0, -1):
-        j = partners[i]
-        for column in range(rows.shape[1]):
-            rows[i, column], rows[j, column] = rows[j, column], rows[i, column]
-
-
-def bounded_draws(seed: int, count: int) -> np.ndarray:
-    """(count,) int64: entry i is the next number of C++'s mt19937_64(seed) modulo i + 1, drawn for i = count
-    - 1 down to 1.
-    """
-    blocks, need = [], max(count - 1, 0)
-    stream = mt19937_64(seed)
-    while need > 0:
-        blocks.append(next(stream)[:need])
-        need -= len(blocks[-1])
-    numbers = np.concatenate([*blocks, np.zeros(1, np.uint64)])[:count][::-1]
-    return (numbers % np.arange(1, count + 1, dtype=np.uint64)).astype(np.int64)
-
-
-def mt19937_64(seed: int):
-    """The numbers of the 64-bit Mersenne twister (Nishimura 2000), endlessly, in arrays of 312 uint64: numpy
-    has only the 32-bit one.
-    """
-    size, half, full = 312, 156, (1 << 64) - 1
-    state = [seed & full]
-    for i in range(1, size):
-        state.append((6364136223846793005 * (state[-1] ^ (state[-1] >> 62)) + i) & full)
-    x = np.array(state, np.uint64)
-    upper, lower = np.uint64(full ^ ((1 << 31) - 1)), np.uint64((1 << 31) - 1)
-    odd = np.array([0, 0xB5026F5AA96619E9], np.uint64)
-
-    def twist(current: np.ndarray, following: np.ndarray, far: np.ndarray) -> np.ndarray:
-        y = (current & upper) | (following & lower)
-        return far ^ (y >> np.uint64(1)) ^ odd[(y & np.uint64(1)).astype(np.intp)]
-
-    while True:
-        # A new word needs the old one, the old one after it and the word 156 further on: half of them are
-        # old, half new.
-        first = twist(x[:half], x[1 : half + 1], x[half:])
-        x = np.concatenate([first, twist(x[half:], np.append(x[half + 1 :], first[0]), first)])
-        y = x ^ ((x >> np.uint64(29)) & np.uint64(0x5555555555555555))
-        y ^= (y << np.uint64(17)) & np.uint64(0x71D67FFFEDA60000)
-        y ^= (y << np.uint64(37)) & np.uint64(0xFFF7EEE000000000)
-        yield y ^ (y >> np.uint64(43))

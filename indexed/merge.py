@@ -1,4 +1,4 @@
-"""several .bin/.idx pairs -> one, in order, as a stream."""
+"""Merges .bin/.idx pairs into one, in order, as a stream (`mt data merge`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..core.progress import progress
 from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
 
 READ_BYTES = 1 << 18
-SYNC_BYTES = 1 << 25  # written, before the disk is asked to take them while more are read
+SYNC_BYTES = 1 << 25  # written before a thread syncs them to the disk, while more are copied
 
 
 @configuration()
@@ -24,15 +25,19 @@ class MergeConfig:
     """The settings of `mt data merge`."""
 
     input: tuple[str, ...] = option(
-        help="prefixes of .bin/.idx pairs, in the order wanted; a folder stands for its pairs, sorted",
+        help="prefixes of .bin/.idx pairs, in order; a folder stands for its pairs, sorted",
         role="input",
     )
     output_prefix: str = option(help="the result is PREFIX.bin and PREFIX.idx", role="output")
     overwrite: bool = option(False, "replace another run at the output prefix", role="runtime")
 
 
-def merge(config: MergeConfig) -> dict:
-    """Several pairs of the same dtype into one, in order, as a stream; returns the manifest."""
+def merge(config: MergeConfig) -> dict[str, Any]:
+    """Merges pairs of the same dtype and tokenizer; returns the manifest.
+
+    Raises UserError if the pairs differ in dtype, tokenizer or the presence of modes, or if the output is one
+    of them.
+    """
     prefixes = [p for item in config.input for p in _pairs(item)]
     if Path(config.output_prefix).resolve() in {Path(p).resolve() for p in prefixes}:
         raise UserError(f"output_prefix = {config.output_prefix} is one of the inputs; choose another output")
@@ -49,7 +54,7 @@ def merge(config: MergeConfig) -> dict:
                 f"{prefix}: {'has' if dataset.multimodal else 'lacks'} the modes of multimodal data, unlike"
                 " those before it; merge the two kinds apart"
             )
-    # None where mt did not write it
+    # None for a pair that mt did not write
     facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]
     known = [(p, f) for p, f in zip(prefixes, facts) if f]
     other = next((p for p, f in known if f != known[0][1]), None)
@@ -63,16 +68,16 @@ def merge(config: MergeConfig) -> dict:
     folder = work_folder(run.output)
     if not config.overwrite and not folder.exists():
         refuse_pairs_of_others(run, [run.output])
-    shutil.rmtree(folder, ignore_errors=True)  # a killed merge is done again: it is as fast as the disk
+    shutil.rmtree(folder, ignore_errors=True)  # a killed merge starts again: it is as fast as the disk
     writer = IndexedWriter(run.output, datasets[0].dtype, folder, multimodal=multimodal)
     with progress("merge", sum(d.tokens.nbytes for d in datasets), "B") as advance:
         _copy_tokens(writer, datasets, advance)
         for dataset in datasets:
-            for at in range(0, len(dataset), BLOCK):
-                modes = dataset.modes[at : at + BLOCK] if multimodal else None
-                writer.add((), dataset.lengths[at : at + BLOCK], (), modes)
-            for at in range(0, dataset.num_documents, BLOCK):
-                writer.add((), (), np.diff(dataset.document_indices[at : at + BLOCK + 1]))
+            for start in range(0, len(dataset), BLOCK):
+                modes = None if dataset.modes is None else dataset.modes[start : start + BLOCK]
+                writer.add((), dataset.lengths[start : start + BLOCK], (), modes)
+            for start in range(0, dataset.num_documents, BLOCK):
+                writer.add((), (), np.diff(dataset.document_indices[start : start + BLOCK + 1]))
     counts = {
         "inputs": len(datasets),
         "documents": writer.documents,
@@ -89,30 +94,28 @@ def merge(config: MergeConfig) -> dict:
 def _copy_tokens(
     writer: IndexedWriter, datasets: Sequence[IndexedDataset], advance: Callable[[int], None]
 ) -> None:
-    """Appends the tokens of all, while a thread has the disk take what is written: at the end little is left
-    to wait for.
-    """
-    syncing: Future | None = None
-    waiting = 0
+    """Appends the tokens of all datasets, while a thread syncs them to the disk."""
+    syncing: Future[None] | None = None
+    unsynced = 0
     with ThreadPoolExecutor(1, "sync") as pool:
         for dataset in datasets:
             for block in _token_blocks(f"{dataset.prefix}.bin", dataset.dtype):
                 writer.add(block, (), ())
                 advance(block.nbytes)
-                waiting += block.nbytes
-                if waiting >= SYNC_BYTES and (syncing is None or syncing.done()):
+                unsynced += block.nbytes
+                if unsynced >= SYNC_BYTES and (syncing is None or syncing.done()):
                     if syncing is not None:
-                        syncing.result()  # the system tells of a failed write once only
-                    syncing, waiting = pool.submit(writer.sync_tokens), 0
+                        syncing.result()  # raises: the system reports a failed write only once
+                    syncing, unsynced = pool.submit(writer.sync_tokens), 0
         if syncing is not None:
             syncing.result()
 
 
 def _token_blocks(path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The tokens of a file in blocks, each good until the next is asked for.
+    """The tokens of a file in blocks, each valid until the next one is read.
 
-    Always in the same memory, which stays in the processor's cache: as fast as a copy inside the kernel,
-    where blocks of 4 MB took twice as long and the memory map three times.
+    All use the same memory, which stays in the processor's cache. This is as fast as a copy inside the
+    kernel; blocks of 4 MB took twice as long, and reading the memory map three times.
     """
     buffer = memoryview(bytearray(READ_BYTES))
     with open(path, "rb") as file:
@@ -121,6 +124,7 @@ def _token_blocks(path: str, dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _pairs(item: str) -> list[str]:
+    """The prefixes that an input stands for: itself, or the pairs of a folder."""
     if not os.path.isdir(item):
         return [prefix_of(item)]
     found = sorted(str(p.with_suffix("")) for p in Path(item).glob("*.idx"))

@@ -1,16 +1,15 @@
-"""Files of questions and answers -> one form, for instruction tuning, open-domain question answering and
-retrieval.
+"""Reads questions with answers and passages from JSON, JSON lines or tab-separated files.
 
-    .json      a list of objects {question, answers | answer, ...}: InstructRetro's NAME_QA_train.json, NQ,
-        TriviaQA
+Instruction tuning, open-domain question answering and retrieval use them.
+
+    .json      a list of objects {question, answers | answer, ...}: InstructRetro's data, NQ, TriviaQA
     .jsonl     such an object on each line
-    .tsv ...   any other ending: question, tab, a list of answers as Python or JSON writes it: DPR's
-        nq-test.qa.csv
+    .tsv ...   any other extension: question, tab, list of answers as a Python or JSON literal: DPR's *.qa.csv
 
-answers is a list of texts, or of objects with a `text`; answer (longform_answer) a text, a list of them, a
-number or a truth value. Passages beside a question are `ctxs`, a list of {title, text} that a retriever
-found, and `sub-paragraphs` (`sub_paragraph`), the one that holds the answer: a text, or a list of title and
-text. A question of `qa_type` multi_choice_qa is followed by its `multichoice_options`.
+`answers` is a list of texts, or of objects with a `text`. `answer` (or `longform_answer`) is a text, a list
+of texts, a number or a boolean. `ctxs` is a list of {title, text}, the passages that a retriever found.
+`sub-paragraphs` (or `sub_paragraph`) is the passage with the answer: a text, or a list of title and text. If
+`qa_type` is multi_choice_qa, the `multichoice_options` are appended to the question.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import ast
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -29,9 +29,10 @@ from ..documents.reader import Reject
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """passages: what a retriever found, best first; given: those that come with the question.
+    """A question with its answers.
 
-    Both as `title: T, source: S`.
+    passages: those that a retriever found, best first. given: the passage that belongs to the question. Both
+    have the form `title: TITLE, source: TEXT`.
     """
 
     id: str
@@ -42,27 +43,28 @@ class Question:
     given: tuple[str, ...] = ()
 
 
-Refuse = Callable[[Reject], None]
+OnReject = Callable[[Reject], None]
 
 
-def read_questions(path: Path, refuse: Refuse) -> Iterator[Question]:
-    """The questions of a file. refuse: is called with a record that is none: raises, or sets it aside.
+def read_questions(path: Path, on_reject: OnReject) -> Iterator[Question]:
+    """The questions of a file.
 
-    Raises UserError for a file that is empty or cannot be parsed at all.
+    on_reject: called with every record that is not a question; it raises, or keeps the record for a report.
+    Raises UserError for a file that is empty or cannot be parsed.
     """
-    rows = {".json": _array, ".jsonl": _lines}.get(path.suffix, _table)(path, refuse)
+    rows = {".json": _array, ".jsonl": _lines}.get(path.suffix, _table)(path, on_reject)
     found = False
     for place, record in rows:
         found = True
-        if wrong := _mistake(record):
-            refuse(Reject(str(path), place, wrong, orjson.dumps(record).decode()[:200]))
+        if reason := _reject_reason(record):
+            on_reject(Reject(str(path), place, reason, orjson.dumps(record).decode()[:200]))
             continue
         yield _question(path, place, record)
     if not found:
         raise UserError(f"{path}: holds no question; check the path")
 
 
-def _array(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
+def _array(path: Path, on_reject: OnReject) -> Iterator[tuple[str, Any]]:
     data = path.read_bytes()
     if not data.strip():
         raise UserError(f"{path}: the file is empty; check the path")
@@ -71,7 +73,7 @@ def _array(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
     except orjson.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}: malformed JSON at column {error.colno}; a .json file is one list"
-            " of questions, and one with a question on each line is named .jsonl"
+            " of questions; name a file with a question on each line .jsonl"
         ) from None
     if not isinstance(records, list):
         raise UserError(
@@ -80,45 +82,40 @@ def _array(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
     return ((f"record {number}", record) for number, record in enumerate(records, 1))
 
 
-def _lines(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
+def _lines(path: Path, on_reject: OnReject) -> Iterator[tuple[str, Any]]:
     for number, line in utf8_lines(path):
         try:
             yield f"line {number}", orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            refuse(Reject(str(path), f"line {number}", f"malformed JSON at column {error.colno}", line))
+            on_reject(Reject(str(path), f"line {number}", f"malformed JSON at column {error.colno}", line))
 
 
-def _table(path: Path, refuse: Refuse) -> Iterator[tuple[str, dict]]:
+def _table(path: Path, on_reject: OnReject) -> Iterator[tuple[str, Any]]:
     for number, line in utf8_lines(path):
         cells = line.split("\t")
         answers = _literal(_unquoted(cells[-1]))
         if len(cells) == 2 and isinstance(answers, list):
             yield f"line {number}", {"question": _unquoted(cells[0]), "answers": answers}
         else:
-            refuse(
-                Reject(
-                    str(path),
-                    f"line {number}",
-                    "is not a question, a tab and a list of answers, such as ['Paris', 'Lutetia']",
-                    line,
-                )
-            )
+            reason = "is not a question, a tab and a list of answers, such as ['Paris', 'Lutetia']"
+            on_reject(Reject(str(path), f"line {number}", reason, line))
 
 
 def _unquoted(cell: str) -> str:
-    """What Python's csv writer put into quotation marks."""
+    """A cell without the quotation marks of Python's csv writer."""
     return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
 def _literal(text: str) -> object:
-    """A Python or JSON literal, or None; nothing is run."""
+    """The value of a Python or JSON literal, or None; no code is run."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
 
 
-def _mistake(record) -> str | None:
+def _reject_reason(record: object) -> str | None:
+    """Why a record is not a question; None if it is one."""
     if not isinstance(record, dict):
         return "is not a JSON object"
     if not isinstance(record.get("question"), str) or not record["question"].strip():
@@ -147,7 +144,8 @@ def _mistake(record) -> str | None:
     return None
 
 
-def _answers(record: dict) -> list | None:
+def _answers(record: dict[str, Any]) -> list[Any] | None:
+    """The answers of a record, None if it has no such key."""
     if "answers" in record:
         answers = record["answers"]
         answers = answers if isinstance(answers, list) else [answers]
@@ -156,28 +154,22 @@ def _answers(record: dict) -> list | None:
     if key is None:
         return None
     answer = record[key]
-    return (
-        answer
-        if isinstance(answer, list)
-        else [str(answer) if isinstance(answer, bool | int | float) else answer]
-    )
+    if isinstance(answer, list):
+        return answer
+    return [str(answer) if isinstance(answer, bool | int | float) else answer]
 
 
-def _given(record: dict) -> list | None:
-    """[title, text] of the paragraph that comes with a question, if there is one."""
+def _given(record: dict[str, Any]) -> list[Any] | None:
+    """[title, text] of the passage that belongs to a question; None if there is none."""
     given = next((record[key] for key in ("sub-paragraphs", "sub_paragraph") if key in record), None)
-    return (
-        ["", given]
-        if isinstance(given, str)
-        else list(given[:2])
-        if isinstance(given, list)
-        else given
-        if given is None
-        else [given]
-    )
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return ["", given]
+    return given[:2] if isinstance(given, list) else [given]
 
 
-def _question(path: Path, place: str, record: dict) -> Question:
+def _question(path: Path, place: str, record: dict[str, Any]) -> Question:
     text = record["question"]
     if record.get("qa_type") == "multi_choice_qa":
         options = " ".join(
@@ -189,7 +181,7 @@ def _question(path: Path, place: str, record: dict) -> Question:
         str(record.get("id", f"{path.name}:{place.split()[-1]}")),
         str(path),
         text,
-        tuple(a.strip() for a in _answers(record)),
+        tuple(a.strip() for a in _answers(record) or ()),
         tuple(_passage(c.get("title", ""), c["text"]) for c in record.get("ctxs", [])),
         (_passage(*given),) if given else (),
     )

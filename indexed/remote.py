@@ -1,10 +1,8 @@
-"""Token files on s3://, gs://, hf:// and whatever else fsspec reads: the index here, the tokens through a
-block cache.
+"""Remote .bin/.idx pairs on s3://, gs://, hf:// and any other file system of fsspec.
 
-An .idx is copied once to a folder of this machine, under a name that changes when the remote file does. A
-.bin stays where it is: it is read in blocks, of which those used last stay in memory, so that memory does not
-depend on its size. Credentials and endpoints are those that fsspec's packages find themselves (AWS_PROFILE,
-AWS_ENDPOINT_URL, ...).
+An .idx is copied once to a local folder, under a name that changes when the remote file does. A .bin is read
+in blocks. The most recently used blocks stay in memory, so memory does not depend on the size of the file.
+fsspec's packages find credentials and endpoints themselves (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -26,26 +25,26 @@ from ..core import manifest
 from ..core.config import Failure, UserError
 from ..core.manifest import cache_folder
 
-TRIES = 4  # of a read, before a failing network ends the run
-FIRST_PAUSE = 1.0  # seconds before the second try; it doubles
+TRIES = 4  # of a read, before the run fails
+FIRST_PAUSE = 1.0  # seconds before the second try; it doubles with every further one
 
 
 @dataclasses.dataclass(frozen=True)
-class Remote:
+class RemoteSettings:
     """How remote files are read."""
 
-    folder: Path | None = None  # for copies of .idx; by default ~/.cache/mt
-    block_bytes: int = 1 << 20  # of a read: samples in random order use a small part of each
-    cache_bytes: int = 256 << 20  # of blocks kept in memory, for each pair and process
+    folder: Path | None = None  # of the copies of .idx; None: ~/.cache/mt
+    block_bytes: int = 1 << 20  # of one read; samples in random order use a small part of a block
+    cache_bytes: int = 256 << 20  # of the blocks in memory, for each pair and process
 
 
 def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def fetch(path: str, settings: Remote) -> Path:
-    """The local copy of a remote file, made where there is none of its present state."""
-    with _said(path):
+def local_copy(path: str, settings: RemoteSettings) -> Path:
+    """The local copy of a remote file; it is made if there is none of the file's present state."""
+    with _readable_errors(path):
         files, place = _locate(path)
         state = files.ukey(place)
     copy = (
@@ -56,34 +55,38 @@ def fetch(path: str, settings: Remote) -> Path:
     if not copy.exists():
         with exclusive(copy.parent):
             if not copy.exists():
-                with _said(path), files.open(place, "rb") as source, manifest.atomic_write(copy) as target:
+                with (
+                    _readable_errors(path),
+                    files.open(place, "rb") as source,
+                    manifest.atomic_write(copy) as target,
+                ):
                     shutil.copyfileobj(source, target, 1 << 22)
     return copy
 
 
-def size(path: str) -> int:
+def remote_size(path: str) -> int:
     """Bytes of a remote file."""
-    with _said(path):
+    with _readable_errors(path):
         files, place = _locate(path)
-        return files.size(place)
+        return int(files.size(place))
 
 
-def sample_digest(path: str) -> str:
-    """manifest.sample_digest of a remote file: what the file would have here."""
-    with _said(path):
+def remote_sample_digest(path: str) -> str:
+    """`manifest.sample_digest` of a remote file; equal to that of a local copy."""
+    with _readable_errors(path):
         files, place = _locate(path)
         return manifest.sample_digest(place, open=files.open)
 
 
 class RemoteTokens:
-    """A remote .bin as a read-only array of tokens, which can be sliced, or indexed with an array of places."""
+    """A remote .bin as a read-only array of tokens; it takes slices and arrays of positions."""
 
-    def __init__(self, path: str, dtype: np.dtype, settings: Remote):
+    def __init__(self, path: str, dtype: np.dtype, settings: RemoteSettings):
         self.path, self.dtype = path, np.dtype(dtype)
-        self.nbytes = size(path)
+        self.nbytes = remote_size(path)
         self._per_block = max(1, settings.block_bytes // self.dtype.itemsize)
         self._kept = max(2, settings.cache_bytes // settings.block_bytes)
-        # the last used at the end
+        # ordered by last use
         self._blocks: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -94,7 +97,7 @@ class RemoteTokens:
         if isinstance(where, slice):
             start, stop, step = where.indices(len(self))
             if step != 1:
-                raise IndexError(f"{self.path}: tokens are read one after the other, not in steps of {step}")
+                raise IndexError(f"{self.path}: a slice of tokens has step 1, not {step}")
             return self._range(start, max(start, stop))
         out = np.empty(where.shape, self.dtype)
         numbers = where // self._per_block
@@ -136,17 +139,17 @@ class RemoteTokens:
                 files, place = _locate(self.path)
                 raw = files.cat_file(place, start=start * item, end=stop * item)
                 break
-            except Exception as error:  # every protocol has its own
+            except Exception as error:  # every protocol has exceptions of its own
                 if attempt == TRIES:
                     raise Failure(
                         f"{self.path}: cannot be read after {TRIES} tries ({error}); run the same command"
-                        " again when it can: what is finished is kept"
+                        " again later: finished work is kept"
                     ) from error
                 time.sleep(pause)
                 pause *= 2
         if len(raw) != (stop - start) * item:
             raise Failure(
-                f"{self.path}: gave {len(raw):,} bytes where {(stop - start) * item:,} were asked for: it has"
+                f"{self.path}: returned {len(raw):,} bytes where {(stop - start) * item:,} were requested: it"
                 " changed while it was read; start again"
             )
         return np.frombuffer(raw, self.dtype)
@@ -154,7 +157,7 @@ class RemoteTokens:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Makes a folder and lets one process at a time work in it."""
+    """Makes a folder and locks it: one process at a time works in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: files are still written whole
@@ -162,8 +165,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _locate(path: str):
-    """(fsspec's file system, the path in it); raises UserError for a protocol that cannot be read here."""
+def _locate(path: str) -> tuple[Any, str]:
+    """(fsspec file system, path in it); raises UserError for a protocol that cannot be read."""
     try:
         import fsspec.core
     except ImportError:
@@ -172,18 +175,19 @@ def _locate(path: str):
         ) from None
     protocol = path.split("://", 1)[0]
     try:
-        return fsspec.core.url_to_fs(path)
+        files, place = fsspec.core.url_to_fs(path)
+        return files, place
     except ImportError as error:
         raise UserError(f"{path}: reading from {protocol}:// needs another package ({error})") from None
     except ValueError:
         raise UserError(
-            f"{path}: fsspec cannot read {protocol}://; check the path: s3://, gs:// and hf:// are known"
+            f"{path}: fsspec cannot read {protocol}://; check the path: it can read s3://, gs:// and hf://"
         ) from None
 
 
 @contextlib.contextmanager
-def _said(path: str) -> Iterator[None]:
-    """Says a refusal of a remote file system in one line."""
+def _readable_errors(path: str) -> Iterator[None]:
+    """Turns an error of a remote file system into a UserError of one line."""
     try:
         yield
     except (UserError, Failure):
@@ -192,7 +196,7 @@ def _said(path: str) -> Iterator[None]:
         raise UserError(
             f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension"
         ) from None
-    except Exception as error:  # credentials, permissions, networks: every protocol has its own
+    except Exception as error:  # credentials, permissions, networks: every protocol has exceptions of its own
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); check the path, the credentials and"
             " the network"

@@ -1,17 +1,17 @@
-"""sentence boundaries: Punkt, as NLTK decides them, and training its parameters on one's own documents.
+"""Sentence splitting with Punkt, equal to NLTK's, and training of its parameters (`mt data train-punkt`).
 
-Punkt (Kiss and Strunk, "Unsupervised multilingual sentence boundary detection", 2006) asks of every `.`, `?`
-and `!` that something follows whether it ends a sentence, by the words around it and four tables learnt from
-text. `SentenceSplitter` gives the sentences that `nltk.tokenize.sent_tokenize` gives, without importing NLTK
-(which takes a second in every process), and some six times faster: most periods end a plain word that no
-table knows, and need no further look.
+Punkt (Kiss and Strunk, "Unsupervised multilingual sentence boundary detection", 2006) decides for every `.`,
+`?` and `!` that is followed by text whether it ends a sentence, from the words around it and four tables
+learned from text. `SentenceSplitter` returns the sentences of `nltk.tokenize.sent_tokenize` without importing
+NLTK, which takes a second in every process, and about six times as fast: most periods end a plain word that
+is in no table, and need no further decision.
 
-The tables are four text files, NLTK's `punkt_tab` layout, in a folder named for the language:
+The tables are four text files in NLTK's `punkt_tab` layout, in a folder named after the language:
 
     abbrev_types.txt     an abbreviation a line, without its last period: `mr`, `u.s`
-    collocations.tab     two types a line, tab between, that belong together over a period
-    sent_starters.txt    a frequent first word a line
-    ortho_context.tab    type, tab, a sum of bits: where it was seen, and in which case
+    collocations.tab     two types a line, separated by a tab, that belong together across a period
+    sent_starters.txt    a frequent first word of sentences a line
+    ortho_context.tab    type, tab, sum of bits: the positions and cases in which it occurred
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
 
@@ -32,13 +32,13 @@ from ..tokenizer.train import sample_texts
 
 SLAB_CHARACTERS = 1_000_000  # Megatron-LM cuts longer texts before it splits them
 FILES = ("abbrev_types.txt", "collocations.tab", "sent_starters.txt", "ortho_context.tab")
-# Bits of ortho_context: seen with an upper or lower case letter at the beginning of a sentence, inside one,
-# or either.
+# Bits of ortho_context: the type occurred with an upper-case or lower-case letter at the beginning of a
+# sentence, inside one, or at an unknown position.
 BEGIN_UPPER, MID_UPPER, UNKNOWN_UPPER, BEGIN_LOWER, MID_LOWER, UNKNOWN_LOWER = (1 << i for i in range(1, 7))
 UPPER, LOWER = BEGIN_UPPER | MID_UPPER | UNKNOWN_UPPER, BEGIN_LOWER | MID_LOWER | UNKNOWN_LOWER
 
 WHITESPACE = " \t\n\r\x0b\x0c"
-# NLTK compiles its expressions with the package regex, to which the separators U+001C to U+001F are no white
+# NLTK compiles its expressions with the package regex, in which the separators U+001C to U+001F are not white
 # space.
 _SPACE, _SOLID = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 _NON_WORD = "[)\";}\\]*:@'({\\[\u2018\u2019\u201c\u201d\xab\xbb?!]"
@@ -46,8 +46,7 @@ _MULTIPLE = rf"(?:\-{{2,}}|\.{{2,}}|(?:\.{_SPACE}){{2,}}\.)"
 _WORD_END = rf"(?:{_SPACE}|$|{_NON_WORD}|{_MULTIPLE}|,(?=$|{_SPACE}|{_NON_WORD}|{_MULTIPLE}))"
 WORD = re.compile(rf"({_MULTIPLE}|(?=[^(\"`{{\[:;&#*@)}}\]\-,]){_SOLID}+?(?={_WORD_END})|{_SOLID})")
 CANDIDATE = re.compile(rf"[.?!](?=(?P<after>{_NON_WORD}|{_SPACE}+(?P<next>{_SOLID}+)))")
-# With newlines kept, the white space after a sentence is its own, and the word before it is part of the
-# match.
+# With newlines kept, the white space after a sentence belongs to it, and the word before it to the match.
 KEEPING = re.compile(rf"{_SOLID}*[.?!]{_SPACE}*(?=(?P<after>{_NON_WORD}|(?P<next>{_SOLID}+)))")
 KEEPING_AT_WORD = re.compile(rf"(?<!{_SOLID}){KEEPING.pattern}")
 CLOSING = re.compile(f"[\"')\\]}}\u2018\u2019\u201c\u201d\xab\xbb]+?(?:{_SPACE}+|(?=--)|$)", re.MULTILINE)
@@ -57,9 +56,10 @@ PUNCTUATION = frozenset(";:,.!?")
 
 
 class SentenceSplitter:
-    """`splitter(text)` -> its sentences, white space around them dropped unless `keep_newlines`.
+    """`splitter(text)` returns the sentences of a text.
 
-    folder: a language's four files.
+    folder: the four files of a language. keep_newlines: keep the white space after a sentence. Raises
+    UserError for parameters that are missing or malformed.
     """
 
     def __init__(self, folder: str | Path, keep_newlines: bool = False):
@@ -67,10 +67,8 @@ class SentenceSplitter:
         rows = {name: _rows(self.folder / name) for name in FILES}
         digest = xxhash.xxh3_128("".join(f"{name}\n{rows[name]}\n" for name in FILES).encode())
         self.fingerprint = digest.hexdigest()
-        self.abbreviations, self.starters = (
-            frozenset(rows["abbrev_types.txt"]),
-            frozenset(rows["sent_starters.txt"]),
-        )
+        self.abbreviations = frozenset(rows["abbrev_types.txt"])
+        self.starters = frozenset(rows["sent_starters.txt"])
         try:
             pairs = [tuple(row.split("\t")) for row in rows["collocations.tab"]]
             self.collocations = frozenset((first, second) for first, second in pairs)
@@ -82,11 +80,12 @@ class SentenceSplitter:
                 f"{self.folder}: collocations.tab or ortho_context.tab does not hold two columns with a tab"
                 " between; fetch or train the parameters again"
             ) from None
-        self._peculiar = self.abbreviations | {first for first, _ in self.collocations}
-        # Contexts return: a table of the last 65536 saves half of the work that is left.
+        # words whose period needs a closer look
+        self._ambiguous = self.abbreviations | {first for first, _ in self.collocations}
+        # Contexts recur: a cache of 65,536 of them saves half of the remaining work.
         self._breaks = functools.lru_cache(1 << 16)(self._decide)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[SentenceSplitter], tuple[Path, bool]]:
         return SentenceSplitter, (self.folder, self.keep_newlines)
 
     def __call__(self, text: str) -> list[str]:
@@ -99,7 +98,7 @@ class SentenceSplitter:
         ]
 
     def _split(self, text: str) -> list[str]:
-        """The pieces between breaks, and closing quotes and brackets back to the sentence that they close."""
+        """The pieces between breaks; closing quotes and brackets go to the sentence that they close."""
         pieces = self._pieces(text)
         sentences, moved = [], 0
         for (start, stop), (next_start, next_stop) in zip(pieces, [*pieces[1:], (0, 0)]):
@@ -115,12 +114,13 @@ class SentenceSplitter:
         return sentences
 
     def _pieces(self, text: str) -> list[tuple[int, int]]:
-        """(start, stop) between breaks.
+        """(start, stop) of the pieces between breaks.
 
-        A candidate whose word reaches back over the one before replaces it: `what?!`.
+        A candidate replaces the one before it if both end the same word: `what?!`.
         """
-        pieces, begun, last = [], 0, None
-        word, at = 0, 0  # where the word before the last candidate starts, and the candidate itself
+        pieces: list[tuple[int, int]] = []
+        begun, last = 0, None
+        word, at = 0, 0  # start of the word before the last candidate, and of the candidate itself
         for match in self._candidates(text):
             position = match.start()
             space = max([text.rfind(c, at, position) for c in WHITESPACE])
@@ -134,18 +134,19 @@ class SentenceSplitter:
             begun = last.start("next") if last["next"] else last.end()
         return [*pieces, (begun, len(text.rstrip()))]
 
-    def _candidates(self, text: str) -> Iterator[re.Match]:
+    def _candidates(self, text: str) -> Iterator[re.Match[str]]:
         if not self.keep_newlines:
             yield from CANDIDATE.finditer(text)
             return
-        # A match may begin at a word or where the one before it ended: searching elsewhere takes squared time
-        # in long words.
+        # A match may begin at a word or at the end of the match before: searching elsewhere takes quadratic
+        # time in long words.
         at = 0
         while match := KEEPING.match(text, at) or KEEPING_AT_WORD.search(text, at):
             yield match
             at = match.end()
 
-    def _is_break(self, text: str, start: int, match: re.Match) -> bool:
+    def _is_break(self, text: str, start: int, match: re.Match[str]) -> bool:
+        """Whether a candidate ends a sentence. start: of the word before it."""
         before = text[start : match.end()]
         word = before.rstrip()
         clean = match["next"] is None or len(word) < len(before) or not self.keep_newlines
@@ -153,19 +154,17 @@ class SentenceSplitter:
             if word[-1] != ".":
                 return True
             plain = word[:-1]
-            if len(plain) > 1 and plain.isalpha() and plain.lower() not in self._peculiar:
+            if len(plain) > 1 and plain.isalpha() and plain.lower() not in self._ambiguous:
                 return True
         return self._breaks(before + match["after"])
 
     def _decide(self, context: str) -> bool:
-        """Whether a sentence ends in a few words: at any of their tokens but the last."""
+        """Whether a sentence ends inside a context of a few words, at any token but the last one."""
         tokens = [token for line in context.split("\n") if line.strip() for token in WORD.findall(line)]
         return any(map(self._ends, tokens, tokens[1:]))
 
     def _ends(self, token: str, following: str) -> bool:
-        """Whether a sentence ends at a token, by its type and by what follows (sections 3 and 4 of the
-        paper).
-        """
+        """Whether a sentence ends at a token, by its type and the following token (sections 3 and 4)."""
         ends, abbreviation = self._by_type(token)
         if token[-1] != ".":
             return ends
@@ -196,7 +195,7 @@ class SentenceSplitter:
         return ends
 
     def _by_type(self, token: str) -> tuple[bool, bool]:
-        """(ends a sentence, is an abbreviation or an ellipsis), as far as the token alone tells."""
+        """(ends a sentence, is an abbreviation or an ellipsis), from the token alone (section 3)."""
         if token in (".", "?", "!"):
             return True, False
         if token[-1] != "." or token.endswith(".."):
@@ -206,20 +205,19 @@ class SentenceSplitter:
         return not known, known
 
     def _starts(self, token: str, kind: str) -> bool | None:
-        """Whether a token starts a sentence, by the cases in which its type was seen; None where they do not
-        tell.
-        """
+        """Whether a token starts a sentence, from the cases in which its type occurred; None if undecided."""
         if token in PUNCTUATION:
             return False
-        seen = self.contexts.get(kind, 0)
-        if token[0].isupper() and seen & LOWER and not seen & MID_UPPER:
+        contexts = self.contexts.get(kind, 0)
+        if token[0].isupper() and contexts & LOWER and not contexts & MID_UPPER:
             return True
-        if token[0].islower() and (seen & UPPER or not seen & BEGIN_LOWER):
+        if token[0].islower() and (contexts & UPPER or not contexts & BEGIN_LOWER):
             return False
         return None
 
 
 def _type(token: str) -> str:
+    """The type of a token: lower case, numbers as `##number##`."""
     return NUMBER.sub("##number##", token.lower())
 
 
@@ -238,25 +236,22 @@ def _rows(path: Path) -> list[str]:
 
 
 def find_parameters(language: str, given: str | None) -> Path:
-    """The folder of a language's parameters: in `given`, else where NLTK looks; raises UserError that says
-    how to get them.
+    """The folder of a language's parameters: in `given`, or where NLTK looks for them.
+
+    Raises UserError that says how to get them if there are none.
     """
     if given is not None:
         folders = [Path(given) / language, Path(given)]
     else:
-        roots = [
-            *filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep)),
-            Path.home() / "nltk_data",
-            "/usr/share/nltk_data",
-            "/usr/local/share/nltk_data",
-        ]
-        folders = [Path(root) / "tokenizers" / "punkt_tab" / language for root in roots]
+        roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
+        roots += [Path.home() / "nltk_data", Path("/usr/share/nltk_data"), Path("/usr/local/share/nltk_data")]
+        folders = [root / "tokenizers" / "punkt_tab" / language for root in roots]
     for folder in folders:
         if (folder / FILES[0]).exists():
             return folder
     raise UserError(
         f"split_sentences: no Punkt parameters for {language!r} (looked in {', '.join(map(str, folders))});"
-        " bring them with `python -m nltk.downloader punkt_tab`, or train them with `mt data train-punkt"
+        " download them with `python -m nltk.downloader punkt_tab`, or train them with `mt data train-punkt"
         " --input FILES --output DIR` and pass --punkt DIR"
     )
 
@@ -268,26 +263,26 @@ class TrainPunktConfig:
     input: tuple[str, ...] = option(
         help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input"
     )
-    output: str = option(help="directory for the parameters, to be given to --punkt", role="output")
+    output: str = option(help="directory for the parameters, the value of --punkt", role="output")
     lang: str = option("english", "name of the folder inside it")
-    text_key: str = option("text", "the record's key that holds the text")
+    text_key: str = option("text", "the record's key of the text")
     sample_bytes: int = option(
-        10_000_000, "learn from about this many bytes of input, spread evenly; memory grows with it"
+        10_000_000, "train on about this many bytes of the input, spread evenly; memory grows with it"
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or set it aside", role="runtime"
+        "fail", "a record that cannot be read: stop, or skip it", role="runtime"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
             (self.lang.isidentifier(), f"lang = {self.lang!r} must be one word"),
         )
 
 
-def train_punkt(config: TrainPunktConfig) -> dict:
-    """Learns Punkt's parameters from documents with NLTK's trainer; OUTPUT/LANG/ holds the four files."""
+def train_punkt(config: TrainPunktConfig) -> dict[str, Any]:
+    """Trains Punkt's parameters on documents with NLTK's trainer; OUTPUT/LANG/ gets the four files."""
     shards = reader.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
     run = manifest.begin(
         "data train-punkt", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
@@ -297,28 +292,29 @@ def train_punkt(config: TrainPunktConfig) -> dict:
     from nltk.tokenize.punkt import PunktTrainer
 
     trainer = PunktTrainer()
-    counts, rejects = {"documents": 0, "text_bytes": 0, "rejected": 0}, []
+    counts = {"documents": 0, "text_bytes": 0, "rejected": 0}
+    rejects: list[reader.Reject] = []
     try:
         for text in sample_texts(shards, config.sample_bytes, rejects, counts, "train-punkt: reading"):
             trainer.train(text, finalize=False)
         if not counts["text_bytes"]:
-            raise UserError(f"{', '.join(config.input)}: holds no text to learn from; check the input")
+            raise UserError(f"{', '.join(config.input)}: contains no text to train on; check the input")
     except UserError:
         run.release()  # nothing is written yet, and the remedy changes the input or a setting
         raise
     trainer.finalize_training()
-    learnt = trainer.get_params()
+    learned = trainer.get_params()
     rows = {
-        "abbrev_types.txt": sorted(learnt.abbrev_types),
-        "collocations.tab": sorted(map("\t".join, learnt.collocations)),
-        "sent_starters.txt": sorted(learnt.sent_starters),
-        "ortho_context.tab": sorted(f"{word}\t{bits}" for word, bits in learnt.ortho_context.items()),
+        "abbrev_types.txt": sorted(learned.abbrev_types),
+        "collocations.tab": sorted(map("\t".join, learned.collocations)),
+        "sent_starters.txt": sorted(learned.sent_starters),
+        "ortho_context.tab": sorted(f"{word}\t{bits}" for word, bits in learned.ortho_context.items()),
     }
     counts |= {
         "rejected": len(rejects),
-        "abbreviations": len(learnt.abbrev_types),
-        "collocations": len(learnt.collocations),
-        "sentence_starters": len(learnt.sent_starters),
+        "abbreviations": len(learned.abbrev_types),
+        "collocations": len(learned.collocations),
+        "sentence_starters": len(learned.sent_starters),
     }
     for name, lines in rows.items():
         with manifest.atomic_write(run.output / config.lang / name, "w") as file:

@@ -1,7 +1,6 @@
-"""train/valid/test ranges of a dataset's sequences, by shares such as "969,30,1".
+"""Ranges of a dataset's sequences for training, validation and test, from a split such as "969,30,1".
 
-The first share of the sequences, in their order, is for training, the next for validation, the last for
-testing.
+The first share of the sequences, in their order, is for training, the next for validation, the last for test.
 """
 
 from __future__ import annotations
@@ -10,11 +9,14 @@ import re
 
 from ..core.config import UserError
 
-NAMES = ("train", "valid", "test")
+SPLIT_NAMES = ("train", "valid", "test")
 
 
 def shares(split: str) -> tuple[float, float, float]:
-    """The three shares, of sum 1, of a split such as "969,30,1" or "98,2"; raises UserError."""
+    """The three shares of a split such as "969,30,1" or "98,2", scaled to a sum of 1.
+
+    Raises UserError for anything but one to three non-negative numbers of a positive, finite sum.
+    """
     numbers = [n for n in re.split(r"[,\s/]+", split.strip()) if n]
     try:
         values = [float(n) for n in numbers]
@@ -24,19 +26,19 @@ def shares(split: str) -> tuple[float, float, float]:
         raise UserError(
             f"split = {split!r} must be up to three shares for train, valid and test, such as 969,30,1"
         )
-    values += [0.0] * (3 - len(values))
+    train, valid, test = values + [0.0] * (3 - len(values))
     total = sum(values)
-    return tuple(v / total for v in values)
+    return train / total, valid / total, test / total
 
 
 def ranges(split: str, count: int) -> tuple[tuple[int, int] | None, ...]:
-    """[start, end) of every split of `count` elements; None where the share is nothing.
+    """[start, end) of every split of `count` elements; None for a share of 0.
 
-    Megatron-LM's rounding: the boundaries are running sums of the shares times the count, halves to even. A
-    range may be empty where there are few elements.
+    Rounding is Megatron-LM's: a boundary is the running sum of the shares times `count`, with halves rounded
+    to even. If there are few elements, a range may be empty.
     """
-    bounds, found = [0.0], []
+    end, found = 0.0, []
     for share in shares(split):
-        bounds.append(bounds[-1] + share)
-        found.append((round(bounds[-2] * float(count)), round(bounds[-1] * float(count))) if share else None)
+        start, end = end, end + share
+        found.append((round(start * float(count)), round(end * float(count))) if share else None)
     return tuple(found)

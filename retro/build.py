@@ -1,17 +1,16 @@
-"""indexed tokens -> retrieval database: chunks, embeddings, index, neighbours.
+"""Builds a retrieval database from .bin/.idx pairs (`mt retro build-db`).
 
-    chunks.npy       the chunk table (indexed/neighbors.py says what its rows are)
-    index.faiss      the Faiss index of the chunks' vectors
-    neighbors.npy    (chunks, num_neighbors) int64: the nearest chunks of every chunk, never from its own
-        document
-    tokenizer/       the tokenizer of the data, for turning chunks into text
-    manifest.json    settings, counts and the fact `database` (indexed/neighbors.py: Database); written last
-    parts/           blocks of embeddings and neighbours while it is built: a killed run redoes one block a
-        worker
+    chunks.npy       the chunk table; indexed/neighbors.py defines its rows
+    index.faiss      the Faiss index of the chunks' embeddings
+    neighbors.npy    (chunks, num_neighbors) int64: nearest chunks of every chunk, from other documents only
+    tokenizer/       the tokenizer of the data, which decodes chunks
+    manifest.json    settings, counts and `database` (DatabaseInfo in indexed/neighbors.py); written last
+    parts/           blocks of embeddings and neighbours during the build; a resumed run computes at most one
+                     block of each worker again
 
-Bytes depend neither on the number of workers nor on kills in between. With --extend a database is made of
-another one and of more data: the chunks of the other keep their ids, and only new ones are embedded, if its
-index gives the old vectors back.
+The bytes depend neither on the number of workers nor on kills in between. With --extend a database begins
+with another one: its chunks keep their ids, and only new chunks are embedded if its index returns the old
+vectors.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from ..core.config import UserError, check, configuration, option
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import DataConfig
-from ..indexed.neighbors import Chunks, Database, open_data, read_database
+from ..indexed.neighbors import Chunks, DatabaseInfo, DataInfo, EmbedderInfo, open_data, read_database
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from . import row_blocks
 from .chunks import (
@@ -57,7 +58,7 @@ from .index import (
     stored_vectors,
     training_sample,
 )
-from .megatron_hdf5 import select_exchanged, write_exchanged
+from .megatron_hdf5 import select_hdf5_chunks, write_hdf5_chunks
 
 
 @configuration()
@@ -66,25 +67,25 @@ class BuildDbConfig(Workers):
 
     data_path: tuple[str, ...] = option(
         help=(
-            "prefixes of .bin/.idx pairs, each after a weight or none of them; weights count for what the"
-            " index is trained on"
+            "prefixes of .bin/.idx pairs, all with a weight before them or none; weights are the shares of"
+            " the index's training sample"
         ),
         role="input",
     )
     output: str = option(help="directory for the database", role="output")
     extend: str | None = option(
-        None, "a database to begin with: --data-path is added to it, and --output holds both", role="input"
+        None, "a database to extend: --data-path is added to it, and --output gets both", role="input"
     )
     tokenizer: TokenizerConfig
     split: str = option(
         "1",
-        "shares of the sequences for training, validation and test, as training has them: only documents of"
-        " the first go into the database",
+        "shares of the sequences for training, validation and test, as in training: the database takes only"
+        " documents of the first",
     )
     chunk_length: int | None = option(None, "tokens in a chunk (default: 64, or the extended database's)")
     chunks_hdf5: str | None = option(
         None,
-        "take the chunks from this db/merged/train.hdf5 of Megatron-LM, made of the same --data-path in the"
+        "take the chunks from this db/merged/train.hdf5 of Megatron-LM, made from the same --data-path in the"
         " same order",
         role="input",
     )
@@ -92,7 +93,7 @@ class BuildDbConfig(Workers):
         None, "take at most so many chunks, from documents spread evenly over the data (default: all)"
     )
     num_neighbors: int | None = option(
-        None, "neighbours to keep for each chunk (default: 20, or the extended database's)"
+        None, "number of neighbours of each chunk (default: 20, or the extended database's)"
     )
     index: str | None = option(
         None,
@@ -110,28 +111,26 @@ class BuildDbConfig(Workers):
         " at least 16; of codes fewer)",
     )
     ef_search: int | None = option(
-        None, "how far a search looks around in an HNSW graph (default: nprobe, at least 256)"
+        None, "size of a search's candidate list in an HNSW graph (default: nprobe, at least 256)"
     )
     seed: int = option(1234, "seed of the sample that the index is trained on")
     bert_model: str | None = option(
         None,
-        "directory of a Hugging Face BERT that makes the vectors (default: the installed all-MiniLM-L6-v2)",
+        "directory of a Hugging Face BERT that embeds the chunks (default: the installed all-MiniLM-L6-v2)",
         role="input",
     )
     bf16: bool = option(
         False, "embed in bfloat16: up to three times as fast, at a cosine of 0.9998 to the vectors of float32"
     )
     dry_run: bool = option(
-        False,
-        "print what would be built, its sizes and about how long it takes, and write nothing",
-        role="runtime",
+        False, "print counts, sizes and estimated times of the database, and write nothing", role="runtime"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         numbers = ("chunk_length", "max_chunks", "num_neighbors", "index_train_chunks", "nprobe", "ef_search")
-        alone = {
+        fixed = {
             n: getattr(self, n)
             for n in ("chunk_length", "index", "bert_model")
             if self.extend is not None and getattr(self, n) is not None
@@ -146,30 +145,26 @@ class BuildDbConfig(Workers):
                 for n in numbers
             ),
             (
-                not alone,
-                (
-                    f"{', '.join(f'{n} = {v}' for n, v in alone.items())}: are the extended database's own;"
-                    " leave them out, or build a new database"
-                ),
+                not fixed,
+                f"{', '.join(f'{n} = {v}' for n, v in fixed.items())}: an extended database keeps its own;"
+                " leave them out, or build a new database",
             ),
             (
                 self.chunks_hdf5 is None or (self.extend, self.max_chunks, self.split) == (None, None, "1"),
-                "chunks_hdf5 says what all chunks are; leave out --extend, --max-chunks and --split",
+                "chunks_hdf5 determines all chunks; leave out --extend, --max-chunks and --split",
             ),
             (
                 self.extend is None or Path(self.extend).resolve() != Path(self.output).resolve(),
-                (
-                    f"output = {self.output} is the database to extend; give another directory: the old one"
-                    " stays as it is"
-                ),
+                f"output = {self.output} is the database to extend; give another directory: the old one does"
+                " not change",
             ),
         )
         if self.data_path:
             DataConfig(data_path=self.data_path, split=self.split).sources("train")
 
 
-def build_db(config: BuildDbConfig) -> dict:
-    """Builds a retrieval database; returns its manifest, or with dry_run what would be built."""
+def build_db(config: BuildDbConfig) -> dict[str, Any]:
+    """Builds a retrieval database; returns its manifest, or with dry_run the plan."""
     tokenizer = load(config.tokenizer)
     base = _Base.open(config.extend, tokenizer) if config.extend is not None else None
     sources = DataConfig(data_path=config.data_path, split=config.split).sources("train")
@@ -180,21 +175,21 @@ def build_db(config: BuildDbConfig) -> dict:
     embedder = open_same(known, None, config.extend) if known else Embedder(config.bert_model, config.bf16)
     chunk_length = known["chunk_length"] if known else config.chunk_length or 64
     if config.chunks_hdf5:
-        selection = select_exchanged(config.chunks_hdf5, data, chunk_length)
+        selection = select_hdf5_chunks(config.chunks_hdf5, data, chunk_length)
     else:
         selection = select_chunks(data, chunk_length, tokenizer.eod, config.max_chunks, config.split)
     if not selection.chunks:
         raise UserError(
-            f"{', '.join(d.prefix for d in data)}: holds no token, in {selection.documents_in:,} documents;"
-            " give data with text"
+            f"{', '.join(d.prefix for d in data)}: has no token in {selection.documents_in:,} documents; give"
+            " data with text"
         )
     index = known["index"] if known else config.index or choose_index(selection.chunks, embedder.dimension)
     if not known:
         check_index(index, selection.chunks, embedder.dimension)
     nprobe = config.nprobe or (known["nprobe"] if known else choose_nprobe(index))
-    database = Database(
+    database = DatabaseInfo(
         data=[
-            {"prefix": os.path.relpath(d.prefix, config.output), "fingerprint": d.fingerprint}
+            DataInfo(prefix=os.path.relpath(d.prefix, config.output), fingerprint=d.fingerprint)
             for d in [*(base.data if base else []), *data]
         ],
         chunk_length=chunk_length,
@@ -206,17 +201,17 @@ def build_db(config: BuildDbConfig) -> dict:
         embedder=(
             known["embedder"]
             if known
-            else {
-                "directory": config.bert_model and os.path.abspath(config.bert_model),
-                "digest": embedder.digest,
-                "bf16": config.bf16,
-            }
+            else EmbedderInfo(
+                directory=config.bert_model and os.path.abspath(config.bert_model),
+                digest=embedder.digest,
+                bf16=config.bf16,
+            )
         ),
     )
     if config.dry_run:
         return _plan(data, tokenizer, selection, database, embedder, base, config.workers)
 
-    files = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + [
+    inputs = [f"{d.prefix}.{suffix}" for d in data for suffix in ("bin", "idx")] + [
         f for f in (config.extend, config.chunks_hdf5) if f
     ]
     facts = {
@@ -224,7 +219,7 @@ def build_db(config: BuildDbConfig) -> dict:
         "embedder": embedder.digest,
         "weights": [w for w, _ in sources],
     }
-    run = manifest.begin("retro build-db", config, files, facts=facts)
+    run = manifest.begin("retro build-db", config, inputs, facts=facts)
     if run.finished:
         return run.manifest
     _build(run, config, database, base, data, tokenizer, selection, [w for w, _ in sources])
@@ -250,10 +245,10 @@ def build_db(config: BuildDbConfig) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class _Base:
-    """The database that another one begins with."""
+    """The database that another one extends."""
 
     root: Path
-    database: Database
+    database: DatabaseInfo
     data: list[IndexedDataset]
     chunks: int
 
@@ -263,30 +258,30 @@ class _Base:
         database = read_database(root)
         if row_blocks.open_tokenizer(directory).fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{root}: was made with another tokenizer than the one given; give the files in"
+                f"{root}: was built with another tokenizer than the given one; give the files in"
                 f" {root / 'tokenizer'}, and data that they made"
             )
-        return cls(
-            root, database, open_data(root, database), len(np.load(root / "chunks.npy", mmap_mode="r"))
-        )
+        num_chunks = len(np.load(root / "chunks.npy", mmap_mode="r"))
+        return cls(root, database, open_data(root, database["data"]), num_chunks)
 
 
 def _plan(
     data: list[IndexedDataset],
     tokenizer: Tokenizer,
     selection: Selection,
-    database: Database,
+    database: DatabaseInfo,
     embedder: Embedder,
     base: _Base | None,
     workers: int,
-) -> dict:
+) -> dict[str, Any]:
+    """Counts, sizes and estimated times of a database: what dry_run prints."""
     before = base.chunks if base else 0
     total, neighbors = before + selection.chunks, database["num_neighbors"]
     sizes = {
         "chunks.npy": 16 * total,
         "index.faiss": index_bytes(database["index"], total, embedder.dimension),
         "neighbors.npy": 8 * neighbors * total,
-        "parts/ (while it is built)": (4 * embedder.dimension + 8 * neighbors) * total,
+        "parts/ (temporary)": (4 * embedder.dimension + 8 * neighbors) * total,
     }
     embedded = selection.chunks if is_lossless(database["index"]) else total
     texts = sample_texts(data, tokenizer, selection)
@@ -327,47 +322,44 @@ def _plan(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-    """What a worker needs to open the database that is being built. Equal where the keys are: for `once`."""
+class _BuildTask:
+    """The arguments of a worker: the database that is being built. Hashable, for `cached_in_worker`."""
 
     root: str
     prefixes: tuple[str, ...]
-    base: str | None  # the database that it begins with
+    base: str | None  # the database that it extends
     base_chunks: int
-    database: Database = dataclasses.field(hash=False)
-    key: str  # of the run: where a worker outlives a build, the next one opens its own files
+    database: DatabaseInfo = dataclasses.field(hash=False)
+    key: str  # of the run, so that a worker which outlives a build opens the files of the next one
 
 
 def _build(
     run: manifest.Run,
     config: BuildDbConfig,
-    database: Database,
+    database: DatabaseInfo,
     base: _Base | None,
     data: list[IndexedDataset],
     tokenizer: Tokenizer,
     selection: Selection,
     weights: list[float | None],
 ) -> None:
-    """Each step leaves a whole file and is skipped when it is there; `parts` goes when nothing needs it any
-    more.
-    """
+    """Writes chunks.npy, index.faiss and neighbors.npy; a step whose file exists is skipped."""
     root, before = run.output, base.chunks if base else 0
     total = before + selection.chunks
     if not (root / "chunks.npy").exists():
         tokenizer.save(root / "tokenizer")
         if config.chunks_hdf5:
-            write_exchanged(root / "chunks.npy", config.chunks_hdf5, data, selection)
+            write_hdf5_chunks(root / "chunks.npy", config.chunks_hdf5, data, selection)
         else:
             table = np.load(base.root / "chunks.npy", mmap_mode="r") if base else None
             write_chunks(root / "chunks.npy", data, selection, table, len(base.data) if base else 0)
     if not (root / "neighbors.npy").exists():
         prefixes = tuple(d.prefix for d in [*(base.data if base else []), *data])
-        work = _Work(str(root), prefixes, str(base.root) if base else None, before, database, run.key)
+        task = _BuildTask(str(root), prefixes, str(base.root) if base else None, before, database, run.key)
 
-        def map_blocks(make, name: str) -> list[Path]:
-            make = functools.partial(make, work=work)
+        def map_blocks(make: Callable[..., np.ndarray], name: str) -> list[Path]:
             return row_blocks.map_blocks(
-                make,
+                functools.partial(make, task=task),
                 total,
                 row_blocks.block_size(total),
                 root / "parts" / name,
@@ -378,13 +370,10 @@ def _build(
         embeddings = map_blocks(_embed_block, "embeddings")
         if not (root / "index.faiss").exists():
             begin = (base.root / "index.faiss", before) if base else None
-            sample = (
-                None
-                if base
-                else training_sample(
-                    database["index"], _parts(root, weights), config.index_train_chunks, config.seed
-                )
-            )
+            sample = None
+            if base is None:
+                parts = _parts(root, weights)
+                sample = training_sample(database["index"], parts, config.index_train_chunks, config.seed)
             build_index(
                 root / "index.faiss",
                 root / "parts" / "trained.faiss",
@@ -401,43 +390,42 @@ def _build(
 
 
 def _parts(root: Path, weights: list[float | None]) -> list[tuple[int, float]]:
-    """(chunks, weight) of every dataset; without weights each counts by its size."""
+    """(number of chunks, weight) of every dataset; without weights the size is the weight."""
     table = np.load(root / "chunks.npy", mmap_mode="r")
     firsts = document_ranges(table, np.array([(number, 0) for number in range(len(weights) + 1)]))[:, 0]
     sizes = np.diff(firsts).tolist()
     return [(size, size if weight is None else weight) for size, weight in zip(sizes, weights)]
 
 
-def _embed_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
-    """Vectors of chunks [start, stop): (n, dimension) float32."""
-    database, parts = work.database, []
-    # to here the old index has them
-    known = min(max(start, work.base_chunks if is_lossless(database["index"]) else 0), stop)
+def _embed_block(start: int, stop: int, *, task: _BuildTask) -> np.ndarray:
+    """The embeddings of chunks [start, stop): (n, dimension) float32."""
+    database, parts = task.database, []
+    # the end of the chunks in this block whose vectors the extended index returns
+    known = min(max(start, task.base_chunks if is_lossless(database["index"]) else 0), stop)
     if start < known:
-        old = row_blocks.open_searched(work.base, database["nprobe"], database["ef_search"])
+        assert task.base is not None, "only an extended database has such chunks"
+        old = row_blocks.open_search_index(task.base, database["nprobe"], database["ef_search"])
         parts.append(stored_vectors(old, start, known))
     if known < stop:
         embedder = row_blocks.open_embedder(database["embedder"]["directory"], database["embedder"]["bf16"])
-        parts.append(
-            embedder(chunk_texts(_chunks(work), row_blocks.open_tokenizer(work.root), np.arange(known, stop)))
-        )
+        tokenizer = row_blocks.open_tokenizer(task.root)
+        parts.append(embedder(chunk_texts(_chunks(task), tokenizer, np.arange(known, stop))))
     return np.concatenate(parts)
 
 
-def _search_block(start: int, stop: int, *, work: _Work) -> np.ndarray:
-    """Neighbours of chunks [start, stop): (n, num_neighbors) int64."""
-    vectors = np.load(row_blocks.block_path(Path(work.root) / "parts" / "embeddings", start, stop))
-    own = own_ranges(_chunks(work).table, start, stop)
-    index = row_blocks.open_searched(work.root, work.database["nprobe"], work.database["ef_search"])
-    return nearest(index, vectors, work.database["num_neighbors"], own)[1]
+def _search_block(start: int, stop: int, *, task: _BuildTask) -> np.ndarray:
+    """The neighbours of chunks [start, stop): (n, num_neighbors) int64."""
+    vectors = np.load(row_blocks.block_path(Path(task.root) / "parts" / "embeddings", start, stop))
+    own = own_ranges(_chunks(task).table, start, stop)
+    index = row_blocks.open_search_index(task.root, task.database["nprobe"], task.database["ef_search"])
+    return nearest(index, vectors, task.database["num_neighbors"], own)[1]
 
 
-@row_blocks.once
-def _chunks(work: _Work) -> Chunks:
-    table = np.load(Path(work.root) / "chunks.npy", mmap_mode="r")
+@row_blocks.cached_in_worker
+def _chunks(task: _BuildTask) -> Chunks:
     return Chunks(
-        table,
-        [IndexedDataset(p) for p in work.prefixes],
-        work.database["chunk_length"],
-        work.database["pad_id"],
+        np.load(Path(task.root) / "chunks.npy", mmap_mode="r"),
+        [IndexedDataset(p) for p in task.prefixes],
+        task.database["chunk_length"],
+        task.database["pad_id"],
     )

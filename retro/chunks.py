@@ -1,8 +1,9 @@
-"""indexed tokens -> chunks, and their texts.
+"""Cuts documents into chunks, and decodes the texts of chunks.
 
-In: the datasets of one or several .bin/.idx pairs. Out: `chunks.npy`, (N,) CHUNK (indexed/neighbors.py):
-every document cut every `chunk_length` tokens, without its trailing end-of-document token; the last chunk of
-a document is short, and an empty document has none. The tokens stay where they are.
+In: the datasets of one or several .bin/.idx pairs. Out: `chunks.npy`, (N,) CHUNK (indexed/neighbors.py), the
+positions of the chunks: every document is cut into chunks of `chunk_length` tokens, without its trailing
+end-of-document token. The last chunk of a document may be shorter, and an empty document has none. Tokens are
+not copied.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ CHUNKS_AT_ONCE = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which chunks of the data go into the database, and how many there are."""
+    """The chunks of the data that a database takes, and their counts."""
 
     chunk_length: int  # tokens
-    eod: int | None  # the token that ends documents
-    share: float  # of the documents of the training part
-    ends: tuple[int, ...]  # where each dataset's training part ends, in documents
-    documents_in: int
-    outside_documents: int  # not in the training part
+    eod: int | None  # end-of-document token
+    share: float  # of the documents of the training split
+    ends: tuple[int, ...]  # end of each dataset's training split, in documents
+    documents_in: int  # of the data
+    outside_documents: int  # not in the training split
     empty_documents: int
-    chunks_in: int
-    documents: int
-    chunks: int
+    chunks_in: int  # of the training split
+    documents: int  # that are taken
+    chunks: int  # that are taken
 
 
 def select_chunks(
@@ -49,31 +50,30 @@ def select_chunks(
     max_chunks: int | None,
     split: str = "1",
 ) -> Selection:
-    """Counts the chunks, and where there are more than `max_chunks`, chooses documents evenly over the whole
-    corpus.
+    """Counts the chunks; if there are more than `max_chunks`, selects documents evenly over the whole data.
 
-    split: documents that lie whole in its training share, which is one of sequences as in training, are
-    looked at alone. The chosen documents go in whole, but for the last where they are more than max_chunks in
-    all.
+    split: only documents that lie entirely in its training share, which is a share of sequences as in
+    training, are considered. All chunks of a selected document are taken, except that the last document is
+    cut at max_chunks.
     """
     ends = tuple(training_documents(dataset, split) for dataset in data)
-    seen = chunks_in = empty = 0
+    considered = chunks_in = empty = 0
     for _, _, lengths in _documents(data, eod, ends):
-        seen += len(lengths)
+        considered += len(lengths)
         empty += int((lengths == 0).sum())
         chunks_in += int(_num_chunks(lengths, chunk_length).sum())
     documents_in = sum(dataset.num_documents for dataset in data)
     everything = Selection(
-        chunk_length,
-        eod,
-        1.0,
-        ends,
-        documents_in,
-        documents_in - seen,
-        empty,
-        chunks_in,
-        seen - empty,
-        chunks_in,
+        chunk_length=chunk_length,
+        eod=eod,
+        share=1.0,
+        ends=ends,
+        documents_in=documents_in,
+        outside_documents=documents_in - considered,
+        empty_documents=empty,
+        chunks_in=chunks_in,
+        documents=considered - empty,
+        chunks=chunks_in,
     )
     if max_chunks is None or chunks_in <= max_chunks:
         return everything
@@ -86,13 +86,11 @@ def select_chunks(
 
 
 def training_documents(dataset: IndexedDataset, split: str) -> int:
-    """How many documents lie whole in the training share of a dataset's sequences."""
+    """The number of documents that lie entirely in the training share of a dataset's sequences."""
     _, end = ranges(split, len(dataset))[0] or (0, 0)
-    return (
-        dataset.num_documents
-        if end == len(dataset)
-        else int(np.searchsorted(dataset.document_indices[1:], end, side="right"))
-    )
+    if end == len(dataset):
+        return dataset.num_documents
+    return int(np.searchsorted(dataset.document_indices[1:], end, side="right"))
 
 
 def write_chunks(
@@ -102,12 +100,14 @@ def write_chunks(
     before: np.ndarray | None = None,
     datasets_before: int = 0,
 ) -> None:
-    """Writes the chunk table of a selection, behind the table `before` of so many other datasets where there
-    is one.
+    """Writes the chunk table of a selection, after the table `before` of other datasets, if given.
+
+    datasets_before: how many datasets that table has.
     """
+    before = np.empty(0, CHUNK) if before is None else before
     with atomic_write(path) as file:
-        write_npy_header(file, CHUNK, ((0 if before is None else len(before)) + selection.chunks,))
-        for start in range(0, 0 if before is None else len(before), CHUNKS_AT_ONCE):
+        write_npy_header(file, CHUNK, (len(before) + selection.chunks,))
+        for start in range(0, len(before), CHUNKS_AT_ONCE):
             file.write(before[start : start + CHUNKS_AT_ONCE].tobytes())
         for (number, first, lengths), (_, _, per_document) in zip(
             _documents(data, selection.eod, selection.ends), _selected(data, selection), strict=True
@@ -118,8 +118,9 @@ def write_chunks(
 
 
 def own_ranges(table: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """(stop - start, 3) int64 for `index.nearest`: of chunks [start, stop) of a table, the row, the first id
-    of its document and the id past its last.
+    """The own documents of chunks [start, stop), as `index.nearest` takes them: (stop - start, 3) int64.
+
+    A row is the number of the chunk from `start` on, the first id of its document and one past the last.
     """
     rows = table[start:stop]
     documents, row_of = np.unique(
@@ -129,14 +130,13 @@ def own_ranges(table: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def document_ranges(table: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """(n, 2) int64: the first id of each document's chunks in a table, and the id past its last; equal where
-    it has none.
+    """(n, 2) int64: the first id and one past the last of each document's chunks; equal if it has none.
 
-    documents: (n, 2) int64, rows (dataset, document). A binary search: the table is read in log2(N) places
+    documents: (n, 2) int64, rows (dataset, document). A binary search, which reads log2(N) rows of the table
     for each.
     """
     keys = (documents[:, 0] << 32) + documents[:, 1]
-    wanted = np.concatenate([keys, keys + 1])  # a document ends where the next one would begin
+    wanted = np.concatenate([keys, keys + 1])  # a document ends at the place of the next one
     low, high = np.zeros(len(wanted), np.int64), np.full(len(wanted), len(table), np.int64)
     while (open_ := low < high).any():
         middle = (low + high) // 2
@@ -147,26 +147,24 @@ def document_ranges(table: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 
 def chunk_texts(chunks: Chunks, tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """The texts of chunks of a database; raises UserError for a token that the tokenizer does not know."""
+    """The texts of chunks of a database; raises UserError for a token outside the tokenizer's vocabulary."""
     return texts_of(*chunks.tokens(ids), tokenizer, ", ".join(d.prefix for d in chunks.data))
 
 
 def sample_texts(data: Sequence[IndexedDataset], tokenizer: Tokenizer, selection: Selection) -> list[str]:
-    """Some 64 texts of full chunks from the first tokens of the data, to time what is done with texts."""
+    """At most 64 texts of full chunks from the start of the data, to measure the speed of embedding."""
     length = selection.chunk_length
     tokens = max((d.tokens[: 64 * length] for d in data), key=len)
-    rows = (
-        tokens[: max(1, len(tokens) // length) * length]
-        .reshape(-1, min(length, len(tokens)))
-        .astype(np.int64)
-    )
+    whole = tokens[: max(1, len(tokens) // length) * length]
+    rows = whole.reshape(-1, min(length, len(tokens))).astype(np.int64)
     return texts_of(rows, np.ones(rows.shape, bool), tokenizer, data[0].prefix)
 
 
 def texts_of(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer, place: str) -> list[str]:
-    """The texts of chunks without end-of-document tokens; `place` names their data in a message.
+    """The texts of chunks without end-of-document tokens.
 
-    tokens, mask: (n, chunk_length). Raises UserError for a token that the tokenizer does not know.
+    tokens, mask: (n, chunk_length). place: their data, for error messages. Raises UserError for a token
+    outside the tokenizer's vocabulary.
     """
     check_tokens(tokens, tokenizer, place)
     if tokenizer.eod is not None:
@@ -175,26 +173,26 @@ def texts_of(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer, place: 
 
 
 def check_data(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
-    """Raises UserError where a manifest, or a token among the first million, says that another tokenizer made
-    the data.
+    """Raises UserError if the manifest or one of the first million tokens shows another tokenizer.
 
-    Every other token is looked at when its chunk is embedded.
+    The other tokens are checked when their chunk is embedded.
     """
     check_tokens(dataset.tokens[: 1 << 20], tokenizer, dataset.prefix)
     if isinstance(tokenizer, NullTokenizer):
         raise UserError(
-            f"{dataset.prefix}: retrieval works on texts, and NullTokenizer cannot turn tokens into any; give"
-            " the tokenizer that made the data"
+            f"{dataset.prefix}: retrieval needs texts, and NullTokenizer cannot decode tokens; give the"
+            " tokenizer that made the data"
         )
     made = (manifest.manifest_of(f"{dataset.prefix}.bin") or {}).get("tokenizer")
     if isinstance(made, dict) and made.get("fingerprint") != tokenizer.fingerprint:
         raise UserError(
-            f"{dataset.prefix}: was tokenised with another tokenizer than the one given; give the same"
+            f"{dataset.prefix}: was tokenized with another tokenizer than the given one; give the same"
             " tokenizer files"
         )
 
 
 def check_tokens(tokens: np.ndarray, tokenizer: Tokenizer, place: str) -> None:
+    """Raises UserError for a token outside the tokenizer's vocabulary. place: where the tokens are from."""
     largest = int(tokens.max(initial=0))
     if largest >= tokenizer.vocab_size:
         raise UserError(
@@ -206,9 +204,7 @@ def check_tokens(tokens: np.ndarray, tokenizer: Tokenizer, place: str) -> None:
 def _documents(
     data: Sequence[IndexedDataset], eod: int | None, ends: Sequence[int]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(dataset, first document, lengths in tokens without the trailing EOD (n,) int64), some documents at a
-    time.
-    """
+    """Blocks of documents: (dataset, first document, (n,) int64 tokens without the trailing EOD)."""
     for number, dataset in enumerate(data):
         for first in range(0, ends[number], DOCUMENTS_AT_ONCE):
             bounds = document_offsets(
@@ -222,13 +218,13 @@ def _documents(
 
 
 def _selected(data: Sequence[IndexedDataset], selection: Selection) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(dataset, first document, chunks taken of each document (n,) int64), in step with `_documents`."""
-    seen, left = 0, selection.chunks
+    """For each block of `_documents`: (dataset, first document, (n,) int64 chunks taken of each document)."""
+    before, left = 0, selection.chunks
     for number, first, lengths in _documents(data, selection.eod, selection.ends):
-        # Document i is chosen where the running share reaches a new whole number: share 0.4 takes 0, 2, 5, 7,
-        # 10 ...
-        reached = np.ceil(np.arange(seen, seen + len(lengths) + 1) * selection.share)
-        seen += len(lengths)
+        # Document i is selected if the running share reaches a new whole number at it: share 0.4 selects 0,
+        # 2, 5, 7, 10 ...
+        reached = np.ceil(np.arange(before, before + len(lengths) + 1) * selection.share)
+        before += len(lengths)
         wanted = np.where(np.diff(reached) > 0, _num_chunks(lengths, selection.chunk_length), 0)
         per_document = np.diff(np.minimum(np.cumsum(wanted), left), prepend=0)
         left -= int(per_document.sum())
@@ -242,9 +238,10 @@ def _num_chunks(lengths: np.ndarray, chunk_length: int) -> np.ndarray:
 def _cut(
     dataset: int, first_document: int, lengths: np.ndarray, per_document: np.ndarray, chunk_length: int
 ) -> np.ndarray:
-    """(n,) CHUNK: the first `per_document` chunks of consecutive documents of these lengths.
+    """(n,) CHUNK: the first `per_document` chunks of consecutive documents with these lengths.
 
-    lengths [130, 0, 64] in chunks of 64, all taken: documents 0 0 0 2, starts 0 64 128 0, ends 64 128 130 64.
+    Lengths [130, 0, 64] with chunks of 64, all taken: documents 0 0 0 2, starts 0 64 128 0, ends 64 128 130
+    64.
     """
     document = np.repeat(np.arange(len(lengths)), per_document)
     before = np.repeat(np.cumsum(per_document) - per_document, per_document)

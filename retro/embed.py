@@ -1,9 +1,9 @@
-"""texts -> embeddings, with a BERT: one vector for each text.
+"""Embeds texts with a BERT: one vector for each text, the mean of its last hidden states.
 
-Mean of the last hidden states by the model's own rule. A sentence-transformers directory (the default
-all-MiniLM-L6-v2 is one) says in `modules.json` that the mean is over all tokens and that the vector is
-brought to length one; for any other BERT directory it is Retro's rule: the mean without [CLS] and [SEP], as
-it is (a text without a token gives zeros).
+The pooling is the model's own. A sentence-transformers directory, such as the default all-MiniLM-L6-v2,
+defines in `modules.json` that the mean is over all tokens and that the vector is normalized to length one.
+Any other BERT has Retro's rule: the mean without [CLS] and [SEP], not normalized. A text without tokens then
+gives zeros.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import xxhash
 
 from ..core.config import UserError
 from ..core.manifest import file_digest, read_json
-from ..indexed.masked_dataset import word_pieces
-from ..indexed.neighbors import Database
+from ..indexed.neighbors import DatabaseInfo
+from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.base import Checkpoint
 from ..train.checkpoint.huggingface import HuggingFaceCheckpoint, minilm_directory
 from ..train.checkpoint.native import NativeCheckpoint
@@ -34,11 +34,11 @@ from ..train.model.family import family_of
 from ..train.precision import use_fast_float32_matmul
 from ..train.prepacked_weights import prepare_for_inference
 
-# of a text, [CLS] and [SEP] included; more are cut off (Megatron-LM's bert_max_chunk_length)
+# of a text, [CLS] and [SEP] included; longer texts are truncated (Megatron-LM's bert_max_chunk_length)
 MAX_TOKENS = 256
-# on a processor 1,536 or 6,144 take 1 to 4 hundredths longer; a GPU wants many
+# on a CPU 1,536 or 6,144 take 1 to 4 % longer; a GPU needs many
 TOKENS_PER_BATCH, TOKENS_PER_BATCH_CUDA = 4096, 65536
-# What decides the vectors; modules.json and those after it are in sentence-transformers directories only.
+# The files that determine the vectors; only sentence-transformers directories have the last three.
 FILES = (
     "config.json",
     "model.safetensors",
@@ -52,35 +52,35 @@ FILES = (
 
 
 class Embedder:
-    """`Embedder(directory)(texts)` -> (len(texts), dimension) float32.
+    """`Embedder(directory)(texts)` returns the vectors of texts: (len(texts), dimension) float32.
 
     directory: a Hugging Face BERT with its tokenizer.json or vocab.txt, or a run of `mt train --family bert`;
-    None: the installed all-MiniLM-L6-v2. bf16: in bfloat16, two to three times as fast where the processor
-    has it, at a cosine of 0.9998 or better to float32's vectors. On the GPU if there is one; else vectors do
-    not depend on the number of threads: all work is on one.
+    None: the installed all-MiniLM-L6-v2. bf16: compute in bfloat16, two to three times as fast on a CPU that
+    supports it, at a cosine of 0.9998 or more to the vectors of float32. It runs on the GPU if there is one.
+    Otherwise it uses one thread, so that vectors do not depend on the number of threads.
     """
 
     def __init__(self, directory: str | Path | None = None, bf16: bool = False):
         self.directory, self.bf16 = Path(directory) if directory is not None else minilm_directory(), bf16
         checkpoint = open_checkpoint(self.directory)
         if isinstance(checkpoint, HuggingFaceCheckpoint):
-            self.own_rule, self.normalize = _pooling(self.directory)
+            self.mean_of_all_tokens, self.normalize = _pooling(self.directory)
             model = checkpoint.load_encoder()
             tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)
             self.encode = lambda texts: [e.ids for e in tokenizer.encode_batch_fast(list(texts))]
             self.digest = _digest(self.directory)
         else:
             model, self.encode, self.digest = _load_bert(checkpoint)
-            self.own_rule, self.normalize = False, False
-        self.digest += "-bf16" if bf16 else ""  # of what decides the vectors, wherever it lies
+            self.mean_of_all_tokens, self.normalize = False, False
+        self.digest += "-bf16" if bf16 else ""  # of everything that determines the vectors, not of the path
         self.dimension: int = model.config.hidden_size
         self.device = torch.device("cpu")
-        if torch.cuda.is_available():  # the workers of a machine share its GPUs
+        if torch.cuda.is_available():  # the workers on a machine share its GPUs
             self.device = torch.device("cuda", os.getpid() % torch.cuda.device_count())
         else:
             use_fast_float32_matmul()
             keep_freed_memory()
-        self.packs = self.device.type == "cpu"  # texts one behind the other, in place of a padded batch
+        self.packs = self.device.type == "cpu"  # concatenates texts in place of a padded batch
         self.model = prepare_for_inference(model.to(self.device), bf16=bf16, rows=TOKENS_PER_BATCH)
 
     @torch.inference_mode()
@@ -95,21 +95,21 @@ class Embedder:
         return vectors
 
     def _packed(self, ids: list[list[int]]) -> torch.Tensor:
-        """(texts, D) float32."""
+        """The vectors of texts, (texts, D) float32, from one sequence of all their tokens."""
         tokens = torch.tensor([token for row in ids for token in row], device=self.device)
         lengths = [len(row) for row in ids]
         hidden = self.model(tokens[None], mask=packed_texts_mask(lengths, self.device))[
             0
         ].float()  # (tokens, D)
-        beside = 0 if self.own_rule else 1
+        excluded = 0 if self.mean_of_all_tokens else 1  # tokens at each end: [CLS] and [SEP]
         means = [
-            part[beside : len(part) - beside].sum(0) / max(1, len(part) - 2 * beside)
+            part[excluded : len(part) - excluded].sum(0) / max(1, len(part) - 2 * excluded)
             for part in hidden.split(lengths)
         ]
-        return self._scaled(torch.stack(means))
+        return self._normalized(torch.stack(means))
 
     def _padded(self, ids: list[list[int]]) -> torch.Tensor:
-        """(texts, D) float32."""
+        """The vectors of texts, (texts, D) float32, from a padded batch."""
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(
             self.device
         )
@@ -117,14 +117,15 @@ class Embedder:
         positions = torch.arange(tokens.shape[1], device=self.device)
         present = positions < lengths[:, None]
         hidden = self.model(tokens, present).float()  # (B, T, D)
-        counted = present if self.own_rule else (positions >= 1) & (positions < lengths[:, None] - 1)
+        counted = present
+        if not self.mean_of_all_tokens:
+            counted = (positions >= 1) & (positions < lengths[:, None] - 1)
         weights = counted.to(hidden.dtype)
-        # A product, which sums without a copy of the hidden states.
-        return self._scaled(
-            torch.bmm(weights[:, None], hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
-        )
+        # a matrix product sums without a copy of the hidden states
+        sums = torch.bmm(weights[:, None], hidden)[:, 0]
+        return self._normalized(sums / weights.sum(1, keepdim=True).clamp(min=1))
 
-    def _scaled(self, mean: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, mean: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(mean, dim=1) if self.normalize else mean
 
 
@@ -135,7 +136,7 @@ def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], 
     """
     if family_of(checkpoint.config).encoder != "single":
         raise UserError(
-            f"{checkpoint}: is a model of family {checkpoint.config.family}; texts are embedded by a BERT: give a"
+            f"{checkpoint}: is a model of family {checkpoint.config.family}; a BERT embeds texts: give a"
             " run of `mt train --family bert`, or leave --bert-model out"
         )
     assert isinstance(checkpoint, NativeCheckpoint), "Megatron-LM's checkpoints are read for GPTs alone"
@@ -148,19 +149,20 @@ def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], 
 
 
 def _digest(directory: Path) -> str:
+    """Hex digest of the files that determine the vectors."""
     digests = [(name, file_digest(directory / name)) for name in FILES if (directory / name).exists()]
     return xxhash.xxh3_128(json.dumps(digests).encode()).hexdigest()
 
 
-def open_same(database: Database, directory: str | None, root: Path) -> Embedder:
-    """The embedder of the database `root`; directory: where it lies now, if it has moved.
+def open_same(database: DatabaseInfo, directory: str | None, root: Path) -> Embedder:
+    """The embedder of the database `root`; raises UserError for another one.
 
-    Raises UserError for another one.
+    directory: its present directory, if it has moved.
     """
     embedder = Embedder(directory or database["embedder"]["directory"], database["embedder"]["bf16"])
     if embedder.digest != database["embedder"]["digest"]:
         raise UserError(
-            f"{embedder.directory}: is not the model that made the vectors of {root}; name that one with"
+            f"{embedder.directory}: is not the model that made the vectors of {root}; give that one with"
             " --bert-model"
         )
     return embedder
@@ -168,7 +170,7 @@ def open_same(database: Database, directory: str | None, root: Path) -> Embedder
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch works on one thread meanwhile, so that what it computes depends on nothing here but the texts."""
+    """Sets torch to one thread, so that results do not depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -178,12 +180,14 @@ def one_thread() -> Iterator[None]:
 
 
 def tokens_per_batch(device: torch.device) -> int:
+    """The most tokens of a batch, padding included."""
     return TOKENS_PER_BATCH if device.type == "cpu" else TOKENS_PER_BATCH_CUDA
 
 
 def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows of texts of about the same length, the longest first, so that little is padded: with that no more
-    tokens, or one.
+    """Batches of row numbers, the longest texts first, so that texts of about the same length come together.
+
+    A batch with its padding has at most `tokens` tokens, or a single text.
     """
     order = np.argsort(-lengths, kind="stable")
     while len(order):
@@ -193,35 +197,27 @@ def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 
 def _pooling(directory: Path) -> tuple[bool, bool]:
-    """(whether the mean is over all tokens, whether vectors are normalised); raises UserError for another
-    rule.
-    """
+    """(mean over all tokens, vectors are normalized) of a model; raises UserError for any other pooling."""
     if not (directory / "modules.json").exists():
         return False, False
     modules = [m["type"].rsplit(".", 1)[-1] for m in read_json(directory / "modules.json")]
-    rule = (
-        read_json(directory / "1_Pooling" / "config.json")
-        if (directory / "1_Pooling" / "config.json").exists()
-        else {}
-    )
-    chosen = sorted(
+    settings = directory / "1_Pooling" / "config.json"
+    modes = sorted(
         name
-        for name, value in rule.items()
+        for name, value in (read_json(settings) if settings.exists() else {}).items()
         if name.startswith("pooling_mode") and value not in (False, "mean")
     )
-    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or chosen not in (
-        ["pooling_mode_mean_tokens"],
-        [],
-    ):
+    known = modules in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+    if not known or modes not in (["pooling_mode_mean_tokens"], []):
         raise UserError(
-            f"{directory}: embeds by {' > '.join(modules)} with {', '.join(chosen)}; only the mean of all"
-            " tokens, normalised or not, is supported: choose another --bert-model"
+            f"{directory}: embeds by {' > '.join(modules)} with {', '.join(modes)}; only the mean of all"
+            " tokens, normalized or not, is supported: choose another --bert-model"
         )
     return True, modules[-1] == "Normalize"
 
 
-def _tokenizer(directory: Path, max_positions: int):
-    """WordPiece with [CLS] and [SEP] around and long texts cut off."""
+def _tokenizer(directory: Path, max_positions: int) -> tokenizers.Tokenizer:
+    """The WordPiece tokenizer of a directory; it adds [CLS] and [SEP] and truncates long texts."""
     if (directory / "tokenizer.json").exists():
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     elif (directory / "vocab.txt").exists():

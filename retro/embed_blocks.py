@@ -1,14 +1,14 @@
-"""documents and their titles -> blocks, embedded by a biencoder, and an index of them by inner product: what
-questions are answered from.
+"""Embeds the blocks of documents with a biencoder, and indexes them for retrieval (`mt retro embed-blocks`).
 
-    blocks.npy       (blocks,) BLOCK: where each block lies in the data
+    blocks.npy       (blocks,) BLOCK: the position of every block in the data
     index.faiss      the Faiss index of the blocks' embeddings, by inner product
     tokenizer/       the tokenizer of the data and the model
-    manifest.json    settings, counts and the fact `evidence` (Evidence); written last
-    parts/           embeddings while it is built: a killed run redoes one block of them a worker
+    manifest.json    settings, counts and `evidence` (BlocksInfo); written last
+    parts/           embeddings during the build; a resumed run computes at most one block of each worker
+                     again
 
-Blocks are those of training (indexed/ict.py), each once, in the order of the documents. Bytes depend neither
-on the number of workers nor on kills in between.
+The blocks are those of training (indexed/ict_dataset.py), each once, in the order of the documents. The bytes
+depend neither on the number of workers nor on kills in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,15 +30,15 @@ from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.ict_dataset import (
     SPECIAL_TOKENS,
+    add_special_tokens,
     blocks_in_order,
     check_titles,
-    framed,
     joined,
     title_lengths,
     title_of,
 )
-from ..indexed.masked_dataset import word_pieces
-from ..indexed.neighbors import open_data, read_fact
+from ..indexed.neighbors import DataInfo, open_data, read_fact
+from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.native import NativeCheckpoint
 from ..train.checkpoint.open import open_checkpoint
 from ..train.model.family import family_of
@@ -55,18 +55,18 @@ from .index import (
     open_index,
     training_sample,
 )
-from .row_blocks import block_size, map_blocks, once
+from .row_blocks import block_size, cached_in_worker, map_blocks
 
-# [first, end): its sentences
+# The sentences [first, end) of a document of a dataset, both numbered from 0.
 BLOCK = np.dtype([("dataset", "<u2"), ("document", "<u4"), ("first", "<u8"), ("end", "<u8")])
 
 
-class Evidence(TypedDict):
-    """The fact `evidence` of a manifest."""
+class BlocksInfo(TypedDict):
+    """`evidence` in the manifest of embedded blocks."""
 
-    data: list[dict]  # prefix (relative to the directory) and fingerprint of every pair
-    titles: list[dict]  # likewise, of their titles; empty without
-    seq_length: int
+    data: list[DataInfo]
+    titles: list[DataInfo]  # empty if blocks have no titles
+    seq_length: int  # tokens of a block
     index: str
     nprobe: int
     model: str  # digest of the biencoder's weights
@@ -82,11 +82,11 @@ class EmbedBlocksConfig(Workers):
     )
     titles_data_path: tuple[str, ...] = option(
         (),
-        "prefixes of the documents' titles, one for each of --data-path (default: blocks without titles)",
+        "prefixes of the documents' titles, one for each of --data-path (default: blocks have no titles)",
         role="input",
     )
     output: str = option(help="directory for the blocks and their index", role="output")
-    use_one_sent_docs: bool = option(False, "blocks of one sentence too")
+    use_one_sent_docs: bool = option(False, "allow blocks of one sentence")
     index: str | None = option(
         None,
         "Faiss index_factory string (default: Flat, which is exact, below 50,000 blocks, else IVFn,Flat)",
@@ -98,47 +98,44 @@ class EmbedBlocksConfig(Workers):
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (bool(self.data_path), "data_path must name at least one prefix of a .bin/.idx pair"),
             (
                 not self.titles_data_path or len(self.titles_data_path) == len(self.data_path),
-                (
-                    f"titles_data_path names {len(self.titles_data_path)} and data_path"
-                    f" {len(self.data_path)}; give one for each, in the same order"
-                ),
+                f"titles_data_path names {len(self.titles_data_path)} and data_path"
+                f" {len(self.data_path)}; give one for each, in the same order",
             ),
             (self.nprobe is None or self.nprobe >= 1, f"nprobe = {self.nprobe} must be at least 1"),
         )
 
 
-def embed_blocks(config: EmbedBlocksConfig) -> dict:
+def embed_blocks(config: EmbedBlocksConfig) -> dict[str, Any]:
     """Embeds every block of the data and indexes the embeddings; returns the manifest."""
-    encoder = Encoder(config.load)
-    data, titles = (
-        [IndexedDataset(prefix) for prefix in prefixes]
-        for prefixes in (config.data_path, config.titles_data_path)
-    )
+    encoder = BiencoderEmbedder(config.load)
+    data = [IndexedDataset(prefix) for prefix in config.data_path]
+    titles = [IndexedDataset(prefix) for prefix in config.titles_data_path]
     for dataset in [*data, *titles]:
         check_data(dataset, encoder.tokenizer)
     blocks = find_blocks(data, titles, encoder.seq_length, config.use_one_sent_docs)
     if not len(blocks):
         raise UserError(
-            f"{', '.join(config.data_path)}: holds no block; tokenize with --split-sentences, or pass"
+            f"{', '.join(config.data_path)}: has no block; tokenize with --split-sentences, or pass"
             " --use-one-sent-docs"
         )
     index = config.index or choose_index(len(blocks), encoder.model.embedding_size)
     check_index(index, len(blocks), encoder.model.embedding_size, "inner product")
-    files = [f"{dataset.prefix}.{suffix}" for dataset in [*data, *titles] for suffix in ("bin", "idx")]
-    run = manifest.begin("retro embed-blocks", config, files, facts={"model": encoder.digest})
+    inputs = [f"{dataset.prefix}.{suffix}" for dataset in [*data, *titles] for suffix in ("bin", "idx")]
+    run = manifest.begin("retro embed-blocks", config, inputs, facts={"model": encoder.digest})
     if run.finished:
         return run.manifest
-    place = lambda dataset: {
-        "prefix": os.path.relpath(dataset.prefix, run.output),
-        "fingerprint": dataset.fingerprint,
-    }
-    evidence = Evidence(
+
+    def place(dataset: IndexedDataset) -> DataInfo:
+        prefix = os.path.relpath(dataset.prefix, run.output)
+        return DataInfo(prefix=prefix, fingerprint=dataset.fingerprint)
+
+    evidence = BlocksInfo(
         data=list(map(place, data)),
         titles=list(map(place, titles)),
         seq_length=encoder.seq_length,
@@ -152,11 +149,9 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict:
         with manifest.atomic_write(root / "blocks.npy") as file:
             np.save(file, blocks)
     if not (root / "index.faiss").exists():
-        make = functools.partial(
-            _embed, work=_Work(str(root), config.load, config.data_path, config.titles_data_path, run.key)
-        )
+        task = _EmbedTask(str(root), config.load, config.data_path, config.titles_data_path, run.key)
         parts = map_blocks(
-            make,
+            functools.partial(_embed, task=task),
             len(blocks),
             block_size(len(blocks)),
             root / "parts" / "embeddings",
@@ -181,7 +176,7 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict:
 def find_blocks(
     data: Sequence[IndexedDataset], titles: Sequence[IndexedDataset], seq_length: int, use_one_sent_docs: bool
 ) -> np.ndarray:
-    """(blocks,) BLOCK of all documents; titles may be none."""
+    """The blocks of all documents, in order: (blocks,) BLOCK. titles: of every dataset, or empty."""
     tables = []
     for number, dataset in enumerate(data):
         title = titles[number] if titles else None
@@ -191,53 +186,48 @@ def find_blocks(
             dataset.document_indices, dataset.lengths, lengths, seq_length - SPECIAL_TOKENS, use_one_sent_docs
         )
         table = np.empty(len(rows), BLOCK)
-        table["dataset"], table["first"], table["end"], table["document"] = (
-            number,
-            rows[:, 0],
-            rows[:, 1],
-            rows[:, 2],
-        )
+        table["dataset"], table["document"] = number, rows[:, 2]
+        table["first"], table["end"] = rows[:, 0], rows[:, 1]
         tables.append(table)
     return np.concatenate(tables)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-    """What a worker needs to open what is being built."""
+class _EmbedTask:
+    """The arguments of a worker: the blocks and the model. Hashable, for `cached_in_worker`."""
 
     root: str
     load: str
     prefixes: tuple[str, ...]
     titles: tuple[str, ...]
-    key: str  # of the run: where a worker outlives a build, the next one opens its own files
+    key: str  # of the run, so that a worker which outlives a build opens the files of the next one
 
 
-def _embed(start: int, stop: int, *, work: _Work) -> np.ndarray:
-    """Embeddings of blocks [start, stop): (n, E) float32."""
-    blocks, encoder = _opened(work)
+def _embed(start: int, stop: int, *, task: _EmbedTask) -> np.ndarray:
+    """The embeddings of blocks [start, stop): (n, E) float32."""
+    blocks, encoder = _open(task)
     tokens = [
-        framed(encoder.words, encoder.seq_length, blocks.text(n), blocks.title(n)) for n in range(start, stop)
+        add_special_tokens(encoder.words, encoder.seq_length, blocks.text(n), blocks.title(n))
+        for n in range(start, stop)
     ]
-    check_tokens(np.array([max(row) for row in tokens]), encoder.tokenizer, ", ".join(work.prefixes))
+    check_tokens(np.array([max(row) for row in tokens]), encoder.tokenizer, ", ".join(task.prefixes))
     return encoder.blocks(tokens)
 
 
-@once
-def _opened(work: _Work) -> tuple[Blocks, Encoder]:
-    encoder = Encoder(work.load)
-    table = np.load(Path(work.root) / "blocks.npy", mmap_mode="r")
-    return (
-        Blocks(
-            table,
-            *([IndexedDataset(p) for p in prefixes] for prefixes in (work.prefixes, work.titles)),
-            encoder.seq_length,
-        ),
-        encoder,
-    )
+@cached_in_worker
+def _open(task: _EmbedTask) -> tuple[Blocks, BiencoderEmbedder]:
+    encoder = BiencoderEmbedder(task.load)
+    table = np.load(Path(task.root) / "blocks.npy", mmap_mode="r")
+    data = [IndexedDataset(prefix) for prefix in task.prefixes]
+    titles = [IndexedDataset(prefix) for prefix in task.titles]
+    return Blocks(table, data, titles, encoder.seq_length), encoder
 
 
 class Blocks:
-    """The tokens of blocks. table: (blocks,) BLOCK."""
+    """The tokens of blocks.
+
+    table: (blocks,) BLOCK. data, titles: the datasets that the table numbers; titles may be empty.
+    """
 
     def __init__(
         self,
@@ -249,23 +239,23 @@ class Blocks:
         self.table, self.data, self.titles, self.seq_length = table, data, titles, seq_length
 
     def text(self, number: int) -> np.ndarray:
-        """(n,) tokens of a block's sentences."""
+        """The tokens of a block's sentences: (n,)."""
         row = self.table[number]
         dataset = self.data[row["dataset"]]
         return joined([dataset[i] for i in range(int(row["first"]), int(row["end"]))])
 
     def title(self, number: int) -> np.ndarray | None:
+        """The tokens of the title of a block's document: (n,); None without titles."""
+        if not self.titles:
+            return None
         row = self.table[number]
-        return (
-            title_of(self.titles[row["dataset"]], int(row["document"]), self.seq_length)
-            if self.titles
-            else None
-        )
+        return title_of(self.titles[row["dataset"]], int(row["document"]), self.seq_length)
 
 
-class Encoder:
-    """A biencoder's checkpoint: token ids -> embeddings (n, E) float32, on one thread, so that they do not
-    depend on how many there are.
+class BiencoderEmbedder:
+    """Embeds questions and blocks with the checkpoint of a biencoder.
+
+    It uses one thread, so that embeddings do not depend on the number of threads.
     """
 
     def __init__(self, load: str):
@@ -282,18 +272,21 @@ class Encoder:
         use_fast_float32_matmul()
 
     def questions(self, texts: Sequence[str]) -> np.ndarray:
-        """Of texts; what is too long loses its end."""
+        """The embeddings of questions: (n, E) float32. Texts that are too long are truncated."""
         encode = lambda text: np.array(self.tokenizer.encode(text), np.int64)
         return self._embed(
-            self.model.embed_queries, [framed(self.words, self.seq_length, encode(text)) for text in texts]
+            self.model.embed_queries,
+            [add_special_tokens(self.words, self.seq_length, encode(text)) for text in texts],
         )
 
     def blocks(self, tokens: Sequence[list[int]]) -> np.ndarray:
-        """tokens: [CLS] title [SEP] sentences [SEP] of each."""
+        """The embeddings of blocks: (n, E) float32. tokens: [CLS] title [SEP] sentences [SEP] of each."""
         return self._embed(self.model.embed_blocks, tokens)
 
     @torch.inference_mode()
-    def _embed(self, embed: Callable, rows: Sequence[list[int]]) -> np.ndarray:
+    def _embed(
+        self, embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: Sequence[list[int]]
+    ) -> np.ndarray:
         vectors = np.zeros((len(rows), self.model.embedding_size), np.float32)
         lengths = np.array([len(row) for row in rows], np.int64)
         device = next(self.model.parameters()).device
@@ -308,28 +301,31 @@ class Encoder:
         return vectors
 
 
-class Searcher:
-    """Finished evidence, opened for questions.
+class BlockSearcher:
+    """Searches embedded blocks for questions.
 
-    data_path, titles_data_path: where the data lie now, if they have moved.
+    db: the output of `mt retro embed-blocks`. data_path, titles_data_path: the present prefixes of its data,
+    if they have moved. Raises UserError if it is not finished, or if another model embedded it.
     """
 
     def __init__(
-        self, db: str, encoder: Encoder, data_path: Sequence[str] = (), titles_data_path: Sequence[str] = ()
+        self,
+        db: str,
+        encoder: BiencoderEmbedder,
+        data_path: Sequence[str] = (),
+        titles_data_path: Sequence[str] = (),
     ):
         root = Path(db)
-        evidence: Evidence = read_fact(
-            root, "evidence", f"not finished evidence; make it with `mt retro embed-blocks --output {db}`"
+        evidence: BlocksInfo = read_fact(
+            root, "evidence", f"not finished blocks; make them with `mt retro embed-blocks --output {db}`"
         )
         if evidence["model"] != encoder.digest:
             raise UserError(
                 f"{db}: was embedded by another model than the one in --load; give that one, or embed the"
                 " blocks again"
             )
-        data, titles = (
-            open_data(root, {"data": evidence[name]}, paths)
-            for name, paths in (("data", data_path), ("titles", titles_data_path))
-        )
+        data = open_data(root, evidence["data"], data_path)
+        titles = open_data(root, evidence["titles"], titles_data_path)
         self.encoder = encoder
         self.blocks = Blocks(
             np.load(root / "blocks.npy", mmap_mode="r"), data, titles, evidence["seq_length"]
@@ -339,13 +335,12 @@ class Searcher:
         )
 
     def __call__(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inner products (n, k) float32, block numbers (n, k) int64) of the best blocks, best first; -1
-        where there are fewer.
-        """
+        """(inner products (n, k) float32, ids (n, k) int64) of the best blocks, best first; -1: missing."""
         vectors = self.encoder.questions(questions)
         with faiss_threads(1):
-            return self.index.search(vectors, k)
+            scores, numbers = self.index.search(vectors, k)
+        return scores, numbers
 
     def text(self, number: int) -> str:
-        """A block's text, without its title."""
+        """The text of a block, without its title."""
         return self.encoder.tokenizer.decode(self.blocks.text(number).tolist())

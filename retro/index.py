@@ -1,9 +1,9 @@
-"""embeddings -> index -> neighbours of a vector, never from its own document.
+"""Builds and searches Faiss indices of embeddings; a search can exclude a vector's own documents.
 
-An index is named by Faiss's `index_factory` string. Distances are squared L2; for vectors of length one (the
-default embedder's) they rank like the cosine. Or they are inner products, and the nearest has the largest
-(METRICS). Searches use one thread a process (map_shards gives the processes), and an index whose bytes depend
-on the number of threads is built on one, so that results never depend on it.
+A Faiss `index_factory` string names the kind of an index. The metric is squared L2, which ranks vectors of
+length one (the default embedder's) like the cosine, or the inner product, of which the largest is the nearest
+(METRICS). Searches use one thread in each process, and an index whose bytes depend on the number of threads
+is built on one. So no result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -19,30 +19,33 @@ import numpy as np
 
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import atomic_write
-from ..indexed.neighbors import Database
+from ..indexed.neighbors import DatabaseInfo
 
 METRICS = {"l2": faiss.METRIC_L2, "inner product": faiss.METRIC_INNER_PRODUCT}
-FLAT_BELOW = 50_000  # chunks: below, an exact search of all of them against all takes seconds
-BYTES_FROM = 20_000_000  # chunks: whole vectors of 384 numbers would take 30 GB of RAM
-CODES_FROM = 200_000_000  # chunks: bytes would take 80 GB
-SHORT_CODES_FROM = 1_000_000_000  # chunks: codes of 64 bytes would take 72 GB
-POINTS_PER_CENTROID = 39  # fewer make poor cells, says Faiss, and warns thousands of times
-TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64  # at least, where there are so many
+# Bounds in chunks of the default indices (`choose_index`).
+FLAT_BELOW = 50_000  # an exact search of all against all takes seconds
+BYTES_FROM = 20_000_000  # float32 vectors of 384 numbers would take 30 GB of RAM
+CODES_FROM = 200_000_000  # bytes would take 80 GB
+SHORT_CODES_FROM = 1_000_000_000  # codes of 64 bytes would take 72 GB
+
+POINTS_PER_CENTROID = 39  # Faiss's minimum: it warns that fewer make poor cells
+# size of the default training sample: the larger of the two, where there are enough vectors
+TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64
 RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
 
 
 @configuration()
 class SearchConfig:
-    """How widely to look, where it is not to be as the database says."""
+    """How much of an index a search visits."""
 
     nprobe: int | None = option(
-        None, "cells of an IVF index that a search visits (default: as the database says)"
+        None, "cells of an IVF index that a search visits (default: as recorded in the database)"
     )
     ef_search: int | None = option(
-        None, "how far a search looks around in an HNSW graph (default: as the database says)"
+        None, "size of a search's candidate list in an HNSW graph (default: as recorded in the database)"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             (self.nprobe is None or self.nprobe >= 1, f"nprobe = {self.nprobe} must be at least 1"),
             (
@@ -51,19 +54,18 @@ class SearchConfig:
             ),
         )
 
-    def of(self, database: Database) -> tuple[int, int]:
-        """(nprobe, ef_search)"""
+    def search_width(self, database: DatabaseInfo) -> tuple[int, int]:
+        """(nprobe, ef_search): the settings, or the database's where they are None."""
         return self.nprobe or database["nprobe"], self.ef_search or database["ef_search"]
 
 
 def choose_index(num_chunks: int, dimension: int) -> str:
-    """The default index: exact below 50,000 chunks, else cells that are searched exactly, of numbers rounded
-    to bytes, of codes.
+    """The default index: Flat below 50,000 chunks, then IVF with whole vectors, with bytes, and with codes.
 
-    About 4 sqrt(N) cells, a power of two (Faiss's guidelines), at most 2^18, which 17 million vectors train;
-    from 16,384 cells on, a graph finds the nearest ones. Codes: a learned rotation, then product quantization
-    to 64 or 32 bytes (Megatron-LM's example for 10^10 chunks has 32), which find three in four and three in
-    five of the ten nearest; vectors too small for that stay bytes.
+    It has about 4 sqrt(N) cells, a power of two (Faiss's guidelines), and at most 2^18, which 17 million
+    vectors train. From 16,384 cells on, an HNSW graph finds the nearest ones. Codes are a learned rotation
+    (OPQ) and product quantization to 64 or 32 bytes; Megatron-LM's example for 10^10 chunks has 32. They find
+    three in four and three in five of the ten nearest. Vectors with fewer than 256 numbers stay bytes.
     """
     if num_chunks < FLAT_BELOW:
         return "Flat"
@@ -77,12 +79,12 @@ def choose_index(num_chunks: int, dimension: int) -> str:
 
 
 def choose_nprobe(index: str) -> int:
-    """How many cells a search visits: 6 times their root, at most a quarter of them, at least 16; of codes
-    fewer.
+    """The default number of cells that a search visits.
 
-    recall@10 of IVF1024,Flat on 89,371 chunks of film reviews by MiniLM: 0.950 with 128 cells, 0.969 with
-    192, 0.980 with 256. Codes lose more than cells do (0.76 of PQ64 with 128 cells, 0.78 with 512): an
-    eighth, or 4 times the root.
+    It is 6 times the root of the number of cells, at most a quarter of them, and at least 16. recall@10 of
+    IVF1024,Flat on 89,371 chunks of film reviews by MiniLM is 0.950 with 128 cells, 0.969 with 192 and 0.980
+    with 256. For product quantization it is 4 times the root, at most an eighth: codes lose more recall than
+    cells do (PQ64: 0.76 with 128 cells, 0.78 with 512).
     """
     cells = _cells(index)
     shares = (8, 4) if "PQ" in index else (4, 6)
@@ -90,14 +92,12 @@ def choose_nprobe(index: str) -> int:
 
 
 def choose_ef_search(nprobe: int) -> int:
-    """How far a search looks around in a graph: a graph over cells must be able to name all that are visited."""
+    """The default candidate list of a graph: one over cells must find all cells that are visited."""
     return max(256, nprobe)
 
 
 def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2") -> None:
-    """Raises UserError for a string that Faiss does not know, and for an index that the chunks are too few
-    for.
-    """
+    """Raises UserError for a string that Faiss rejects, and for too few chunks to train the index."""
     _empty_index(index, dimension, metric)
     needed = POINTS_PER_CENTROID * _centroids(index)
     if num_chunks < needed:
@@ -109,19 +109,19 @@ def check_index(index: str, num_chunks: int, dimension: int, metric: str = "l2")
 
 
 def index_bytes(index: str, num_chunks: int, dimension: int) -> int:
-    """About how large the index file will be, and how much RAM a search in all of it takes."""
+    """Approximate size of the index file, which is also the RAM of a search, in bytes."""
     empty = _empty_index(index, dimension)
     cells = _cells(index)
     graph = re.search(r"HNSW(\d+)", index) if not cells else None
-    # 2 M links of 4 bytes at the lowest level, where nearly all are
+    # 2 M links of 4 bytes at the lowest level, which has nearly all links
     links = 8 * int(graph[1]) if graph else 0
-    code = getattr(empty, "storage", empty).sa_code_size()  # a graph is links beside another index
+    code = getattr(empty, "storage", empty).sa_code_size()  # a graph stores its vectors in another index
     return num_chunks * (code + links + (8 if cells else 0)) + cells * dimension * 4
 
 
 @contextlib.contextmanager
 def faiss_threads(count: int) -> Iterator[None]:
-    """Faiss on so many threads. They are OpenMP's, whose number may be torch's as well: it is given back."""
+    """Sets Faiss's number of threads; it is OpenMP's, which torch may use too, so it is restored."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(count)
     try:
@@ -131,8 +131,9 @@ def faiss_threads(count: int) -> Iterator[None]:
 
 
 def search_seconds(index: str, nprobe: int, queries: int, num_chunks: int, dimension: int) -> float:
-    """About how long one thread searches, by the speed of comparing whole vectors here; codes and cells take
-    about as long.
+    """Estimated time of a search on one thread, from the measured speed of an exact search.
+
+    Codes and cells take about as long for each vector.
     """
     sample = np.random.default_rng(0).standard_normal((4096, dimension), dtype=np.float32)
     flat = faiss.IndexFlatL2(dimension)
@@ -160,12 +161,12 @@ def build_index(
     metric: str = "l2",
     base: tuple[Path, int] | None = None,
 ) -> None:
-    """Writes the index of all vectors; the id of a vector is its place in the blocks.
+    """Writes the index of all vectors; the id of a vector is its position in the blocks.
 
-    blocks: .npy files (n, dimension) float32. trained_path: where the trained, empty index is kept meanwhile,
-    since training is the long part. sample: the places of the vectors that it learns from, in order
-    (`training_sample`). base: an index that holds the first so many vectors already; nothing is trained then.
-    RAM: the index (for Flat, the vectors) and one block.
+    blocks: .npy files (n, dimension) float32. trained_path: file for the trained, empty index, which a
+    resumed run reads, since training takes longest. sample: positions of the training vectors, in order
+    (`training_sample`). base: an index of the first vectors and their number; nothing is trained then. RAM:
+    the index (for Flat, the vectors) and one block.
     """
     with faiss_threads(_build_threads(index, threads)):
         if base is not None:
@@ -173,7 +174,8 @@ def build_index(
         elif trained_path.exists():
             built = _read(trained_path)
         else:
-            vectors = _rows_of(blocks, sample)
+            assert sample is not None, "an index is trained on a sample, or extends another one"
+            vectors = _vectors_at(blocks, sample)
             built = _empty_index(index, vectors.shape[1], metric)
             built.train(vectors)
             _write(built, trained_path)
@@ -186,9 +188,10 @@ def build_index(
 
 
 def open_index(path: Path, nprobe: int, ef_search: int):
-    """A built index, memory-mapped and set to search; raises UserError when the file is not whole.
+    """Opens an index for searching, memory-mapped; raises UserError if the file is truncated.
 
-    nprobe: cells to visit, where it has cells. ef_search: the same of a graph, be it of cells or of vectors.
+    nprobe: cells to visit, for an index with cells. ef_search: candidate list, for a graph of cells or of
+    vectors.
     """
     index = _read(path, faiss.IO_FLAG_MMAP_IFC)
     inverted = faiss.try_extract_index_ivf(index)
@@ -201,51 +204,53 @@ def open_index(path: Path, nprobe: int, ef_search: int):
 
 
 def is_lossless(index: str) -> bool:
-    """Whether an index gives back the vectors that were added to it, to the last bit."""
+    """Whether an index returns the vectors that were added to it, bit for bit."""
     return re.fullmatch(r"(IVF\d+k?(_HNSW\d+)?,)?Flat", index) is not None
 
 
 def stored_vectors(index, start: int, stop: int) -> np.ndarray:
     """Vectors [start, stop) of a lossless index: (n, dimension) float32."""
     inverted = faiss.try_extract_index_ivf(index)
-    if inverted is not None and inverted.direct_map.type == faiss.DirectMap.NoMap:
+    no_map = faiss.DirectMap.NoMap  # type: ignore[attr-defined]  # missing in faiss's stubs
+    if inverted is not None and inverted.direct_map.type == no_map:
         inverted.make_direct_map()  # 8 bytes a vector
     return index.reconstruct_n(start, stop - start)
 
 
 def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest ids of every vector, nearest first, without those in its own ranges.
+    """The k nearest ids of every vector, nearest first, without those of its own documents.
 
-    vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, past the last) of the ids that
-    this vector may not find, those of its own documents; sorted, and ranges of a vector do not overlap.
-    Returns distances (n, k) float32 and ids (n, k) int64, inf (of inner products -inf) and -1 where there are
-    fewer. A vector whose own documents take the first places is searched again for twice as many, so that no
-    neighbour is missed for that.
+    vectors: (n, dimension) float32. own: (m, 3) int64, rows (vector, first, one past the last) of the ids
+    that a vector may not find; sorted, and the ranges of a vector do not overlap. Returns distances (n, k)
+    float32 and ids (n, k) int64, with inf (for inner products -inf) and -1 for missing neighbours. If own
+    documents take so many results that fewer than k are left, the vector is searched again for twice as many
+    results.
     """
-    nowhere = -np.inf if index.metric_type == faiss.METRIC_INNER_PRODUCT else np.inf
-    distances, ids = np.full((len(vectors), k), nowhere, np.float32), np.full((len(vectors), k), -1, np.int64)
-    rows, ask = np.arange(len(vectors)), 2 * k
-    # All ranges on one line, those of vector i from i * stride on; an id is in one where an odd number of
-    # ends precede it.
+    missing = -np.inf if index.metric_type == faiss.METRIC_INNER_PRODUCT else np.inf
+    distances = np.full((len(vectors), k), missing, np.float32)
+    ids = np.full((len(vectors), k), -1, np.int64)
+    rows, num_results = np.arange(len(vectors)), 2 * k
+    # All ranges lie on one axis, those of vector i from i * stride on. An id is inside a range if the number
+    # of bounds up to it is odd.
     stride = index.ntotal + 1
-    ends = (own[:, :1] * stride + own[:, 1:]).ravel()
+    bounds = (own[:, :1] * stride + own[:, 1:]).ravel()
     while len(rows):
-        ask = min(ask, index.ntotal)
+        num_results = min(num_results, index.ntotal)
         short = []
-        for some in _slices(rows, max(1, RESULTS_AT_ONCE // ask)):
+        for some in _slices(rows, max(1, RESULTS_AT_ONCE // num_results)):
             with faiss_threads(1):
-                found_distances, found = index.search(vectors[some], ask)
+                found_distances, found = index.search(vectors[some], num_results)
             usable = (found >= 0) & (
-                np.searchsorted(ends, some[:, None] * stride + found, side="right") % 2 == 0
+                np.searchsorted(bounds, some[:, None] * stride + found, side="right") % 2 == 0
             )
             order = np.argsort(~usable, axis=1, kind="stable")[:, :k]
             width = order.shape[1]
             keep = np.take_along_axis(usable, order, 1)
             ids[some, :width] = np.where(keep, np.take_along_axis(found, order, 1), -1)
-            distances[some, :width] = np.where(keep, np.take_along_axis(found_distances, order, 1), nowhere)
-            exhausted = (found[:, -1] < 0) | (ask == index.ntotal)
+            distances[some, :width] = np.where(keep, np.take_along_axis(found_distances, order, 1), missing)
+            exhausted = (found[:, -1] < 0) | (num_results == index.ntotal)
             short.append(some[(usable.sum(1) < k) & ~exhausted])
-        rows, ask = np.concatenate(short), 2 * ask
+        rows, num_results = np.concatenate(short), 2 * num_results
     return distances, ids
 
 
@@ -259,75 +264,67 @@ def _empty_index(index: str, dimension: int, metric: str = "l2"):
     except RuntimeError as error:
         reason = re.sub(r"^.*? at \S+:\d+: (Error: )?", "", str(error))
         raise UserError(
-            f"index = {index!r}: Faiss cannot make it for vectors of {dimension} numbers ({reason}); use for"
-            " example Flat or IVF256,Flat"
+            f"index = {index!r}: Faiss cannot make it for vectors of {dimension} numbers ({reason}); use Flat"
+            " or IVF256,Flat, for example"
         ) from None
 
 
 def _cells(index: str) -> int:
-    """Cells that a factory string asks for; 0 where it has none."""
+    """Number of cells in a factory string; 0 for none."""
     found = re.search(r"IVF(\d+)(k?)", index)
     return int(found[1]) * (1024 if found[2] else 1) if found else 0
 
 
 def _centroids(index: str) -> int:
-    """The largest clustering that training does: the cells, or the 2^bits codes of a product quantizer; 0 for
-    none.
-    """
+    """Centroids of the largest clustering in training: the cells, or the 2^bits codes of PQ; 0 for none."""
     codes = [1 << int(bits or 8) for bits in re.findall(r"PQ\d+(?:x(\d+))?", index)]
     return max(_cells(index), *codes, 0)
 
 
 def _build_threads(index: str, threads: int) -> int:
-    """Faiss gives the same bytes on any number of threads for cells, PQ and SQ (compared at 1 and 2), but not
-    for
-    rotations learned by matrix products (OPQ, seen to differ) nor for graphs, whose links depend on who comes
-    first."""
+    """The number of threads that builds an index: 1 if its bytes would depend on the number, else `threads`.
+
+    Cells, PQ and SQ have the same bytes on any number (compared at 1 and 2). Rotations learned by matrix
+    products differ (OPQ was observed to), and the links of graphs depend on the order of insertion.
+    """
     return 1 if re.search("OPQ|PCA|ITQ|HNSW|NSG", index) else threads
 
 
 def training_sample(
     index: str, parts: Sequence[tuple[int, float]], count: int | None, seed: int
 ) -> np.ndarray:
-    """Places (n,) int64, in order, of the vectors that an index is trained on: a random sample without
-    repetition.
+    """Positions (n,) int64, in order, of the vectors that an index is trained on: a random sample.
 
-    parts: (number of vectors, weight) of every dataset, in the order of the vectors; as in a mixture, the
-    sample has as much of each as its weight says, or all of it. count: how many; None: what the index needs.
-    (Megatron-LM takes the first chunks of every dataset, which are of its first few documents.)
+    parts: (number of vectors, weight) of every dataset, in the order of the vectors. A dataset's share of the
+    sample is its weight, or all of it. count: size of the sample; None: what the index needs. (Megatron-LM
+    takes the first chunks of every dataset, which are those of its first few documents.)
     """
     wanted = count or max(TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID * _centroids(index))
     total = sum(weight for _, weight in parts)
     random = np.random.default_rng(seed)
-    places, first = [], 0
+    positions, first = [], 0
     for size, weight in parts:
-        places.append(
-            first
-            + np.sort(
-                random.choice(size, min(size, round(wanted * weight / total)), replace=False, shuffle=False)
-            )
-        )
+        share = min(size, round(wanted * weight / total))
+        positions.append(first + np.sort(random.choice(size, share, replace=False, shuffle=False)))
         first += size
-    return np.concatenate(places)
+    return np.concatenate(positions)
 
 
-def _rows_of(blocks: Sequence[Path], places: np.ndarray) -> np.ndarray:
-    """Vectors at ascending places of all blocks laid end to end. (n, dimension) float32."""
+def _vectors_at(blocks: Sequence[Path], positions: np.ndarray) -> np.ndarray:
+    """The vectors at ascending positions in all blocks: (n, dimension) float32."""
     parts, start = [], 0
     for block in blocks:
         vectors = np.load(block, mmap_mode="r")
-        parts.append(
-            vectors[
-                places[np.searchsorted(places, start) : np.searchsorted(places, start + len(vectors))] - start
-            ]
-        )
+        here = slice(*np.searchsorted(positions, [start, start + len(vectors)]))
+        parts.append(vectors[positions[here] - start])
         start += len(vectors)
     return np.concatenate(parts)
 
 
 def _write(index, path: Path) -> None:
     with atomic_write(path) as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]  # missing in faiss's stubs
+        faiss.write_index(index, writer)
 
 
 def _read(path: Path, flags: int = 0):

@@ -1,22 +1,23 @@
-"""retrieval database, or neighbours of samples -> what is in it, for people."""
+"""Shows a retrieval database, or the neighbours of training samples (`mt retro inspect`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import manifest_of
-from ..indexed.neighbors import Neighbors, SampleNeighbors
+from ..indexed.neighbors import Neighbors, SampleNeighbors, SamplesInfo
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, texts_of
 from .query import check_chunks, one_line
-from .sample_neighbors import drawn
+from .sample_neighbors import rebuild_dataset
 
 
 @configuration()
-class InspectConfig:
+class InspectRetrievalConfig:
     """The settings of `mt retro inspect`."""
 
     POSITIONAL = "directory"
@@ -25,44 +26,43 @@ class InspectConfig:
         help="a database of `mt retro build-db`, or neighbours of `mt retro neighbors`", role="input"
     )
     chunk: tuple[int, ...] = option((), "numbers of chunks of the database to show, with their neighbours")
-    sample: int | None = option(None, "number of a sample to show, chunk by chunk with its neighbours")
-    sample_split: str = option("train", "which samples: train, valid or test")
-    num_neighbors: int = option(2, "neighbours to show")
+    sample: int | None = option(None, "number of a sample to show, with the neighbours of every chunk")
+    sample_split: str = option("train", "split of the sample: train, valid or test")
+    num_neighbors: int = option(2, "number of neighbours to show")
     data_path: tuple[str, ...] = option(
-        (), "where the data of the database lie now, if they have moved", role="input"
+        (), "present prefixes of the database's data, if they have moved", role="input"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check((self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"))
 
 
-def inspect(config: InspectConfig) -> dict:
-    """Facts of a database or of samples' neighbours, and what is asked of them."""
+def inspect(config: InspectRetrievalConfig) -> dict[str, Any]:
+    """Facts of a database or of the neighbours of samples, and the chunks or the sample of the settings."""
     root = Path(config.directory)
-    made = (manifest_of(root) if root.is_dir() else None) or {}
-    if "samples" in made:
+    manifest = (manifest_of(root) if root.is_dir() else None) or {}
+    if "samples" in manifest:
         if config.chunk:
             raise UserError(
-                f"{root}: holds the neighbours of samples; ask it with --sample, and its database with"
-                " --chunk"
+                f"{root}: has the neighbours of samples; use --sample here, and --chunk with its database"
             )
-        return _samples(config, root, made)
+        return _inspect_samples(config, root, manifest)
     if config.sample is not None:
         raise UserError(
-            f"{root}: is not the finished neighbours of samples, which `mt retro neighbors` makes; ask a"
-            " database with --chunk"
+            f"{root}: is not the finished neighbours of samples, which `mt retro neighbors` makes; use"
+            " --chunk with a database"
         )
-    return _database(config, root, made)
+    return _inspect_database(config, root, manifest)
 
 
-def _database(config: InspectConfig, root: Path, made: dict) -> dict:
+def _inspect_database(config: InspectRetrievalConfig, root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     neighbors = Neighbors(root, config.data_path)
     chunks, tokenizer = neighbors.chunks, load_directory(root / "tokenizer")
     check_chunks(config.chunk, chunks, root)
     facts = {
         **{k: v for k, v in neighbors.database.items() if k != "data"},
         "data": [d.prefix for d in chunks.data],
-        **made["counts"],
+        **manifest["counts"],
     }
     shown = []
     for number in config.chunk:
@@ -91,11 +91,12 @@ def _database(config: InspectConfig, root: Path, made: dict) -> dict:
     return {"text": "\n".join(lines), "facts": facts, "chunks": shown}
 
 
-def _samples(config: InspectConfig, root: Path, made: dict) -> dict:
-    facts = {**{k: v for k, v in made["samples"].items() if k != "splits"}, **made["counts"]}
+def _inspect_samples(config: InspectRetrievalConfig, root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    info: SamplesInfo = manifest["samples"]
+    facts = {**{k: v for k, v in info.items() if k != "splits"}, **manifest["counts"]}
     if config.sample is None:
         return {"text": "\n".join(_rows(facts)), "facts": facts}
-    splits = made["samples"]["splits"]
+    splits = info["splits"]
     if config.sample_split not in splits:
         raise UserError(f"sample_split = {config.sample_split}: {root} has {', '.join(splits)}")
     if not 0 <= config.sample < splits[config.sample_split]["samples"]:
@@ -103,22 +104,20 @@ def _samples(config: InspectConfig, root: Path, made: dict) -> dict:
             f"sample {config.sample}: {root} has the {config.sample_split} samples 0 to"
             f" {splits[config.sample_split]['samples'] - 1:,}"
         )
-    dataset = drawn(made["draws"], config.sample_split)
-    read = SampleNeighbors(root, dataset)
-    tokenizer = load_directory(root / made["samples"]["database"] / "tokenizer")
-    k = min(config.num_neighbors, made["samples"]["num_neighbors"])
-    tokens = dataset[config.sample][: splits[config.sample_split]["seq_length"]].reshape(
-        -1, read.chunk_length
-    )
-    found, mask = read.tokens(config.sample, k)
+    dataset = rebuild_dataset(manifest["draws"], config.sample_split)
+    neighbors = SampleNeighbors(root, dataset)
+    tokenizer = load_directory(root / info["database"] / "tokenizer")
+    k = min(config.num_neighbors, info["num_neighbors"])
+    sample = dataset.batch([config.sample])[0, : splits[config.sample_split]["seq_length"]]
+    tokens = sample.reshape(-1, neighbors.chunk_length)
+    found, mask = neighbors.tokens(config.sample, k)
+    texts = texts_of(tokens, np.ones(tokens.shape, bool), tokenizer, config.sample_split)
     shown = [
         {
             "text": text,
-            "neighbors": _neighbors((found[i], mask[i]), read.ids[config.sample, i, :k], tokenizer),
+            "neighbors": _neighbors((found[i], mask[i]), neighbors.ids[config.sample, i, :k], tokenizer),
         }
-        for i, text in enumerate(
-            texts_of(tokens, np.ones(tokens.shape, bool), tokenizer, config.sample_split)
-        )
+        for i, text in enumerate(texts)
     ]
     lines = [
         line for i, c in enumerate(shown) for line in [f"{i}: {one_line(c['text'])}", *_neighbor_lines(c)]
@@ -126,22 +125,20 @@ def _samples(config: InspectConfig, root: Path, made: dict) -> dict:
     return {"text": "\n".join(lines), "facts": facts, "sample": config.sample, "chunks": shown}
 
 
-def _neighbors(read: tuple[np.ndarray, np.ndarray], ids: np.ndarray, tokenizer: Tokenizer) -> list[dict]:
-    """Each neighbour's number and its text with the continuation; missing ones left out."""
-    return [
-        {"chunk": int(i), "text": text}
-        for i, text in zip(ids, texts_of(*read, tokenizer, "the database"))
-        if i >= 0
-    ]
+def _neighbors(
+    tokens_and_mask: tuple[np.ndarray, np.ndarray], ids: np.ndarray, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The number of every neighbour and its text with the continuation, without missing neighbours."""
+    texts = texts_of(*tokens_and_mask, tokenizer, "the database")
+    return [{"chunk": int(i), "text": text} for i, text in zip(ids, texts) if i >= 0]
 
 
-def _neighbor_lines(shown: dict) -> list[str]:
-    return [f"    chunk {n['chunk']}: {one_line(n['text'])}" for n in shown["neighbors"]] or [
-        "    no neighbour"
-    ]
+def _neighbor_lines(shown: dict[str, Any]) -> list[str]:
+    lines = [f"    chunk {n['chunk']}: {one_line(n['text'])}" for n in shown["neighbors"]]
+    return lines or ["    no neighbour"]
 
 
-def _rows(facts: dict) -> list[str]:
+def _rows(facts: dict[str, Any]) -> list[str]:
     width = max(map(len, facts))
     return [
         f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}"

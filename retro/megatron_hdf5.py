@@ -1,19 +1,16 @@
-"""retrieval database <-> the HDF5 files of Megatron-LM's Retro, as its `preprocess_data.py` made them until
-January 2026.
+"""Exports to and imports from the HDF5 files of Megatron-LM's Retro, in the format until January 2026.
 
     db/indexed_dataset_infos.json          [{"ratio", "prefix", "n_docs", "n_docs_train", "n_chunks",
         "n_chunks_train", ...}]
-    db/merged/train.hdf5                   chunks u32 (n, 5): dataset, document, start, end, BERT tokens;
-        n_written u64 (1,);
-                                           doc_offsets u64 (documents, 3): dataset, document, chunks up to its
-                                               end
+    db/merged/train.hdf5                   chunks u32 (n, 5): dataset, document, start, end, BERT tokens
+                                           n_written u64 (1,) doc_offsets u64 (documents, 3): dataset,
+                                           document, chunks up to its end
     index/faiss-par-add/SPEC/added_1.000_1.000.faissindex
-    query/SPLIT_KEY/A-B.hdf5               neighbors i64 (samples * chunks of a sample, k), -1 where there are
-        fewer
+    query/SPLIT_KEY/A-B.hdf5               neighbors i64 (samples * chunks of a sample, k); -1: missing
     config.json                            retro_gpt_chunk_length, retro_neighbor_dirs ...
 
-A document is there what is a sequence here, so that start and end count from the start of the sequence; a
-chunk whose text has no BERT token is not in the table.
+A document there is a sequence here, so start and end count from the start of the sequence. A chunk whose text
+has no BERT token is not in the table.
 """
 
 from __future__ import annotations
@@ -24,16 +21,25 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..core import manifest
 from ..core.config import UserError, configuration, option
 from ..indexed.format import IndexedDataset
-from ..indexed.neighbors import CHUNK, Chunks, document_offsets, open_data, read_database, read_fact
-from ..tokenizer.tokenizer import load_directory
+from ..indexed.neighbors import (
+    CHUNK,
+    Chunks,
+    SamplesInfo,
+    document_offsets,
+    open_data,
+    read_database,
+    read_fact,
+)
+from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import Selection, chunk_texts
-from .embed import open_same
+from .embed import Embedder, open_same
 from .row_blocks import write_npy_header
 
 ROWS_AT_ONCE = 1 << 16
@@ -41,40 +47,40 @@ BLOCK = 100_000  # rows of a file of neighbours, as in Megatron-LM
 
 
 @configuration()
-class ExportConfig:
+class ExportHdf5Config:
     """The settings of `mt retro export-hdf5`."""
 
-    db: str = option(help="a database that `mt retro build-db` made", role="input")
+    db: str = option(help="a database of `mt retro build-db`", role="input")
     neighbors: str | None = option(None, "neighbours of samples, of `mt retro neighbors`", role="input")
     output: str = option(help="directory for Megatron-LM's project", role="output")
     bert_model: str | None = option(
-        None, "where the BERT of the database lies now, if it has moved", role="input"
+        None, "present directory of the database's BERT, if it has moved", role="input"
     )
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
 
-def export_hdf5(config: ExportConfig) -> dict:
-    """Writes a database and neighbours as Megatron-LM's Retro reads them; returns the manifest."""
+def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
+    """Writes a database and neighbours in the format of Megatron-LM's Retro; returns the manifest.
+
+    Raises UserError for data with documents of several or no sequences.
+    """
     root = Path(config.db)
     database = read_database(root)
-    data = open_data(root, database)
+    data = open_data(root, database["data"])
     _h5py()
-    samples = (
-        read_fact(Path(config.neighbors), "samples", "not the finished neighbours of samples")
-        if config.neighbors
-        else None
-    )
+    samples: SamplesInfo | None = None
+    if config.neighbors:
+        samples = read_fact(Path(config.neighbors), "samples", "not the finished neighbours of samples")
     several = next(
         (d for d in data if d.num_documents != len(d) or (np.diff(d.document_indices) != 1).any()), None
     )
     if several is not None:
         raise UserError(
-            f"{several.prefix}: has documents of none or several sequences, whose chunks Megatron-LM's table"
-            " cannot hold; tokenize without --split-sentences and leave empty texts out"
+            f"{several.prefix}: has documents of several or no sequences, which Megatron-LM's table cannot"
+            " represent; tokenize without --split-sentences and leave empty texts out"
         )
-    run = manifest.begin(
-        "retro export-hdf5", config, [root, *([config.neighbors] if config.neighbors else [])]
-    )
+    inputs = [root, *([config.neighbors] if config.neighbors else [])]
+    run = manifest.begin("retro export-hdf5", config, inputs)
     if run.finished:
         return run.manifest
     chunks = Chunks(
@@ -101,16 +107,18 @@ def export_hdf5(config: ExportConfig) -> dict:
     with manifest.atomic_write(index) as out, open(root / "index.faiss", "rb") as source:
         shutil.copyfileobj(source, out, 1 << 24)
     folders = {}
-    for split, made in (samples["splits"] if samples else {}).items():
-        folders[split] = f"query/{split}_{made['order']}"
-        written += _export_neighbors(run.output / folders[split], Path(config.neighbors) / f"{split}.npy")
-    settings = {
+    if samples is not None and config.neighbors:
+        for split, info in samples["splits"].items():
+            folders[split] = f"query/{split}_{info['order']}"
+            source = Path(config.neighbors) / f"{split}.npy"
+            written += _export_neighbors(run.output / folders[split], source)
+    settings: dict[str, Any] = {
         "retro_block_size": BLOCK,
         "retro_gpt_chunk_length": database["chunk_length"],
         "retro_neighbor_dirs": {n: folders.get(n) for n in ("train", "valid", "test")},
     }
-    if samples:
-        settings |= {"retro_gpt_seq_length": next(iter(samples["splits"].values()))["seq_length"]}
+    if samples is not None:
+        settings["retro_gpt_seq_length"] = next(iter(samples["splits"].values()))["seq_length"]
     written.append(_write_json(run.output / "config.json", settings))
     return run.finish(
         [manifest.record(f, run.output) for f in [*written, index]],
@@ -118,7 +126,8 @@ def export_hdf5(config: ExportConfig) -> dict:
     )
 
 
-def _export_chunks(path: Path, chunks: Chunks, tokenizer, bert) -> Path:
+def _export_chunks(path: Path, chunks: Chunks, tokenizer: Tokenizer, bert: Embedder) -> Path:
+    """Writes merged/train.hdf5."""
     table, total = chunks.table, len(chunks)
     ends = [0, *np.cumsum([d.num_documents for d in chunks.data])]
     with manifest.atomic_write(path) as raw, _h5py().File(raw, "w") as file:
@@ -143,6 +152,7 @@ def _export_chunks(path: Path, chunks: Chunks, tokenizer, bert) -> Path:
 
 
 def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
+    """Writes the neighbours of a split in blocks of BLOCK rows; yields their files."""
     ids = np.load(source, mmap_mode="r")
     ids = ids.reshape(-1, ids.shape[-1])
     digits = len(str(len(ids) - 1)) + 1
@@ -154,13 +164,12 @@ def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
         yield path
 
 
-class ExchangedNeighbors:
-    """The neighbours of a split in the query/ of a project: iterating gives them block by block, each (rows,
-    k) int64.
+class MegatronNeighbors:
+    """The neighbours of a split in the query/ of a project; iterating yields blocks (rows, k) int64.
 
-    rows: chunks of the samples asked for, and of all that there are (a mixture has some more). k: neighbours
-    wanted of each. chunks: of the database. Raises UserError for a folder that is not whole or is of another
-    number of samples, and for numbers that are none of the database's.
+    rows: number of chunks of the requested samples, and of all samples (a blend has some more). k: neighbours
+    of each. chunks: of the database. Raises UserError for a folder that is not whole or has another number of
+    samples, and for ids that are not chunks of the database.
     """
 
     def __init__(self, project: Path, split: str, rows: tuple[int, int], k: int, chunks: int):
@@ -175,8 +184,8 @@ class ExchangedNeighbors:
         folder = folders.get(split) if isinstance(folders, dict) else None
         if not folder:
             raise UserError(
-                f"{project / 'config.json'}: names no neighbours of {split} in retro_neighbor_dirs; ask for"
-                f" no {split} samples, or give the project that has them"
+                f"{project / 'config.json'}: has no neighbours of {split} in retro_neighbor_dirs; request no"
+                f" {split} samples, or give the project that has them"
             )
         self.folder = project / folder
         self.files = sorted(
@@ -185,16 +194,18 @@ class ExchangedNeighbors:
         ends = [_bounds(path) for path in self.files]
         gap = next((i for i, (a, b) in enumerate(itertools.pairwise([(0, 0), *ends])) if a[1] != b[0]), None)
         if not ends or gap is not None:
-            raise UserError(
-                f"{self.folder}:"
-                f" {'has no block of neighbours' if not ends else f'the block before {self.files[gap].name} is missing'};"
-                " fetch it again"
+            wrong = (
+                "has no block of neighbours"
+                if gap is None
+                else f"the block before {self.files[gap].name} is missing"
             )
+            raise UserError(f"{self.folder}: {wrong}; fetch it again")
         self.rows = ends[-1][1]
         if not rows[0] <= self.rows <= rows[1]:
             raise UserError(
-                f"{self.folder}: has the neighbours of {self.rows:,} chunks, and the {split} samples asked"
-                f" for have {rows[0]:,}; give the data settings and numbers of samples that it was made with"
+                f"{self.folder}: has the neighbours of {self.rows:,} chunks, and the requested {split}"
+                f" samples have {rows[0]:,}; give the data settings and numbers of samples that it"
+                " was made with"
             )
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -205,12 +216,12 @@ class ExchangedNeighbors:
                     ids = file["neighbors"][:]
             except (OSError, KeyError, ValueError) as error:
                 raise UserError(
-                    f"{path}: is no whole block of neighbours ({error}); fetch it again"
+                    f"{path}: is not a whole block of neighbours ({error}); fetch it again"
                 ) from None
             if ids.ndim != 2 or len(ids) != stop - start or ids.dtype.kind not in "iu":
                 raise UserError(
-                    f"{path}: holds neighbours of shape {ids.shape} and type {ids.dtype}, not whole numbers"
-                    f" of shape ({stop - start}, k); fetch it again"
+                    f"{path}: has neighbours of shape {ids.shape} and type {ids.dtype}, not integers of shape"
+                    f" ({stop - start}, k); fetch it again"
                 )
             if ids.shape[1] < self.k:
                 raise UserError(
@@ -227,14 +238,15 @@ class ExchangedNeighbors:
 
 
 def _bounds(path: Path) -> tuple[int, int]:
-    """The first row of a block of neighbours, and the one past its last, as its name tells."""
+    """The first row of a block of neighbours and one past its last, from the name of its file."""
     start, stop = path.stem.split("-")
     return int(start), int(stop)
 
 
-def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: int) -> Selection:
-    """What a merged/train.hdf5 holds; raises UserError for a file that is none or not whole, and chunks
-    longer than chunk_length.
+def select_hdf5_chunks(path: str, data: Sequence[IndexedDataset], chunk_length: int) -> Selection:
+    """The counts of the chunks in a merged/train.hdf5.
+
+    Raises UserError for another file or one that is not whole, and for chunks longer than chunk_length.
     """
     try:
         with _h5py().File(path) as file:
@@ -242,10 +254,10 @@ def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: in
             whole = width == 5 and int(file["n_written"][0]) == total
     except (OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: is no whole merged/train.hdf5 of Megatron-LM's Retro ({error}); give one"
+            f"{path}: is not a whole merged/train.hdf5 of Megatron-LM's Retro ({error}); give one"
         ) from None
     if not whole:
-        raise UserError(f"{path}: was cut short while it was written; make it again")
+        raise UserError(f"{path}: is truncated: writing it was interrupted; make it again")
     longest = max((int((rows[:, 3] - rows[:, 2].astype(np.int64)).max()) for rows in _rows(path)), default=0)
     if longest > chunk_length:
         raise UserError(
@@ -255,23 +267,23 @@ def select_exchanged(path: str, data: Sequence[IndexedDataset], chunk_length: in
     documents = sum(d.num_documents for d in data)
     filled = sum(int((np.diff(document_offsets(d, np.arange(d.num_documents + 1))) > 0).sum()) for d in data)
     return Selection(
-        chunk_length,
-        None,
-        1.0,
-        tuple(d.num_documents for d in data),
-        documents,
-        0,
-        documents - filled,
-        total,
-        filled,
-        total,
+        chunk_length=chunk_length,
+        eod=None,
+        share=1.0,
+        ends=tuple(d.num_documents for d in data),
+        documents_in=documents,
+        outside_documents=0,
+        empty_documents=documents - filled,
+        chunks_in=total,
+        documents=filled,
+        chunks=total,
     )
 
 
-def write_exchanged(path: Path, source: str, data: Sequence[IndexedDataset], selection: Selection) -> None:
-    """The chunk table of a merged/train.hdf5.
+def write_hdf5_chunks(path: Path, source: str, data: Sequence[IndexedDataset], selection: Selection) -> None:
+    """Writes the chunk table of a merged/train.hdf5.
 
-    Raises UserError where its chunks are not in the data, or not in their order.
+    Raises UserError if its chunks are not in the data, or not in the order of the documents.
     """
     with manifest.atomic_write(path) as file:
         write_npy_header(file, CHUNK, (selection.chunks,))
@@ -289,7 +301,7 @@ def write_exchanged(path: Path, source: str, data: Sequence[IndexedDataset], sel
                 ):
                     raise UserError(
                         f"{source}: has chunks that are not in --data-path; give the pairs that it was made"
-                        " of, in the order of its indexed_dataset_infos.json"
+                        " from, in the order of its indexed_dataset_infos.json"
                     )
                 dataset = data[number]
                 document = np.searchsorted(dataset.document_indices, sequence, side="right") - 1
@@ -314,17 +326,18 @@ def _rows(path: str) -> Iterator[np.ndarray]:
             yield file["chunks"][start : start + ROWS_AT_ONCE]
 
 
-def _write_json(path: Path, value) -> Path:
+def _write_json(path: Path, value: object) -> Path:
     with manifest.atomic_write(path, "w") as file:
         json.dump(value, file, sort_keys=True, indent=4)
     return path
 
 
-def _h5py():
+def _h5py() -> Any:
+    """The package h5py; raises UserError if it is not installed."""
     try:
         import h5py
     except ImportError:
         raise UserError(
-            "files of HDF5 need the package h5py; install it with: pip install 'mt[retro]'"
+            "HDF5 files need the package h5py; install it with: pip install 'mt[retro]'"
         ) from None
     return h5py

@@ -1,10 +1,11 @@
-"""retrieval database + text -> its nearest chunks."""
+"""Finds the nearest chunks of texts in a retrieval database (`mt retro query`)."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,47 +24,51 @@ class QueryConfig(SearchConfig):
     POSITIONAL = "text"
 
     db: str = option(help="a database that `mt retro build-db` made", role="input")
-    text: tuple[str, ...] = option((), "texts to look up")
+    text: tuple[str, ...] = option((), "texts to search for")
     tokens: tuple[str, ...] = option(
-        (), 'the same as token ids of the database\'s tokenizer, separated by spaces: "464 2068 7586"'
+        (), 'texts as token ids of the database\'s tokenizer, separated by spaces: "464 2068 7586"'
     )
-    chunk: tuple[int, ...] = option((), "numbers of chunks to look up; their own documents are left out")
-    num_neighbors: int = option(5, "neighbours to show")
+    chunk: tuple[int, ...] = option((), "numbers of chunks to search for; their own documents are excluded")
+    num_neighbors: int = option(5, "number of neighbours to show")
     data_path: tuple[str, ...] = option(
-        (), "where the data of the database lie now, if they have moved", role="input"
+        (), "present prefixes of the database's data, if they have moved", role="input"
     )
     bert_model: str | None = option(
-        None, "where the BERT of the database lies now, if it has moved", role="input"
+        None, "present directory of the database's BERT, if it has moved", role="input"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (
                 bool(self.text or self.tokens or self.chunk),
-                "there is nothing to look up; give --text, --tokens or --chunk",
+                "there is nothing to search for; give --text, --tokens or --chunk",
             ),
             (self.num_neighbors >= 1, f"num_neighbors = {self.num_neighbors} must be at least 1"),
         )
 
 
-def query(config: QueryConfig) -> dict:
-    """The nearest chunks of texts and of chunks: `queries`, each with its text and neighbours, and a table as
-    `text`.
+def query(config: QueryConfig) -> dict[str, Any]:
+    """The nearest chunks of texts and of chunks.
+
+    Returns `queries`, each with its text and its neighbours, and a table of them as `text`.
     """
     root = Path(config.db)
     database = read_database(root)
     table = np.load(root / "chunks.npy", mmap_mode="r")
     chunks = Chunks(
-        table, open_data(root, database, config.data_path), database["chunk_length"], database["pad_id"]
+        table,
+        open_data(root, database["data"], config.data_path),
+        database["chunk_length"],
+        database["pad_id"],
     )
     check_chunks(config.chunk, chunks, root)
     embedder = open_same(database, config.bert_model, root)
     tokenizer = load_directory(root / "tokenizer")
-    given = [*config.text, *(_decoded(ids, tokenizer) for ids in config.tokens)]
+    given = [*config.text, *(_decode(ids, tokenizer) for ids in config.tokens)]
     texts = [*given, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
     own = [(len(given) + i, *own_ranges(table, n, n + 1)[0, 1:]) for i, n in enumerate(config.chunk)]
-    index = open_index(root / "index.faiss", *config.of(database))
+    index = open_index(root / "index.faiss", *config.search_width(database))
     distances, ids = nearest(
         index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3)
     )
@@ -93,12 +98,14 @@ def query(config: QueryConfig) -> dict:
 
 
 def check_chunks(numbers: Sequence[int], chunks: Chunks, root: Path) -> None:
+    """Raises UserError for a number that is not one of the database's chunks."""
     wrong = [n for n in numbers if not 0 <= n < len(chunks)]
     if wrong:
         raise UserError(f"chunk {wrong[0]}: {root} has the chunks 0 to {len(chunks) - 1:,}")
 
 
-def _decoded(ids: str, tokenizer: Tokenizer) -> str:
+def _decode(ids: str, tokenizer: Tokenizer) -> str:
+    """The text of token ids that are separated by spaces or commas."""
     try:
         numbers = np.array([int(word) for word in ids.replace(",", " ").split()], np.int64)
     except (ValueError, OverflowError):
@@ -106,11 +113,12 @@ def _decoded(ids: str, tokenizer: Tokenizer) -> str:
             f"tokens = {ids!r}: must be token ids, whole numbers separated by spaces; give a text with --text"
         ) from None
     if numbers.min(initial=0) < 0:
-        raise UserError(f"tokens = {ids!r}: a token id is not negative")
+        raise UserError(f"tokens = {ids!r}: a token id must not be negative")
     return texts_of(numbers[None], np.ones((1, len(numbers)), bool), tokenizer, "--tokens")[0]
 
 
-def _table(found: dict) -> str:
+def _table(found: dict[str, Any]) -> str:
+    """A query and its neighbours as lines of the terminal's width."""
     columns = shutil.get_terminal_size((120, 24)).columns
     name = f"chunk {found['chunk']}: " if "chunk" in found else ""
     lines = [

@@ -1,7 +1,8 @@
-"""ids of chunks -> their neighbours' ids, as a Retro model asks for them while it reads or writes a text.
+"""Retrieves the neighbours of chunks while a Retro model scores or generates text.
 
-What `mt retro neighbors` finds ahead for the samples of a training run is found here at once: a chunk's text
-is embedded, its nearest chunks are searched in the database's index, and each is read with its continuation.
+`mt retro neighbors` finds the neighbours of training samples in advance; here they are found on demand: the
+text of a chunk is embedded, its nearest chunks are searched in the database's index, and each is read with
+its continuation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from .embed import open_same
 from .index import nearest, open_index
 
 
-class Lookup:
-    """`Lookup(...)(ids (n, m))` -> the tokens (n, k, 2 m) int64 of k neighbours and their mask, False where
-    there is no token.
+class Retriever:
+    """`Retriever(...)(ids)` returns the tokens of the neighbours of chunks.
 
-    directory: of a database that `mt retro build-db` made. tokenizer: the model's; m: its chunk length.
-    Raises UserError where the database is of other tokens or chunks.
+    ids: (n, chunk_length) int64. Returns the tokens of k neighbours with their continuations, (n, k, 2 *
+    chunk_length) int64, and their mask, False at padding.
+
+    directory: a database of `mt retro build-db`. tokenizer, chunk_length: those of the model. Raises
+    UserError if the database has another tokenizer or other chunks.
     """
 
     def __init__(self, directory: str | Path, tokenizer: Tokenizer, *, chunk_length: int, num_neighbors: int):
@@ -36,13 +39,13 @@ class Lookup:
             )
         if load_directory(root / "tokenizer").fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{root}: holds tokens of another tokenizer than the model's; build a database of data that"
+                f"{root}: has tokens of another tokenizer than the model's; build a database from data that"
                 " the model's tokenizer made"
             )
         self.root, self.tokenizer, self.num_neighbors = root, tokenizer, num_neighbors
         self.chunks = Chunks(
             np.load(root / "chunks.npy", mmap_mode="r"),
-            open_data(root, database),
+            open_data(root, database["data"]),
             chunk_length,
             database["pad_id"],
         )

@@ -1,5 +1,6 @@
-"""rows of chunks or samples -> blocks on many processes: every block a whole .npy file, so that a killed run
-redoes one a worker.
+"""Computes rows of chunks or samples in blocks on many processes.
+
+Every block is a whole .npy file, so that after a kill at most one block of each worker is computed again.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -16,37 +18,40 @@ from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .embed import Embedder
 from .index import open_index
 
-# (first row, past the last) -> an array with a row for each of them
-Make = Callable[[int, int], np.ndarray]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# (first row, one past the last) -> array with a row for each of them
+MakeRows = Callable[[int, int], np.ndarray]
 
 
 def block_size(num_chunks: int) -> int:
-    """Chunks in a block: a power of two that makes some 64 blocks, from 128 (a second or two of work) to
-    16,384.
-    """
+    """Chunks in a block: a power of two that gives about 64 blocks, from 128 (a second or two) to 16,384."""
     return min(max(128, 1 << (num_chunks // 64).bit_length()), 16384)
 
 
-def map_blocks(make: Make, rows: int, size: int, folder: Path, *, label: str, where: dict) -> list[Path]:
+def map_blocks(
+    make: MakeRows, rows: int, size: int, folder: Path, *, label: str, where: dict[str, Any]
+) -> list[Path]:
     """Runs a picklable `make` over blocks of `size` rows; returns the files of its arrays in order.
 
-    folder: where they are kept. where: the arguments of map_shards that say who does the work.
+    folder: of the files. where: the arguments of map_shards that choose the workers.
     """
     for marker in (folder / "done").glob("*.json"):
         made = manifest.read_json(marker)
         path = folder / made["name"]
         if not path.exists() or path.stat().st_size != made["bytes"]:
-            marker.unlink()  # a block that was cut short since: it is made again
+            marker.unlink()  # the block was truncated or removed since, and is computed again
     bounds = [(start, min(start + size, rows)) for start in range(0, rows, size)]
     work = functools.partial(_make_block, make=make, folder=str(folder))
     try:
         made = map_shards(work, bounds, done=folder / "done", label=label, unit="blocks", **where)
     finally:
-        forget()  # one worker is this process: a later build in it must not find this one's files
+        clear_worker_caches()  # one worker is this process; a later build in it opens its own files
     return [folder / m["name"] for m in made]
 
 
-def _make_block(bounds: tuple[int, int], *, make: Make, folder: str) -> dict:
+def _make_block(bounds: tuple[int, int], *, make: MakeRows, folder: str) -> dict[str, Any]:
     path = block_path(Path(folder), *bounds)
     with manifest.atomic_write(path) as file:
         np.save(file, make(*bounds))
@@ -58,7 +63,7 @@ def block_path(folder: Path, start: int, stop: int) -> Path:
 
 
 def join_blocks(blocks: Sequence[Path], path: Path, shape: tuple[int, ...]) -> None:
-    """One .npy of int64 (shape) from blocks of its rows; memory for one block."""
+    """Writes one .npy of int64 (shape) from the blocks of its rows; memory for one block."""
     with manifest.atomic_write(path) as file:
         write_npy_header(file, np.dtype("<i8"), shape)
         for block in blocks:
@@ -66,45 +71,47 @@ def join_blocks(blocks: Sequence[Path], path: Path, shape: tuple[int, ...]) -> N
 
 
 def count_missing(path: Path) -> int:
-    """The -1 in a .npy of neighbours, a piece at a time."""
+    """The number of -1 in a .npy of neighbours; memory for 4,096 rows."""
     array = np.load(path, mmap_mode="r")
     return sum(int((array[i : i + 4096] < 0).sum()) for i in range(0, len(array), 4096))
 
 
-def write_npy_header(file, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """The head of a .npy file whose rows are then written piece by piece."""
+def write_npy_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Writes the header of a .npy file; the caller writes the rows."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-# What a worker process opens once for all its blocks.
+# Objects that a worker process opens once for all its blocks.
 
-_once: list = []
-
-
-def once(function):
-    """Remembers what a function of hashable arguments opened, until the blocks are done."""
-    _once.append(cached := functools.cache(function))
-    return cached
+_worker_caches: list[functools._lru_cache_wrapper[Any]] = []
 
 
-def forget() -> None:
-    for cached in _once:
+def cached_in_worker(function: Callable[P, T]) -> Callable[P, T]:
+    """Caches what a function of hashable arguments opens, until `map_blocks` has done its blocks."""
+    cached = functools.cache(function)
+    _worker_caches.append(cached)
+    return cast(Callable[P, T], cached)
+
+
+def clear_worker_caches() -> None:
+    for cached in _worker_caches:
         cached.cache_clear()
 
 
-@once
+@cached_in_worker
 def open_tokenizer(root: str) -> Tokenizer:
     """The tokenizer of the database `root`."""
     return load_directory(Path(root) / "tokenizer")
 
 
-@once
+@cached_in_worker
 def open_embedder(directory: str | None, bf16: bool) -> Embedder:
+    """The embedder of a directory; None: the default one."""
     return Embedder(directory, bf16)
 
 
-@once
-def open_searched(root: str, nprobe: int, ef_search: int):
-    """The index of the database `root`, set to search."""
+@cached_in_worker
+def open_search_index(root: str, nprobe: int, ef_search: int) -> Any:
+    """The Faiss index of the database `root`, opened for searching."""
     return open_index(Path(root) / "index.faiss", nprobe, ef_search)

@@ -21,7 +21,7 @@ from ..core.config import UserError
 from ..indexed.fim import FimDataset
 from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset
 from ..indexed.instruct_dataset import QuestionDataset
-from ..indexed.masked_dataset import SentenceSamples
+from ..indexed.masked_dataset import SentenceDataset
 from ..indexed.neighbors import SampleNeighbors
 from ..indexed.remote import is_remote
 from .model.config import ModelConfig
@@ -148,7 +148,7 @@ COUNTED_ANSWERS = 1 << 14
 COUNTED_AT_A_TIME = 1 << 22
 
 
-def _tokens(source: GPTDataset | SentenceSamples | QuestionDataset) -> Iterator[np.ndarray]:
+def _tokens(source: GPTDataset | SentenceDataset | QuestionDataset) -> Iterator[np.ndarray]:
     """The first tokens of the source's range, which lie back to back in its file, in blocks; of questions the
     answers to the first.
     """
@@ -156,7 +156,7 @@ def _tokens(source: GPTDataset | SentenceSamples | QuestionDataset) -> Iterator[
         yield from itertools.islice(source.answer_tokens(), COUNTED_ANSWERS)
         return
     indexed, (first, end) = source.indexed, source.range
-    if isinstance(source, SentenceSamples):  # whose range is one of documents
+    if isinstance(source, SentenceDataset):  # whose range is one of documents
         first, end = (int(indexed.document_indices[i]) for i in (first, end))
     start = int(indexed.pointers[first]) // indexed.dtype.itemsize
     most = COUNTED_REMOTE_TOKENS if is_remote(indexed.prefix) else COUNTED_TOKENS
@@ -165,7 +165,7 @@ def _tokens(source: GPTDataset | SentenceSamples | QuestionDataset) -> Iterator[
         yield indexed.tokens[at : min(stop, at + COUNTED_AT_A_TIME)]
 
 
-def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceSamples | QuestionDataset]]:
+def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceDataset | QuestionDataset]]:
     if isinstance(dataset, FimDataset):
         return _sources(dataset.dataset)
     return (

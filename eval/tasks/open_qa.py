@@ -23,7 +23,7 @@ from typing import Literal
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...documents.reader import Reject
-from ...indexed.instruct_dataset import encode_prompt, set_of
+from ...indexed.instruct_dataset import dataset_name, encode_prompt
 from ...indexed.questions import Question, read_questions
 from ...train.checkpoint.open import open_checkpoint
 from ..generation.sampling import Sampling
@@ -161,7 +161,7 @@ def _prompts(
 
     read = with_error_policy(read_questions, results.reject, config.on_error)
     for path in paths:
-        name = config.task if config.task is not None else set_of(path)
+        name = config.task if config.task is not None else dataset_name(path)
         for question in read(path):
             sources = (
                 (question.passages, question.given)

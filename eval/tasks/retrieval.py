@@ -22,7 +22,7 @@ import regex
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
 from ...indexed.questions import Question, read_questions
-from ...retro.embed_blocks import Encoder, Searcher
+from ...retro.embed_blocks import BiencoderEmbedder, BlockSearcher
 from ..lm import batched
 from ..metrics import RunningMean
 from ..results import Results
@@ -75,7 +75,9 @@ def retrieval(config: RetrievalConfig) -> dict:
     with Results("eval retrieval", config, [config.load, config.db, *paths]) as results:
         if results.finished:
             return results.finished
-        search = Searcher(config.db, Encoder(config.load), config.data_path, config.titles_data_path)
+        search = BlockSearcher(
+            config.db, BiencoderEmbedder(config.load), config.data_path, config.titles_data_path
+        )
         ks = sorted(set(config.retriever_report_topk_accuracies))
         hits = {k: RunningMean() for k in ks}
         read = with_error_policy(read_questions, results.reject, config.on_error)
@@ -109,7 +111,7 @@ def retrieval(config: RetrievalConfig) -> dict:
 class AnswerMatcher:
     """Finds blocks that contain an answer of a question."""
 
-    def __init__(self, question: Question, search: Searcher, match: Literal["string", "regex"]):
+    def __init__(self, question: Question, search: BlockSearcher, match: Literal["string", "regex"]):
         self.search = search
         self.patterns: list[regex.Pattern[str]] = []
         self.answers: list[list[str]] = []

@@ -13,9 +13,9 @@ from mt.eval.tasks.lambada import LambadaConfig, lambada
 from mt.eval.tasks.wikitext import WikitextConfig, wikitext
 from mt.indexed.neighbors import Neighbors
 from mt.retro.build import BuildDbConfig, build_db
-from mt.retro.retriever import Lookup
+from mt.retro.retriever import Retriever
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
-from mt.tests.retro.test_sample_neighbors import texts, write
+from mt.tests.retro.small_databases import texts, write
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
@@ -28,7 +28,7 @@ M, SEQ = 16, 64
 def folder(tmp_path_factory):
     """Data, a database of them, and a Retro `retro` that learned a little from both; and a GPT `gpt`."""
     folder = tmp_path_factory.mktemp("retro")
-    write(folder / "a", texts(40, 1))
+    write(folder / "a", texts(40, 1, 8))
     build_db(
         config.build(
             BuildDbConfig,
@@ -81,9 +81,9 @@ def folder(tmp_path_factory):
     retro = {"retro_add_retriever": True, "retro_chunk_length": M, "retro_project_dir": str(folder / "near")}
     train(config.build(TrainConfig, ("test", tree | retro | {"save": str(folder / "retro")})))
     train(config.build(TrainConfig, ("test", tree | {"save": str(folder / "gpt"), "train_iters": 3})))
-    (folder / "text.txt").write_text(" ".join(texts(30, 5)))
+    (folder / "text.txt").write_text(" ".join(texts(30, 5, 8)))
     (folder / "words.jsonl").write_text(
-        "".join(f'{{"text": "{text[:-1]}"}}\n' for text in texts(30, 6) if 40 < len(text) < 400)
+        "".join(f'{{"text": "{text[:-1]}"}}\n' for text in texts(30, 6, 8) if 40 < len(text) < 400)
     )
     return folder
 
@@ -93,7 +93,7 @@ def retrieval(folder, gate=1.0):
 
 
 def test_what_is_looked_up_for_a_chunk_of_the_database_is_itself_and_then_its_neighbours(folder):
-    look_up = Lookup(
+    look_up = Retriever(
         folder / "db",
         load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")),
         chunk_length=M,
@@ -192,15 +192,15 @@ def test_mistakes_are_named(folder, tmp_path):
     with pytest.raises(UserError, match=r"is not a finished retrieval database"):
         open_model(open_checkpoint(folder / "retro"), "positions", 4, Retrieval(retro_db=str(tmp_path)))
     with pytest.raises(UserError, match=r"has chunks of 16 tokens, and the model reads chunks of 8"):
-        Lookup(
+        Retriever(
             folder / "db",
             load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")),
             chunk_length=8,
             num_neighbors=2,
         )
     other = load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=300))
-    with pytest.raises(UserError, match=r"holds tokens of another tokenizer than the model's"):
-        Lookup(folder / "db", other, chunk_length=M, num_neighbors=2)
+    with pytest.raises(UserError, match=r"has tokens of another tokenizer than the model's"):
+        Retriever(folder / "db", other, chunk_length=M, num_neighbors=2)
     with pytest.raises(UserError, match=r"have no effect with --url; pass them to `mt serve`"):
         config.build(
             GenerateConfig, ("test", {"url": "http://localhost:1", "prompts": ["x"], "retro_db": "db"})

@@ -7,20 +7,19 @@ from mt.indexed import blend
 from mt.indexed.blend import blending_indices, exhaustive_blending_indices
 
 
-def test_orders_are_the_golden_ones(megatron_golden):
-    golden = megatron_golden
-    for case in golden["blend"]:
+def test_orders_equal_the_golden_ones(megatron_golden):
+    for case in megatron_golden["blend"]:
         datasets, samples = blending_indices(case["weights"], case["size"])
         assert (datasets.dtype, samples.dtype) == (np.int16, np.int64)
         assert (datasets.tolist(), samples.tolist()) == (case["dataset_index"], case["dataset_sample_index"])
-    for case in golden["blend_exhaustive"]:
+    for case in megatron_golden["blend_exhaustive"]:
         datasets, samples = exhaustive_blending_indices(case["sizes"])
         assert (datasets.tolist(), samples.tolist()) == (case["dataset_index"], case["dataset_sample_index"])
 
 
 @pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
 @pytest.mark.parametrize("seed", range(5))
-def test_orders_are_those_of_megatrons_compiled_helper(monkeypatch, seed, compile_from):
+def test_orders_equal_those_of_megatrons_compiled_helper(monkeypatch, seed, compile_from):
     monkeypatch.setattr(blend, "COMPILE_FROM", compile_from)
     helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
     random = np.random.RandomState(seed)
@@ -40,7 +39,7 @@ def test_orders_are_those_of_megatrons_compiled_helper(monkeypatch, seed, compil
     assert np.array_equal(ours[1], samples)
 
 
-def test_every_prefix_of_a_mixture_keeps_the_weights():
+def test_every_prefix_of_a_blend_keeps_the_weights():
     weights = [0.61, 0.3, 0.09]
     datasets, _ = blending_indices(weights, 5000)
     for end in (10, 100, 1000, 5000):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -22,58 +21,9 @@ from mt import cli
 from mt.core import config
 from mt.indexed import build
 from mt.indexed.build import TokenizeConfig, tokenize
-from mt.indexed.check import InspectConfig, VerifyConfig, inspect, verify
 from mt.indexed.format import IndexedDataset
-from mt.indexed.merge import MergeConfig, merge
 from mt.tests.indexed.build_jobs import end_process, sleep_and_return_bytes, sleep_and_return_pid
-
-BYTES = {"tokenizer_type": "ByteLevelTokenizer"}
-
-
-def write(path, records):
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return str(path)
-
-
-def prose(count, seed=0):
-    generator = random.Random(seed)
-    words = [
-        "the",
-        "a",
-        "river",
-        "hill",
-        "quick",
-        "slow",
-        "fox",
-        "dog",
-        "runs",
-        "rests",
-        "near",
-        "over",
-        "under",
-        "field",
-        "of",
-        "barley",
-        "naïve",
-        "🙂",
-    ]
-    return [
-        {"text": " ".join(generator.choices(words, k=generator.randint(0, 60))), "n": i} for i in range(count)
-    ]
-
-
-def run(tmp_path, records, name="p", **settings):
-    path = records if isinstance(records, str) else write(tmp_path / f"{name}.jsonl", records)
-    summary = tokenize(
-        TokenizeConfig(
-            input=(path,), output_prefix=str(tmp_path / name), **{"workers": 1, **BYTES, **settings}
-        )
-    )
-    return summary, IndexedDataset(tmp_path / f"{name}_text_document")
-
-
-def files(prefix):
-    return [Path(f"{prefix}.{s}").read_bytes() for s in ("bin", "idx")]
+from mt.tests.indexed.small_corpora import BYTES, files, prose, run, write
 
 
 @pytest.fixture
@@ -114,7 +64,7 @@ def test_a_list_of_texts_is_a_document_of_sequences_and_empty_ones_are_left_out(
     assert data.document_indices.tolist() == [0, 2, 3, 3, 4]
 
 
-def test_the_bytes_are_those_that_megatrons_builder_writes(tmp_path):
+def test_the_bytes_equal_those_of_megatrons_builder(tmp_path):
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     records = prose(200)
@@ -154,13 +104,13 @@ def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_bat
 
 
 def test_results_come_in_order_however_long_each_takes(small_batches):
-    batches = iter([build.Batch((), bytes=n) for n in range(100)])
+    batches = iter([build.InputBatch((), bytes=n) for n in range(100)])
     assert list(build._in_order(sleep_and_return_bytes, batches, 3, 4950)) == list(range(100))
 
 
 def test_other_processes_are_started_only_where_enough_is_left_to_do(monkeypatch):
     alone = [os.getpid()] * 100
-    batches = [build.Batch((), bytes=10)] * 100
+    batches = [build.InputBatch((), bytes=10)] * 100
     assert list(build._in_order(sleep_and_return_pid, iter(batches), 3, 1000)) == alone
     monkeypatch.setattr(build, "START_SECONDS", 0.05)
     assert list(build._in_order(sleep_and_return_pid, iter(batches), 1, 1000)) == alone
@@ -171,10 +121,10 @@ def test_other_processes_are_started_only_where_enough_is_left_to_do(monkeypatch
 
 def test_a_worker_that_dies_ends_the_run_with_one_line(small_batches):
     with pytest.raises(config.Failure, match=r"a worker process died.*run the same command again"):
-        list(build._in_order(end_process, iter([build.Batch(())] * 50), 2, 0))
+        list(build._in_order(end_process, iter([build.InputBatch(())] * 50), 2, 0))
 
 
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_batches, monkeypatch):
+def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(tmp_path, small_batches, monkeypatch):
     """Stopped before each of its batches, and between the renames at the end."""
     bad = b'{"text": null}\n'
     lines = (json.dumps(r).encode() + b"\n" for r in prose(60))
@@ -213,9 +163,9 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path, small_bat
             tokenize(config_)
         monkeypatch.setattr(target, name, original)
 
-    stopped(build._Work, "add", 0)
+    stopped(build._TokenizeRun, "add", 0)
     for _ in range(3):
-        stopped(build._Work, "add", 1)  # each run does one batch more
+        stopped(build._TokenizeRun, "add", 1)  # each run does one batch more
     stopped(build.shutil, "copyfile", 0)
     stopped(build.manifest, "record", 1)  # .bin and .idx are in place, the manifest is not
     stopped(build.manifest, "record", 0)
@@ -278,7 +228,8 @@ while killed < int(moments):
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     if Path(f"{prefix}.manifest.json").exists():
         for suffix in ("bin", "idx"):
-            assert Path(f"{prefix}_text_document.{suffix}").read_bytes() == Path(f"{whole}_text_document.{suffix}").read_bytes(), killed
+            ours, wanted = (Path(f"{p}_text_document.{suffix}").read_bytes() for p in (prefix, whole))
+            assert ours == wanted, killed
         for path in Path(prefix).parent.glob(f"{Path(prefix).name}[._]*"):
             path.unlink()
         shutil.rmtree(Path(prefix).parent / f".{Path(prefix).name}.partial", ignore_errors=True)
@@ -306,12 +257,10 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, m
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
 
 
-def test_unfinished_work_that_has_lost_bytes_is_named_with_the_folder_to_remove(
-    tmp_path, small_batches, monkeypatch
-):
+def test_truncated_unfinished_work_is_refused_with_the_folder_to_remove(tmp_path, small_batches, monkeypatch):
     path = write(tmp_path / "in.jsonl", prose(200))
     with monkeypatch.context() as patch:
-        patch.setattr(build._Work, "finish", None)  # stops at the end of the work
+        patch.setattr(build._TokenizeRun, "finish", None)  # stops at the end of the work
         with pytest.raises(TypeError):
             run(tmp_path, path)
     (tmp_path / ".p.partial/p_text_document.bin").unlink()
@@ -346,10 +295,10 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     ]
 
 
-def test_settings_that_cannot_work_are_named(tmp_path):
+def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(config.UserError, match="json_keys names text twice"):
         run(tmp_path, [{"text": "a"}], json_keys=("text", "text"))
-    with pytest.raises(config.UserError, match="holds no document that can be read \\(1 set aside\\)"):
+    with pytest.raises(config.UserError, match="contains no document that can be read \\(1 set aside\\)"):
         run(tmp_path, [{"text": None}], on_error="skip")
     vocabulary = {"vocab_file": str(tmp_path / "v.json"), "merge_file": str(tmp_path / "m.txt")}
     (tmp_path / "v.json").write_text('{"a": 0}')
@@ -358,7 +307,7 @@ def test_settings_that_cannot_work_are_named(tmp_path):
         run(tmp_path, [{"text": "a"}], append_eod=True, **vocabulary, tokenizer_type=None)
 
 
-def test_every_tokenizer_flag_of_megatrons_script_is_taken(tmp_path, capsys):
+def test_every_tokenizer_flag_of_megatrons_script_is_accepted(tmp_path, capsys):
     path = write(tmp_path / "in.jsonl", [{"text": "1 2 3"}, {"text": "4"}])
     old = (
         f"data tokenize --input {path} --output-prefix {tmp_path / 'p'} --workers 1 --append-eod --partitions"
@@ -377,13 +326,13 @@ def test_every_tokenizer_flag_of_megatrons_script_is_taken(tmp_path, capsys):
 
 def test_files_that_mt_did_not_write_are_not_overwritten(tmp_path):
     (tmp_path / "p_text_document.bin").write_bytes(b"precious")
-    with pytest.raises(config.UserError, match=r"p_text_document.bin: is there already"):
+    with pytest.raises(config.UserError, match=r"p_text_document.bin: exists already"):
         run(tmp_path, [{"text": "a"}])
     assert (tmp_path / "p_text_document.bin").read_bytes() == b"precious"
     run(tmp_path, [{"text": "a"}], overwrite=True)
 
 
-def test_other_settings_need_another_place_or_leave_to_overwrite(tmp_path):
+def test_other_settings_need_another_output_or_overwrite(tmp_path):
     run(tmp_path, [{"text": "a"}])
     with pytest.raises(
         config.UserError, match="holds another run of `mt data tokenize` \\(append_eod was False, is True\\)"
@@ -393,198 +342,7 @@ def test_other_settings_need_another_place_or_leave_to_overwrite(tmp_path):
     assert data[0].tolist() == [97, 0]
 
 
-def test_a_merge_is_the_tokenization_of_all_inputs_in_order(tmp_path):
-    parts = [prose(50, seed) for seed in range(3)]
-    for i, records in enumerate(parts):
-        run(tmp_path, records, f"part{i}", append_eod=True)
-    run(tmp_path, [r for records in parts for r in records], "all", append_eod=True)
-    merged = merge(
-        MergeConfig(
-            input=tuple(str(tmp_path / f"part{i}_text_document") for i in range(3)),
-            output_prefix=str(tmp_path / "merged"),
-        )
-    )
-    assert files(tmp_path / "merged") == files(tmp_path / "all_text_document")
-    assert merged["counts"]["documents"] == 150
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for path in tmp_path.glob("part*_text_document.*"):
-        shutil.copy(path, folder)
-    merge(MergeConfig(input=(str(folder),), output_prefix=str(tmp_path / "folder_merged")))
-    assert files(tmp_path / "folder_merged") == files(tmp_path / "merged")
-    assert "every token below 512" in verify(VerifyConfig(prefix=str(tmp_path / "merged")))["text"]
-
-
-def multimodal(prefix, lengths, modes):
-    """A pair of one document as megatron-core's builder writes multimodal data; images hold any int32."""
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    random = np.random.RandomState(len(lengths))
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32, multimodal=True)
-    builder.add_document(
-        np.concatenate(
-            [random.randint(-999 if m else 0, 999 if m else 200, n) for n, m in zip(lengths, modes)]
-        ),
-        lengths,
-        modes,
-    )
-    builder.finalize(f"{prefix}.idx")
-
-
-def test_multimodal_pairs_are_merged_verified_and_shown_as_megatron_core_has_them(tmp_path):
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    multimodal(tmp_path / "a", [3, 4], [0, 1])
-    multimodal(tmp_path / "b", [2, 5, 1], [0, 1, 0])
-    pairs = tuple(str(tmp_path / name) for name in "ab")
-    merge(MergeConfig(input=pairs, output_prefix=str(tmp_path / "ours")))
-    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32, multimodal=True)
-    for pair in pairs:
-        builder.add_index(pair)
-    builder.finalize(str(tmp_path / "theirs.idx"))
-    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
-    found = verify(VerifyConfig(prefix=str(tmp_path / "ours"), **BYTES))
-    assert (found["multimodal"], found["counts"]["sequences"]) == (True, 5)
-    assert "every token below 512" in found["text"], "the bytes of images are no tokens"
-    assert inspect(InspectConfig(prefix=str(tmp_path / "ours")))["modes"] == {"0": 3, "1": 2}
-    assert inspect(InspectConfig(prefix=str(tmp_path / "ours"), document=1))["modes"] == [0, 1, 0]
-    run(tmp_path, [{"text": "1 70000"}], "text", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
-    with pytest.raises(
-        config.UserError,
-        match=(
-            r"text_text_document: lacks the modes of multimodal data, unlike those before it; merge the two"
-            r" kinds apart"
-        ),
-    ):
-        merge(
-            MergeConfig(
-                input=(pairs[0], str(tmp_path / "text_text_document")), output_prefix=str(tmp_path / "m")
-            )
-        )
-
-
-def test_tokens_are_brought_to_the_disk_while_more_are_merged_and_a_failure_there_ends_the_merge(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("mt.indexed.merge.SYNC_BYTES", 1)
-    run(tmp_path, prose(50), "a")
-    pair = str(tmp_path / "a_text_document")
-    merge(MergeConfig(input=(pair, pair), output_prefix=str(tmp_path / "m")))
-    assert files(tmp_path / "m")[0] == 2 * files(pair)[0]
-
-    def full(self):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mt.indexed.format.IndexedWriter.sync_tokens", full)
-    with pytest.raises(OSError, match="No space left"):
-        merge(MergeConfig(input=(pair,), output_prefix=str(tmp_path / "n")))
-    assert not (tmp_path / "n.bin").exists()
-
-
-def test_a_merge_replaces_no_input_and_no_other_pair(tmp_path):
-    run(tmp_path, [{"text": "a"}], append_eod=True)
-    prefix, before = str(tmp_path / "p_text_document"), files(tmp_path / "p_text_document")
-    for overwrite in (False, True):
-        with pytest.raises(
-            config.UserError, match="p_text_document is one of the inputs; choose another output"
-        ):
-            merge(MergeConfig(input=(prefix, prefix), output_prefix=prefix, overwrite=overwrite))
-    assert files(tmp_path / "p_text_document") == before
-    (tmp_path / "m.bin").write_bytes(b"precious")
-    twice = {"input": (prefix, prefix), "output_prefix": str(tmp_path / "m")}
-    with pytest.raises(config.UserError, match=r"m.bin: is there already"):
-        merge(MergeConfig(**twice))
-    assert (tmp_path / "m.bin").read_bytes() == b"precious"
-    merge(MergeConfig(**twice, overwrite=True))
-    assert IndexedDataset(tmp_path / "m").num_documents == 2
-
-
-def test_a_merge_of_two_dtypes_is_refused(tmp_path):
-    run(tmp_path, [{"text": "1 2"}], "small")
-    run(tmp_path, [{"text": "1 70000"}], "large", tokenizer_type="NullTokenizer", tokenizer_vocab_size=100000)
-    with pytest.raises(
-        config.UserError,
-        match=r"large_text_document: its tokens are int32, those of .*small_text_document uint16",
-    ):
-        merge(
-            MergeConfig(
-                input=(str(tmp_path / "small_text_document"), str(tmp_path / "large_text_document")),
-                output_prefix=str(tmp_path / "m"),
-            )
-        )
-
-
-def test_a_merge_of_two_tokenizers_is_refused(tmp_path):
-    run(tmp_path, [{"text": "1 2"}], "a")
-    run(tmp_path, [{"text": "1 2"}], "b", tokenizer_type="NullTokenizer", tokenizer_vocab_size=512)
-    with pytest.raises(
-        config.UserError, match=r"b_text_document: was written with another tokenizer than .*a_text_document"
-    ):
-        merge(
-            MergeConfig(
-                input=(str(tmp_path / "a_text_document"), str(tmp_path / "b_text_document")),
-                output_prefix=str(tmp_path / "m"),
-            )
-        )
-
-
-def test_verify_notices_every_changed_byte(tmp_path):
-    run(tmp_path, [{"text": "ab"}, {"text": ""}, {"text": "c"}])
-    prefix = tmp_path / "p_text_document"
-    assert verify(VerifyConfig(prefix=str(prefix)))["checked"] == [
-        "sizes, lengths, pointers and documents",
-        "digests of both files",
-        "every token below 512",
-    ]
-    for suffix in ("bin", "idx"):
-        path = Path(f"{prefix}.{suffix}")
-        good = path.read_bytes()
-        for position in range(len(good)):
-            path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-            with pytest.raises(config.UserError):
-                verify(VerifyConfig(prefix=str(prefix)))
-        path.write_bytes(good)
-    verify(VerifyConfig(prefix=f"{prefix}.idx"))
-
-
-def test_verify_names_a_token_outside_the_vocabulary(tmp_path, shared):
-    prefix = str(shared / "data/megatron/ag_news_prompt_inputs_document")
-    assert verify(VerifyConfig(prefix=prefix))["checked"] == ["sizes, lengths, pointers and documents"]
-    with pytest.raises(config.UserError, match=r"token \d+ in sequence 0 is outside the vocabulary of 512"):
-        verify(VerifyConfig(prefix=prefix, **BYTES))
-    run(tmp_path, [{"text": "a"}])
-    with pytest.raises(config.UserError, match="was written with another tokenizer"):
-        verify(
-            VerifyConfig(
-                prefix=str(tmp_path / "p_text_document"),
-                tokenizer_type="ByteLevelTokenizer",
-                tokenizer_vocab_size=300,
-            )
-        )
-
-
-def test_inspect_prints_the_histogram_and_decodes_a_document(tmp_path):
-    run(tmp_path, [{"text": "abc"}, {"text": ""}, {"text": ["Hello", "world!"]}])
-    prefix = str(tmp_path / "p_text_document")
-    summary = inspect(InspectConfig(prefix=prefix))
-    assert summary["histogram"] == {"<= 4": 1, "<= 8": 2}
-    assert (summary["documents"], summary["empty_documents"], summary["tokens"], summary["median"]) == (
-        3,
-        1,
-        14,
-        5,
-    )
-    assert (
-        inspect(InspectConfig(prefix=prefix, document=0))["text"]
-        == "document 0: 1 sequence, 3 tokens\n97 98 99"
-    )
-    assert inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["decoded"] == ["Hello", "world!"]
-    assert inspect(InspectConfig(prefix=prefix, document=1))["sequences"] == []
-    with pytest.raises(config.UserError, match="has no document 3; it has 3, counted from 0"):
-        inspect(InspectConfig(prefix=prefix, document=3))
-
-
-def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, bert_vocabulary):
+def test_documents_begin_and_end_with_the_requested_tokens(tmp_path, bert_vocabulary):
     vocabulary = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": bert_vocabulary}
     records = [{"text": ["one", "", "two"]}, {"text": ""}, {"text": "three"}, {"text": ["[SEP]"]}]
     one, two, three = 2028, 2048, 2093
@@ -598,12 +356,12 @@ def test_documents_begin_and_end_with_the_tokens_that_are_asked_for(tmp_path, be
     )
     assert [s.tolist() for s in data] == [[101, one, 102], [101, two, 102]]
     with pytest.raises(
-        config.UserError, match="prepend_bos: the tokenizer has no token that begins a document"
+        config.UserError, match="prepend_bos: the tokenizer has no beginning-of-sequence token"
     ):
         run(tmp_path, records, "none", prepend_bos=True)
 
 
-def test_parquet_rows_that_are_no_text_are_set_aside_whole(tmp_path):
+def test_parquet_rows_without_a_text_are_rejected(tmp_path):
     table = pyarrow.table({"text": ["a", None, "c"], "n": [1, 2, 3]})
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
     _, data = run(tmp_path, str(tmp_path / "in.parquet"), on_error="skip")
@@ -621,25 +379,7 @@ def test_parquet_rows_that_are_no_text_are_set_aside_whole(tmp_path):
     assert [s.tolist() for s in data] == [[97], [98], [99]]
 
 
-def test_blank_lines_are_no_records(tmp_path):
+def test_blank_lines_are_skipped(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n \n{"text": "b"}\r\n\r\n{"text": "c"}')
     _, data = run(tmp_path, str(tmp_path / "in.jsonl"))
     assert [s.tolist() for s in data] == [[97], [98], [99]]
-
-
-def test_inspect_shows_the_beginnings_of_documents_and_numbers_their_sequences(tmp_path):
-    run(tmp_path, [{"text": "x" * 40}, {"text": ""}, {"text": ["Hello\nyou", "world!"]}])
-    prefix = str(tmp_path / "p_text_document")
-    assert inspect(InspectConfig(prefix=prefix, samples=3, **BYTES))["samples"] == [
-        "x" * 32 + " ...",
-        "",
-        "Hello you ...",
-    ]
-    said = inspect(InspectConfig(prefix=prefix, document=2, **BYTES))["text"]
-    assert (
-        said
-        == "document 2: 2 sequences, 15 tokens\nsequence 1 (9 tokens): Hello\nyou\nsequence 2 (6 tokens):"
-        " world!"
-    )
-    with pytest.raises(config.UserError, match="two views"):
-        InspectConfig(prefix=prefix, samples=1, document=0)

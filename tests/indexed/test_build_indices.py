@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from mt.core.config import UserError
+from mt.indexed.bert_dataset import BertConfig, build_bert_datasets
 from mt.indexed.build_indices import IndexConfig, index
 from mt.indexed.format import IndexedWriter
-from mt.indexed.masked_dataset import BertConfig, T5Config, build_bert_datasets, build_t5_datasets
+from mt.indexed.t5_dataset import T5Config, build_t5_datasets
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 
 WORDS = [
@@ -36,7 +37,7 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["bert", "t5"])
-def test_training_finds_what_was_built_ahead(data, tmp_path, objective):
+def test_training_finds_the_indices_that_were_built_before(data, tmp_path, objective):
     prefix, tokenizer = data
     settings = {"data_path": (prefix,), "seq_length": 64, "split": "90,10,0"}
     made = index(

@@ -9,7 +9,7 @@ from mt.core import config
 from mt.indexed.fim import FimConfig, FimDataset
 
 PRE, MID, SUF, PAD, SPLIT, EOD = range(300, 306)
-NAMES = {
+SPLIT_NAMES = {
     PRE: "<fim_prefix>",
     MID: "<fim_middle>",
     SUF: "<fim_suffix>",
@@ -20,7 +20,7 @@ NAMES = {
 
 
 class Words:
-    """Tokens are letters, or one of 26 pairs "aa", "bb", ...: text cut within a pair is tokenised otherwise."""
+    """Tokens are letters, or one of 26 pairs "aa", "bb", ...: a text cut inside a pair has other tokens."""
 
     vocab_size, eod, fingerprint = 306, EOD, "words"
 
@@ -33,7 +33,7 @@ class Words:
         return out
 
     def decode(self, ids):
-        return "".join(NAMES.get(i) or (chr(i) if i < 128 else chr(i - 128) * 2) for i in ids)
+        return "".join(SPLIT_NAMES.get(i) or (chr(i) if i < 128 else chr(i - 128) * 2) for i in ids)
 
 
 @dataclasses.dataclass

@@ -59,7 +59,7 @@ def test_megatron_core_reads_what_is_written_however_it_was_added(tmp_path, dtyp
     assert ours[3].dtype == theirs[3].dtype == dtype
 
 
-def test_what_megatron_wrote_is_read(shared):
+def test_a_pair_that_megatron_wrote_is_read(shared):
     from megatron.core.datasets.indexed_dataset import IndexedDataset as Theirs
 
     for name in ("inputs", "targets"):
@@ -151,7 +151,7 @@ def test_every_truncation_is_refused(pair):
         (0, b"PK", "it is not the index of a .bin file"),
         (9, struct.pack("<Q", 2), "is of version 2; mt reads version 1"),
         (17, b"\x09", "has the dtype code 9, which must be one of 1, 2, 3, 4, 5, 6, 7, 8"),
-        (18, struct.pack("<Q", 3), "has 90 bytes where its header (3 sequences, 3 documents) makes 102"),
+        (18, struct.pack("<Q", 3), "has 90 bytes where its header (3 sequences, 3 documents) gives 102"),
         (26, struct.pack("<Q", 0), "has no document indices"),
         (34, struct.pack("<i", -3), "sequence 0 has the length -3"),
         (46, struct.pack("<q", 5), "sequence 0 starts at byte"),
@@ -176,15 +176,13 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
     path = pair.with_suffix(".idx")
     plain = path.read_bytes()
     with pytest.raises(
-        config.UserError, match=r"makes 90; it is an index without modes: open it with multimodal=False"
+        config.UserError, match=r"gives 90; it is an index without modes: open it with multimodal=False"
     ):
         IndexedDataset(pair, multimodal=True)
     path.write_bytes(plain + b"\0\1")
     with pytest.raises(
         config.UserError,
-        match=(
-            r"makes 90; it is a multimodal index, which is no text to train on: open it with multimodal=True"
-        ),
+        match=(r"gives 90; it is a multimodal index, not one of text: open it with multimodal=True"),
     ):
         IndexedDataset(pair)
     ours, theirs = IndexedDataset(pair, multimodal=True), Theirs(str(pair), multimodal=True)
@@ -222,7 +220,7 @@ def legacy(tmp_path):
     return tmp_path / "old"
 
 
-def test_an_index_of_before_2023_is_read(legacy, pair):
+def test_an_index_from_before_2023_is_read(legacy, pair):
     old, new = IndexedDataset(legacy), IndexedDataset(pair)
     assert (old.dtype, old.lengths.dtype) == (np.int32, np.int32)
     assert [s.tolist() for s in old] == [s.tolist() for s in new]
@@ -258,7 +256,7 @@ def test_every_flipped_bit_and_every_truncation_of_an_index_of_before_2023_is_re
     data = legacy.with_suffix(".bin").read_bytes()
     for size in range(len(data)):
         legacy.with_suffix(".bin").write_bytes(data[:size])
-        assert "cut short" in refusal(legacy)
+        assert "truncated" in refusal(legacy)
 
 
 @pytest.mark.parametrize(
@@ -266,14 +264,14 @@ def test_every_flipped_bit_and_every_truncation_of_an_index_of_before_2023_is_re
     [
         (
             legacy_index(LENGTHS, PER_DOCUMENT, code=6, item=4),
-            "has the dtype code 6 with items of 4 bytes, which are not those of a text",
+            "has the dtype code 6 with items of 4 bytes, which no text has",
         ),
         (legacy_index(LENGTHS, PER_DOCUMENT, code=7, item=4), "has the dtype code 7 with items of 4 bytes"),
         (legacy_index(LENGTHS, PER_DOCUMENT, code=4, item=8), "has the dtype code 4 with items of 8 bytes"),
         (legacy_index([3, -4], PER_DOCUMENT), "has a sequence of -4 or 3 tokens"),
         (legacy_index([3, 5], PER_DOCUMENT), "old.bin: has 28 bytes where"),
         (legacy_index(LENGTHS, PER_DOCUMENT)[:20], "has 20 bytes, fewer than the 56 of a header"),
-        (legacy_index(LENGTHS, PER_DOCUMENT)[:-8], "makes 152"),
+        (legacy_index(LENGTHS, PER_DOCUMENT)[:-8], "gives 152"),
     ],
 )
 def test_a_refusal_of_an_index_of_before_2023_says_what_is_wrong(legacy, index, message):
@@ -295,7 +293,7 @@ def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_
         )
     )
     prefix = tmp_path / "p_text_document"
-    assert "whole" in verify(VerifyConfig(prefix=str(prefix)))["text"]
+    assert "complete" in verify(VerifyConfig(prefix=str(prefix)))["text"]
     for suffix in (".idx", ".bin"):
         path = prefix.with_suffix(suffix)
         good, times = path.read_bytes(), path.stat()
@@ -376,7 +374,7 @@ def test_a_writer_goes_on_from_a_commit_whatever_was_written_after_it(tmp_path, 
         assert record["bytes"] == pair.with_suffix(suffix).stat().st_size
 
 
-def test_lengths_that_do_not_add_up_are_our_mistake(tmp_path):
+def test_lengths_that_do_not_add_up_fail_an_assertion(tmp_path):
     writer = IndexedWriter(tmp_path / "p", np.uint16, tmp_path / "work")
     writer.add(np.array([1, 2, 3]), [2], [1])
     with pytest.raises(AssertionError, match="lengths of 4 bytes for 6 bytes of tokens"):

@@ -11,7 +11,7 @@ from mt.core import config
 from mt.indexed import blend
 from mt.indexed.build_indices import IndexConfig, index
 from mt.indexed.format import IndexedDataset, IndexedWriter
-from mt.indexed.gpt_dataset import PAD, DataConfig, GPTDataset, build_datasets, build_indices, layout
+from mt.indexed.gpt_dataset import PAD, DataConfig, GPTDataset, build_datasets, build_indices, document_layout
 from mt.tests.indexed.build_jobs import build_first_samples
 
 
@@ -37,9 +37,8 @@ def data(*path, **settings):
     return DataConfig(data_path=path, **{"seq_length": 16, "split": "90,10,0", **settings})
 
 
-def test_indices_are_the_golden_ones(megatron_golden):
-    golden = megatron_golden
-    for case in golden["gpt"]:
+def test_indices_equal_the_golden_ones(megatron_golden):
+    for case in megatron_golden["gpt"]:
         found = build_indices(
             np.array(case["sizes"], np.int32),
             np.array(case["indices"]),
@@ -54,7 +53,7 @@ def test_indices_are_the_golden_ones(megatron_golden):
             case["sample_index"],
             case["shuffle_index"],
         ]
-    big = golden["gpt_big"]
+    big = megatron_golden["gpt_big"]
     sizes = np.random.RandomState(0).randint(1, 2000, size=5000).astype(np.int32)
     found = build_indices(sizes, np.arange(4845), big["num_samples"], big["seq"], big["seed"])
     assert [str(a.dtype) for a in found] == big["dtypes"]
@@ -64,7 +63,7 @@ def test_indices_are_the_golden_ones(megatron_golden):
 
 @pytest.mark.parametrize("compile_from", [0, 1 << 40], ids=["compiled", "plain"])
 @pytest.mark.parametrize("seq_length", [1, 7, 64, 1000])
-def test_sample_indices_are_those_of_megatrons_compiled_helper(monkeypatch, seq_length, compile_from):
+def test_sample_indices_equal_those_of_megatrons_compiled_helper(monkeypatch, seq_length, compile_from):
     helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
     monkeypatch.setattr(blend, "COMPILE_FROM", compile_from)
     random = np.random.RandomState(seq_length)
@@ -89,7 +88,7 @@ def test_lengths_as_they_lie_in_a_file_make_the_same_compiled_index(monkeypatch)
 @pytest.mark.parametrize(("extra", "drop_last"), [(1, True), (1, False), (0, True), (0, False)])
 # 1068 and 1123: 0.76 and 0.85 of a second epoch
 @pytest.mark.parametrize("num_samples", [None, 100, 1068, 1123, 2000])
-def test_samples_are_those_of_megatron_core(make, lengths, num_samples, extra, drop_last):
+def test_samples_equal_those_of_megatron_core(make, lengths, num_samples, extra, drop_last):
     from megatron.core.datasets.gpt_dataset import GPTDataset as Theirs
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset as TheirIndexed
@@ -128,14 +127,14 @@ def test_samples_are_those_of_megatron_core(make, lengths, num_samples, extra, d
     assert short == (not drop_last)
 
 
-def test_the_layout_of_documents_is_that_of_megatron_core():
+def test_document_layouts_equal_those_of_megatron_core():
     import torch
     from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids as theirs
 
     eod = 9
     tokens = np.random.RandomState(0).randint(0, 10, size=(20, 32))
     tokens[0], tokens[1], tokens[2, 0], tokens[3, -1], tokens[4, 5:8] = 1, eod, eod, eod, eod
-    found = layout(tokens, eod)
+    found = document_layout(tokens, eod)
     for row in range(20):
         mask, loss_mask, positions = theirs(torch.from_numpy(tokens[row]), eod, True, True, True, True)
         assert found.position_ids[row].tolist() == positions.tolist()
@@ -145,7 +144,7 @@ def test_the_layout_of_documents_is_that_of_megatron_core():
         assert np.array_equal(~sees, mask[0].numpy())
 
 
-def test_cumulative_lengths_are_those_of_a_plain_loop():
+def test_cumulative_lengths_equal_those_of_a_plain_loop():
     eod = 9
     tokens = np.random.RandomState(1).randint(0, 10, size=(7, 16))
     bounds, at = [0], 0
@@ -154,13 +153,13 @@ def test_cumulative_lengths_are_those_of_a_plain_loop():
             at += 1
             if token == eod or column == 15:
                 bounds.append(at)
-    found = layout(tokens, eod)
+    found = document_layout(tokens, eod)
     assert (found.cu_seqlens.dtype, found.cu_seqlens.tolist()) == (np.int32, bounds)
     assert found.max_seqlen == np.diff(bounds).max()
     assert (found.document_ids.dtype, found.position_ids.dtype) == (np.int32, np.int64)
 
 
-def test_a_batch_is_its_samples_and_every_token_of_an_epoch_comes_once(make, lengths):
+def test_a_batch_holds_its_samples_and_an_epoch_has_every_token_once(make, lengths):
     dataset = GPTDataset(IndexedDataset(make("p", lengths)), (0, 500), None, 16, 1)
     batch = dataset.batch(range(len(dataset)))
     assert (batch.dtype, batch.shape) == (np.int64, (len(dataset), 17))
@@ -203,7 +202,7 @@ def test_a_cache_is_used_again_and_never_for_other_data_or_settings(make, length
     assert len(list((tmp_path / "elsewhere").glob("*.npy"))) == 3
 
 
-def test_a_cache_file_that_is_not_whole_is_named(make, lengths, tmp_path):
+def test_a_truncated_cache_file_is_refused(make, lengths, tmp_path):
     prefix = make("p", lengths)
     build_datasets(data(prefix), (100, 0, 0))
     for path in (tmp_path / "cache").glob("*shuffle_index.npy"):
@@ -219,7 +218,7 @@ def test_processes_that_build_the_same_cache_at_once_agree(make, lengths):
     assert all(f == found[0] for f in found)
 
 
-def test_a_mixture_takes_from_each_source_by_its_weight_and_repeats_the_small_one(make, lengths):
+def test_a_blend_draws_from_each_source_by_its_weight_and_repeats_the_small_one(make, lengths):
     large, small = make("large", lengths * 4), make("small", lengths[:20])
     train, *_ = build_datasets(data("3", large, "1", small, split="1"), (1000, 0, 0))
     assert len(train) >= 1000
@@ -236,7 +235,7 @@ def test_a_mixture_takes_from_each_source_by_its_weight_and_repeats_the_small_on
     assert batch[1].tolist() == train.datasets[1][0].tolist()
 
 
-def test_a_mixture_is_that_of_megatron_core(make, lengths):
+def test_a_blend_equals_that_of_megatron_core(make, lengths):
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset as Theirs
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
@@ -279,7 +278,7 @@ def test_prefixes_without_weights_are_used_for_one_epoch(make, lengths):
         build_datasets(data(*paths, split="1"), (9999, 0, 0))
 
 
-def test_a_batch_of_a_mixture_is_its_samples_in_order(make, lengths):
+def test_a_batch_of_a_blend_holds_its_samples_in_order(make, lengths):
     train, *_ = build_datasets(
         data(
             "3", make("a", lengths), "1", make("b", lengths[:20]), "2", make("c", lengths[7:300]), split="1"
@@ -290,7 +289,7 @@ def test_a_batch_of_a_mixture_is_its_samples_in_order(make, lengths):
     assert train.batch(order).tolist() == [train[k].tolist() for k in order]
 
 
-def test_the_order_of_a_mixture_is_cached(make, lengths, tmp_path, monkeypatch):
+def test_the_order_of_a_blend_is_cached(make, lengths, tmp_path, monkeypatch):
     settings = data("3", make("a", lengths), "1", make("b", lengths[:20]), split="1")
     train, *_ = build_datasets(settings, (300, 0, 0))
     monkeypatch.setattr("mt.indexed.gpt_dataset.blending_indices", None)
@@ -300,7 +299,7 @@ def test_the_order_of_a_mixture_is_cached(make, lengths, tmp_path, monkeypatch):
         build_datasets(settings, (301, 0, 0))
 
 
-def test_splits_with_paths_of_their_own_use_all_of_them(make, lengths):
+def test_splits_with_their_own_paths_use_all_of_them(make, lengths):
     a, b, c = make("a", lengths), make("b", lengths[:100]), make("c", lengths[100:200])
     settings = DataConfig(train_data_path=("0.3", a, "0.7", b), valid_data_path=(c,), seq_length=16)
     train, valid, test = build_datasets(settings, (200, None, 0))
@@ -343,19 +342,19 @@ def test_an_empty_split_is_an_error_that_says_so(make):
         ((), "must name at least one prefix"),
     ],
 )
-def test_a_data_path_that_makes_no_sense_is_named(path, message):
+def test_a_data_path_that_makes_no_sense_is_refused(path, message):
     with pytest.raises(config.UserError, match=message):
         DataConfig(data_path=path)
 
 
-def test_an_extension_or_a_missing_pair_is_named(make, tmp_path):
+def test_an_extension_or_a_missing_pair_is_refused(make, tmp_path):
     with pytest.raises(config.UserError, match=r"give the prefix alone, p$"):
         build_datasets(data("p.bin"), (1, 0, 0))
     with pytest.raises(config.UserError, match=r"nowhere.idx: no such file"):
         build_datasets(data(str(tmp_path / "nowhere")), (1, 0, 0))
 
 
-def test_indices_built_ahead_are_those_that_training_finds(make, lengths, tmp_path):
+def test_training_finds_indices_that_were_built_before(make, lengths, tmp_path):
     prefix = make("p", lengths)
     made = index(
         IndexConfig(

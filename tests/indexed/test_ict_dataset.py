@@ -10,8 +10,8 @@ import pytest
 from mt.core.config import UserError
 from mt.indexed import ict_dataset
 from mt.indexed.format import IndexedDataset, IndexedWriter
-from mt.indexed.ict_dataset import BlockDataset, IctConfig, build_blocks_mapping, build_ict_datasets
-from mt.indexed.masked_dataset import WordPieces
+from mt.indexed.ict_dataset import IctConfig, IctDataset, build_blocks_mapping, build_ict_datasets
+from mt.indexed.word_pieces import WordPieces
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 
 WORDS = WordPieces("toy", (False,) * 100, cls=1, sep=2, mask=3, pad=0, bos=None, eos=None, sentinels=())
@@ -40,7 +40,7 @@ def pairs(tmp_path):
 
 @pytest.mark.parametrize("one_sentence", [False, True])
 @pytest.mark.parametrize("num_samples", [None, 1, 1000])
-def test_the_mapping_is_megatron_cores(pairs, one_sentence, num_samples):
+def test_the_mapping_equals_megatron_cores(pairs, one_sentence, num_samples):
     helpers = pytest.importorskip(
         "megatron.core.datasets.helpers_cpp", reason="its compiled helper is not there"
     )
@@ -74,7 +74,7 @@ def test_the_mapping_is_the_same_in_pieces_and_compiled(pairs, monkeypatch):
     np.testing.assert_array_equal(make(), whole)
 
 
-def test_blocks_are_those_of_a_loop_over_the_documents(pairs):
+def test_blocks_equal_those_of_a_loop_over_the_documents(pairs):
     text, titles = pairs
     expected = []
     for document in range(60, 150):
@@ -90,7 +90,7 @@ def test_blocks_are_those_of_a_loop_over_the_documents(pairs):
             ):
                 taken.append(sentences.pop(0))
             expected.append((taken[0], taken[-1] + 1, document))
-    dataset = BlockDataset(text, titles, (60, 150), None, WORDS, 64, 3)
+    dataset = IctDataset(text, titles, (60, 150), None, WORDS, 64, 3)
     order = np.argsort(dataset.sample_index[:, 3])
     assert [tuple(row) for row in dataset.sample_index[order, :3].tolist()] == expected
     assert dataset.sample_index[order, 3].tolist() == list(range(len(expected)))
@@ -105,7 +105,7 @@ def title(titles, document):
 @pytest.mark.parametrize("titled", [True, False])
 def test_a_sample_is_a_sentence_and_the_block_it_was_taken_from(pairs, share, titled):
     text, titles = pairs[0], pairs[1] if titled else None
-    dataset = BlockDataset(
+    dataset = IctDataset(
         text, titles, (0, 150), 2000, WORDS, 48, 3, query_in_block_prob=share, use_one_sent_docs=True
     )
     kept, asked = 0, 0
@@ -142,18 +142,18 @@ def test_a_title_longer_than_half_a_block_leaves_room_for_sentences(tmp_path):
     random = np.random.RandomState(0)
     text = write(tmp_path / "text", random, np.array([4]), np.array([5, 6, 5, 6]))
     titles = write(tmp_path / "title", random, np.array([1]), np.array([100]))
-    dataset = BlockDataset(text, titles, (0, 1), None, WORDS, 32, 3, query_in_block_prob=1.0)
+    dataset = IctDataset(text, titles, (0, 1), None, WORDS, 32, 3, query_in_block_prob=1.0)
     tokens, mask = (dataset[0][f"context_{name}"] for name in ("tokens", "pad_mask"))
     assert tokens[:18].tolist() == [1, *titles[0][:16].tolist(), 2]
     assert 18 < mask.sum() <= 32
 
 
 def test_batches_do_not_depend_on_what_was_read_before_and_on_nothing_global(pairs):
-    dataset = BlockDataset(*pairs, (0, 150), 100, WORDS, 48, 3)
+    dataset = IctDataset(*pairs, (0, 150), 100, WORDS, 48, 3)
     batch = dataset.batch([4, 9])
     again = dataset.batch([9])
     np.testing.assert_array_equal(batch["query_tokens"][1], again["query_tokens"][0])
-    other = BlockDataset(*pairs, (0, 150), 100, WORDS, 48, 4)
+    other = IctDataset(*pairs, (0, 150), 100, WORDS, 48, 4)
     assert other.fingerprint != dataset.fingerprint
 
 

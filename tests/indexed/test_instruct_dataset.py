@@ -1,8 +1,5 @@
-"""Samples of instruction tuning: the published prompts, the answer's mask, what fits and what is refused;
-every form of a file of questions.
-"""
+"""Samples of instruction tuning: the published prompts, the answer's mask, and what does not fit."""
 
-import csv
 import json
 import types
 
@@ -10,7 +7,6 @@ import numpy as np
 import pytest
 
 from mt.core.config import UserError
-from mt.indexed import instruct_dataset
 from mt.indexed.instruct_dataset import (
     InstructConfig,
     QuestionDataset,
@@ -18,7 +14,7 @@ from mt.indexed.instruct_dataset import (
     encode_prompt,
     prompt_parts,
 )
-from mt.indexed.questions import Question, read_questions
+from mt.indexed.questions import Question
 
 # As the published code lays a prompt out (tools/retro/sft/dataset_conv.py), for a set with short answers and
 # for one with full ones.
@@ -98,12 +94,12 @@ def test_a_sample_is_the_published_prompt_the_answer_and_an_end(tmp_path):
         ("open_inst", "Q"),
     ],
 )
-def test_a_set_is_asked_in_its_own_words(name, turn):
+def test_every_dataset_has_its_own_instruction(name, turn):
     assert prompt_parts(Question("1", "f", "Q", ("A",)), name) == (SYSTEM, turn)
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Pairs()])
-def test_passages_lose_their_end_so_that_all_fits_as_closely_as_it_can(tokenizer):
+def test_passages_are_truncated_to_fit_as_closely_as_possible(tokenizer):
     question = Question("1", "f", "who?", ("Anne",))
     passages = ("title: T, source: " + "aabbccdde\u00e9" * 20, "second")
     whole = encode_prompt(tokenizer, question, "nq", passages, None)
@@ -124,7 +120,7 @@ def test_passages_lose_their_end_so_that_all_fits_as_closely_as_it_can(tokenizer
         encode_prompt(tokenizer, question, "nq", passages, least - 1)
 
 
-def test_epochs_are_permutations_and_a_batch_is_its_samples(tmp_path):
+def test_epochs_are_permutations_and_a_batch_holds_its_samples(tmp_path):
     path = write(tmp_path, "nq", [{"question": f"q{i}", "answer": i} for i in range(7)])
     dataset = QuestionDataset(path, 21, tokenizer=Bytes(), seq_length=450, seed=1, passages=0)
     answers = [
@@ -140,7 +136,7 @@ def test_epochs_are_permutations_and_a_batch_is_its_samples(tmp_path):
     )
 
 
-def test_sets_are_mixed_by_their_weights_and_those_without_a_dev_file_are_not_validated(tmp_path):
+def test_datasets_are_blended_by_weight_and_those_without_a_dev_file_are_not_validated(tmp_path):
     write(tmp_path, "nq", [{"question": "short", "answer": "s"}])
     write(tmp_path, "dolly", [{"question": "full", "answer": "f"}])
     write(tmp_path, "nq", [{"question": "dev", "answer": "d"}], "dev")
@@ -174,7 +170,7 @@ def test_sets_are_mixed_by_their_weights_and_those_without_a_dev_file_are_not_va
         )
 
 
-def test_what_does_not_fit_or_is_no_question_is_named(tmp_path):
+def test_questions_that_do_not_fit_and_bad_records_are_refused(tmp_path):
     path = write(
         tmp_path, "nq", [{"question": "who?", "answer": "Anne"}, {"question": "w" * 100, "answer": "x" * 80}]
     )
@@ -196,46 +192,9 @@ def test_what_does_not_fit_or_is_no_question_is_named(tmp_path):
     ):
         make(path, 450)
     assert make(path, fits)[0]["answer_mask"].sum() > 0
-    with pytest.raises(UserError, match=r"record 1: has no answers; mend it, or take the record out"):
+    with pytest.raises(UserError, match=r"record 1: has no answers; correct or remove the record"):
         make(write(tmp_path, "tqa", [{"question": "who?", "answers": []}]), 450)
-    with pytest.raises(UserError, match="no token that ends a document"):
+    with pytest.raises(UserError, match="no end-of-document token"):
         QuestionDataset(
             path, 3, tokenizer=types.SimpleNamespace(eod=None), seq_length=450, seed=1, passages=1
         )
-
-
-def test_every_form_of_a_file_gives_the_same_questions(tmp_path):
-    records = [
-        {"question": 'who is "he"?', "answers": ["Anne's", 'a "b"']},
-        {"question": "where?", "answers": ["Paris"]},
-    ]
-    (tmp_path / "a.json").write_text(json.dumps(records))
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
-    (tmp_path / "a.tsv").write_text("".join(f"{r['question']}\t{r['answers']!r}\n" for r in records))
-    with open(tmp_path / "a.csv", "w", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows([r["question"], r["answers"]] for r in records)
-    found = {
-        ending: [
-            (q.text, q.answers) for q in read_questions(tmp_path / f"a.{ending}", instruct_dataset._refuse)
-        ]
-        for ending in ("json", "jsonl", "tsv", "csv")
-    }
-    assert all(
-        questions == [(r["question"], tuple(r["answers"])) for r in records] for questions in found.values()
-    )
-
-
-def test_answers_passages_and_options_of_every_kind_are_read(tmp_path):
-    records = [
-        {"question": "q", "answers": [{"text": " x "}], "ctxs": [{"text": "S"}]},
-        {"question": "q", "answer": ["y", "z"], "sub_paragraph": "P"},
-        {"question": "q", "answer": True},
-        {"question": "q", "longform_answer": "long"},
-        {"question": "q", "answer": "A", "qa_type": "multi_choice_qa", "multichoice_options": ["one", "two"]},
-    ]
-    (tmp_path / "a.json").write_text(json.dumps(records))
-    first, second, third, fourth, fifth = read_questions(tmp_path / "a.json", instruct_dataset._refuse)
-    assert (first.answers, first.passages, first.given) == (("x",), ("title: , source: S",), ())
-    assert (second.answers, second.given) == (("y", "z"), ("title: , source: P",))
-    assert (third.answers, fourth.answers) == (("True",), ("long",))
-    assert fifth.text == "q\nChoose one based on the following options: (A) one (B) two"

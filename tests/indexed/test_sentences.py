@@ -102,8 +102,8 @@ def test_reviews_and_tokenised_text_give_the_sentences_of_nltk(pairs, shared):
             assert ours(text) == theirs(text)
 
 
-def test_every_table_has_its_say_as_in_nltk(pairs, punkt):
-    """Each collocation, and abbreviations, initials and numbers before words that start sentences or do not."""
+def test_every_table_decides_as_in_nltk(pairs, punkt):
+    """Each collocation, with abbreviations, initials and numbers before words that may start a sentence."""
     rows = {name: (punkt / name).read_text().splitlines() for name in sentences.FILES}
     firsts = [row.split("\t")[0] for row in rows["collocations.tab"]]
     seconds = [row.split("\t")[1] for row in rows["collocations.tab"]]
@@ -136,7 +136,7 @@ def test_every_table_has_its_say_as_in_nltk(pairs, punkt):
             assert ours(text) == theirs(text)
 
 
-def test_a_collocation_of_plain_words_holds_over_a_period(tmp_path):
+def test_a_collocation_of_plain_words_crosses_a_period(tmp_path):
     for name, rows in zip(sentences.FILES, ("", "foo\tbar\n", "", "")):
         (tmp_path / name).write_text(rows)
     assert SentenceSplitter(tmp_path)("It is foo. Bar so. Foo. Baz.") == [
@@ -166,12 +166,12 @@ def test_long_texts_are_cut_into_slabs_first(punkt, monkeypatch):
     ], "as there"
 
 
-def test_long_words_take_no_squared_time_with_newlines_kept(punkt):
+def test_long_words_take_linear_time_with_newlines_kept(punkt):
     splitter = SentenceSplitter(punkt, keep_newlines=True)
     assert splitter("x" * 300_000 + " end. Next.") == ["x" * 300_000 + " end. ", "Next."]
 
 
-def test_a_document_is_its_sentences_with_one_end(tmp_path, punkt):
+def test_a_document_is_its_sentences_with_one_end_of_document_token(tmp_path, punkt):
     records = [
         {"text": "Mr. Fox ran. He slept!"},
         {"text": ""},
@@ -199,9 +199,7 @@ def test_a_document_is_its_sentences_with_one_end(tmp_path, punkt):
     assert made["counts"]["sequences"] == 4
 
 
-def test_parameters_that_are_missing_are_named_with_the_commands_that_bring_them(
-    tmp_path, punkt, monkeypatch
-):
+def test_missing_parameters_are_refused_with_the_commands_that_make_them(tmp_path, punkt, monkeypatch):
     monkeypatch.setenv("NLTK_DATA", str(tmp_path))
     with pytest.raises(
         config.UserError,
@@ -242,7 +240,7 @@ def test_other_parameters_are_another_run(tmp_path, punkt):
         tokenize(settings_)
 
 
-def test_trained_parameters_are_those_of_nltks_trainer_and_the_same_on_every_run(tmp_path):
+def test_trained_parameters_equal_those_of_nltks_trainer_on_every_run(tmp_path):
     from nltk.tokenize.punkt import PunktTrainer
 
     generator = random.Random(0)
@@ -292,5 +290,5 @@ def test_trained_parameters_are_those_of_nltks_trainer_and_the_same_on_every_run
     for name in sentences.FILES:
         assert (tmp_path / "a/english" / name).read_bytes() == (tmp_path / "b/english" / name).read_bytes()
     (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(config.UserError, match="holds no text to learn from"):
+    with pytest.raises(config.UserError, match="contains no text to train on"):
         train_punkt(TrainPunktConfig(input=(str(tmp_path / "none.jsonl"),), output=str(tmp_path / "c")))

@@ -6,9 +6,8 @@ from mt.core import config
 from mt.indexed.splits import ranges
 
 
-def test_ranges_are_those_that_megatron_makes(megatron_golden):
-    table = megatron_golden["split"]
-    for split, rows in table.items():
+def test_ranges_equal_megatrons(megatron_golden):
+    for split, rows in megatron_golden["split"].items():
         for count, wanted in rows.items():
             assert [list(r) if r else None for r in ranges(split, int(count))] == wanted, (split, count)
 
@@ -29,7 +28,7 @@ def test_ranges_worked_by_hand(split, count, wanted):
 
 
 @pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "inf,1"])
-def test_a_split_that_is_none_is_named_with_an_example(split):
+def test_a_malformed_split_is_refused_with_an_example(split):
     with pytest.raises(
         config.UserError, match=r"must be up to three shares for train, valid and test, such as 969,30,1"
     ):

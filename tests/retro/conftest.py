@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from mt.indexed.format import IndexedDataset, IndexedWriter
+from mt.retro.build import build_db
+from mt.retro.sample_neighbors import neighbors
+from mt.tests.retro.small_databases import database_settings, neighbor_settings, texts, write
 
 
 @pytest.fixture
@@ -29,3 +32,27 @@ def write_data(tmp_path):
 def write_texts(write_data):
     """write_texts(name, texts) -> IndexedDataset of their bytes (ByteLevelTokenizer), each ended by 0."""
     return lambda name, texts: write_data(name, [[[*text.encode(), 0]] if text else [] for text in texts])
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A folder with `data`, 60 texts, and the database `db` of it."""
+    folder = tmp_path_factory.mktemp("retro")
+    writer = IndexedWriter(folder / "data", np.uint16, folder / "writing")
+    for text in texts(60):
+        tokens = [*text.encode(), 0] if text else []
+        writer.add(np.array(tokens, np.uint16), [len(tokens)] if tokens else [], [1 if tokens else 0])
+    writer.finish()
+    build_db(database_settings(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Data `a`, `b`, their database `db`, and the neighbours `near` of a blend of them and of `c`."""
+    folder = tmp_path_factory.mktemp("samples")
+    for seed, name in enumerate("abc"):
+        write(folder / name, texts(40, seed, 8))
+    build_db(database_settings(folder, data=("a", "b"), num_neighbors=2))
+    neighbors(neighbor_settings(folder))
+    return folder

@@ -43,7 +43,7 @@ def random_documents(seed, count):
     ]
 
 
-def test_a_worked_example_is_cut_as_by_hand(write_data, tmp_path):
+def test_an_example_is_cut_as_by_hand(write_data, tmp_path):
     data = write_data("a", [[[1, 2, 3, 4, 5, EOD]], [], [[EOD]], [[6, 7], [8, 9, EOD]]])
     rows, selection = table_of(tmp_path, [data])
     assert rows == [(0, 0, 0, 4), (0, 0, 4, 5), (0, 3, 0, 4)]
@@ -92,7 +92,7 @@ def test_a_limit_smaller_than_the_only_document_cuts_it_off(write_data, tmp_path
     assert (selection.chunks_in, selection.chunks) == (25, 3)
 
 
-def test_the_range_of_a_chunks_own_document_is_that_of_a_loop(write_data, tmp_path):
+def test_the_range_of_a_chunks_own_document_equals_that_of_a_loop(write_data, tmp_path):
     documents = [random_documents(seed, 30) for seed in (5, 6)]
     rows, _ = table_of(tmp_path, [write_data(f"d{i}", d) for i, d in enumerate(documents)], chunk_length=2)
     table = np.load(tmp_path / "chunks.npy")

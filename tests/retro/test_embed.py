@@ -73,7 +73,7 @@ def tiny_bert(tmp_path):
     return tmp_path
 
 
-def test_minilm_vectors_are_those_of_transformers_by_the_models_own_rule(minilm):
+def test_minilm_vectors_equal_those_of_transformers_with_the_models_pooling(minilm):
     tokenizer = transformers.BertTokenizerFast(str(minilm_directory() / "vocab.txt"))
     expected = torch.stack([h.mean(0) for h in hidden_states(minilm_directory(), TEXTS, tokenizer)])
     expected = torch.nn.functional.normalize(expected, dim=1).numpy()

@@ -67,7 +67,7 @@ def documents_of(count, size):
 
 @pytest.mark.parametrize(("spec", "nprobe"), [("Flat", 1), ("IVF8,Flat", 8), ("IVF8_HNSW8,Flat", 8)])
 @pytest.mark.parametrize("size", [1, 7, 150])
-def test_neighbours_are_those_of_a_loop_and_never_of_the_own_document(tmp_path, spec, nprobe, size):
+def test_neighbours_equal_those_of_a_loop_and_are_never_from_the_own_document(tmp_path, spec, nprobe, size):
     vectors, own = clustered(500), documents_of(500, size)
     distances, ids = nearest(built(tmp_path, vectors, spec, nprobe=nprobe), vectors, 10, own)
     assert ids.dtype == np.int64
@@ -154,7 +154,7 @@ def test_an_index_that_learns_a_rotation_has_the_same_bytes_on_any_number_of_thr
     assert len(seen) == 1
 
 
-def test_an_index_goes_on_from_its_training_and_has_the_same_bytes(tmp_path):
+def test_an_index_resumes_from_its_training_with_the_same_bytes(tmp_path):
     built(tmp_path, clustered(1500), "IVF16,Flat")
     whole, trained = (tmp_path / "index.faiss").read_bytes(), (tmp_path / "trained.faiss").stat().st_mtime_ns
     (tmp_path / "index.faiss").unlink()
@@ -189,14 +189,14 @@ def test_an_index_is_trained_on_a_random_sample_with_as_much_of_each_dataset_as_
 
 
 @pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16_HNSW8,Flat"])
-def test_a_lossless_index_gives_its_vectors_back(tmp_path, spec):
+def test_a_lossless_index_returns_its_vectors(tmp_path, spec):
     vectors = clustered(1500)
     assert is_lossless(spec)
     assert not is_lossless("IVF16,SQ8")
     assert (stored_vectors(built(tmp_path, vectors, spec), 100, 700) == vectors[100:700]).all()
 
 
-def test_a_graph_is_searched_as_widely_as_asked(tmp_path):
+def test_a_graph_search_uses_the_requested_candidate_list(tmp_path):
     vectors = clustered(1500)
     (tmp_path / "g").mkdir()
     for spec in ("HNSW8,Flat", "IVF16_HNSW8,Flat"):
@@ -238,7 +238,7 @@ def test_an_index_string_that_faiss_does_not_know_is_refused_with_its_reason():
         check_index("PQ7", 10_000, 384)
 
 
-def test_an_index_file_cut_short_is_refused(tmp_path):
+def test_a_truncated_index_file_is_refused(tmp_path):
     built(tmp_path, clustered(100), "Flat")
     path = tmp_path / "index.faiss"
     path.write_bytes(path.read_bytes()[:3000])
@@ -247,14 +247,14 @@ def test_an_index_file_cut_short_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["Flat", "IVF16,Flat", "IVF16,SQ8", "HNSW8,Flat"])
-def test_the_size_told_beforehand_is_about_that_of_the_file(tmp_path, spec):
+def test_the_estimated_size_is_about_that_of_the_file(tmp_path, spec):
     built(tmp_path, clustered(2000), spec)
     assert index_bytes(spec, 2000, DIMENSION) == pytest.approx(
         (tmp_path / "index.faiss").stat().st_size, rel=0.15
     )
 
 
-def test_the_number_of_threads_stays_what_it_was(tmp_path):
+def test_the_number_of_threads_is_restored(tmp_path):
     """It may be torch's too: a pipeline that builds a database would train on one thread afterwards."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(3)

@@ -7,7 +7,7 @@ from mt.core import config, manifest
 from mt.core.config import UserError
 from mt.retro import build, embed, row_blocks
 from mt.retro.build import BuildDbConfig, build_db
-from mt.retro.megatron_hdf5 import ExportConfig, export_hdf5
+from mt.retro.megatron_hdf5 import ExportHdf5Config, export_hdf5
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
 from mt.train.checkpoint.huggingface import minilm_directory
 
@@ -72,7 +72,7 @@ def by_the_specification(path):
         file.create_dataset("n_written", data=np.array([len(chunks)], np.uint64))
 
 
-def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_back(write_texts, tmp_path):
+def test_an_exported_database_follows_the_specification_and_can_be_imported(write_texts, tmp_path):
     write_texts("a", TEXTS[:7])
     write_texts("b", TEXTS[7:])
     build_db(settings(tmp_path))
@@ -87,7 +87,7 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
     }
     neighbors(config.build(NeighborsConfig, ("test", given)))
     export_hdf5(
-        ExportConfig(
+        ExportHdf5Config(
             db=str(tmp_path / "db"), neighbors=str(tmp_path / "near"), output=str(tmp_path / "project")
         )
     )
@@ -127,10 +127,10 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
     assert (both[0][20] == -1).all()
     assert made["samples"]["splits"] == manifest.manifest_of(tmp_path / "near")["samples"]["splits"]
     for wrong, message in (
-        ({"train_samples": 25}, "has the neighbours of 40 chunks, and the train samples asked for have 50"),
+        ({"train_samples": 25}, "has the neighbours of 40 chunks, and the requested train samples have 50"),
         ({"num_neighbors": 21}, "has 20 neighbours of a chunk; give --num-neighbors 20 or fewer"),
         ({"seed": 5}, "a neighbour of a document of its own, so it was made for other samples"),
-        ({"valid_samples": 3, "split": "80,20"}, "names no neighbours of valid in retro_neighbor_dirs"),
+        ({"valid_samples": 3, "split": "80,20"}, "has no neighbours of valid in retro_neighbor_dirs"),
     ):
         with pytest.raises(UserError, match=message):
             neighbors(
@@ -138,8 +138,8 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
             )
     (folder / "old-notes.hdf5").write_bytes(b"none of ours")
     for text, message in (
-        ("[]", "names no neighbours of train"),
-        ('{"retro_neighbor_dirs": 3}', "names no neighbours of train"),
+        ("[]", "has no neighbours of train"),
+        ('{"retro_neighbor_dirs": 3}', "has no neighbours of train"),
         ("{", "not whole JSON"),
         (None, r"has no config\.json"),
     ):
@@ -159,7 +159,7 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
         whole = file["neighbors"][:]
         del file["neighbors"]
         file.create_dataset("neighbors", data=whole.astype(np.float32))
-    with pytest.raises(UserError, match="and type float32, not whole numbers"):
+    with pytest.raises(UserError, match="and type float32, not integers"):
         neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
     with h5py.File(folder / "000-013.hdf5", "r+") as file:
         del file["neighbors"]
@@ -173,7 +173,7 @@ def test_an_exported_database_is_the_file_that_the_specification_says_and_comes_
         neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
 
 
-def test_files_that_are_not_of_the_data_or_not_whole_are_refused(write_texts, write_data, tmp_path):
+def test_files_of_other_data_and_truncated_files_are_refused(write_texts, write_data, tmp_path):
     write_texts("a", TEXTS[:7])
     write_texts("b", TEXTS[7:])
     by_the_specification(tmp_path / "t.hdf5")
@@ -190,9 +190,9 @@ def test_files_that_are_not_of_the_data_or_not_whole_are_refused(write_texts, wr
             )
         )
     (tmp_path / "cut.hdf5").write_bytes((tmp_path / "t.hdf5").read_bytes()[:900])
-    with pytest.raises(UserError, match=r"cut\.hdf5: is no whole merged/train\.hdf5"):
+    with pytest.raises(UserError, match=r"cut\.hdf5: is not a whole merged/train\.hdf5"):
         build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "cut.hdf5")))
     with h5py.File(tmp_path / "t.hdf5", "r+") as file:
         file["n_written"][0] = 5
-    with pytest.raises(UserError, match="was cut short while it was written; make it again"):
+    with pytest.raises(UserError, match="is truncated: writing it was interrupted; make it again"):
         build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "t.hdf5")))

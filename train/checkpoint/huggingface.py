@@ -23,7 +23,7 @@ from torch import Tensor
 from ...core import manifest
 from ...core.config import UserError
 from ...core.manifest import read_json
-from ...indexed.masked_dataset import word_pieces
+from ...indexed.word_pieces import word_pieces
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
 from ..model.config import ResolvedModelConfig

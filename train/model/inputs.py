@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import UserError, configuration, option
-from ...indexed.gpt_dataset import layout
+from ...indexed.gpt_dataset import document_layout
 from .attention import Documents
 from .config import ResolvedModelConfig
 
@@ -113,7 +113,7 @@ def collate_causal(collator: Collator, index: int, samples: Samples) -> MicroBat
         return MicroBatch(index, text[:, :-1], text[:, 1:], mask[:, 1:].float())
     packing = collator.packing
     whole = collator.tokens(samples)
-    packed = layout(samples[:, :-1], collator.eod) if packing.any() else None
+    packed = document_layout(samples[:, :-1], collator.eod) if packing.any() else None
     tokens, labels = whole[:, :-1], whole[:, 1:]
     loss_mask = torch.ones(labels.shape, device=labels.device)
     if packing.eod_mask_loss:
@@ -128,7 +128,7 @@ def collate_causal(collator: Collator, index: int, samples: Samples) -> MicroBat
 
 
 def collate_bert(collator: Collator, index: int, samples: Samples) -> MicroBatch:
-    """samples: of masked_dataset's BERT datasets."""
+    """samples: of bert_dataset's datasets."""
     return MicroBatch(
         index,
         collator.tokens(samples["text"]),
@@ -141,7 +141,7 @@ def collate_bert(collator: Collator, index: int, samples: Samples) -> MicroBatch
 
 
 def collate_t5(collator: Collator, index: int, samples: Samples) -> MicroBatch:
-    """samples: of masked_dataset's T5 datasets."""
+    """samples: of t5_dataset's datasets."""
     return MicroBatch(
         index,
         collator.tokens(samples["text_dec"]),

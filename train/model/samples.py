@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ...core.config import configuration, option
+from ...indexed.bert_dataset import BertConfig, build_bert_datasets
 from ...indexed.gpt_dataset import DataConfig, Dataset, build_datasets
 from ...indexed.ict_dataset import IctConfig, build_ict_datasets
 from ...indexed.instruct_dataset import InstructConfig, build_instruct_datasets
-from ...indexed.masked_dataset import BertConfig, T5Config, build_bert_datasets, build_t5_datasets
+from ...indexed.t5_dataset import T5Config, build_t5_datasets
 from ...tokenizer.tokenizer import Tokenizer
 from .config import ModelConfig
 

@@ -10,7 +10,7 @@ from mt.core.config import UserError, build
 from mt.eval.tasks.retrieval import RetrievalConfig, contains, retrieval, words
 from mt.indexed.format import IndexedDataset, IndexedWriter
 from mt.indexed.ict_dataset import build_blocks_mapping, title_lengths
-from mt.retro.embed_blocks import EmbedBlocksConfig, Encoder, Searcher, embed_blocks
+from mt.retro.embed_blocks import BiencoderEmbedder, BlockSearcher, EmbedBlocksConfig, embed_blocks
 from mt.train.loop import TrainConfig, train
 
 faiss = pytest.importorskip("faiss")
@@ -109,8 +109,8 @@ def test_training_raises_recall(corpus, models, evidence):
 
 def test_blocks_and_inner_products_are_those_of_a_loop(corpus, models, evidence):
     data, titles = (IndexedDataset(corpus[1][name][0]) for name in ("data_path", "titles_data_path"))
-    encoder = Encoder(models[1])
-    search = Searcher(evidence[1], encoder)
+    encoder = BiencoderEmbedder(models[1])
+    search = BlockSearcher(evidence[1], encoder)
     mapping = build_blocks_mapping(
         data.document_indices, data.lengths, title_lengths(titles, 200, 32), None, 29, 1
     )
@@ -164,7 +164,7 @@ def test_answers_match_as_in_dpr():
         ),
         (
             {"db": "trained"},
-            "trained: is not finished evidence; make it with `mt retro embed-blocks --output .*trained`",
+            "trained: is not finished blocks; make them with `mt retro embed-blocks --output .*trained`",
         ),
         ({"valid_data": "empty.jsonl"}, "empty.jsonl: the file is empty; check the path"),
         ({"valid_data": "none.jsonl"}, "none.jsonl, line 1: has no answers; mend it"),

@@ -12,7 +12,7 @@ from mt.core.config import UserError
 from mt.indexed.neighbors import SampleNeighbors
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.sample_neighbors import NeighborsConfig, neighbors
-from mt.tests.retro.test_sample_neighbors import texts, write
+from mt.tests.retro.small_databases import texts, write
 from mt.tests.train.parallel_jobs import run_mt_train
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, open_neighbors
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("retro")
     for seed, name in enumerate("ab"):
-        write(folder / name, texts(60, seed))
+        write(folder / name, texts(60, seed, 8))
     build_db(
         config.build(
             BuildDbConfig,
@@ -244,7 +244,7 @@ def test_retro_fitting_begins_as_the_gpt_and_may_leave_it_as_it_is(folder, tmp_p
                 r" --retro-chunk-length 16"
             ),
         ),
-        ({"retro_num_neighbors": 3}, r"3 neighbours are asked for, but 2 are kept"),
+        ({"retro_num_neighbors": 3}, r"3 neighbours are requested, but every chunk has 2"),
         ({"train_iters": 60}, r"near"),
         ({"seed": 7}, r"near"),
         ({"retro_freeze_decoder": True}, r"needs a GPT that has learned: give --load with --finetune"),
