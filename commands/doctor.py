@@ -1,4 +1,4 @@
-"""`mt doctor`: what this machine has, what is missing, and the command that brings it."""
+"""`mt doctor` checks this machine: installed and missing packages, GPUs, how to install what is missing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from typing import Any
 
 from .. import __version__
 from ..cli import EXTRAS
@@ -18,11 +19,15 @@ from ..core.executor import default_workers
 class DoctorConfig:
     """The settings of `mt doctor`."""
 
-    directory: str = option(".", "directory whose free disk space to tell", role="input")
+    directory: str = option(".", "directory whose free disk space is printed", role="input")
 
 
-def doctor(config: DoctorConfig) -> dict:
-    """Returns versions, processors, memory, disk, GPUs, and for every optional part whether it is there."""
+def doctor(config: DoctorConfig) -> dict[str, Any]:
+    """Returns versions, processors, memory, free disk space, GPUs, and the version of every optional package.
+
+    The list `parts` has an entry for each optional package: its extra ("part"), its version, None if it is
+    missing, and then the command that installs it ("remedy").
+    """
     facts = {
         "mt": __version__,
         "python": platform.python_version(),
@@ -32,31 +37,26 @@ def doctor(config: DoctorConfig) -> dict:
         "gpu": _gpu(),
     }
     parts = []
-    for extra, modules in EXTRAS.items():
-        for module in modules:
-            found = importlib.util.find_spec(module) is not None
-            parts.append(
-                {
-                    "part": extra,
-                    "package": module,
-                    "version": _version(module) if found else None,
-                    "remedy": None if found else f"pip install 'mt[{extra}]'",
-                }
-            )
-    width = max(len(p["package"]) for p in parts)
     lines = [f"{name:<14}{value}" for name, value in facts.items()]
-    lines += [
-        f"{p['part']:<14}{p['package']:<{width}}  {p['version'] or 'missing: ' + p['remedy']}" for p in parts
-    ]
+    width = max(len(package) for packages in EXTRAS.values() for package in packages)
+    for extra, packages in EXTRAS.items():
+        for package in packages:
+            found = importlib.util.find_spec(package) is not None
+            version = _version(package) if found else None
+            remedy = None if found else f"pip install 'mt[{extra}]'"
+            parts.append({"part": extra, "package": package, "version": version, "remedy": remedy})
+            lines.append(f"{extra:<14}{package:<{width}}  {version or f'missing: {remedy}'}")
     return {"text": "\n".join(lines), **facts, "parts": parts}
 
 
 def _version(module: str) -> str:
+    """The version of the distribution that has the module."""
     names = importlib.metadata.packages_distributions().get(module, [module])
     return importlib.metadata.version(names[0])
 
 
 def _gpu() -> str:
+    """The names of the GPUs that torch finds."""
     if importlib.util.find_spec("torch") is None:
         return "unknown: torch is missing"
     import torch

@@ -1,4 +1,4 @@
-"""`mt run`: stages chained by their manifests; skips what is up to date.
+"""`mt run` runs the stages of a YAML file, one after another, and skips those that are up to date.
 
     run_dir: runs/mine
     stages:
@@ -8,11 +8,12 @@
       train:  {run: train, data.data_path: "${tokens}_text_document", train.train_iters: 1000, launch: mt
           launch --nproc-per-node 8}
 
-A stage is a command of mt (`run`) with its settings, spelled as in that command's `--config` file. Its output
-goes to `<run_dir>/<stage>` unless it says otherwise; `${stage}` stands for it and `${run_dir}` for the
-directory of all. `launch` puts a launcher (mt launch, torchrun, srun) before the command. The manifest of
-each stage carries a key made of its settings and of the keys of what it read, so a stage is run again exactly
-when one of its own settings or a stage before it changed, and a killed pipeline goes on where it was.
+A stage is a command of mt (`run`) with its settings, written as in that command's `--config` file. Its output
+goes to `<run_dir>/<stage>` by default. `${stage}` stands for a stage's output, `${run_dir}` for the directory
+of all outputs. `launch` puts a launcher (mt launch, torchrun, srun) before the command.
+
+The manifest of each stage has a key made of its settings and of the keys of its inputs. So a stage runs again
+only if one of its own settings or an earlier stage changed, and a killed pipeline continues where it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ import yaml
 
 from .. import cli
 from ..core.config import Failure, UserError, configuration, nearest, option, read_yaml, settings
-from ..core.manifest import atomic_write, read_json, write_json
+from ..core.manifest import Json, atomic_write, read_json, write_json
 from . import report
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -42,13 +44,13 @@ class RunConfig:
 
     POSITIONAL = "pipeline"
 
-    pipeline: str = option(help="YAML file of stages", role="input")
+    pipeline: str = option(help="YAML file with the stages", role="input")
     run_dir: str | None = option(
-        None, "directory for all outputs (default: the file's own run_dir)", role="output"
+        None, "directory for all outputs (default: run_dir of the file)", role="output"
     )
     until: str | None = option(None, "the last stage to run")
     dry_run: bool = option(
-        False, "check every stage's settings and print the commands, run nothing", role="runtime"
+        False, "check the settings of all stages and print their commands; run nothing", role="runtime"
     )
 
 
@@ -61,7 +63,7 @@ class DemoConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage, its references resolved."""
+    """One stage, with its references resolved."""
 
     name: str
     verb: tuple[str, ...]
@@ -70,18 +72,17 @@ class Stage:
     launch: list[str]
 
 
-def demo(config: DemoConfig) -> dict:
-    """Runs the packaged `examples/demo.yaml`; returns its summary."""
+def demo(config: DemoConfig) -> Json:
+    """Runs `examples/demo.yaml`, which the package contains; returns its summary."""
     return run(
         RunConfig(pipeline=str(Path(__file__).parents[1] / "examples" / "demo.yaml"), run_dir=config.run_dir)
     )
 
 
-def run(config: RunConfig) -> dict:
-    """Runs the stages of a pipeline file in order; returns the table of results and the path of the report,
-    if any.
+def run(config: RunConfig) -> Json:
+    """Runs the stages of a pipeline file in order; returns the table of results and the path of the report.
 
-    Every stage's settings are checked before the first one starts.
+    The settings of all stages are checked before the first stage starts.
     """
     started = time.time()
     run_dir, stages = load(config.pipeline, config.run_dir)
@@ -89,8 +90,8 @@ def run(config: RunConfig) -> dict:
     if config.until is not None:
         if config.until not in names:
             raise UserError(
-                f"until = {config.until!r} is no stage of {config.pipeline}{nearest(config.until, names)}; it"
-                f" has {', '.join(names)}"
+                f"until = {config.until!r} is not a stage of {config.pipeline}"
+                f"{nearest(config.until, names)}; it has {', '.join(names)}"
             )
         stages = stages[: names.index(config.until) + 1]
     calls = [(stage, *_configure(stage, config.pipeline)) for stage in stages]
@@ -151,7 +152,7 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
             stage = _stage(str(name), body, Path(folder), outputs)
         except UserError as error:
             errors += [f"{path}: stage {name}: {line}" for line in str(error).split("\n")]
-            outputs[str(name)] = f"{folder}/{name}"  # later references to it are no further mistakes
+            outputs[str(name)] = f"{folder}/{name}"  # so that later references to it are not mistakes too
             continue
         outputs[stage.name] = stage.output
         stages.append(stage)
@@ -160,21 +161,22 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
     return Path(folder), stages
 
 
-def _stage(name: str, body, run_dir: Path, outputs: dict[str, str]) -> Stage:
+def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> Stage:
+    """A stage of a pipeline file; raises UserError that tells what is wrong with it."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError("a stage's name is made of letters, digits, - and _")
+        raise UserError("the name of a stage must consist of letters, digits, - and _")
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
         raise UserError("needs `run:`, the command of mt that it runs (`run: data clean`)")
     verb = tuple(body["run"].split())
     if verb not in cli.VERBS:
         known = [" ".join(v) for v in cli.VERBS]
         raise UserError(
-            f"run: {body['run']!r} is no command of mt{nearest(body['run'], known)}; `mt --help` lists them"
+            f"run: {body['run']!r} is not a command of mt{nearest(body['run'], known)}; `mt --help` lists all"
         )
     _, cls = cli.verb(verb)
     output = next((s for s in settings(cls) if s.role == "output"), None)
     if output is None:
-        raise UserError(f"`mt {body['run']}` writes nothing: it cannot be a stage")
+        raise UserError(f"`mt {body['run']}` writes no output: it cannot be a stage")
     given = {k: _resolve(v, outputs) for k, v in body.items() if k not in ("run", "launch")}
     place = _lookup(given, output.path)
     if place is None:
@@ -182,12 +184,13 @@ def _stage(name: str, body, run_dir: Path, outputs: dict[str, str]) -> Stage:
         given[output.name] = place
     overwrite = next((s for s in settings(cls) if s.path[-1] == "overwrite"), None)
     if overwrite is not None:
-        # a stage's place is its own: what an older version of the file left there is replaced
+        # the output belongs to the stage: what an older version of the file left there is replaced
         given[overwrite.name] = True
     return Stage(name, verb, given, place, shlex.split(_resolve(body.get("launch", ""), outputs)))
 
 
-def _lookup(tree: dict, path: tuple[str, ...]):
+def _lookup(tree: Any, path: tuple[str, ...]) -> Any:
+    """The value of a setting in a tree that names it by dots or nests it; None if it is not there."""
     if ".".join(path) in tree:
         return tree[".".join(path)]
     for key in path:
@@ -197,8 +200,8 @@ def _lookup(tree: dict, path: tuple[str, ...]):
     return tree
 
 
-def _resolve(value, outputs: dict[str, str]):
-    """A setting with every `${stage}` replaced by that stage's output."""
+def _resolve(value: Any, outputs: Mapping[str, str]) -> Any:
+    """A setting with every `${stage}` replaced by the output of that stage."""
     if isinstance(value, dict):
         return {k: _resolve(v, outputs) for k, v in value.items()}
     if isinstance(value, list):
@@ -206,10 +209,10 @@ def _resolve(value, outputs: dict[str, str]):
     if not isinstance(value, str):
         return value
 
-    def output_of(match: re.Match) -> str:
+    def output_of(match: re.Match[str]) -> str:
         if match[1] not in outputs:
             raise UserError(
-                f"{match[0]} names no stage before this one{nearest(match[1], outputs)}; stages run in the"
+                f"{match[0]} does not name an earlier stage{nearest(match[1], outputs)}; stages run in the"
                 " order of the file"
             )
         return outputs[match[1]]
@@ -217,12 +220,13 @@ def _resolve(value, outputs: dict[str, str]):
     return REFERENCE.sub(output_of, value)
 
 
-def _configure(stage: Stage, origin: str):
+def _configure(stage: Stage, origin: str) -> tuple[Callable[[Any], Any], Any]:
+    """The function of a stage's command and its configuration."""
     function, cls = cli.verb(stage.verb)
     return function, cli.configure(cls, [(f"{origin}: stage {stage.name}", stage.settings)])
 
 
-def _launch(stage: Stage, run_dir: Path) -> dict:
+def _launch(stage: Stage, run_dir: Path) -> Json:
     """Runs a stage under its launcher, as `LAUNCHER -m mt VERB --config FILE`; returns its manifest."""
     settings_file = run_dir / f"{stage.name}.launch.yaml"
     with atomic_write(settings_file, "w") as file:
@@ -237,9 +241,11 @@ def _launch(stage: Stage, run_dir: Path) -> dict:
     if code not in (0, 3):
         kind = UserError if code == 2 else Failure
         raise kind(
-            f"stage {stage.name}: {' '.join(command)} ended with exit code {code}; its messages stand above"
+            f"stage {stage.name}: {' '.join(command)} ended with exit code {code}; its messages are above"
         )
     output = Path(stage.output)
     _, cls = cli.verb(stage.verb)
     prefix = next(s for s in settings(cls) if s.role == "output").name.endswith("prefix")
-    return read_json(output.with_name(f"{output.name}.manifest.json") if prefix else output / "manifest.json")
+    path = output.with_name(f"{output.name}.manifest.json") if prefix else output / "manifest.json"
+    manifest: Json = read_json(path)
+    return manifest

@@ -1,8 +1,8 @@
-"""manifests -> one HTML page.
+"""`mt report` writes one HTML page about a pipeline's run, from the manifests of its stages.
 
-Reads the `pipeline.json` of a run directory and the manifest of every stage it names, and writes one
-self-contained page: the funnel of documents and tokens, what was removed and why, the loss curves, the scores
-and a sample. No script, no font and no picture is fetched from anywhere, so the page can be mailed.
+It reads the `pipeline.json` of the run directory and the manifest of every stage named there. The page shows
+how many documents and tokens each stage kept, what was removed and why, the loss curves, the scores and
+samples. It loads no script, font or picture, so it can be mailed as one file.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import html
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..core import manifest
 from ..core.config import UserError, configuration, option
-from ..core.manifest import atomic_write, read_json
+from ..core.manifest import Json, atomic_write, read_json
 
-HEADINGS = {
-    "stage": "stage",
-    "documents": "documents",
-    "tokens": "tokens",
-    "seconds": "seconds",
-    "result": "result",
-}
+COLUMNS = ("stage", "documents", "tokens", "seconds", "result")
+NUMBERS = ("documents", "tokens", "seconds")  # columns that are aligned at the right
+
+Finished = tuple[str, str, Json]  # a finished stage: its name, its output, its manifest
+Series = Sequence[tuple[int, float]]  # (step, value) points of a curve
 
 
 @configuration()
@@ -33,13 +31,13 @@ class ReportConfig:
 
     POSITIONAL = "run_dir"
 
-    run_dir: str = option(help="directory of a pipeline's run (`mt run`)", role="input")
+    run_dir: str = option(help="run directory of a pipeline (`mt run`)", role="input")
     output: str | None = option(None, "directory for report.html (default: RUN_DIR/report)", role="output")
     overwrite: bool = option(True, "replace an older report in the output directory", role="runtime")
 
 
-def report(config: ReportConfig) -> dict:
-    """Writes report.html; returns its manifest, whose fact `page` is the path."""
+def report(config: ReportConfig) -> Json:
+    """Writes report.html; returns its manifest, in which `page` is the path."""
     run_dir = Path(config.run_dir)
     output = Path(config.output or run_dir / "report")
     stages = _stages(run_dir, output)
@@ -54,9 +52,7 @@ def report(config: ReportConfig) -> dict:
 
 
 def _stages(run_dir: Path, output: Path) -> list[tuple[str, str, Path]]:
-    """(name, output, manifest path) of every finished stage but the report itself, in the order of the
-    pipeline.
-    """
+    """(name, output, manifest path) of every finished stage except reports, in the order of the pipeline."""
     listing = run_dir / "pipeline.json"
     if not listing.exists():
         raise UserError(f"{run_dir}: holds no run of `mt run` (no pipeline.json); check the path")
@@ -71,11 +67,10 @@ def _stages(run_dir: Path, output: Path) -> list[tuple[str, str, Path]]:
     return found
 
 
-def rows(stages: Sequence[tuple[str, str, dict]]) -> list[dict]:
-    """A row a stage: name, verb, documents and tokens after it, seconds, and its losses or scores in words.
+def rows(stages: Sequence[Finished]) -> list[Json]:
+    """A row for each stage: name, command, documents and tokens after it, seconds, and its results in words.
 
-    stages: (name, output, manifest) in order. Tokens of document stages come from `data stats`, where it was
-    run on them.
+    The tokens of a stage that writes documents come from `data stats`, if that has read them.
     """
     counted = {Path(r["name"]).resolve(): r.get("tokens") for _, _, m in stages for r in m.get("rows", [])}
     table = []
@@ -94,15 +89,14 @@ def rows(stages: Sequence[tuple[str, str, dict]]) -> list[dict]:
     return table
 
 
-def _result(m: dict) -> str:
-    """What a stage found out, in a few words."""
-    counts, words = m.get("counts", {}), []
+def _result(m: Json) -> str:
+    """The results of a stage in a few words: removals, losses, scores, rates."""
+    counts = m.get("counts", {})
+    words = []
     removed = counts.get("removed") or {}
     if removed:
-        words.append(
-            f"removed {sum(removed.values()):,}"
-            f" ({', '.join(f'{k} {v:,}' for k, v in sorted(removed.items(), key=lambda r: -r[1])[:3])})"
-        )
+        most = sorted(removed.items(), key=lambda reason: -reason[1])[:3]
+        words.append(f"removed {sum(removed.values()):,} ({', '.join(f'{k} {v:,}' for k, v in most)})")
     if counts.get("rejected"):
         words.append(f"set aside {counts['rejected']:,}")
     if m.get("valid_loss") is not None:
@@ -119,15 +113,15 @@ def _result(m: dict) -> str:
     return ", ".join(words)
 
 
-def _short(value) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10000 else f"{value:,.0f}"
-    )
+def _short(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if abs(value) < 10000 else f"{value:,.0f}"
 
 
-def text_table(table: list[dict]) -> str:
-    """The rows as aligned text, for a terminal."""
-    cells = [list(HEADINGS.values())] + [[_cell(r[k]) for k in HEADINGS] for r in table]
+def text_table(table: Sequence[Json]) -> str:
+    """The rows as aligned text for a terminal."""
+    cells = [list(COLUMNS)] + [[_cell(row[name]) for name in COLUMNS] for row in table]
     width = [max(len(row[i]) for row in cells) for i in range(4)]
     lines = []
     for row in cells:
@@ -136,22 +130,16 @@ def text_table(table: list[dict]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _cell(value) -> str:
-    return (
-        ""
-        if value is None
-        else (
-            f"{value:,.1f}"
-            if isinstance(value, float)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else str(value)
-        )
-    )
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def render(title: str, stages: Sequence[tuple[str, str, dict]]) -> str:
-    """The page as HTML text."""
+def render(title: str, stages: Sequence[Finished]) -> str:
+    """The page as HTML."""
     table = rows(stages)
     parts = [
         _section("Stages", _html_table(table)),
@@ -165,18 +153,11 @@ def render(title: str, stages: Sequence[tuple[str, str, dict]]) -> str:
         if m.get("scores"):
             parts.append(_section(f"Scores of {name}", _facts(m["scores"])))
         if m.get("samples"):
+            texts = (sample["prompt"] + sample["text"] for sample in m["samples"])
             parts.append(
-                _section(
-                    f"Samples of {name}",
-                    "".join(f"<pre>{html.escape(_sample(s))}</pre>" for s in m["samples"]),
-                )
+                _section(f"Samples of {name}", "".join(f"<pre>{html.escape(text)}</pre>" for text in texts))
             )
-    settings = "".join(
-        f"<details><summary>{html.escape(name)}: mt"
-        f" {html.escape(m['verb'])}</summary><pre>{html.escape(json.dumps(m['settings'], indent=1, ensure_ascii=False, default=str))}</pre></details>"
-        for name, _, m in stages
-    )
-    parts.append(_section("Settings", settings))
+    parts.append(_section("Settings", "".join(_settings(name, m) for name, _, m in stages)))
     return PAGE.substitute(title=html.escape(title), body="\n".join(p for p in parts if p))
 
 
@@ -184,72 +165,71 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _sample(sample: dict) -> str:
-    return sample["prompt"] + sample["text"]
-
-
-def _html_table(table: list[dict]) -> str:
-    head = "".join(f"<th>{h}</th>" for h in HEADINGS.values())
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{"n" if k in ("documents", "tokens", "seconds") else "t"}">{html.escape(_cell(r[k]))}</td>'
-            for k in HEADINGS
-        )
-        + "</tr>"
-        for r in table
+def _settings(name: str, m: Json) -> str:
+    settings = json.dumps(m["settings"], indent=1, ensure_ascii=False, default=str)
+    return (
+        f"<details><summary>{html.escape(name)}: mt {html.escape(m['verb'])}</summary>"
+        f"<pre>{html.escape(settings)}</pre></details>"
     )
+
+
+def _html_table(table: Sequence[Json]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = ""
+    for row in table:
+        cells = (
+            f'<td class="{"n" if name in NUMBERS else "t"}">{html.escape(_cell(row[name]))}</td>'
+            for name in COLUMNS
+        )
+        body += f"<tr>{''.join(cells)}</tr>"
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _funnel(table: list[dict]) -> str:
-    bars = [r for r in table if r["tokens"] and r["documents"]]
-    if not bars:
+def _funnel(table: Sequence[Json]) -> str:
+    """A bar for the tokens after each stage."""
+    kept = [row for row in table if row["tokens"] and row["documents"]]
+    if not kept:
         return ""
-    most = max(r["tokens"] for r in bars)
-    return (
-        "<div class=funnel>"
-        + "".join(
-            f"<span>{html.escape(r['stage'])}</span><div><i"
-            f' style="width:{100 * r["tokens"] / most:.1f}%"></i></div><span class=n>{r["tokens"]:,}'
-            " tokens</span>"
-            for r in bars
-        )
-        + "</div>"
+    most = max(row["tokens"] for row in kept)
+    bars = "".join(
+        f"<span>{html.escape(row['stage'])}</span>"
+        f'<div><i style="width:{100 * row["tokens"] / most:.1f}%"></i></div>'
+        f"<span class=n>{row['tokens']:,} tokens</span>"
+        for row in kept
     )
+    return f"<div class=funnel>{bars}</div>"
 
 
-def _removed(stages) -> str:
+def _removed(stages: Sequence[Finished]) -> str:
+    """A table of the removed documents by stage and reason."""
     lines = [
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(reason)}</td><td class=n>{count:,}</td></tr>"
         for name, _, m in stages
         for reason, count in sorted((m.get("counts", {}).get("removed") or {}).items(), key=lambda r: -r[1])
     ]
-    return (
-        f"<table><thead><tr><th>stage</th><th>reason</th><th>documents</th></tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        if lines
-        else ""
-    )
+    if not lines:
+        return ""
+    head = "<thead><tr><th>stage</th><th>reason</th><th>documents</th></tr></thead>"
+    return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def _facts(facts: dict) -> str:
+def _facts(facts: Json) -> str:
+    """A table of values by name, one level of nesting included."""
     lines = []
     for key, value in facts.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        lines += [
-            f"<tr><td>{html.escape(f'{key} {k}'.strip())}</td><td"
-            f" class=n>{html.escape(_short(v) if isinstance(v, int | float) else str(v))}</td></tr>"
-            for k, v in inner.items()
-        ]
+        for inner, v in value.items() if isinstance(value, dict) else [("", value)]:
+            name, shown = f"{key} {inner}".strip(), _short(v) if isinstance(v, int | float) else str(v)
+            lines.append(f"<tr><td>{html.escape(name)}</td><td class=n>{html.escape(shown)}</td></tr>")
     return f"<table><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _chart(lines: dict[str, list], level: float | None) -> str:
-    """An SVG line chart of (step, value) series with a dashed level for the unigram entropy."""
+def _chart(lines: Mapping[str, Series], level: float | None) -> str:
+    """An SVG line chart of curves, with a dashed line at the unigram entropy `level`."""
     points = [p for series in lines.values() for p in series if math.isfinite(p[1])]
     if not points:
         return ""
-    wide, high, left, top, bottom = 860, 320, 52, 12, 34
+    wide, high = 860, 320
+    left, top, bottom = 52, 12, 34  # margins
     values = [p[1] for p in points] + ([level] if level else [])
     low, peak = math.floor(min(values) * 2) / 2, math.ceil(max(values) * 2) / 2
     last = max(p[0] for p in points) or 1
@@ -270,16 +250,11 @@ def _chart(lines: dict[str, list], level: float | None) -> str:
             f" x={wide - 14} y={y(level) - 6:.1f} text-anchor=end>unigram entropy {level:.2f}</text>"
         )
     for number, (name, series) in enumerate(lines.items()):
-        path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in series if math.isfinite(v))
-        dots = (
-            "".join(
-                f"<circle class=d{number} r=3 cx={x(s):.1f} cy={y(v):.1f} />"
-                for s, v in series
-                if math.isfinite(v)
-            )
-            if len(series) < 40
-            else ""
-        )
+        at = [(x(step), y(value)) for step, value in series if math.isfinite(value)]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
+        dots = ""
+        if len(series) < 40:
+            dots = "".join(f"<circle class=d{number} r=3 cx={a:.1f} cy={b:.1f} />" for a, b in at)
         marks.append(
             f'<polyline class=s{number} points="{path}" />{dots}<text class=k{number} x={wide - 120}'
             f" y={top + 16 + 18 * number + (24 if level else 0)}>{name}</text>"
@@ -291,17 +266,42 @@ PAGE = string.Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title: mt report</title>
 <style>
-:root { color-scheme: light dark; --ink: light-dark(#1d2330, #e6e9ef); --soft: light-dark(#667085, #98a2b3); --line: light-dark(#e4e7ec, #333a47); --page: light-dark(#fff, #14171d); --card: light-dark(#f8f9fb, #1b1f27); --one: light-dark(#2f6fde, #6ea2ff); --two: light-dark(#d9572b, #ff9a73); }
-body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 1000px; margin: 2.5rem auto; padding: 0 1.2rem; }
+:root {
+  color-scheme: light dark;
+  --ink: light-dark(#1d2330, #e6e9ef); --soft: light-dark(#667085, #98a2b3);
+  --line: light-dark(#e4e7ec, #333a47); --card: light-dark(#f8f9fb, #1b1f27);
+  --page: light-dark(#fff, #14171d);
+  --one: light-dark(#2f6fde, #6ea2ff); --two: light-dark(#d9572b, #ff9a73);
+}
+body {
+  font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 1000px; margin: 2.5rem auto; padding: 0 1.2rem;
+}
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .7rem; }
 p { color: var(--soft); margin-top: 0; }
-table { border-collapse: collapse; font-size: 14px; } td, th { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: 500; } .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } .wide { overflow-x: auto; }
-.funnel { display: grid; grid-template-columns: max-content 1fr max-content; gap: .45rem .9rem; align-items: center; font-size: 14px; }
-.funnel div { background: var(--card); border-radius: 4px; } .funnel i { display: block; height: 18px; border-radius: 4px; background: var(--one); }
-svg { width: 100%; height: auto; background: var(--card); border-radius: 8px; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.grid { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 5 5; } polyline { fill: none; stroke-width: 2; } .s0 { stroke: var(--one); } .s1 { stroke: var(--two); } .d0 { fill: var(--one); } .d1 { fill: var(--two); } svg .k0 { fill: var(--one); } svg .k1 { fill: var(--two); }
-pre { background: var(--card); padding: .9rem 1rem; border-radius: 8px; overflow-x: auto; white-space: pre-wrap; font-size: 13px; } summary { cursor: pointer; }
+table { border-collapse: collapse; font-size: 14px; }
+td, th {
+  padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+}
+th { color: var(--soft); font-weight: 500; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } .wide { overflow-x: auto; }
+.funnel {
+  display: grid; grid-template-columns: max-content 1fr max-content;
+  gap: .45rem .9rem; align-items: center; font-size: 14px;
+}
+.funnel div { background: var(--card); border-radius: 4px; }
+.funnel i { display: block; height: 18px; border-radius: 4px; background: var(--one); }
+svg { width: 100%; height: auto; background: var(--card); border-radius: 8px; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.grid { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 5 5; }
+polyline { fill: none; stroke-width: 2; } .s0 { stroke: var(--one); } .s1 { stroke: var(--two); }
+.d0 { fill: var(--one); } .d1 { fill: var(--two); }
+svg .k0 { fill: var(--one); } svg .k1 { fill: var(--two); }
+pre {
+  background: var(--card); padding: .9rem 1rem; border-radius: 8px;
+  overflow-x: auto; white-space: pre-wrap; font-size: 13px;
+}
+summary { cursor: pointer; }
 </style>
 <h1>$title</h1>
 <p>From raw text to a trained, evaluated model: what each stage read, kept and found.</p>

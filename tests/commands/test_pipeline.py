@@ -121,12 +121,12 @@ def test_the_summary_has_the_table_and_the_report(tmp_path, documents):
         (lambda s: s["clean"].update(threshhold=1), "stage clean: unknown setting threshhold"),
         (
             lambda s: s["dedup"].update(input="${claen}"),
-            r"\$\{claen\} names no stage before this one; did you mean clean\?",
+            r"\$\{claen\} does not name an earlier stage; did you mean clean\?",
         ),
-        (lambda s: s["dedup"].update(run="data dedupe"), "no command of mt; did you mean data dedup"),
+        (lambda s: s["dedup"].update(run="data dedupe"), "is not a command of mt; did you mean data dedup"),
         (lambda s: s["dedup"].pop("run"), "needs `run:`"),
         (lambda s: s.update({"a b": {"run": "report"}}), "letters, digits"),
-        (lambda s: s["clean"].update(run="doctor"), "writes nothing: it cannot be a stage"),
+        (lambda s: s["clean"].update(run="doctor"), "writes no output: it cannot be a stage"),
     ],
 )
 def test_mistakes_in_the_file_are_said_before_anything_runs(tmp_path, documents, change, message):
@@ -140,7 +140,7 @@ def test_mistakes_in_the_file_are_said_before_anything_runs(tmp_path, documents,
 def test_unknown_keys_and_stages_are_named(tmp_path, documents):
     with pytest.raises(UserError, match="unknown key 'stagse'"):
         pipeline.load(write(tmp_path, {}, stagse=1))
-    with pytest.raises(UserError, match="until = 'dedupe' is no stage"):
+    with pytest.raises(UserError, match="until = 'dedupe' is not a stage"):
         pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents)), until="dedupe"))
     assert (
         pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents)), dry_run=True))[
