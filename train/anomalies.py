@@ -1,20 +1,20 @@
-"""What ends a run early, and what is done about a step whose numbers cannot be right.
+"""Stop a run early, and handle steps with a NaN or a spike in loss or gradient.
 
-A step whose loss or gradient is no number, or whose loss or gradient jumps far above those before it, is
-computed once more before anything is changed by it: the weights, the batch and the seeds of its dropout are
-still there. The same result again means that it follows from data and model (or from a device that is wrong
-in the same way each time, which only another device can tell); another result means that the device has
-failed. What was found and done is a line of SAVE/incidents.jsonl:
+A step whose loss or gradient norm is not finite, or is far above those of recent steps, is computed again
+before any weight changes: weights, batch and dropout seeds are the same. The same result means that it
+follows from the data and the model (or from a device that is wrong in the same way each time, which only
+another device can tell). Another result means that the hardware failed. Each incident is a line of
+SAVE/incidents.jsonl:
 
-    {"step", "samples": [first, end), "what": "nan" | "spike", "loss", "grad_norm", "again": {"loss",
-        "grad_norm"},
-     "verdict": "reproducible" | "hardware", "action", "ranks", "host", "device", "time"}
+    {"step", "samples": [first, end), "what": "nan" | "spike", "loss", "grad_norm",
+     "again": {"loss", "grad_norm"}, "verdict": "reproducible" | "hardware", "action", "ranks",
+     "host", "device", "time"}
 
-    exit code 16    it was the same twice, and the policy is to stop: resume, best on another device
-    exit code 17    it was not: a fault of the hardware
+    exit code 16    the result was the same, and the policy is to stop: resume, best on another device
+    exit code 17    it was not the same: a hardware fault
 
-These are the codes of Megatron-LM's rerun state machine (core/rerun_state_machine.py). A signal ends the
-command with 128 + its number.
+These are the exit codes of Megatron-LM's rerun state machine (core/rerun_state_machine.py). After a signal
+the exit code is 128 + its number.
 """
 
 from __future__ import annotations
@@ -37,35 +37,39 @@ import torch
 from ..core.config import Failure, check, configuration, option
 
 EXIT_REPRODUCIBLE, EXIT_HARDWARE = 16, 17
-MOST_IN_A_ROW = 10  # steps given up one after the other before the run is
-FEWEST_BEFORE_SPIKE, MOST_BEFORE_SPIKE = 8, 64  # steps that a spike is measured against
-SAME = 1e-4  # relative; what atomic sums of a GPU may differ by, and no fault that makes a loss jump
+MOST_IN_A_ROW = 10  # consecutive skipped steps after which the run stops
+FEWEST_BEFORE_SPIKE, MOST_BEFORE_SPIKE = 8, 64  # recent steps that a spike is compared with
+SAME = 1e-4  # relative tolerance: atomic sums on GPUs differ by less, a fault that makes a spike by more
 
 
 @configuration(group="guard")
 class AnomalyConfig:
-    """Early ends, and steps that cannot be right.
+    """Early exits, and policies for NaNs and spikes.
 
-    A policy changes no byte of a run without incidents, so all are `runtime`.
+    They change no byte of a run without incidents, so all have the role `runtime`.
     """
 
     exit_interval: int | None = option(
-        None, "save and exit when the step is a multiple of this; the same command goes on", role="runtime"
+        None, "save and exit when the step is a multiple of this; the same command resumes", role="runtime"
     )
     exit_duration_in_mins: float | None = option(
-        None, "save and exit after this many minutes; the same command goes on", role="runtime"
+        None, "save and exit after this many minutes; the same command resumes", role="runtime"
     )
     on_nan: Literal["stop", "skip", "rollback"] = option(
         "stop",
-        "a loss or gradient that is no number: stop; skip the batch; or take the newest checkpoint's weights"
-        " and go on behind the batch",
+        "if loss or gradient is NaN or infinite: stop; skip the batch; or roll back to the newest"
+        " checkpoint's weights and continue after the batch",
         role="runtime",
     )
     on_spike: Literal["ignore", "stop", "skip", "rollback"] = option(
-        "ignore", "a loss or gradient far above those before it: the same choices", role="runtime"
+        "ignore",
+        "if loss or gradient is far above those of recent steps: the same choices, or ignore it",
+        role="runtime",
     )
     spike_factor: float = option(
-        3.0, "how far above the median of recent steps a loss's or gradient's spike is", role="runtime"
+        3.0,
+        "a loss or gradient norm above this multiple of the median of recent steps is a spike",
+        role="runtime",
     )
 
     def __post_init__(self):
@@ -83,7 +87,7 @@ class AnomalyConfig:
 
 
 class StepResult(NamedTuple):
-    """What a step computed, before it changed anything: the same on all ranks."""
+    """Loss and gradient norm of a step, before the optimizer step; the same on all ranks."""
 
     loss: float  # nats per token
     grad_norm: float
@@ -93,6 +97,7 @@ class StepResult(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     def same(self, other: StepResult) -> bool:
+        """Equal up to rounding; non-finite numbers are equal to each other."""
         return all(_same(a, b) for a, b in zip(self, other))
 
 
@@ -105,21 +110,18 @@ def _same(a: float, b: float) -> bool:
 def find_incident(
     result: StepResult, recent: Sequence[Sequence[float]], config: AnomalyConfig
 ) -> Literal["nan", "spike"] | None:
-    """What is wrong with a step, if anything. recent: (loss, gradient norm) of the steps before it."""
+    """Whether a step has a NaN or a spike. recent: (loss, gradient norm) of the steps before it."""
     if not result.finite:
         return "nan"
     if config.on_spike == "ignore" or len(recent) < FEWEST_BEFORE_SPIKE:
         return None
     medians = [statistics.median(values) for values in zip(*recent)]
-    return (
-        "spike"
-        if any(value > config.spike_factor * median for value, median in zip(result, medians))
-        else None
-    )
+    spikes = any(value > config.spike_factor * median for value, median in zip(result, medians))
+    return "spike" if spikes else None
 
 
 class IncidentLog:
-    """The report of a run's incidents, on the rank that writes."""
+    """Writes incidents.jsonl, on rank 0."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -136,7 +138,7 @@ class IncidentLog:
         ranks: list[int],
         device: torch.device,
     ) -> None:
-        """ranks: those whose own part of the loss was not the same twice."""
+        """Appends a line. ranks: those whose part of the loss differed the second time."""
         name = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
@@ -162,42 +164,47 @@ class IncidentLog:
 
 
 def _plain(result: StepResult) -> dict:
-    """JSON knows neither NaN nor infinity."""
+    """The result for JSON, which has neither NaN nor infinity."""
     return {name: value if math.isfinite(value) else str(value) for name, value in result._asdict().items()}
 
 
 def incident_failure(
     what: str, step: int, first: StepResult, again: StepResult, path: Path, *, saved: bool
 ) -> Failure:
-    """What ends the command after an incident."""
+    """The exception that ends the command after an incident.
+
+    saved: a checkpoint was saved before the step.
+    """
     numbers = f"step {step:,}: loss {first.loss}, gradient norm {first.grad_norm}"
     if not first.same(again):
         failure = Failure(
             f"{numbers}, and loss {again.loss}, gradient norm {again.grad_norm} when computed again: the"
-            f" hardware has failed ({path}); run the same command on another device, it goes on from the"
+            f" hardware has failed ({path}); run the same command on another device, it resumes from the"
             " newest checkpoint"
         )
         failure.exit_code = EXIT_HARDWARE
         return failure
-    word = "training has diverged" if what == "nan" else "the loss has jumped"
-    rest = (
-        "the checkpoint before it is saved: the same command tries it once more, with --on-nan skip or"
-        " rollback it goes on"
-        if saved and what == "nan"
-        else (
-            "the checkpoint before it is saved: with --on-spike skip or rollback the same command goes on"
-            if saved
-            else "start again with a lower --lr, more warm-up or a lower --clip-grad"
+    diagnosis = "training has diverged" if what == "nan" else "the loss has jumped"
+    if not saved:
+        remedy = "start again with a lower --lr, more warm-up or a lower --clip-grad"
+    elif what == "nan":
+        remedy = (
+            "the checkpoint before it is saved: the same command computes the step once more, with --on-nan"
+            " skip or rollback it continues"
         )
-    )
-    failure = Failure(f"{numbers}, twice the same: {word} ({path}); {rest}")
+    else:
+        remedy = (
+            "the checkpoint before it is saved: with --on-spike skip or rollback the same command continues"
+        )
+    failure = Failure(f"{numbers}, the same when computed again: {diagnosis} ({path}); {remedy}")
     failure.exit_code = EXIT_REPRODUCIBLE
     return failure
 
 
 class StopSignals:
-    """Within the block, SIGTERM, SIGINT and SIGUSR1 (a batch system's warning) wait for the end of the step;
-    a second SIGINT does not.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 (a batch system's warning) only set `received`.
+
+    The train loop then ends after the step. A second SIGINT raises KeyboardInterrupt at once.
     """
 
     def __enter__(self) -> StopSignals:
@@ -216,32 +223,32 @@ class StopSignals:
         self.received = number
 
     def stopped(self, step: int) -> Failure:
-        """What ends the command, with the exit code of a process that the signal ended (128 + its number)."""
-        number = self.received or signal.SIGTERM  # another rank may have been the one that was told
+        """The exception that ends the command, with exit code 128 + the signal's number, as shells have it."""
+        number = self.received or signal.SIGTERM  # else another rank did
         failure = Failure(
             f"stopped by {signal.Signals(number).name} after step {step:,}; its checkpoint is saved: run the"
-            " same command again to go on"
+            " same command again to resume"
         )
         failure.exit_code = 128 + number
         return failure
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that the processes of this machine may take; None where it cannot be told."""
+    """Free main memory of this machine or control group in bytes; None if unknown."""
     try:
-        free = (
-            int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))[1])
-            * 1024
-        )
-    except (OSError, TypeError):
+        available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
+    except OSError:
         return None
+    if available is None:
+        return None
+    free = int(available[1]) * 1024
     with contextlib.suppress(OSError, ValueError):  # a control group without a limit says "max"
         free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return free
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out, the GPU's or the machine's."""
+    """Whether an exception means that memory, a GPU's or the machine's, is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(

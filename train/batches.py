@@ -28,7 +28,7 @@ from .model.config import ModelConfig
 from .model.family import Collate
 from .model.inputs import Collator, MicroBatch, PackingConfig, check_range, collate_causal
 from .model.samples import SampleConfig
-from .parallel.context_parallel import cut
+from .parallel.context_parallel import split_sequences
 from .parallel.mesh import Mesh
 
 # indices of B samples -> MicroBatch's neighbors and neighbor_mask
@@ -121,7 +121,7 @@ class Batches:
             micro = dataclasses.replace(
                 micro, neighbors=self.collator.tokens(tokens), neighbor_mask=self.collator.tensor(mask)
             )
-        return cut(micro, self.mesh.cp)
+        return split_sequences(micro, self.mesh.cp)
 
 
 def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:

@@ -1,8 +1,9 @@
-"""What makes steps faster and changes no result but by rounding: compiled blocks, and memory that stays with
-the process.
+"""Speed up training: torch.compile for blocks, and a setting of glibc's allocator.
 
-Compilation costs its time once in every process, and pays in long runs only; `auto` decides by the length of
-the whole run, so that a run that is interrupted goes on with what it began with.
+Results change by rounding only.
+
+Compilation takes its time once in every process, so it pays in long runs only. `auto` decides by the length
+of the whole run, so that a resumed run computes as before.
 """
 
 from __future__ import annotations
@@ -21,27 +22,29 @@ from torch import nn
 
 from ..core.config import UserError
 from .model import moe
+from .model.base import Model
 from .model.mamba import scan_backend
+from .parallel.pipeline import Pipeline
 from .recompute import RecomputeConfig, recompute, stacks
 
-# of a run on a GPU: some five minutes. On two cores compiled blocks took as long as others
+# Total FLOPs of a run on a GPU: about five minutes. On two CPU cores compiled blocks were as slow as others
 # (docs/performance.md).
 COMPILE_FROM_FLOPS = 1e17
 
 
 def compile_and_recompute(
-    model: nn.Module,
+    model: Model | Pipeline,
     recomputation: RecomputeConfig,
     setting: Literal["auto", "always", "never"],
     device: torch.device,
     total_flops: float,
 ) -> None:
-    """Compiles the blocks of a model, if it pays, and lets them recompute, as asked; in place.
+    """Compiles the blocks of a model and makes them recompute, as the settings say; in place.
 
     total_flops: of the whole run, on this rank.
     """
     compiled = should_compile(setting, device, total_flops)
-    # Selective recomputation chooses by operation, which it only sees inside of what is compiled.
+    # Selective recomputation chooses operations, which are visible only inside the compiled function.
     if recomputation.recompute_granularity == "selective":
         recompute(model, recomputation)
     if compiled:
@@ -51,66 +54,62 @@ def compile_and_recompute(
 
 
 def check_compile(setting: Literal["auto", "always", "never"], device: torch.device) -> None:
-    """Raises UserError where compilation is asked for and cannot be."""
+    """Raises UserError if compilation is requested and impossible."""
     if setting == "always" and (obstacle := compile_obstacle(device)):
         raise UserError(f"train.compile = always: {obstacle}; or leave it out")
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, or None."""
+    """Why torch.compile cannot work here; None if it can."""
     if device.type == "cuda":
-        return (
-            None
-            if importlib.util.find_spec("triton")
-            else "torch.compile needs the package triton on a GPU: pip install triton"
-        )
+        if importlib.util.find_spec("triton"):
+            return None
+        return "torch.compile needs the package triton on a GPU: pip install triton"
     compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler):
+        return None
     return (
-        None
-        if shutil.which(compiler)
-        else (
-            f"torch.compile needs the C++ compiler {compiler}; install it, or name another in the environment"
-            " variable CXX"
-        )
+        f"torch.compile needs the C++ compiler {compiler}; install it, or name another in the environment"
+        " variable CXX"
     )
 
 
 def should_compile(
     setting: Literal["auto", "always", "never"], device: torch.device, total_flops: float
 ) -> bool:
-    """Whether the blocks of a model are compiled. total_flops: of the whole run, on this rank."""
+    """Whether to compile the blocks of a model. total_flops: of the whole run, on this rank."""
     if setting != "auto":
         return setting == "always"
     return device.type == "cuda" and total_flops >= COMPILE_FROM_FLOPS and compile_obstacle(device) is None
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles every block of a model, in place; blocks alike share the code."""
+    """Compiles every block of a model, in place; equal blocks share their code."""
     configure_compiler()
     for blocks in stacks(model):
         for block in blocks:
-            # Dropout draws as it does without compilation, so that its masks do not depend on this setting.
-            block.forward = torch.compile(block.forward, dynamic=False, options={"fallback_random": True})
+            # fallback_random: dropout masks do not depend on compilation
+            compiled = torch.compile(block.forward, dynamic=False, options={"fallback_random": True})
+            block.forward = compiled  # type: ignore[method-assign]  # on the instance, which keeps its class
 
 
-@functools.cache  # once: each call would wrap the loop again
+@functools.cache  # once: every call would wrap looped_linear again
 def configure_compiler() -> None:
-    """What it cannot see in the code.
+    """Tells torch.compile which functions are constant and which not to compile.
 
-    Said where that is defined, it would load the compiler, 0.7 CPU seconds, for everybody.
+    Decorators on those functions would load the compiler (0.7 CPU seconds) wherever they are imported.
     """
     torch.compiler.assume_constant_result(scan_backend)
     torch.compiler.assume_constant_result(moe.grouped_product_works)
-    moe.looped_linear = torch.compiler.disable(moe.looped_linear)  # it would be compiled anew for all counts
+    moe.looped_linear = torch.compiler.disable(moe.looped_linear)  # else recompiled for each set of counts
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep large pieces of memory for the next step instead of returning them to the system;
-    says whether it could.
+    """Makes glibc keep freed memory instead of returning it to the system; returns whether it does.
 
-    Otherwise every large temporary is mapped anew, page by page: 4.6 instead of 3.0 CPU seconds for a step of
-    GPT-2's shape in bfloat16 (together with huge pages, which cli.py asks torch for). The process then keeps
-    its peak.
+    Otherwise every large temporary is mapped again, page by page: a step of GPT-2's shape in bfloat16 takes
+    4.6 instead of 3.0 CPU seconds (together with huge pages, which cli.py enables). The process keeps its
+    peak.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -32,7 +32,7 @@ from .model.family import build_model, count_parameters, family_of, sequence_len
 from .model.inputs import MicroBatch
 from .model.training_cost import gibibytes
 from .optimizer import build_optimizer
-from .parallel.context_parallel import cut
+from .parallel.context_parallel import split_sequences
 from .parallel.mesh import Mesh, pretend
 from .parallel.parallelize import check_layout, parallelize
 from .parallel.pipeline import Pipeline
@@ -164,4 +164,4 @@ def _micro_batch(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) ->
     lengths = sequence_lengths(shape, config.data)
     size = config.train.micro_batch_size
     micro = family_of(shape).empty(shape, size, lengths["seq_length"], lengths.get("decoder_seq_length", 0))
-    return cut(micro, mesh.cp)
+    return split_sequences(micro, mesh.cp)

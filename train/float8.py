@@ -1,16 +1,15 @@
-"""Products of a model's linear layers in 8 bits, forward and backward (Micikevicius et al.
+"""Matrix products of linear layers in float8, forward and backward (Micikevicius et al. 2022).
 
-2022), by one of three recipes.
-
-| recipe | one scale for | by |
+| recipe | one scale for | product of |
 |---|---|---|
-| tensorwise | a matrix | torch's own scaled product |
-| rowwise | a row of what is multiplied: numbers far from the others spoil one row, not all | torchao |
-| rowwise_with_gw_hp | the same, and the product that gives the weight's gradient in bfloat16 | torchao |
+| tensorwise | a matrix | torch |
+| rowwise | a row of an operand, so that an outlier affects one row only | torchao |
+| rowwise_with_gw_hp | the same; the weight gradient is a bfloat16 product | torchao |
 
-Scales are found as a matrix is cast, from its largest number; there is no history. torchao's and
-transformer-engine's linear layers are modules in their own right, which know nothing of how ours are cut over
-ranks, so that only torchao's product is taken, and for `tensorwise`, which needs no package then, torch's.
+Scales are dynamic: each is computed from the largest value of the matrix or row that is cast, without a
+history. The linear layers of torchao and transformer-engine are modules, which do not know how our weights
+are divided over ranks. So only torchao's product is used, and torch's for `tensorwise`, which needs no
+package.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
 def float8_obstacle(device: torch.device, recipe: Recipe = "tensorwise") -> str | None:
-    """Why a device cannot train with 8-bit products, or None."""
+    """Why a device cannot compute float8 products; None if it can."""
     if device.type != "cuda":
         return f"needs a GPU with 8-bit matrix units, and this runs on {device.type}"
     least, names = (
@@ -52,16 +51,13 @@ def use_float8(
     *,
     emulate: bool = False,
 ) -> int:
-    """Lets the linear layers of a model's blocks multiply in float8; returns how many.
+    """Makes the linear layers of a model's blocks multiply in float8, in place; returns their number.
 
-    Only those whose sizes are multiples of 16, which the hardware wants; the head and the embeddings stay as
-    they are. emulate: torchao's rounding with float32 products, for a device without 8-bit units.
+    Layers whose sizes are not multiples of 16, which the hardware requires, the output layer and embeddings
+    stay as they are. emulate: torchao's rounding and float32 products, for devices without float8.
     """
-    product = (
-        by_matrices(torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn)
-        if recipe == "tensorwise"
-        else by_rows(recipe, emulate)
-    )
+    gradient_dtype = torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn
+    product = tensorwise_linear(gradient_dtype) if recipe == "tensorwise" else rowwise_linear(recipe, emulate)
     changed = [
         module
         for name, module in model.named_modules()
@@ -74,11 +70,8 @@ def use_float8(
     return len(changed)
 
 
-def by_matrices(gradient_dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The recipe `tensorwise` in place of F.linear.
-
-    gradient_dtype: in which the output's gradient is multiplied.
-    """
+def tensorwise_linear(gradient_dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A replacement of F.linear by the recipe `tensorwise`. gradient_dtype: of the output's gradient."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = _Product.apply(x.flatten(0, -2), weight, gradient_dtype).unflatten(0, x.shape[:-1])
@@ -87,13 +80,13 @@ def by_matrices(gradient_dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor
     return linear
 
 
-def by_rows(recipe: Recipe, emulate: bool) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """torchao's recipe of that name in place of F.linear."""
+def rowwise_linear(recipe: Recipe, emulate: bool) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A replacement of F.linear by torchao's recipe of this name."""
     from torchao.float8 import Float8LinearConfig
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
-    # Tokens, the rows that the weight's gradient sums over, need be no multiple of 16: torchao pads them.
+    # The number of tokens, over which weight gradients sum, may be no multiple of 16: torchao pads.
     config = dataclasses.replace(
         Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True
     )
@@ -110,7 +103,7 @@ def by_rows(recipe: Recipe, emulate: bool) -> Callable[[Tensor, Tensor, Tensor |
 
 
 class _Product(torch.autograd.Function):
-    """(N, in), (out, in) -> (N, out): e4m3 forward, e5m2 or e4m3 for the gradient."""
+    """x (N, in), weight (out, in) -> (N, out): e4m3 forward, e5m2 or e4m3 for gradients."""
 
     @staticmethod
     def forward(ctx, x, weight, gradient_dtype):
@@ -124,7 +117,7 @@ class _Product(torch.autograd.Function):
         x8, x_scale, w8, w_scale = ctx.saved_tensors
         g8, g_scale = _to_float8(gradient.contiguous(), ctx.gradient_dtype)
         to_x = _scaled_product(g8, w8.T.contiguous(), g_scale, w_scale, gradient.dtype)
-        # The products run along rows, which must be multiples of 16: those of the last one are the tokens.
+        # Sums are over rows, whose length must be a multiple of 16; here it is the number of tokens.
         short = -len(x8) % 16
         g8, x8 = (_pad_rows(t, short) for t in (g8, x8))
         to_weight = _scaled_product(g8.T.contiguous(), x8.T.contiguous(), g_scale, x_scale, gradient.dtype)
@@ -132,14 +125,14 @@ class _Product(torch.autograd.Function):
 
 
 def _to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x in 8 bits with its largest value at the type's largest, the float32 scale that undoes it)."""
+    """(x / scale in float8, scale float32): the largest |x| becomes the largest value of the dtype."""
     largest = torch.finfo(dtype).max
     scale = x.abs().amax().float().clamp(min=1e-12) / largest
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
 
 
 def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """a (n, k) times b (m, k) transposed, both row by row."""
+    """(n, m): a (n, k) times the transpose of b (m, k), both contiguous."""
     return torch._scaled_mm(
         a,
         b.T,
@@ -151,8 +144,7 @@ def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtyp
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:
-    return (
-        torch.cat([x.view(torch.uint8), x.new_zeros(rows, x.shape[1]).view(torch.uint8)]).view(x.dtype)
-        if rows
-        else x
-    )
+    """x with `rows` rows of zeros at its end. Through uint8: torch.cat does not know float8."""
+    if rows == 0:
+        return x
+    return torch.cat([x.view(torch.uint8), x.new_zeros(rows, x.shape[1]).view(torch.uint8)]).view(x.dtype)

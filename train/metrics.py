@@ -1,26 +1,24 @@
-"""Losses and rates: a line on standard error, a line in log.jsonl, a point in TensorBoard and, if asked for,
-in Weights & Biases.
+"""Metrics of a run: lines on standard error and in log.jsonl, TensorBoard, and Weights & Biases if asked for.
 
-`log.jsonl` has one JSON object a line. For every log interval:
+log.jsonl has one JSON object a line. For every log interval:
 
-    step, samples, tokens       since the beginning
-    loss                        nats per token, mean over the interval's steps; null where none of them
-        counted
-    lr, weight_decay, grad_norm of its last step
-    skipped                     steps since the beginning that changed no weight; loss_scale: float16's
-    experts                     of mixtures, by layer: the largest share that one expert got of the last
-        step's choices,
-                                in multiples of an even one
-    seconds, tokens_per_second  spent in its steps, and made in them
-    data_wait                   share of those seconds in which the step waited for its batch
-    flops_per_second, mfu       by full attention (flops.py), and that as a share of the device's peak, on one
-        device
-    mfu_causal                  the same with half of causal attention's FLOPs
-    memory_bytes                largest so far: of a GPU what torch held, else the process's
-    block_seconds, slowest, slow of several ranks: stragglers.py
+    step, samples, tokens           totals since the start of the run
+    loss                            nats per token, mean over the interval's steps; null if all were skipped
+    lr, weight_decay, grad_norm     of the interval's last step
+    skipped                         steps since the start that changed no weight
+    loss_scale                      of float16
+    experts                         of mixtures of experts, by layer: the largest share of the last step's
+                                    choices that one expert got, as a multiple of an equal share
+    seconds, tokens_per_second      time of the interval's steps, and their rate
+    data_wait                       fraction of those seconds in which steps waited for their batches
+    flops_per_second, mfu           of one device, counting full attention (flops.py), and as a fraction of
+                                    the device's peak
+    mfu_causal                      the same, counting half of the FLOPs of causal attention
+    memory_bytes                    peak so far: what torch reserved on a GPU, else of the process
+    block_seconds, slowest, slow    of several ranks: see stragglers.py
 
-and {"step", "valid_loss"} for every validation. A run that is resumed cuts it back to its checkpoint's step,
-so that it reads as if nothing had happened, but for what depends on time and memory.
+and {"step", "valid_loss"} for every validation. A run that resumes truncates the log to its checkpoint's
+step, so a resumed run has the same log as an uninterrupted one, except for times and memory.
 """
 
 from __future__ import annotations
@@ -42,17 +40,17 @@ from .model.flops import Flops
 
 @configuration(group="log")
 class LogConfig:
-    """What is told, and how often."""
+    """Logging and profiling."""
 
-    log_interval: int = option(10, "steps from one log line to the next", role="runtime")
-    wandb_project: str | None = option(None, "also log to this project of Weights & Biases", role="runtime")
+    log_interval: int = option(10, "steps per log line", role="runtime")
+    wandb_project: str | None = option(None, "also log to this Weights & Biases project", role="runtime")
     wandb_exp_name: str | None = option(
-        None, "name of the run there (default: the name of the directory --save)", role="runtime"
+        None, "name of the Weights & Biases run (default: the name of the directory --save)", role="runtime"
     )
-    profile: bool = option(False, "record what happens in some steps: SAVE/profile", role="runtime")
-    profile_step_start: int = option(10, "the step after which recording begins", role="runtime")
-    profile_step_end: int = option(12, "the last step that is recorded", role="runtime")
-    profile_ranks: tuple[int, ...] = option((0,), "the ranks that record", role="runtime")
+    profile: bool = option(False, "profile some steps; the traces are in SAVE/profile", role="runtime")
+    profile_step_start: int = option(10, "the step after which profiling starts", role="runtime")
+    profile_step_end: int = option(12, "the last step that is profiled", role="runtime")
+    profile_ranks: tuple[int, ...] = option((0,), "the ranks that are profiled", role="runtime")
 
     def __post_init__(self):
         check(
@@ -76,23 +74,23 @@ class LogConfig:
 
 
 class RunLog:
-    """The log of one run, on the rank that writes; use `log.flush()` before a checkpoint."""
+    """The log of one run, on rank 0. Call `flush` before a checkpoint is saved."""
 
     def __init__(self, folder: Path, config: LogConfig, *, step: int, total_steps: int, settings: dict):
-        """Cuts an earlier log back to `step`, the last step that counts, and goes on behind it.
+        """Truncates an earlier log to `step`, the step of the checkpoint, and appends to it.
 
-        settings: the run's, for W&B.
+        settings: of the run, for Weights & Biases.
         """
         self.path, self.total_steps = folder / "log.jsonl", total_steps
         self.lines = [line for line in _whole_lines(self.path) if line["step"] <= step]
         with manifest.atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.lines)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close
         self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
         self._wandb = _weights_and_biases(folder, config, settings) if config.wandb_project else None
 
     def training(self, step: int, **values: float | dict | None) -> None:
-        """values: what the file's docstring lists beside `step`."""
+        """Logs an interval. values: those that the module's docstring lists, except `step`."""
         self._write({"step": step, **values})
         loss, mfu, skipped = values["loss"], values.get("mfu"), values.get("skipped")
         print(
@@ -133,7 +131,7 @@ class RunLog:
             self._wandb.log(flat, step=step)
 
     def flush(self) -> None:
-        """Makes everything logged so far survive a kill."""
+        """Writes all lines to the disk, so that they survive if the process is killed."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._board is not None:
@@ -148,11 +146,11 @@ class RunLog:
             self._wandb.finish()
 
     def curve(self, name: str) -> list[list[float]]:
-        """[[step, value], ...] of everything logged under a name ("loss", "valid_loss")."""
+        """[[step, value], ...] of a metric ("loss", "valid_loss"), without nulls."""
         return [[line["step"], line[name]] for line in self.lines if line.get(name) is not None]
 
     def tokens_per_second(self) -> float:
-        """The mean rate of all that was logged, validation and saving apart."""
+        """The mean rate over all steps, without validation and saving."""
         rated = [line for line in self.lines if "seconds" in line]
         return sum(line["tokens_per_second"] * line["seconds"] for line in rated) / sum(
             line["seconds"] for line in rated
@@ -161,13 +159,13 @@ class RunLog:
 
 @dataclasses.dataclass
 class Rates:
-    """What an interval's steps took, and what that is per second; starts anew with every log line."""
+    """Counts samples, tokens and seconds of a log interval, and computes rates."""
 
     sample_flops: Flops  # of one sample, forward and backward
     devices: int
     peak: float | None  # FLOP/s of one device
     seconds: float = 0.0
-    waited: float = 0.0  # of these, for batches
+    waited: float = 0.0  # for batches, part of `seconds`
     samples: int = 0
     tokens: int = 0
 
@@ -180,7 +178,7 @@ class Rates:
         self.waited += waited
 
     def take(self) -> dict:
-        """What goes into a log line; begins the next interval."""
+        """The values for a log line; resets the counts."""
         flops = self.sample_flops * (self.samples / self.seconds / self.devices)
         values = {
             "seconds": self.seconds,
@@ -195,14 +193,14 @@ class Rates:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that torch has held on this rank's GPU, or else that the process has."""
+    """Peak memory in bytes: what torch reserved on this rank's GPU, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _whole_lines(path: Path) -> list[dict]:
-    """The lines of a log whose last one may have been cut short by a kill."""
+    """The lines of a log, without a last one that was not written whole."""
     lines = []
     if path.exists():
         for text in path.read_text(encoding="utf-8").splitlines():
@@ -214,7 +212,7 @@ def _whole_lines(path: Path) -> list[dict]:
 
 
 def _tensorboard(folder: Path, purge_step: int):
-    """A TensorBoard writer, or None with a word where the package is not installed."""
+    """A TensorBoard writer; None, with a message, if the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         print("mt: no TensorBoard file is written; to have one: pip install 'mt[train]'", file=sys.stderr)
         return None
@@ -224,7 +222,7 @@ def _tensorboard(folder: Path, purge_step: int):
 
 
 def _weights_and_biases(folder: Path, config: LogConfig, settings: dict):
-    """The run there; a run that goes on is the same one again, because its id is kept in the directory."""
+    """The Weights & Biases run. Its id is saved in the directory, so a resumed run continues the same one."""
     import wandb
 
     place = folder / "wandb_id"

@@ -1,8 +1,7 @@
-"""AdamW and SGD with their decay groups, the schedules' settings, and the clipping of gradients by their
-global norm.
+"""AdamW and SGD, their settings and schedules, and gradient clipping by the global norm.
 
-What is stepped are the float32 weights, by name: a model's own, or their masters where it computes in
-narrower numbers (precision.py).
+The optimizer steps float32 weights by name: the model's own, or master weights where the model computes in a
+lower precision (precision.py).
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ from .model.dtensor import local_shard, num_replicas
 from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
+NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and so few that torch uses one thread
+
 
 @configuration(group="optimizer")
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) or SGD, and the courses of learning rate and weight decay."""
+    """AdamW (Loshchilov and Hutter 2019) or SGD, and the schedules of learning rate and weight decay."""
 
     optimizer: Literal["adam", "sgd"] = option(
         "adam", "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient"
@@ -30,36 +31,36 @@ class OptimizerConfig:
     lr: float = option(3e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end of the decay")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option(
-        "cosine", "how it falls after the warm-up"
+        "cosine", "how the learning rate falls after the warm-up"
     )
-    lr_decay_iters: int | None = option(None, "steps until the minimum (default: the whole run)")
-    lr_decay_samples: int | None = option(None, "samples until the minimum, in a run that counts samples")
-    lr_warmup_fraction: float | None = option(None, "warm-up, as a fraction of the decay")
-    lr_warmup_iters: int = option(0, "warm-up in steps")
-    lr_warmup_samples: int = option(0, "warm-up in samples")
-    lr_warmup_init: float = option(0.0, "learning rate at the beginning of the warm-up")
-    lr_wsd_decay_iters: int | None = option(None, "WSD: steps over which the rate falls at the end")
-    lr_wsd_decay_samples: int | None = option(None, "WSD: samples over which the rate falls at the end")
+    lr_decay_iters: int | None = option(None, "steps until min_lr is reached (default: the whole run)")
+    lr_decay_samples: int | None = option(None, "samples until min_lr is reached, with --train-samples")
+    lr_warmup_fraction: float | None = option(None, "length of the warm-up, as a fraction of the decay's")
+    lr_warmup_iters: int = option(0, "length of the warm-up in steps")
+    lr_warmup_samples: int = option(0, "length of the warm-up in samples")
+    lr_warmup_init: float = option(0.0, "learning rate at the start of the warm-up")
+    lr_wsd_decay_iters: int | None = option(None, "WSD: length of the final decay in steps")
+    lr_wsd_decay_samples: int | None = option(None, "WSD: length of the final decay in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = option(
-        "exponential", "WSD: how it falls"
+        "exponential", "WSD: shape of the final decay"
     )
-    weight_decay: float = option(0.01, "decoupled weight decay; biases and other vectors have none")
-    start_weight_decay: float | None = option(
-        None, "weight decay at the beginning, where it changes over the run"
+    weight_decay: float = option(
+        0.01, "decoupled weight decay of matrices; biases and other vectors have none"
     )
-    end_weight_decay: float | None = option(None, "weight decay at the end")
+    start_weight_decay: float | None = option(None, "weight decay at the start, if it changes over the run")
+    end_weight_decay: float | None = option(None, "weight decay at the end, if it changes over the run")
     weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option(
-        "constant", "how it goes from start to end"
+        "constant", "how the weight decay goes from start to end"
     )
     adam_beta1: float = option(0.9, "decay of the first moment")
     adam_beta2: float = option(0.999, "decay of the second moment")
-    adam_eps: float = option(1e-8, "added to the root of the second moment")
-    sgd_momentum: float = option(0.9, "of sgd")
-    clip_grad: float = option(1.0, "largest norm of the whole gradient; 0 for no limit")
+    adam_eps: float = option(1e-8, "added to the square root of the second moment")
+    sgd_momentum: float = option(0.9, "momentum of sgd")
+    clip_grad: float = option(1.0, "maximum norm of the whole gradient; 0: no clipping")
 
     @property
     def num_moments(self) -> int:
-        """Numbers that are kept of a weight beside itself."""
+        """Optimizer state per weight, in numbers."""
         return 2 if self.optimizer == "adam" else 1
 
     def __post_init__(self):
@@ -130,10 +131,10 @@ class OptimizerConfig:
 def learning_rate(
     config: OptimizerConfig, *, total_samples: int, global_batch_size: int, by_samples: bool
 ) -> LearningRate:
-    """The learning rate's course in samples; raises UserError where its parts do not fit.
+    """The learning-rate schedule, in samples.
 
-    by_samples: the run's length is given in samples, so that counts of steps mean nothing, or the other way
-    round.
+    by_samples: the length of the run is given in samples, so settings in steps are refused; otherwise
+    settings in samples are. Raises UserError for those, and where warm-up and decay do not fit each other.
     """
     wrong = [
         n
@@ -186,17 +187,17 @@ def learning_rate(
 
 
 def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
-    """The weight decay's course in samples."""
-    if config.weight_decay_incr_style == "constant":
+    """The weight-decay schedule, in samples."""
+    style, start, end = config.weight_decay_incr_style, config.start_weight_decay, config.end_weight_decay
+    if start is None or end is None:  # OptimizerConfig allows this for "constant" alone
         return WeightDecay(config.weight_decay, config.weight_decay, "constant", total_samples)
-    return WeightDecay(
-        config.start_weight_decay, config.end_weight_decay, config.weight_decay_incr_style, total_samples
-    )
+    return WeightDecay(start, end, style, total_samples)
 
 
 def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over weights by name; matrices decay, vectors and biases do not (a stack of experts'
-    biases is a matrix).
+    """AdamW or SGD over weights by name.
+
+    Matrices have weight decay, vectors and biases have none (the stacked biases of experts are a matrix).
     """
     weights = {name: p for name, p in weights.items() if p.requires_grad}
     free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
@@ -209,7 +210,7 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
         {"params": [p for name, p in weights.items() if name in free], "weight_decay": 0.0, "decays": False},
     ]
     groups = [g for g in groups if g["params"]]
-    # fused: one pass over parameter, gradient and moments instead of a dozen.
+    # fused: one pass over parameters, gradients and moments instead of about twelve
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum, fused=True)
     return torch.optim.AdamW(
@@ -217,11 +218,8 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
     )
 
 
-NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and few enough that torch wakes no second thread for them
-
-
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
-    """The learning rate and weight decay of the next step."""
+    """Sets the learning rate and weight decay of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
         if group["decays"]:
@@ -230,32 +228,32 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> No
 
 @torch.no_grad()
 def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
-    """The 2-norm of all gradients together, over all ranks.
+    """The 2-norm of all gradients together, over all ranks; a scalar.
 
-    torch's own get_total_norm refuses parameters of different meshes, so this works on the local shards. The
-    squares of all ranks add up; what several ranks hold alike counts once.
+    torch's get_total_norm refuses parameters on different meshes, so this takes the local shards. The squares
+    are summed over all ranks; a shard that several ranks have is counted once.
     """
     gradients = [p.grad for p in weights if p.grad is not None]
-    copies = [num_replicas(g) for g in gradients]
+    replicas = [num_replicas(g) for g in gradients]
     gradients = [local_shard(g) for g in gradients]
     norm = _norm_on_gpu if mesh.device.type == "cuda" else _norm_on_cpu
     squares = norm(gradients).square()
     if mesh.world_size == 1:
         return squares.sum().sqrt()
-    return mesh.all_reduce((squares / torch.tensor(copies, device=squares.device)).sum()).sqrt()
+    return mesh.all_reduce((squares / torch.tensor(replicas, device=squares.device)).sum()).sqrt()
 
 
 def _norm_on_gpu(gradients: list[Tensor]) -> Tensor:
-    """Each one's 2-norm. GPUs sum in trees, where float32 is enough."""
+    """2-norms of gradients, (n,) float32. GPUs sum in a tree, for which float32 is precise enough."""
     return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
 
 
 def _norm_on_cpu(gradients: list[Tensor]) -> Tensor:
-    """Each one's 2-norm, summed in float64.
+    """2-norms of gradients, (n,) float64.
 
-    torch sums float32 squares one after the other: over 2 million of them the norm is off by 3e-5, by another
-    amount in each way of cutting them over ranks. Asked for float64 it copies the whole tensor to it first,
-    which for a head of 50304 x 768 takes 0.4 CPU seconds and 300 MB; pieces that stay in the cache take 0.06.
+    torch sums float32 squares sequentially: for 2 million of them the norm is off by 3e-5, by another amount
+    for each way of sharding. For float64 it first converts the whole tensor, which takes 0.4 CPU seconds and
+    300 MB for an output layer of 50304 x 768; pieces that stay in the cache take 0.06 seconds.
     """
     norms = torch.zeros(len(gradients), dtype=torch.float64)
     for i, gradient in enumerate(gradients):
@@ -267,9 +265,9 @@ def _norm_on_cpu(gradients: list[Tensor]) -> Tensor:
 
 
 def clip_gradients(weights: Iterable[nn.Parameter], norm: float, limit: float, scale: float = 1.0) -> None:
-    """Divides the gradients by `scale`, then scales them so that their norm is at most `limit` (0: no limit).
+    """Divides the gradients by `scale`, then clips their norm to `limit` (0: no limit); in place.
 
-    norm: theirs once they are divided by `scale`.
+    norm: of the gradients after the division by `scale`.
     """
     factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / scale
     if factor != 1.0:

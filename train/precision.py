@@ -1,15 +1,15 @@
-"""In which numbers the model computes: float32, bfloat16, float16 with a dynamic loss scale, or float8
-products (float8.py).
+"""Precision of the computation: float32, bfloat16, float16 with a dynamic loss scale, or float8 (float8.py).
 
-The optimizer always steps float32 weights. A model that computes in narrower numbers is a working copy of
-them (`MasterWeights`): its gradients are added up in float32 as they are made, micro-batch by micro-batch, and
-after a step the copy is filled anew. Beside torch's autocast this saves a cast of every weight in every
-micro-batch and keeps the residual stream narrow too: with GPT-2's shape in bfloat16 on two cores, a step
-takes 4.6 instead of 5.3 CPU seconds. Checkpoints hold the float32 weights, whatever the model computes in.
+The optimizer always steps float32 weights. A model that computes in a lower precision is a working copy of
+its master weights (`MasterWeights`): gradients are accumulated in float32 after every micro-batch, and after
+a step the copy is refreshed. Unlike torch's autocast this needs no cast of every weight in every micro-batch,
+and the residual stream is in low precision too: for GPT-2's shape in bfloat16 on two cores a step takes 4.6
+instead of 5.3 CPU seconds. Checkpoints hold the float32 weights, whatever the model computes in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,23 +24,23 @@ LEAST_LOSS_SCALE = 1.0
 
 @configuration(group="precision")
 class PrecisionConfig:
-    """The numbers of forward and backward pass. Weights, moments and sums of gradients are float32."""
+    """Precision of forward and backward passes. Weights, moments and accumulated gradients are float32."""
 
     bf16: bool = option(False, "compute in bfloat16")
-    fp16: bool = option(False, "compute in float16, with a loss scale that finds its size by itself")
+    fp16: bool = option(False, "compute in float16, with a dynamic loss scale")
     fp8_format: Literal["e4m3", "hybrid"] | None = option(
         None,
-        "products of the blocks in 8 bits (GPUs from compute capability 8.9): e4m3 throughout, or hybrid,"
+        "matrix products of the blocks in float8 (GPUs of compute capability 8.9 or more): e4m3, or hybrid"
         " with e5m2 for gradients",
     )
     fp8_recipe: Recipe = option(
         "tensorwise",
-        "float8: one scale for a matrix, or for each of its rows, with the weights' gradients in 8 bits too"
-        " or in bfloat16 (gw_hp); by rows needs torchao and e4m3",
+        "float8: one scale per tensor or per row; gw_hp computes the weight gradients in bfloat16; rowwise"
+        " needs torchao and e4m3",
     )
-    initial_loss_scale: float = option(2.0**32, "float16: the loss scale at the start")
-    loss_scale_window: int = option(1000, "float16: steps without overflow before it doubles")
-    hysteresis: int = option(2, "float16: overflows before it halves")
+    initial_loss_scale: float = option(2.0**32, "float16: initial loss scale")
+    loss_scale_window: int = option(1000, "float16: steps without overflow before the loss scale doubles")
+    hysteresis: int = option(2, "float16: overflows before the loss scale halves")
 
     def __post_init__(self):
         check(
@@ -48,8 +48,8 @@ class PrecisionConfig:
             (
                 self.fp8_format is None or self.bf16,
                 (
-                    f"precision.fp8_format = {self.fp8_format} needs --bf16: everything but the products"
-                    " stays in bfloat16"
+                    f"precision.fp8_format = {self.fp8_format} needs --bf16: all but the matrix"
+                    " products is computed in bfloat16"
                 ),
             ),
             (
@@ -72,25 +72,23 @@ class PrecisionConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
 
 class MasterWeights:
-    """The float32 weights of a model by name; the model itself where it computes in float32, else their
-    masters.
-    """
+    """The float32 weights of a model by name: its own if it computes in float32, else their master copies."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
-        """Turns the model's weights to `dtype`, in place, but for those that a module names in
+        """Casts the model's weights to `dtype`, in place, except those that a module names in
         `keeps_float32`.
 
-        Sharded models keep their own: fully_shard does the same for them.
+        For sharded models dtype is float32: fully_shard casts their weights itself.
         """
         self.by_name = dict(model.named_parameters())
-        # of a pipeline, whose stages have copies of each other's
+        # a pipeline copies weights that several stages have
         self._share = getattr(model, "share_weights", lambda: None)
-        self._copies: list[tuple[Tensor, Tensor]] = []  # (what the model computes with, its master)
+        self._copies: list[tuple[Tensor, Tensor]] = []  # (working copy, master weight)
         if dtype == torch.float32:
             return
         wide = {
@@ -114,18 +112,18 @@ class MasterWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Fills the model anew after its masters have changed."""
+        """Copies the master weights to the model, after a step has changed them."""
         if self._copies:
-            torch._foreach_copy_(*map(list, zip(*self._copies)))
+            copies, masters = map(list, zip(*self._copies))
+            torch._foreach_copy_(copies, masters)
         self._share()
 
 
-def _add_to(master: nn.Parameter):
-    """A hook that moves a parameter's gradient to its master, so that a narrow one lives only until it is
-    summed.
-    """
+def _add_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    """A hook that adds a parameter's gradient to that of its master weight and frees it."""
 
-    def move(parameter: nn.Parameter) -> None:
+    def move(parameter: Tensor) -> None:
+        assert parameter.grad is not None, "the hook runs after the gradient is accumulated"
         if master.grad is None:
             master.grad = parameter.grad.to(master.dtype)
         else:
@@ -136,43 +134,36 @@ def _add_to(master: nn.Parameter):
 
 
 class LossScale:
-    """float16's loss scale (Micikevicius et al.
+    """Dynamic loss scale for float16 (Micikevicius et al.
 
-    2018) by Megatron-LM's rules; 1 and without effect for other numbers.
+    2018), by Megatron-LM's rules; 1 in other precisions.
 
-    `hysteresis` overflows halve it, and from then on every further one does, until `window` steps in a row
-    were free of them: those double it and forgive.
+    After `hysteresis` overflows the scale halves, and at every further overflow again. After `window` steps
+    in a row without overflow it doubles, and the count of overflows starts again.
     """
 
     def __init__(self, config: PrecisionConfig, state: dict | None = None):
-        """state: of an earlier run's `state()`, to go on from."""
+        """state: the result of `state` that a checkpoint holds, to resume from."""
         self.config = config
-        self.value, self.good_steps, self.patience = (
-            config.initial_loss_scale if config.fp16 else 1.0,
-            0,
-            config.hysteresis,
-        )
+        self.value = config.initial_loss_scale if config.fp16 else 1.0
+        self.good_steps, self.patience = 0, config.hysteresis
         if state and config.fp16:
-            self.value, self.good_steps, self.patience = (
-                state["value"],
-                state["good_steps"],
-                state["patience"],
-            )
+            self.value = state["value"]
+            self.good_steps, self.patience = state["good_steps"], state["patience"]
 
     def state(self) -> dict:
-        return (
-            {"value": self.value, "good_steps": self.good_steps, "patience": self.patience}
-            if self.config.fp16
-            else {}
-        )
+        """For a checkpoint; empty unless the model computes in float16."""
+        if not self.config.fp16:
+            return {}
+        return {"value": self.value, "good_steps": self.good_steps, "patience": self.patience}
 
     @property
     def can_fall(self) -> bool:
-        """Whether an overflow may be the scale's own fault."""
+        """Whether a lower loss scale may avoid an overflow."""
         return self.config.fp16 and self.value > LEAST_LOSS_SCALE
 
     def update(self, overflow: bool) -> None:
-        """After a step's gradients were found finite, or not."""
+        """Adjusts the scale after a step. overflow: its gradients were not finite."""
         if not self.config.fp16:
             return
         if overflow:
@@ -187,7 +178,7 @@ class LossScale:
 
 
 def check_precision(config: PrecisionConfig, device: torch.device) -> None:
-    """Raises UserError where a device cannot compute in these numbers."""
+    """Raises UserError where a device does not support the precision."""
     if config.fp8_format is not None and (wrong := float8_obstacle(device, config.fp8_recipe)):
         raise UserError(
             f"precision.fp8_format = {config.fp8_format} with fp8_recipe = {config.fp8_recipe} {wrong}; leave"
@@ -196,26 +187,22 @@ def check_precision(config: PrecisionConfig, device: torch.device) -> None:
 
 
 def use_fast_float32_matmul() -> bool:
-    """Lets oneDNN do float32 matrix products on the CPU where it does them in true float32; says whether it
-    does.
+    """Computes float32 matrix products on the CPU with oneDNN if it does not round; returns whether it does.
 
-    torch hands them to MKL, which on AMD processors is 2 to 2.5 times slower. The setting is called "bf16"
-    because it allows rounding to bfloat16, and a processor with AMX tiles would round; so it is kept only if
-    a product's error against float64 is float32's (about 1e-4 for 768 terms, where bfloat16's is 1e-1).
+    By default torch uses MKL, which is 2 to 2.5 times slower on AMD processors. The setting is called "bf16"
+    because it allows rounding to bfloat16, which processors with AMX tiles do. So it is kept only if the
+    error of a product against float64 is that of float32 (about 1e-4 for 768 terms; bfloat16: 1e-1).
     """
     settings = torch.backends.mkldnn
     if not settings.is_available():
         return False
-    before = settings.matmul.fp32_precision
-    settings.matmul.fp32_precision = "bf16"
+    matmul = settings.matmul  # type: ignore[attr-defined]  # torch adds it to the module at run time
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(shape, generator=generator) for shape in ((256, 768), (768, 256)))
-    error = (
-        (torch.nn.functional.linear(a, b.T.contiguous()).double() - a.double() @ b.double())
-        .abs()
-        .max()
-        .item()
-    )
+    product = torch.nn.functional.linear(a, b.T.contiguous()).double()
+    error = (product - a.double() @ b.double()).abs().max().item()
     if error > 1e-3:
-        settings.matmul.fp32_precision = before
+        matmul.fp32_precision = before
     return error <= 1e-3

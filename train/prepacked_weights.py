@@ -1,13 +1,15 @@
-"""a model made ready to be used, not trained: in bfloat16 if asked for, and on a CPU with its matrices in the
-order the kernels read.
+"""Prepare a model for inference: optionally in bfloat16, and on a CPU with weights in oneDNN's blocked
+layout.
 
-Generation multiplies few rows with large matrices, so it waits for the matrices to come from memory. oneDNN's
-blocked order halves that time against F.linear (8 rows of float32, 2-core Xeon: 22 against 46 CPU ms a pass
-over 190 MB of matrices, and 14 against 38 for GPT-2's head; bfloat16 gains a sixth to a half). The numbers
-differ by rounding alone.
+Generation multiplies few rows with large matrices, so memory bandwidth limits it. oneDNN's blocked
+("prepacked") layout halves the time of F.linear: for 8 rows in float32 on a 2-core Xeon, 22 instead of 46 CPU
+ms a pass over 190 MB of matrices, and 14 instead of 38 for GPT-2's output layer; bfloat16 gains a sixth to a
+half. Results differ by rounding only.
 """
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +18,18 @@ from torch.nn import functional as F
 from .model.block import FeedForward
 from .model.layers import Linear
 
-FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}  # by oneDNN's names
+M = TypeVar("M", bound=nn.Module)
+
+FUSED = {
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}  # activation -> (oneDNN's name, its algorithm)
 
 
-def prepare_for_inference(model: nn.Module, *, bf16: bool = False, rows: int | None = None) -> nn.Module:
-    """The model itself, changed for good: it can no longer be trained or saved.
+def prepare_for_inference(model: M, *, bf16: bool = False, rows: int | None = None) -> M:
+    """Changes the model in place and returns it; it can no longer be trained or saved.
 
-    rows: how many a product will mostly have; it decides the order of the matrices. None: few.
+    rows: the usual number of rows of a product, for which oneDNN chooses the layout; None: few.
     """
     if bf16:
         model.bfloat16()
@@ -30,18 +37,17 @@ def prepare_for_inference(model: nn.Module, *, bf16: bool = False, rows: int | N
     if weight.device.type == "cpu" and prepacking_works(weight.dtype):
         for module in model.modules():
             if isinstance(module, Linear):
-                module.forward = PrepackedLinear(module.weight, module.bias, rows)
+                product = PrepackedLinear(module.weight, module.bias, rows)
+                module.forward = product  # type: ignore[method-assign]  # on the instance
                 if module is not getattr(model, "output", None):
-                    # its shape, kind and place are still asked for, its numbers are not: they take no memory
+                    # shape, dtype and device are still read, the numbers are not: they take no memory
                     module.weight = nn.Parameter(
                         module.weight.new_zeros(()).expand(module.weight.shape), requires_grad=False
                     )
         for module in model.modules():
             if isinstance(module, FeedForward) and module.activation in FUSED:
-                # while what the product wrote is in cache: a tenth of BERT's time at 768 rows
-                module.up.forward.activation = FUSED[module.activation]
-                module.forward = lambda x, part=module: part.down(part.up(x))
-        # an encoder alone asks for no token
+                _fuse_activation(module)
+        # an encoder without an output layer computes no logits
         if hasattr(model, "embedding") and getattr(model, "head", model) is not None:
             model.logits = _prepacked_lm_head(model)
     return model
@@ -60,7 +66,7 @@ def prepacking_works(dtype: torch.dtype = torch.float32) -> bool:
     )
     try:
         product = PrepackedLinear(weight, bias)(x)
-    # internal to torch: another version may lack it
+    # internal operators of torch: another version may lack them
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     expected = F.linear(x.float(), weight.float(), bias.float())
@@ -68,12 +74,12 @@ def prepacking_works(dtype: torch.dtype = torch.float32) -> bool:
 
 
 class PrepackedLinear:
-    """x (..., in) -> (..., out), as F.linear."""
+    """F.linear with a fixed weight in oneDNN's layout: x (..., in) -> (..., out)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int | None = None):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
         self.bias = None if bias is None else bias.detach()
-        self.activation = "none", "none"  # the activation applied to the product, and how it is computed
+        self.activation = "none", "none"  # applied to the product: name and algorithm
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(
@@ -81,7 +87,20 @@ class PrepackedLinear:
         )
 
 
-def _prepacked_lm_head(model: nn.Module):
-    """`model.logits` through a packed copy of the head, without the padding of the vocabulary."""
+def _fuse_activation(module: FeedForward) -> None:
+    """Applies the activation in the first product, while its result is in the cache: 10 % of BERT at 768
+    rows.
+    """
+    up = module.up.forward
+    assert isinstance(up, PrepackedLinear), "all linear layers are prepacked before"
+    up.activation = FUSED[module.activation]
+    module.forward = lambda x: module.down(module.up(x))  # type: ignore[method-assign]  # on the instance
+
+
+def _prepacked_lm_head(model: Any) -> PrepackedLinear:
+    """`model.logits` by a prepacked copy of the output layer, without the padding of the vocabulary.
+
+    model: a GPT, BERT or T5, with `embedding`, `output` and `config`.
+    """
     weight = (model.embedding if getattr(model, "output", None) is None else model.output).weight
     return PrepackedLinear(weight[: model.config.vocab_size].contiguous(), None)

@@ -1,7 +1,7 @@
-"""Where the time of some steps goes: a trace that Perfetto and chrome://tracing show, and a table of
+"""Profile some steps with torch.profiler: a trace for Perfetto or chrome://tracing, and a table of
 operations.
 
-In, by LogConfig: which steps, on which ranks. Out: SAVE/profile/rank_R_steps_A_B.json.gz and .txt.
+LogConfig says which steps on which ranks. Written: SAVE/profile/rank_R_steps_A_B.json.gz and .txt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS = 30  # of the table
 
 
 def check_profile(config: LogConfig, ranks: int, steps: int) -> None:
-    """Raises UserError where nothing would be recorded. ranks, steps: of the run."""
+    """Raises UserError if no step would be profiled. ranks, steps: their numbers in the run."""
     if config.profile and (beyond := [rank for rank in config.profile_ranks if not 0 <= rank < ranks]):
         raise UserError(
             f"log.profile_ranks = {beyond[0]}: this run's ranks are 0 to {ranks - 1}; name some of them"
@@ -31,18 +31,17 @@ def check_profile(config: LogConfig, ranks: int, steps: int) -> None:
 
 
 class StepProfiler:
-    """Records what a rank does in steps `profile_step_start` to `profile_step_end`, the first excluded, as
-    Megatron-LM counts.
-    """
+    """Profiles the steps from `profile_step_start` (excluded, as in Megatron-LM) to `profile_step_end`."""
 
     def __init__(self, config: LogConfig, folder: Path, rank: int, device: torch.device):
         self.folder, self.rank, self.device = folder / "profile", rank, device
         chosen = config.profile and rank in config.profile_ranks
         self.start, self.end = (config.profile_step_start, config.profile_step_end) if chosen else (-1, -1)
-        self.first, self._running = 0, None
+        self.first = 0
+        self._running: torch.profiler.profile | None = None
 
     def before(self, step: int) -> None:
-        """Called before step `step`, counted from 1."""
+        """Call before step `step`, counted from 1."""
         if self._running is None and self.start < step <= self.end:
             from torch.profiler import ProfilerActivity, profile
 
@@ -54,22 +53,22 @@ class StepProfiler:
             self._running.start()
 
     def after(self, step: int, *, last: bool = False) -> None:
-        """Called after step `step`. last: no further one is made in this process."""
+        """Call after step `step`. last: it is this process's last step."""
         if self._running is None or not (last or step == self.end):
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._running.stop()
         self.folder.mkdir(exist_ok=True)
-        place = f"{self.folder}/rank_{self.rank}_steps_{self.first}_{step}"
-        self._running.export_chrome_trace(f"{place}.json.gz")
+        prefix = f"{self.folder}/rank_{self.rank}_steps_{self.first}_{step}"
+        self._running.export_chrome_trace(f"{prefix}.json.gz")
         table = self._running.key_averages().table(
             sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60
         )
-        Path(f"{place}.txt").write_text(table, encoding="utf-8")
+        Path(f"{prefix}.txt").write_text(table, encoding="utf-8")
         print(
-            f"mt: {place}.txt: where the time of steps {self.first:,} to {step:,} went;"
-            f" https://ui.perfetto.dev shows {place}.json.gz",
+            f"mt: {prefix}.txt: where the time of steps {self.first:,} to {step:,} went;"
+            f" https://ui.perfetto.dev shows {prefix}.json.gz",
             file=sys.stderr,
         )
         self._running = None

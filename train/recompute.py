@@ -1,18 +1,17 @@
-"""Activations thrown away in the forward pass and computed again in the backward pass (Chen et al.
+"""Activation recomputation (Chen et al. 2016), applied to the blocks of a built model.
 
-2016), applied to a model from outside.
+    selective           keeps the results of matrix products and attention, and recomputes the rest
+    full, uniform, N    keeps only the input of every group of N blocks
+    full, block, N      keeps only the input of each of the first N blocks of a stack, and all of the others
 
-    selective                the products of matrices and attention are kept; what is cheap is computed again
-    full, uniform, N         every N blocks keep only what went in
-    full, block, N           the first N blocks of a stack keep only what went in, the others everything
-
-No loss and no gradient changes by a bit: the same operations run again on the same numbers, dropout's
-included.
+Losses and gradients are bitwise the same: the same operations run again on the same numbers, with the same
+dropout masks.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,21 +19,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ..core.config import check, configuration, option
+from .model.base import Model
 from .model.block import Block
+from .parallel.pipeline import Pipeline
 
 
 @configuration(group="recompute")
 class RecomputeConfig:
-    """Memory for time: which activations are computed again."""
+    """Activation recomputation: less memory for more time."""
 
     recompute_granularity: Literal["selective", "full"] | None = option(
-        None, "selective: all but products of matrices and attention; full: whole blocks"
+        None, "what is recomputed; selective: all but matrix products and attention; full: whole blocks"
     )
     recompute_method: Literal["uniform", "block"] = option(
-        "uniform", "full: groups of blocks, or single blocks from the first on"
+        "uniform", "full: every group of blocks (uniform), or single blocks from the first on (block)"
     )
     recompute_num_layers: int = option(
-        1, "full: blocks in a group (uniform), or blocks that are recomputed (block)"
+        1, "full: blocks in a group (uniform), or number of blocks that are recomputed (block)"
     )
 
     def __post_init__(self):
@@ -54,12 +55,12 @@ class RecomputeConfig:
         )
 
 
-def recompute(model: nn.Module, config: RecomputeConfig) -> None:
-    """Wraps the blocks of a model, in place."""
-    drops = model.config.hidden_dropout > 0 or model.config.attention_dropout > 0
-    how = {"use_reentrant": False, "preserve_rng_state": drops}
+def recompute(model: Model | Pipeline, config: RecomputeConfig) -> None:
+    """Makes the blocks of a model recompute, in place; see RecomputeConfig."""
+    has_dropout = model.config.hidden_dropout > 0 or model.config.attention_dropout > 0
+    options: dict = {"use_reentrant": False, "preserve_rng_state": has_dropout}
     if config.recompute_granularity == "selective":
-        how["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for blocks in stacks(model):
         count = config.recompute_num_layers
         if config.recompute_granularity == "full" and config.recompute_method == "uniform":
@@ -69,16 +70,16 @@ def recompute(model: nn.Module, config: RecomputeConfig) -> None:
         else:
             groups = [[block] for block in blocks]
         for group in groups:
-            _Group(group, how)
+            _CheckpointedGroup(group, options)
 
 
 def stacks(model: nn.Module) -> list[list[Block]]:
-    """The rows of blocks that a model runs one after the other (an encoder's, a decoder's; of a pipeline
-    stage those that it has).
+    """The stacks of blocks of a model: of an encoder, of a decoder; without the blocks of other pipeline
+    stages.
 
-    Blocks within a block (Retro's encoder) are its own.
+    Blocks inside another block (Retro's encoder) are left out.
     """
-    within = {
+    nested = {
         inner
         for block in model.modules()
         if isinstance(block, Block)
@@ -86,46 +87,47 @@ def stacks(model: nn.Module) -> list[list[Block]]:
         if inner is not block
     }
     lists = (
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in within
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in nested
     )
     rows = ([block for block in blocks if isinstance(block, Block)] for blocks in lists)
     return [row for row in rows if row]
 
 
-class _Group:
-    """Blocks that keep only what goes into the first of them.
+class _CheckpointedGroup:
+    """Blocks of which only the input of the first is kept.
 
-    The model calls its blocks one by one. The first then runs the whole group, and the others hand on what
-    they get. Inside, they are called as modules, so that hooks on them (sharded parameters) still work.
+    The model calls its blocks one by one. The first block runs the whole group, and the others return their
+    input. Within the group blocks are called as modules, so that their hooks (sharded parameters) still run.
     """
 
-    def __init__(self, blocks: list[Block], how: dict):
-        self.blocks, self.how, self.running = blocks, how, False
-        self.first = blocks[0].forward
-        blocks[0].forward = self.run
+    def __init__(self, blocks: list[Block], options: dict):
+        self.blocks, self.options, self.running = blocks, options, False
+        self.first_forward = blocks[0].forward
+        # on the instances: the blocks keep their class, names and hooks
+        blocks[0].forward = self.run  # type: ignore[method-assign]
         for block in blocks[1:]:
-            block.forward = functools.partial(self.pass_on, block.forward)
+            block.forward = functools.partial(self.pass_through, block.forward)  # type: ignore[method-assign]
 
     def run(self, x: Tensor, **context) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.first(x, **context)
-        return checkpoint(self.compute, x, context, **self.how)
+            return self.first_forward(x, **context)
+        return checkpoint(self.compute, x, context, **self.options)
 
     def compute(self, x: Tensor, context: dict) -> Tensor:
         self.running = True
         try:
-            x = self.first(x, **context)
+            x = self.first_forward(x, **context)
             for block in self.blocks[1:]:
                 x = block(x, **context)
         finally:
             self.running = False
         return x
 
-    def pass_on(self, forward, x: Tensor, **context) -> Tensor:
+    def pass_through(self, forward: Callable[..., Tensor], x: Tensor, **context) -> Tensor:
         return forward(x, **context) if self.running or not torch.is_grad_enabled() else x
 
 
-# What is dear to compute, by torch's names; some exist only in some versions or on some devices.
+# Expensive operations, by torch's names; some exist only in some versions or on some devices.
 _KEPT = (
     "mm",
     "addmm",
@@ -145,7 +147,7 @@ _KEPT = (
 
 @functools.cache
 def kept_operations() -> frozenset:
-    """Those whose results selective recomputation keeps."""
+    """The operations whose results selective recomputation keeps."""
     return frozenset(getattr(torch.ops.aten, name).default for name in _KEPT if hasattr(torch.ops.aten, name))
 
 

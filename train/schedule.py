@@ -1,9 +1,9 @@
-"""learning rate, weight decay and batch size as pure functions of consumed samples.
+"""Learning rate, weight decay and batch size as functions of the number of consumed samples.
 
-The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py):
-everything is counted in samples, and a step uses the rate at the samples consumed before it. So with a
-warm-up from 0 the first step has learning rate 0 and moves nothing but the optimizer's moments. Nothing of a
-schedule is kept in a checkpoint: what the settings say and how many samples are consumed is all there is.
+The semantics are Megatron-LM's (core/optimizer_param_scheduler.py, num_microbatches_calculator.py).
+Everything is counted in samples, and a step uses the value at the samples consumed before it. So with a
+warm-up from 0 the first step has learning rate 0 and changes only the optimizer's moments. A checkpoint holds
+no state of a schedule: the settings and the number of consumed samples determine it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..core.config import UserError
 
 @dataclasses.dataclass(frozen=True)
 class LearningRate:
-    """The learning rate's course. All counts are samples."""
+    """Learning-rate schedule. All counts are samples."""
 
     peak: float
     minimum: float
     style: str  # constant, linear, cosine, inverse-square-root or WSD
     warmup: int
-    decay: int  # the samples at which the minimum is reached, warm-up included
-    wsd_decay: int = 0  # WSD: the samples before `decay` over which the rate falls
+    decay: int  # where the minimum is reached, warm-up included
+    wsd_decay: int = 0  # WSD: length of the final decay, which ends at `decay`
     wsd_style: str = "exponential"
-    initial: float = 0.0  # where the warm-up begins
+    initial: float = 0.0  # at the start of the warm-up
 
     def at(self, samples: int) -> float:
         """The learning rate of the step that begins after `samples` samples."""
@@ -46,7 +46,7 @@ class LearningRate:
         return self.minimum + share * (self.peak - self.minimum)
 
     def _wsd(self, samples: int) -> float:
-        """Warm-up, stable, decay (Hu et al. 2024): the share of the way from minimum to peak."""
+        """Warmup-stable-decay (Hu et al. 2024): the position between minimum (0) and peak (1)."""
         start = self.decay - self.wsd_decay
         if samples <= start:
             return 1.0
@@ -61,7 +61,7 @@ class LearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class WeightDecay:
-    """The weight decay's course, from the first sample of a run to its last."""
+    """Weight-decay schedule, from the first sample of a run to its last."""
 
     start: float
     end: float
@@ -79,17 +79,18 @@ class WeightDecay:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSize:
-    """The global batch size's course, in samples: constant, or `start`, then `increment` more every so often."""
+    """Batch-size schedule: constant, or a linear ramp from `start` to `full` in steps of `increment`."""
 
     full: int
     start: int = 0
     increment: int = 0
-    ramp_samples: int = 0  # the samples over which the batch grows
+    ramp_samples: int = 0  # length of the ramp
 
     @classmethod
     def rampup(cls, full: int, rampup: tuple[int, ...]) -> BatchSize:
-        """From Megatron's `--rampup-batch-size START INCREMENT SAMPLES`; raises UserError where the three do
-        not fit.
+        """From `--rampup-batch-size START INCREMENT SAMPLES`, as in Megatron-LM.
+
+        Raises UserError where `full` cannot be reached from START in steps of INCREMENT.
         """
         if len(rampup) != 3 or min(rampup) < 1:
             raise UserError(
@@ -112,16 +113,13 @@ class BatchSize:
         return min(self.start + self.increment * int(samples / every), self.full)
 
     def sizes(self) -> list[int]:
-        """Every size that will occur."""
-        return (
-            list(range(self.start, self.full, self.increment)) + [self.full]
-            if self.increment
-            else [self.full]
-        )
+        """All sizes that occur, ascending."""
+        return [*range(self.start, self.full, self.increment), self.full] if self.increment else [self.full]
 
     def steps(self, total_samples: int, consumed: int = 0) -> Iterator[tuple[int, int]]:
-        """(samples consumed before the step, its size) of each step still to come: as many whole batches as
-        fit.
+        """(samples consumed before the step, its batch size) of every remaining step.
+
+        A last batch that would exceed `total_samples` is left out.
         """
         while consumed + (size := self.at(consumed)) <= total_samples:
             yield consumed, size

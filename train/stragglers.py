@@ -1,17 +1,14 @@
-"""what keeps ranks in step: slow ones are found, and Python's collector waits for all.
+"""Find slow ranks (stragglers), and run Python's garbage collection on all ranks at the same step.
 
-Slow ranks are found by what each needs for a block's forward pass, and how long it waits for its batches.
+All ranks take the same time for a step, because they wait for the slowest. So each rank measures the time in
+which it computes alone: a block's forward pass, from the moment when the block's weights are there. (Ranks of
+a tensor-parallel group also wait for each other within a block, so they are slow together.) On GPUs it is
+measured with events on the computing stream, without synchronisation. Each rank also measures how long it
+waits for its batches. With several ranks a line of log.jsonl has
 
-All ranks of a job take the same time for a step, because they wait for the slowest. What tells them apart is
-the time in which a rank computes alone: from the beginning of a block's forward pass, when its weights are
-there, to its end. (The ranks of a tensor-parallel group wait for each other within a block, and are slow
-together.) On GPUs it is taken by events on the stream that computes, so that nothing is waited for.
-
-A line of log.jsonl has, where there are several ranks,
-
-    block_seconds   [of the fastest rank, of the median one, of the slowest], means over the interval
-    slowest         that rank
-    slow            the ranks that keep the others waiting (`slow_ranks`); absent where there are none
+    block_seconds   [fastest rank, median, slowest], means over the interval
+    slowest         the slowest rank
+    slow            ranks that keep the others waiting (`slow_ranks`); absent if there are none
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -32,23 +29,25 @@ from ..core.executor import without_collector
 from .parallel.mesh import Mesh
 from .recompute import stacks
 
-SLOW = 1.5  # times the median of a block's time
-LATE = 0.1  # of a step's time, waited for data beyond the median
-FEWEST = 0.1  # seconds in blocks on a rank, below which an interval says nothing
-ROWS = 8  # of the table
+SLOW = 1.5  # times the median: a rank is slow whose blocks take longer
+LATE = 0.1  # of the steps' time: a rank is slow that waits this much longer for data than the median
+LEAST_SECONDS = 0.1  # in blocks on the slowest rank; shorter measurements are noise
+MAX_ROWS = 8  # of the table
 STEPS_BETWEEN_COLLECTIONS = 50
+
+Time = float | torch.cuda.Event
 
 
 @contextlib.contextmanager
 def manual_gc(collect: Callable[[int], object] = gc.collect) -> Iterator[Callable[[], object]]:
-    """Python's collector of cycles works only when the function that this gives is called: at the same step
-    on all ranks.
+    """Disables automatic garbage collection; yields the function that collects, to be called on all ranks at
+    once.
 
-    By itself it stops each rank at another moment, and all wait for the one that is stopped. No tensor lies
-    in a cycle after a step, so that what waits for it is small.
+    Automatic collection pauses each rank at another time, and all ranks wait for the paused one. After a step
+    no tensor is part of a reference cycle, so little memory waits for the collection.
     """
     gc.collect()
-    gc.freeze()  # what is there by now stays to the end: it need not be gone through again
+    gc.freeze()  # existing objects live until the end, so collections need not visit them
     with without_collector():
         try:
             yield functools.partial(collect, 1)
@@ -57,29 +56,30 @@ def manual_gc(collect: Callable[[int], object] = gc.collect) -> Iterator[Callabl
 
 
 class StragglerDetector:
-    """Times the blocks of a model from now on, on every rank of a job."""
+    """Measures the forward passes of a model's blocks, by hooks, on every rank."""
 
     def __init__(self, model: nn.Module, mesh: Mesh):
-        self.mesh, self.times = mesh, []
-        self._open: dict[nn.Module, object] = {}
+        self.mesh = mesh
+        self._times: list[tuple[Time, Time]] = []  # (begin, end) of forward passes
+        self._begun: dict[nn.Module, Time] = {}
         if mesh.world_size == 1:
             return
         self.hosts = mesh.all_gather_object(platform.node())
         for block in (block for blocks in stacks(model) for block in blocks):
             if next(block.parameters(), None) is not None:
-                # after that of fully_shard, which gathers the weights
+                # runs after fully_shard's hook, which gathers the weights
                 block.register_forward_pre_hook(self._begin)
                 block.register_forward_hook(self._end, prepend=True)
 
     def _begin(self, block: nn.Module, _) -> None:
         if block.training:
-            self._open[block] = self._now()
+            self._begun[block] = self._now()
 
     def _end(self, block: nn.Module, *_) -> None:
-        if block.training and block in self._open:
-            self.times.append((self._open.pop(block), self._now()))
+        if block.training and block in self._begun:
+            self._times.append((self._begun.pop(block), self._now()))
 
-    def _now(self):
+    def _now(self) -> Time:
         if self.mesh.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -87,64 +87,74 @@ class StragglerDetector:
         return event
 
     def report(self, step: int, seconds: float, waited: float) -> dict:
-        """What goes into a log line, on all ranks; prints a table on rank 0 where ranks are slow.
+        """The values for a log line, on all ranks. Rank 0 prints a table of slow ranks.
 
-        Begins the next interval.
+        Starts a new interval.
 
-        seconds: of the interval's steps; waited: of these, for batches.
+        seconds: of the interval's steps. waited: for batches, part of them.
         """
         if self.mesh.world_size == 1:
             return {}
-        took = [a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a for a, b in self.times]
-        self.times = []
-        everyones = torch.zeros(self.mesh.world_size, 4, dtype=torch.float64, device=self.mesh.device)
-        everyones[self.mesh.rank] = torch.tensor(
+        took = [_seconds(begin, end) for begin, end in self._times]
+        self._times = []
+        all_ranks = torch.zeros(self.mesh.world_size, 4, dtype=torch.float64, device=self.mesh.device)
+        all_ranks[self.mesh.rank] = torch.tensor(
             [statistics.mean(took) if took else 0.0, waited, seconds, sum(took)], dtype=torch.float64
         )
-        blocks, waits, steps, totals = zip(*self.mesh.all_reduce(everyones).tolist())
-        slow = slow_ranks(blocks, waits, max(steps)) if max(totals) >= FEWEST else []
+        blocks, waits, steps, totals = zip(*self.mesh.all_reduce(all_ranks).tolist())
+        slow = slow_ranks(blocks, waits, max(steps)) if max(totals) >= LEAST_SECONDS else []
         if slow and self.mesh.rank == 0:
             print(table(step, slow, blocks, waits, steps, self.hosts), file=sys.stderr, flush=True)
-        found = {
+        return {
             "block_seconds": [min(blocks), statistics.median(blocks), max(blocks)],
             "slowest": blocks.index(max(blocks)),
+            **({"slow": slow} if slow else {}),
         }
-        return found | ({"slow": slow} if slow else {})
+
+
+def _seconds(begin: Time, end: Time) -> float:
+    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return begin.elapsed_time(end) / 1e3
+    assert not isinstance(begin, torch.cuda.Event), "one device, one clock"
+    assert not isinstance(end, torch.cuda.Event), "one device, one clock"
+    return end - begin
 
 
 def slow_ranks(blocks: tuple[float, ...], waits: tuple[float, ...], seconds: float) -> list[int]:
-    """Those whose block takes SLOW times the median's, or that wait for data by LATE of the step longer than
-    the median; slowest first.
+    """Ranks whose blocks take SLOW times the median, or that wait LATE of the time longer; slowest first.
 
-    blocks, waits: seconds by rank. The lower of two medians counts, so that of two ranks one can be slow.
+    blocks, waits: seconds in a block and for data, by rank. seconds: of the steps. The lower median is taken,
+    so that one of two ranks can be slow.
     """
-    usual, usual_wait = statistics.median_low(blocks), statistics.median_low(waits)
+    median, median_wait = statistics.median_low(blocks), statistics.median_low(waits)
     found = [
         r
         for r, (block, wait) in enumerate(zip(blocks, waits))
-        if block > SLOW * usual or wait - usual_wait > LATE * seconds
+        if block > SLOW * median or wait - median_wait > LATE * seconds
     ]
     return sorted(found, key=lambda r: (blocks[r], waits[r]), reverse=True)
 
 
-def table(step: int, slow: list[int], blocks, waits, steps, hosts: list[str]) -> str:
-    """What is printed of slow ranks, beside the median of all."""
+def table(
+    step: int,
+    slow: list[int],
+    blocks: Sequence[float],
+    waits: Sequence[float],
+    steps: Sequence[float],
+    hosts: Sequence[str],
+) -> str:
+    """The printed table of slow ranks and the median of all. blocks, waits, steps: seconds by rank."""
     width = max(len(host) for host in hosts)
     lines = [
-        (
-            f"mt: step {step:,}: {len(slow)} of {len(hosts)} ranks keep{'s' if len(slow) == 1 else ''} the"
-            " others waiting"
-        ),
+        f"mt: step {step:,}: {len(slow)} of {len(hosts)} ranks keep{'s' if len(slow) == 1 else ''} the others"
+        " waiting",
         f"  {'rank':>6}  {'host':<{width}}  {'ms a block':>10}  {'data s':>7}  {'all s':>7}",
     ]
-    rows = [(str(r), hosts[r], blocks[r], waits[r], steps[r]) for r in slow[:ROWS]]
-    rows.append(("median", "", *(statistics.median_low(column) for column in (blocks, waits, steps))))
-    return "\n".join(
-        [
-            *lines,
-            *(
-                f"  {rank:>6}  {host:<{width}}  {1e3 * block:>10.2f}  {wait:>7.2f}  {all_:>7.2f}"
-                for rank, host, block, wait, all_ in rows
-            ),
-        ]
-    )
+    rows = [(str(r), hosts[r], blocks[r], waits[r], steps[r]) for r in slow[:MAX_ROWS]]
+    medians = (statistics.median_low(blocks), statistics.median_low(waits), statistics.median_low(steps))
+    rows.append(("median", "", *medians))
+    lines += [
+        f"  {rank:>6}  {host:<{width}}  {1e3 * block:>10.2f}  {wait:>7.2f}  {step_seconds:>7.2f}"
+        for rank, host, block, wait, step_seconds in rows
+    ]
+    return "\n".join(lines)

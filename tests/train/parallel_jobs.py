@@ -30,7 +30,7 @@ from mt.train.model.inputs import MicroBatch
 from mt.train.model.layers import initialize
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm
 from mt.train.parallel import parallelize as parallelize_module
-from mt.train.parallel.context_parallel import cut
+from mt.train.parallel.context_parallel import split_sequences
 from mt.train.parallel.mesh import Mesh, ParallelConfig, launch
 from mt.train.parallel.parallelize import (
     _randomness_of_its_own,
@@ -370,7 +370,8 @@ def _train(
     for step in range(steps):
         mine = range(mesh.dp.rank, MICRO_BATCHES, mesh.dp.size)
         batch = [
-            cut(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp) for index in mine
+            split_sequences(micro_batch(config, step * MICRO_BATCHES + index, packed=packed), mesh.cp)
+            for index in mine
         ]
         tokens = mesh.all_reduce_dp_cp(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
         loss = forward_backward(

@@ -65,8 +65,8 @@ def test_a_step_that_is_no_number_twice_stops_with_16_and_the_state_before_it(
     with pytest.raises(
         Failure,
         match=(
-            r"step 5: loss nan, gradient norm inf, twice the same: training has diverged .*with --on-nan skip"
-            r" or rollback it goes on"
+            r"step 5: loss nan, gradient norm inf, the same when computed again: training has diverged .*with"
+            r" --on-nan skip or rollback it continues"
         ),
     ) as stopped:
         train(settings(save))
@@ -99,7 +99,7 @@ def test_a_step_that_is_another_the_second_time_stops_with_17_and_saves_nothing(
         Failure,
         match=(
             r"step 5: loss nan, .* when computed again: the hardware has failed .*; run the same command on"
-            r" another device, it goes on from the newest checkpoint"
+            r" another device, it resumes from the newest checkpoint"
         ),
     ) as stopped:
         train(settings(save, on_nan="skip"))

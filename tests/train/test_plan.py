@@ -322,7 +322,7 @@ def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
                 "--tensor-model-parallel-size",
                 "3",
             ],
-            "8 processes cannot be cut into replicas",
+            "8 processes cannot be divided into replicas",
         ),
         (
             ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--global-batch-size", "33"],

@@ -44,7 +44,8 @@ class Linear(nn.Module):
         self.std, self.split = std, split
         self.weight = nn.Parameter(torch.empty(size_out, size_in))
         self.bias = nn.Parameter(torch.empty(size_out)) if bias else None
-        self.product = F.linear  # a pipeline puts another here, which gives weights their gradients later
+        # Replaced by float8 products, and by pipelines that compute the weight gradients later.
+        self.product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x, self.weight, self.bias)

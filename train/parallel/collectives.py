@@ -12,10 +12,10 @@ the tensor of this rank, `axis` the group of ranks:
     scatter_to                      this rank's part along dim      all-gather along dim
     all_to_all                      rows to their ranks             rows back
 
-copy_to and reduce_from stand around a pair of matrices of which the first is cut by rows and the second by
-columns; where the sequence is cut too, gather_from and reduce_scatter_to stand there. gather_from also brings
-together the keys and values of cut sequences. gradient="split" is for states that all ranks process in the
-same way, so that all have the same gradient.
+A pair of matrices, the first divided by rows and the second by columns, has copy_to before it and reduce_from
+after it. With sequence parallelism these are gather_from and reduce_scatter_to. Context parallelism gathers
+keys and values with gather_from. gradient="split" is for states that all ranks process alike: all ranks then
+have the same gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..model.likelihood import Softmax, answers, joined, read
 from ..model.loss import chunk_bytes, chunks_of
 from .mesh import Axis
 
-# Their names since torch 2.13, and before.
+# The names since torch 2.13, else the older ones.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -109,13 +109,13 @@ class _AllToAll(torch.autograd.Function):
 
 
 def local_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """This rank's of as many equal parts as there are ranks; a view."""
+    """This rank's part of x, which is divided equally along `dim`; a view."""
     size = x.shape[dim] // axis.size
     return x.narrow(dim, axis.rank * size, size)
 
 
 def _sum(x: Tensor, axis: Axis) -> Tensor:
-    x = x.clone(memory_format=torch.contiguous_format)  # autograd may hold what was given
+    x = x.clone(memory_format=torch.contiguous_format)  # autograd may have saved x
     dist.all_reduce(x, group=axis.group)
     return x
 
@@ -135,9 +135,7 @@ def _reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
 
 
 def _with_transpose(collective, transpose):
-    """An autograd function of (x, axis, dim) whose gradient is another collective of the same axis and
-    dimension.
-    """
+    """An autograd function of (x, axis, dim): `collective` forward, `transpose` of the gradient backward."""
 
     class WithTranspose(torch.autograd.Function):
         @staticmethod
@@ -165,10 +163,9 @@ def _all_to_all(rows: Tensor, sent: list[int], received: list[int], axis: Axis) 
 
 
 def vocab_parallel_embedding(ids: Tensor, weight: Tensor, axis: Axis) -> Tensor:
-    """(..., D), this rank's part of a sum: the vectors of those ids (...) whose rows it has, zeros for the
-    others.
+    """(..., D): embeddings of the ids (...) whose rows this rank has, zeros for the others.
 
-    weight: (V / ranks, D), this rank's rows.
+    The sum over the ranks (`reduce_from`) is the embedding. weight: (V / ranks, D), this rank's rows.
     """
     ids = ids - axis.rank * weight.shape[0]
     absent = (ids < 0) | (ids >= weight.shape[0])
@@ -185,12 +182,11 @@ def vocab_parallel_cross_entropy(
     *,
     axis: Axis,
 ) -> Tensor:
-    """loss.cross_entropy where each rank has rows of the head: weight (V / ranks, D), bias (V / ranks,) or
-    none.
+    """loss.cross_entropy with the vocabulary divided over ranks: weight (V / ranks, D), bias (V / ranks,).
 
     hidden, labels and loss_mask are the same on all ranks of `axis`, and so are the loss and the gradient of
-    hidden. The rows of logits are computed in chunks, as there; two collectives a chunk, of some numbers a
-    row.
+    hidden. Like loss.cross_entropy it computes the logits in chunks of rows. A chunk takes two all-reduces,
+    of one and of two numbers a row.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
@@ -200,8 +196,9 @@ def vocab_parallel_cross_entropy(
 
 
 def vocab_parallel_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
-    """loss.logits_of where each rank has rows of the head, weight (V / ranks, D): all of them, on every rank
-    alike. Has no gradient.
+    """loss.logits_of with the vocabulary divided over ranks, weight (V / ranks, D): all logits, on all ranks.
+
+    Without a gradient.
     """
     logits = _all_gather(F.linear(hidden, weight), axis, hidden.dim() - 1)
     logits[..., vocab_size:] = float("-inf")
@@ -211,8 +208,9 @@ def vocab_parallel_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, ax
 def vocab_parallel_likelihoods(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, axis: Axis
 ) -> tuple[Tensor, Tensor]:
-    """likelihood.likelihoods where each rank has rows of the head, weight (V / ranks, D); the same answers on
-    all ranks.
+    """likelihood.likelihoods with the vocabulary divided over ranks, weight (V / ranks, D).
+
+    The result is the same on all ranks.
     """
     first = axis.rank * len(weight)
     own = read(hidden, weight[: max(0, vocab_size - first)], targets, first)
@@ -253,7 +251,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(
                 hidden_gradient,
                 weight_gradient.to(weight.dtype),
-                None if bias is None else bias_gradient.to(bias.dtype),
+                bias_gradient if bias is None or bias_gradient is None else bias_gradient.to(bias.dtype),
             )
         return loss.to(wide)
 
@@ -272,10 +270,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
 
 def _softmax(logits: Tensor, own: Tensor, absent: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    """(this rank's probabilities (N, V / ranks), the labels' log-likelihoods (N,)) from its logits, which are
-    overwritten.
+    """(this rank's probabilities (N, V / ranks), the labels' log-likelihoods (N,)), of logits (N, V / ranks).
 
-    own: (N, 1), where a label stands among this rank's rows; absent: (N,), that it stands elsewhere.
+    The logits are overwritten. own: (N, 1), the row of a label among this rank's rows. absent: (N,), whether
+    the label is in another rank's rows.
     """
     largest = logits.amax(-1)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=axis.group)

@@ -1,23 +1,22 @@
-"""Context parallelism: a sequence cut over ranks so that each has the same work, and attention over all of
-it.
+"""Context parallelism: sequences divided over ranks, and attention over whole sequences.
 
-A sequence of T tokens is cut into twice as many chunks as there are ranks, and rank r of n takes chunks r and
-2 n - 1 - r: under a causal mask an early chunk and a late one see as many keys together as any other such
-pair does. Keys and values are gathered from all ranks (`collectives.gather_from`, whose gradient gives each rank its own
-back, summed); queries stay where they are, and each of the two chunks is computed with the keys up to its own
-end. For 2 ranks and 8 tokens:
+A sequence of T tokens is divided into 2n chunks for n ranks, and rank r takes the chunks r and 2n - 1 - r.
+Under a causal mask each such pair has the same number of keys to attend to, so all ranks have the same work.
+Keys and values are gathered from all ranks (`collectives.gather_from`). Queries stay on their rank; each of
+its two chunks is computed with the keys up to the chunk's end. For 2 ranks and 8 tokens:
 
-    rank 0: tokens 0 1 6 7        rank 1: tokens 2 3 4 5        keys as they are gathered: 0 1 6 7 2 3 4 5
+    rank 0: tokens 0 1 6 7        rank 1: tokens 2 3 4 5        order of the gathered keys: 0 1 6 7 2 3 4 5
 
-A Mamba layer's groups of heads know nothing of each other: ranks exchange their tokens of all groups for all
-tokens of their groups, and back (`exchange_groups`). The capacity of an expert counts all ranks' choices
-(`within_capacity`).
+The groups of heads of a Mamba layer are independent: an all-to-all gives each rank all tokens of some groups
+in place of some tokens of all groups, and another one reverses it (`exchange_groups`). The capacity of an
+expert is counted over the tokens of all ranks (`within_capacity`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +30,8 @@ from .collectives import all_to_all, gather_from, local_part
 from .mesh import Axis
 
 
-def places(rank: int, size: int, length: int, device: torch.device | None = None) -> Tensor:
-    """(length / size,) int64: the tokens of a sequence that a rank has, in their order there."""
+def token_indices(rank: int, size: int, length: int, device: torch.device | None = None) -> Tensor:
+    """(length / size,) int64: which tokens of a sequence a rank has, in the order in which it has them."""
     chunk = length // (2 * size)
     return torch.cat(
         [
@@ -42,20 +41,24 @@ def places(rank: int, size: int, length: int, device: torch.device | None = None
     )
 
 
-def _gathered(size: int, length: int, device: torch.device) -> Tensor:
-    """(length,) int64: the tokens of a sequence in the order in which all ranks' are gathered."""
-    return torch.cat([places(rank, size, length, device) for rank in range(size)])
+def _gathered_order(size: int, length: int, device: torch.device) -> Tensor:
+    """(length,) int64: the tokens of a sequence in the order of an all-gather over the ranks."""
+    return torch.cat([token_indices(rank, size, length, device) for rank in range(size)])
 
 
-def cut(micro: MicroBatch, axis: Axis) -> MicroBatch:
-    """This rank's tokens of a micro-batch, with their positions; `documents` stay whole, because keys come
-    from everywhere.
+def split_sequences(micro: MicroBatch, axis: Axis) -> MicroBatch:
+    """This rank's tokens of a micro-batch, with their positions.
+
+    `documents` stays that of the whole sequence: a query needs the documents of all keys.
     """
     if axis.size == 1:
         return micro
     T = micro.tokens.shape[1]
-    here = places(axis.rank, axis.size, T, micro.tokens.device)
+    here = token_indices(axis.rank, axis.size, T, micro.tokens.device)
     positions = here[None] if micro.positions is None else micro.positions[:, here]
+    assert micro.labels is not None, (
+        "only causal decoders are divided along the sequence, and these have labels"
+    )
     return dataclasses.replace(
         micro,
         tokens=micro.tokens[:, here],
@@ -73,15 +76,13 @@ def causal_mask(
     *,
     axis: Axis,
 ) -> AttentionMask:
-    """attention.causal_mask for `attend`: queries cut as above, keys in the order of the sequence.
+    """attention.causal_mask for `attend`: (B or 1, 1, T / ranks, T), keys in the order of the sequence.
 
-    tokens: (B, T / ranks).
+    tokens: (B, T / ranks), this rank's.
     """
     T = tokens.shape[1] * axis.size
-    queries, keys = (
-        places(axis.rank, axis.size, T, tokens.device)[:, None],
-        torch.arange(T, device=tokens.device),
-    )
+    queries = token_indices(axis.rank, axis.size, T, tokens.device)[:, None]
+    keys = torch.arange(T, device=tokens.device)
     mask = keys <= queries
     if config.window_size is not None and config.window_size < T:
         mask &= keys > queries - config.window_size
@@ -105,9 +106,10 @@ def attend(
 
     mask: of `causal_mask`.
     """
+    assert mask.tensor is not None, "causal_mask makes one"
     T = key.shape[2] * axis.size
     chunk = T // (2 * axis.size)
-    order = _gathered(axis.size, T, key.device).argsort()
+    order = _gathered_order(axis.size, T, key.device).argsort()
     key, value = (gather_from(x, axis, 2).index_select(2, order) for x in (key, value))
     parts = []
     for i, place in enumerate((axis.rank, 2 * axis.size - 1 - axis.rank)):
@@ -127,28 +129,39 @@ def attend(
 
 
 def exchange_groups(axis: Axis) -> Exchange:
-    """For a Mamba layer between ranks that have parts of a sequence."""
-    one_each = [1] * axis.size
+    """Between tokens divided over ranks and groups of heads divided over ranks, for Mamba layers."""
+    equal_splits = [1] * axis.size
 
     def to_groups(x: Tensor) -> Tensor:
         """(B, T / ranks, G, ...) -> (B, T, G / ranks, ...)"""
-        received = all_to_all(x.unflatten(2, (axis.size, -1)).movedim(2, 0), one_each, one_each, axis)
+        received = all_to_all(x.unflatten(2, (axis.size, -1)).movedim(2, 0), equal_splits, equal_splits, axis)
         x = received.movedim(0, 1).flatten(1, 2)
-        return x.index_select(1, _gathered(axis.size, x.shape[1], x.device).argsort())
+        return x.index_select(1, _gathered_order(axis.size, x.shape[1], x.device).argsort())
 
     def to_tokens(x: Tensor) -> Tensor:
         """(B, T, G / ranks, ...) -> (B, T / ranks, G, ...)"""
-        x = x.index_select(1, _gathered(axis.size, x.shape[1], x.device)).unflatten(1, (axis.size, -1))
-        return all_to_all(x.movedim(1, 0), one_each, one_each, axis).movedim(0, 2).flatten(2, 3)
+        x = x.index_select(1, _gathered_order(axis.size, x.shape[1], x.device)).unflatten(1, (axis.size, -1))
+        return all_to_all(x.movedim(1, 0), equal_splits, equal_splits, axis).movedim(0, 2).flatten(2, 3)
 
     return Exchange(to_groups, to_tokens, functools.partial(local_part, axis=axis, dim=0))
 
 
-def within_capacity(experts: Tensor, weights: Tensor, *how, axis: Axis) -> Tensor:
-    """moe.within_capacity for experts and weights (B, T / ranks, K) of this rank's tokens; the experts take
-    from those of all ranks.
+def within_capacity(
+    experts: Tensor,
+    weights: Tensor,
+    num_experts: int,
+    factor: float,
+    policy: Literal["probs", "position"],
+    *,
+    axis: Axis,
+) -> Tensor:
+    """moe.within_capacity over the tokens of all ranks, for experts and weights (B, T / ranks, K) of this
+    one.
     """
     T = experts.shape[1] * axis.size
-    order = _gathered(axis.size, T, experts.device).argsort()
-    everyones = (gather_from(t, axis, 1, "split").index_select(1, order) for t in (experts, weights.detach()))
-    return moe.within_capacity(*everyones, *how)[:, places(axis.rank, axis.size, T, experts.device)]
+    order = _gathered_order(axis.size, T, experts.device).argsort()
+    all_experts, all_weights = (
+        gather_from(tensor, axis, 1, "split").index_select(1, order) for tensor in (experts, weights.detach())
+    )
+    within = moe.within_capacity(all_experts, all_weights, num_experts, factor, policy)
+    return within[:, token_indices(axis.rank, axis.size, T, experts.device)]

@@ -279,7 +279,9 @@ def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, d
 
 
 def _replicated_modules(model: nn.Module) -> set[nn.Module]:
-    """The modules that read whole sequences even where sequences are cut: mixtures of experts, and some heads."""
+    """The modules that read whole sequences even where sequences are cut: mixtures of experts, and some
+    heads.
+    """
     roots: list[nn.Module] = [module for module in model.modules() if isinstance(module, MoE)]
     if isinstance(model, Model):
         roots += model.whole_sequence_modules()
@@ -297,7 +299,8 @@ def _placement(module: nn.Module, name: str) -> Placement:
 
 
 def _join_states(model: Model, tp: Axis, sequence_parallel: bool) -> None:
-    """Gathers the last hidden states on every rank, and those of an encoder, which several modules read, once.
+    """Gathers the last hidden states on every rank, and those of an encoder, which several modules read,
+    once.
 
     What goes from one pipeline stage to the next stays as it is.
     """

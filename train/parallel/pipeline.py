@@ -32,7 +32,7 @@ from ..model.inputs import MicroBatch
 from ..model.layers import Linear
 from .mesh import Axis, Mesh, ParallelConfig
 from .parallelize import finish_gradients, synchronise_gradients
-from .schedules import Action, Plan, Recv, Send, forward_programs, programs
+from .schedules import Action, PipelinePlan, Recv, Send, forward_programs, programs
 from .stages import bounds, cut_stage, owners, stage_rules
 
 
@@ -178,7 +178,7 @@ class _Step:
         self.kept: dict[tuple[int, int], tuple] = {}
         self.results: dict[Action, tuple[Tensor, ...]] = {}  # until they are sent
 
-    def run(self, plan: Plan) -> Tensor:
+    def run(self, plan: PipelinePlan) -> Tensor:
         do = {"F": self.forward, "B": self.backward, "W": self.weights}
         for step in plan.programs[self.pipeline.axis.rank]:
             match step:

@@ -19,7 +19,7 @@ from mt.tests.train.parallel_jobs import (
     model_config,
     train,
 )
-from mt.train.parallel.context_parallel import places
+from mt.train.parallel.context_parallel import token_indices
 from mt.train.parallel.mesh import ParallelConfig, check_sizes
 from mt.train.parallel.parallelize import check_layout
 
@@ -93,7 +93,7 @@ def test_masks_of_what_ranks_hold_alike_are_those_of_one_process(pool):
 
 def test_masks_of_what_ranks_share_differ(pool):
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    first, second = pool.run(embedded, 2, parallel)  # a dropped embedding of the same token at all places
+    first, second = pool.run(embedded, 2, parallel)  # a dropped embedding of the same token at all positions
     assert not torch.equal(first == 0, second == 0)
     parallel = {"tensor_model_parallel_size": 2}
     first, second = pool.run(embedded, 2, parallel)
@@ -155,8 +155,8 @@ def test_no_rank_ever_holds_a_whole_model(pool):
 
 
 def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
-    assert [places(rank, 2, 8).tolist() for rank in range(2)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
-    assert sorted(torch.cat([places(rank, 3, 24) for rank in range(3)]).tolist()) == list(range(24))
+    assert [token_indices(rank, 2, 8).tolist() for rank in range(2)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
+    assert sorted(torch.cat([token_indices(rank, 3, 24) for rank in range(3)]).tolist()) == list(range(24))
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,11 @@ def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, ch
             {"tensor_model_parallel_size": 4, "context_parallel_size": 2},
             12,
             (
-                r"12 processes cannot be cut into replicas of parallel.tensor_model_parallel_size = 4 x"
+                r"12 processes cannot be divided into replicas of parallel.tensor_model_parallel_size = 4 x"
                 r" parallel.context_parallel_size = 2 = 8; start 16 with"
             ),
         ),
-        ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be cut into"),
+        ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be divided into"),
         (
             {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4},
             6,
@@ -322,6 +322,7 @@ def test_processes_that_cannot_be_laid_out_are_refused(parallel, world, message)
 
 def test_sequence_parallel_alone_is_refused():
     with pytest.raises(
-        UserError, match="sequence_parallel cuts sequences over tensor-parallel processes, and there is one"
+        UserError,
+        match="sequence_parallel divides sequences over tensor-parallel processes, and there is one",
     ):
         build(ParallelConfig, ("test", {"sequence_parallel": True}))

@@ -90,7 +90,7 @@ def test_the_bubble_is_that_of_the_papers(ranks, per_rank, count):
         ("zero-bubble", ranks - 1),
     ):
         plan = programs(schedule, ranks, per_rank, count)
-        assert set(plan.waiting) == {waiting}
+        assert set(plan.idle) == {waiting}
         assert plan.length == 3 * count * per_rank + waiting
 
 
@@ -181,7 +181,7 @@ def test_a_rank_has_memory_for_its_own_stage_alone(pool):
     [
         (
             {"pipeline_schedule": "gpipe"},
-            "say how pipeline stages work, and there is one; give --pipeline-model-parallel-size",
+            "need several pipeline stages, and there is one; give --pipeline-model-parallel-size",
         ),
         (
             {
@@ -189,7 +189,7 @@ def test_a_rank_has_memory_for_its_own_stage_alone(pool):
                 "pipeline_schedule": "zero-bubble",
                 "data_parallel_sharding": "full",
             },
-            "keeps whole gradients until the end of a step",
+            "keeps unsharded gradients until the end of a step",
         ),
         (
             {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 0},
