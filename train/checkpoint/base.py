@@ -172,7 +172,8 @@ class Checkpoint(abc.ABC):
                 )
         tensors = named_tensors(model, weights, optimizer)
         if allow_missing is not None:
-            tensors = {name: tensor for name, tensor in tensors.items() if not allow_missing(name)}
+            of_weight = lambda name: name.split(".", 1)[1]  # without `model.`, `exp_avg.` ...
+            tensors = {name: t for name, t in tensors.items() if not allow_missing(of_weight(name))}
         if optimizer is not None:
             missing = sorted(tensors.keys() - reader.read_metadata().state_dict_metadata)
             if missing:

@@ -33,14 +33,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"hf": "Hugging Face", "torch_dist": "mt", "torch": "Megatron-LM"}
 
 
+CHECKPOINT_HELP = (
+    "a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM"
+)
+
+
 @configuration()
 class InspectConfig:
     POSITIONAL = "checkpoint"
 
-    checkpoint: str = option(
-        help="a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM",
-        role="input",
-    )
+    checkpoint: str = option(help=CHECKPOINT_HELP, role="input")
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -116,10 +118,7 @@ class ExportConfig:
 
     POSITIONAL = ("source", "output")
 
-    source: str = option(
-        help="a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM",
-        role="input",
-    )
+    source: str = option(help=CHECKPOINT_HELP, role="input")
     output: str = option(help="directory to write", role="output")
     dtype: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "dtype of the weights that are written; mt's own checkpoints always have fp32"
@@ -143,8 +142,8 @@ class ConvertConfig(ExportConfig):
     )
     make_vocab_size_divisible_by: int | None = option(
         None,
-        "torch_dist, torch: pad the rows of the vocabulary to a multiple of this (default: the source's, but 128"
-        " from Hugging Face)",
+        "torch_dist, torch: pad the rows of the vocabulary to a multiple of this (default: the source's, but"
+        " 128 from Hugging Face)",
     )
     target_tensor_parallel_size: int = option(1, "torch: tensor-parallel ranks to write for")
     target_pipeline_parallel_size: int = option(1, "torch: pipeline stages to write for")
@@ -155,25 +154,20 @@ class ConvertConfig(ExportConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = (
-            "make_vocab_size_divisible_by",
-            "target_tensor_parallel_size",
-            "target_pipeline_parallel_size",
-        )
+        target_sizes = ("target_tensor_parallel_size", "target_pipeline_parallel_size")
+        for_megatron = self.format == "torch"
         check(
             *(
-                (
-                    getattr(self, n) is None or getattr(self, n) >= 1,
-                    f"{n} = {getattr(self, n)} must be at least 1",
-                )
-                for n in sizes
+                (value is None or value >= 1, f"{name} = {value} must be at least 1")
+                for name in ("make_vocab_size_divisible_by", *target_sizes)
+                for value in [getattr(self, name)]
             ),
             *(
                 (
-                    getattr(self, n) == 1 or self.format == "torch",
-                    f"{n} is for --format torch; mt loads its checkpoints at any layout: leave it out",
+                    getattr(self, name) == 1 or for_megatron,
+                    f"{name} is for --format torch; mt loads its checkpoints at any layout: leave it out",
                 )
-                for n in sizes[1:]
+                for name in target_sizes
             ),
         )
 

@@ -11,40 +11,13 @@ import torch.nn.functional as F
 import transformers
 
 from mt.core.config import UserError
+from mt.tests.train.checkpoint.transformers_models import DECODERS, LLAMA, TOLERANCE, T, V
 from mt.train.checkpoint.architectures import ARCHITECTURES, weights_from_hf, weights_to_hf
-from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
-from mt.train.model.config import ModelConfig, resolve
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-V, T = 61, 24
-TOLERANCE = 1e-5
 EAGER = {"attn_implementation": "eager", "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
-GPT2 = {**EAGER, "vocab_size": V, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
-LLAMA = {
-    **EAGER,
-    "vocab_size": V,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-NEOX = {
-    **LLAMA,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
-}
-NEOX.pop("num_key_value_heads")
 T5 = {
     **EAGER,
     "vocab_size": V,
@@ -54,26 +27,6 @@ T5 = {
     "num_layers": 2,
     "num_decoder_layers": 3,
     "num_heads": 4,
-}
-DECODERS = {
-    "gpt2": transformers.GPT2Config(**GPT2),
-    "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
-    "gpt_bigcode with a key for every query": transformers.GPTBigCodeConfig(**GPT2, multi_query=False),
-    "llama": transformers.LlamaConfig(**LLAMA),
-    "llama with positions divided by 4": transformers.LlamaConfig(
-        **LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
-    ),
-    "llama 3.1": transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True),
-    "llama with a base that grows": transformers.LlamaConfig(
-        **{**LLAMA, "max_position_embeddings": 16},
-        rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
-    ),
-    "llama with yarn": transformers.LlamaConfig(**LLAMA, rope_parameters=YARN),
-    "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
-    "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
-    "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
-    "qwen2": transformers.Qwen2Config(**LLAMA),
-    "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
 
 
@@ -196,21 +149,6 @@ class UntiedT5(transformers.T5ForConditionalGeneration):
         self.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model))
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "bert", "t5"])
-def test_settings_written_are_read_by_transformers_and_come_back(name):
-    others = {"bert": transformers.BertConfig(), "t5": transformers.T5Config(**T5)}
-    shape = config_from_hf({**others, **DECODERS}[name].to_dict(), "config.json")
-    architecture, written = config_to_hf(shape)
-    written.pop("model_type")
-    theirs = transformers.AutoConfig.for_model(architecture, **written)
-    assert (
-        dataclasses.replace(
-            config_from_hf(theirs.to_dict(), "config.json"), init_method_std=shape.init_method_std
-        )
-        == shape
-    )
-
-
 def test_rows_that_pad_the_vocabulary_are_added_and_taken_off():
     shape = dataclasses.replace(
         config_from_hf(DECODERS["llama"].to_dict(), "config.json"), make_vocab_size_divisible_by=16
@@ -243,57 +181,3 @@ def test_names_without_the_body_s_prefix_are_found():
         UserError, match=r"^here: has no weight transformer.wpe.weight; give a whole gpt2 model's directory"
     ):
         list(weights_from_hf("gpt2", {"positions.weight": (64, 32)}, shape, {}, {}.__getitem__, "here"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "mamba"}, "config.json: model_type is 'mamba'; only gpt2, gpt_bigcode, llama"),
-        ({"mlp_bias": True}, "config.json: mlp_bias is True; only False can be loaded as llama"),
-        ({"hidden_act": "relu"}, "config.json: hidden_act is 'relu'; only 'silu' or"),
-        ({"num_hidden_layers": None}, "config.json: has no num_hidden_layers; give a model's config.json"),
-        (
-            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            "config.json: partial_rotary_factor is 0.5; only models that rotate all channels",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "longrope"}},
-            "model.rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn",
-        ),
-        (
-            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "config.json: max_window_layers is 1: some layers have a window",
-        ),
-    ],
-)
-def test_a_model_that_is_not_ours_is_refused_with_the_reason(change, message):
-    with pytest.raises(UserError, match=message):
-        config_from_hf({**DECODERS["llama"].to_dict(), **change}, "config.json")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"activation": "swiglu"}, "its gpt2 is the nearest, with activation = gelu_tanh instead of swiglu"),
-        (
-            {"num_query_groups": 2},
-            "its gpt_bigcode is the nearest, with num_query_groups = 1 instead of 2|num_query_groups",
-        ),
-        (
-            {"position_embedding_type": "rope"},
-            "its llama is the nearest, with normalization = RMSNorm instead of LayerNorm",
-        ),
-        (
-            {"family": "bert"},
-            "its bert is the nearest, with post_norm = True instead of False; it cannot be exported",
-        ),
-    ],
-)
-def test_a_model_that_hugging_face_does_not_have_is_not_exported(settings, message):
-    shape = resolve(
-        ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, **settings),
-        vocab_size=V,
-        seq_length=T,
-    )
-    with pytest.raises(UserError, match=message):
-        config_to_hf(shape)

@@ -1,14 +1,333 @@
+"""Hugging Face directories: what transformers wrote, read and trained on, and what it loads of ours."""
+
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 
+from mt import cli
 from mt.core.config import UserError
+from mt.tests.train.checkpoint.transformers_models import (
+    MODELS,
+    TEXT,
+    TOLERANCE,
+    T,
+    assert_near,
+    assert_same_weights,
+    our_logits,
+    random_model,
+    random_tokens,
+    their_logits,
+    weights,
+    write,
+)
+from mt.tokenizer.tokenizer import TokenizerConfig
+from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectConfig, convert, export, inspect
+from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.checkpoint.huggingface import minilm_directory
 from mt.train.checkpoint.open import open_checkpoint
+from mt.train.model.family import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_losing_a_bit(name, tmp_path):
+    theirs = random_model(name)
+    source = write(theirs, tmp_path / "theirs", max_shard_size="20KB")
+    facts = convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
+    assert (facts["from_library"], facts["to_library"]) == ("Hugging Face", "mt")
+    checkpoint = open_checkpoint(tmp_path / "ours")
+    ours, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
+    assert_near(our_logits(ours), their_logits(theirs))
+    assert (tokenizer.encode(TEXT), tokenizer.bos, tokenizer.eod) == ([5, 17, 3, 40, 5], 1, 2)
+
+    export(ExportConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "back")))
+    before, after = weights(source), weights(tmp_path / "back")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[n], before[n]) for n in before)
+    again, report = type(theirs).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_near(their_logits(again.eval()), their_logits(theirs))
+    assert (again.config.bos_token_id, again.config.eos_token_id) == (1, 2)
+    # transformers 5 has a tokenizer of its own for every qwen2, whatever tokenizer.json says.
+    kind = transformers.PreTrainedTokenizerFast if name == "qwen2" else transformers.AutoTokenizer
+    assert kind.from_pretrained(tmp_path / "back").encode(TEXT, add_special_tokens=False) == [5, 17, 3, 40, 5]
+
+    convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "ours again")))
+    assert_same_weights(open_checkpoint(tmp_path / "ours again").load_model(), ours)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "mamba2"])
+def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path):
+    """transformers writes its gradients as if they were weights, so that we read them under our names."""
+    theirs = random_model(name)
+    write(theirs, tmp_path / "weights")
+    ours = build_model(
+        config_from_hf(json.loads((tmp_path / "weights/config.json").read_text()), "config.json")
+    )
+    ours.load_state_dict(open_checkpoint(tmp_path / "weights").load_model().state_dict())
+    tokens = random_tokens((3, T + 1))
+    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    F.cross_entropy(theirs(inputs).logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    ours.loss(inputs, labels, torch.ones(labels.shape)).backward()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    write(theirs, tmp_path / "gradients")
+    expected = dict(open_checkpoint(tmp_path / "gradients").load_model().named_parameters())
+    for n, parameter in ours.named_parameters():
+        assert (parameter.grad - expected[n]).norm() <= TOLERANCE * expected[n].norm(), n
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_comes_in_and_goes_out_unchanged(name, dtype, tmp_path):
+    source = write(random_model("llama").to(dtype), tmp_path / "theirs")
+    convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
+    assert next(open_checkpoint(tmp_path / "ours").load_model().parameters()).dtype == torch.float32
+    export(ExportConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "back"), dtype=name))
+    before, after = weights(source), weights(tmp_path / "back")
+    assert all(after[n].dtype == dtype and torch.equal(after[n], before[n]) for n in before)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").dtype == dtype
+    with pytest.raises(UserError, match="dtype = bf16: checkpoints of mt hold float32; leave it out"):
+        convert(
+            ConvertConfig(
+                source=str(source), output=str(tmp_path / "not"), dtype=name if name == "bf16" else "bf16"
+            )
+        )
+
+
+def test_a_run_is_exported_in_several_files_with_an_index_and_without_the_padding_of_its_vocabulary(
+    gpt2_run, tmp_path
+):
+    export(ExportConfig(source=str(gpt2_run), output=str(tmp_path / "out"), max_shard_size=2e-5))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert all((tmp_path / "out" / f).stat().st_size < 25_000 for f in index["weight_map"].values())
+    held = weights(tmp_path / "out")
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in held.values())
+    assert held["transformer.wte.weight"].shape == (60, 32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = random_tokens((2, 16)) % 60
+    with torch.no_grad():
+        ours = open_checkpoint(gpt2_run).load_model()
+        assert_near(ours.logits(ours(tokens))[..., :60], theirs(tokens).logits)
+    convert(ConvertConfig(source=str(tmp_path / "out"), output=str(tmp_path / "ours"), tokenizer=SIXTY))
+    back = dict(open_checkpoint(tmp_path / "ours").load_model().named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(back[name][:60], parameter[:60]), name
+        assert back[name].shape == parameter.shape
+
+
+def test_evaluation_and_inspection_take_a_hugging_face_directory_as_it_is(tmp_path):
+    theirs = random_model("qwen2")
+    source = write(theirs, tmp_path)
+    checkpoint = open_checkpoint(source)
+    assert_near(our_logits(checkpoint.load_model()), their_logits(theirs))
+    assert checkpoint.load_tokenizer().encode(TEXT) == [5, 17, 3, 40, 5]
+    assert checkpoint.seq_length == checkpoint.config.max_position_embeddings == 64
+    found = inspect(InspectConfig(checkpoint=str(source)))
+    assert found["parameters"] == sum(p.numel() for p in theirs.parameters())
+    assert found["text"].startswith(f"{source}: a checkpoint of Hugging Face, step 0")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").unlink()
+    with pytest.raises(
+        UserError,
+        match=(
+            r"has no tokenizer.json; add the tokenizer's files, or name a tokenizer to `mt checkpoint"
+            r" convert`"
+        ),
+    ):
+        open_checkpoint(source).load_tokenizer()
+
+
+@pytest.fixture
+def line(corpus, tmp_path):
+    """line(source, flags ...) -> the command line of a short run that starts from a checkpoint."""
+
+    def made(source, *flags):
+        return [
+            "--data-path",
+            corpus,
+            "--seq-length",
+            "16",
+            "--split",
+            "90,10,0",
+            "--tokenizer-type",
+            "NullTokenizer",
+            "--tokenizer-vocab-size",
+            "60",
+            "--lr",
+            "1e-30",
+            "--weight-decay",
+            "0",
+            "--micro-batch-size",
+            "2",
+            "--train-iters",
+            "2",
+            "--eval-iters",
+            "2",
+            "--save",
+            str(tmp_path / "run"),
+            "--load",
+            str(source),
+            *flags,
+        ]
+
+    return made
+
+
+def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(line, tmp_path):
+    source = write(random_model("llama 3.2"), tmp_path / "theirs")
+    manifest = cli.call(
+        ("train",), line(source, "--hf", str(source), "--finetune", "--hidden-dropout", "0.1")
+    )
+    checkpoint = open_checkpoint(tmp_path / "run")
+    run, shape = checkpoint.load_model(), checkpoint.config
+    assert (shape.rope_scaling["rope_type"], shape.hidden_dropout, shape.padded_vocab_size) == (
+        "llama3",
+        0.1,
+        128,
+    )
+    before = open_checkpoint(source).load_model()
+    for name, parameter in before.named_parameters():
+        assert torch.equal(dict(run.named_parameters())[name][: len(parameter)], parameter)
+    assert manifest["counts"]["steps"] == 2
+    with pytest.raises(
+        UserError, match="holds weights alone, and no place in any data to go on from; give --finetune"
+    ):
+        cli.call(("train",), [*line(source, "--hf", str(source)), "--overwrite"])
+    with pytest.raises(
+        UserError,
+        match=(
+            r"theirs: holds another model: embedding.weight is \(128, 32\) there and \(128, 768\) here; give"
+            r" --hf .*theirs"
+        ),
+    ):
+        cli.call(("train",), [*line(source, "--finetune", "--vocab-size", "61"), "--overwrite"])
+    with pytest.raises(
+        UserError, match=r"nowhere: has no config.json; give the directory of a Hugging Face model"
+    ):
+        cli.call(("train",), line(source, "--hf", str(tmp_path / "nowhere")))
+
+
+TP2, PP2 = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
+
+
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [(2, TP2), (2, PP2), pytest.param(4, TP2 + PP2, marks=pytest.mark.slow)],
+    ids=["TP2", "PP2", "TP2 x PP2"],
+)
+def test_weights_of_hugging_face_go_in_and_out_at_a_layout_without_losing_a_bit(
+    pool, line, tmp_path, world, layout
+):
+    source = write(random_model("llama"), tmp_path / "theirs")
+    pool.run(
+        cli.call,
+        world,
+        ("train",),
+        line(source, "--hf", str(source), "--finetune", "--eval-iters", "0", "--split", "100,0,0", *layout),
+    )
+    export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "back")))
+    found, expected = weights(tmp_path / "back"), weights(source)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor[: len(found[name])]) for name, tensor in expected.items())
+
+
+def test_a_run_starts_from_a_converted_checkpoint(line, tmp_path, capsys):
+    source = write(random_model("llama"), tmp_path / "theirs")
+    cli.call(("checkpoint", "convert"), [str(source), str(tmp_path / "ours")])
+    with pytest.raises(UserError, match="ours: holds weights alone"):
+        cli.call(("train",), line(tmp_path / "ours", "--hf", str(source)))
+    assert "other settings" not in capsys.readouterr().err
+    assert "finished" in cli.call(
+        ("train",), line(tmp_path / "ours", "--hf", str(source), "--finetune", "--rotary-base", "7")
+    )
+    assert (
+        "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); those here count"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write(random_model("llama"), tmp_path / "theirs", max_shard_size="20KB")
+
+
+def refused(source, out):
+    with pytest.raises(UserError) as error:
+        convert(ConvertConfig(source=str(source), output=str(out)))
+    assert "\n" not in str(error.value)
+    assert not out.exists() or not any(out.iterdir())
+    return str(error.value)
+
+
+def test_what_is_not_whole_is_refused_by_name(source, tmp_path):
+    out = tmp_path / "out"
+    shards = sorted(source.glob("*.safetensors"))
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[:-100])
+    assert f"{shards[1]}: not a whole safetensors file" in refused(source, out)
+    shards[1].write_bytes(b"")
+    assert f"{shards[1]}: not a whole safetensors file" in refused(source, out)
+    shards[1].unlink()
+    assert (
+        f"has no {shards[1].name}, which model.safetensors.index.json names; fetch the model again"
+        in refused(source, out)
+    )
+    shards[1].write_bytes(whole)
+    held = load_file(shards[1])
+    name = next(iter(held))
+    save_file({**held, name: held[name][:-1].contiguous()}, shards[1])
+    assert "config.json says" in refused(source, out)
+    save_file({n: t for n, t in held.items() if n != name}, shards[1])
+    assert f"has no weight {name}; give a whole llama model's directory" in refused(source, out)
+    save_file({**held, "model.layers.0.extra.weight": torch.ones(1)}, shards[1])
+    assert (
+        "holds model.layers.0.extra.weight, which no llama of its config.json has; this model cannot be"
+        " loaded" in refused(source, out)
+    )
+    shards[1].write_bytes(whole)
+    convert(ConvertConfig(source=str(source), output=str(out)))
+
+
+def test_models_that_are_not_ours_are_refused_by_name(source, tmp_path):
+    out, plain = tmp_path / "out", json.loads((source / "config.json").read_text())
+    for settings, message in [
+        ({"model_type": "gemma3"}, "model_type is 'gemma3'; only gpt2, gpt_bigcode"),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "model.rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn",
+        ),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config: the weights are quantised; give the model as it was before that",
+        ),
+        ({"attention_bias": True}, "attention_bias is True; only False can be loaded as llama"),
+        (
+            {"vocab_size": 7},
+            "has 7 rows of vocabulary, and the tokenizer 61 tokens; give the model's own tokenizer",
+        ),
+    ]:
+        (source / "config.json").write_text(json.dumps(plain | settings))
+        assert message in refused(source, out)
+    (source / "config.json").write_text("{")
+    assert "config.json: not whole JSON" in refused(source, out)
+    (source / "config.json").write_text("[]")
+    assert "config.json: must hold a model's settings, not a list" in refused(source, out)
+    (source / "config.json").write_text(json.dumps(plain))
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    (source / "pytorch_model.bin").write_bytes(b"")
+    assert "has no model.safetensors (only pytorch_model.bin, which may run any code)" in refused(source, out)
+    assert "nowhere: no such checkpoint; check the path" in refused(tmp_path / "nowhere", out)
 
 
 def test_minilm_gives_the_hidden_states_of_transformers():

@@ -25,6 +25,7 @@ WRITTEN = """
 import contextlib, random, signal, sys, warnings
 from argparse import Namespace
 from pathlib import Path
+
 warnings.filterwarnings("ignore")
 import numpy as np
 import torch
@@ -45,31 +46,88 @@ parallel_state.initialize_model_parallel()
 torch.set_num_threads(1)
 for kind in ("gpt", "llama"):
     llama = kind == "llama"
-    shape = dict(num_layers=4, hidden_size=32, num_attention_heads=4, num_query_groups=2 if llama else 4, ffn_hidden_size=48, add_bias_linear=not llama)
+    shape = dict(
+        num_layers=4,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_query_groups=2 if llama else 4,
+        ffn_hidden_size=48,
+        add_bias_linear=not llama,
+    )
     config = TransformerConfig(
-        **shape, use_cpu_initialization=True, normalization="RMSNorm" if llama else "LayerNorm", activation_func=F.silu if llama else F.gelu,
-        gated_linear_unit=llama, hidden_dropout=0.0, attention_dropout=0.0, bias_activation_fusion=True, masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False, qk_layernorm=llama,
+        **shape,
+        use_cpu_initialization=True,
+        normalization="RMSNorm" if llama else "LayerNorm",
+        activation_func=F.silu if llama else F.gelu,
+        gated_linear_unit=llama,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=True,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        qk_layernorm=llama,
     )
     model = GPTModel(
-        config, get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama), vocab_size=64, max_sequence_length=32, rotary_base=500,
-        position_embedding_type="rope" if llama else "learned_absolute", share_embeddings_and_output_weights=not llama,
+        config,
+        get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama),
+        vocab_size=64,
+        max_sequence_length=32,
+        rotary_base=500,
+        position_embedding_type="rope" if llama else "learned_absolute",
+        share_embeddings_and_output_weights=not llama,
     ).eval()
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
     tokens = torch.arange(32).view(2, 16) * 7 % 60
     with torch.no_grad():
-        logits = model(tokens, torch.arange(16).expand(2, -1), torch.ones(1, 1, 16, 16, dtype=torch.bool).triu(1))
+        logits = model(
+            tokens, torch.arange(16).expand(2, -1), torch.ones(1, 1, 16, 16, dtype=torch.bool).triu(1)
+        )
     args = Namespace(
-        **shape, group_query_attention=llama, kv_channels=8, seq_length=24, max_position_embeddings=32, padded_vocab_size=64, make_vocab_size_divisible_by=64,
-        position_embedding_type="rope" if llama else "learned_absolute", rotary_base=500, normalization=config.normalization, norm_epsilon=1e-5,
-        qk_layernorm=llama, swiglu=llama, bias_gelu_fusion=True, untie_embeddings_and_output_weights=llama, num_experts=None, window_size=None,
-        model_type=ModelType.encoder_or_decoder, attention_backend=AttnBackend.auto, exit_signal=signal.SIGTERM, params_dtype=torch.float32,
-        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, rotary_percent=1.0, data_path=["a", 0.5], save=Path("out"),
+        **shape,
+        group_query_attention=llama,
+        kv_channels=8,
+        seq_length=24,
+        max_position_embeddings=32,
+        padded_vocab_size=64,
+        make_vocab_size_divisible_by=64,
+        position_embedding_type="rope" if llama else "learned_absolute",
+        rotary_base=500,
+        normalization=config.normalization,
+        norm_epsilon=1e-5,
+        qk_layernorm=llama,
+        swiglu=llama,
+        bias_gelu_fusion=True,
+        untie_embeddings_and_output_weights=llama,
+        num_experts=None,
+        window_size=None,
+        model_type=ModelType.encoder_or_decoder,
+        attention_backend=AttnBackend.auto,
+        exit_signal=signal.SIGTERM,
+        params_dtype=torch.float32,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        rotary_percent=1.0,
+        data_path=["a", 0.5],
+        save=Path("out"),
     )
-    rng = [{"random_rng_state": random.getstate(), "np_rng_state": np.random.get_state(), "torch_rng_state": torch.get_rng_state(), "rng_tracker_states": {}}]
-    state = {"args": args, "checkpoint_version": 3.0, "iteration": 7, "model": model.state_dict(), "rng_state": rng, "optimizer": {"param_groups": [{"lr": 1.0}]}}
+    rng = [
+        {
+            "random_rng_state": random.getstate(),
+            "np_rng_state": np.random.get_state(),
+            "torch_rng_state": torch.get_rng_state(),
+            "rng_tracker_states": {},
+        }
+    ]
+    state = {
+        "args": args,
+        "checkpoint_version": 3.0,
+        "iteration": 7,
+        "model": model.state_dict(),
+        "rng_state": rng,
+        "optimizer": {"param_groups": [{"lr": 1.0}]},
+    }
     folder = Path(sys.argv[1]) / kind
     (folder / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
     torch.save(state, folder / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt")
@@ -377,30 +435,3 @@ def test_what_is_missing_or_another_model_is_refused_by_name(megatron, tmp_path)
     torch.save({**state, "model": {**plain, "decoder.final_layernorm.weight": torch.ones(5)}}, file)
     with pytest.raises(UserError, match=r"norm.weight has shape \(5,\), its settings say \(32,\)"):
         convert(ConvertConfig(source=str(tmp_path / "other"), output=str(tmp_path / "out"), tokenizer=SIXTY))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"format": "torch", "target_tensor_parallel_size": 3},
-            "target_tensor_parallel_size = 3 does not divide model.num_query_groups = 4; use fewer ranks",
-        ),
-        (
-            {"format": "torch", "target_pipeline_parallel_size": 3},
-            "target_pipeline_parallel_size = 3 does not divide model.num_layers = 4",
-        ),
-        (
-            {"format": "torch_dist", "target_tensor_parallel_size": 2},
-            "mt loads its checkpoints at any layout: leave it out",
-        ),
-        ({"max_shard_size": 0}, "max_shard_size = 0 must be above 0"),
-    ],
-)
-def test_layouts_that_cannot_be_are_refused(megatron, settings, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        convert(
-            ConvertConfig(
-                source=str(megatron / "gpt"), output=str(tmp_path / "out"), tokenizer=SIXTY, **settings
-            )
-        )

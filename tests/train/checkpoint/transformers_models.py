@@ -1,0 +1,211 @@
+"""Small models of transformers, random ones of them with a tokenizer, and how ours are compared with them."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+V, T = 61, 24
+
+TOLERANCE = 1e-5
+
+TEXT = "w5 w17 w3 w40 w5"
+
+COMMON = {
+    "attn_implementation": "eager",
+    "initializer_range": 0.2,
+    "vocab_size": V,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+GPT2 = {**COMMON, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+
+LLAMA = {
+    **COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+T5 = {
+    "vocab_size": V,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+    "dropout_rate": 0.0,
+    "initializer_factor": 2.0,
+}
+
+BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
+
+MAMBA = {k: v for k, v in COMMON.items() if k != "attn_implementation"} | {
+    "num_heads": 4,
+    "head_dim": 16,
+    "hidden_size": 32,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "n_groups": 2,
+    "chunk_size": 8,
+}
+
+MODELS = {
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**GPT2)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+    "llama 3.2": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True)
+    ),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**LLAMA, sliding_window=7)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**LLAMA)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**LLAMA, head_dim=16)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**LLAMA, num_local_experts=4)
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(
+            **LLAMA, **EXPERTS, shared_expert_intermediate_size=8, mlp_only_layers=[0]
+        )
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(**LLAMA, **EXPERTS, head_dim=16, norm_topk_prob=True)
+    ),
+    "mamba2": lambda: transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**MAMBA)),
+    "bert": lambda: transformers.BertForPreTraining(
+        transformers.BertConfig(**BERT, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ),
+    "t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5, feed_forward_proj="relu")
+    ),
+    "t5 1.1": lambda: untied_t5(),
+}
+
+
+def untied_t5():
+    """What transformers makes of a T5 v1.1 checkpoint, which has a head of its own; a new model it ties
+    regardless.
+    """
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    )
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(V, T5["d_model"]))
+    return model
+
+
+def random_model(name):
+    """A random model of transformers, vectors and biases away from 1 and 0."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(1, 0.3)
+    return model
+
+
+def write_tokenizer(folder: Path) -> None:
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, V)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    facts = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
+
+
+def write(model, folder: Path, **how) -> Path:
+    model.save_pretrained(folder, **how)
+    write_tokenizer(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def random_tokens(shape=(3, T), seed=1):
+    return torch.randint(3, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def their_logits(model):
+    tokens = random_tokens()
+    if model.config.model_type == "t5":
+        return model(input_ids=tokens, decoder_input_ids=random_tokens((3, 9), seed=2)).logits
+    out = model(input_ids=tokens)
+    return out.prediction_logits if model.config.model_type == "bert" else out.logits
+
+
+@torch.no_grad()
+def our_logits(model):
+    tokens = random_tokens()
+    hidden = model(random_tokens((3, 9), seed=2), tokens) if model.config.family == "t5" else model(tokens)
+    return model.logits(hidden)[..., :V]
+
+
+def assert_near(found, expected):
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def assert_same_weights(found, expected):
+    held = dict(found.named_parameters())
+    assert held.keys() == dict(expected.named_parameters()).keys()
+    assert all(torch.equal(held[n], p) for n, p in expected.named_parameters())
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+
+NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+}
+
+DECODERS = {
+    "gpt2": transformers.GPT2Config(**GPT2),
+    "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
+    "gpt_bigcode with a key for every query": transformers.GPTBigCodeConfig(**GPT2, multi_query=False),
+    "llama": transformers.LlamaConfig(**LLAMA),
+    "llama with positions divided by 4": transformers.LlamaConfig(
+        **LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+    ),
+    "llama 3.1": transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "llama with a base that grows": transformers.LlamaConfig(
+        **{**LLAMA, "max_position_embeddings": 16},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
+    ),
+    "llama with yarn": transformers.LlamaConfig(**LLAMA, rope_parameters=YARN),
+    "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
+    "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
+    "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**LLAMA),
+    "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
+}
