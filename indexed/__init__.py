@@ -1,1 +1,1 @@
-"""documents -> token ids on disk -> samples."""
+"""Token files: documents to .bin/.idx pairs, and pairs to the samples that training reads."""

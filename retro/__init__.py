@@ -1,1 +1,1 @@
-"""indexed tokens -> chunks -> embeddings -> index -> neighbours."""
+"""Retrieval: chunks or blocks of token files, their embeddings, indices and neighbours."""

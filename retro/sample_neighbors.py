@@ -240,7 +240,7 @@ def _plan(shapes: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
     return {"text": "\n".join(lines), "bytes": sizes}
 
 
-# --- what a worker does
+# --- in a worker process
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""BERT's samples, beside Megatron-LM's golden numbers and megatron-core's dataset."""
+"""BERT's samples, compared with Megatron-LM's golden numbers and megatron-core's dataset."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mixtures beside Megatron-LM's compiled helper and its golden numbers."""
+"""Orders of blends, compared with Megatron-LM's compiled helper and its golden numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tokenizing, merging, verifying and inspecting, beside bytes worked by hand and runs that were killed."""
+"""Tokenization, compared with bytes worked by hand, megatron-core's builder, and runs that were killed."""
 
 import gzip
 import itertools
@@ -205,8 +205,8 @@ def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
 
 
-# Runs the command so many times in a fork and kills it; what ends before is compared, removed and begun
-# again.
+# Runs the command in forks and kills so many of them; an output that is finished before is compared, removed
+# and begun again.
 KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Indices built ahead of training are those that training then finds."""
+"""`mt data index`: training finds the indices that it built."""
 
 import numpy as np
 import pytest

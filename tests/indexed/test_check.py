@@ -31,15 +31,19 @@ def test_verify_notices_every_changed_byte(tmp_path):
     verify(VerifyConfig(prefix=f"{prefix}.idx"))
 
 
-@pytest.mark.parametrize(("bad", "block"), [(512, 2), (-1, 2), (512, 1 << 20)])
-def test_verify_names_a_token_outside_the_vocabulary(tmp_path, monkeypatch, bad, block):
+@pytest.mark.parametrize("position", range(6))
+@pytest.mark.parametrize(("bad", "block"), [(512, 2), (-1, 4), (512, 1 << 20)])
+def test_verify_names_a_token_outside_the_vocabulary(tmp_path, monkeypatch, bad, block, position):
     monkeypatch.setattr(check, "BLOCK", block)
+    tokens = [1, 511, 0, 7, 300, 3]
+    tokens[position] = bad
     writer = IndexedWriter(tmp_path / "alien", np.int32, tmp_path / "work")
-    writer.add([1, 511, 0, 7, bad, 3], [2, 1, 2, 1], [2, 2])
+    writer.add(tokens, [2, 1, 2, 1], [2, 2])
     writer.finish()
     prefix = str(tmp_path / "alien")
     assert verify(VerifyConfig(prefix=prefix))["checked"] == ["sizes, lengths, pointers and documents"]
-    message = rf"alien\.bin: token {bad} in sequence 2 is outside the vocabulary of 512"
+    sequence = (0, 0, 1, 2, 2, 3)[position]
+    message = rf"alien\.bin: token {bad} in sequence {sequence} is outside the vocabulary of 512"
     with pytest.raises(UserError, match=message):
         verify(VerifyConfig(prefix=prefix, **BYTES))
     run(tmp_path, [{"text": "a"}])
@@ -102,6 +106,9 @@ def test_as_many_documents_as_requested_are_shown_from_first_to_last(tmp_path):
 
 
 def test_inspect_shows_the_beginnings_of_documents_and_numbers_their_sequences(tmp_path):
+    run(tmp_path, [{"text": "y" * 32}], "fits")
+    fits = InspectPairConfig(prefix=str(tmp_path / "fits_text_document"), samples=1, **BYTES)
+    assert inspect(fits)["samples"] == ["y" * 32], "32 tokens are shown whole"
     run(tmp_path, [{"text": "x" * 40}, {"text": ""}, {"text": ["Hello\nyou", "world!"]}])
     prefix = str(tmp_path / "p_text_document")
     assert inspect(InspectPairConfig(prefix=prefix, samples=3, **BYTES))["samples"] == [

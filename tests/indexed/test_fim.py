@@ -1,4 +1,4 @@
-"""Fill-in-the-middle beside a plain loop, and what must hold whatever the random numbers say."""
+"""Fill-in-the-middle, compared with a plain loop, and properties that hold for any random numbers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The .bin/.idx bytes, beside the golden example, megatron-core's reader, and every way to damage them."""
+"""The .bin/.idx bytes, compared with the golden example and megatron-core's reader, and damaged pairs."""
 
 import json
 import os
@@ -16,15 +16,23 @@ from mt.indexed.format import IndexedDataset, IndexedWriter, token_dtype
 TOKENS, LENGTHS, PER_DOCUMENT = [97, 98, 299, 99, 100, 101, 299], [3, 4], [1, 0, 1]
 
 
-@pytest.fixture
-def pair(tmp_path):
-    writer = IndexedWriter(tmp_path / "p", np.uint16, tmp_path / "work")
+def write_pair(folder):
+    writer = IndexedWriter(folder / "p", np.uint16, folder / "work")
     writer.add(np.array(TOKENS), LENGTHS, PER_DOCUMENT)
     writer.finish()
-    return tmp_path / "p"
+    return folder / "p"
 
 
-def test_the_bytes_are_those_of_the_golden_example(megatron_golden, pair):
+@pytest.fixture
+def pair(tmp_path):
+    return write_pair(tmp_path)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1 << 20])
+def test_the_bytes_are_those_of_the_golden_example(megatron_golden, monkeypatch, tmp_path, block):
+    monkeypatch.setattr("mt.indexed.format.BLOCK", block)
+    pair = write_pair(tmp_path)
+    assert [s.tolist() for s in IndexedDataset(pair)] == [TOKENS[:3], TOKENS[3:]]
     golden = megatron_golden["idx"]
     assert pair.with_suffix(".idx").read_bytes().hex() == golden["idx_hex"]
     assert pair.with_suffix(".bin").read_bytes().hex() == golden["bin_hex"]
@@ -161,7 +169,9 @@ def test_every_truncation_is_refused(pair):
         (66, struct.pack("<q", 2), "document 1 ends before it starts, at sequence 1"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(pair, position, value, message):
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_a_refusal_says_what_is_wrong(pair, monkeypatch, block, position, value, message):
+    monkeypatch.setattr("mt.indexed.format.BLOCK", block)
     data = bytearray(pair.with_suffix(".idx").read_bytes())
     data[position : position + len(value)] = value
     pair.with_suffix(".idx").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Sample indices and samples, beside Megatron-LM's golden numbers and megatron-core's GPTDataset."""
+"""Sample indices and samples, compared with Megatron-LM's golden numbers and megatron-core's GPTDataset."""
 
 import hashlib
 import multiprocessing

@@ -1,6 +1,4 @@
-"""Blocks and queries of the inverse cloze task, beside megatron-core's compiled mapping and loops written
-from the task.
-"""
+"""Blocks and queries of the inverse cloze task, compared with megatron-core's mapping and plain loops."""
 
 import itertools
 

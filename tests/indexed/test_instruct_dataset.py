@@ -45,7 +45,7 @@ class Bytes:
 
 
 class Pairs(Bytes):
-    """Two letters of a kind are one token: what is cut apart has more tokens than its parts."""
+    """Two equal letters are one token, so the tokens of a text are not those of its parts."""
 
     def encode(self, text):
         ids = []

@@ -1,4 +1,4 @@
-"""Sample indices of sentences, beside Megatron-LM's golden numbers and its compiled helper."""
+"""Sample indices of sentences, compared with Megatron-LM's golden numbers and its compiled helper."""
 
 import numpy as np
 import pytest

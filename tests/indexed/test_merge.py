@@ -1,4 +1,4 @@
-"""Merged pairs, beside a tokenization of all inputs at once and megatron-core's builder."""
+"""Merged pairs, compared with a tokenization of all inputs at once and megatron-core's builder."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Chunks and neighbours as tokens, beside tables worked by hand."""
+"""Chunks and neighbours as tokens, compared with tables worked by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sentences, beside NLTK's own tokenizer with the same parameters."""
+"""Sentences, compared with those of NLTK's tokenizer with the same parameters."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Splits beside Megatron-LM's table."""
+"""Ranges of splits, compared with Megatron-LM's table."""
 
 import pytest
 

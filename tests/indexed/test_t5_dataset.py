@@ -1,4 +1,4 @@
-"""T5's samples, beside Megatron-LM's golden numbers and megatron-core's dataset."""
+"""T5's samples, compared with Megatron-LM's golden numbers and megatron-core's dataset."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Embedded blocks: their table, texts and embeddings beside plain loops, and a search beside all products."""
+"""Embedded blocks, compared with plain loops, and a search, compared with all inner products."""
 
 import itertools
 

@@ -15,7 +15,7 @@ LENGTH = 16
 
 
 class QuickEmbedder(embed.Embedder):
-    """Counts letters, beside the default embedder's tokenizer."""
+    """Counts letters; its tokenizer is the default embedder's."""
 
     def __call__(self, pieces):
         return np.array(
@@ -111,7 +111,7 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
     with h5py.File(folder / f"000-0{rows}.hdf5") as file:
         found = file["neighbors"][:]
     (folder / f"000-0{rows}.hdf5").unlink()
-    rows -= 2  # of the 21st sample, which the mixture has beyond the 20 and Megatron-LM does not search for
+    rows -= 2  # of the 21st sample, which the blend has besides the 20 and Megatron-LM does not search for
     for start, stop in ((0, 13), (13, rows)):
         with h5py.File(folder / f"{start:03d}-{stop:03d}.hdf5", "w") as file:
             file.create_dataset("neighbors", data=found[start:stop])

@@ -1,4 +1,4 @@
-"""Neighbours that are found on demand, beside a brute-force search."""
+"""Neighbours that are found on demand, compared with a brute-force search."""
 
 import numpy as np
 import pytest

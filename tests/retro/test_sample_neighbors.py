@@ -26,7 +26,7 @@ from mt.tests.retro.small_databases import (
 
 
 def documents_by_loop(dataset, k):
-    """(pair, document) of every token of a sample, told by walking along the stream."""
+    """(pair, document) of every token of a sample, by a walk along the stream."""
     inner, j = dataset.datasets[dataset.dataset_index[k]], dataset.sample_index[k]
     lengths, starts = inner.indexed.lengths, inner.indexed.document_indices
     owner = [
@@ -255,7 +255,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(folder
         ({"db": str(folder / "near")}, "is not a finished retrieval database"),
         ({"train_samples": 0, "valid_samples": 0}, "are all 0; raise one of them"),
         ({"num_neighbors": 0}, "num_neighbors = 0 must be at least 1"),
-        ({"bert_model": str(tmp_path)}, r"has no config\.json"),
+        ({"bert_model": str(tmp_path)}, r"no checkpoint of mt train .*; check the path"),
     ]:
         with pytest.raises(UserError, match=message):
             neighbors(neighbor_settings(folder, **({"output": str(tmp_path / "new")} | changed)))
