@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.train.checkpoint.hf_settings import settings_in, settings_out
+from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 from mt.train.model.layers import initialize
@@ -36,18 +36,18 @@ def shape(**changes):
 
 
 def test_the_published_config_of_pythia_is_read_as_transformers_reads_it():
-    ours = settings_in(PYTHIA, "config.json")
+    ours = config_from_hf(PYTHIA, "config.json")
     theirs = transformers.GPTNeoXConfig.from_dict(PYTHIA)
     assert ours.rotary_percent == theirs.rope_parameters["partial_rotary_factor"] == 0.25
     assert ours.rotary_base == theirs.rope_parameters["rope_theta"]
-    assert settings_in(theirs.to_dict(), "config.json") == ours, "as transformers 5 writes it"
+    assert config_from_hf(theirs.to_dict(), "config.json") == ours, "as transformers 5 writes it"
 
 
 @pytest.mark.parametrize("percent", [0.25, 0.5, 1.0])
 def test_what_is_written_is_read_again_by_us_and_by_transformers(percent):
     config = shape(rotary_percent=percent, untie_embeddings_and_output_weights=True)
-    name, written = settings_out(config)
-    again = settings_in(json.loads(json.dumps(written)), "config.json")
+    name, written = config_to_hf(config)
+    again = config_from_hf(json.loads(json.dumps(written)), "config.json")
     assert (name, again.rotary_percent, again.untie_embeddings_and_output_weights) == (
         "gpt_neox",
         percent,
@@ -108,4 +108,4 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 )
 def test_another_model_of_that_name_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        settings_in({**PYTHIA, **changes}, "config.json")
+        config_from_hf({**PYTHIA, **changes}, "config.json")
