@@ -22,7 +22,6 @@ from ..core.config import UserError, check, configuration, option
 from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.base import Checkpoint
 from ..train.model.family import family_of
-from ..train.model.retro import Retro
 from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_matmul
 from ..train.prepacked_weights import prepare_for_inference
@@ -232,7 +231,7 @@ def _connect(model, tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> 
     """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is
     nothing to look up for.
     """
-    if not isinstance(model, Retro):
+    if not model.config.retro_add_retriever:
         check(
             (
                 retrieval.retro_db is None,

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import tokenizers
@@ -140,8 +141,7 @@ def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], 
             " run of `mt train --family bert`, or leave --bert-model out"
         )
     assert isinstance(checkpoint, NativeCheckpoint), "Megatron-LM's checkpoints are read for GPTs alone"
-    model, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
-    assert isinstance(model, Bert)
+    model, tokenizer = cast(Bert, checkpoint.load_model()), checkpoint.load_tokenizer()
     words, room = word_pieces(tokenizer), min(MAX_TOKENS, model.config.max_position_embeddings) - 2
     model.head = model.pooler = model.binary_head = None
     encode = lambda texts: [[words.cls, *tokenizer.encode(text)[:room], words.sep] for text in texts]
