@@ -18,6 +18,7 @@ def test_strings_are_read_back_by_row(tmp_path_factory, texts, data):
     key_index.save_strings(stem, "id", texts)
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=5)) if texts else []
     assert key_index.load_strings(stem, "id", rows) == [texts[row] for row in rows]
+    assert np.load(f"{stem}.id_ends.npy")[0] == 0
 
 
 def test_documents_are_numbered_in_the_order_of_the_parts(tmp_path):

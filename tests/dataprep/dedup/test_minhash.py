@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from datasketch import MinHash
 from datasketch.lsh import _optimal_param
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.dataprep.dedup import minhash
-
-TEXTS = st.lists(st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.", max_size=20), max_size=8)
+from mt.dataprep.dedup import minhash, shingles
 
 
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.8, 0.9])
@@ -61,3 +60,31 @@ def test_equal_bands_have_equal_keys_and_others_do_not():
     keys = minhash.band_keys(signature, 2, 2)
     assert keys[0, 0] == keys[0, 1] != keys[0, 2]
     assert keys[1, 0] == keys[1, 2] != keys[1, 1]
+
+
+TWO_TEXTS = st.lists(st.text("ab \t") | st.text("aé \u3000", max_size=20), max_size=6)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(TWO_TEXTS, st.sampled_from(["word", "char"]), st.booleans())
+def test_shingles_of_texts_come_with_the_bytes_of_ascii_texts_where_the_loops_are_compiled(
+    texts, unit, compiled
+):
+    hashes, first, nonspace = minhash.text_shingles(texts, 2, unit, compiled)
+    units = shingles.batch_characters(texts) if unit == "char" else shingles.batch_words(texts)
+    expected, expected_first = shingles.shingle(*units, 2)
+    assert (hashes.tolist(), first.tolist()) == (expected.tolist(), expected_first.tolist())
+    for text, data in zip(texts, nonspace, strict=True):
+        if compiled and unit == "word" and text.isascii():
+            assert bytes(data) == "".join(text.split()).encode()
+        else:
+            assert data is None
+
+
+def test_a_signature_is_the_least_of_each_permutation_by_hand():
+    factors, offsets = (a.tolist() for a in minhash.permutations(3))
+    assert all(factor % 2 for factor in factors), "an odd factor makes a permutation"
+    values = [[7, 1 << 31], [123456789]]
+    hashes = np.array([v << 32 for text in values for v in text], np.uint64)
+    expected = [[min((v * a + b) % 2**32 for v in text) for a, b in zip(factors, offsets)] for text in values]
+    assert minhash.minhash_signatures(hashes, np.array([0, 2, 3]), 3).tolist() == expected
