@@ -1,1 +1,1 @@
-"""Checkpoints in and out of other libraries' formats."""
+"""Checkpoints of mt, Hugging Face and Megatron-LM: `open` reads any of them, `native` writes ours."""

@@ -72,9 +72,7 @@ class Checkpoint(abc.ABC):
     @property
     @abc.abstractmethod
     def run_settings(self) -> dict[str, Any]:
-        """The settings of the run that wrote it, a tree by group and name; {} in other libraries'
-        checkpoints.
-        """
+        """The settings of the run that wrote it, by group and name; {} for other libraries."""
 
     @property
     @abc.abstractmethod
@@ -219,8 +217,9 @@ def named_tensors(
     weights: Mapping[str, Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, Tensor]:
-    """Name -> tensor (or DTensor) of all that a checkpoint holds; moments are zeros before the optimizer's
-    first step.
+    """Name -> tensor (or DTensor) of all that a checkpoint holds.
+
+    Moments are zeros before the optimizer's first step.
 
     weights: the float32 weights by name, where the model computes in another dtype; the optimizer steps
     these.
@@ -249,9 +248,7 @@ def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
 
 
 def pad_vocabulary(weight: Tensor, rows: int, vocab_size: int) -> Tensor:
-    """A weight of (vocabulary rows, ...) with `rows` of them in all: rows of zeros behind vocab_size come or
-    go.
-    """
+    """A weight of (vocabulary rows, ...) with `rows` rows: zeros behind vocab_size are added or cut off."""
     if len(weight) == rows:
         return weight
     weight = weight[: min(vocab_size, rows)]

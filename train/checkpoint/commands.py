@@ -288,9 +288,7 @@ def _with_padding(source: Source, config: ConvertConfig) -> ResolvedModelConfig:
 
 
 class LazySavePlanner(DefaultSavePlanner):
-    """Reads each tensor when its turn to be written comes; the tensors that it is given to save have no
-    values.
-    """
+    """Reads each tensor only when it is written; the tensors to save that it is given have no values."""
 
     def __init__(self, read: Callable[[str], Tensor]):
         super().__init__()

@@ -1,5 +1,4 @@
-"""Hugging Face directories, read and written: config.json, safetensors in one file or several, tokenizer
-files.
+"""Hugging Face directories, read and written: config.json, safetensors files, tokenizer files.
 
 Weights are read and written one at a time, so that a model larger than the memory can be converted. A
 safetensors file is the length of its header (8 bytes, little endian), the header as JSON {name: {dtype,

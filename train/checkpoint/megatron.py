@@ -1,5 +1,4 @@
-"""Megatron-LM's GPT checkpoints, read and written, in its `torch` format: one file a tensor-parallel rank and
-stage.
+"""Megatron-LM's GPT checkpoints in its `torch` format, read and written.
 
     DIR/latest_checkpointed_iteration.txt                  "300", or "release"
     DIR/iter_0000300/mp_rank_TT[_PPP]/model_optim_rng.pt   TT: tensor-parallel rank; PPP: stage, if several

@@ -336,8 +336,7 @@ class NativeCheckpoint(Checkpoint):
 
 
 def known_settings(cls: type, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of a group of a checkpoint's config.yaml that this version still has; says which it has
-    not.
+    """The settings of a group of config.yaml that this version still has; prints those that it has not.
 
     check_shapes finds out whether such a setting changed the weights' shapes.
     """
@@ -392,8 +391,7 @@ def _step(path: Path) -> int:
 
 
 def newest_whole(folder: Path, mesh: Mesh | None = None) -> NativeCheckpoint | None:
-    """The newest checkpoint of a run whose files are all there and unchanged; says which broken ones it
-    skips.
+    """The newest checkpoint of a run whose files are whole; prints which broken ones it skips.
 
     The same on all ranks of `mesh`; each rank reads a share of the files. Raises Failure where all are
     broken.
