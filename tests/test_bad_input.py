@@ -1,6 +1,6 @@
-"""Bad input anywhere in the chain: one clear line and exit code 2, or set aside and exit code 3.
+"""Bad input to any command: one clear line and exit code 2, or records set aside and exit code 3.
 
-Nothing half-written.
+No partial output stays.
 """
 
 import gzip
@@ -19,31 +19,12 @@ import zstandard
 from mt import cli
 from mt.core.manifest import file_digest
 
+# fmt: off
 WORDS = [
-    "the",
-    "a",
-    "river",
-    "hill",
-    "quick",
-    "slow",
-    "brown",
-    "old",
-    "fox",
-    "dog",
-    "runs",
-    "rests",
-    "near",
-    "over",
-    "under",
-    "some",
-    "fields",
-    "of",
-    "barley",
-    "and",
-    "then",
-    "it",
-    "stops",
+    "the", "a", "river", "hill", "quick", "slow", "brown", "old", "fox", "dog", "runs",
+    "rests", "near", "over", "under", "some", "fields", "of", "barley", "and", "then", "it", "stops",
 ]
+# fmt: on
 
 
 def text(seed, words=90):
@@ -154,7 +135,7 @@ def test_an_empty_or_a_missing_file_is_named(tmp_path, vocabulary, capsys, name)
 
 
 def broken_files(folder):
-    """{name: what the message says} of files that no reader can make sense of."""
+    """{name of a broken file: part of the message for it}."""
     data = write(folder / "good").read_bytes()
     packed = {"cut.jsonl.gz": gzip.compress(data), "cut.jsonl.zst": zstandard.compress(data)}
     for name, content in packed.items():

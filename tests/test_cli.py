@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: help, mistakes, exit codes, JSON."""
+"""The command line: help, mistakes, exit codes, JSON, flags of Megatron-LM."""
 
 import dataclasses
 import errno
@@ -82,7 +82,7 @@ class Config:
 
 def fake(monkeypatch, outcome):
     def verb(config: Config) -> dict:
-        """A verb."""
+        """A command."""
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -103,17 +103,17 @@ def test_exit_codes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EISDIR])
-def test_the_systems_refusals_are_one_line(monkeypatch, capsys, number):
+def test_errors_of_the_operating_system_are_one_line(monkeypatch, capsys, number):
     assert fake(monkeypatch, OSError(number, os.strerror(number), "/some/file")) == 2
     assert capsys.readouterr().err.startswith("mt: /some/file: ")
 
 
-def test_a_failure_of_ours_shows_its_traceback_and_exits_1(monkeypatch, capsys):
+def test_an_error_in_mt_shows_its_traceback_and_exits_1(monkeypatch, capsys):
     assert fake(monkeypatch, OSError(errno.EBADF, "Bad file descriptor")) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     import builtins
 
     real = builtins.__import__
@@ -181,7 +181,7 @@ def trained(monkeypatch):
     return seen
 
 
-def test_flags_of_megatron_that_are_called_otherwise_here_mean_the_same(trained, capsys):
+def test_flags_of_megatron_with_another_name_here_mean_the_same(trained, capsys):
     given = (
         "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu"
         " --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"

@@ -1,4 +1,4 @@
-"""The whole pipeline of examples/demo.yaml, made small: what it finds, and that kill -9 anywhere changes
+"""The pipeline of examples/demo.yaml with smaller numbers: its results, and that kill -9 at any time changes
 nothing.
 """
 
@@ -87,7 +87,7 @@ def scores(folder):
 
 
 def data(folder):
-    """Digests of all data; left out is what tells times: manifests, the log, TensorBoard's events, the page."""
+    """Digests of all files except those that hold times: manifests, logs, the page."""
     skip = ("manifest.json", "pipeline.json", "report.html", "log.jsonl", "run.json")
     return {
         str(p.relative_to(folder)): file_digest(p)

@@ -27,6 +27,7 @@ def names_of_package_files() -> dict[str, str]:
         name: file
         for name, file in files.items()
         if file
+        and os.path.isabs(file)  # torch.ops and torch.classes make theirs up
         and (path := Path(file).resolve()).is_relative_to(ROOT)
         and not any(path.is_relative_to(folder) for folder in outside)
     }

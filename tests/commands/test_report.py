@@ -1,4 +1,4 @@
-"""The page and the table."""
+"""The report: the table of stages and the HTML page."""
 
 import html.parser
 
@@ -73,7 +73,7 @@ STAGES = [
 
 
 class Balance(html.parser.HTMLParser):
-    """Counts what is open; raises where a tag closes that is not."""
+    """Counts open tags; raises where a tag closes that is not open."""
 
     def __init__(self):
         super().__init__()

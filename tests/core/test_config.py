@@ -1,4 +1,4 @@
-"""The configuration system: one declaration is YAML key, flag and help; every mistake is named at once."""
+"""Configurations: YAML, flags and Python give the same values, and every mistake is reported at once."""
 
 import dataclasses
 import importlib
@@ -68,7 +68,7 @@ def test_later_layers_win_and_a_configuration_survives_the_way_through_plain_val
     assert build(Train, ("again", to_dict(config))) == config
 
 
-def test_all_mistakes_are_said_at_once_with_the_nearest_name_and_the_place():
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name_and_the_place():
     with pytest.raises(UserError) as caught:
         build(
             Train,

@@ -58,7 +58,7 @@ def test_a_changed_input_makes_a_chain_of_stages_stale(tmp_path, source):
     assert make(tmp_path / "b", tmp_path / "a" / "out.txt", overwrite=True)[0] == "made"
 
 
-def test_an_output_changed_behind_our_back_is_made_again(tmp_path, source, capsys):
+def test_an_output_that_was_changed_is_made_again(tmp_path, source, capsys):
     make(tmp_path / "a", source)
     out = tmp_path / "a" / "out.txt"
     out.write_text("xyz")  # the same size
@@ -76,7 +76,7 @@ def test_a_copied_output_with_other_times_is_still_up_to_date(tmp_path, source):
     assert make(tmp_path / "a", source)[0] == "up to date"
 
 
-def test_a_directory_with_a_strangers_files_is_refused(tmp_path, source):
+def test_a_directory_with_files_of_another_program_is_refused(tmp_path, source):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="mt did not write it"):
@@ -98,7 +98,7 @@ def test_an_unfinished_run_goes_on_with_the_same_settings_and_is_refused_with_ot
     assert not (tmp_path / "a" / "part").exists()
 
 
-def test_an_unfinished_run_that_left_nothing_is_in_nobodys_way(tmp_path, source):
+def test_an_unfinished_run_that_left_no_file_is_replaced(tmp_path, source):
     manifest.begin("copy", Config(str(tmp_path / "a")), [source]).lock.close()
     assert not manifest.begin("copy", Config(str(tmp_path / "a"), 2), [source]).finished
 

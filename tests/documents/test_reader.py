@@ -97,7 +97,7 @@ def test_a_bad_line_is_named_with_its_number_or_set_aside(tmp_path, line, reason
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
-def test_an_empty_file_is_objected_to(tmp_path, name):
+def test_an_empty_file_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match="the file is empty"):
         texts(tmp_path / name)
@@ -214,7 +214,7 @@ def test_blocks_of_lines_lose_none_whatever_their_length(tmp_path, name, line_by
         assert [v for s in shards for v in read_values(s, ("id",))] == [(r["id"],) for r in rows]
 
 
-def test_a_stage_reads_on_where_a_shard_kept_nothing(tmp_path):
+def test_a_stage_reads_the_output_of_a_shard_that_kept_nothing(tmp_path):
     """A shard of which nothing stays leaves an empty file, which is no mistake of anybody's."""
     from mt.dataprep.filters.clean import CleanConfig, clean
 
@@ -227,7 +227,7 @@ def test_a_stage_reads_on_where_a_shard_kept_nothing(tmp_path):
     assert summary["counts"]["rows_in"] == 700
 
 
-def test_another_programs_manifest_is_no_manifest(tmp_path):
+def test_a_manifest_of_another_program_is_ignored(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(jsonl())
     for content in ('{"name": "extension", "version": 3}', "[1, 2]", '{"outputs": [], "key": 1}'):
         (tmp_path / "manifest.json").write_text(content)

@@ -185,7 +185,7 @@ def test_a_dataset_that_is_not_one_is_named(saved, name, message):
         plan([name.format(saved)])
 
 
-def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch):
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     sources._dataset.cache_clear()
     with pytest.raises(

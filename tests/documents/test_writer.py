@@ -136,7 +136,7 @@ def test_values_without_a_common_type_cannot_be_parquet(tmp_path, monkeypatch, b
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_parquet_holds_and_json_has_no_word_for_becomes_text(tmp_path):
+def test_values_of_parquet_that_json_has_no_type_for_become_text(tmp_path):
     meta = {
         "raw": b"\xff\x00",
         "price": decimal.Decimal("1.50"),
