@@ -13,15 +13,19 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from ..core.config import UserError, check, configuration, option
 from ..indexed.word_pieces import word_pieces
+from ..tokenizer.tokenizer import Tokenizer
 from ..train.checkpoint.base import Checkpoint
+from ..train.model.base import Model
 from ..train.model.family import family_of
+from ..train.model.retro import Retro
+from ..train.model.t5 import T5
 from ..train.parallel.mesh import Mesh
 from ..train.precision import use_fast_float32_matmul
 from ..train.prepacked_weights import prepare_for_inference
@@ -30,6 +34,9 @@ from .generation.batch import GenerationBatch
 from .generation.sampling import Continuation, Sampling
 
 SLAB_BATCHES = 32  # batches that are read ahead and sorted by length
+# (ids, the index of the first one that is scored)
+Window = tuple[Sequence[int] | np.ndarray, int]
+Item = TypeVar("Item")
 
 
 class LanguageModel:
@@ -96,7 +103,7 @@ class LanguageModel:
             results.append((float(logprobs[start:].sum(dtype=np.float64)), bool(greedy[start:].all())))
         return results
 
-    def rolling(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[np.ndarray]:
+    def rolling(self, windows: Iterable[Window]) -> Iterator[np.ndarray]:
         """For each (ids, first): the log-probabilities in nats of ids[first:], each given all ids before it.
 
         ids: at most max_length + 1; 1 <= first <= len(ids). Yields (len(ids) - first,) float32 arrays in the
@@ -131,7 +138,7 @@ class LanguageModel:
             pass
         return continuations
 
-    def _score(self, windows: Iterable[tuple[Sequence[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _score(self, windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each window, in order: (log-probabilities of its scored tokens, whether each is greedy)."""
         for slab in batched(windows, self.slab):
             results: list = [None] * len(slab)
@@ -142,7 +149,7 @@ class LanguageModel:
             yield from results
 
     @torch.inference_mode()
-    def _score_batch(self, windows: list[tuple[Sequence[int], int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _score_batch(self, windows: list[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
         assert all(first >= 1 and len(ids) <= self.max_length + 1 for ids, first in windows), (
             "a window does not fit the model"
         )
@@ -203,53 +210,52 @@ def open_model(
     retrieval: Retrieval = NO_RETRIEVAL,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """The model of a checkpoint for sequences of `length` tokens: those of its training, all that its
-    positions allow, or a number.
+    """The GPT or Retro model of a checkpoint.
 
-    retrieval: for Retro; what it then reads is looked up as chunks become full. mesh: whose tensor-parallel
-    ranks share the model; they must ask it the same, in the same order.
+    length: the longest sequence in tokens, or that of the training, or all positions of the model. retrieval:
+    for Retro, which retrieves neighbours whenever a chunk is complete. mesh: its tensor-parallel ranks share
+    the model and must call it with the same arguments in the same order. Raises UserError.
     """
     use_fast_float32_matmul()
     if family_of(checkpoint.config).text != "decoder":
         raise UserError(
-            f"{checkpoint}: is a model of family {checkpoint.config.family}, which does not continue text; give a model"
-            " of family gpt (mt generate and mt serve also take t5)"
+            f"{checkpoint}: is a model of family {checkpoint.config.family}, which does not continue text;"
+            " give a model of family gpt (mt generate and mt serve also take t5)"
         )
     tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model(mesh)
     _connect(model, tokenizer, retrieval, checkpoint)
     positions = checkpoint.config.max_position_embeddings
-    lengths = {"trained": min(checkpoint.seq_length, positions), "positions": positions}
-    wanted = lengths.get(length, length)
-    if wanted > positions:
+    if length == "trained":
+        length = min(checkpoint.seq_length, positions)
+    elif length == "positions":
+        length = positions
+    if length > positions:
         raise UserError(
-            f"seq_length = {wanted} must be at most the {positions} positions of the model in {checkpoint}"
+            f"seq_length = {length} must be at most the {positions} positions of the model in {checkpoint}"
         )
-    return LanguageModel(model, tokenizer, wanted, batch_size)
+    return LanguageModel(model, tokenizer, length, batch_size)
 
 
-def _connect(model, tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> None:
-    """Lets a Retro model look up neighbours; raises UserError where it is not said in what, or where there is
-    nothing to look up for.
+def _connect(model: Model, tokenizer: Tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> None:
+    """Connects a Retro model to its database.
+
+    Raises UserError for a Retro model without a database, or a database without a Retro model.
     """
     if not model.config.retro_add_retriever:
-        check(
-            (
-                retrieval.retro_db is None,
-                f"retro_db = {retrieval.retro_db}: {checkpoint} holds a model that retrieves nothing; leave it out",
-            )
-        )
+        _refuse_database(retrieval, checkpoint)
         return
-    model.gate = retrieval.retro_attention_gate
-    if not model.gate:
+    retro = cast(Retro, model)
+    retro.gate = retrieval.retro_attention_gate
+    if not retro.gate:
         return
     if retrieval.retro_db is None:
         raise UserError(
-            f"{checkpoint}: holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
-            " --retro-attention-gate 0 for the GPT within"
+            f"{checkpoint}: holds a Retro model; give the database of its neighbours with --retro-db, or"
+            " --retro-attention-gate 0 for the GPT inside"
         )
     from ..retro.retriever import Retriever
 
-    model.retrieve = Retriever(
+    retro.retrieve = Retriever(
         retrieval.retro_db,
         tokenizer,
         chunk_length=model.config.retro_chunk_length,
@@ -257,28 +263,32 @@ def _connect(model, tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> 
     )
 
 
+def _refuse_database(retrieval: Retrieval, checkpoint: Checkpoint) -> None:
+    if retrieval.retro_db is not None:
+        raise UserError(
+            f"retro_db = {retrieval.retro_db}: {checkpoint} holds a model without retrieval; leave it out"
+        )
+
+
 def open_generator(
     checkpoint: Checkpoint, batch_size: int, retrieval: Retrieval = NO_RETRIEVAL
 ) -> LanguageModel:
-    """The model of a checkpoint for prompts and continuations of all that its positions allow together; of T5
-    a prompt is what it reads.
-    """
+    """The model of a checkpoint for generation with all its positions; a T5's encoder reads the prompt."""
     if family_of(checkpoint.config).text != "encoder-decoder":
         return open_model(checkpoint, "positions", batch_size, retrieval)
     use_fast_float32_matmul()
-    check(
-        (
-            retrieval.retro_db is None,
-            f"retro_db = {retrieval.retro_db}: {checkpoint} holds a model that retrieves nothing; leave it out",
-        )
-    )
+    _refuse_database(retrieval, checkpoint)
     tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model()
     words = word_pieces(tokenizer)
     words.need("bos", "eos")
     tokenizer = copy.copy(tokenizer)
     tokenizer.eod = words.eos
+    assert words.bos is not None, "`need` raises for a missing token"
     return LanguageModel(
-        EncoderDecoder(model, words.bos), tokenizer, checkpoint.config.max_position_embeddings, batch_size
+        EncoderDecoder(cast(T5, model), words.bos),
+        tokenizer,
+        checkpoint.config.max_position_embeddings,
+        batch_size,
     )
 
 
@@ -289,16 +299,14 @@ def open_scorer(
     retrieval: Retrieval = NO_RETRIEVAL,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """`open_model`, with matrices in the order that scoring reads fastest (train/packed.py), unless ranks
-    share them.
-    """
+    """`open_model` with prepacked weights (train/prepacked_weights.py), unless ranks share them."""
     model = open_model(checkpoint, length, batch_size, retrieval, mesh)
     if mesh is None or mesh.tp.size == 1:
         prepare_for_inference(model.model)
     return model
 
 
-def batched(items: Iterable, size: int) -> Iterator[list]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """The items in lists of `size`, the last one shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):

@@ -126,7 +126,7 @@ RENAMED_FIELDS = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
     "sentences": "sentences is no longer used.  Replace with prompts",
 }
-MEGATRON_SCHEMA = {
+MEGATRON_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["prompts"],
     "additionalProperties": False,

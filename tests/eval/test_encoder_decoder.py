@@ -15,7 +15,7 @@ from mt.train.model.t5 import T5
 V = 61
 
 
-class Tokenizer:
+class CharacterTokenizer:
     bos, eod, vocab_size = None, 1, V
 
     def encode(self, text):
@@ -50,7 +50,7 @@ def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, ro
         theirs.generate(torch.tensor([p]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
         for p in PROMPTS
     ]
-    found = LanguageModel(ours, Tokenizer(), 256, batch_size=rows).generate(
+    found = LanguageModel(ours, CharacterTokenizer(), 256, batch_size=rows).generate(
         PROMPTS, Sampling(max_new_tokens=12, greedy=True)
     )
     assert [c.ids for c in found] == expected
@@ -60,7 +60,7 @@ def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, ro
 def test_beams_are_those_of_transformers(both, width):
     theirs, ours = both
     for prompt in PROMPTS[:3]:
-        beams = BeamSearch(ours, Tokenizer(), prompt, Sampling(max_new_tokens=8), beam_width=width)
+        beams = BeamSearch(ours, CharacterTokenizer(), prompt, Sampling(max_new_tokens=8), beam_width=width)
         while not beams.done:
             beams.step()
         how = {

@@ -182,12 +182,12 @@ def test_mistakes_are_named(folder, tmp_path):
     with pytest.raises(
         UserError,
         match=(
-            r"holds a Retro model; say with --retro-db in what it looks up neighbours, or give"
-            r" --retro-attention-gate 0 for the GPT within"
+            r"holds a Retro model; give the database of its neighbours with --retro-db, or"
+            r" --retro-attention-gate 0 for the GPT inside"
         ),
     ):
         open_model(open_checkpoint(folder / "retro"), "positions", 4, Retrieval())
-    with pytest.raises(UserError, match=r"holds a model that retrieves nothing; leave it out"):
+    with pytest.raises(UserError, match=r"holds a model without retrieval; leave it out"):
         open_model(open_checkpoint(folder / "gpt"), "positions", 4, retrieval(folder))
     with pytest.raises(UserError, match=r"is not a finished retrieval database"):
         open_model(open_checkpoint(folder / "retro"), "positions", 4, Retrieval(retro_db=str(tmp_path)))

@@ -1,11 +1,12 @@
 """Windows of a token stream: each token but the first is a target exactly once."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.eval.windows import document_windows, rolling_windows
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200), st.integers(1, 40), st.data())
 def test_every_token_but_the_first_is_a_target_once(num_tokens, seq_length, data):
     stride = data.draw(st.integers(1, seq_length))
@@ -22,6 +23,7 @@ def test_windows_of_8_tokens_by_hand():
     assert list(rolling_windows(6, 4, 4)) == [(0, 1, 5), (4, 5, 6)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 20))
 def test_a_documents_windows_score_each_token_once_with_the_longest_context(length, seq_length):
     ids = list(range(length))

@@ -17,7 +17,7 @@ from mt.train.prepacked_weights import prepacking_works, prepare_for_inference
 VOCABULARY, POSITIONS = 120, 300
 
 
-class Tokenizer:
+class LetterTokenizer:
     eod = None
 
     def encode(self, text):
@@ -65,7 +65,7 @@ def continuations(count, seed=0, **rules):
         Continuation(
             random.integers(0, VOCABULARY, random.integers(1, 60)).tolist(),
             Sampling(max_new_tokens=int(random.integers(1, 30)), **rules),
-            Tokenizer(),
+            LetterTokenizer(),
             np.random.default_rng((seed, n)),
         )
         for n in range(count)
@@ -75,7 +75,9 @@ def continuations(count, seed=0, **rules):
 def alone(model, **rules):
     found = continuations(12, **rules)
     for one in found:
-        assert list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=1).run([one])) == [one]
+        assert list(
+            GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=1).run([one])
+        ) == [one]
     return [(c.ids, c.logprobs) for c in found]
 
 
@@ -86,7 +88,7 @@ def alone(model, **rules):
 )
 def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_go(model, rules):
     expected = alone(model, **rules)
-    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=5)
+    batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=5)
     found = continuations(12, **rules)
     assert sorted(map(id, batch.run(iter(found)))) == sorted(map(id, found))
     for one, (ids, logprobs) in zip(found, expected):
@@ -97,7 +99,7 @@ def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_
 
 def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(model):
     found = continuations(6, seed=8, greedy=True)
-    list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
+    list(GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
     for one in found:
         sequence = [*one.prompt, *one.ids]
         with torch.inference_mode():
@@ -108,7 +110,7 @@ def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(mode
 
 def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(model):
     expected = alone(model, greedy=True)
-    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=8)
+    batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=8)
     found = continuations(12, greedy=True)
     waiting = list(enumerate(found))
     gone = next(c for c in found if c.sampling.max_new_tokens > 6)
@@ -128,7 +130,7 @@ def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(mode
 
 
 def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(model):
-    batch = GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
+    batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
     found = continuations(12, greedy=True)
     for one in found:
         batch.add(one)
@@ -146,9 +148,9 @@ def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(m
 
 def test_a_prompts_own_log_probabilities_are_the_models(model):
     one = Continuation(
-        list(range(40)), Sampling(max_new_tokens=0, prompt_logprobs=True, top_logprobs=2), Tokenizer()
+        list(range(40)), Sampling(max_new_tokens=0, prompt_logprobs=True, top_logprobs=2), LetterTokenizer()
     )
-    list(GenerationBatch(model, Tokenizer(), max_length=POSITIONS, max_rows=2).run([one]))
+    list(GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=2).run([one]))
     with torch.no_grad():
         expected = model.logits(model(torch.tensor([one.prompt])))[0, :-1].log_softmax(-1)
     np.testing.assert_allclose(
@@ -218,7 +220,7 @@ def test_on_a_gpu_the_tokens_are_those_of_the_cpu(model):
     expected = alone(model, greedy=True)
     found = continuations(12, greedy=True)
     list(
-        GenerationBatch(copy.deepcopy(model).cuda(), Tokenizer(), max_length=POSITIONS, max_rows=5).run(
+        GenerationBatch(copy.deepcopy(model).cuda(), LetterTokenizer(), max_length=POSITIONS, max_rows=5).run(
             iter(found)
         )
     )

@@ -1,30 +1,26 @@
-"""The rules of a draw and of a continuation's end, by hand and as Megatron-LM writes them; text that comes
-piece by piece.
-"""
+"""Sampling and stop conditions by hand and as in Megatron-LM; incremental decoding against whole texts."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.core.config import UserError
 from mt.eval.generation.sampling import Continuation, Sampling, TextStream, candidates, draw, pick
+from mt.tests.eval.conftest import ByteTokenizer
 
 
-class ByteTokenizer:
-    """Ids 0..255 are UTF-8 bytes, 256 ends a document, 257 is an empty line."""
+class EmptyLineTokenizer(ByteTokenizer):
+    """A ByteTokenizer in which id 257 is an empty line."""
 
-    eod, vocab_size = 256, 258
-
-    def encode(self, text):
-        return list(text.encode())
+    vocab_size = 258
 
     def decode(self, ids):
-        return b"".join(b"\n\n" if i == 257 else bytes([i]) for i in ids if i != 256).decode(errors="replace")
+        return super().decode([byte for i in ids for byte in ((10, 10) if i == 257 else (i,))])
 
 
-TOKENIZER = ByteTokenizer()
+TOKENIZER = EmptyLineTokenizer()
 LOGITS = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0]])
 
 
@@ -165,6 +161,7 @@ def test_a_model_whose_logits_are_no_numbers_is_refused():
             pick(torch.full((1, 258), float("nan")), [one(**rules)])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 255), max_size=40),
     st.text(max_size=5),
@@ -186,13 +183,13 @@ def test_text_in_pieces_is_the_text_at_once(tokens, before, stops):
 
 
 def test_a_tokenizer_that_drops_a_first_space_gives_the_space_between_prompt_and_text():
-    class Words:
+    class WordTokenizer:
         eod, words = None, ["▁the", "▁cat", "s"]
 
         def decode(self, ids):
             return "".join(self.words[i] for i in ids).replace("▁", " ").removeprefix(" ")
 
-    stream = TextStream(Words(), [0])
+    stream = TextStream(WordTokenizer(), [0])
     for token in (1, 2, 0):
         stream.push(token)
     stream.flush()

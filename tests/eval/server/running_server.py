@@ -20,23 +20,12 @@ import uvicorn
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
 from mt.eval.server.app import ServeConfig, assemble, listen
+from mt.tests.eval.conftest import ByteTokenizer
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
 
 POSITIONS = 128
-
-
-class ByteTokenizer:
-    """Ids 0..255 are UTF-8 bytes, 256 ends a document."""
-
-    eod, vocab_size = 256, 257
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
 def small_model(positions=POSITIONS):

@@ -2,7 +2,12 @@
 
 import concurrent.futures
 
-from mt.tests.eval.server.running_server import slow_server, until
+import pytest
+
+from mt.eval.generation.beam_search import BeamSearch
+from mt.eval.generation.sampling import Continuation, Sampling
+from mt.eval.server.engine import Engine, Job, QueueFull, ShuttingDown
+from mt.tests.eval.server.running_server import slow_server, small_model, until
 
 
 def test_64_clients_at_once_get_what_each_would_get_alone_and_grow_together(server):
@@ -41,3 +46,94 @@ def test_a_model_that_fails_fails_its_requests_and_the_server_goes_on(capfd):
         server.model.model.fails = False
         assert server.complete(prompt="a", max_tokens=3).status_code == 200
         assert "out of memory" in capfd.readouterr().err
+
+
+def engine_of(**limits):
+    return Engine(small_model(), **{"max_batch_size": 4, "max_tokens": 1000, "max_queue": 3, **limits})
+
+
+def job_of(engine, count=1, tokens=5, **more):
+    """A job of greedy continuations, and how often it was notified."""
+    notified = []
+    tokenizer = engine.model.tokenizer
+    continuations = [
+        Continuation([97 + n], Sampling(max_new_tokens=tokens, greedy=True), tokenizer) for n in range(count)
+    ]
+    return Job(continuations, lambda: notified.append(True), **more), notified
+
+
+def test_the_queue_takes_exactly_its_limit_of_texts():
+    engine = engine_of()
+    engine.submit(job_of(engine, count=2)[0])
+    with pytest.raises(QueueFull):
+        engine.submit(job_of(engine, count=2)[0])
+    engine.submit(job_of(engine, count=1)[0])
+    assert engine.waiting == 3
+    with pytest.raises(QueueFull):
+        engine.submit(job_of(engine, count=1)[0])
+
+
+def test_a_beam_search_counts_as_one_text():
+    engine = engine_of(max_queue=1)
+    model = engine.model
+    search = BeamSearch(model.model, model.tokenizer, [97], Sampling(max_new_tokens=3), beam_width=2)
+    job = Job([], lambda: None, search=search)
+    engine.submit(job)
+    assert engine.waiting == 1
+    engine.close(60)
+    engine.run()
+    assert job.finished
+    assert job.error is None
+    assert len(search.found) == 2
+
+
+def test_jobs_finish_within_the_grace_and_are_notified_once():
+    engine = engine_of()
+    job, notified = job_of(engine, count=2)
+    engine.submit(job)
+    engine.close(60)
+    with pytest.raises(ShuttingDown):
+        engine.submit(job_of(engine)[0])
+    engine.run()
+    assert (job.finished, job.error) == (True, None)
+    assert [c.ended for c in job.continuations] == ["length"] * 2
+    assert notified == [True]
+    assert (engine.waiting, engine.running) == (0, 0)
+    assert engine.steps == {2: 4, 0: 1}, "5 tokens of two rows; the last step leaves none"
+
+
+def test_a_streamed_job_is_notified_of_every_token():
+    engine = engine_of()
+    job, notified = job_of(engine, streamed=True)
+    engine.submit(job)
+    engine.close(60)
+    engine.run()
+    assert len(notified) == 5
+
+
+def test_jobs_that_do_not_finish_in_time_end_with_an_error():
+    engine = engine_of()
+    job, notified = job_of(engine, tokens=100)
+    engine.submit(job)
+    engine.close(-1)
+    engine.run()
+    assert (job.finished, job.error) == (True, "the server is shutting down")
+    assert notified == [True]
+    assert not engine.batch.rows
+    assert not engine.batch.waiting
+
+
+def test_a_cancelled_job_leaves_the_batch_to_the_others():
+    engine = engine_of()
+    gone, _ = job_of(engine, tokens=50)
+    kept, _ = job_of(engine)
+    engine.submit(gone)
+    engine.submit(kept)
+    engine.cancel(gone)
+    engine.close(60)
+    engine.run()
+    assert (gone.finished, gone.error) == (True, "cancelled")
+    assert (kept.finished, kept.error) == (True, None)
+    assert len(gone.continuations[0].ids) < 50
+    engine.cancel(kept)
+    assert kept.error is None, "a finished job stays as it is"

@@ -4,6 +4,11 @@ import json
 
 import pytest
 
+from mt.eval.encoder_decoder import EncoderDecoder
+from mt.eval.generation.sampling import Sampling
+from mt.eval.server.requests import GenerationRequest, RequestError, completion_request, megatron_request
+from mt.tests.eval.server.running_server import small_model
+
 MEGATRON_REFUSALS = [
     ({}, "prompts argument required"),
     ({"prompts": ["a"], "max_len": 3}, "max_len is no longer used.  Replace with tokens_to_generate"),
@@ -112,3 +117,149 @@ def test_what_a_completion_may_not_be_is_refused_in_one_line(server, body, statu
     reply = server.complete(**body)
     assert reply.status_code == status
     assert message in reply.json()["error"]["message"]
+
+
+MODEL = small_model()
+MEGATRON_LIMITS = [
+    ("tokens_to_generate", {"logprobs": True}, [0, 1, 127], [-1]),
+    ("temperature", {}, [0.001, 100], [0, 100.1, -1.0]),
+    ("top_k", {}, [0, 1, 1000], [-1, 1001]),
+    ("top_p", {}, [0, 0.5, 1], [-0.1, 1.1]),
+    ("top_p_decay", {"top_p": 0.5}, [0, 1], [-0.1, 1.1]),
+    ("top_p_bound", {"top_p": 1}, [0.1, 1], [0, 1.1]),
+    ("random_seed", {}, [0, 2**63 - 1], [-1, 2**63]),
+    ("beam_width", {}, [1, 64], [0, 65]),
+    ("stop_token", {}, [0, 256], [-1, 257]),
+    ("length_penalty", {"beam_width": 2}, [-100, 0, 100], [-100.1, 100.1]),
+]
+
+
+@pytest.mark.parametrize(("field", "others", "good", "bad"), MEGATRON_LIMITS)
+def test_megatrons_numbers_are_taken_within_their_limits_only(field, others, good, bad):
+    body = {"prompts": ["a"], "tokens_to_generate": 1, **others}
+    for value in good:
+        megatron_request({**body, field: value}, MODEL, 12000)
+    for value in bad:
+        with pytest.raises(RequestError) as refused:
+            megatron_request({**body, field: value}, MODEL, 12000)
+        assert refused.value.status == 400
+        assert field in refused.value.message
+
+
+COMPLETION_LIMITS = [
+    ("max_tokens", {"echo": True, "logprobs": 0}, [0, 1, 127], [-1, 128]),
+    ("temperature", {}, [0.0, 100.0], [-0.1, 100.1]),
+    ("top_p", {}, [0.001, 1.0], [0.0, 1.1]),
+    ("top_k", {}, [0, 1000], [-1, 1001]),
+    ("top_p_decay", {"top_p": 0.5}, [0.0, 1.0], [-0.1, 1.1]),
+    ("top_p_bound", {"top_p": 0.5, "top_p_decay": 0.5}, [0.0, 0.5], [-0.1, 0.6]),
+    ("logprobs", {}, [0, 20], [-1, 21]),
+    ("seed", {}, [0, 2**63 - 1], [-1, 2**63]),
+    ("first_prompt", {}, [0, 2**63 - 1], [-1, 2**63]),
+    ("stop", {}, ["x", "x" * 1000, ["x"] * 16], ["", "x" * 1001, ["x"] * 17]),
+    ("stop_token", {}, [0, 256], [-1, 257]),
+    ("beam_width", {}, [1, 64], [0, 65]),
+    ("length_penalty", {"beam_width": 2}, [-100.0, 100.0], [-100.1, 100.1]),
+    ("n", {}, [1], [0, 2]),
+    ("best_of", {}, [1], [0, 2]),
+    ("prompt", {}, [["a"] * 128, [0, 256], [[0]] * 128], [["a"] * 129, [257], [-1], [[0]] * 129, [[]]]),
+]
+
+
+@pytest.mark.parametrize(("field", "others", "good", "bad"), COMPLETION_LIMITS)
+def test_openais_fields_are_taken_within_their_limits_only(field, others, good, bad):
+    body = {"prompt": "a", "max_tokens": 1, **others}
+    for value in good:
+        completion_request({**body, field: value}, MODEL, "small", 12000)
+    for value in bad:
+        with pytest.raises(RequestError) as refused:
+            completion_request({**body, field: value}, MODEL, "small", 12000)
+        assert refused.value.status == 400
+        assert field in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k": 3, "top_p": 0.5}, "top_k: cannot be set together with top_p"),
+        ({"top_p_decay": 0.5}, "top_p_decay: cannot be set without top_p"),
+        ({"top_p": 0.5, "top_p_bound": 0.2}, "top_p_bound: cannot be set without top_p_decay"),
+        ({"length_penalty": 2.0}, "length_penalty: cannot be set without beam_width"),
+        ({"beam_width": 2, "max_tokens": 0, "echo": True, "logprobs": 0}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "top_k": 2}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "top_p": 0.5}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "temperature": 0.5}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "stop": "x"}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "stop_on_eol": True}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "stop_on_double_eol": True}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "echo": True}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "stream": True}, "beam_width: cannot be combined"),
+        ({"beam_width": 2, "prompt": ["a", "b"]}, "beam_width: takes one prompt a request"),
+        ({"stop_token": 3, "stop_on_eol": True}, "stop_token: cannot be set with stop_on_eol"),
+        ({"stop_token": 3, "stop_on_double_eol": True}, "stop_token: cannot be set with stop_on_eol"),
+        ({"max_tokens": 0, "echo": True}, "max_tokens: 0 needs echo and logprobs"),
+        ({"max_tokens": 0, "logprobs": 1}, "max_tokens: 0 needs echo and logprobs"),
+    ],
+)
+def test_fields_that_exclude_each_other_are_named(fields, message):
+    with pytest.raises(RequestError) as refused:
+        completion_request({"prompt": "a", "max_tokens": 1, **fields}, MODEL, "small", 12000)
+    assert refused.value.message.startswith(message)
+
+
+def test_a_completion_becomes_the_settings_of_its_continuations():
+    body = {
+        "prompt": ["ab", ""],
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_p_decay": 0.8,
+        "top_p_bound": 0.1,
+        "logprobs": 3,
+        "echo": True,
+        "seed": 4,
+        "first_prompt": 7,
+        "stop": ["x", "y"],
+        "stop_token": 5,
+        "prevent_newline_after_colon": True,
+    }
+    wanted, _ = completion_request(body, MODEL, "small", 12000)
+    assert wanted == GenerationRequest(
+        [[97, 98], [256]],
+        Sampling(
+            max_new_tokens=9,
+            temperature=0.5,
+            top_p=0.9,
+            top_p_decay=0.8,
+            top_p_bound=0.1,
+            stop=("x", "y"),
+            stop_token=5,
+            prevent_newline_after_colon=True,
+            top_logprobs=3,
+            prompt_logprobs=True,
+        ),
+        seed=4,
+        first_prompt=7,
+    )
+    greedy, _ = completion_request({"prompt": "a", "temperature": 0, "add_bos": True}, MODEL, "small", 12000)
+    assert greedy == GenerationRequest([[256, 97]], Sampling(max_new_tokens=16, greedy=True))
+
+
+def test_a_request_may_take_exactly_the_limit_of_tokens():
+    body = {"prompt": ["aaa", "a"], "max_tokens": 7}
+    completion_request(body, MODEL, "small", 20)
+    with pytest.raises(RequestError, match="2 prompts of up to 10 tokens each are 20, more than the 19"):
+        completion_request(body, MODEL, "small", 19)
+    body = {"prompts": ["aaa", "a"], "tokens_to_generate": 7}
+    megatron_request(body, MODEL, 20)
+    with pytest.raises(RequestError, match=r"Too many tokens\.  20 is greater than 19"):
+        megatron_request(body, MODEL, 19)
+
+
+def test_an_encoder_decoder_gives_no_log_probabilities_of_its_prompts():
+    model = small_model()
+    model.model = EncoderDecoder(model.model, 0)
+    with pytest.raises(RequestError, match="logprobs asks for those of the prompt"):
+        megatron_request({"prompts": ["a"], "logprobs": True}, model, 12000)
+    with pytest.raises(RequestError, match="echo: with logprobs it asks for the prompt's"):
+        completion_request({"prompt": "a", "echo": True, "logprobs": 0}, model, "small", 12000)

@@ -147,6 +147,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, bert):
         ),
     )
     race(config())
+    predictions = (out / "predictions.jsonl").read_text().splitlines()
+    assert {len(json.loads(line)["logprobs"]) for line in predictions} == {4}, "one for each option"
     kept = {
         p.relative_to(out): p.read_bytes()
         for p in sorted(out.rglob("*"))

@@ -130,6 +130,14 @@ def test_blocks_and_inner_products_are_those_of_a_loop(corpus, models, evidence)
     assert products[found[0]].numpy() == pytest.approx(scores[0], rel=1e-4)
 
 
+def test_one_k_is_enough_and_files_without_a_question_are_refused(corpus, models, evidence):
+    one = asked(corpus, models[1], evidence[1], retriever_report_topk_accuracies=[5])
+    assert set(one["scores"]) == {"recall@5", "recall@5_stderr"}
+    (corpus[0] / "bad.jsonl").write_text('{"question": "who?"}\n')
+    with pytest.raises(UserError, match=r"no question could be read \(1 were set aside\); check the file"):
+        asked(corpus, models[1], evidence[1], valid_data=[str(corpus[0] / "bad.jsonl")], on_error="skip")
+
+
 def test_predictions_tell_where_the_first_answer_was(corpus, models, evidence, tmp_path):
     summary = asked(corpus, models[1], evidence[1], output=str(tmp_path / "out"))
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
