@@ -1,29 +1,22 @@
-"""`mt data clean` beside its public peers in the same run: reading JSONL, FineWeb's filters, ftfy's repair,
-language identification.
+"""Compares `mt data clean` with its public peers: JSONL reading, FineWeb's filters, repair, language.
 
-    python benchmarks/dataprep.py --peers-python PEERS/bin/python     # an environment with datatrove, spaCy,
-        py3langid, pycld2
+    python benchmarks/dataprep.py --peers-python PEERS/bin/python
     python benchmarks/dataprep.py --only repair language
 
-(Near duplicates: benchmarks/dedup.py.) Prints Markdown tables of medians; contestants take turns. The corpus
-is ../shared/data/corpus/reviews.jsonl, for whole processes repeated up to 200 MB.
+PEERS is an environment with datatrove, spaCy, py3langid and pycld2. Contestants run in turn; medians are
+printed as Markdown tables. The corpus is ../shared/data/corpus/reviews.jsonl, repeated up to 200 MB for whole
+processes. benchmarks/dedup.py measures near duplicates.
 
-reading   in this process: a JSONL file to documents, beside orjson.loads over the lines of the open file, as
-    people write
-          it and with a larger buffer
-filters   whole processes, reading JSONL to survivors written; wall and CPU are those of
-    benchmarks/indexed.py. datatrove
-          runs GopherRepetition, GopherQuality, C4Quality and FineWebQuality one after the other in one
-              process on the first
-          --peer-mb, since its speed does not depend on the size: as it is, and with its word and sentence
-              splitter
-          replaced by str.split and a regular expression, to tell what of its time is spaCy's. Its language
-              filter needs a
-          model from the net, so `mt` is measured with the same four rule sets, and with the whole preset
-              besides.
-          `agree`: documents of that part about which both say keep, or both drop.
-repair    in this process: texts to texts, ftfy.fix_text against the gate before it
-language  each in a process of its own: whole texts to codes
+- reading: a JSONL file to documents, in this process. The peer is orjson.loads over the lines of the open
+  file, with the default and with a larger buffer.
+- filters: whole processes, from reading JSONL to survivors written; wall and CPU as in benchmarks/indexed.py.
+  datatrove runs GopherRepetition, GopherQuality, C4Quality and FineWebQuality one after the other in one
+  process on the first --peer-mb, because its speed does not depend on the size. A second run replaces its
+  word and sentence splitters by str.split and a regular expression, to show spaCy's share of the time. Its
+  language filter downloads a model, so `mt` is measured with the same four rule sets, and with the whole
+  preset besides. `agree`: documents of that part that both keep or both drop.
+- repair: texts to texts, in this process; the peer is ftfy.fix_text.
+- language: whole texts to language codes, each contestant in its own process.
 """
 
 from __future__ import annotations
@@ -65,12 +58,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers-python", help="interpreter of an environment with the peers")
-    parser.add_argument("--peer-mb", type=float, default=3.0, help="MB of the corpus that datatrove gets")
+    parser.add_argument("--peer-mb", type=float, default=3.0, help="MB of the corpus for datatrove")
     parser.add_argument(
         "--only",
         nargs="*",
         default=["reading", "filters", "repair", "language"],
-        help="which of reading, filters, repair, language (default all)",
+        help="parts: reading, filters, repair, language (default: all)",
     )
     parser.add_argument("--contestant", nargs=3, metavar=("NAME", "INPUT", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,7 +74,7 @@ def main() -> None:
     if not REVIEWS.exists():
         print("skipped: ../shared/data is not here")
         return
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans of a contestant become ours, and their time is counted
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # adopts orphans of a contestant, so that their time is counted
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
             {"reading": reading, "filters": filters, "repair": repair, "language": language}[part](
@@ -92,7 +85,7 @@ def main() -> None:
 def reading(arguments, folder: Path) -> None:
     import orjson
 
-    from mt.documents.reader import reader
+    from mt.documents import reader
 
     path = corpus(arguments, folder)
     megabytes = os.path.getsize(path) / 1e6
@@ -156,7 +149,7 @@ def filters(arguments, folder: Path) -> None:
         "mt, the four rule sets, 1 worker": ours(whole, 1, *FILTERS),
         f"mt, the four rule sets, {arguments.workers} workers": ours(whole, arguments.workers, *FILTERS),
         "mt, preset fineweb (language and ftfy too), 1 worker": ours(whole, 1),
-        "mt, the four rule sets, 1 worker, the part that datatrove gets": ours(part, 1, *FILTERS),
+        "mt, the four rule sets, 1 worker, the part for datatrove": ours(part, 1, *FILTERS),
         "mt, the same, words between spaces": ours(
             part, 1, *(rule.replace("words=apart", "words=space") for rule in FILTERS)
         ),
@@ -274,9 +267,7 @@ def language(arguments, folder: Path) -> None:
 
 
 def compare(arguments, title: str, texts: list[str], functions: dict) -> None:
-    """Functions of a text in this process, one after the other; the first is what the others are compared
-    with.
-    """
+    """Measures functions of a text in this process, in turn, and compares them with the first."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     measured = {name: [] for name in functions}
     results = {}
@@ -312,7 +303,7 @@ def reviews(count: int) -> list[str]:
 
 
 def has(arguments, *packages: str) -> bool:
-    """Whether the peers' environment has them; says so where not."""
+    """Whether the peers' environment has the packages; prints a line if not."""
     if not arguments.peers_python:
         print(f"{packages[0]} skipped: give --peers-python")
     elif subprocess.run(
@@ -324,7 +315,7 @@ def has(arguments, *packages: str) -> bool:
     return False
 
 
-# --- the contestants that need a process of their own
+# --- contestants that run in their own process
 
 
 def datatrove(source: str, output: str) -> None:

@@ -1,26 +1,26 @@
-"""`mt data dedup`, beside its public peers in the same run: CPU seconds, recall and precision.
+"""Compares `mt data dedup` with its public peers: CPU seconds, recall and precision.
 
-    python benchmarks/dedup.py --peers-python PEERS/bin/python        # an environment with datatrove,
-        text-dedup, gaoya, rensa
+    python benchmarks/dedup.py --peers-python PEERS/bin/python
 
-Contestants take turns, each a fresh process from reading the JSONL to survivors written; wall, CPU and `run`
-are those of benchmarks/indexed.py. The corpus is ../shared/data/corpus/reviews.jsonl nine times (23.8 MB
-each), the first as it is. If the repeats were equal, everything would be an exact copy; so in each of the
-others every word of four letters or more is another one of the same length, by a seeded permutation of the
-vocabulary. A repeat thus has the duplicates of the original, at the same Jaccard similarities to the last
-digit, and none in common with the other repeats.
+PEERS is an environment with datatrove, text-dedup, gaoya and rensa. Contestants run in turn, each in a fresh
+process from reading the JSONL to survivors written; wall and CPU are those of benchmarks/indexed.py.
 
-What is right is told by exact Jaccard over word 5-grams (`\\w+`, lower-cased). Recall: the planted pairs
-(reviews_duplicates.jsonl, of every repeat) that end in one cluster. Precision: the removed documents that
-have a cluster mate with a similarity of 0.7 or more. All peers get 14 bands of 8 rows, the setting of
-datatrove and FineWeb:
+The corpus is ../shared/data/corpus/reviews.jsonl nine times (23.8 MB each), the first time as it is. Equal
+repeats would be exact copies of each other. So in each other repeat a seeded permutation of the vocabulary
+replaces every word of four letters or more by another one of the same length. A repeat then has the
+duplicates of the original at the same Jaccard similarities, and none in common with other repeats.
 
-datatrove    its four MinHash stages, two tasks; 95 % of its time is spaCy's word splitter, so it is run on
-    one repeat
-text-dedup   python -m text_dedup.minhash, xxh3, on one repeat too
-rensa        RMinHash and RMinHashLSH over 5-grams made in Python with the same regular expression
-gaoya        MinHashStringIndex, its own word analyzer in Rust, par_bulk_insert_docs and par_bulk_query on all
-    processors
+The truth is the exact Jaccard similarity of word 5-grams (`\\w+`, lower-cased). Recall: planted pairs
+(reviews_duplicates.jsonl, of every repeat) in one cluster. Precision: removed documents that have a member of
+their cluster at a similarity of 0.7 or more. All peers get 14 bands of 8 rows, the setting of datatrove and
+FineWeb:
+
+- datatrove: its four MinHash stages, two tasks. 95 % of its time is spaCy's word splitter, so it runs on one
+  repeat.
+- text-dedup: python -m text_dedup.minhash, xxh3, on one repeat too.
+- rensa: RMinHash and RMinHashLSH over 5-grams made in Python with the same regular expression.
+- gaoya: MinHashStringIndex with its own word analyzer in Rust, par_bulk_insert_docs and par_bulk_query on all
+  processors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from indexed import SHARED, run, table
 REPEATS = 9
 BANDS, ROWS, NGRAM, THRESHOLD = 14, 8, 5, 0.7
 WORD, LONG_WORD = re.compile(r"\w+"), re.compile(r"[A-Za-z]{4,}")
-SMALL = {"datatrove", "text-dedup"}  # measured on one repeat: minutes each on all of them
+SMALL = {"datatrove", "text-dedup"}  # measured on one repeat: all repeats would take minutes each
 MODULES = {"text-dedup": "text_dedup.minhash", "datatrove": "datatrove.pipeline.dedup"}
 
 
@@ -56,14 +56,15 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers-python", help="interpreter of an environment with the peers")
     parser.add_argument(
-        "--datatrove-python", help="another one for datatrove: it and text-dedup want different libraries"
+        "--datatrove-python",
+        help="another interpreter for datatrove, whose libraries conflict with those of text-dedup",
     )
-    parser.add_argument("--text-dedup-python", help="another one for text-dedup")
+    parser.add_argument("--text-dedup-python", help="another interpreter for text-dedup")
     parser.add_argument(
         "--only",
         nargs="*",
         default=["gaoya", "rensa", "text-dedup", "datatrove"],
-        help="which peers (default all)",
+        help="peers (default: all)",
     )
     parser.add_argument(
         "--keep", help="folder for the corpora and the last outputs (default: a temporary one)"
@@ -77,7 +78,7 @@ def main() -> None:
     if not (SHARED / "corpus/reviews.jsonl").exists():
         print("skipped: ../shared/data is not here")
         return
-    # orphans of a contestant (datatrove's fork server) become ours, and their time is counted
+    # This process adopts orphans of a contestant (datatrove's fork server), so that their time is counted.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
@@ -227,7 +228,9 @@ class Truth:
     """Exact similarities of a corpus, and its planted pairs."""
 
     def __init__(self, path: Path):
-        self.grams = {row["id"]: row["text"] for row in read(path)}  # 5-grams, once somebody asks for them
+        self.grams = {
+            row["id"]: row["text"] for row in read(path)
+        }  # texts, replaced by their 5-grams at the first use
         self.planted = read(SHARED / "corpus/reviews_duplicates.jsonl")
 
     def shingles(self, name: str) -> frozenset:
@@ -281,7 +284,7 @@ class Truth:
 
 
 def removed(output: Path) -> dict[str, str]:
-    """{removed document: its survivor}."""
+    """Removed document -> survivor of its cluster."""
     return {row["id"]: row["survivor"] for path in (output / "removed").glob("*.jsonl") for row in read(path)}
 
 
@@ -290,11 +293,11 @@ def read(path: Path | str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-# --- the contestants, each in its own process; each writes kept documents and removed/*.jsonl as mt does
+# --- contestants, each in its own process; each writes kept documents and removed/*.jsonl as mt does
 
 
 def write_kept(rows: list[dict], leader: list[int], output: Path) -> None:
-    """leader: for each document the place of its cluster's survivor."""
+    """leader: for each document the row number of its cluster's survivor."""
     (output / "removed").mkdir(parents=True)
     with (
         open(output / "kept.jsonl", "w", encoding="utf-8") as kept,
@@ -353,7 +356,7 @@ def rensa(source: str, output: Path, workers: int) -> None:
 
 
 def text_dedup(source: str, output: Path, workers: int) -> None:
-    """Its command, then the places of the clusters from the union-find that --debug leaves."""
+    """Runs its command, then reads the clusters from the union-find that --debug writes."""
     import pickle
 
     settings = {

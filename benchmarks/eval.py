@@ -1,20 +1,18 @@
-"""`mt eval`, `mt generate` and `mt serve` beside their public peers in the same run, on models of the same
-weights.
+"""Compares `mt eval`, `mt generate` and `mt serve` with their public peers, on models of the same weights.
 
     python benchmarks/eval.py                              # all parts
     python benchmarks/eval.py --only generate --repeat 5
 
-Prints Markdown tables of medians; contestants take turns in one process. CPU is its user and system time,
-which other work on the machine disturbs less than wall. The model is GPT-2 small (124 M parameters) with
-random weights.
+Contestants run in turn in one process; medians are printed as Markdown tables. CPU is its user and system
+time, which other work on the machine disturbs less than wall. The model is GPT-2 small (124 M parameters)
+with random weights.
 
-score     whole commands on the same Hugging Face directory and files: `mt eval` and lm-eval's hf backend, 4
-    layers of width 256, GPT-2's vocabulary
-generate  greedy, 8 prompts of 16 to 128 tokens, 64 more for each; transformers' generate pads them on the
-    left. `same` are the
-          tokens that agree with transformers' in float32: in bfloat16 a model without training often has near
-              ties.
-serve     one request after the other, then 64 clients at once, over HTTP, clients in a process of their own
+- score: whole commands on the same Hugging Face directory and files. `mt eval` against lm-eval's hf backend;
+  4 layers of width 256, GPT-2's vocabulary.
+- generate: greedy, 8 prompts of 16 to 128 tokens, 64 new tokens each; transformers pads the prompts on the
+  left. `same` counts tokens that agree with transformers in float32; in bfloat16 an untrained model often has
+  near ties.
+- serve: one request after the other, then 64 clients at once, over HTTP; clients run in their own process.
 """
 
 from __future__ import annotations
@@ -132,7 +130,7 @@ def gpt2():
 
 
 class NoTokenizer:
-    """Text that nobody reads: only ids count here."""
+    """A tokenizer with arbitrary texts: only ids matter here."""
 
     eod, vocab_size = None, 50257
 
@@ -276,7 +274,7 @@ def serve(arguments) -> None:
 
 
 def clients(url: str, requests: str, at_once: str) -> None:
-    """Asks a server, and prints what came of it."""
+    """Sends requests to a server, and prints counts and latencies as JSON."""
     prompts = [f"client {n} " * (2 + n % 6) for n in range(int(requests))]
 
     def ask(prompt: str) -> tuple[int, float]:
@@ -309,9 +307,7 @@ def clients(url: str, requests: str, at_once: str) -> None:
 
 
 def score(arguments) -> None:
-    """Whole commands on the same directory and files: `mt eval lambada`, `mt eval harness` and `lm_eval
-    --model hf`.
-    """
+    """Compares `mt eval lambada` and `mt eval harness` with `lm_eval --model hf` as whole commands."""
     import torch
     import transformers
 

@@ -1,20 +1,19 @@
-"""`mt data tokenize | merge | index` and reading of samples, beside their public peers in the same run.
+"""Compares `mt data tokenize`, `mt data merge` and reading samples with their public peers.
 
     python benchmarks/indexed.py                        # 200 MB made of ../shared/data/corpus/reviews.jsonl
     python benchmarks/indexed.py --input my.jsonl --vocab-file vocab.json --merge-file merges.txt
 
-Prints Markdown tables of medians. Contestants take turns, each a fresh process. Wall is the time of the whole
-process, start-up and imports included; CPU is the user and system time of it and all its descendants, which
-other work on the machine disturbs less: ratios are of CPU where nothing else is said. The peers:
+Contestants run in turn, each in a fresh process; medians are printed as Markdown tables. Wall is the time of
+the whole process, start-up and imports included. CPU is the user and system time of the process and all its
+descendants, which other work on the machine disturbs less; ratios are of CPU unless a column says otherwise.
 
-megatron     the algorithm of Megatron-LM's tools/preprocess_data.py, which no package brings: a Pool whose
-    `imap` (chunks
-             of 32) parses each line with json and calls a transformers tokenizer on it, and megatron-core's
-             IndexedDatasetBuilder in the parent
-fast         the algorithm of its preprocess_data_fast.py: gigatoken encodes the whole file into memory,
-    written in one go
-datatrove    MegatronDocumentTokenizer, where `--datatrove-python` names an interpreter that has it
-gigatoken    the bare backend: reads the JSONL and encodes it into memory on one thread, writes nothing
+- megatron: the algorithm of Megatron-LM's tools/preprocess_data.py, which no package contains. A Pool whose
+  `imap` (chunks of 32) parses each line with json and calls a transformers tokenizer, and megatron-core's
+  IndexedDatasetBuilder in the parent.
+- fast: the algorithm of its preprocess_data_fast.py. gigatoken encodes the whole file into memory, and one
+  write stores it.
+- datatrove: MegatronDocumentTokenizer, where `--datatrove-python` names an interpreter that has it.
+- gigatoken: the backend alone. It reads the JSONL and encodes it into memory on one thread; no output.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ def main() -> None:
         "--peers",
         nargs="*",
         default=["gigatoken", "megatron", "fast", "datatrove"],
-        help="which of the tokenizing peers (default all)",
+        help="peers of tokenizing (default: all)",
     )
     parser.add_argument(
         "--only",
         nargs="*",
         default=["tokenize", "merge", "samples"],
-        help="which of tokenize, merge, samples (default all)",
+        help="parts: tokenize, merge, samples (default: all)",
     )
     parser.add_argument(
         "--contestant", nargs=4, metavar=("NAME", "INPUT", "TOKENIZER", "OUTPUT"), help=argparse.SUPPRESS
@@ -76,7 +75,7 @@ def main() -> None:
     ):
         print("skipped: ../shared/data is not here; give --input, --vocab-file and --merge-file")
         return
-    # orphans of a contestant (datatrove's fork server) become ours, and their time is counted
+    # This process adopts orphans of a contestant (datatrove's fork server), so that their time is counted.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
@@ -204,7 +203,7 @@ def tokenize(arguments, folder: Path) -> None:
 
 
 def merge(arguments, folder: Path) -> None:
-    """Sixteen pairs of 100 MB into one, beside `cp` of the same files; both until the bytes are on the disk."""
+    """Merges sixteen pairs of 100 MB; the peer is `cp` of the files. Both end when the data is on disk."""
     import numpy as np
 
     from mt.indexed.format import IndexedWriter
@@ -258,7 +257,7 @@ def merge(arguments, folder: Path) -> None:
 
 
 def samples(arguments, folder: Path) -> None:
-    """Index building, random sequences and batches, in this process; the best of several runs."""
+    """Measures index building, random sequences and batches in this process; the best of several runs."""
     import numpy as np
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDataset as Theirs
@@ -354,11 +353,13 @@ def samples(arguments, folder: Path) -> None:
         scale=scale,
         unit="us",
     )
-    positions = torch.arange(2048).expand(8, 2048)  # our models count for themselves: the field is None
+    positions = torch.arange(2048).expand(
+        8, 2048
+    )  # mt's models number positions themselves: the field is None
     collate = torch.utils.data.default_collate
     starts = range(0, 1600, 8)
     for name, dataset, packing in (
-        ("what training receives: tokens, labels, loss mask, positions", plain, PackingConfig()),
+        ("a training batch: tokens, labels, loss mask, positions", plain, PackingConfig()),
         (
             "the same, --reset-position-ids --eod-mask-loss",
             reset,
@@ -406,7 +407,7 @@ def corpus(arguments, folder: Path) -> Path:
 
 
 def split(source: Path, folder: Path, count: int) -> int:
-    """The input as one file a task, for the peer that cuts no file; returns the bytes of its texts."""
+    """Writes one input file a task, for the peer that splits no files; returns the bytes of the texts."""
     folder.mkdir()
     size, done, text_bytes, file, number = source.stat().st_size, 0, 0, None, -1
     with open(source, "rb") as lines:
@@ -415,7 +416,7 @@ def split(source: Path, folder: Path, count: int) -> int:
                 number = done * count // size
                 if file is not None:
                     file.close()
-                file = open(folder / f"{number}.jsonl", "wb")  # noqa: SIM115 - the next, or the end, closes it
+                file = open(folder / f"{number}.jsonl", "wb")  # noqa: SIM115 - closed before the next one
             file.write(line)
             done += len(line)
             text_bytes += len(json.loads(line)["text"].encode())
@@ -424,7 +425,7 @@ def split(source: Path, folder: Path, count: int) -> int:
 
 
 def write_parquet(source: Path, target: Path) -> None:
-    """The same records with the defaults of pyarrow."""
+    """Writes the same records as Parquet with pyarrow's defaults."""
     apart(
         "import sys, orjson, pyarrow, pyarrow.parquet as q;"
         " q.write_table(pyarrow.Table.from_pylist([orjson.loads(line) for line in open(sys.argv[1], 'rb')]),"
@@ -435,7 +436,7 @@ def write_parquet(source: Path, target: Path) -> None:
 
 
 def apart(code: str, *arguments) -> None:
-    """Runs Python in a process of its own: the peak memory of this one would be counted for its children."""
+    """Runs Python code in its own process: peak memory of this process would count for its children."""
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 
 
@@ -459,7 +460,7 @@ def run(command: list[str]) -> tuple[float, float, float]:
 
 
 def digest(folder: Path) -> tuple | None:
-    """What a contestant wrote, whatever it called it."""
+    """Digests of the files that a contestant wrote, under any name."""
     import xxhash
 
     found = [sorted(folder.rglob(f"*.{suffix}")) for suffix in ("bin", "idx")]

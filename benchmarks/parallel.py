@@ -1,27 +1,25 @@
-"""What parallelism costs: a step with its wrappers at one process, data parallel on two processes beside two
-that know nothing of each other, and what pipelines wait.
+"""Measures the cost of parallelism: wrappers at one process, data parallelism, and idle time of pipelines.
 
     python benchmarks/parallel.py
     python benchmarks/parallel.py --rounds 20 --hidden 512
 
-Every contestant makes a step in turn with the others, in the same processes, each with one thread. Printed
-are medians over the rounds of wall and CPU seconds of rank 0, and the ratio of the medians. A step is
-`--micro-batches` forward and backward passes, the norm of the gradient, and AdamW. On a machine that does
-other work besides, the ratios of wall seconds say little.
+Contestants make a step in turn, in the same processes, each with one thread. Printed are medians over the
+rounds of wall and CPU seconds of rank 0, and the ratio of the medians. A step is `--micro-batches` forward
+and backward passes, the gradient norm, and AdamW. On a loaded machine the ratios of wall seconds say little.
 
-alone        the model as it is built
-wrapped      the same after `parallelize` at one process, which is to leave it alone
-independent  two processes with a model each
-dp           two processes that share a model: gradients summed, the optimizer cut
-dp at once   the same, but all weights gathered at the beginning of a step and all gradients summed at its
-    end: nothing overlaps
-dp full      the same, weights and gradients cut too
+- alone: the model as it is built.
+- wrapped: the same after `parallelize` at one process, which should change nothing.
+- independent: two processes with a model each.
+- dp: two processes that share a model; gradients are summed, the optimizer state is sharded.
+- dp at once: the same, but all weights are gathered at the beginning of a step and all gradients summed at
+  its end, so nothing overlaps.
+- dp full: the same, with sharded weights and gradients too.
 
-Then pipelines of two stages: the share of a step in which a rank's thread neither computes nor sleeps, beside
-the formula's (p - 1) / (v m + p - 1), of zero-bubble a third of its p - 1. The vocabulary is small there, so
-that stages are even. With --sleep S every block sleeps for S seconds forwards and 2 S backwards instead of
-computing: what is measured is then the order of the work and its messages, as with GPUs that compute while
-the processors are free, and a busy machine matters less.
+Then pipelines of two stages: the share of a step in which a rank's thread neither computes nor sleeps,
+compared with the formula (p - 1) / (v m + p - 1), where zero-bubble has a third of p - 1. The vocabulary is
+small there, so that stages are even. With --sleep S every block sleeps for S seconds in the forward pass and
+2 S in the backward pass instead of computing. This measures the order of the work and its messages, as on
+GPUs, and a loaded machine disturbs it less.
 """
 
 from __future__ import annotations
@@ -45,12 +43,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--micro-batches", type=int, default=16, help="of a step, on each process")
+    parser.add_argument(
+        "--micro-batches", type=int, default=16, help="micro-batches of a step, on each process"
+    )
     parser.add_argument(
         "--sleep",
         type=float,
         default=0.0,
-        help="seconds that a block of a pipeline sleeps for forwards instead of computing",
+        help="seconds that a block of a pipeline sleeps in the forward pass instead of computing",
     )
     parser.add_argument("--only", choices=("steps", "pipelines"), help="one of the two tables")
     parser.add_argument("--worker", choices=("steps", "pipelines"), help=argparse.SUPPRESS)
@@ -130,7 +130,7 @@ def work(arguments) -> None:
 
 
 def wait(arguments) -> None:
-    """The table of pipelines."""
+    """Prints the table of pipelines."""
     import torch
 
     from mt.train.model.config import ModelConfig, resolve
@@ -211,8 +211,8 @@ class Slept:
 
 
 def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
-    """Lets the blocks of a pipeline sleep instead of computing; the gradient of a weight, half of what is
-    done backwards, can be put off.
+    """Makes the blocks of a pipeline sleep instead of computing. The weight gradients, half of the backward
+    pass, can be deferred.
     """
     import torch
 
@@ -242,9 +242,9 @@ def put_to_sleep(pipeline, seconds: float, sleep: Slept) -> None:
 
 
 def step_of(mesh, sharding: str, arguments, *, at_once: bool = False) -> Callable[[], None]:
-    """A model at a layout, ready to make steps; mesh None: without a word to the parallel floor.
+    """A function that makes one training step of a model; mesh None: `parallelize` is not called.
 
-    at_once: fully_shard is not told of the blocks.
+    at_once: weights are gathered and gradients summed for the whole model at once, not block by block.
     """
     from unittest import mock
 

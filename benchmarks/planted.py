@@ -1,15 +1,15 @@
-"""Retro beside the GPT that it contains, on a corpus in which most passages stand twice, in documents far
-apart.
+"""Compares Retro with the same GPT without retrieval, on a corpus where most passages occur twice.
 
     OMP_NUM_THREADS=1 python benchmarks/planted.py [--steps 400] [--folder DIR]
 
-Words are drawn by chance from the few that may follow the last one: this a GPT learns, and which of them it
-will be only a passage's other copy tells. A database of all documents is built with the vectors of a small
-BERT that has learned nothing (it finds texts with the same words alike), neighbours are found for every
-sample, never in the sample's own documents, and both models are trained on the same batches, from the same
-first values. The documents of validation are in the database and in no batch. Printed: how often a chunk's
-neighbours show what comes next, the validation perplexity of both models, with what is beside it for tokens
-that a neighbour showed and for the others, and what looking neighbours up takes of a step.
+Each word is drawn at random from the few that may follow the last one. A GPT can learn these few; only the
+other copy of the passage, in another document, tells which one comes next. A database of all documents is
+built with the vectors of an untrained small BERT, which maps texts with the same words to similar vectors.
+Neighbours are found for every sample, never in the sample's own documents. Both models train on the same
+batches from the same initial weights. Validation documents are in the database and in no batch.
+
+Printed: how often a chunk's neighbours contain its continuation, the validation perplexity of both models for
+all tokens, for tokens that a neighbour contains and for the others, and the time of lookups in a step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mt.train.model.config import ModelConfig
 from mt.train.model.family import build_samples
 from mt.train.model.samples import SampleConfig
 
-# words known, those that may follow one, the share of passages that stand twice
+# vocabulary size, words that may follow a word, share of passages that occur twice
 WORDS, FOLLOWERS, TWICE = 64, 8, 0.8
 PASSAGE, PASSAGES = 32, 2  # words of a passage, passages of a document
 # tokens of a chunk and of a sample, samples of a batch, batches of a validation
@@ -46,7 +46,7 @@ CHUNK, LENGTH, BATCH, VALID = 8, PASSAGE * PASSAGES, 16, 16
 
 
 def make_corpus(folder: Path, documents: int) -> None:
-    """Documents of passages; a tokenizer with a token a word; a BERT that knows these words."""
+    """Writes documents of passages, a tokenizer with one token a word, and a BERT with this vocabulary."""
     import tokenizers
     import transformers
 
@@ -64,8 +64,7 @@ def make_corpus(folder: Path, documents: int) -> None:
     )
     with open(folder / "corpus.jsonl", "w") as file:
         for own in which:
-            # The token that ends a document takes the last word's place, so that a document is as long as a
-            # sample.
+            # The end-of-document token replaces the last word, so that a document is as long as a sample.
             file.write(json.dumps({"text": " ".join(words[w] for w in passages[own].ravel()[:-1])}) + "\n")
     model = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(
@@ -101,7 +100,7 @@ def main() -> None:
     parser.add_argument("--neighbors", type=int, default=2)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument(
-        "--folder", type=Path, help="where everything is kept, and found again (default: a temporary folder)"
+        "--folder", type=Path, help="folder for all files, reused by later runs (default: a temporary folder)"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,7 +110,7 @@ def main() -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
-    """Validation perplexities of `gpt` and `retro`: of all tokens, of those that a neighbour showed, of the
+    """Validation perplexities of `gpt` and `retro`: of all tokens, of those that a neighbour contains, of the
     others.
     """
     began = time.process_time()
@@ -180,7 +179,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
         "retro_project_dir": near,
     }
     print(
-        "| model | validation perplexity | of tokens that a neighbour showed | of others | CPU s | tokens/s |"
+        "| model | validation perplexity | tokens in a neighbour | other tokens | CPU s | tokens/s |"
         " waited for data |\n|---|---|---|---|---|---|---|"
     )
     results = {}
@@ -217,13 +216,14 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
 
 
 def made(kind, *trees: dict, **more):
-    """A configuration of settings by name."""
+    """A configuration from settings by name."""
     return config.build(kind, *(("benchmark", tree) for tree in (*trees, more)))
 
 
 def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every sample: (chunks after the first whose tokens but the last a neighbour of the chunk before
-    shows, (n, l - 1); tokens that are so, (n, LENGTH)).
+    """What neighbours contain of every sample: (chunks, (n, l - 1) bool; tokens, (n, LENGTH) bool).
+
+    A chunk after the first counts if a neighbour of the chunk before continues with its tokens but the last.
     """
     texts = dataset.batch(np.arange(len(found)))[:, :LENGTH].reshape(len(found), -1, 1, CHUNK)
     continued = found.tokens(np.arange(len(found)), k)[0][..., CHUNK:]
@@ -234,7 +234,7 @@ def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarr
 
 @torch.no_grad()
 def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[float, float]:
-    """Of the tokens of the validation samples that a neighbour showed, and of the others."""
+    """Perplexities of validation tokens that a neighbour contains, and of the others."""
     model = open_checkpoint(run).load_model()
     losses = []
     for start in range(0, len(found), BATCH):
@@ -250,13 +250,13 @@ def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[fl
             .view(BATCH, -1)
             .numpy()
         )
-    losses = np.concatenate(losses)[:, :-1]  # the last label is of another document
+    losses = np.concatenate(losses)[:, :-1]  # the last label belongs to the next document
     copied = shown(dataset, found, k)[1][:, 1:]
     return math.exp(losses[copied].mean()), math.exp(losses[~copied].mean())
 
 
 def look_up_time(found: SampleNeighbors, k: int) -> float:
-    """Seconds for a batch's neighbours: the median over the validation samples' batches."""
+    """Seconds to look up the neighbours of a batch: the median over the validation batches."""
     seconds = []
     for start in range(0, len(found), BATCH):
         began = time.perf_counter()

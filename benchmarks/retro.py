@@ -1,26 +1,21 @@
-"""The retrieval database: embedding, exact and approximate search, the chunk table, and looking neighbours
-up, each beside its peer.
+"""Compares the retrieval database with its peers: embedding, search, the chunk table and lookups.
 
     python benchmarks/retro.py --text any.txt
     python benchmarks/retro.py --text any.txt --only embed --peers /folder/with/sentence-transformers
 
-Contestants take turns, on one thread (those of `embed` each in a process of its own), and the medians over
-the rounds of CPU and wall seconds are printed.
+Contestants run in turn, on one thread (those of `embed` each in its own process). Medians over the rounds of
+CPU and wall seconds are printed.
 
-embed    chunks of some 64 tokens by all-MiniLM-L6-v2: sentence-transformers' `encode` (batches of 32), ours
-    in float32 and bfloat16,
-         and onnxruntime where the packages onnxruntime, onnx and sympy are installed (the model as its
-             optimizer fuses it, batches of 8
-         of like length, the best of 8, 16, 32 and 64); "products" are the encoder's matrix products alone,
-             attention's left out, with their
-         GELU, as mt has them done in float32 and bfloat16: a bound for every ratio; "least cosine" is to the
-             peer's vectors
-search   10 neighbours of 1,000 queries among 50,000 vectors of 384 numbers, exactly and in cells: Faiss's
-    `search` alone, and our
-         `nearest`, which leaves out what is of the query's own document; recall is against numpy's exact
-             search
-chunks   the chunk table of random documents: tokens a second
-lookup   the neighbours of a sample of 2,048 tokens, 2 for each chunk of 64 with its continuation
+- embed: chunks of about 64 tokens by all-MiniLM-L6-v2. sentence-transformers' `encode` (batches of 32), mt in
+  float32 and bfloat16, and onnxruntime where the packages onnxruntime, onnx and sympy are installed (the
+  model as its optimizer fuses it, batches of 8 of similar length, the best of 8, 16, 32 and 64). "products"
+  are the encoder's matrix products alone, without attention's, with their GELU, as mt computes them: a bound
+  for every ratio. "least cosine" is the smallest cosine to the peer's vectors.
+- search: 10 neighbours of 1,000 queries among 50,000 vectors of 384 numbers, exact and approximate. Faiss's
+  `search` alone against `nearest`, which excludes the query's own document; recall is relative to numpy's
+  exact search.
+- chunks: the chunk table of random documents, in tokens a second.
+- lookup: neighbours of a sample of 2,048 tokens, 2 for each chunk of 64, with their continuations.
 """
 
 from __future__ import annotations
@@ -69,9 +64,7 @@ def timed(work: Callable) -> tuple[float, float]:
 def compare(
     contestants: dict[str, Callable], rounds: int, measure: Callable[[Callable], tuple[float, float]] = timed
 ) -> dict[str, tuple[float, float]]:
-    """Median CPU and wall seconds of each, one after the other in every round, after two rounds in which
-    memory and kernels settle.
-    """
+    """Median CPU and wall seconds of each contestant; all run in every round, after two warm-up rounds."""
     seconds: dict[str, list] = {name: [] for name in contestants}
     for _ in range(rounds + 2):
         for name, work in contestants.items():
@@ -116,7 +109,7 @@ def embed(arguments) -> None:
         multiprocessing.get_context("spawn").Process(
             target=encode_when_asked, args=(name, texts, there, sys.path), daemon=True
         ).start()
-        there.close()  # so that waiting for a process that has ended ends too
+        there.close()  # so that reading from an ended process ends too
         contestants[name] = functools.partial(ask, name, here, vectors)
     found = compare(contestants, arguments.rounds, measure=lambda contestant: contestant())
     cosine = {
@@ -128,17 +121,17 @@ def embed(arguments) -> None:
 
 
 def ask(name: str, worker: Connection, vectors: dict) -> tuple[float, float]:
-    """The seconds that a worker measured; what it made goes into vectors."""
+    """The seconds that a worker measured; its embeddings are stored in vectors."""
     worker.send(None)
     try:
         spent, vectors[name] = worker.recv()
     except EOFError:
-        sys.exit(f"{name} has ended; its own message stands above")
+        sys.exit(f"{name} has ended; see its message above")
     return spent
 
 
 def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[str]) -> None:
-    """A process of its own for each, because what one tells the allocator and oneDNN would hold for all."""
+    """Runs one contestant in its own process: settings of the allocator and oneDNN are per process."""
     sys.path[:] = path
     import torch
 
@@ -168,7 +161,7 @@ def encode_when_asked(name: str, texts: list[str], pipe: Connection, path: list[
 
 
 def products(embedder) -> Callable[[list[str]], None]:
-    """The products of texts by an embedder's matrices, and nothing else."""
+    """A function that computes only the matrix products of embedding texts."""
     import torch
 
     from mt.retro.embed import TOKENS_PER_BATCH

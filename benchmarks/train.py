@@ -1,24 +1,19 @@
-"""Training steps of `mt train` beside its public peers in the same minutes: same shape, batch, numbers and
-optimizer.
+"""Compares training steps of `mt train` with its public peers: same shape, batch, dtype and optimizer.
 
     python benchmarks/train.py                                    # float32 and bfloat16
     python benchmarks/train.py --dtypes bfloat16 --rounds 6 --litgpt-python ENV/bin/python
 
-Each contestant is a process that lives through the whole run, makes its warm-up steps, and is then asked for
-a few steps at a time, in turn with the others. Printed are medians over the rounds: CPU is the process's user
-and system time, which other work on the machine disturbs less than wall. Peak memory is the process's. The
-contestants:
+Each contestant is one process for the whole run. It makes warm-up steps, and then a few steps at a time in
+turn with the others. Medians over the rounds are printed. CPU is the process's user and system time, which
+other work on the machine disturbs less than wall; ratios are of CPU. Peak memory is that of the process. The
+data are random tokens.
 
-mt           loop.Trainer as `mt train` runs it, reading its data from .bin/.idx; mt-compiled: with --compile
-    always
-trainer      transformers.Trainer with GPT2LMHeadModel, sdpa, its default AdamW
-litgpt       litgpt's GPT (GPT-2 shape, its rotary positions) in a Fabric loop with fused AdamW
-nano         a plain loop in the manner of nanoGPT: full logits, torch's cross-entropy, AdamW
-products     no contestant: the matrix products of a step alone, attention's left out, by the library that mt
-    has do them;
-             a peer's ratio to it is the most that anything on this machine could have to that peer
-
-The data are random tokens. Ratios are of CPU seconds.
+- mt: loop.Trainer as `mt train` runs it, with data from .bin/.idx. mt-compiled: with --compile always.
+- trainer: transformers.Trainer with GPT2LMHeadModel, sdpa, its default AdamW.
+- litgpt: litgpt's GPT (GPT-2's shape, its rotary positions) in a Fabric loop with fused AdamW.
+- nano: a plain loop like nanoGPT's: full logits, torch's cross-entropy, AdamW.
+- products: a bound, not a contestant. The matrix products of a step alone, without attention's, by the
+  library that mt uses for them. A peer's ratio to it is the largest possible speed-up over that peer here.
 """
 
 from __future__ import annotations
@@ -46,9 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument(
-        "--steps", type=int, default=2, help="steps that a contestant makes when it is its turn"
-    )
+    parser.add_argument("--steps", type=int, default=2, help="steps of a contestant in one turn")
     parser.add_argument(
         "--contestants", nargs="*", default=["mt", "mt-compiled", "trainer", "litgpt", "nano", "products"]
     )
@@ -73,7 +66,7 @@ def compare(arguments, dtype: str) -> None:
     workers: dict[str, subprocess.Popen] = {}
     for name in arguments.contestants:
         python = arguments.litgpt_python if name == "litgpt" else sys.executable
-        # For all the same, and as `mt` sets it: threads that spin while they wait would only add CPU seconds.
+        # The same for all, as `mt` sets it: threads that spin while they wait would add CPU seconds.
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(arguments.threads),
@@ -112,7 +105,7 @@ def compare(arguments, dtype: str) -> None:
 
 
 def ask(worker: subprocess.Popen, steps: int) -> dict | None:
-    """What a worker says of some steps, or None where it has ended."""
+    """The measurements of a worker's steps, or None if the worker has ended."""
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(f"{steps}\n")
         worker.stdin.flush()
@@ -140,9 +133,9 @@ def table(results: dict[str, list[dict]], steps: int) -> None:
 
 
 def work(name: str, dtype: str, threads: int) -> None:
-    """Reads numbers of steps from standard input, makes them, and says what they took."""
+    """Reads numbers of steps from standard input, makes the steps, and prints what they took."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     import torch
 
     torch.set_num_threads(threads)
@@ -170,10 +163,10 @@ def work(name: str, dtype: str, threads: int) -> None:
             answer["wait"] = wait
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    os._exit(0)  # some of them hold threads that would keep the process alive
+    os._exit(0)  # some contestants leave threads that would keep the process alive
 
 
-Steps = Iterator[tuple[float, float | None]]  # (loss, seconds that the step waited for its data or None)
+Steps = Iterator[tuple[float, float | None]]  # (loss, seconds that the step waited for data or None)
 
 
 def own_compiled(dtype: str) -> Steps:
@@ -238,7 +231,7 @@ def own(dtype: str, compile: str = "never") -> Steps:
 
 
 def trainer(dtype: str) -> Steps:
-    """Its loop runs in a thread that is let go one step at a time."""
+    """Runs its loop in a thread that waits before every step."""
     import threading
 
     import torch
@@ -385,7 +378,7 @@ def products(dtype: str) -> Steps:
         for out in {size for shape in [*blocks, (VOCABULARY, HIDDEN)] for size in shape}
     }
     weights = {shape: torch.randn(shape).to(kind) for shape in [*blocks, (VOCABULARY, HIDDEN)]}
-    # Float32 in the head's pieces, which oneDNN takes in less time; the others whole.
+    # The output layer in pieces in float32, which oneDNN multiplies faster; other layers whole.
     piece, part = (512, 4096) if kind == torch.float32 else (TOKENS, VOCABULARY)
     while True:
         for shape in blocks:

@@ -1,21 +1,18 @@
-"""Training steps of `mt train` on one GPU, model by model: tokens/s, model FLOP utilisation in both
-conventions, memory.
+"""Measures training steps of `mt train` on one GPU: tokens/s, model FLOP utilization (MFU), memory.
 
-    python benchmarks/train_gpu.py                                  # all of MODELS, each in a process of its
-        own
+    python benchmarks/train_gpu.py                                  # all of MODELS, each in its own process
     python benchmarks/train_gpu.py --models llama-8b-width llama-8b-width-fp8 --profile
-    python benchmarks/train_gpu.py --smoke                          # two layers of each on any machine, to
-        try the script
+    python benchmarks/train_gpu.py --smoke                          # two small layers of each, on any machine
 
 A step is one of loop.Trainer as `mt train` makes it: reading from .bin/.idx, compiled blocks, gradient
-clipping and AdamW included; the first ten (with compilation) are not counted. MFU is of the GPU's dense
-16-bit peak (train/flops.py: 989 TFLOP/s for H100 and H200), float8 too. "full" counts attention as if nothing
-were masked (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), "causal" half of it. The published
-figures, of several GPUs, are from reports that count in full: Megatron-LM 41 to 49 %, nanotron 44 to 47 %,
-nanochat 50 %, torchtitan 39 %.
+clipping and AdamW included. The first ten steps (with compilation) are not counted. MFU is relative to the
+GPU's dense 16-bit peak (train/model/flops.py: 989 TFLOP/s for H100 and H200), for float8 too. "full" counts
+attention without a mask (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), "causal" half of it.
+Published figures, of several GPUs, counted in full: Megatron-LM 41 to 49 %, nanotron 44 to 47 %, nanochat
+50 %, torchtitan 39 %.
 
-The 8B-width model has 16 of Llama's 32 layers, because float32 weights and moments of all would fill the
-memory; the mixture is Mixtral's shape (8 experts, 2 a token, F = 3.5 D) at half its width, for the same
+The 8B-width model has 16 of Llama's 32 layers, because float32 weights and moments of all 32 would fill the
+memory. The mixture has Mixtral's shape (8 experts, 2 a token, F = 3.5 D) at half its width, for the same
 reason.
 """
 
@@ -59,8 +56,8 @@ MIXTURE = {
     "moe_aux_loss_coeff": 0.01,
     "vocab_size": 32000,
 }
-# name: (model, tokens of a sample, samples of a micro-batch, micro-batches of a step, float8's format, MFU
-# aimed at)
+# name: (model, tokens of a sample, samples of a micro-batch, micro-batches of a step, float8 format,
+# target MFU)
 MODELS = {
     "gpt-350m": (
         {**GPT, "num_layers": 24, "hidden_size": 1024, "num_attention_heads": 16},
@@ -90,14 +87,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--steps", type=int, default=20, help="that are timed")
-    parser.add_argument("--micro-batch-size", type=int, help="for all, instead of each model's own")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
+    parser.add_argument("--micro-batch-size", type=int, help="for all models, instead of their own")
     parser.add_argument("--compile", default="always", choices=["always", "never"])
-    parser.add_argument("--attention-backend", default="auto", help="another than mt train would choose")
     parser.add_argument(
-        "--fp8-recipe", default="tensorwise", help="of the models in float8; rowwise ones are in e4m3"
+        "--attention-backend", default="auto", help="instead of the one that mt train chooses"
     )
-    parser.add_argument("--profile", action="store_true", help="print where the time of one more step goes")
+    parser.add_argument(
+        "--fp8-recipe", default="tensorwise", help="recipe of the models in float8; rowwise recipes use e4m3"
+    )
+    parser.add_argument("--profile", action="store_true", help="print a profile of one more step")
     parser.add_argument(
         "--smoke", action="store_true", help="two layers of an eighth of the width, on any machine"
     )
@@ -197,7 +196,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
 
 
 def configuration(name: str, arguments: argparse.Namespace, folder: Path, steps: int):
-    """The run's TrainConfig, over random tokens that it writes into the folder."""
+    """The TrainConfig of a run on random tokens, which it writes to the folder."""
     import numpy as np
 
     from mt.core.config import build
