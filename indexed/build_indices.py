@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..tokenizer.tokenizer import TokenizerConfig, load
 from .bert_dataset import BertConfig, build_bert_datasets
 from .gpt_dataset import DataConfig, Dataset, build_datasets
+from .masked_dataset import MaskedConfig
 from .splits import SPLIT_NAMES
 from .t5_dataset import T5Config, build_t5_datasets
 
@@ -46,7 +47,7 @@ class IndexConfig(DataConfig):
         )
 
 
-def index(config: IndexConfig) -> dict:
+def index(config: IndexConfig) -> dict[str, Any]:
     """Builds the sample indices of all splits; training with the same data settings finds them in the cache.
 
     Returns the manifest, with a table of the sources as `text`.
@@ -66,14 +67,18 @@ def index(config: IndexConfig) -> dict:
 def _build(config: IndexConfig, counts: Sequence[int]) -> tuple[Dataset | None, ...]:
     if config.objective == "gpt":
         return build_datasets(config, counts)
-    kind, build = {"bert": (BertConfig, build_bert_datasets), "t5": (T5Config, build_t5_datasets)}[
-        config.objective
-    ]
-    settings = kind(**{f.name: getattr(config, f.name) for f in dataclasses.fields(kind)})
-    return build(settings, load(config.tokenizer), counts)
+    tokenizer = load(config.tokenizer)
+    if config.objective == "bert":
+        return build_bert_datasets(BertConfig(**_values_of(config, BertConfig)), tokenizer, counts)
+    return build_t5_datasets(T5Config(**_values_of(config, T5Config)), tokenizer, counts)
 
 
-def format_rows(rows: Sequence[dict]) -> str:
+def _values_of(config: IndexConfig, kind: type[MaskedConfig]) -> dict[str, Any]:
+    """The values of the settings that `kind` has."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(kind)}
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `Dataset.describe` as a text table."""
     cells = [("split", "weight", "sequences", "tokens", "samples", "epochs", "source")]
     cells += [

@@ -172,7 +172,10 @@ def build_db(config: BuildDbConfig) -> dict[str, Any]:
     for dataset in data:
         check_data(dataset, tokenizer)
     known = base.database if base else None
-    embedder = open_same(known, None, config.extend) if known else Embedder(config.bert_model, config.bf16)
+    if base is None:
+        embedder = Embedder(config.bert_model, config.bf16)
+    else:
+        embedder = open_same(base.database, None, base.root)
     chunk_length = known["chunk_length"] if known else config.chunk_length or 64
     if config.chunks_hdf5:
         selection = select_hdf5_chunks(config.chunks_hdf5, data, chunk_length)

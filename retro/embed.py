@@ -142,9 +142,10 @@ def _load_bert(checkpoint: Checkpoint) -> tuple[Bert, Callable[[Sequence[str]], 
         )
     assert isinstance(checkpoint, NativeCheckpoint), "Megatron-LM's checkpoints are read for GPTs alone"
     model, tokenizer = cast(Bert, checkpoint.load_model()), checkpoint.load_tokenizer()
-    words, room = word_pieces(tokenizer), min(MAX_TOKENS, model.config.max_position_embeddings) - 2
+    room = min(MAX_TOKENS, model.config.max_position_embeddings) - 2
+    cls, sep = word_pieces(tokenizer).require("cls", "sep")
     model.head = model.pooler = model.binary_head = None
-    encode = lambda texts: [[words.cls, *tokenizer.encode(text)[:room], words.sep] for text in texts]
+    encode = lambda texts: [[cls, *tokenizer.encode(text)[:room], sep] for text in texts]
     return model.eval(), encode, checkpoint.weights_digest()
 
 
@@ -154,7 +155,7 @@ def _digest(directory: Path) -> str:
     return xxhash.xxh3_128(json.dumps(digests).encode()).hexdigest()
 
 
-def open_same(database: DatabaseInfo, directory: str | None, root: Path) -> Embedder:
+def open_same(database: DatabaseInfo, directory: str | None, root: str | Path) -> Embedder:
     """The embedder of the database `root`; raises UserError for another one.
 
     directory: its present directory, if it has moved.

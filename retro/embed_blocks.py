@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from ..indexed.neighbors import DataInfo, open_data, read_fact
 from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.native import NativeCheckpoint
 from ..train.checkpoint.open import open_checkpoint
+from ..train.model.biencoder import Biencoder
 from ..train.model.family import family_of
 from ..train.precision import use_fast_float32_matmul
 from .chunks import check_data, check_tokens
@@ -266,7 +267,7 @@ class BiencoderEmbedder:
                 " blocks; give a run of `mt train --family ict`"
             )
         assert isinstance(checkpoint, NativeCheckpoint), "no other library has such a model"
-        self.model, self.tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
+        self.model, self.tokenizer = cast(Biencoder, checkpoint.load_model()), checkpoint.load_tokenizer()
         self.seq_length, self.words = checkpoint.seq_length, word_pieces(self.tokenizer)
         self.digest = checkpoint.weights_digest()
         use_fast_float32_matmul()
@@ -287,6 +288,7 @@ class BiencoderEmbedder:
     def _embed(
         self, embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: Sequence[list[int]]
     ) -> np.ndarray:
+        (pad,) = self.words.require("pad")
         vectors = np.zeros((len(rows), self.model.embedding_size), np.float32)
         lengths = np.array([len(row) for row in rows], np.int64)
         device = next(self.model.parameters()).device
@@ -295,7 +297,7 @@ class BiencoderEmbedder:
                 present = (
                     torch.arange(int(lengths[numbers].max())) < torch.from_numpy(lengths[numbers])[:, None]
                 )
-                tokens = torch.full(present.shape, self.words.pad)
+                tokens = torch.full(present.shape, pad)
                 tokens[present] = torch.tensor([token for n in numbers for token in rows[n]])
                 vectors[numbers] = embed(tokens.to(device), present.to(device)).float().cpu().numpy()
         return vectors

@@ -108,11 +108,12 @@ def _inspect_samples(config: InspectRetrievalConfig, root: Path, manifest: dict[
     neighbors = SampleNeighbors(root, dataset)
     tokenizer = load_directory(root / info["database"] / "tokenizer")
     k = min(config.num_neighbors, info["num_neighbors"])
-    sample = dataset.batch([config.sample])[0, : splits[config.sample_split]["seq_length"]]
-    tokens = sample.reshape(-1, neighbors.chunk_length)
+    batch = dataset.batch([config.sample])
+    assert isinstance(batch, np.ndarray), "SampleNeighbors refuses samples that are not arrays of tokens"
+    tokens = batch[0, : splits[config.sample_split]["seq_length"]].reshape(-1, neighbors.chunk_length)
     found, mask = neighbors.tokens(config.sample, k)
     texts = texts_of(tokens, np.ones(tokens.shape, bool), tokenizer, config.sample_split)
-    shown = [
+    shown: list[dict[str, Any]] = [
         {
             "text": text,
             "neighbors": _neighbors((found[i], mask[i]), neighbors.ids[config.sample, i, :k], tokenizer),

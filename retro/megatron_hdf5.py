@@ -79,7 +79,7 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
             f"{several.prefix}: has documents of several or no sequences, which Megatron-LM's table cannot"
             " represent; tokenize without --split-sentences and leave empty texts out"
         )
-    inputs = [root, *([config.neighbors] if config.neighbors else [])]
+    inputs: list[str | Path] = [root, *([config.neighbors] if config.neighbors else [])]
     run = manifest.begin("retro export-hdf5", config, inputs)
     if run.finished:
         return run.manifest
@@ -110,8 +110,8 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
     if samples is not None and config.neighbors:
         for split, info in samples["splits"].items():
             folders[split] = f"query/{split}_{info['order']}"
-            source = Path(config.neighbors) / f"{split}.npy"
-            written += _export_neighbors(run.output / folders[split], source)
+            ids = Path(config.neighbors) / f"{split}.npy"
+            written += _export_neighbors(run.output / folders[split], ids)
     settings: dict[str, Any] = {
         "retro_block_size": BLOCK,
         "retro_gpt_chunk_length": database["chunk_length"],
@@ -308,8 +308,8 @@ def write_hdf5_chunks(path: Path, source: str, data: Sequence[IndexedDataset], s
                 before = dataset.pointers[sequence] // dataset.dtype.itemsize - document_offsets(
                     dataset, document
                 )
-                for name, values in zip(CHUNK.names, (number, document, before + start, before + end)):
-                    table[name][here] = values
+                table["dataset"][here], table["document"][here] = number, document
+                table["start"][here], table["end"][here] = before + start, before + end
             keys = (table["dataset"].astype(np.int64) << 32) + table["document"]
             if keys[0] < last or (np.diff(keys) < 0).any():
                 raise UserError(

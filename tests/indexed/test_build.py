@@ -319,8 +319,7 @@ def test_every_tokenizer_flag_of_megatrons_script_is_accepted(tmp_path, capsys):
     assert cli.command(old.split()) == 0
     assert [s.tolist() for s in IndexedDataset(tmp_path / "p_text_document")] == [[1, 2, 3, 0], [4, 0]]
     assert (
-        "--null-tokenizer-pad-id is accepted and not needed: texts are not padded"
-        in capsys.readouterr().err
+        "--null-tokenizer-pad-id is accepted and not needed: texts are not padded" in capsys.readouterr().err
     )
 
 

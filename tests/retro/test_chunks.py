@@ -3,9 +3,10 @@ import pytest
 
 from mt.indexed.neighbors import CHUNK
 from mt.retro import chunks
-from mt.retro.chunks import document_ranges, own_ranges, select_chunks, write_chunks
+from mt.retro.chunks import document_ranges, own_ranges, sample_texts, select_chunks, write_chunks
+from mt.tokenizer.tokenizer import TokenizerConfig, load
 
-EOD = 0
+EOD, LENGTH = 0, 4
 
 
 def table_of(path, data, chunk_length=4, max_chunks=None, eod=EOD):
@@ -116,3 +117,16 @@ def test_the_chunks_of_a_document_are_found_by_its_number_and_none_where_it_has_
     found = document_ranges(np.load(tmp_path / "chunks.npy", mmap_mode="r"), np.array(asked))
     for document, (first, past) in zip(asked, found.tolist()):
         assert list(range(first, past)) == [i for i, row in enumerate(rows) if row[:2] == document]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted"), [(3, 1), (LENGTH, 1), (3 * LENGTH + 1, 3), (1000 * LENGTH, 64)]
+)
+def test_sample_texts_are_full_chunks_from_the_start_of_the_longest_data(write_data, tokens, wanted):
+    letters = [97 + i % 26 for i in range(tokens)]
+    data = [write_data("short", [[[120]]]), write_data("long", [[letters]])]
+    selection = select_chunks(data, LENGTH, None, None)
+    tokenizer = load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))
+    texts = sample_texts(data, tokenizer, selection)
+    width = min(LENGTH, tokens)
+    assert texts == [bytes(letters[i * width : (i + 1) * width]).decode() for i in range(wanted)]
