@@ -1,4 +1,3 @@
-import gzip
 import json
 import sys
 import types
@@ -130,42 +129,6 @@ def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_
     assert [(a["project"], a["name"], a["id"]) for a in opened] == [("p", "run", None), ("p", "run", "abc")]
     assert opened[0]["config"]["optimizer"]["lr"] == 1e-2
     assert [step for step, values in logged if "loss" in values] == [2, 4, 6, 8]
-
-
-@pytest.mark.parametrize(
-    ("end", "leaves", "recorded"), [(2, None, (2, 2)), (20, 3, (2, 3))], ids=["some steps", "to the end"]
-)
-def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, recorded):
-    """And change nothing: the losses are those of a run without."""
-    how = {"train_iters": 3, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "exit_interval": leaves}
-    plain = train(settings(tmp_path / "plain", **how))
-    found = train(settings(tmp_path / "run", profile=True, profile_step_start=1, profile_step_end=end, **how))
-    assert found["curve"] == plain["curve"]
-    name = "rank_0_steps_{}_{}".format(*recorded)
-    assert sorted(p.name for p in (tmp_path / "run" / "profile").iterdir()) == [
-        f"{name}.json.gz",
-        f"{name}.txt",
-    ]
-    with gzip.open(tmp_path / "run" / "profile" / f"{name}.json.gz") as file:
-        names = [event.get("name") for event in json.load(file)["traceEvents"]]
-    assert names.count("Optimizer.step#AdamW.step") == recorded[1] - recorded[0] + 1
-    assert "aten::addmm" in (tmp_path / "run" / "profile" / f"{name}.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        (
-            {"profile_ranks": [0, 1], "profile_step_start": 1},
-            "log.profile_ranks = 1: this run's ranks are 0 to 0; name some of them",
-        ),
-        ({}, "log.profile_step_start = 10: this run has 8 steps; record earlier ones"),
-    ],
-)
-def test_a_recording_of_nothing_is_refused(settings, tmp_path, how, message):
-    with pytest.raises(UserError, match=message):
-        train(settings(tmp_path / "run", profile=True, **how))
-    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_cannot_be_are_refused():

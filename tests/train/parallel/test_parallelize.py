@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from mt.core.config import UserError, build
+from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import (
     CASES,
     bytes_a_parameter,
@@ -19,8 +19,7 @@ from mt.tests.train.parallel_jobs import (
     model_config,
     train,
 )
-from mt.train.parallel.context_parallel import token_indices
-from mt.train.parallel.mesh import ParallelConfig, check_sizes
+from mt.train.parallel.mesh import ParallelConfig
 from mt.train.parallel.parallelize import check_layout
 
 
@@ -154,11 +153,6 @@ def test_no_rank_ever_holds_a_whole_model(pool):
     assert grown < 0.75 * model  # its half, and a block
 
 
-def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
-    assert [token_indices(rank, 2, 8).tolist() for rank in range(2)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
-    assert sorted(torch.cat([token_indices(rank, 3, 24) for rank in range(3)]).tolist()) == list(range(24))
-
-
 @pytest.mark.parametrize(
     ("family", "parallel", "changes", "length", "message"),
     [
@@ -283,46 +277,3 @@ def test_every_context_parallel_rank_has_an_early_and_a_late_chunk():
 def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, changes, length, message):
     with pytest.raises(UserError, match=message):
         check_layout(ParallelConfig(**parallel), model_config(family, **changes), {"seq_length": length})
-
-
-@pytest.mark.parametrize(
-    ("parallel", "world", "message"),
-    [
-        (
-            {"tensor_model_parallel_size": 4, "context_parallel_size": 2},
-            12,
-            (
-                r"12 processes cannot be divided into replicas of parallel.tensor_model_parallel_size = 4 x"
-                r" parallel.context_parallel_size = 2 = 8; start 16 with"
-            ),
-        ),
-        ({"tensor_model_parallel_size": 2}, 1, r"^1 process cannot be divided into"),
-        (
-            {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4},
-            6,
-            (
-                r"parallel.context_parallel_size = 1 x parallel.pipeline_model_parallel_size = 4 = 8; start 8"
-                r" with"
-            ),
-        ),
-        (
-            {"expert_model_parallel_size": 4, "tensor_model_parallel_size": 2},
-            4,
-            (
-                r"parallel.expert_model_parallel_size = 4 does not divide the 2 data- and context-parallel"
-                r" processes \(4 / parallel.tensor_model_parallel_size = 2\); use one of 1, 2"
-            ),
-        ),
-    ],
-)
-def test_processes_that_cannot_be_laid_out_are_refused(parallel, world, message):
-    with pytest.raises(UserError, match=message):
-        check_sizes(ParallelConfig(**parallel), world)
-
-
-def test_sequence_parallel_alone_is_refused():
-    with pytest.raises(
-        UserError,
-        match="sequence_parallel divides sequences over tensor-parallel processes, and there is one",
-    ):
-        build(ParallelConfig, ("test", {"sequence_parallel": True}))

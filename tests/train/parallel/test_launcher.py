@@ -8,9 +8,8 @@ import sys
 import pytest
 import yaml
 
-from mt.tests.train.parallel_jobs import run_mt_train, train_with_a_slow_rank
+from mt.tests.train.parallel_jobs import run_mt_train
 from mt.tests.train.test_parallel_training import losses
-from mt.train.stragglers import slow_ranks, table
 
 SETTINGS = {"log_interval": 1, "eval_iters": 0, "split": "100,0,0"}
 
@@ -93,31 +92,3 @@ def test_sigterm_saves_the_step_and_ends(job, tmp_path):
     assert process.returncode == 128 + 15, messages
     assert messages.count("stopped by SIGTERM after step") == 1
     assert len(list(save.glob("step_*"))) == 1
-
-
-def test_a_slow_rank_is_found_though_all_take_the_same_time(pool, settings, tmp_path):
-    pool.run(train_with_a_slow_rank, 2, settings(tmp_path / "run", **SETTINGS | {"log_interval": 4}))
-    for line in (json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()):
-        assert line["slow"] == [1]
-        assert line["slowest"] == 1
-        fastest, _, slowest = line["block_seconds"]
-        assert slowest > fastest + 0.02
-
-
-def test_a_rank_is_slow_that_computes_longer_or_waits_longer_for_data_than_the_median():
-    assert slow_ranks((1.0, 1.0, 1.4), (0, 0, 0), 10) == []
-    assert slow_ranks((1.0, 1.0, 1.6, 3.0), (0, 0, 0, 0), 10) == [3, 2]
-    assert slow_ranks((1.0, 1.0, 1.0), (0.0, 1.6, 0.5), 10) == [1]
-    assert slow_ranks((1.0, 1.6), (0, 0), 10) == [1]
-    assert slow_ranks((1.0, 1.0), (5.0, 5.0), 10) == []  # data is slow, not a rank
-
-
-def test_the_table_of_slow_ranks_stands_beside_the_median():
-    assert table(
-        40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]
-    ).splitlines() == [
-        "mt: step 40: 1 of 3 ranks keeps the others waiting",
-        "    rank  host    ms a block   data s    all s",
-        "       2  node27       30.00     0.50     2.00",
-        "  median               10.00     0.00     2.00",
-    ]

@@ -1,0 +1,59 @@
+"""Pipeline stages: which blocks and weights each stage has."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mt.tests.train.parallel_jobs import lengths_of, model_config
+from mt.train.model.family import build_model
+from mt.train.parallel.mesh import ParallelConfig
+from mt.train.parallel.stages import bounds, cut_stage, divide, owners
+
+
+def test_stages_are_as_even_as_blocks_can_be_dealt_out_with_the_head():
+    config = model_config("gpt", num_layers=8, vocab_size=60)
+    split = bounds(ParallelConfig(pipeline_model_parallel_size=4), config, {"seq_length": 16})
+    assert split == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    heavy = model_config("gpt", num_layers=8, vocab_size=6000)  # a head that costs more than all blocks
+    assert bounds(ParallelConfig(pipeline_model_parallel_size=4), heavy, {"seq_length": 16})[-1] == (7, 8)
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt", "llama", "moe", "bert", "bert_post_norm", "t5", "t5_relative", "mamba_moe"]
+)
+def test_stages_together_have_every_weight_and_only_shared_ones_twice(family):
+    config = model_config(family)
+    with torch.device("meta"):
+        whole = build_model(config)
+    split = bounds(ParallelConfig(pipeline_model_parallel_size=2), config, lengths_of(config))
+    names = [{name for name, _ in cut_stage(whole, *where).named_parameters()} for where in split]
+    assert names[0] | names[1] == {name for name, _ in whole.named_parameters()}
+    assert {name.split(".")[0] for name in names[0] & names[1]} == set(owners(config, split)) & {
+        name.split(".")[0] for name in names[0]
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_dearest_stage_is_as_cheap_as_in_the_best_of_all_divisions(seed):
+    random = np.random.default_rng(seed)
+    costs = random.integers(1, 10, size=random.integers(3, 9)).astype(float).tolist()
+    for stages in range(1, len(costs) + 1):
+        ends = divide(costs, stages)
+        assert ends == sorted(set(ends)), "no stage is empty"
+        assert (len(ends), ends[-1]) == (stages, len(costs))
+        best = min(
+            dearest(costs, [*cut, len(costs)]) for cut in combinations(range(1, len(costs)), stages - 1)
+        )
+        assert dearest(costs, ends) == best
+
+
+def dearest(costs: list[float], ends: list[int]) -> float:
+    return max(sum(costs[begin:end]) for begin, end in pairwise([0, *ends]))
+
+
+def test_a_weight_on_several_stages_belongs_to_the_first():
+    config = model_config("gpt", num_layers=4)
+    assert owners(config, [(0, 2), (2, 4)]) == {"embedding": [0, 1]}
+    assert owners(config, [(0, 1), (1, 2), (2, 4)]) == {"embedding": [0, 2]}

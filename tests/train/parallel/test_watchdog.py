@@ -1,0 +1,93 @@
+"""The watchdog: what it tells of a rank that hangs (test_launcher.py has whole jobs)."""
+
+import json
+import sys
+
+import pytest
+import torch.distributed as dist
+
+from mt.train.parallel import watchdog
+from mt.train.parallel.mesh import ParallelConfig, check_sizes
+from mt.train.parallel.watchdog import LEFT, Collective, Watchdog, pending_collective, python_line
+
+
+def test_the_line_of_python_is_the_innermost_of_this_package():
+    lines = []
+
+    def inside() -> None:
+        lines.append(python_line(sys._getframe()))
+
+    list(map(lambda _: inside(), [0]))
+    assert lines[0].endswith(" in inside")
+    assert ".test_watchdog:" in lines[0]
+
+    def check(*_):  # check_sizes of this package calls it
+        lines.append(python_line(sys._getframe()))
+
+    config = ParallelConfig()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mt.train.parallel.mesh.check", check)
+        check.__globals__["__name__"], before = "outside.module", __name__
+        try:
+            check_sizes(config, 1)
+        finally:
+            check.__globals__["__name__"] = before
+    assert lines[1].startswith("mt.train.parallel.mesh:")
+    assert lines[1].endswith(" in check_sizes")
+    assert python_line(None) == "no line of Python"
+
+
+def test_a_collective_is_described_with_its_number_group_and_shape():
+    assert str(Collective("all_reduce", 7, "0", [3, 5], False)) == (
+        "all_reduce number 7 of process group 0 (3 x 5 numbers)"
+    )
+    assert str(Collective("barrier", 1, "tp", [], True)) == "barrier number 1 of process group tp (a number)"
+    assert pending_collective() is None
+
+
+@pytest.fixture
+def watching(monkeypatch):
+    """watching(rank, waited, beats): what a rank of 4 reports after `waited` seconds in a collective."""
+
+    def report(rank: int, waited: float, beats: dict[int, dict], begun: bool = False):
+        store = dist.HashStore()
+        for other, beat in beats.items():
+            store.set(str(other), json.dumps(beat))
+        watch = object.__new__(Watchdog)
+        watch.rank, watch.world_size, watch.limit, watch.store = rank, 4, 10.0, store
+        watch.activity, watch.collective = lambda: "step 3", Collective("all_reduce", 2, "0", [4], begun)
+        watch._entered = 100.0 - waited
+        monkeypatch.setattr(watchdog.time, "monotonic", lambda: 100.0)
+        found = []
+        watch._report = lambda ranks, what: found.append((ranks, what))
+        watch._report_hang(watch.collective)
+        return found[0]
+
+    return report
+
+
+WHAT = "all_reduce number 2 of process group 0 (4 numbers), in which rank 0 has waited for 12 s at step 3"
+
+
+def test_the_ranks_that_are_in_no_collective_or_came_late_are_named(watching):
+    beats = {
+        1: {"waited": 11.0, "begun": False},
+        2: {"waited": 0.0, "begun": False},
+        3: {"waited": 4.9, "begun": False},
+    }
+    assert watching(0, 12.0, beats) == ([2, 3], f"has not come to {WHAT}")
+    assert watching(0, 12.0, {1: LEFT, 2: beats[1], 3: beats[1]}) == ([1], f"has not come to {WHAT}")
+
+
+def test_a_rank_without_a_heartbeat_is_late(watching):
+    assert watching(0, 12.0, {1: {"waited": 11.0, "begun": False}})[0] == [2, 3]
+
+
+def test_on_a_gpu_a_rank_is_late_whose_kernel_has_not_started(watching):
+    beats = {rank: {"waited": 11.0, "begun": rank != 2} for rank in (1, 2, 3)}
+    assert watching(0, 12.0, beats, begun=True) == ([2], f"has not come to {WHAT}")
+
+
+def test_where_all_wait_they_are_in_different_collectives(watching):
+    beats = {rank: {"waited": 11.0, "begun": False} for rank in (1, 2, 3)}
+    assert watching(0, 12.0, beats) == ([1, 2, 3], f"is in another collective than {WHAT}")

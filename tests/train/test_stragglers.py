@@ -1,0 +1,59 @@
+"""Slow ranks: which are found, what the log and the table say of them, and manual garbage collection."""
+
+import gc
+import json
+
+from mt.tests.train.parallel_jobs import train_with_a_slow_rank
+from mt.train.stragglers import manual_gc, slow_ranks, table
+
+
+def test_a_slow_rank_is_found_though_all_take_the_same_time(pool, settings, tmp_path):
+    pool.run(
+        train_with_a_slow_rank, 2, settings(tmp_path / "run", log_interval=4, eval_iters=0, split="100,0,0")
+    )
+    for line in (json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()):
+        assert line["slow"] == [1]
+        assert line["slowest"] == 1
+        fastest, _, slowest = line["block_seconds"]
+        assert slowest > fastest + 0.02
+
+
+def test_a_rank_is_slow_that_computes_longer_or_waits_longer_for_data_than_the_median():
+    assert slow_ranks((1.0, 1.0, 1.4), (0, 0, 0), 10) == []
+    assert slow_ranks((1.0, 1.0, 1.6, 3.0), (0, 0, 0, 0), 10) == [3, 2]
+    assert slow_ranks((1.0, 1.0, 1.0), (0.0, 1.6, 0.5), 10) == [1]
+    assert slow_ranks((1.0, 1.6), (0, 0), 10) == [1]
+    assert slow_ranks((1.0, 1.0), (5.0, 5.0), 10) == []  # data is slow, not a rank
+
+
+def test_the_table_of_slow_ranks_stands_beside_the_median():
+    assert table(
+        40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]
+    ).splitlines() == [
+        "mt: step 40: 1 of 3 ranks keeps the others waiting",
+        "    rank  host    ms a block   data s    all s",
+        "       2  node27       30.00     0.50     2.00",
+        "  median               10.00     0.00     2.00",
+    ]
+
+
+def test_garbage_is_collected_by_hand_alone():
+    generations = []
+    assert gc.isenabled()
+    with manual_gc(generations.append) as collect:
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        collect()
+        collect()
+    assert generations == [1, 1]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_only_the_first_rows_of_slow_ranks_are_printed_and_the_median_is_an_existing_rank():
+    blocks = tuple(0.01 * (rank + 1) for rank in range(24))
+    lines = table(1234, list(range(23, 12, -1)), blocks, (0.0,) * 24, (1.0,) * 24, ["n"] * 24).splitlines()
+    assert lines[0] == "mt: step 1,234: 11 of 24 ranks keep the others waiting"
+    assert len(lines) == 2 + 8 + 1
+    assert lines[2].split() == ["23", "n", "240.00", "0.00", "1.00"]
+    assert lines[-1].split() == ["median", "120.00", "0.00", "1.00"]
