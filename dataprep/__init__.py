@@ -1,1 +1,1 @@
-"""documents -> fewer, cleaner documents."""
+"""Prepare training documents: extract, clean, deduplicate, decontaminate, hold out."""

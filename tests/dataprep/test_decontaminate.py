@@ -244,17 +244,13 @@ def test_cut_removes_up_to_sentence_ends_on_both_sides(spans, expected):
     [
         (
             '{"text": "one two three"}\n',
-            (
-                r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and"
-                r" --evaluation-key, or lower --min-ngram"
-            ),
+            r"t\.jsonl: none of its 1 texts has 8 words: there is nothing to look for; check the file and"
+            r" --evaluation-key, or lower --min-ngram",
         ),
         (
             '{"text": "a"}\n{"txt": "b"}\n',
-            (
-                r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); correct the evaluation file, or name"
-                r" the key of its texts with --evaluation-key"
-            ),
+            r"t\.jsonl, line 2: has no key 'text' \(it has 'txt'\); correct the evaluation file, or name"
+            r" the key of its texts with --evaluation-key",
         ),
         ('{"text": null}\n', r"t\.jsonl, line 1: 'text' is null, not a text; correct the evaluation file"),
         ("", r"t\.jsonl, line 1: the file is empty; correct the evaluation file"),

@@ -170,19 +170,15 @@ def test_an_interrupted_run_continues_with_the_missing_shards(tmp_path, monkeypa
         ("'''Ada''' ({{lang|el|x}}; born 1815) was ({{small}}) ''here''.", "Ada (born 1815) was here."),
         ("{| class=wikitable\n|-\n| a || b\n|}\nAfter.", "After."),
         (
-            (
-                "[[File:a.jpg|thumb|The [[b]] caption]]In [[2001: A Space Odyssey]],"
-                " [[:Category:Films|films]] and [[:Category:X]]."
-            ),
+            "[[File:a.jpg|thumb|The [[b]] caption]]In [[2001: A Space Odyssey]],"
+            " [[:Category:Films|films]] and [[:Category:X]].",
             "In 2001: A Space Odyssey, films and Category:X.",
         ),
         ("[[de:Haus]][[zh-min-nan:X]][[Category:Houses]]House.", "House."),
         ("See [http://a.org the site] or http://b.org [http://c.org].", "See the site or http://b.org."),
         (
-            (
-                "Intro.\n== Full ==\n=== Inner ===\n* one\n* two\n== Empty ==\n{{x}}\n== References"
-                " ==\n<references />"
-            ),
+            "Intro.\n== Full ==\n=== Inner ===\n* one\n* two\n== Empty ==\n{{x}}\n== References"
+            " ==\n<references />",
             "Intro.\nFull\nInner\none\ntwo",
         ),
         ("1&nbsp;000 &lt;b&gt; <b>bold</b><br/>next __NOTOC__", "1 000 <b> bold\nnext"),

@@ -191,10 +191,8 @@ PARAMETERS = [
         },
     ),
     (
-        (
-            "gopher_quality min_words=1 min_mean_word=0 max_mean_word=0 max_symbols_per_word=0"
-            " min_alphabetic_words=0 min_stop_words=3 stop_words=film,it,not,because"
-        ),
+        "gopher_quality min_words=1 min_mean_word=0 max_mean_word=0 max_symbols_per_word=0"
+        " min_alphabetic_words=0 min_stop_words=3 stop_words=film,it,not,because",
         "GopherQualityFilter",
         {
             "min_doc_words": 1,
@@ -212,18 +210,14 @@ PARAMETERS = [
         {"min_doc_words": 1, "min_stop_words": 0},
     ),
     (
-        (
-            "gopher_repetition max_dup_lines=0.1 max_dup_paragraphs=0.1 max_dup_line_chars=0.05"
-            " max_dup_paragraph_chars=0.05"
-        ),
+        "gopher_repetition max_dup_lines=0.1 max_dup_paragraphs=0.1 max_dup_line_chars=0.05"
+        " max_dup_paragraph_chars=0.05",
         "GopherRepetitionFilter",
         {"dup_line_frac": 0.1, "dup_para_frac": 0.1, "dup_line_char_frac": 0.05, "dup_para_char_frac": 0.05},
     ),
     (
-        (
-            "gopher_repetition max_dup_lines=0 max_dup_paragraphs=0 max_dup_line_chars=0"
-            " max_dup_paragraph_chars=0"
-        ),
+        "gopher_repetition max_dup_lines=0 max_dup_paragraphs=0 max_dup_line_chars=0"
+        " max_dup_paragraph_chars=0",
         "GopherRepetitionFilter",
         {"dup_line_frac": 0, "dup_para_frac": 0, "dup_line_char_frac": 0, "dup_para_char_frac": 0},
     ),
@@ -233,10 +227,8 @@ PARAMETERS = [
         {"top_n_grams": ((2, 0.03), (3, 0.02), (4, 0.02))},
     ),
     (
-        (
-            "gopher_repetition max_dup_5gram=0.02 max_dup_6gram=0.015 max_dup_7gram=0.01 max_dup_8gram=0.005"
-            " max_dup_9gram=0.004 max_dup_10gram=0.003"
-        ),
+        "gopher_repetition max_dup_5gram=0.02 max_dup_6gram=0.015 max_dup_7gram=0.01 max_dup_8gram=0.005"
+        " max_dup_9gram=0.004 max_dup_10gram=0.003",
         "GopherRepetitionFilter",
         {"dup_n_grams": ((5, 0.02), (6, 0.015), (7, 0.01), (8, 0.005), (9, 0.004), (10, 0.003))},
     ),
@@ -246,10 +238,8 @@ PARAMETERS = [
         {"line_punct_thr": 0.7, "line_punct_exclude_zero": True, "stop_chars": (",", ".")},
     ),
     (
-        (
-            "fineweb words=space min_punctuated_lines=0 max_short_lines=0.2 short_line_chars=60"
-            " max_dup_line_chars=0 max_newlines_per_word=0.02"
-        ),
+        "fineweb words=space min_punctuated_lines=0 max_short_lines=0.2 short_line_chars=60"
+        " max_dup_line_chars=0 max_newlines_per_word=0.02",
         "FineWebQualityFilter",
         {
             "line_punct_thr": 0,

@@ -36,10 +36,8 @@ def test_addresses_and_numbers_are_replaced_by_reserved_ones(text, redacted):
         "Follow @jane and meet at 5 @ the pub; a@b is none, nor is @example.com.",
         "127.0.0.1, 10.0.0.7, 192.168.1.1 and 300.1.1.1 are nobody's; nor are ::1 and fe80::1.",
         "At 12:30:45 on 2024-05-01, 1.2.3 and section 1.2.3.4.5 came out; C++ has std::vector.",
-        (
-            "ISBN 978-3-16-148410-0, 1,234,567.89 dollars, 10/12/1999, 3.14159265358, 1914-1918, 2021-03-04"
-            " 10:20:30."
-        ),
+        "ISBN 978-3-16-148410-0, 1,234,567.89 dollars, 10/12/1999, 3.14159265358, 1914-1918, 2021-03-04"
+        " 10:20:30.",
         "Order 123456789012 of 100000 items, p. 12-345, $212.555.0123.",
     ],
 )

@@ -182,10 +182,8 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
     [
         (
             "gopher_qualty",
-            (
-                r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are"
-                r" boilerplate_lines, c4, c4_paragraphs, "
-            ),
+            r"rules: 'gopher_qualty': no such rule; did you mean gopher_quality\?; the rules are"
+            r" boilerplate_lines, c4, c4_paragraphs, ",
         ),
         (
             "length min_char=3",
