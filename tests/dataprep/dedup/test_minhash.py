@@ -55,11 +55,15 @@ def test_bands_are_chosen_as_datasketch_chooses_them(threshold, permutations, mi
     )
 
 
-def test_equal_bands_have_equal_keys_and_others_do_not():
-    signature = np.array([[1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 3, 4]], np.uint32)
-    keys = minhash.band_keys(signature, 2, 2)
-    assert keys[0, 0] == keys[0, 1] != keys[0, 2]
-    assert keys[1, 0] == keys[1, 2] != keys[1, 1]
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_two_texts_have_equal_band_keys_if_all_values_of_the_band_are_equal(bands, rows, data):
+    values = st.lists(st.integers(0, 2), min_size=bands * rows + 1, max_size=bands * rows + 1)
+    signature = np.array(data.draw(st.lists(values, min_size=2, max_size=6)), np.uint32)
+    keys = minhash.band_keys(signature, bands, rows)
+    assert keys.shape == (bands, len(signature))
+    for band in range(bands):
+        own = [tuple(s) for s in signature[:, band * rows : (band + 1) * rows].tolist()]
+        assert [[a == b for b in keys[band]] for a in keys[band]] == [[a == b for b in own] for a in own]
 
 
 TWO_TEXTS = st.lists(st.text("ab \t") | st.text("aé \u3000", max_size=20), max_size=6)
