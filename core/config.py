@@ -54,8 +54,8 @@ def option(
     what is read (its content matters, not its path); "output" is the one field that says where the result
     goes; "runtime" cannot change a byte of the result (workers, logging).
 
-    added: for a setting that finished runs of earlier versions did not have and whose default is what they did. It
-    is part of a run's key only where it has another value, so that those runs stay finished.
+    added: for a setting that runs of earlier versions did not have, and whose default is what they did. It is
+    part of a run's key only if it has another value, so that those runs stay up to date.
     """
     return dataclasses.field(default=default, metadata={"help": help, "role": role, "added": added})
 
