@@ -1,4 +1,4 @@
-"""What every room's tests share."""
+"""Fixtures that tests of several folders use."""
 
 import json
 import os
@@ -23,10 +23,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real inputs and reference numbers beside a developer's checkout; absent elsewhere."""
+    """`../shared`, large real inputs beside a developer's checkout; tests that need it skip elsewhere."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.exists():
-        pytest.skip("../shared is not here: it lies beside a developer's checkout only")
+        pytest.skip("../shared is missing: only developers' checkouts have it")
     return folder
 
 
@@ -81,9 +81,7 @@ def punkt(tmp_path_factory, speeches) -> Path:
 
     trainer = PunktTrainer()
     trainer.INCLUDE_ALL_COLLOCS = True
-    titles = (
-        "Yesterday Dr. Smith met Mr. Fox and Mrs. Hill at No. 5 at 3 p.m. today. They saw prof. Xu there. "
-    )
+    titles = "Yesterday Dr. Smith met Mr. Fox and Mrs. Hill at No. 5 at 3 p.m. They saw prof. Xu there. "
     trainer.train(titles * 20 + "\n\n".join(speeches), finalize=True)
     folder = tmp_path_factory.mktemp("nltk_data") / "tokenizers/punkt_tab/english"
     folder.mkdir(parents=True)
@@ -95,17 +93,14 @@ def punkt(tmp_path_factory, speeches) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
-    """What commands keep for later runs stays out of the user's home."""
+    """The folder of caches that commands keep for later runs, instead of the one in the user's home."""
     os.environ["XDG_CACHE_HOME"] = str(folder := tmp_path_factory.mktemp("cache"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """One Ray on two processors for every test that asks: starting one takes seconds.
-
-    `--executor ray` finds and uses it.
-    """
+    """A Ray of two processors for all tests (starting one takes seconds); `--executor ray` finds it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -115,9 +110,7 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def pool():
-    """Processes for jobs of several ranks: pool.run(function, number of ranks, argument ...) -> results by
-    rank.
-    """
+    """Processes for jobs of several ranks: pool.run(function, num_ranks, *arguments) -> one result a rank."""
     from mt.tests.train.processes import Pool
 
     pool = Pool()
@@ -127,9 +120,7 @@ def pool():
 
 @pytest.fixture(scope="session")
 def one_thread():
-    """torch on one thread: on a busy machine two threads wait for each other more than they work on models
-    this small.
-    """
+    """torch on one thread: with models this small, two threads mostly wait for each other."""
     import torch
 
     before = torch.get_num_threads()

@@ -165,10 +165,21 @@ def expected_test_file(relative: Path) -> Path:
 WITHOUT_TEST_FILE = {Path("__main__.py")}
 
 
-@pytest.mark.xfail(strict=False, reason="some modules have no test file yet")
-def test_every_module_has_its_test_file():
+NOT_YET = pytest.mark.xfail(strict=False, reason="some modules of this room have no test file yet")
+ROOMS = [
+    pytest.param(room, marks=NOT_YET) if room in ("train", "train.model", "train.parallel") else room
+    for room in MAY_IMPORT
+]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_module_has_its_test_file(room):
     missing = {
-        m for m in modules() if m.stem != "__init__" and not (ROOT / expected_test_file(m)).exists()
+        m
+        for m in modules()
+        if room_of(parts_of(m)) == room
+        and m.stem != "__init__"
+        and not (ROOT / expected_test_file(m)).exists()
     } - WITHOUT_TEST_FILE
     assert not missing, "without tests/X/test_Y.py: " + ", ".join(sorted(map(str, missing)))
 
@@ -187,13 +198,25 @@ def owned_twice(names: dict[str, list[str]]) -> list[str]:
     return [f"{name}: {', '.join(files)}" for name, files in sorted(owners.items()) if len(files) > 1]
 
 
-@pytest.mark.xfail(strict=False, reason="some names of classes have two owners yet")
 def test_no_class_name_has_two_owners():
     found = owned_twice({str(m): classes(tree(m)) for m in modules()})
     assert not found, "\n".join(found)
 
 
-MODEL_CLASSES = {"GPT", "Bert", "T5", "Biencoder", "Retro"}
+@functools.cache
+def model_classes() -> set[str]:
+    """The classes in train/model/ that derive from Model, directly or not."""
+    bases = {
+        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for m in modules()
+        if room_of(parts_of(m)) == "train.model"
+        for node in ast.walk(tree(m))
+        if isinstance(node, ast.ClassDef)
+    }
+    found: set[str] = set()
+    while more := {name for name, of in bases.items() if of & (found | {"Model"})} - found:
+        found |= more
+    return found
 
 
 def family_branches(module: ast.Module) -> list[int]:
@@ -220,9 +243,9 @@ def family_branches(module: ast.Module) -> list[int]:
             case ast.Subscript(value=ast.Dict(), slice=key):
                 found = is_family(key)
             case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
-                found = bool(names(kinds) & MODEL_CLASSES)
+                found = bool(names(kinds) & model_classes())
             case ast.MatchClass(cls=kind):
-                found = bool(names(kind) & MODEL_CLASSES)
+                found = bool(names(kind) & model_classes())
             case _:
                 found = False
         if found:
@@ -262,6 +285,7 @@ def test_each_kind_of_breach_is_noticed():
         "Three: c.py, c.py",
         "Two: a.py, b.py",
     ]
+    assert model_classes() >= {"GPT", "Bert", "T5", "Biencoder", "Retro", "GPTNeoX"}
     assert classes(ast.parse("class A:\n  class B: ...\ndef f():\n  class _C: ...")) == ["A", "B"]
     assert expected_test_file(Path("train/model/gpt.py")) == Path("tests/train/model/test_gpt.py")
 
