@@ -158,12 +158,8 @@ class PairEncoder:
     """Encodes pairs of texts as the ids that a classifier reads."""
 
     def __init__(self, tokenizer: Tokenizer, seq_length: int):
-        pieces = word_pieces(tokenizer)
-        pieces.need("cls", "sep", "pad")
-        assert pieces.cls is not None, "`need` raises for a missing token"
-        assert pieces.sep is not None, "`need` raises for a missing token"
         self.tokenizer, self.seq_length = tokenizer, seq_length
-        self.cls, self.sep, self.pad = pieces.cls, pieces.sep, pieces.pad
+        self.cls, self.sep, self.pad = word_pieces(tokenizer).require("cls", "sep", "pad")
 
     def parts(self, example: Example) -> tuple[list[list[int]], list[int]]:
         """(ids of each text of `first`, ids of `second`)."""

@@ -279,13 +279,11 @@ def open_generator(
     use_fast_float32_matmul()
     _refuse_database(retrieval, checkpoint)
     tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model()
-    words = word_pieces(tokenizer)
-    words.need("bos", "eos")
+    bos, eos = word_pieces(tokenizer).require("bos", "eos")
     tokenizer = copy.copy(tokenizer)
-    tokenizer.eod = words.eos
-    assert words.bos is not None, "`need` raises for a missing token"
+    tokenizer.eod = eos
     return LanguageModel(
-        EncoderDecoder(cast(T5, model), words.bos),
+        EncoderDecoder(cast(T5, model), bos),
         tokenizer,
         checkpoint.config.max_position_embeddings,
         batch_size,

@@ -34,13 +34,15 @@ def pairs(tmp_path, bert, **more):
 
 
 def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_path, bert):
-    config = pairs(tmp_path, bert, epochs=6, hidden_dropout=0.0)
+    config = pairs(tmp_path, bert, epochs=6, hidden_dropout=0.0, log_interval=7)
     run = mnli(config)
     assert run["scores"]["accuracy"] > 0.9
     assert run["scores"]["accuracy_stderr"] is not None
     assert run["training"]["steps"] == 6 * 8
     assert run["examples"] == 30
     assert [line["epoch"] for line in run["epochs"]] == [1, 2, 3, 4, 5]
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line and "lr" in line] == [*range(7, 48, 7), 48]
     again = mnli(
         build(
             FinetuneConfig,
