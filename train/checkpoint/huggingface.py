@@ -248,7 +248,7 @@ def _write_weights(
     without_values = [
         (name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()
     ]
-    files = list(_split_into_files(weights_to_hf(architecture, without_values, config), file_bytes))
+    files = list(split_into_files(weights_to_hf(architecture, without_values, config), file_bytes))
     names = ["model.safetensors"]
     if len(files) > 1:
         names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
@@ -270,7 +270,7 @@ def _write_weights(
         manifest.write_json(folder / "model.safetensors.index.json", index)
 
 
-def _split_into_files(
+def split_into_files(
     tensors: Iterator[tuple[str, Tensor]], file_bytes: int
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """The (name, tensor) of each file."""

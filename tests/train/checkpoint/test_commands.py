@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from mt.core.config import UserError
+from mt.core.config import UserError, build
 from mt.tests.train.checkpoint.transformers_models import (
     LLAMA,
     random_model,
@@ -21,6 +21,7 @@ from mt.tests.train.checkpoint.transformers_models import (
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectConfig, convert, export, inspect
 from mt.train.checkpoint.open import open_checkpoint
+from mt.train.loop import TrainConfig, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
@@ -187,6 +188,19 @@ def test_what_is_written_depends_on_where_it_comes_from_unless_a_format_is_given
     assert not open_checkpoint(tmp_path / "mt").moment_names()
     assert "MB without optimizer moments" in inspect(InspectConfig(checkpoint=str(tmp_path / "mt")))["text"]
     assert "MB with the optimizer's moments" in inspect(InspectConfig(checkpoint=str(gpt2_run)))["text"]
+
+
+def test_a_model_that_hugging_face_lacks_is_refused_there_before_anything_is_written(tree, tmp_path):
+    settings = tree(tmp_path / "run", train_iters=3, eval_iters=0, split="100,0,0")
+    settings["model"] |= {"activation": "swiglu", "position_embedding_type": "rope"}
+    train(build(TrainConfig, ("test", settings)))
+    with pytest.raises(UserError, match="Hugging Face has no such model: its llama is the nearest"):
+        export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+    for format in ("torch_dist", "torch"):
+        out = tmp_path / format
+        convert(ConvertConfig(source=str(tmp_path / "run"), output=str(out), format=format))
+        assert open_checkpoint(out).config.activation == "swiglu"
 
 
 def test_a_source_that_is_refused_leaves_the_output_free_for_another(gpt2_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from mt import cli
 from mt.core.config import UserError
 from mt.tests.train.checkpoint.transformers_models import (
+    LLAMA,
+    LLAMA3,
     MODELS,
     TEXT,
     TOLERANCE,
@@ -27,7 +30,7 @@ from mt.tests.train.checkpoint.transformers_models import (
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, ExportConfig, InspectConfig, convert, export, inspect
 from mt.train.checkpoint.hf_settings import config_from_hf
-from mt.train.checkpoint.huggingface import minilm_directory
+from mt.train.checkpoint.huggingface import minilm_directory, split_into_files
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.model.family import build_model
 
@@ -385,3 +388,32 @@ def test_what_is_no_bert_is_refused_with_the_reason(tmp_path):
         UserError, match=r"layers\.0\.ffn\.up\.weight has shape \(1536, 384\), config.json says \(100, 384\)"
     ):
         open_checkpoint(tmp_path).load_encoder()
+
+
+def test_files_are_filled_in_order_up_to_their_size():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = random.integers(1, 12, random.integers(1, 12)).tolist()
+        most = int(random.integers(1, 30))
+        tensors = [(str(n), torch.empty(size, dtype=torch.uint8)) for n, size in enumerate(sizes)]
+        files = list(split_into_files(iter(tensors), most))
+        assert [name for file in files for name, _ in file] == [name for name, _ in tensors]
+        totals = [sum(t.nbytes for _, t in file) for file in files]
+        assert all(total <= most or len(file) == 1 for total, file in zip(totals, files))
+        firsts = [file[0][1].nbytes for file in files]
+        assert all(total + first > most for total, first in zip(totals, firsts[1:])), (
+            "a file begins too early"
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"max_position_embeddings": 8193}, 8192),
+        ({"max_position_embeddings": 64, "rope_parameters": LLAMA3}, 16),
+    ],
+)
+def test_the_length_of_training_samples_is_that_before_scaling_and_at_most_8192(tmp_path, settings, length):
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **settings})).save_pretrained(tmp_path)
+    assert open_checkpoint(tmp_path).seq_length == length

@@ -11,7 +11,7 @@ from mt.core import manifest
 from mt.core.config import Failure, UserError, build
 from mt.train import loop
 from mt.train.checkpoint.commands import InspectConfig, inspect
-from mt.train.checkpoint.native import SafeFileSystemReader, Saver, newest_whole
+from mt.train.checkpoint.native import SafeFileSystemReader, Saver, newest_whole, whats_wrong
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import train
 from mt.train.model.family import build_model
@@ -75,6 +75,19 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_makes_only_its_last_ste
     assert "step 6/8" not in said
     assert again["curve"] == finished[1]["curve"]
     assert (copy / "step_00000008" / "__0_0.distcp").read_bytes() == numbers
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 100])
+def test_ranks_that_share_the_files_find_a_broken_one_once(copy, ranks):
+    step = copy / "step_00000008"
+    assert not any(whats_wrong(step, rank, ranks) for rank in range(ranks))
+    files = json.loads((step / "state.json").read_text())["files"]
+    for file in files:
+        content = (step / file["name"]).read_bytes()
+        (step / file["name"]).write_bytes(content + b" ")
+        found = [wrong for rank in range(ranks) if (wrong := whats_wrong(step, rank, ranks))]
+        assert found == [f"{file['name']} has {len(content) + 1:,} bytes, not {len(content):,}"]
+        (step / file["name"]).write_bytes(content)
 
 
 def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
