@@ -170,6 +170,16 @@ def test_datasets_are_blended_by_weight_and_those_without_a_dev_file_are_not_val
         )
 
 
+def test_long_passages_fill_a_sample_to_its_last_token(tmp_path):
+    record = {"question": "who?", "answer": "Anne", "ctxs": [{"title": "T", "text": "S" * 900}]}
+    path = write(tmp_path, "nq", [record])
+    dataset = QuestionDataset(path, 1, tokenizer=Bytes(), seq_length=500, seed=1, passages=1)
+    text, mask = dataset[0]["text"], dataset[0]["answer_mask"]
+    assert bytes(text[-20:-1].tolist()) == b"\nAssistant: The answer is Anne"[-19:]
+    assert text[-1] == 256
+    assert mask.tolist() == [0] * 495 + [1] * 6
+
+
 def test_questions_that_do_not_fit_and_bad_records_are_refused(tmp_path):
     path = write(
         tmp_path, "nq", [{"question": "who?", "answer": "Anne"}, {"question": "w" * 100, "answer": "x" * 80}]
@@ -192,6 +202,15 @@ def test_questions_that_do_not_fit_and_bad_records_are_refused(tmp_path):
     ):
         make(path, 450)
     assert make(path, fits)[0]["answer_mask"].sum() > 0
+    with pytest.raises(UserError, match=f"raise --seq-length to {fits}, or remove such records"):
+        make(path, fits - 1)
+    long_answer, long_question = (
+        {"question": "w" * 50, "answer": "x" * 200},
+        {"question": "w" * 90, "answer": "x"},
+    )
+    both = write(tmp_path, "nq", [long_question, long_answer])
+    with pytest.raises(UserError, match=r"2 of its 2 questions .* the longest, nq_QA_train.json:2, has"):
+        make(both, 400)
     with pytest.raises(UserError, match=r"record 1: has no answers; correct or remove the record"):
         make(write(tmp_path, "tqa", [{"question": "who?", "answers": []}]), 450)
     with pytest.raises(UserError, match="no end-of-document token"):

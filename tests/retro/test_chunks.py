@@ -130,3 +130,15 @@ def test_sample_texts_are_full_chunks_from_the_start_of_the_longest_data(write_d
     texts = sample_texts(data, tokenizer, selection)
     width = min(LENGTH, tokens)
     assert texts == [bytes(letters[i * width : (i + 1) * width]).decode() for i in range(wanted)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_a_table_goes_on_from_that_of_other_datasets(write_data, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(chunks, "CHUNKS_AT_ONCE", at_once)
+    old, new = (random_documents(seed, 20) for seed in (5, 6))
+    data = [write_data("old", old), write_data("new", new)]
+    wanted, _ = table_of(tmp_path, data)
+    table_of(tmp_path, data[:1])
+    before = np.load(tmp_path / "chunks.npy")
+    write_chunks(tmp_path / "both.npy", data[1:], select_chunks(data[1:], 4, EOD, None), before, 1)
+    assert [tuple(map(int, row)) for row in np.load(tmp_path / "both.npy")] == wanted
