@@ -5,10 +5,11 @@ import tokenizers
 
 from mt.core import config, manifest
 from mt.core.config import UserError
+from mt.indexed.neighbors import sample_documents
 from mt.retro import build, embed, row_blocks
 from mt.retro.build import BuildDbConfig, build_db
 from mt.retro.megatron_hdf5 import ExportHdf5Config, export_hdf5
-from mt.retro.sample_neighbors import NeighborsConfig, neighbors
+from mt.retro.sample_neighbors import NeighborsConfig, neighbors, rebuild_dataset
 from mt.train.checkpoint.huggingface import minilm_directory
 
 LENGTH = 16
@@ -136,6 +137,18 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
             neighbors(
                 config.build(NeighborsConfig, ("test", taken | wrong | {"output": str(tmp_path / "wrong")}))
             )
+    dataset, table = rebuild_dataset(made["draws"], "train"), np.load(tmp_path / "again" / "chunks.npy")
+    for name, row in (("000-013", 0), ("000-013", 12), ("013-040", 0), ("013-040", 26)):
+        sample = (row + int(name[:3])) // 2  # samples have two chunks; sample 6 lies in both blocks
+        pair, documents = sample_documents(dataset, sample)
+        number = "ab".index(pair.prefix[-1])
+        (own, *_) = np.flatnonzero((table["dataset"] == number) & (table["document"] == documents[-1]))
+        with h5py.File(folder / f"{name}.hdf5", "r+") as file:
+            kept, file["neighbors"][row, 0] = file["neighbors"][row, 0], own
+        with pytest.raises(UserError, match=f"gives sample {sample} a neighbour of a document of its own"):
+            neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
+        with h5py.File(folder / f"{name}.hdf5", "r+") as file:
+            file["neighbors"][row, 0] = kept
     (folder / "old-notes.hdf5").write_bytes(b"none of ours")
     for text, message in (
         ("[]", "has no neighbours of train"),
