@@ -33,7 +33,7 @@ from ..train.model.config import ResolvedModelConfig
 from ..train.model.family import family_of
 from ..train.model.layers import Linear, initialize
 from ..train.parallel.mesh import Mesh, ParallelConfig
-from ..train.parallel.parallelize import check_layout, cut_for_use
+from ..train.parallel.parallelize import check_layout, divide_for_inference
 from .tasks.examples import Example
 
 MAX_QUESTION_TOKENS = 128  # tokens of a question with an option are cut at this, as in Megatron-LM
@@ -123,7 +123,7 @@ def pretrained(
     model.load_state_dict(ours | {name: weight for name, weight in held.items() if name in ours})
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), model.config, {})
     model.to(mesh.device)
-    cut_for_use(model, mesh)
+    divide_for_inference(model, mesh)
     return model, tokenizer
 
 
@@ -149,7 +149,7 @@ def open_classifier(checkpoint: Checkpoint, task: str, mesh: Mesh) -> tuple[Clas
         )
     check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), settings.model, {})
     model = Classifier(settings.model, settings.outputs).eval().requires_grad_(False).to(mesh.device)
-    cut_for_use(model, mesh)
+    divide_for_inference(model, mesh)
     checkpoint.load(model, mesh=mesh)
     return model, checkpoint.load_tokenizer(), settings.seq_length
 

@@ -49,7 +49,7 @@ def prepare_for_inference(model: M, *, bf16: bool = False, rows: int | None = No
                 _fuse_activation(module)
         # an encoder without an output layer computes no logits
         if hasattr(model, "embedding") and getattr(model, "head", model) is not None:
-            model.logits = _prepacked_lm_head(model)
+            model.logits = _prepacked_lm_head(model)  # type: ignore[assignment]  # on the instance
     return model
 
 

@@ -33,7 +33,7 @@ from mt.train.parallel import parallelize as parallelize_module
 from mt.train.parallel.context_parallel import split_sequences
 from mt.train.parallel.mesh import Mesh, ParallelConfig, launch
 from mt.train.parallel.parallelize import (
-    _randomness_of_its_own,
+    _random_numbers_of_rank,
     check_layout,
     dropout_place,
     parallelize,
@@ -542,9 +542,9 @@ def draws_of_its_own() -> tuple[Tensor, ...]:
         draws = []
         for _ in range(2):
             torch.manual_seed(7)
-            with _randomness_of_its_own(mesh.tp, mesh.device):
+            with _random_numbers_of_rank(mesh.tp, mesh.device):
                 draws.append(torch.rand(8))
-        with _randomness_of_its_own(mesh.tp, mesh.device):
+        with _random_numbers_of_rank(mesh.tp, mesh.device):
             draws.append(torch.rand(8))
         return *draws, torch.rand(8)
 

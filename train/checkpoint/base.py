@@ -28,7 +28,7 @@ from ..model.base import Model
 from ..model.config import ResolvedModelConfig
 from ..model.family import build_model
 from ..parallel.mesh import Mesh, ParallelConfig
-from ..parallel.parallelize import check_layout, cut_for_use
+from ..parallel.parallelize import check_layout, divide_for_inference
 
 
 @dataclasses.dataclass
@@ -202,7 +202,7 @@ class Checkpoint(abc.ABC):
         check_layout(ParallelConfig(tensor_model_parallel_size=mesh.tp.size), self.config, {})
         with torch.device("meta"):
             model = build_model(self.config).eval().requires_grad_(False)
-        cut_for_use(model, mesh)
+        divide_for_inference(model, mesh)
         model.to_empty(device=mesh.device)
         self.load(model, mesh=mesh)
         return model

@@ -1,23 +1,21 @@
-"""Parallelism applied to a built model from outside: its weights are cut, its parts get collectives around
+"""Apply parallelism to a built model from outside: divide its weights, and put collectives around its
+modules.
+
+The model is written for one process. `parallelize` goes through its modules and
+
+1. divides weights over tensor- and expert-parallel ranks. Each becomes a DTensor, which knows its full shape,
+    for
+   the optimizer and for checkpoints; the module that computes with it reads this rank's plain tensor;
+2. puts collectives before and after modules. Attention, feed-forward and Mamba layers take x, the same on all
+   ranks, and return a sum over ranks; with sequence parallelism they gather every rank's tokens and return
+   each rank's tokens of the sum. Experts exchange rows. With context parallelism attention gathers keys and
+   values, and Mamba layers exchange tokens for groups of heads;
+3. gives all weights to `fully_shard` (FSDP2), which does all data parallelism: each rank stores and steps a
+   part of every weight.
+
+The model is built and divided on the meta device, without memory. Then each rank allocates its parts
+(`to_empty`) and fills them (layers.initialize, or a checkpoint). A model that has values keeps its parts of
 them.
-
-The model is written for one process. `parallelize` walks it and
-
-1. cuts weights over tensor- and expert-parallel ranks: each becomes a DTensor (which keeps its full shape and
-    place, for
-   the optimizer and for checkpoints), while the module that reads it sees this rank's plain tensor;
-2. puts collectives where a part begins and ends: attention, feed-forward and Mamba layers take x as every
-    rank has it
-   (or, sequence parallel, every rank's tokens gathered) and give back a sum over ranks (or its own tokens of
-       that sum);
-   experts exchange rows; where sequences are cut, attention gathers keys and values, and Mamba layers
-       exchange tokens for groups;
-3. hands all weights to `fully_shard`, the one engine of data parallelism: each rank keeps and steps a part of
-    them.
-
-The model is built on the meta device, where it takes no memory, and cut there; then each rank makes room for
-its pieces (`to_empty`) and fills them (layers.initialize, or a checkpoint). A model that has values already
-keeps its slices of them.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,35 +46,34 @@ from . import collectives, context_parallel
 from .mesh import Axis, Mesh, ParallelConfig
 from .stages import check_stages, own_blocks, stages_of
 
-# weights whose gradients travel together at least: below, a collective's start costs more than its overlap
-# saves
+# Minimum weights of one gradient collective: for smaller ones the latency costs more than the overlap saves.
 BUCKET = 4_000_000
 
 
 def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]) -> None:
-    """Raises UserError where a model cannot be cut like this, before anything is built. model: resolved.
+    """Raises UserError, before anything is built, if a model cannot be divided like this. model: resolved.
 
-    lengths: tokens of a sequence by the setting that says so.
+    lengths: setting -> tokens of a sequence, as sequence_lengths gives them.
     """
     tensor, context_size, expert = (
         parallel.tensor_model_parallel_size,
         parallel.context_parallel_size,
         parallel.expert_model_parallel_size,
     )
-    cut = {
+    divided = {
         "num_attention_heads": model.num_attention_heads,
         "num_query_groups": model.num_query_groups,
         "ffn_hidden_size": model.ffn_hidden_size,
         "padded_vocab_size": model.padded_vocab_size,
     }
     if model.num_experts:
-        cut |= {
+        divided |= {
             "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
             "moe_shared_expert_intermediate_size": model.moe_shared_expert_intermediate_size or 0,
         }
     pattern = model.hybrid_override_pattern or ""
     if "M" in pattern:
-        cut["mamba_num_groups"] = model.mamba_num_groups
+        divided["mamba_num_groups"] = model.mamba_num_groups
     remedy = {"padded_vocab_size": "give a --make-vocab-size-divisible-by that is"}
     over_tensor = tensor if parallel.sequence_parallel else 1
     unit = 2 * context_size * over_tensor if context_size > 1 else over_tensor
@@ -94,7 +91,7 @@ def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
                     f" {remedy.get(name, 'use a size that does')}"
                 ),
             )
-            for name, size in cut.items()
+            for name, size in divided.items()
         ),
         *(
             (
@@ -175,15 +172,16 @@ def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> lis
 
 
 def dropout_place(mesh: Mesh, config: ParallelConfig) -> str:
-    """What sets a rank's dropout masks apart: its place among those that share a micro-batch's tokens;
-    nothing where all have them all.
+    """A rank's part of the dropout seed: its position among the ranks that divide a micro-batch's tokens.
+
+    Empty where every rank has all tokens.
     """
     places = [mesh.cp.rank if mesh.cp.size > 1 else None, mesh.tp.rank if config.sequence_parallel else None]
     return "" if places == [None, None] else f":{places}"
 
 
 def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype) -> None:
-    """Spreads a model, built on the meta device or whole, over the ranks, in place; nothing at world size 1.
+    """Divides a model, on the meta device or with values, over the ranks, in place; no-op at world size 1.
 
     The model must have `layers`, its blocks, and `loss`, or be a Pipeline of stages that have. dtype: what it
     computes in; what each rank keeps of a weight stays as wide as it is. Gradients are summed, not averaged:
@@ -205,12 +203,11 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
         _shard(stage, mesh, config.data_parallel_sharding == "full", dtype)
 
 
-def cut_for_use(model: nn.Module, mesh: Mesh) -> None:
-    """Cuts a model's matrices over tensor-parallel ranks and leaves it at that; in place, nothing where there
-    is one.
+def divide_for_inference(model: nn.Module, mesh: Mesh) -> None:
+    """Divides a model over tensor-parallel ranks only, in place; no-op if there is one.
 
-    For who uses the model, or sums gradients himself: replicas know nothing of each other, and may work on
-    different numbers of batches. See parallelize for the rest.
+    For inference, or for callers that sum gradients themselves: replicas are independent, and may process
+    different numbers of batches. See parallelize.
     """
     if mesh.tp.size > 1:
         _cut_matrices(model, mesh, sequence_parallel=False)
@@ -221,7 +218,7 @@ def cut_for_use(model: nn.Module, mesh: Mesh) -> None:
 
 
 def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
-    # what they compute, all ranks compute alike, sequence parallel or not
+    # all ranks compute these in the same way, with sequence parallelism too
     replicated = _replicated_modules(model)
     of_heads = {
         norm for m in model.modules() if isinstance(m, Attention) for norm in (m.query_norm, m.key_norm)
@@ -230,21 +227,21 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
         split = sequence_parallel and module not in replicated
         kind, attributes = _behaviour(module, mesh.tp, split)
         if isinstance(module, MoE) and sequence_parallel:
-            kind, attributes = _Whole, {"tensor_axis": mesh.tp}
+            kind, attributes = _WholeSequenceMoE, {"tensor_axis": mesh.tp}
         placements = {name: [_placement(module, name)] for name, _ in module.named_parameters(recurse=False)}
-        # Whatever is not cut gets its gradient from this rank's tokens, or heads, alone.
+        # A rank's gradient of an undivided weight is that of its own tokens, or heads: a part of a sum.
         partial = {
             name
             for name, (placement,) in placements.items()
             if isinstance(placement, Replicate) and (split or module in of_heads)
         }
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
-    ours = {
+    parallel_functions = {
         "cross_entropy": collectives.vocab_parallel_cross_entropy,
         "likelihoods": collectives.vocab_parallel_likelihoods,
         "logits_of": collectives.vocab_parallel_logits,
     }
-    for name, function in ours.items():
+    for name, function in parallel_functions.items():
         setattr(model, name, functools.partial(function, axis=mesh.tp))
     if isinstance(model, Model):
         _join_states(model, mesh.tp, sequence_parallel)
@@ -266,15 +263,15 @@ def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, d
         else functools.partial(collectives.reduce_from, axis=tp)
     )
     if isinstance(module, Attention | CrossAttention):
-        return _Attention, {"enter": enter, "tensor_axis": None if split else tp}
+        return _ParallelAttention, {"enter": enter, "tensor_axis": None if split else tp}
     if isinstance(module, FeedForward | Mamba):
-        return _Part, {"enter": enter}
+        return _ParallelRegion, {"enter": enter}
     if isinstance(module, Linear) and module.split == "row":
-        return _Row, {"leave": leave}
+        return _RowParallelLinear, {"leave": leave}
     if isinstance(module, Embedding) and module.split == "column":
-        return _VocabularyEmbedding, {"leave": leave, "tensor_axis": tp}
+        return _VocabParallelEmbedding, {"leave": leave, "tensor_axis": tp}
     if isinstance(module, Embedding) and module.split is None and split:
-        return _SequenceEmbedding, {"tensor_axis": tp}
+        return _SequenceParallelEmbedding, {"tensor_axis": tp}
     return None, {}
 
 
@@ -327,8 +324,7 @@ def _become(
     partial: set[str],
     **attributes,
 ) -> None:
-    """Gives a module the behaviour of `kind` around its own, and cuts its weights; whoever reads one gets
-    this rank's tensor.
+    """Mixes `kind` into a module's class, and divides its weights; reading one gives this rank's tensor.
 
     partial: weights of whose gradients a rank computes a part of a sum over the ranks of `mesh`.
     """
@@ -336,7 +332,7 @@ def _become(
         return
     for name, placement in placements.items():
         weight = module._parameters[name]
-        # every rank has all of it: nothing is sent
+        # src_data_rank=None: every rank has the whole weight, nothing is sent
         cut = distribute_tensor(weight.detach(), mesh, placement, src_data_rank=None)
         module._parameters[name] = nn.Parameter(cut, requires_grad=weight.requires_grad)
     module.__class__ = _parallel_class(kind, type(module), tuple(placements))
@@ -345,75 +341,94 @@ def _become(
         setattr(module, name, value)
 
 
-@functools.cache  # so that compiled blocks, which are told apart by the classes in them, share their code
+@functools.cache  # one class for equal modules: torch.compile guards on classes, so their blocks share code
 def _parallel_class(kind: type | None, own: type, weights: tuple[str, ...]) -> type:
     readers = {
-        name: property(functools.partial(_withhold if kind is _Row and name == "bias" else _read, name=name))
+        name: property(
+            functools.partial(
+                _withhold if kind is _RowParallelLinear and name == "bias" else _read, name=name
+            )
+        )
         for name in weights
     }
     return type(f"Parallel{own.__name__}", (own,) if kind is None else (kind, own), readers)
 
 
 def _read(module: nn.Module, name: str) -> Tensor:
-    """A weight as its module computes with it; while fully_shard has it in its keeping, as it keeps it."""
+    """This rank's tensor of a weight; the DTensor itself while fully_shard has it sharded."""
     weight = module._parameters[name]
-    if _is_kept(module, weight):
+    if _is_sharded(module, weight):
         return weight
     return weight.to_local(grad_placements=[Partial()] if name in module.partial else None)
 
 
 def _withhold(module: nn.Module, name: str) -> Tensor | None:
-    """Nothing instead of a weight while its module computes, which then does without."""
+    """None in place of a bias while its module computes: _RowParallelLinear adds it after the sum."""
     weight = module._parameters[name]
-    return weight if _is_kept(module, weight) else None
+    return weight if _is_sharded(module, weight) else None
 
 
-def _is_kept(module: nn.Module, weight: Tensor) -> bool:
-    """Whether fully_shard has cut a weight further: its mesh then has a dimension more."""
+def _is_sharded(module: nn.Module, weight: Tensor) -> bool:
+    """Whether fully_shard has a weight sharded: its mesh then has one more dimension."""
     return weight.device_mesh.ndim != module.cut_dimensions
 
 
-class _Part(nn.Module):
-    """A part that begins with matrices whose rows are cut and ends with one whose columns are."""
+class _ParallelRegion(nn.Module):
+    """A module that begins with matrices divided by rows and ends with one divided by columns."""
+
+    enter: Callable[[Tensor], Tensor]  # copy_to or gather_from
 
     def forward(self, x: Tensor, *arguments, **context) -> Tensor:
         return super().forward(self.enter(x), *arguments, **context)
 
 
-class _Attention(_Part):
-    """Attention to the heads that a rank has, whose dropout must not be that of the other ranks' heads."""
+class _ParallelAttention(_ParallelRegion):
+    """Attention with this rank's heads, whose dropout masks differ from those of other ranks' heads."""
+
+    dropout: float
+    tensor_axis: Axis | None  # None with sequence parallelism: then all random numbers differ by rank
 
     def forward(self, x: Tensor, *arguments, **context) -> Tensor:
         if self.dropout and self.training and self.tensor_axis is not None:
-            with _randomness_of_its_own(self.tensor_axis, x.device):
+            with _random_numbers_of_rank(self.tensor_axis, x.device):
                 return super().forward(x, *arguments, **context)
         return super().forward(x, *arguments, **context)
 
 
-class _Row(nn.Module):
-    """A linear layer whose columns are cut: its products are parts of a sum, and the bias comes once, after
-    it.
-    """
+class _RowParallelLinear(nn.Module):
+    """A linear layer divided by columns: its products are parts of a sum, to which the bias is added once."""
+
+    leave: Callable[[Tensor], Tensor]  # reduce_from or reduce_scatter_to
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.leave(super().forward(x))  # without the bias: _withhold
         return y if self._parameters.get("bias") is None else y + _read(self, "bias")
 
 
-class _VocabularyEmbedding(nn.Module):
+class _VocabParallelEmbedding(nn.Module):
+    """An embedding divided by the vocabulary."""
+
+    leave: Callable[[Tensor], Tensor]  # reduce_from or reduce_scatter_to
+    tensor_axis: Axis
+    weight: Tensor
+
     def forward(self, ids: Tensor) -> Tensor:
         return self.leave(collectives.vocab_parallel_embedding(ids, self.weight, self.tensor_axis))
 
 
-class _SequenceEmbedding(nn.Module):
-    """An embedding, ids (..., T), of this rank's tokens alone."""
+class _SequenceParallelEmbedding(nn.Module):
+    """An embedding of this rank's tokens only, out of ids (..., T)."""
+
+    tensor_axis: Axis
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(collectives.local_part(ids, self.tensor_axis, -1))
 
 
-class _Whole(nn.Module):
-    """A mixture of experts between cut sequences: routed on whole ones, by all tensor-parallel ranks alike."""
+class _WholeSequenceMoE(nn.Module):
+    """A mixture of experts with sequence parallelism: all ranks gather and route the whole sequence alike."""
+
+    tensor_axis: Axis
 
     def forward(self, x: Tensor) -> Tensor:
         return collectives.scatter_to(
@@ -422,13 +437,13 @@ class _Whole(nn.Module):
 
 
 @contextlib.contextmanager
-def _randomness_of_its_own(axis: Axis, device: torch.device) -> Iterator[None]:
-    """Random numbers that differ from rank to rank and follow from the common ones, which go on afterwards as
-    one draw later.
+def _random_numbers_of_rank(axis: Axis, device: torch.device) -> Iterator[None]:
+    """A context with another generator state on every rank, derived from the state that all ranks have.
 
-    So recomputation, which sets the common ones back, draws the same again.
+    Afterwards the common state is back, advanced by one draw. So recomputation, which restores the common
+    state, draws the same numbers again.
     """
-    if device.type == "cuda":  # told by the generator's counters: to draw would wait for the GPU
+    if device.type == "cuda":  # from the generator's counters: a draw would synchronise with the GPU
         generator = torch.cuda.default_generators[device.index]
         key = f"{generator.initial_seed()}:{generator.get_offset()}"
         generator.set_offset(generator.get_offset() + 4)
@@ -449,14 +464,14 @@ def _randomness_of_its_own(axis: Axis, device: torch.device) -> Iterator[None]:
 
 
 def _cut_experts(model: nn.Module, mesh: Mesh) -> None:
-    """Deals out experts over expert-parallel ranks, and cuts each one's width over tensor-parallel ranks."""
+    """Divides experts over expert-parallel ranks, and the width of each over tensor-parallel ranks."""
     for module in [m for m in model.modules() if isinstance(m, Experts)]:
         placements = {
             name: [Shard(0), Shard(2 if name == "down" else 1)]
             for name, _ in module.named_parameters(recurse=False)
         }
         view = mesh.sparse["ep", "tp"]
-        if mesh.ep.size == 1:  # then they are sharded with all others, over the dense view's ranks
+        if mesh.ep.size == 1:  # sharded like all other weights, over the dense mesh
             placements, view = (
                 {name: placement[1:] for name, placement in placements.items()},
                 mesh.dense["tp"],
@@ -465,27 +480,28 @@ def _cut_experts(model: nn.Module, mesh: Mesh) -> None:
 
 
 class _ParallelExperts(nn.Module):
-    """rows (M, D), sorted by expert, counts (E,) of all experts -> (M, D), each row from wherever its expert
-    is.
-    """
+    """Experts divided over ranks: rows (M, D) sorted by expert, counts (E,) of all experts -> (M, D)."""
+
+    expert_axis: Axis
+    tensor_axis: Axis
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         if self.expert_axis.size == 1:
             return self._compute(rows, counts)
         ranks = self.expert_axis.size
-        # (from rank, of my experts): all ranks say how many rows each expert gets from them.
-        everyones = collectives.gather_from(counts, self.expert_axis, 0, "split").view(ranks, ranks, -1)[
-            :, self.expert_axis.rank
-        ]
-        sent, received = counts.view(ranks, -1).sum(1).tolist(), everyones.sum(1).tolist()
+        # (sending rank, expert of this rank): rows
+        received_counts = collectives.gather_from(counts, self.expert_axis, 0, "split").view(
+            ranks, ranks, -1
+        )[:, self.expert_axis.rank]
+        sent, received = counts.view(ranks, -1).sum(1).tolist(), received_counts.sum(1).tolist()
         rows = collectives.all_to_all(rows, sent, received, self.expert_axis)
         experts = (
-            torch.arange(everyones.shape[1], device=rows.device)
+            torch.arange(received_counts.shape[1], device=rows.device)
             .repeat(ranks)
-            .repeat_interleave(everyones.flatten())
+            .repeat_interleave(received_counts.flatten())
         )
-        order = experts.argsort(stable=True)  # they come by rank, and are computed by expert
-        rows = self._compute(rows.index_select(0, order), everyones.sum(0))
+        order = experts.argsort(stable=True)  # they arrive sorted by rank, then by expert
+        rows = self._compute(rows.index_select(0, order), received_counts.sum(0))
         return collectives.all_to_all(rows.index_select(0, order.argsort()), received, sent, self.expert_axis)
 
     def _compute(self, rows: Tensor, counts: Tensor) -> Tensor:
@@ -516,14 +532,14 @@ def _cut_sequences(model: nn.Module, cp: Axis) -> None:
 
 
 def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None:
-    """Cuts every weight over the data- and context-parallel ranks, those of experts over the ranks that have
-    the same ones.
+    """Shards every weight over the data- and context-parallel ranks, experts over those with the same
+    experts.
 
-    full: weights are freed after each block and gathered again (ZeRO-3). Otherwise they stay whole from the
-    first forward to the last backward of a step: one all-gather and one reduce-scatter a step, as with
-    Megatron's distributed optimizer.
+    full: weights are freed after each block and gathered again (ZeRO-3). Otherwise they stay unsharded from
+    the first forward to the last backward pass of a step: one all-gather and one reduce-scatter a step, like
+    Megatron-LM's distributed optimizer.
     """
-    # Inputs are not cast: the loss's weights and the rotations are float32 everywhere.
+    # Inputs are not cast: loss masks and rotary tables are float32 everywhere.
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
@@ -534,24 +550,24 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
                 fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["edp"]}))
     for blocks in [[block] for block in own_blocks(model)] if full else _buckets(own_blocks(model)):
         fully_shard(blocks, reshard_after_forward=full, **how)
-    # its own weights begin the forward pass and end it
+    # the weights outside the blocks are read first and last in the forward pass
     fully_shard(model, reshard_after_forward=False, **how)
     for method in model.methods:
         register_fsdp_forward_method(model, method)
     model.sharded_fully = full
     for module in _sharded(model):
         module.set_gradient_divide_factor(1.0)
-        # else a factor of one's own becomes PREMUL_SUM, which gloo lacks
+        # else the factor makes it a PREMUL_SUM, which gloo lacks
         module.set_force_sum_reduction_for_comms(True)
 
 
 def _buckets(blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """Neighbours whose gradients travel together, with BUCKET weights at least but for those at the beginning
-    of the model.
+    """Groups of consecutive blocks, one gradient collective each, of at least BUCKET weights except the
+    first.
     """
     buckets: list[list[nn.Module]] = []
     weights = BUCKET
-    for block in reversed(blocks):  # as their gradients are made
+    for block in reversed(blocks):  # in the order in which gradients are computed
         if weights >= BUCKET:
             buckets.append([])
             weights = 0
@@ -561,10 +577,10 @@ def _buckets(blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
 
 
 def synchronise_gradients(model: nn.Module, last: bool) -> None:
-    """Before a micro-batch's backward: only the last of a step sums gradients over the ranks and frees whole
-    weights.
+    """Call before a micro-batch's backward pass: only the step's last one sums gradients over ranks.
 
-    Where weights and gradients are cut too, every one does: whole gradients are what is to be saved.
+    It also frees unsharded weights. Where weights and gradients are sharded (ZeRO-3), every backward pass
+    does both, because unsharded gradients would take the memory that is to be saved.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or model.sharded_fully)
@@ -573,18 +589,18 @@ def synchronise_gradients(model: nn.Module, last: bool) -> None:
 
 
 def finish_gradients(model: nn.Module, last: bool) -> None:
-    """After gradients that no backward pass of the model has made (a pipeline puts them off): what
-    fully_shard does at its end.
+    """Does what fully_shard does at the end of a backward pass, for weight gradients that a pipeline
+    deferred.
 
-    There is no public call for it; torch.distributed.pipelining reaches for the same (stage.py,
+    There is no public function for it; torch.distributed.pipelining uses the same private ones (stage.py,
     perform_reduce_grad).
     """
     state = fully_shard.state(model)
-    # First they join the sums of earlier micro-batches, which may be wider than they are.
+    # First they are added to the sums of earlier micro-batches, which may have a higher precision.
     for last_pass in (False, True) if last else (False,):
         synchronise_gradients(model, last_pass)
         for each in state._state_ctx.all_states:
-            # since torch 2.13, and before
+            # the name since torch 2.13, else the older one
             groups = (
                 each._fsdp_param_groups if hasattr(each, "_fsdp_param_groups") else [each._fsdp_param_group]
             )
@@ -596,7 +612,7 @@ def finish_gradients(model: nn.Module, last: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Frees the whole weights that a forward pass without a backward pass has gathered."""
+    """Frees the unsharded weights that a forward pass without a backward pass has gathered."""
     for module in _sharded(model):
         module.reshard()
 

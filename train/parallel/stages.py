@@ -1,45 +1,49 @@
-"""A model cut into pipeline stages: which blocks a stage has, and what of the model is left there.
+"""Divide a model into pipeline stages: which blocks and which other modules each stage has.
 
-A stage is the whole model, built without memory (on the meta device), of which the blocks of other stages
-became pass-throughs, what stands before the first block or after the last is gone where it is not needed, and
-the embedding gives what came from the stage before. So the model's own forward pass is that of every stage,
-and all names are those of one process. What goes from stage to stage:
+A stage is the whole model, built on the meta device, in which the blocks of other stages pass their input
+through, modules before the first and after the last block are removed where they are not needed, and `embed`
+gives the states that came from the stage before (model/stage.py). So the model's own forward pass is that of
+every stage, and names of weights are those of one process. Sent from stage to stage:
 
     GPT, BERT           (B, T, D), after a block
-    T5, in the encoder  (B, S, D), after a block of the encoder, or its last
+    T5, in the encoder  (B, S, D), after a block of the encoder, or its last states
     T5, in the decoder  (B, T, D), after a block, and the encoder's states (B, S, D)
-    Retro               (B, T, D), and from its encoder to the last layer that reads it the neighbours' states
-        (n, k r, D)
+    Retro               (B, T, D), and the neighbours' states (n, k r, D), from the encoder to the last layer
+                        that reads them
 
-A weight that several stages read (an embedding that is the head too, T5's positions and its biases by
-distance) belongs to the first of them; the others have copies (pipeline.py keeps them equal).
+A weight that several stages read (an embedding that is also the output layer, T5's positions and relative
+biases) belongs to the first of them. The others have copies, which pipeline.py keeps equal.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from typing import cast
 
 from torch import nn
 
 from ...core.config import UserError, check
+from ..model.base import Model
 from ..model.block import Block
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
-from ..model.stage import PassThrough, StageRules
+from ..model.stage import PassThrough, PipelineStage, StageRules
 from .mesh import ParallelConfig
 
 
 def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]) -> None:
-    """Raises UserError where a model cannot be cut into these stages. model: resolved.
+    """Raises UserError if a model cannot be divided into these stages. model: resolved.
 
-    lengths: see sharding.check_layout.
+    lengths: see parallelize.check_layout.
     """
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     if ranks == 1:
         return
     stage_rules(model)
     blocks = len(_costs(model, lengths))
+    sizes = [str(n) for n in range(1, blocks // ranks + 1) if blocks % (ranks * n) == 0]
+    possible = ", ".join(sizes) or "none: leave it out, or change the stages"
     check(
         (
             ranks <= blocks,
@@ -53,9 +57,7 @@ def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
             (
                 f"parallel.num_layers_per_virtual_pipeline_stage = {size} x"
                 f" parallel.pipeline_model_parallel_size = {ranks} does not divide the model's {blocks}"
-                " blocks; "
-                "use one of"
-                f" {', '.join(str(n) for n in range(1, blocks // ranks + 1) if blocks % (ranks * n) == 0) or 'none: leave it out, or change the stages'}"
+                f" blocks; use one of {possible}"
             ),
         ),
     )
@@ -64,14 +66,12 @@ def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
 def bounds(
     parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]
 ) -> list[tuple[int, int]]:
-    """(first block, block after the last) of every stage: as even as blocks can be dealt out, the head
-    counted with the last one.
+    """(first block, block after the last) of every stage, with FLOPs divided as evenly as blocks allow.
+
+    The output layer counts with the last block.
     """
-    costs, ranks, size = (
-        _costs(model, lengths),
-        parallel.pipeline_model_parallel_size,
-        parallel.num_layers_per_virtual_pipeline_stage,
-    )
+    costs = _costs(model, lengths)
+    ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     ends = divide(costs, ranks) if size is None else list(range(size, len(costs) + 1, size))
     return list(zip([0, *ends], ends))
 
@@ -81,8 +81,8 @@ def stage_rules(config: ResolvedModelConfig) -> StageRules:
     rules = family_of(config).stages
     if rules is None:
         raise UserError(
-            f"parallel.pipeline_model_parallel_size: model.family = {config.family} is not cut into stages; use"
-            " --tensor-model-parallel-size, or more data-parallel processes"
+            f"parallel.pipeline_model_parallel_size: model.family = {config.family} is not cut into stages;"
+            " use --tensor-model-parallel-size, or more data-parallel processes"
         )
     return rules
 
@@ -96,7 +96,7 @@ def _costs(model: ResolvedModelConfig, lengths: dict[str, int]) -> list[float]:
 
 
 def divide(costs: list[float], stages: int) -> list[int]:
-    """Where each stage ends: consecutive blocks, the dearest stage as cheap as can be.
+    """The ends of stages of consecutive blocks, such that the most expensive stage is as cheap as possible.
 
     len(costs) >= stages.
     """
@@ -110,7 +110,7 @@ def _divide(costs: tuple[float, ...], stages: int) -> tuple[int, ...]:
         middle = (low + high) / 2
         low, high = (low, middle) if len(_fill(costs, middle)) <= stages else (middle, high)
     ends = _fill(costs, high)
-    while len(ends) < stages:  # a stage of several blocks gives one away: the limit still holds
+    while len(ends) < stages:  # split a stage of several blocks: no stage exceeds the limit then either
         begins = [0, *ends]
         longest = max(range(len(ends)), key=lambda i: ends[i] - begins[i])
         ends.insert(longest, ends[longest] - 1)
@@ -127,10 +127,10 @@ def _fill(costs: tuple[float, ...], limit: float) -> list[int]:
     return [*ends, len(costs)]
 
 
-def cut_stage(whole: nn.Module, begin: int, end: int) -> nn.Module:
-    """The stage of the blocks `begin` to `end` of a model on the meta device, which stays as it is."""
+def cut_stage(whole: Model, begin: int, end: int) -> PipelineStage:
+    """The stage with blocks `begin` to `end` of a model on the meta device, which is not changed."""
     model = copy.deepcopy(whole)
-    total, first = len(model.layers), 0
+    total, first = len(list(model.layers)), 0
     for row in [m for m in model.children() if isinstance(m, nn.ModuleList)]:
         for i in range(len(row)):
             if not begin <= first + i < end:
@@ -143,13 +143,14 @@ def cut_stage(whole: nn.Module, begin: int, end: int) -> nn.Module:
             setattr(model, name, nn.Identity() if name.endswith("norm") else None)
     kind = type(model)
     model.__class__ = type(f"Stage{kind.__name__}", (rules.behaviour(model.config), kind), {})
-    model.begin, model.end, model.received = begin, end, []
-    model.is_first, model.is_last = begin == 0, end == total
-    return model
+    stage = cast(PipelineStage, model)  # its class is one now
+    stage.begin, stage.end, stage.received = begin, end, []
+    stage.is_first, stage.is_last = begin == 0, end == total
+    return stage
 
 
 def owners(config: ResolvedModelConfig, stages: list[tuple[int, int]]) -> dict[str, list[int]]:
-    """Part of a model -> the stages that have it, the owner first, where these are several."""
+    """Module of a model -> the stages that have it, the owner first, if several stages have it."""
     having: dict[str, list[int]] = {}
     rules = stage_rules(config)
     for index, (begin, end) in enumerate(stages):
@@ -159,10 +160,10 @@ def owners(config: ResolvedModelConfig, stages: list[tuple[int, int]]) -> dict[s
 
 
 def stages_of(model: nn.Module) -> list[nn.Module]:
-    """The stages of a pipeline on this rank; any other model itself."""
+    """The stages of a pipeline on this rank; [model] for a model that is not a pipeline."""
     return list(getattr(model, "stages", [model]))
 
 
-def own_blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a model that are not other stages'."""
+def own_blocks(model: Model) -> list[Block]:
+    """The blocks of a model, without those of other stages."""
     return [block for block in model.layers if isinstance(block, Block)]
