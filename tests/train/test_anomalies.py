@@ -203,6 +203,7 @@ def test_a_spike_stands_far_above_the_median_of_recent_steps():
 
 def test_results_are_the_same_but_for_the_order_of_sums():
     assert StepResult(2.0, 1.0).same(StepResult(2.0001, 1.0))
+    assert StepResult(0.0, 1.0).same(StepResult(0.0, 1.0))
     assert not StepResult(2.0, 1.0).same(StepResult(2.001, 1.0))
     assert StepResult(math.nan, 1.0).same(StepResult(math.inf, 1.0))
     assert not StepResult(math.nan, 1.0).same(StepResult(2.0, 1.0))

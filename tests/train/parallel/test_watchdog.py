@@ -1,6 +1,7 @@
 """The watchdog: what it tells of a rank that hangs (test_launcher.py has whole jobs)."""
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -91,3 +92,47 @@ def test_on_a_gpu_a_rank_is_late_whose_kernel_has_not_started(watching):
 def test_where_all_wait_they_are_in_different_collectives(watching):
     beats = {rank: {"waited": 11.0, "begun": False} for rank in (1, 2, 3)}
     assert watching(0, 12.0, beats) == ([1, 2, 3], f"is in another collective than {WHAT}")
+
+
+def test_the_oldest_collective_that_has_not_ended_is_found_in_the_flight_recorder(monkeypatch):
+    entry = {
+        "retired": False,
+        "state": "scheduled",
+        "input_sizes": [[3, 5], [1]],
+        "is_p2p": False,
+        "p2p_seq_id": 9,
+        "collective_seq_id": 4,
+        "process_group": ("7", "tp"),
+        "profiling_name": "nccl:all_reduce",
+    }
+    ended = [entry | {"retired": True}, entry | {"state": "completed"}]
+    entries = [*ended, entry, entry | {"collective_seq_id": 5}]
+    dump = lambda *_: pickle.dumps({"entries": entries})
+    monkeypatch.setattr(watchdog._distributed_c10d, "_dump_fr_trace", dump, raising=False)
+    assert pending_collective() == ("all_reduce", 4, "7", [3, 5], False)
+    entries[2:] = [entry | {"is_p2p": True, "input_sizes": [], "state": "started"}]
+    assert pending_collective() == ("all_reduce", 9, "7", [], True)
+    entries[2:] = []
+    assert pending_collective() is None
+
+
+@pytest.mark.parametrize(("ranks", "more"), [(8, []), (9, ["mt: the same for 1 other ranks"])])
+def test_at_most_eight_ranks_are_named_by_the_rank_that_reports_first(capsys, ranks, more):
+    watch = object.__new__(Watchdog)
+    watch.rank, watch.store = 20, dist.HashStore()
+    ends = []
+    watch._end = ends.append
+    for rank in range(ranks):
+        beat = {"host": "n1", "pid": 100 + rank, "activity": "step 3", "collective": None, "at": "a:1 in b"}
+        watch.store.set(str(rank), json.dumps(beat))
+    watch._report(list(range(ranks)), "has not come")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "mt: rank 0 (process 100 on n1) has not come; it was last seen at step 3, in no collective, at a:1 in b;"
+        " the job ends: start it again, it resumes from the newest checkpoint"
+    )
+    assert (len(lines[:8]), lines[8:]) == (8, more)
+    watch.rank = 21
+    watch._report([0], "is late")
+    assert capsys.readouterr().err == "", "another rank has reported"
+    assert [len(end["processes"]) for end in ends] == [ranks, 1]
