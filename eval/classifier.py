@@ -29,6 +29,7 @@ from ..train.checkpoint.base import Checkpoint
 from ..train.checkpoint.native import CheckpointConfig
 from ..train.model.base import Model
 from ..train.model.bert import Bert
+from ..train.model.block import Block
 from ..train.model.config import ResolvedModelConfig
 from ..train.model.family import family_of
 from ..train.model.layers import Linear, initialize
@@ -54,8 +55,8 @@ class Classifier(Model):
         self.pooler = Linear(D, D, bias=True, std=std)
         self.head = Linear(D, outputs, bias=True, std=std)
 
-    @property
-    def layers(self) -> nn.ModuleList:
+    @property  # an attribute would register the blocks, and so name their weights, twice
+    def layers(self) -> Iterable[Block]:  # type: ignore[override]
         return self.bert.layers
 
     def last_norms(self) -> list[nn.Module]:

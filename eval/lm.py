@@ -225,15 +225,14 @@ def open_model(
     tokenizer, model = checkpoint.load_tokenizer(), checkpoint.load_model(mesh)
     _connect(model, tokenizer, retrieval, checkpoint)
     positions = checkpoint.config.max_position_embeddings
-    if length == "trained":
-        length = min(checkpoint.seq_length, positions)
-    elif length == "positions":
-        length = positions
-    if length > positions:
+    lengths = {"trained": min(checkpoint.seq_length, positions), "positions": positions}
+    max_length = lengths[length] if isinstance(length, str) else length
+    if max_length > positions:
         raise UserError(
-            f"seq_length = {length} must be at most the {positions} positions of the model in {checkpoint}"
+            f"seq_length = {max_length} must be at most the {positions} positions of the model in"
+            f" {checkpoint}"
         )
-    return LanguageModel(model, tokenizer, length, batch_size)
+    return LanguageModel(model, tokenizer, max_length, batch_size)
 
 
 def _connect(model: Model, tokenizer: Tokenizer, retrieval: Retrieval, checkpoint: Checkpoint) -> None:
@@ -241,7 +240,7 @@ def _connect(model: Model, tokenizer: Tokenizer, retrieval: Retrieval, checkpoin
 
     Raises UserError for a Retro model without a database, or a database without a Retro model.
     """
-    if not model.config.retro_add_retriever:
+    if not checkpoint.config.retro_add_retriever:
         _refuse_database(retrieval, checkpoint)
         return
     retro = cast(Retro, model)

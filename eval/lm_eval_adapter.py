@@ -309,9 +309,12 @@ class LmEvalAdapter(TemplateLM):
         self.mesh.broadcast_object(success)
 
     def _work(self, method: str, items: Sequence) -> list:
-        methods = {"loglikelihood": self._loglikelihood, "rolling": self._rolling, "generate": self._generate}
-        work: Callable[[list], list] = methods[method]
-        return [answer for _, answer in map_over_ranks(self.mesh, items, work, REQUESTS_AT_ONCE)]
+        methods: dict[str, Callable[[list], list]] = {
+            "loglikelihood": self._loglikelihood,
+            "rolling": self._rolling,
+            "generate": self._generate,
+        }
+        return [answer for _, answer in map_over_ranks(self.mesh, items, methods[method], REQUESTS_AT_ONCE)]
 
     def _loglikelihood(self, pairs: list) -> list[tuple[float, bool]]:
         return self.model.loglikelihood(pairs)

@@ -102,7 +102,9 @@ def checkpoint(gpt2, monkeypatch, tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     opened = types.SimpleNamespace(
-        config=types.SimpleNamespace(family="gpt", max_position_embeddings=POSITIONS),
+        config=types.SimpleNamespace(
+            family="gpt", max_position_embeddings=POSITIONS, retro_add_retriever=False
+        ),
         seq_length=32,
         load_model=lambda mesh=None: TransformersModel(gpt2),
         load_tokenizer=ByteTokenizer,
