@@ -5,7 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# No time limits: a busy machine would fail tests that pass. The first example may compile a loop.
+hypothesis.settings.register_profile("mt", deadline=None)
+hypothesis.settings.load_profile("mt")
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.main does, before anything imports torch
 
