@@ -168,7 +168,7 @@ def test_a_run_learns_and_its_checkpoint_is_read_again(sentences, tmp_path, mode
 
 
 def test_mistakes_are_named_before_anything_is_built(sentences, tmp_path):
-    with pytest.raises(UserError, match=r"are for model.family = gpt, not bert; leave them out"):
+    with pytest.raises(UserError, match=r"are for model.family = gpt or gpt_neox, not bert; leave them out"):
         run(sentences, tmp_path / "run", {"family": "bert"}, packing={"reset_position_ids": True})
     with pytest.raises(
         UserError, match=r"data.decoder_seq_length = 128 is longer than model.max_position_embeddings = 32"

@@ -1,12 +1,11 @@
-"""Grouped-query attention: to the sequence itself, causal or both ways, or to another one; what computes it;
-the cache.
+"""Grouped-query attention, cross-attention, attention masks and backends, and the key-value cache.
 
 The projection to queries, keys and values is one matrix whose rows go group by group: the group's query
-heads, then its key head, then its value head (Megatron-LM's order), so that a slice of its rows is a slice of
-the groups. Nothing here counts heads by the configuration: a module whose weights were cut works on its
-share.
+heads, its key head, its value head (Megatron-LM's order), so that a slice of its rows is a slice of the
+groups. The number of heads comes from the weights, not from the configuration, so that a module with cut
+weights computes its share.
 
-The attention mask is made once for a batch (`causal_mask`), not in every layer.
+An attention mask is made once for a batch (`causal_mask`), not in every layer.
 """
 
 from __future__ import annotations
@@ -22,50 +21,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
+from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import Linear, Norm
 from .positions import rotate
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
-# name: module, package
-PACKAGES = {
+PACKAGES = {  # backend: module, package
     "flash": ("flash_attn", "flash-attn"),
     "transformer-engine": ("transformer_engine", "transformer-engine[pytorch]"),
 }
-SCORES = 1 << 18
+SCORES = 1 << 18  # scores of the texts that _each computes together
 
 
 class Documents(NamedTuple):
-    """Where the documents lie that were packed into B samples of T tokens."""
+    """The documents that are packed into B samples of T tokens."""
 
-    ids: Tensor  # (B, T) int32: 0, 0, ..., 1, 1, ...: those of a sample, counted from its start
-    cu_seqlens: Tensor  # (n + 1,) int32: where the n documents begin in the batch laid end to end, then B x T
-    max_seqlen: int  # tokens of the longest
+    ids: Tensor  # (B, T) int32: 0, 0, ..., 1, 1, ...: the index of each token's document in its sample
+    cu_seqlens: Tensor  # (n + 1,) int32: start of each of the n documents in the flattened batch, then B x T
+    max_seqlen: int  # tokens of the longest document
 
 
 class AttentionMask(NamedTuple):
-    """Which keys the queries of a batch attend to, in the form that the backend takes."""
+    """The attention mask of a batch, in the form that its backend takes."""
 
     backend: str = "sdpa"
-    causal: bool = False  # no later key; complete where `tensor` is None
+    causal: bool = False  # mask later keys; with sdpa only where `tensor` is None
     # sdpa: (B or 1, H or 1, T, keys), bool, True where attention is allowed, or float, added to the scores
     tensor: Tensor | None = None
     block_mask: Any = None  # flex: its BlockMask
-    # flash, varlen, transformer-engine (None there: every sample is one), each
+    # flash, varlen, each, transformer-engine (there None: every sample is one document)
     documents: Documents | None = None
     window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
 
     @property
     def window_size(self) -> tuple[int, int]:
-        """(left, right) as kernels take it: tokens before the query's own, -1 for all, and after it."""
+        """(left, right) as the kernels take it: tokens before the query's own, -1 for all, and after it."""
         return (-1 if self.window is None else self.window - 1, 0)
 
 
 def causal_mask(
     config: ResolvedModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None
 ) -> AttentionMask:
-    """For causal attention without a cache: nothing later, nothing of other documents, nothing outside the
-    window.
+    """The mask of causal attention: masks later tokens, other documents, tokens outside the window.
 
     tokens: (B, T), for its shape and device. dtype: of the queries.
     """
@@ -77,7 +75,7 @@ def causal_mask(
     if backend == "transformer-engine":
         return AttentionMask(backend, True, documents=documents, window=window)
     if backend in ("flash", "varlen"):
-        if documents is None:  # every sample is one
+        if documents is None:  # every sample is one document
             starts = torch.arange(0, B * T + 1, T, device=tokens.device, dtype=torch.int32)
             documents = Documents(torch.zeros_like(tokens), starts, T)
         return AttentionMask(backend, True, documents=documents, window=window)
@@ -86,8 +84,8 @@ def causal_mask(
     ids = None if documents is None else documents.ids
     if backend == "flex":
         return AttentionMask(backend, True, block_mask=_block_mask(ids, B, T, window, tokens.device))
-    # One mask for all layers: on a CPU attention then takes 1.4 times as long as without (float32, T = 1024);
-    # document by document it takes 0.9 to 4.4 times, by the documents' lengths.
+    # One mask for all layers: on a CPU attention takes 1.4 times as long as without a mask (float32, T =
+    # 1024); document by document it would take 0.9 to 4.4 times as long, depending on the documents' lengths.
     order = torch.arange(T, device=tokens.device)
     mask = order <= order[:, None]
     if window is not None:
@@ -97,15 +95,14 @@ def causal_mask(
 
 
 def bidirectional_mask(present: Tensor | None) -> AttentionMask:
-    """For attention both ways: all keys but padding. present: (B, keys), true where there is a token."""
+    """The mask of bidirectional attention. present: (B, keys), false for padding; None: no padding."""
     return AttentionMask(tensor=None if present is None else present.bool()[:, None, None, :])
 
 
 def packed_texts_mask(lengths: list[int], device: torch.device) -> AttentionMask:
-    """For attention both ways within each of some texts, which stand one behind the other in one row; not for
-    training.
+    """The mask of bidirectional attention within each of the texts packed into one row; inference only.
 
-    lengths: tokens of each. On a processor it spares the padding of a batch and the mask, and scores stay in
+    lengths: tokens of each text. On a CPU it saves the padding of a batch and the mask, and scores stay in
     the cache.
     """
     ends = torch.tensor([0, *lengths], device=device).cumsum(0)
@@ -116,10 +113,10 @@ def packed_texts_mask(lengths: list[int], device: torch.device) -> AttentionMask
 def attention_backend(
     config: ResolvedModelConfig, device: torch.device, dtype: torch.dtype, *, bounded: bool
 ) -> str:
-    """What computes causal attention: flash, transformer-engine, varlen, flex or sdpa; raises UserError where
-    the one asked for cannot.
+    """The backend of causal attention: flash, transformer-engine, varlen, flex or sdpa.
 
-    bounded: by documents or a window, which sdpa can only be told by a mask of T x T. dtype: of the queries.
+    bounded: whether documents or a window mask more than later tokens, for which sdpa needs a T x T mask.
+    dtype: of the queries. Raises UserError where the backend of the configuration cannot be used.
     """
     asked = config.attention_backend
     if asked == "auto":
@@ -149,14 +146,9 @@ def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtyp
         return f"takes heads of at most 256 channels, not {config.kv_channels}"
     if name in PACKAGES:
         module, package = PACKAGES[name]
-        return (
-            None
-            if importlib.util.find_spec(module)
-            else (
-                f"needs the package {package.partition('[')[0]} (pip install --no-build-isolation"
-                f" '{package}')"
-            )
-        )
+        if importlib.util.find_spec(module):
+            return None
+        return f"needs the package {package.partition('[')[0]} (pip install --no-build-isolation '{package}')"
     if config.window_size is not None and "window_size" not in _varlen_options():
         return f"knows no windows in torch {torch.__version__}"
     return None
@@ -171,19 +163,20 @@ def attend(
     """
     grouped = query.shape[1] != key.shape[1]
     if mask.backend == "each":
+        assert mask.documents is not None, "packed_texts_mask sets it"
         return _each(query[0], key[0], value[0], mask.documents.cu_seqlens.tolist(), scale)
     if mask.backend == "transformer-engine":
         return _transformer_engine(query, key, value, mask, scale, dropout)
     if mask.backend in ("flash", "varlen"):
         B, _, T, _ = query.shape
-        packed = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B x T, heads, C)
-        y = (_flash if mask.backend == "flash" else _varlen)(*packed, mask, scale, dropout)
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B x T, heads, C)
+        y = (_flash if mask.backend == "flash" else _varlen)(q, k, v, mask, scale, dropout)
         return y.reshape(B, T, -1)
     if mask.backend == "flex":
         y = _flex_attention()(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
     else:
         if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            # torch's kernel takes three times as long for one query as the copies and float32 do together.
+            # For one query torch's kernel takes three times as long as the copies and float32 together.
             return attend(
                 query.float(), key.float(), value.float(), mask, scale=scale, dropout=dropout
             ).bfloat16()
@@ -204,12 +197,11 @@ def attend(
 
 
 def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: float | None) -> Tensor:
-    """(1, T, H x C) from query, key and value (H, T, C), which texts share: from ends[i] to ends[i + 1].
+    """(1, T, H x C) from query, key and value (H, T, C) of packed texts, text i from ends[i] to ends[i + 1].
 
-    No gradients.
-
-    Plain products: for 60 tokens torch's own attention takes three times as long in float32. Neighbours of
-    one length go together, as many as have SCORES scores at most, which stay in a core's cache.
+    No gradients. Plain products: for 60 tokens torch's own attention takes three times as long in float32.
+    Consecutive texts of one length are computed together, at most SCORES scores, which stay in a core's
+    cache.
     """
     heads, T, channels = query.shape
     if key.shape[0] != heads:
@@ -224,7 +216,7 @@ def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: flo
             places = slice(start, start + count * length)
             own = [x[:, places].reshape(heads * count, length, channels) for x in (query, key, value)]
             scores = torch.baddbmm(nothing, own[0], own[1].transpose(1, 2), beta=0, alpha=scale)
-            # in bfloat16 torch takes twice as long
+            # In float32: in bfloat16 torch takes twice as long.
             weights = scores.softmax(-1, torch.float32).to(value.dtype)
             y[places].view(count, length, heads, channels).copy_(
                 torch.bmm(weights, own[2]).view(heads, count, length, channels).permute(1, 2, 0, 3)
@@ -238,6 +230,7 @@ def _flash(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
+    assert mask.documents is not None, "causal_mask sets it"
     _, starts, longest = mask.documents
     return flash_attn_varlen_func(
         query,
@@ -257,7 +250,7 @@ def _flash(
 def _transformer_engine(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None, dropout: float
 ) -> Tensor:
-    """Its fused attention, cuDNN's or flash-attn's: it chooses by the shapes."""
+    """Transformer Engine's fused attention: it chooses cuDNN's or flash-attn's by the shapes."""
     B, heads, T, channels = query.shape
     samples = [x.transpose(1, 2) for x in (query, key, value)]  # (B, T, heads, C)
     how: dict = {"qkv_format": "bshd", "attn_mask_type": "causal"}
@@ -278,7 +271,7 @@ def _transformer_engine(
 
 @functools.cache
 def _transformer_engine_layer(heads: int, channels: int, groups: int, dropout: float, scale: float | None):
-    """A module without weights."""
+    """Transformer Engine's attention, a module without weights."""
     from transformer_engine.pytorch import DotProductAttention
 
     return DotProductAttention(
@@ -291,8 +284,9 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    assert scale is None, "T5, which has a scale of its own, has a mask and comes to sdpa"
+    assert scale is None, "only T5 sets a scale, and its mask is a tensor, for sdpa"
     assert not dropout, "_obstacle refuses this"
+    assert mask.documents is not None, "causal_mask sets it"
     (_, starts, longest), known = mask.documents, _varlen_options()
     how: dict = {"window_size": mask.window_size} if "window_size" in known else {"is_causal": True}
     if query.shape[1] != key.shape[1]:
@@ -300,12 +294,14 @@ def _varlen(
             how["enable_gqa"] = True
         else:
             key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
-    return varlen_attn(query, key, value, starts, starts, longest, longest, **how)
+    y = varlen_attn(query, key, value, starts, starts, longest, longest, **how)
+    assert isinstance(y, Tensor), "without return_aux the output comes alone"
+    return y
 
 
 @functools.cache
 def _varlen_options() -> frozenset[str]:
-    """What torch's variable-length attention can be told: it changes with every version."""
+    """The parameters of torch's variable-length attention, which differ between versions of torch."""
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
@@ -331,15 +327,12 @@ def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: 
 
 
 def attention_scale(config: ResolvedModelConfig) -> float | None:
-    """What scores are multiplied by; None: kv_channels^-0.5.
-
-    T5, the model of relative positions, leaves them as they are.
-    """
+    """The factor of the scores; None: kv_channels^-0.5. T5 with relative positions does not scale them."""
     return 1.0 if config.position_embedding_type == "relative" else None
 
 
-class Attention(nn.Module):
-    """x (B, T, D) -> (B, T, D)."""
+class Attention(Mixer):
+    """Self-attention, x (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
@@ -359,7 +352,7 @@ class Attention(nn.Module):
             std=config.residual_std,
             split="row",
         )
-        self.attend = attend  # the parallel floor puts another here, where ranks have parts of a sequence
+        self.attend = attend  # parallel/ replaces this where ranks have parts of a sequence
 
     def forward(
         self,
@@ -370,12 +363,12 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         **_,
     ) -> Tensor:
-        """rotary: (cos, sin), each (B or 1, 1, T, turned channels)."""
-        B, T, _ = x.shape
+        """rotary: (cos, sin), each (B or 1, 1, T, rotated channels)."""
+        B, T = x.shape[:2]
         qkv = self.qkv(x).view(B, T, -1, self.queries_per_group + 2, self.channels)
         # (B, T, H or G, C)
         query, key, value = qkv[..., :-2, :].flatten(2, 3), qkv[..., -2, :], qkv[..., -1, :]
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
@@ -395,23 +388,17 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x (B, T, D), another sequence (B, S, D) -> (B, T, D): an encoder-decoder's way from its decoder to its
-    encoder.
-    """
+    """Attention to another sequence: x (B, T, D), memory (B, S, D) -> (B, T, D)."""
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        heads, groups, size, std = (
-            config.num_attention_heads,
-            config.num_query_groups,
-            config.hidden_size,
-            config.init_method_std,
-        )
+        heads, groups = config.num_attention_heads, config.num_query_groups
+        size, std = config.hidden_size, config.init_method_std
         self.channels = config.kv_channels
         self.scale, self.dropout = attention_scale(config), config.attention_dropout
         qkv_bias = config.add_bias_linear or config.add_qkv_bias
         self.query = Linear(size, heads * self.channels, bias=qkv_bias, std=std, split="column")
-        # key, value of each group
+        # rows: key, then value of each group
         self.key_value = Linear(size, 2 * groups * self.channels, bias=qkv_bias, std=std, split="column")
         self.out = Linear(
             heads * self.channels, size, bias=config.add_bias_linear, std=config.residual_std, split="row"
@@ -421,7 +408,7 @@ class CrossAttention(nn.Module):
         self, x: Tensor, *, memory: Tensor, memory_mask: AttentionMask, cache: LayerCache | None = None, **_
     ) -> Tensor:
         """memory: (B, S, D). With a cache its keys and values are computed once, at the first call."""
-        B, T, _ = x.shape
+        B, T = x.shape[:2]
         query = self.query(x).view(B, T, -1, self.channels).transpose(1, 2)
         if cache is None or cache.memory is None:
             key, value = self.keys_and_values(memory)
@@ -446,44 +433,37 @@ class CrossAttention(nn.Module):
 
 
 class LayerCache:
-    """One layer's keys and values, (B, slots, G, C) each; `memory`: those of the encoder's states, (B, G, S,
-    C).
-    """
+    """One layer's keys and values, (B, slots, G, C). memory: those of the encoder's states, (B, G, S, C)."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
-        self.positions, self.length = keys.new_zeros(0), 0  # of the tokens that come next: set by Cache.at
+        self.positions, self.length = keys.new_zeros(0), 0  # of the next tokens: set by Cache.at
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps key and value (B, G, T, C) in their slots; returns the first `length` slots, (B, G, length,
-        C).
-        """
+        """Writes key and value (B, G, T, C) to their slots; returns the first `length` slots."""
         rows = torch.arange(len(key), device=key.device)[:, None]
         self.keys[rows, self.positions] = key.transpose(1, 2).to(self.keys.dtype)
         self.values[rows, self.positions] = value.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, : self.length].transpose(1, 2).to(key.dtype), self.values[
-            :, : self.length
-        ].transpose(1, 2).to(value.dtype)
+        keys, values = (kept[:, : self.length].transpose(1, 2) for kept in (self.keys, self.values))
+        return keys.to(key.dtype), values.to(value.dtype)
 
 
 class Cache:
-    """What every layer keeps of the tokens so far: attention their keys and values.
+    """The caches of all layers: of attention keys and values, of Mamba its state.
 
-    The slot of a token is its position.
-
-    So rows of different lengths need no offsets: pad prompts on the right, and what the padding wrote is
-    overwritten by the row's own later tokens before any of them may look there (a query at position p sees
-    slots 0 to p).
+    The slot of a token is its position, so rows of different lengths need no offsets: pad prompts on the
+    right. The row's own later tokens overwrite the slots of the padding before any of them attends there (a
+    query at position p attends to slots 0 to p).
     """
 
     def __init__(self, layers: list, max_length: int, window: int | None = None):
-        """layers: the mixers' own caches, None for a layer without a mixer. window: see ResolvedModelConfig."""
+        """layers: the caches of the mixers, None for a layer without a mixer. window: see ModelConfig."""
         self.layers, self.max_length, self.window = layers, max_length, window
         self.length = 0  # slots that any row has filled
 
     def at(self, positions: Tensor) -> AttentionMask:
-        """Readies the layers for tokens at positions (B, T); returns their mask over the slots in use."""
+        """Prepares the layers for tokens at positions (B, T); returns the mask over the slots in use."""
         self.length = max(self.length, int(positions.max()) + 1)
         assert self.length <= self.max_length, (
             f"position {self.length - 1} in a cache of {self.max_length} slots"

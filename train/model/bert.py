@@ -1,12 +1,12 @@
-"""BERT (Devlin et al.
+"""BERT (Devlin et al. 2018): an encoder that predicts masked tokens and the order of two segments.
 
-2018): tokens -> hidden states that look both ways -> what was masked, and which segment came first.
-
-With config.post_norm it is the original and Hugging Face's, a norm on the embedding and after every sum;
-without, Megatron-LM's, a norm before every part and after the last.
+With config.post_norm it is the original and Hugging Face's: a norm on the embedding and after every sum.
+Without it is Megatron-LM's: a norm before every part and after the last block.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, AttentionMask, bidirectional_mask
 from .base import Model
-from .block import Block, FeedForward, activate
+from .block import Block, FeedForward, activate, block_list
 from .config import GATED, ResolvedModelConfig
 from .layers import Embedding, Linear, Norm
 from .loss import cross_entropy, logits_of
@@ -24,8 +24,9 @@ TOKEN_TYPES = 2  # first and second segment
 
 
 class Bert(Model):
-    """heads: false for the encoder alone."""
+    """BERT, or its encoder alone (heads=False)."""
 
+    layers: Sequence[Block]
     data_dependent_part = "BERT's output layer"
     head_rows_per_token = 0.15 * 5  # 15 % of the tokens are masked; the output layer keeps five rows of each
 
@@ -36,15 +37,15 @@ class Bert(Model):
         self.embedding = Embedding(config.padded_vocab_size, D, std=std, split="column")
         self.positions = Embedding(config.max_position_embeddings, D, std=std)
         self.token_types = Embedding(TOKEN_TYPES, D, std=std)
-        self.norm = Norm(config)  # of the embedding where norms stand after the parts, else of the last layer
-        self.layers = nn.ModuleList(
+        self.norm = Norm(config)  # with post_norm of the embedding, else of the last hidden states
+        self.layers = block_list(
             Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)
         )
         self.head = MaskedHead(config) if heads else None
         binary = heads and config.bert_binary_head
         self.pooler = Linear(D, D, bias=True, std=std) if binary else None
         self.binary_head = Linear(D, 2, bias=True, std=std) if binary else None
-        # the parallel floor puts another here, where ranks have parts of the vocabulary
+        # parallel/ replaces this where ranks have parts of the vocabulary.
         self.cross_entropy = cross_entropy
 
     def forward(
@@ -56,10 +57,12 @@ class Bert(Model):
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T) int64.
 
-        padding_mask: (B, T), true where there is a token and not padding. token_types: (B, T) int64, by
-        default 0. mask: of packed_texts_mask, where the one row is several texts.
+        padding_mask: (B, T), true for tokens, false for padding. token_types: (B, T) int64, by default 0.
+        mask: of packed_texts_mask, where one row holds several texts.
         """
-        starts = 0 if mask is None else mask.documents.cu_seqlens[mask.documents.ids]
+        starts: Tensor | int = 0
+        if mask is not None and mask.documents is not None:
+            starts = mask.documents.cu_seqlens[mask.documents.ids]
         x = self.embed(tokens, torch.zeros_like(tokens) if token_types is None else token_types, starts)
         mask = mask or bidirectional_mask(padding_mask)
         for layer in self.layers:
@@ -67,9 +70,9 @@ class Bert(Model):
         return x if self.config.post_norm else self.norm(x)
 
     def embed(self, tokens: Tensor, token_types: Tensor, starts: Tensor | int = 0) -> Tensor:
-        """(B, T, D): what goes into the first block, of tokens and their types (B, T) int64.
+        """The input of the first block, (B, T, D), for tokens and their types (B, T) int64.
 
-        starts: where each one's text begins.
+        starts: index of the first token of each token's text, where a row holds several texts.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device) - starts
         x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
@@ -78,13 +81,15 @@ class Bert(Model):
         return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) from hidden states (..., D): what stands there; the padding of the vocabulary has minus
-        infinity.
+        """Logits of the masked tokens, (..., V), from hidden states (..., D); minus infinity for the padding
+        of the vocabulary.
         """
+        assert self.head is not None, "an encoder alone has no heads"
         return logits_of(self.head(hidden), self.embedding.weight, self.config.vocab_size, self.head.bias)
 
     def order_logits(self, hidden: Tensor) -> Tensor:
-        """(B, 2) from hidden states (B, T, D): that the segments stand in their order, that they are swapped."""
+        """(B, 2) from hidden states (B, T, D): logits of segments in order, and of swapped segments."""
+        assert self.binary_head is not None and self.pooler is not None, "this BERT has no binary head"
         return self.binary_head(self.pooler(hidden[:, 0]).tanh())
 
     def loss(
@@ -98,19 +103,20 @@ class Bert(Model):
         swapped: Tensor | None = None,
     ) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar, of the masked tokens and, with a binary head, of
-        the order.
+        the order of the segments.
 
         tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels. swapped: (B,) int64. The order
-        of a sample weighs as much as its masked tokens do together: the sum is divided by their number later
-        on, and so becomes the mean over tokens plus the mean over samples, however samples are cut into
+        of a sample weighs as much as all its masked tokens together: the sum is later divided by the number
+        of masked tokens, which makes it the mean over tokens plus the mean over samples, whatever the
         batches.
         """
+        assert self.head is not None, "an encoder alone has no loss"
         hidden = self.forward(tokens, padding_mask, token_types)  # not self(...): see GPT.loss
-        # the head costs as much as several layers, and one token in seven is asked
+        # Only the masked tokens, one in seven: the output layer costs as much as several blocks.
         rows = loss_mask.flatten().nonzero()[:, 0]
-        asked = self.head(hidden.flatten(0, 1)[rows])
+        masked = self.head(hidden.flatten(0, 1)[rows])
         loss = self.cross_entropy(
-            asked,
+            masked,
             self.embedding.weight,
             labels.flatten()[rows],
             loss_mask.flatten()[rows],
@@ -119,6 +125,7 @@ class Bert(Model):
         )
         if self.binary_head is None:
             return loss
+        assert swapped is not None, "samples for a binary head say which segments are swapped"
         order = self.order_logits(hidden).to(loss.dtype)
         return loss + (F.cross_entropy(order, swapped, reduction="none") * loss_mask.sum(1)).sum()
 
@@ -135,14 +142,15 @@ class Bert(Model):
 
 
 class MaskedHead(nn.Module):
-    """(..., D) -> (..., D), to be compared with the embedding; `bias` (V,) comes on top of that."""
+    """(..., D) -> (..., D), the input of the output layer: the embedding's weight and `bias` (V,)."""
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         self.activation = "gelu" if config.activation in GATED else config.activation
         self.dense = Linear(config.hidden_size, config.hidden_size, bias=True, std=config.init_method_std)
         self.norm = Norm(config)
-        self.bias = nn.Parameter(torch.empty(config.padded_vocab_size))  # cut as the embedding's rows are
+        # Tensor parallelism cuts it as the rows of the embedding.
+        self.bias = nn.Parameter(torch.empty(config.padded_vocab_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(activate(self.dense(hidden), self.activation))

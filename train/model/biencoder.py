@@ -1,17 +1,17 @@
-"""Two BERTs that meet in one space: a query's embedding and the embeddings of blocks of text -> inner
-products (Lee et al. 2019; Guu et al. 2020).
+"""Biencoder: two BERTs that embed queries and blocks of text (Lee et al. 2019; Guu et al. 2020).
 
 An embedding is the last state of the first token, [CLS], or a projection of it. In training the other blocks
-of a global batch are the wrong answers, so that the loss is one of whole batches: see Biencoder.forward_backward
-over micro-batches.
+of the global batch are the negatives, so the loss is one of whole global batches: see
+Biencoder.forward_backward.
 
-B samples, N samples of the global batch, T positions, D hidden, E numbers in an embedding.
+B samples, N samples of the global batch, T tokens, D hidden, E elements of an embedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from .warm_start import WarmStart
 
 
 class Biencoder(Model):
-    """its family is "ict"."""
+    """The model of the family "ict", trained on the inverse cloze task."""
 
     methods = ("loss", "embed")
 
@@ -37,7 +37,7 @@ class Biencoder(Model):
         self.config = config
         self.query = Tower(config)
         self.context = None if config.biencoder_shared_query_context_model else Tower(config)
-        # the parallel floor puts another here, where ranks have parts of the global batch
+        # join_replicas replaces this where ranks have parts of the global batch.
         self.gather_blocks = lambda blocks: (blocks, 0)
 
     @property
@@ -53,11 +53,11 @@ class Biencoder(Model):
         return self.config.biencoder_projection_dim or self.config.hidden_size
 
     def embed_queries(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, E) of tokens (B, T) int64; padding_mask: (B, T), true where there is a token."""
+        """(B, E) of tokens (B, T) int64. padding_mask: (B, T), true for tokens, false for padding."""
         return self.query(tokens, padding_mask)
 
     def embed_blocks(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, E), likewise."""
+        """(B, E) of blocks, likewise."""
         return self.towers[-1](tokens, padding_mask)
 
     def embed(
@@ -74,10 +74,9 @@ class Biencoder(Model):
         )
 
     def contrast(self, queries: Tensor, blocks: Tensor) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar, that each query's own block is chosen among all
-        of the global batch.
+        """Summed negative log-likelihood in nats, a scalar, of each query's block among the global batch.
 
-        queries, blocks: (n, E), those of this rank, in the same order.
+        queries, blocks: (n, E), this rank's, in the same order.
         """
         wide = torch.promote_types(queries.dtype, torch.float32)
         everywhere, first = self.gather_blocks(blocks.to(wide))  # (N, E); this rank's begin at row `first`
@@ -88,7 +87,7 @@ class Biencoder(Model):
         return F.cross_entropy(scores, own, reduction="sum")
 
     def loss(self, **arguments) -> Tensor:
-        """`contrast` of one micro-batch, as if this rank had no other. arguments: of `embed`."""
+        """`contrast` of one micro-batch, as if it were this rank's only one. arguments: of `embed`."""
         return self.contrast(*Biencoder.embed(self, **arguments))  # not self(...): see GPT.loss
 
     def losses(self, batch: Sequence[MicroBatch]) -> Tensor:
@@ -102,13 +101,13 @@ class Biencoder(Model):
         prepare: Callable[[MicroBatch], None],
         synchronise: Callable[[bool], None],
     ) -> Tensor:
-        """As Model.forward_backward. The loss is one of the whole batch: the other samples are the wrong answers.
+        """As Model.forward_backward, for a loss of the whole batch: other samples are the negatives.
 
-        Embeddings are small and the activations behind them are not. So a rank embeds its micro-batches one after
-        the other without keeping activations, takes the gradient of the whole loss with respect to the embeddings,
-        and runs each micro-batch a second time, forward and backward from the gradient of its embeddings (Gao et al.
-        2021, GradCache). The numbers are those of one large batch, dropout masks included. One micro-batch alone is
-        run once.
+        Embeddings are small, and the activations that they are computed from are large. So a rank embeds its
+        micro-batches without keeping activations, computes the gradient of the whole loss with respect to the
+        embeddings, and runs each micro-batch a second time, forward and backward from the gradient of its
+        embeddings (Gao et al. 2021, GradCache). The numbers are those of one large batch, dropout masks
+        included. A single micro-batch runs once.
         """
         once = len(batch) == 1
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -119,7 +118,8 @@ class Biencoder(Model):
         leaves = [torch.cat(side).detach().requires_grad_() for side in zip(*pairs)]
         loss = self.contrast(*leaves)
         (loss * factor).backward()
-        gradients = zip(*(leaf.grad.split([len(pair[0]) for pair in pairs]) for leaf in leaves))
+        sizes = [len(queries) for queries, _ in pairs]
+        gradients = zip(*(leaf.grad.split(sizes) for leaf in leaves if leaf.grad is not None))
         for position, (micro, pair, gradient) in enumerate(zip(batch, pairs, gradients)):
             synchronise(position == len(batch) - 1)
             if not once:
@@ -151,7 +151,7 @@ class Biencoder(Model):
 
 
 def _share_projection(weights: Mapping[str, Tensor]) -> None:
-    """Both projections start alike."""
+    """Both projections start from the same values."""
     for name, weight in weights.items():
         if name.startswith("context.projection."):
             weight.copy_(weights[name.replace("context.", "query.", 1)])
@@ -159,18 +159,20 @@ def _share_projection(weights: Mapping[str, Tensor]) -> None:
 
 FROM_BERT = WarmStart(
     "a BERT, whose weights both towers can begin with",
-    parts=lambda model: {f"{name}.bert.": tower.bert for name, tower in model.named_children()},
+    parts=lambda model: {
+        f"{name}.bert.": tower.get_submodule("bert") for name, tower in model.named_children()
+    },
     allow_extra=True,
     finish=_share_projection,
 )
 
 
 class Tower(nn.Module):
-    """A BERT without its heads, and perhaps a projection."""
+    """A BERT without its heads, and a projection where biencoder_projection_dim is set."""
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        plain = {
+        plain: dict[str, Any] = {
             f.name: f.default
             for f in dataclasses.fields(config)
             if f.name.startswith(("biencoder_", "retriever_"))
@@ -184,5 +186,5 @@ class Tower(nn.Module):
         )
 
     def forward(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        first = self.bert(tokens, padding_mask)[:, 0].clone()  # fully_shard's hooks want no view
+        first = self.bert(tokens, padding_mask)[:, 0].clone()  # fully_shard's hooks warn of a view
         return first if self.projection is None else self.projection(first)

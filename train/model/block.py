@@ -1,8 +1,9 @@
-"""One residual block: a mixer over the sequence, a look at another sequence, a feed-forward layer, each of
-them or not.
-"""
+"""Block, the residual block of all models: sequence mixer, cross-attention, feed-forward layer."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,26 @@ from .config import GATED, ResolvedModelConfig
 from .layers import Linear, Norm
 
 
-class Block(nn.Module):
-    """x (B, T, D) -> (B, T, D): x plus what each part adds, in the order mixer, cross, ffn.
+class Mixer(nn.Module):
+    """A layer that mixes along the sequence, (B, T, D) -> (B, T, D): attention or Mamba-2."""
 
-    mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm stands before each part, or,
-    with config.post_norm, after each sum (BERT, Devlin et al. 2018).
+    def new_cache(self, batch: int, max_length: int) -> Any:
+        """An empty cache for `batch` rows of up to `max_length` tokens, which `forward` takes and updates."""
+        raise NotImplementedError
+
+
+class Block(nn.Module):
+    """x (B, T, D) -> (B, T, D): x plus the output of each part, in the order mixer, cross, ffn.
+
+    mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm is before each part or, with
+    config.post_norm, after each sum (BERT, Devlin et al. 2018).
     """
 
     def __init__(
         self,
         config: ResolvedModelConfig,
         *,
-        mixer: nn.Module | None = None,
+        mixer: Mixer | None = None,
         cross: nn.Module | None = None,
         ffn: nn.Module | None = None,
     ):
@@ -34,16 +43,16 @@ class Block(nn.Module):
         self.ffn_norm, self.ffn = Norm(config) if ffn is not None else None, ffn
 
     def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
-        """at: (rows, columns), each (N,): the places of x that are wanted, (N, D); the feed-forward layer is
-        spared the others.
+        """x (B, T, D) -> (B, T, D), or (N, D) with `at`.
 
-        context: what mixer and cross want to know beside x; each takes what it needs and ignores the rest.
+        at: (rows, columns), each (N,): return only the states at these places; the feed-forward layer skips
+        the others. context: inputs of mixer and cross beside x; each takes those it needs and ignores the
+        rest:
 
-        mask: which keys a query attends to. rotary: cosines and sines. documents: attention.Documents or
-        None. cache: this layer's, or None: what mixer.new_cache(batch, max_length) made. lengths: (B,), how
-        many tokens of a row are no padding, or None. memory, memory_mask: the other sequence (B, S, D), and
-        its mask. retrieved: what was retrieved (retro.Retrieved). Without another sequence or
-        something retrieved, cross adds nothing.
+        mask: the attention mask. rotary: cosines and sines. documents: attention.Documents or None. cache: of
+        mixer.new_cache, or None. lengths: (B,), tokens of each row that are not padding, or None. memory,
+        memory_mask: another sequence (B, S, D) and its attention mask. retrieved: Retro's neighbours
+        (chunked_cross_attention.Retrieved). Without memory and retrieved, cross adds nothing.
         """
         if self.mixer is not None:
             x = self._add(x, self.mixer_norm, self.mixer, context)
@@ -51,31 +60,35 @@ class Block(nn.Module):
             context.get("memory") is not None or context.get("retrieved") is not None
         ):
             x = self._add(x, self.cross_norm, self.cross, context)
-        if at is not None and isinstance(self.ffn, FeedForward):  # a mixture's capacity counts all tokens
+        # Not for a mixture of experts, whose capacity counts all tokens.
+        if at is not None and isinstance(self.ffn, FeedForward):
             x, at = x[at], None
         x = x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
         return x if at is None else x[at]
 
-    def _add(self, x: Tensor, norm: Norm, part: nn.Module, context: dict) -> Tensor:
+    def _add(self, x: Tensor, norm: Norm | None, part: nn.Module, context: dict) -> Tensor:
+        assert norm is not None, "every part has a norm"
         added = F.dropout(part(x if self.post_norm else norm(x), **context), self.dropout, self.training)
-        # a sum of its own costs a hundredth of BERT's time
+        # Without gradients add in place: a new tensor costs 1 % of BERT's time.
         x = x + added if torch.is_grad_enabled() else added.add_(x)
         return norm(x) if self.post_norm else x
 
 
+def block_list(blocks: Iterable[Block]) -> Sequence[Block]:
+    """An nn.ModuleList of blocks, which torch does not know to be a sequence of Blocks."""
+    return cast("Sequence[Block]", nn.ModuleList(blocks))
+
+
 class FeedForward(nn.Module):
-    """Two layers with an activation between, or gated (Shazeer 2020); gate and up stay two matrices, so that
-    slices of their rows match.
+    """Two linear layers with an activation between, or gated (Shazeer 2020).
+
+    Gate and up are two matrices, so that tensor parallelism cuts both at the same rows.
     """
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        size, inner, bias, std = (
-            config.hidden_size,
-            config.ffn_hidden_size,
-            config.add_bias_linear,
-            config.init_method_std,
-        )
+        size, inner = config.hidden_size, config.ffn_hidden_size
+        bias, std = config.add_bias_linear, config.init_method_std
         self.activation = config.activation
         self.gate = (
             Linear(size, inner, bias=bias, std=std, split="column") if self.activation in GATED else None
@@ -90,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name in ResolvedModelConfig; of a gated one, what is done to the gate."""
+    """The activation of that name in ModelConfig; of a gated one, the activation of the gate."""
     if activation == "swiglu":
         return F.silu(x)
     if activation in ("gelu_tanh", "geglu"):

@@ -22,15 +22,16 @@ from .layers import Linear, Norm
 
 
 class Retrieved:
-    """The neighbours of the chunks of a batch on their way through the layers: `chunks` of each sample, the
-    first of `first` tokens.
+    """The retrieved neighbours of a batch, which the layers encode and read.
 
-    states: (n k, r, D), embedded. present: (n, k, r) bool. n = B x chunks.
+    states: (n k, r, D), embedded neighbours; None in a pipeline stage after their encoder. present: (n, k, r)
+    bool, false for padding. gate: factor of what the layers read. chunks: of each sample; n = B x chunks.
+    first: tokens of the first chunk.
     """
 
     def __init__(
         self,
-        states: Tensor,
+        states: Tensor | None,
         present: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         *,
@@ -38,19 +39,14 @@ class Retrieved:
         chunks: int,
         first: int,
     ):
-        self.states, self.present, self.rotary, self.gate, self.chunks, self.first = (
-            states,
-            present,
-            rotary,
-            gate,
-            chunks,
-            first,
-        )
-        # (n, k r, D): made by the first layer that reads neighbours, for it and those after it
+        self.states, self.present, self.rotary = states, present, rotary
+        self.gate, self.chunks, self.first = gate, chunks, first
+        # (n, k r, D): computed by the first layer with chunked cross-attention, read by it and those after it
         self.encoded: Tensor | None = None
 
     def encode(self, encoder: NeighborEncoder, x: Tensor) -> None:
-        """x: (B, T, D), the states in the first of the layers."""
+        """Computes `encoded`. x: (B, T, D), hidden states of the first layer that reads neighbours."""
+        assert self.states is not None, "only the stage of the encoder encodes neighbours"
         m = self.present.shape[-1] // 2
         absent = m - self.first
         # (n, m, D)
@@ -65,11 +61,19 @@ class Retrieved:
             mask = bidirectional_mask(there.repeat(len(x), 1))
         self.encoded = encoder(self.states, self.present, self.rotary, memory, mask)
 
-    def read(self, query: Tensor, key: Tensor, value: Tensor, cache: None, attention: Callable) -> Tensor:
-        """(B, T, H C): what each token reads. query: (B, T, H C).
+    def read(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        cache: LayerCache | None,
+        attention: Callable[..., Tensor],
+    ) -> Tensor:
+        """The attention of each token to its neighbours, (B, T, H C). query: (B, T, H C).
 
-        key, value: (n, G, k r, C), of `encoded`.
+        key, value: (n, G, k r, C), of `encoded`. cache: used by retro.Growing.
         """
+        assert key is not None and value is not None, "neighbours are encoded before they are read"
         B, T, width = query.shape
         m, channels, skipped = self.present.shape[-1] // 2, key.shape[-1], self.first - 1
         groups = F.pad(query[:, skipped:], (0, 0, 0, self.chunks * m - (T - skipped)))
@@ -84,25 +88,25 @@ class Retrieved:
 
 
 def attend_where_present(
-    query: Tensor, key: Tensor, value: Tensor, present: Tensor, attention: Callable
+    query: Tensor, key: Tensor, value: Tensor, present: Tensor, attention: Callable[..., Tensor]
 ) -> Tensor:
     """(n, T, H C); zeros where no key is present. query: (n, H, T, C). key, value: (n, G, keys, C).
 
     present: (n, keys) bool.
     """
     any_present = present.any(1, keepdim=True)
-    # of no keys at all there is no softmax
+    # A softmax over no keys is NaN: attend to all of them, then multiply by zero.
     y = attention(query, key, value, bidirectional_mask(present | ~any_present))
     return y * any_present[..., None].to(y.dtype)
 
 
 class ChunkedCrossAttention(CrossAttention):
-    """x (B, T, D) -> (B, T, D): what each token reads of the neighbours that it may read (section 2.4 of the
-    paper).
+    """x (B, T, D) -> (B, T, D): attention of each token to the neighbours that it may read (section 2.4).
+
+    encodes: whether this is the first such layer of the model, which owns the encoder of neighbours.
     """
 
     def __init__(self, config: ResolvedModelConfig, *, encodes: bool):
-        """encodes: whether this is the first of its kind in the model, which owns the encoder."""
         super().__init__(config)
         self.out = Linear(
             config.num_attention_heads * config.kv_channels,
@@ -113,7 +117,9 @@ class ChunkedCrossAttention(CrossAttention):
         )
         self.encoder = NeighborEncoder(config) if encodes else None
 
-    def forward(self, x: Tensor, *, retrieved: Retrieved, cache: LayerCache | None = None, **_) -> Tensor:
+    def forward(  # type: ignore[override]  # its context differs: neighbours, not another sequence
+        self, x: Tensor, *, retrieved: Retrieved, cache: LayerCache | None = None, **_
+    ) -> Tensor:
         if self.encoder is not None:
             retrieved.encode(self.encoder, x)
         key, value = (None, None) if retrieved.encoded is None else self.keys_and_values(retrieved.encoded)
@@ -125,7 +131,7 @@ class ChunkedCrossAttention(CrossAttention):
 
 
 class NeighborEncoder(nn.Module):
-    """Neighbours, each by itself but with the chunk in view that it was retrieved for -> their states."""
+    """The encoder of neighbours: each attends to itself and to the chunk that it was retrieved for."""
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
@@ -149,9 +155,9 @@ class NeighborEncoder(nn.Module):
         memory: Tensor,
         memory_mask: AttentionMask,
     ) -> Tensor:
-        """(n, k r, D), normalised. states: (n k, r, D). present: (n, k, r) bool.
+        """(n, k r, D), after its norm. states: (n k, r, D). present: (n, k, r) bool.
 
-        memory: (n, m, D), the chunks.
+        memory, memory_mask: the hidden states of the chunks (n, m, D), and their attention mask.
         """
         here = present.flatten(0, 1)
         mask = bidirectional_mask(here | ~here.any(1, keepdim=True))
@@ -162,11 +168,14 @@ class NeighborEncoder(nn.Module):
 
 
 class NeighborAttention(CrossAttention):
-    """x (n k, r, D), memory (n, m, D) -> (n k, r, D): every neighbour reads its chunk, whose keys are
-    computed once for all k.
+    """x (n k, r, D), memory (n, m, D) -> (n k, r, D): attention of each neighbour to its chunk.
+
+    The keys of a chunk are computed once for all of its k neighbours.
     """
 
-    def forward(self, x: Tensor, *, memory: Tensor, memory_mask: AttentionMask, **_) -> Tensor:
+    def forward(
+        self, x: Tensor, *, memory: Tensor, memory_mask: AttentionMask, cache: LayerCache | None = None, **_
+    ) -> Tensor:
         query = self.query(x)
         # (n, H, k r, C)
         grouped = query.view(len(memory), -1, query.shape[-1] // self.channels, self.channels).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The settings of a model: ModelConfig, its rules, and `resolve`, which fills in what is left open."""
+"""ModelConfig, the settings of a model, their rules, and `resolve`, which fills in open settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...core.config import check, configuration, option
 from .positions import scaling_mistake
 
-GATED = ("swiglu", "geglu")  # activations of one matrix's output that multiply another's
+GATED = ("swiglu", "geglu")  # activations of a gate, which multiplies the output of a second matrix
 LAYER_SYMBOLS = "M*-E"
 
 
@@ -18,7 +18,7 @@ class FamilySettings:
     """Which settings of ModelConfig the models of a family take. family.py holds the rest of a family."""
 
     positions: tuple[str, ...]  # values of position_embedding_type
-    takes: frozenset[str]  # of the settings that some families take and others do not, by name or by group
+    takes: frozenset[str]  # those of the settings (or groups of settings) that other families do not take
 
 
 CAUSAL = frozenset(
@@ -50,7 +50,7 @@ FAMILY_SETTINGS = {
 
 @configuration(group="model")
 class ModelConfig:
-    """A transformer's shape. `resolve` fills in what is None."""
+    """The architecture of a model. `resolve` fills in the settings that are None."""
 
     family: Literal["gpt", "gpt_neox", "bert", "t5", "ict"] = option(
         "gpt",
@@ -81,20 +81,20 @@ class ModelConfig:
     )
     kv_channels: int | None = option(None, "channels of a head (default: hidden-size / num-attention-heads)")
     window_size: int | None = option(
-        None, "tokens that a query sees, its own and those just before it (default: all before it)"
+        None, "sliding window: tokens that a query attends to, its own included (default: all before it)"
     )
     qk_layernorm: bool = option(False, "normalise every head's queries and keys")
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash", "transformer-engine"] = option(
         "auto",
-        "what computes causal attention: torch's SDPA, FlexAttention or variable-length kernel, or the"
-        " packages flash-attn and transformer-engine; auto: sdpa, or the best installed where documents or a"
-        " window bound it",
+        "backend of causal attention: torch's SDPA, FlexAttention or variable-length kernel, or the packages"
+        " flash-attn and transformer-engine; auto: sdpa, or the best installed one where documents or a"
+        " window are masked",
     )
     max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
     position_embedding_type: Literal["learned", "rope", "relative", "none"] = option(
         "learned",
-        "how positions enter; relative: by T5's buckets of distances, added to scores that are not divided by"
-        " the root of kv-channels",
+        "position embeddings; relative: T5's biases by buckets of distances, with scores that are not divided"
+        " by the root of kv-channels",
     )
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
     rotary_percent: float = option(1.0, "gpt_neox: share of a head's channels that are rotated", added=True)
@@ -107,8 +107,8 @@ class ModelConfig:
     layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
     post_norm: bool = option(
         False,
-        "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of what"
-        " goes in, as Megatron-LM does",
+        "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of the"
+        " sublayer's input, as Megatron-LM does",
     )
     activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu"] = option(
         "gelu", "of the feed-forward layer; gelu_tanh is GPT-2's approximation, geglu T5 v1.1's gate"
@@ -118,22 +118,22 @@ class ModelConfig:
         False, "biases in the projection to queries, keys and values, whatever add-bias-linear says"
     )
     bert_binary_head: bool = option(
-        True, "bert: samples of two segments, half of them swapped, and a head that tells which came first"
+        True, "bert: samples of two segments, half of them swapped, and a head that predicts their order"
     )
     biencoder_projection_dim: int = option(
-        0, "ict: numbers in an embedding, a projection of the first token's state; 0: that state itself"
+        0, "ict: size of an embedding, a projection of the first token's state; 0: that state itself"
     )
     biencoder_shared_query_context_model: bool = option(False, "ict: one BERT for queries and blocks")
     retriever_score_scaling: bool = option(False, "ict: divide scores by the root of hidden-size")
     untie_embeddings_and_output_weights: bool = option(
-        False, "an output matrix of its own instead of the embedding's"
+        False, "an output layer with its own weight instead of the embedding's"
     )
-    init_method_std: float = option(0.02, "standard deviation of the first weights")
-    hidden_dropout: float = option(0.0, "dropout on the embedding and on what each layer adds")
+    init_method_std: float = option(0.02, "standard deviation of the initial weights")
+    hidden_dropout: float = option(0.0, "dropout on the embedding and on the output of each sublayer")
     attention_dropout: float = option(0.0, "dropout on attention weights")
     num_experts: int | None = option(
         None,
-        "experts of a mixture in the place of feed-forward layers; they have no biases (default: no mixture)",
+        "experts of a mixture in place of feed-forward layers; they have no biases (default: no mixture)",
     )
     moe_layer_freq: str = option(
         "1",
@@ -142,53 +142,56 @@ class ModelConfig:
     )
     moe_ffn_hidden_size: int | None = option(None, "width of an expert (default: ffn-hidden-size)")
     moe_shared_expert_intermediate_size: int | None = option(
-        None, "width of an expert that every token goes through beside those it is sent to (default: none)"
+        None, "width of a shared expert that every token goes through (default: none)"
     )
-    moe_shared_expert_gate: bool = option(False, "weigh the shared expert by a sigmoid of the token")
+    moe_shared_expert_gate: bool = option(False, "multiply the shared expert's output by a sigmoid gate")
     moe_router_topk: int = option(2, "experts that a token is sent to")
     moe_router_score_function: Literal["softmax", "sigmoid"] = option(
         "softmax", "how the router's logits become weights"
     )
     moe_router_pre_softmax: bool = option(
         False,
-        "softmax over all experts, of which the chosen keep their part; default: softmax over the chosen",
+        "softmax over all experts before the choice (default: softmax over the chosen experts)",
     )
     moe_router_enable_expert_bias: bool = option(
         False,
-        "balance by a bias on the choice of experts that follows their loads, without a loss; for sigmoid",
+        "auxiliary-loss-free load balancing: a bias on the choice of experts that follows their loads; for"
+        " sigmoid",
     )
-    moe_router_bias_update_rate: float = option(1e-3, "how far that bias moves in a step")
+    moe_router_bias_update_rate: float = option(1e-3, "step size of that bias")
     moe_aux_loss_coeff: float = option(0.0, "weight of the load-balancing loss; 0.01 is a good start")
     moe_z_loss_coeff: float = option(
-        0.0, "weight of the loss that keeps the router's logits small; 0.001 is a good start"
+        0.0, "weight of the z-loss, which keeps the router's logits small; 0.001 is a good start"
     )
     moe_expert_capacity_factor: float | None = option(
         None,
-        "in training an expert takes at most this times the mean number of tokens of a micro-batch, and the"
-        " rest is dropped (default: drop none)",
+        "in training an expert takes at most this times the mean number of tokens of a micro-batch; the"
+        " others are dropped (default: drop none)",
     )
     moe_token_drop_policy: Literal["probs", "position"] = option(
-        "probs", "beyond the capacity drop those of least weight, or those that come last"
+        "probs", "which tokens to drop beyond the capacity: those of the smallest weight, or the last ones"
     )
     mamba_state_dim: int = option(128, "Mamba-2: size of the state of each channel")
     mamba_head_dim: int = option(64, "Mamba-2: channels of a head")
     mamba_num_groups: int = option(
         8,
-        "Mamba-2: groups of heads that share how the state is written and read; as many as tensor-parallel"
-        " ranks at least",
+        "Mamba-2: groups of heads that share the projections B and C; at least as many as tensor-parallel"
+        " ranks",
     )
     mamba_num_heads: int | None = option(None, "Mamba-2: heads (default: 2 x hidden-size / mamba-head-dim)")
     retro_add_retriever: bool = option(
         False,
-        "gpt: every third layer also reads what was retrieved for the chunks of the tokens; training then"
-        " needs --retro-project-dir",
+        "gpt: Retro, every third layer also attends to retrieved neighbours; training then needs"
+        " --retro-project-dir",
     )
     retro_chunk_length: int = option(
         64, "Retro: tokens of a chunk, as in the database; a neighbour is twice as long"
     )
     retro_num_neighbors: int = option(2, "Retro: neighbours of each chunk that are read")
     retro_encoder_layers: int = option(2, "Retro: layers of the neighbours' encoder")
-    retro_encoder_hidden_dropout: float = option(0.1, "Retro: dropout of the encoder on what each layer adds")
+    retro_encoder_hidden_dropout: float = option(
+        0.1, "Retro: dropout of the encoder on the output of each sublayer"
+    )
     retro_encoder_attention_dropout: float = option(0.1, "Retro: dropout of the encoder on attention weights")
     vocab_size: int | None = option(None, "tokens in the vocabulary (default: the tokenizer's)")
     make_vocab_size_divisible_by: int = option(128, "rows of the embedding are padded to a multiple of this")
@@ -242,13 +245,13 @@ class ModelConfig:
 
 
 def _resolved(name: str) -> Any:
-    """The field of ModelConfig of that name, which must have a value."""
+    """The field of ModelConfig of that name, without a default."""
     return option(help=ModelConfig.__dataclass_fields__[name].metadata["help"])
 
 
 @configuration(group="model")
 class ResolvedModelConfig(ModelConfig):
-    """A ModelConfig with nothing left open: what models are built from. See `resolve`."""
+    """A ModelConfig without open settings, from which models are built. See `resolve`."""
 
     num_layers: int = _resolved("num_layers")
     ffn_hidden_size: int = _resolved("ffn_hidden_size")
@@ -263,8 +266,8 @@ class ResolvedModelConfig(ModelConfig):
 
     @property
     def residual_std(self) -> float:
-        """Of the first values of a matrix that writes to the residual stream: smaller, the more of them add
-        up (Radford et al. 2019).
+        """Initial standard deviation of a matrix that writes to the residual stream: smaller with more
+        layers, because their outputs add up (Radford et al. 2019).
         """
         return self.init_method_std / (self.num_layers * (1 if self.hybrid_override_pattern else 2)) ** 0.5
 
@@ -345,7 +348,8 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         ),
         (
             "retro_add_retriever" in takes or not config.retro_add_retriever,
-            f"model.retro_add_retriever is for {_families('retro_add_retriever')}, not {family}; leave it out",
+            f"model.retro_add_retriever is for {_families('retro_add_retriever')}, not {family};"
+            " leave it out",
         ),
     ]
 
@@ -413,7 +417,7 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
 
 
 def _divisors(number: int, near: int) -> str:
-    """`4, 8 or 16`: the divisors of a number nearest to the one that was given."""
+    """`4, 8 or 16`: the divisors of a number that are nearest to the given one."""
     found = sorted(
         sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))[:4]
     )
@@ -601,14 +605,12 @@ FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
 
 
 def retro_layers(num_layers: int) -> range:
-    """Which layers of a Retro model, counted from 0, read neighbours: every third from the 6th, or from the
-    9th where there are more than 15.
-    """
+    """The layers that read neighbours, from 0: every third from the 6th, of more than 15 from the 9th."""
     return range((FIRST_RETRO_LAYER if num_layers <= MANY else FIRST_OF_MANY) - 1, num_layers, 3)
 
 
 def _changed(config: ModelConfig, prefix: str) -> list[str]:
-    """The settings of that prefix that are not as they are by default."""
+    """The settings with this prefix that differ from their defaults."""
     return [
         f.name
         for f in dataclasses.fields(config)
@@ -619,9 +621,8 @@ def _changed(config: ModelConfig, prefix: str) -> list[str]:
 def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
     """Which layers have experts: `moe_layer_freq` as Megatron-LM reads it.
 
-    Raises ValueError, which says what is wrong.
-
-    num_layers: None where it is not known yet; then nothing is said about the length of a list.
+    num_layers: None where it is not known yet; the length of a list is then not checked. Raises ValueError,
+    whose text continues the message.
     """
     if frequency.isdigit() and int(frequency) >= 1:
         return [layer % int(frequency) == 0 for layer in range(num_layers or 0)]
@@ -640,8 +641,10 @@ def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
 
 def _flags(node: ast.expr) -> list[bool]:
     match node:
-        case ast.List() if all(isinstance(e, ast.Constant) and e.value in (0, 1) for e in node.elts):
-            return [bool(e.value) for e in node.elts]
+        case ast.List(elts=elements) if all(
+            isinstance(e, ast.Constant) and e.value in (0, 1) for e in elements
+        ):
+            return [bool(e.value) for e in elements if isinstance(e, ast.Constant)]
         case ast.BinOp(op=ast.Add()):
             return _flags(node.left) + _flags(node.right)
         case (
@@ -653,10 +656,7 @@ def _flags(node: ast.expr) -> list[bool]:
 
 
 def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> ResolvedModelConfig:
-    """The configuration with nothing left open.
-
-    vocab_size, seq_length: what the tokenizer and the data say.
-    """
+    """The configuration without open settings. vocab_size, seq_length: of the tokenizer and the data."""
     gated = config.hidden_size * 8 // 3 // 64 * 64 or 64
     ffn_hidden_size = config.ffn_hidden_size or (
         gated if config.activation in GATED else 4 * config.hidden_size

@@ -1,13 +1,15 @@
-"""The blocks of a decoder, from the configuration.
+"""The blocks of a decoder: `layer_kinds` lists them, `build_block` builds one.
 
-`layer_kinds` tells which: by default attention and a feed-forward layer (or experts) in each, or one of them
-in each, as the pattern of one of Megatron-LM's hybrid models has it. `build_block` makes one of them.
+By default each block has attention and a feed-forward layer (or experts). With a pattern, as in Megatron-LM's
+hybrid models, each has one part.
 """
 
 from __future__ import annotations
 
+from torch import nn
+
 from .attention import Attention
-from .block import Block, FeedForward
+from .block import Block, FeedForward, Mixer
 from .chunked_cross_attention import ChunkedCrossAttention
 from .config import ResolvedModelConfig, expert_layers, retro_layers
 from .mamba import Mamba
@@ -15,10 +17,10 @@ from .moe import MoE
 
 
 def layer_kinds(config: ResolvedModelConfig) -> list[str]:
-    """The symbols of each block of a decoder: "*-" for attention and a feed-forward layer in one, "M" for
-    Mamba-2 ...
+    """The symbols of the parts of each block of a decoder.
 
-    Where neighbours are read "x" stands between, and "X" in the first of these layers, whose the encoder is.
+    * attention, M Mamba-2, - feed-forward, E experts, x Retro's chunked cross-attention, X the first of
+    these, which owns the encoder of neighbours. "*-" is a block of attention and a feed-forward layer.
     """
     if config.hybrid_override_pattern:
         return list(config.hybrid_override_pattern)
@@ -34,13 +36,13 @@ def layer_kinds(config: ResolvedModelConfig) -> list[str]:
 
 def build_block(config: ResolvedModelConfig, kind: str) -> Block:
     """The block of an entry of `layer_kinds`."""
-    mixer = cross = ffn = None
+    mixer: Mixer | None = None
+    ffn: nn.Module | None = None
     if "*" in kind:
         mixer = Attention(config)
     elif "M" in kind:
         mixer = Mamba(config)
-    if "x" in kind.lower():
-        cross = ChunkedCrossAttention(config, encodes="X" in kind)
+    cross = ChunkedCrossAttention(config, encodes="X" in kind) if "x" in kind.lower() else None
     if "-" in kind:
         ffn = FeedForward(config)
     elif "E" in kind:

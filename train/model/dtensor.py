@@ -1,6 +1,4 @@
-"""A rank's own part of a DTensor: its shard, the shard's place in the whole tensor, and how many ranks hold
-the same one.
-"""
+"""This rank's shard of a DTensor, the shard's slices of the whole tensor, and the number of its replicas."""
 
 from __future__ import annotations
 
@@ -11,14 +9,14 @@ from torch.distributed.tensor import DTensor, Replicate
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's shard of a DTensor; any other tensor as it is."""
+    """This rank's shard of a DTensor; a plain tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_and_slices(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
-    """(this rank's shard of a DTensor, its place in the whole tensor: a slice for each dimension).
+    """(this rank's shard of a DTensor, its slices of the whole tensor, one for each dimension).
 
-    Any other tensor is its own only shard.
+    A plain tensor is its own only shard.
     """
     if not isinstance(tensor, DTensor):
         return tensor, tuple(slice(0, size) for size in tensor.shape)
@@ -29,7 +27,7 @@ def shard_and_slices(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
 
 
 def num_replicas(weight: Tensor) -> int:
-    """How many ranks hold the same shard of a weight."""
+    """How many ranks have the same shard of a weight."""
     if not isinstance(weight, DTensor):
         return 1
     return math.prod(

@@ -1,7 +1,7 @@
 """The families of models, and the functions in which they differ: one Family for each, in one dict.
 
-Everything outside this folder asks `family_of(config)` instead of the family's name or the model's class. A new family is
-a file with its model and an entry here; config.py lists the settings that it takes.
+Everything outside this folder asks `family_of(config)` instead of the family's name or the model's class. A
+new family is a file with its model and an entry here; config.py lists the settings that it takes.
 """
 
 from __future__ import annotations
@@ -75,16 +75,17 @@ Collate = Callable[[Collator, int, Samples], MicroBatch]
 class Family:
     """What differs between families of models.
 
-    build: a model without values. datasets: the train, valid and test datasets. collate: samples -> MicroBatch. empty: a
-    MicroBatch of those shapes, (config, samples, seq_length, decoder_seq_length). block_flops, head_flops: forward FLOPs of
-    a sample, (config, seq_length, decoder_seq_length). num_blocks: blocks that a sample runs through. lengths: the data
-    settings that say how long its sequences are. stages: how a model is cut into pipeline stages; None: it is not.
-    causal: whether a token's state depends on the tokens before it alone, so that documents can be packed and sequences
-    divided over context-parallel ranks. text: how its models write text, if they do. data: the settings of SampleConfig
-    that its samples use and those of other families do not. huggingface: its architectures by the `model_type` of their
-    config.json. export_as: the one of these that is nearest to a model. megatron: Megatron-LM's names of its modules.
-    encoder: whether a model embeds a text, or a query and a block by two towers. warm_start: how a model can start from a
-    checkpoint of another kind, (its settings, those of the checkpoint's model).
+    build: a model without values. datasets: the train, valid and test datasets. collate: samples ->
+    MicroBatch. empty: a MicroBatch of those shapes, (config, samples, seq_length, decoder_seq_length).
+    block_flops, head_flops: forward FLOPs of a sample, (config, seq_length, decoder_seq_length). num_blocks:
+    blocks that a sample runs through. lengths: the data settings that say how long its sequences are. stages:
+    how a model is cut into pipeline stages; None: it is not. causal: whether a token's state depends on the
+    tokens before it alone, so that documents can be packed and sequences divided over context-parallel ranks.
+    text: how its models write text, if they do. data: the settings of SampleConfig that its samples use and
+    those of other families do not. huggingface: its architectures by the `model_type` of their config.json.
+    export_as: the one of these that is nearest to a model. megatron: Megatron-LM's names of its modules.
+    encoder: whether a model embeds a text, or a query and a block by two towers. warm_start: how a model can
+    start from a checkpoint of another kind, (its settings, those of the checkpoint's model).
     """
 
     build: Callable[[ResolvedModelConfig], Model]
@@ -217,5 +218,5 @@ def families_with(has: Callable[[Family], bool]) -> str:
 def build_samples(
     model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
 ) -> Datasets:
-    """The train, valid and test datasets of a model: see indexed.gpt_dataset.build_datasets for num_samples."""
+    """The train, valid and test datasets of a model. num_samples: see gpt_dataset.build_datasets."""
     return family_of(model).datasets(model, data, tokenizer, num_samples)

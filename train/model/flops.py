@@ -1,30 +1,29 @@
-"""FLOPs and bytes of every block, from the configuration alone; the peaks that devices promise.
+"""FLOPs of every block and output layer, from the configuration alone, and the peak FLOP/s of devices.
 
 A multiplication and an addition are two FLOPs. Forward and backward pass together are three forward passes;
-what recomputation adds is never counted. Embedding look-ups, norms and activations are left out, the head
-counts, tied or not. Per token of a decoder, forward (legend of model/layers.py; S keys that a query meets; F,
-K, E of experts):
+recomputed FLOPs are never counted. Embedding look-ups, norms and activations are left out; the output layer
+counts, tied or not. Per token of a decoder, forward (legend of layers.py; S keys that a query attends to; E
+experts, K of them per token):
 
     *  attention       2 D (H + 2 G) C + 2 H C D  +  4 H C S
     x  cross           2 D H C + 2 H C D + 4 H C S', and for each token of the other sequence 4 D G C
-       Retro's         S' = k r, and the others are k r / m tokens of neighbours for each token; an encoder
-           has read them, whose
-                       layers are attention (S = r) and feed-forward, the first of them with a cross (S' = m)
+       Retro's         S' = k r, the other sequence has k r / m tokens for each token and is the
+                       output of an encoder: attention (S = r), feed-forward, first also a cross (S' = m)
     -  feed-forward    4 D F, gated 6 D F
     E  experts         2 D E + K (4 or 6) D F, and the shared expert's
     M  Mamba-2         2 D (2 I + 2 G N + H) + 2 I D + 7 I N    (I inner width, N state, G groups, H heads)
-       head            2 D V
+       output layer    2 D V
 
-There are two conventions for S under a causal mask, and they differ by 6 to 11 % of a whole model: `full`
-counts all T keys (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), `causal` half of them
-(Megatron-LM since 2025). Of a window both count its width.
+There are two conventions for S under a causal mask, which differ by 6 to 11 % of a whole model: `full` counts
+all T keys (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), `causal` half of them (Megatron-LM
+since 2025). With a sliding window both count its width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from typing import NamedTuple
 
 import torch
 
@@ -32,7 +31,10 @@ from .config import GATED, ResolvedModelConfig
 from .decoder import layer_kinds
 
 
-class Flops(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs by both conventions for causal attention."""
+
     full: float
     causal: float
 
@@ -65,7 +67,7 @@ def encoder_block_flops(
 def biencoder_block_flops(
     config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
 ) -> list[Flops]:
-    """Forward FLOPs of one sample, a query and its block, in each block of the towers; a shared tower runs twice."""
+    """Forward FLOPs of one query and its block in each block of the towers; a shared tower runs twice."""
     tower = encoder_block_flops(config, seq_length)
     return [cost * 2 for cost in tower] if config.biencoder_shared_query_context_model else tower * 2
 
@@ -78,7 +80,7 @@ def encoder_decoder_block_flops(
     HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
     cross = 4 * D * HC * T + 4 * D * GC * seq_length + _scores(config, T, seq_length)
     decoder = _part(config, "*", T) + _same(cross + _feed_forward(config, config.ffn_hidden_size) * T)
-    return encoder_block_flops(config, seq_length) + [decoder] * (config.decoder_layers)
+    return encoder_block_flops(config, seq_length) + [decoder] * config.decoder_layers
 
 
 def lm_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
@@ -109,7 +111,7 @@ def _same(flops: float) -> Flops:
 
 
 def _part(config: ResolvedModelConfig, symbol: str, T: int) -> Flops:
-    """Of one symbol of a layer's kind, over a sequence of T tokens, causal."""
+    """FLOPs of the part of a block with this symbol, over a sequence of T tokens, causal."""
     D = config.hidden_size
     if symbol == "*":
         window = config.window_size if config.window_size is not None and config.window_size < T else None
@@ -118,6 +120,7 @@ def _part(config: ResolvedModelConfig, symbol: str, T: int) -> Flops:
     if symbol == "-":
         return _same(_feed_forward(config, config.ffn_hidden_size) * T)
     if symbol == "E":
+        assert config.num_experts is not None, "ModelConfig refuses E without num_experts"
         experts = config.moe_router_topk * _feed_forward(config, config.expert_size)
         shared = _feed_forward(config, config.moe_shared_expert_intermediate_size or 0)
         return _same((2 * D * config.num_experts + experts + shared) * T)
@@ -132,12 +135,9 @@ def _part(config: ResolvedModelConfig, symbol: str, T: int) -> Flops:
 
 
 def _neighbors(config: ResolvedModelConfig, T: int, *, encodes: bool) -> float:
-    """Of Retro's reading of neighbours. encodes: with their encoder."""
-    D, HC, GC = (
-        config.hidden_size,
-        config.num_attention_heads * config.kv_channels,
-        config.num_query_groups * config.kv_channels,
-    )
+    """FLOPs of Retro's chunked cross-attention. encodes: with the encoder of neighbours."""
+    D = config.hidden_size
+    HC, GC = config.num_attention_heads * config.kv_channels, config.num_query_groups * config.kv_channels
     m, k = config.retro_chunk_length, config.retro_num_neighbors
     chunks, r = -(-T // m), 2 * m
     tokens = chunks * k * r
@@ -159,59 +159,36 @@ def _neighbors(config: ResolvedModelConfig, T: int, *, encodes: bool) -> float:
 
 
 def _projections(config: ResolvedModelConfig) -> int:
-    """To queries, keys, values and back, per token."""
+    """FLOPs of the projections to queries, keys and values and of the output projection, per token."""
     H, G, C = config.num_attention_heads, config.num_query_groups, config.kv_channels
     return 2 * config.hidden_size * (H + 2 * G) * C + 2 * H * C * config.hidden_size
 
 
 def _scores(config: ResolvedModelConfig, queries: int, keys: int) -> int:
-    """Of queries with keys, and of weights with values."""
+    """FLOPs of the products of queries with keys, and of attention weights with values."""
     return 4 * config.num_attention_heads * config.kv_channels * queries * keys
 
 
 def _feed_forward(config: ResolvedModelConfig, inner: int) -> int:
+    """FLOPs of a feed-forward layer of width `inner`, per token."""
     return (6 if config.activation in GATED else 4) * config.hidden_size * inner
 
 
 # Dense bfloat16 (float16 before Ampere) in TFLOP/s, from the makers' data sheets, without sparsity. The first
-# name that is part of the device's wins.
+# name that is part of the device's name counts.
 PEAKS = {
-    "GB200": 2500,
-    "B200": 2250,
-    "B100": 1750,
-    "GH200": 989,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H800": 989,
-    "H20": 148,
-    "A100": 312,
-    "A800": 312,
-    "A40": 150,
-    "A30": 165,
-    "A10G": 70,
-    "A10": 125,
-    "A6000": 155,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-    "V100": 125,
-    "T4": 65,
-    "MI355": 2500,
-    "MI325": 1307,
-    "MI300": 1307,
-    "MI250": 383,
-}
+    "GB200": 2500, "B200": 2250, "B100": 1750, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835,
+    "H100": 989, "H800": 989, "H20": 148, "A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10G": 70,
+    "A10": 125, "A6000": 155, "L40S": 362,
+    "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
+    "MI355": 2500, "MI325": 1307, "MI300": 1307, "MI250": 383,
+}  # fmt: skip
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """What a device can do in a second: of a GPU as its maker says, for 16-bit numbers; of a CPU as a product
-    shows.
+    """Peak FLOP/s of a device: of a GPU its maker's for 16-bit dtypes, of a CPU measured by a matrix product.
 
-    None where it is not known. float8 is measured against the 16-bit peak too.
+    None where it is not known. float8 runs are measured against the 16-bit peak too.
     """
     if device.type == "cpu":
         return _measured_peak(dtype, torch.get_num_threads())
@@ -225,8 +202,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 @functools.cache
 def _measured_peak(dtype: torch.dtype, _threads: int) -> float:
-    """FLOP/s of the best of a few products of 1024 x 1024 matrices, some 0.1 s in all; of float32 for
-    float16, whose large products are not the fast ones.
+    """FLOP/s of the best of five products of 1024 x 1024 matrices, about 0.1 s in all.
+
+    For float16 the peak of float32, because large products of float16 are slower than that on a CPU.
     """
     dtype = torch.float32 if dtype == torch.float16 else dtype
     a, b = (torch.ones(1024, 1024, dtype=dtype) for _ in "ab")

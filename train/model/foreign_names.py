@@ -1,6 +1,6 @@
-"""What Hugging Face and Megatron-LM call our settings and weights: tables, one for each of their architectures.
+"""Hugging Face's and Megatron-LM's names of our settings and weights, by architecture.
 
-checkpoint/ reads and writes with them. Legend: D hidden, V padded vocabulary.
+train/checkpoint reads and writes checkpoints by these tables.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from .config import ResolvedModelConfig, expert_layers
 from .mamba import WIDTH
 from .t5 import DISTANCE_BUCKETS, MAX_DISTANCE
 
+BlockNames = Mapping[str, str | tuple[str, ...]]
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightNames:
-    """The names of Hugging Face's modules for ours, or of several whose rows ours interleaves by group (queries, keys, values).
+    """Our modules -> Hugging Face's, or several of theirs whose rows ours interleaves by group.
 
-    A parameter may stand for itself, with the whole name of theirs; `{expert}` in it means one for each expert, which ours
-    stacks.
+    A table may also name a parameter, with the full name of theirs; `{expert}` in it means one for each
+    expert, which ours stacks.
     """
 
-    top: Mapping[str, str]
-    # our list of blocks -> (theirs, names of the modules of a block)
-    stacks: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]
+    top: Mapping[str, str]  # modules outside the blocks
+    stacks: Mapping[str, tuple[str, BlockNames]]  # our list of blocks -> (theirs, the modules of a block)
     base: str = ""  # a prefix of the names that some checkpoints have and others do not
     transposed: tuple[str, ...] = ()  # our modules whose matrix theirs stores as (in, out), as GPT-2 does
     # weights that theirs stores as all queries, all keys, all values; ours goes group by group
     part_by_part: tuple[str, ...] = ()
-    # our module -> the suffix that its name has only where the feed-forward layer is gated
+    # our module -> a suffix of its name, only where the feed-forward layer is gated
     gated_suffix: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-LLAMA_BLOCK = {
+LLAMA_BLOCK: BlockNames = {
     "mixer_norm": "input_layernorm",
     "mixer.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mixer.query_norm": "self_attn.q_norm",
@@ -53,7 +54,7 @@ LLAMA = WeightNames(
 
 
 def _experts(mixture: str, gate: str, up: str, down: str) -> dict[str, str]:
-    """A mixture in the place of Llama's feed-forward layer."""
+    """The names of a mixture of experts, in place of those of Llama's feed-forward layer."""
     names = {"gate": gate, "up": up, "down": down}
     return {
         "ffn.router": f"{mixture}.gate",
@@ -64,8 +65,8 @@ def _experts(mixture: str, gate: str, up: str, down: str) -> dict[str, str]:
     }
 
 
-MIXTRAL_BLOCK = {**LLAMA_BLOCK, **_experts("block_sparse_moe", "w1", "w3", "w2")}
-QWEN_MOE_BLOCK = {
+MIXTRAL_BLOCK: BlockNames = {**LLAMA_BLOCK, **_experts("block_sparse_moe", "w1", "w3", "w2")}
+QWEN_MOE_BLOCK: BlockNames = {
     **LLAMA_BLOCK,
     **_experts("mlp", "gate_proj", "up_proj", "down_proj"),
     "ffn.shared.gate": "mlp.shared_expert.gate_proj",
@@ -100,7 +101,7 @@ GPT2_TOP = {
     "norm": "transformer.ln_f",
     "output": "lm_head",
 }
-BERT_BLOCK = {
+BERT_BLOCK: BlockNames = {
     "mixer.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "mixer.out": "attention.output.dense",
     "mixer_norm": "attention.output.LayerNorm",
@@ -121,7 +122,7 @@ BERT_TOP = {
 }
 
 
-def _t5_block(*, cross: bool) -> dict[str, str | tuple[str, ...]]:
+def _t5_block(*, cross: bool) -> BlockNames:
     names: dict[str, str | tuple[str, ...]] = {
         "mixer_norm": "layer.0.layer_norm",
         "mixer.qkv": tuple(f"layer.0.SelfAttention.{n}" for n in "qkv"),
@@ -158,11 +159,19 @@ T5_STACKS = {
 }
 # Our settings -> Hugging Face's keys.
 LLAMA_KEYS = {
-    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads", "num_query_groups": "num_key_value_heads", "kv_channels": "head_dim",
-    "max_position_embeddings": "max_position_embeddings", "layernorm_epsilon": "rms_norm_eps", "vocab_size": "vocab_size",
-    "activation": "hidden_act", "init_method_std": "initializer_range", "attention_dropout": "attention_dropout",
-}  # fmt: skip
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "layernorm_epsilon": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+    "activation": "hidden_act",
+    "init_method_std": "initializer_range",
+    "attention_dropout": "attention_dropout",
+}
 MIXTRAL_KEYS = {
     **LLAMA_KEYS,
     "moe_ffn_hidden_size": "intermediate_size",
@@ -176,27 +185,55 @@ QWEN_MOE_KEYS = {
     "moe_router_topk": "num_experts_per_tok",
 }
 MAMBA_KEYS = {
-    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "layernorm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size",
-    "mamba_num_heads": "num_heads", "mamba_head_dim": "head_dim", "mamba_num_groups": "n_groups", "mamba_state_dim": "state_size",
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "layernorm_epsilon": "layer_norm_epsilon",
+    "vocab_size": "vocab_size",
+    "mamba_num_heads": "num_heads",
+    "mamba_head_dim": "head_dim",
+    "mamba_num_groups": "n_groups",
+    "mamba_state_dim": "state_size",
     "init_method_std": "initializer_range",
-}  # fmt: skip
+}
 GPT2_KEYS = {
-    "num_layers": "n_layer", "hidden_size": "n_embd", "ffn_hidden_size": "n_inner", "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions", "layernorm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size",
-    "activation": "activation_function", "init_method_std": "initializer_range", "hidden_dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
-}  # fmt: skip
+    "num_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "ffn_hidden_size": "n_inner",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "layernorm_epsilon": "layer_norm_epsilon",
+    "vocab_size": "vocab_size",
+    "activation": "activation_function",
+    "init_method_std": "initializer_range",
+    "hidden_dropout": "resid_pdrop",
+    "attention_dropout": "attn_pdrop",
+}
 BERT_KEYS = {
-    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads", "max_position_embeddings": "max_position_embeddings", "layernorm_epsilon": "layer_norm_eps",
-    "vocab_size": "vocab_size", "activation": "hidden_act", "init_method_std": "initializer_range",
-    "hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob",
-}  # fmt: skip
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "max_position_embeddings": "max_position_embeddings",
+    "layernorm_epsilon": "layer_norm_eps",
+    "vocab_size": "vocab_size",
+    "activation": "hidden_act",
+    "init_method_std": "initializer_range",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
 T5_KEYS = {
-    "num_layers": "num_layers", "decoder_num_layers": "num_decoder_layers", "hidden_size": "d_model", "ffn_hidden_size": "d_ff",
-    "num_attention_heads": "num_heads", "kv_channels": "d_kv", "layernorm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size",
-    "activation": "feed_forward_proj", "hidden_dropout": "dropout_rate",
-}  # fmt: skip
-# Hugging Face's activations -> ours; of two that mean the same the first is written.
+    "num_layers": "num_layers",
+    "decoder_num_layers": "num_decoder_layers",
+    "hidden_size": "d_model",
+    "ffn_hidden_size": "d_ff",
+    "num_attention_heads": "num_heads",
+    "kv_channels": "d_kv",
+    "layernorm_epsilon": "layer_norm_epsilon",
+    "vocab_size": "vocab_size",
+    "activation": "feed_forward_proj",
+    "hidden_dropout": "dropout_rate",
+}
+# Hugging Face's activations -> ours. Where two are the same to us, export writes the first.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -210,22 +247,23 @@ T5_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu_tanh", "gated-gelu": "geglu"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A `model_type` of Hugging Face's config.json: its names of our settings and weights, and what it means by them.
+    """A `model_type` of Hugging Face's config.json: its names of our settings and weights, and its defaults.
 
-    read: further settings of ours from a config.json and its path, which UserErrors begin with. write: the reverse.
+    read: (config.json, its path for messages) -> further settings of ours; raises UserError where our models
+    differ. write: the reverse.
     """
 
     weights: WeightNames
     loaded_by: str  # the class of transformers
     keys: Mapping[str, str]  # our setting -> key of config.json
     activations: Mapping[str, str]  # Hugging Face's -> ours
-    always: Mapping[str, Any]  # our settings that all of its models have
-    absent: Mapping[str, Any]  # what a key means where config.json does not have it
-    requires: Mapping[str, Any]  # what a key must be, if it is there, for our model to be the same
+    always: Mapping[str, Any]  # settings of ours that are the same for all of its models
+    absent: Mapping[str, Any]  # the values of keys that config.json does not have
+    requires: Mapping[str, Any]  # key -> the only value that our models implement
     read: Callable[[Mapping[str, Any], str], dict[str, Any]]
     write: Callable[[ResolvedModelConfig], dict[str, Any]] = lambda config: {}
-    tied: bool = False  # whether embedding and output layer are one where config.json does not say
-    without: tuple[str, ...] = ()  # our settings that its models do not have
+    tied: bool = False  # whether embedding and output layer share weights where config.json does not say
+    without: tuple[str, ...] = ()  # settings of ours that its models do not have
 
 
 LLAMA_SHAPE = {"position_embedding_type": "rope", "normalization": "RMSNorm", "add_bias_linear": False}
@@ -275,7 +313,7 @@ def _read_bert(raw: Mapping, place: str) -> dict:
 
 
 def _read_t5(raw: Mapping, place: str) -> dict:
-    # transformers 5 keeps in another key whether a model was made with a tied head
+    # transformers 5 tells by another key whether the output layer was tied.
     tied = raw.get("tie_word_embeddings", True) and raw.get("scale_decoder_outputs", True)
     return {"untie_embeddings_and_output_weights": not tied}
 
@@ -331,7 +369,7 @@ def _mamba_in(raw: Mapping, place: str) -> dict:
             f"{place}: time_step_limit is {[low, high]}; only models whose time steps have no limit can be"
             " loaded"
         )
-    # No layer asks for heads of attention; positions have no end.
+    # No layer uses attention heads, and positions are unlimited.
     return {
         "hybrid_override_pattern": "M" * raw["num_hidden_layers"],
         "num_attention_heads": 1,
@@ -349,12 +387,13 @@ def _experts_in(raw: Mapping) -> dict:
 
 
 def moe_layer_freq(sparse: list[bool]) -> str:
-    """The one spelling of moe_layer_freq that is used here."""
+    """The setting of that name, in one canonical spelling. sparse: whether each layer has experts."""
     return "1" if all(sparse) else f"[{','.join(map(str, map(int, sparse)))}]"
 
 
 def read_rope(raw: Mapping, place: str) -> dict:
-    # the old and the new place
+    """rotary_base, rope_scaling and, for dynamic scaling, max_position_embeddings of a config.json."""
+    # rope_scaling is transformers 4's key, rope_parameters transformers 5's.
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     if (part := rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1:
         raise UserError(
@@ -367,7 +406,7 @@ def read_rope(raw: Mapping, place: str) -> dict:
     if rope["rope_type"] in ("llama3", "yarn", "dynamic"):
         rope.setdefault("original_max_position_embeddings", raw["max_position_embeddings"])
     found = {"rotary_base": base, "rope_scaling": None if rope["rope_type"] == "default" else rope}
-    # whose max_position_embeddings is the original length: it is for longer ones
+    # Theirs is the original length; the model is for longer sequences.
     if rope["rope_type"] == "dynamic":
         found["max_position_embeddings"] = int(rope["original_max_position_embeddings"] * rope["factor"])
     return found
@@ -386,7 +425,7 @@ def _write_bert(config: ResolvedModelConfig) -> dict:
 
 
 def write_rope(config: ResolvedModelConfig) -> dict:
-    """The keys of rotary positions: where transformers 5 looks, and where transformers 4 does."""
+    """The keys of rotary positions, both transformers 5's and transformers 4's."""
     if config.position_embedding_type != "rope":
         return {}
     scaling = config.rope_scaling or {"rope_type": "default"}
@@ -423,10 +462,10 @@ def _write_mamba(config: ResolvedModelConfig) -> dict:
     }
 
 
-# Settings of attention and feed-forward layers, which a model of Mamba layers does not have.
+# Settings of attention and feed-forward layers, which a pure Mamba model does not have.
 WITHOUT_ATTENTION = (
-    "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "activation", "add_bias_linear",
-    "add_qkv_bias", "qk_layernorm", "window_size", "max_position_embeddings",
+    "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "activation",
+    "add_bias_linear", "add_qkv_bias", "qk_layernorm", "window_size", "max_position_embeddings",
 )  # fmt: skip
 
 
@@ -462,12 +501,13 @@ def _mixture(architecture: Architecture, block: Mapping, keys: Mapping, **absent
 
 GPT_ARCHITECTURES = {
     "gpt2": Architecture(
-        GPT2, "GPT2LMHeadModel", GPT2_KEYS, ACTIVATIONS, {}, {**GPT2_ABSENT, "activation_function": "gelu_new"},
-        GPT2_REQUIRES, _read_gpt2, _write_gpt2,
+        GPT2, "GPT2LMHeadModel", GPT2_KEYS, ACTIVATIONS, {},
+        {**GPT2_ABSENT, "activation_function": "gelu_new"}, GPT2_REQUIRES, _read_gpt2, _write_gpt2,
     ),
     "gpt_bigcode": Architecture(
         BIGCODE, "GPTBigCodeForCausalLM", GPT2_KEYS, ACTIVATIONS, {},
-        {**GPT2_ABSENT, "activation_function": "gelu_pytorch_tanh"}, GPT2_REQUIRES, _read_bigcode, _write_bigcode,
+        {**GPT2_ABSENT, "activation_function": "gelu_pytorch_tanh"}, GPT2_REQUIRES,
+        _read_bigcode, _write_bigcode,
     ),
     "llama": _llama("LlamaForCausalLM"),
     "mistral": dataclasses.replace(
@@ -477,24 +517,27 @@ GPT_ARCHITECTURES = {
     "qwen3": _qwen("Qwen3ForCausalLM", {"qk_layernorm": True}, head_dim=128),
     "mixtral": dataclasses.replace(
         _mixture(
-            _llama("MixtralForCausalLM", num_key_value_heads=8, rms_norm_eps=1e-5), MIXTRAL_BLOCK, MIXTRAL_KEYS,
-            num_local_experts=8, num_experts_per_tok=2,
+            _llama("MixtralForCausalLM", num_key_value_heads=8, rms_norm_eps=1e-5), MIXTRAL_BLOCK,
+            MIXTRAL_KEYS, num_local_experts=8, num_experts_per_tok=2,
         ),
         read=_read_mixtral, write=_write_mistral,
     ),
     "qwen2_moe": _mixture(
-        _qwen_moe("Qwen2MoeForCausalLM", {"add_qkv_bias": True, "moe_shared_expert_gate": True}), QWEN_MOE_BLOCK,
+        _qwen_moe("Qwen2MoeForCausalLM", {"add_qkv_bias": True, "moe_shared_expert_gate": True}),
+        QWEN_MOE_BLOCK,
         {**QWEN_MOE_KEYS, "moe_shared_expert_intermediate_size": "shared_expert_intermediate_size"},
         num_experts_per_tok=4,
     ),
     "qwen3_moe": _mixture(
-        _qwen_moe("Qwen3MoeForCausalLM", {"qk_layernorm": True}), QWEN_MOE_BLOCK, QWEN_MOE_KEYS, num_experts_per_tok=8
+        _qwen_moe("Qwen3MoeForCausalLM", {"qk_layernorm": True}), QWEN_MOE_BLOCK, QWEN_MOE_KEYS,
+        num_experts_per_tok=8,
     ),
     "mamba2": Architecture(
         MAMBA, "Mamba2ForCausalLM", MAMBA_KEYS, {},
         {"position_embedding_type": "none", "normalization": "RMSNorm", "add_bias_linear": False},
         {"layer_norm_epsilon": 1e-5, "n_groups": 8, "state_size": 128, "initializer_range": 0.1},
-        {"use_bias": False, "use_conv_bias": True, "conv_kernel": WIDTH, "rms_norm": True, "hidden_act": "silu"},
+        {"use_bias": False, "use_conv_bias": True, "conv_kernel": WIDTH, "rms_norm": True,
+         "hidden_act": "silu"},
         _read_mamba, _write_mamba, without=WITHOUT_ATTENTION,
     ),
 }  # fmt: skip
@@ -512,7 +555,8 @@ BERT_ARCHITECTURES = {
 T5_ARCHITECTURES = {
     "t5": Architecture(
         WeightNames(T5_TOP, T5_STACKS, gated_suffix={"ffn.up": "_1"}), "T5ForConditionalGeneration", T5_KEYS,
-        T5_ACTIVATIONS, T5_SHAPE, {"layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "dropout_rate": 0.1},
+        T5_ACTIVATIONS, T5_SHAPE,
+        {"layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "dropout_rate": 0.1},
         {"relative_attention_num_buckets": DISTANCE_BUCKETS, "relative_attention_max_distance": MAX_DISTANCE},
         _read_t5, without=("max_position_embeddings",),  # its positions are distances
     ),
@@ -520,7 +564,7 @@ T5_ARCHITECTURES = {
 
 
 def gpt_architecture(config: ResolvedModelConfig) -> str:
-    """The architecture nearest to a model of family gpt; raises UserError for a hybrid, which Hugging Face does not have."""
+    """The architecture nearest to a model of family gpt; raises UserError for a hybrid."""
     if (pattern := config.hybrid_override_pattern) is not None:
         if set(pattern) != {"M"}:
             raise UserError(
@@ -545,17 +589,22 @@ def gpt_architecture(config: ResolvedModelConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MegatronNames:
-    """Megatron-LM's names of our modules: outside the layers, and in one of them."""
+    """Megatron-LM's names of our modules: outside the blocks, and in a block."""
 
     top: Mapping[str, str]
     layer: Mapping[str, str]
 
 
 GPT_LAYER = {
-    "mixer_norm": "input_layernorm", "mixer.qkv": "self_attention.linear_qkv", "mixer.out": "self_attention.linear_proj",
-    "mixer.query_norm": "self_attention.q_layernorm", "mixer.key_norm": "self_attention.k_layernorm",
-    "ffn_norm": "pre_mlp_layernorm", "ffn.up": "mlp.linear_fc1", "ffn.down": "mlp.linear_fc2",
-}  # fmt: skip
+    "mixer_norm": "input_layernorm",
+    "mixer.qkv": "self_attention.linear_qkv",
+    "mixer.out": "self_attention.linear_proj",
+    "mixer.query_norm": "self_attention.q_layernorm",
+    "mixer.key_norm": "self_attention.k_layernorm",
+    "ffn_norm": "pre_mlp_layernorm",
+    "ffn.up": "mlp.linear_fc1",
+    "ffn.down": "mlp.linear_fc2",
+}
 GPT_TOP = {
     "embedding": "embedding.word_embeddings",
     "positions": "embedding.position_embeddings",

@@ -1,9 +1,8 @@
-"""GPT: tokens -> hidden states -> loss or logits.
-
-By configuration GPT-2, Llama, Mistral, Qwen, Mixtral, Mamba-2 and hybrids.
-"""
+"""GPT, the causal language model: GPT-2, Llama, Mistral, Qwen, Mixtral, Mamba-2 and hybrids."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionMask, Cache, Documents, causal_mask
 from .base import Model
-from .block import Block
+from .block import Block, block_list
 from .chunked_cross_attention import NeighborEncoder, Retrieved
 from .config import ResolvedModelConfig
 from .decoder import build_block, layer_kinds
@@ -22,10 +21,9 @@ from .positions import rotary_table
 
 
 class GPT(Model):
-    """A causal language model.
+    """A causal language model. Its weights have no values yet: see layers.initialize."""
 
-    `layers.initialize` gives the weights their first values.
-    """
+    layers: Sequence[Block]
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
@@ -34,14 +32,14 @@ class GPT(Model):
         self.embedding = Embedding(V, D, std=std, split="column")
         learned = config.position_embedding_type == "learned"
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
-        self.layers = nn.ModuleList(build_block(config, kind) for kind in layer_kinds(config))
+        self.layers = block_list(build_block(config, kind) for kind in layer_kinds(config))
         self.norm = Norm(config)
         self.output = (
             Linear(D, V, bias=False, std=std, split="column")
             if config.untie_embeddings_and_output_weights
             else None
         )
-        # The parallel floor puts others here, where ranks have parts of a sequence, or of the vocabulary.
+        # parallel/ replaces these where ranks have parts of a sequence or of the vocabulary.
         self.causal_mask, self.cross_entropy = causal_mask, cross_entropy
         self.likelihoods, self.logits_of = likelihoods, logits_of
 
@@ -56,14 +54,14 @@ class GPT(Model):
         retrieved: Retrieved | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D), normalised, of tokens (B, T) int64; with `at` those of the places (rows,
-        columns) alone, (N, D).
+        """Hidden states (B, T, D), after the final norm, of tokens (B, T) int64; (N, D) with `at`.
 
-        positions: (B, T) int64; by default 0, 1, 2 ... or, with a cache, on from what it holds. documents:
-        tokens see their own document alone; by default everything before them. cache: from `new_cache`; the
-        tokens are added to it and see what it holds. lengths: (B,), with a cache: a row's tokens from there
-        on are padding; Mamba layers must be told, to attention it does not matter (see Cache). retrieved:
-        what layers of Retro read beside (retro.Retro).
+        positions: (B, T) int64; by default 0, 1, 2 ..., or the positions after those in the cache. documents:
+        mask attention to other documents; by default a token attends to all tokens before it. cache: of
+        `new_cache`; the tokens are added to it and attend to the tokens in it. lengths: (B,), with a cache: a
+        row's tokens from there on are padding; Mamba layers need this, attention does not (see Cache).
+        retrieved: the neighbours that Retro's layers read. at: (rows, columns), each (N,): return only the
+        states at these places.
         """
         B, T = tokens.shape
         if positions is None:
@@ -93,7 +91,7 @@ class GPT(Model):
         return self.norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(B, T, D): what goes into the first block, of tokens and positions (B, T) int64."""
+        """The input of the first block, (B, T, D), for tokens and positions (B, T) int64."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
@@ -107,11 +105,11 @@ class GPT(Model):
         return cos[:, None], sin[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) from hidden states (..., D); the padding of the vocabulary has minus infinity."""
+        """(..., V) from hidden states (..., D); minus infinity for the padding of the vocabulary."""
         return self.logits_of(hidden, self._head(), self.config.vocab_size)
 
     def log_likelihoods(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Of targets (N,) int64 after hidden states (N, D): see likelihood.likelihoods."""
+        """Log-likelihoods of targets (N,) int64 given hidden states (N, D): see likelihood.likelihoods."""
         return self.likelihoods(hidden, self._head(), targets, self.config.vocab_size)
 
     def loss(
@@ -123,11 +121,11 @@ class GPT(Model):
         positions: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64.
+        """Summed negative log-likelihood in nats, a scalar.
 
-        loss_mask: (B, T), weights.
+        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels.
         """
-        # not self(...): data parallelism hooks this method as it hooks calls
+        # Not self(...): data parallelism hooks this method as it hooks calls of the module.
         hidden = self.forward(tokens, positions=positions, documents=documents)
         return self.cross_entropy(
             hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size

@@ -1,6 +1,7 @@
-"""GPT-NeoX (Black et al. 2022) and Pythia: attention and feed-forward in parallel, rotary positions on some channels.
+"""GPT-NeoX (Black et al. 2022) and Pythia: parallel attention and feed-forward, partial rotary.
 
-A block adds both to the residual stream at once, each of its own norm: x + attention(norm(x)) + ffn(ffn_norm(x)).
+A block adds both to the residual stream at once, each of its own norm: x + attention(norm(x)) +
+ffn(ffn_norm(x)).
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import Attention
-from .block import Block, FeedForward
+from .block import Block, FeedForward, block_list
 from .config import ResolvedModelConfig
 from .foreign_names import ACTIVATIONS, Architecture, WeightNames, read_rope, read_tied, write_rope
 from .gpt import GPT
@@ -24,6 +25,8 @@ class ParallelBlock(Block):
 
     def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
         """As Block.forward."""
+        assert self.mixer is not None and self.mixer_norm is not None, "GPTNeoX gives every block attention"
+        assert self.ffn is not None and self.ffn_norm is not None, "and a feed-forward layer"
         attended = F.dropout(self.mixer(self.mixer_norm(x), **context), self.dropout, self.training)
         if at is not None:
             x, attended = x[at], attended[at]
@@ -35,7 +38,7 @@ class GPTNeoX(GPT):
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__(config)
-        self.layers = nn.ModuleList(
+        self.layers = block_list(
             ParallelBlock(config, mixer=Attention(config), ffn=FeedForward(config))
             for _ in range(config.num_layers)
         )

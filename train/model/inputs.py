@@ -1,13 +1,14 @@
-"""The input of a model: MicroBatch, and how each family's samples become one.
+"""MicroBatch, the input of every model, and the functions that collate each family's samples into one.
 
-Legend: B samples, T tokens of a sample, S tokens of an encoder's input, l chunks, k neighbours of a chunk, r tokens of a
-neighbour.
+Legend: B samples, T tokens of a sample, S tokens of an encoder's input, l chunks, k neighbours of a chunk, r
+tokens of a neighbour.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ Samples = np.ndarray | Mapping[str, np.ndarray]  # what a dataset's `batch` give
 
 @configuration(group="packing")
 class PackingConfig:
-    """How the documents that are packed into a sample are separated. By default they are one text to the model."""
+    """How documents packed into a sample are separated; by default the model reads them as one text."""
 
     reset_position_ids: bool = option(False, "restart position ids at every document")
     reset_attention_mask: bool = option(False, "mask attention to other documents of the sample")
@@ -33,36 +34,37 @@ class PackingConfig:
         return self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
 
     def check_against(self, eod: int | None) -> None:
-        """Raises UserError where documents cannot be separated: the tokenizer has no end-of-document token `eod`."""
+        """Raises UserError where documents cannot be separated for lack of an end-of-document token."""
         if self.any() and eod is None:
             raise UserError(
-                "reset_position_ids, reset_attention_mask and eod_mask_loss need an end-of-document token, and"
-                " this tokenizer has none; leave them out"
+                "reset_position_ids, reset_attention_mask and eod_mask_loss need an end-of-document token,"
+                " and this tokenizer has none; leave them out"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """The input of one forward pass on one rank: B samples of T tokens. A field is None where the family does not use it."""
+    """The input of one forward pass on one rank, B samples of T tokens; unused fields are None."""
 
-    index: int  # its place in the global batch, the same at every data-parallel size
-    tokens: Tensor  # (B, T) int64; t5: the decoder's; ict: the queries'
-    labels: Tensor | None  # (B, T) int64: the token after each; bert: the one that was masked; ict: none
-    loss_mask: Tensor  # (B, T) float32: each label's weight in the loss; ict: (B,), each sample's
-    positions: Tensor | None = None  # gpt: (B, T) int64; None: 0, 1, 2 ...
-    documents: Documents | None = None  # gpt: tokens see their own document alone; None: all that came before
+    index: int  # its index in the global batch, the same at every data-parallel size
+    tokens: Tensor  # (B, T) int64; t5: of the decoder; ict: of the queries
+    labels: Tensor | None  # (B, T) int64: the next token; bert: the masked token; ict: None
+    loss_mask: Tensor  # (B, T) float32: weight of each label in the loss; ict: (B,), of each sample
+    positions: Tensor | None = None  # decoders: (B, T) int64; None: 0, 1, 2 ...
+    documents: Documents | None = None  # decoders: mask attention to other documents; None: one text
     token_types: Tensor | None = None  # bert: (B, T) int64, 0 in the first segment, 1 in the second
-    # bert, ict: (B, T) bool, true where there is a token; t5: (B, S), of encoder_tokens
+    # bert, ict: (B, T) bool, false for padding; t5: (B, S), of encoder_tokens
     padding_mask: Tensor | None = None
-    swapped: Tensor | None = None  # bert: (B,) int64, 1 where the second segment came first
-    encoder_tokens: Tensor | None = None  # (B, S) int64; t5: the encoder's; ict: the blocks'
+    swapped: Tensor | None = None  # bert: (B,) int64, 1 where the two segments are swapped
+    encoder_tokens: Tensor | None = None  # (B, S) int64; t5: of the encoder; ict: of the blocks
     encoder_padding_mask: Tensor | None = None  # ict: (B, S) bool
-    # Retro: (B, l, k, r) int64: k neighbours of r tokens for each of l chunks
-    neighbors: Tensor | None = None
-    neighbor_mask: Tensor | None = None  # Retro: (B, l, k, r) bool, false where there is no token
+    neighbors: Tensor | None = (
+        None  # Retro: (B, l, k, r) int64, k neighbours of r tokens for each of l chunks
+    )
+    neighbor_mask: Tensor | None = None  # Retro: (B, l, k, r) bool, false for padding
 
-    def arguments(self) -> dict:
-        """For the model's `loss`."""
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the model's `loss`: every field but `index` that is not None."""
         given = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -73,9 +75,10 @@ class MicroBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """What the functions below need to turn the samples of a dataset into a MicroBatch.
+    """The settings by which the functions below turn the samples of a dataset into a MicroBatch.
 
-    vocab_size: of the model. eod: id of the end-of-document token, which `packing` goes by; None where there is none.
+    vocab_size: of the model. eod: id of the end-of-document token, which ends the documents for `packing`;
+    None where the tokenizer has none.
     """
 
     vocab_size: int
@@ -108,16 +111,19 @@ def check_range(tokens: np.ndarray, vocab_size: int) -> None:
 
 def collate_causal(collator: Collator, index: int, samples: Samples) -> MicroBatch:
     """samples: (B, T + 1) int64 of gpt_dataset, or the `text` and `answer_mask` of instruct_dataset."""
-    if isinstance(samples, Mapping):  # the loss counts the answers only
+    if isinstance(samples, Mapping):  # the loss is of the answers only
         text, mask = collator.tokens(samples["text"]), collator.tensor(samples["answer_mask"])
         return MicroBatch(index, text[:, :-1], text[:, 1:], mask[:, 1:].float())
     packing = collator.packing
     whole = collator.tokens(samples)
-    packed = document_layout(samples[:, :-1], collator.eod) if packing.any() else None
     tokens, labels = whole[:, :-1], whole[:, 1:]
     loss_mask = torch.ones(labels.shape, device=labels.device)
+    if not packing.any():
+        return MicroBatch(index, tokens, labels, loss_mask)
+    assert collator.eod is not None, "PackingConfig.check_against refuses a tokenizer without it"
+    packed = document_layout(samples[:, :-1], collator.eod)
     if packing.eod_mask_loss:
-        loss_mask = (tokens != collator.eod).float()
+        loss_mask = tokens.ne(collator.eod).float()
     positions = documents = None
     if packing.reset_position_ids:
         positions = collator.tensor(packed.position_ids)
@@ -129,6 +135,7 @@ def collate_causal(collator: Collator, index: int, samples: Samples) -> MicroBat
 
 def collate_bert(collator: Collator, index: int, samples: Samples) -> MicroBatch:
     """samples: of bert_dataset's datasets."""
+    assert isinstance(samples, Mapping), "these datasets give a mapping"
     return MicroBatch(
         index,
         collator.tokens(samples["text"]),
@@ -142,6 +149,7 @@ def collate_bert(collator: Collator, index: int, samples: Samples) -> MicroBatch
 
 def collate_t5(collator: Collator, index: int, samples: Samples) -> MicroBatch:
     """samples: of t5_dataset's datasets."""
+    assert isinstance(samples, Mapping), "these datasets give a mapping"
     return MicroBatch(
         index,
         collator.tokens(samples["text_dec"]),
@@ -154,6 +162,7 @@ def collate_t5(collator: Collator, index: int, samples: Samples) -> MicroBatch:
 
 def collate_pairs(collator: Collator, index: int, samples: Samples) -> MicroBatch:
     """samples: queries and their blocks, of ict_dataset."""
+    assert isinstance(samples, Mapping), "these datasets give a mapping"
     queries = collator.tokens(samples["query_tokens"])
     return MicroBatch(
         index,
@@ -167,14 +176,15 @@ def collate_pairs(collator: Collator, index: int, samples: Samples) -> MicroBatc
 
 
 def _labels(collator: Collator, samples: Mapping[str, np.ndarray]) -> Tensor:
-    return collator.tensor(samples["labels"]).clamp(min=0)  # -1 stands where the loss mask is 0
+    return collator.tensor(samples["labels"]).clamp(min=0)  # they are -1 where the loss mask is 0
 
 
 def empty_causal(
     config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
 ) -> MicroBatch:
-    """A micro-batch of `size` samples of the shapes that collate_causal gives; its values mean nothing."""
-    micro = MicroBatch(0, *_empty_tokens(size, seq_length, count=2), torch.empty(size, seq_length))
+    """A micro-batch of `size` samples with the shapes and dtypes of collate_causal, without values."""
+    tokens, labels = _empty_tokens(size, seq_length, count=2)
+    micro = MicroBatch(0, tokens, labels, torch.empty(size, seq_length))
     if not config.retro_add_retriever:
         return micro
     m, k = config.retro_chunk_length, config.retro_num_neighbors
@@ -185,7 +195,7 @@ def empty_causal(
 def empty_bert(
     config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
 ) -> MicroBatch:
-    """A micro-batch of the shapes that collate_bert gives."""
+    """A micro-batch with the shapes and dtypes of collate_bert."""
     tokens, labels = _empty_tokens(size, seq_length, count=2)
     return MicroBatch(
         0,
@@ -199,7 +209,7 @@ def empty_bert(
 
 
 def empty_t5(config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int) -> MicroBatch:
-    """A micro-batch of the shapes that collate_t5 gives."""
+    """A micro-batch with the shapes and dtypes of collate_t5."""
     tokens, labels = _empty_tokens(size, decoder_seq_length, count=2)
     return MicroBatch(
         0,
@@ -214,7 +224,7 @@ def empty_t5(config: ResolvedModelConfig, size: int, seq_length: int, decoder_se
 def empty_pairs(
     config: ResolvedModelConfig, size: int, seq_length: int, decoder_seq_length: int
 ) -> MicroBatch:
-    """A micro-batch of the shapes that collate_pairs gives."""
+    """A micro-batch with the shapes and dtypes of collate_pairs."""
     queries, blocks = _empty_tokens(size, seq_length, count=2)
     present = torch.empty(size, seq_length, dtype=torch.bool)
     return MicroBatch(

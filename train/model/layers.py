@@ -1,7 +1,7 @@
-"""Linear, Embedding, Norm and the cross-entropy of the head; the model's settings; how weights start.
+"""Linear, Embedding and Norm, the layers of all models, and `initialize`, which fills weights.
 
-Every layer at world size one is plain torch. A weight's first value depends on the seed, its name and its
-full shape alone (`initialize`), so that every parallel layout starts from the same numbers.
+On one rank every layer is plain torch. The initial values of a weight depend only on the seed, its name and
+its full shape (`initialize`), so that every parallel layout starts from the same numbers.
 
 Legend: B batch, T sequence, D hidden, H heads, G key-value groups, C channels of a head, F width of the
 feed-forward layer, V padded vocabulary, N rows (B x T).
@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from .config import ResolvedModelConfig
 from .dtensor import shard_and_slices
 
-BLOCK = 1 << 22  # numbers of a weight that are drawn at once
+BLOCK = 1 << 22  # elements of a weight that are drawn at once
 
 
 class Linear(nn.Module):
-    """x (..., in) -> (..., out). std: of the weight's first values.
+    """x (..., in) -> (..., out).
 
-    split: which dimension of the weight tensor parallelism may cut: "column" its rows (the output, and the
-    bias), "row" its columns (the input; what the ranks compute is summed before the bias), None neither.
+    std: standard deviation of the weight's initial values. split: which dimension of the weight tensor
+    parallelism may cut, in Megatron-LM's names: "column" the output (and the bias), "row" the input (the
+    ranks' products are summed before the bias is added), None neither.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """ids (...) int64 -> (..., D). split: as of Linear: "column" cuts the ids, "row" the vectors."""
+    """ids (...) int64 -> (..., D). split: as in Linear; "column" cuts the ids, "row" the vectors."""
 
     def __init__(self, rows: int, size: int, *, std: float, split: Literal["column", "row"] | None = None):
         super().__init__()
@@ -64,11 +65,10 @@ class Embedding(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019), over the last
-    dimension.
+    """LayerNorm or RMSNorm (Zhang and Sennrich 2019) over the last dimension, by default of D elements.
 
-    size: of that dimension, by default D. It is never cut; where what it normalises is (heads, a sequence),
-    its gradient on a rank is a part of a sum.
+    Its weight is never cut. Where its input is (over heads or along the sequence), its gradient is the sum
+    over the ranks.
     """
 
     def __init__(self, config: ResolvedModelConfig, size: int | None = None):
@@ -86,16 +86,14 @@ class Norm(nn.Module):
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int, *, parameters: bool = True) -> None:
-    """First values of every weight, or of this rank's piece of it: matrices normal from sha256(seed:name),
-    norms 1, biases 0.
+    """Fills every weight, or this rank's shard: matrices normal by sha256(seed:name), norms 1, biases 0.
 
-    The model may have been cut before (sharding.parallelize): a rank draws the blocks of rows that its pieces
-    lie in and keeps those, so that no more than a block of a weight is ever whole, and the work is shared as
-    the weights are. A module of another kind has a method `first_value(name, shape, generator) -> Tensor`,
-    asked for blocks of each of its own parameters and buffers (the latter hold nothing after a model was
-    built on the meta device).
+    The model may be cut already (parallel/parallelize.py). A rank draws only the blocks of rows that overlap
+    its shard, so that no rank ever has more than one block of a weight beside its shard. Other kinds of
+    modules have a method `first_value(name, shape, generator) -> Tensor`, which is called for blocks of each
+    of their own parameters and buffers (buffers have no values after a model was built on the meta device).
 
-    parameters: False for buffers alone, where a checkpoint is to fill the rest.
+    parameters: False fills only buffers, where a checkpoint fills the rest.
     """
     for prefix, module in model.named_modules():
         first_value = getattr(module, "first_value", None) or functools.partial(_first_value, module)
@@ -111,17 +109,18 @@ def _first_value(module: nn.Module, name: str, shape: torch.Size, generator: tor
         return torch.zeros(shape)
     if isinstance(module, Norm):
         return torch.ones(shape)
-    return torch.empty(shape).normal_(0.0, module.std, generator=generator)
+    std = module.std
+    assert isinstance(std, float), f"{type(module).__name__}.{name} has neither std nor first_value"
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 def fill(
     tensor: Tensor, name: str, seed: int, value: Callable[[torch.Size, torch.Generator], Tensor]
 ) -> None:
-    """Gives a weight, or this rank's piece of it, the values of `value(shape, generator)` for each block of
-    its rows.
+    """Fills a weight, or this rank's shard of it, with `value(shape, generator)` for each block of its rows.
 
-    A block has at most BLOCK numbers (but a row at least), and random numbers of its own, so that it can be
-    made without those before it. The first one's belong to the name alone.
+    A block has at most BLOCK elements, but at least one row, and a random generator of its own, so that it
+    can be drawn without the blocks before it. The generator of the first block depends on the name alone.
     """
     piece, place = shard_and_slices(tensor)
     if not tensor.ndim:
@@ -142,13 +141,13 @@ def fill(
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:
-    """The random numbers that belong to a weight's name."""
+    """The random generator of a weight's name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """In which numbers a matrix product of x is computed: autocast's, or its own."""
+    """The dtype in which a matrix product of x is computed: autocast's, or its own."""
     device = x.device.type
     return (
         torch.get_autocast_dtype(device)
@@ -158,9 +157,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def chunks_of(count: int, most: int) -> Iterator[slice]:
-    """0 to count in pieces of nearly the same length, of at most `most`: a short one at the end would be slow
-    for its size.
-    """
+    """Slices of 0 to `count` of nearly equal length, at most `most`: a short last one is inefficient."""
     pieces = -(-count // most)
     size = -(-count // pieces) if pieces else 1
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

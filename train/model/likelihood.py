@@ -1,6 +1,6 @@
-"""How probable given tokens are: the head's softmax read a piece of the vocabulary at a time, and never kept.
+"""Log-likelihoods of given tokens, by an online softmax over chunks of the vocabulary.
 
-N rows, D hidden, V vocabulary, C ids of a piece.
+N rows, D hidden, V vocabulary, C token ids of a chunk.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from .loss import WORTH_COMPILING
 
-ROWS = 1024  # read together
-# logits: what a processor's cache holds, 16 MiB; of all ids at once they would come back from memory
+ROWS = 1024  # rows at a time
+# Logits of a chunk: 16 MiB, which fit a CPU's cache; those of the whole vocabulary would come back from
+# memory.
 PIECE = 1 << 22
 
 
 class Softmax(NamedTuple):
-    """What is known of N rows of logits after some ids."""
+    """The state of an online softmax over N rows of logits after some of the token ids."""
 
     largest: Tensor  # (N,) float32, the largest logit
     best: Tensor  # (N,) int64, the first id that has it
@@ -28,21 +29,20 @@ class Softmax(NamedTuple):
 
 
 def likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """(log-probabilities in nats (N,) float32, whether each is the most probable (N,) bool) of targets (N,)
-    int64.
+    """Log-probabilities in nats (N,) float32 of targets (N,), and whether each is the most probable.
 
-    hidden: (N, D). weight: (V, D), the head. vocab_size: rows of `weight` that are tokens.
+    hidden: (N, D). weight: (V, D), of the output layer. vocab_size: rows of `weight` that are tokens.
     """
     return answers(read(hidden, weight[:vocab_size], targets), targets)
 
 
 def answers(known: Softmax, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`likelihoods`, from the softmax of all ids."""
+    """The results of `likelihoods`, from the softmax over all ids."""
     return (known.wanted.double() - known.largest - known.total.log()).float(), known.best == targets
 
 
 def joined(parts: Softmax) -> Softmax:
-    """The softmax of all ids from those of runs of ids that follow each other: every tensor (parts, N)."""
+    """The softmax over all ids from those over consecutive ranges of ids: every tensor (ranges, N)."""
     largest = parts.largest.amax(0)
     is_largest = parts.largest == largest
     best = parts.best.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(0)
@@ -52,7 +52,7 @@ def joined(parts: Softmax) -> Softmax:
 
 
 def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Softmax:
-    """The softmax of the ids `first`, first + 1 ..., whose rows of the head are `weight`."""
+    """The softmax over the ids `first`, first + 1 ..., whose rows of the output layer are `weight`."""
     N, on_cpu = len(hidden), hidden.device.type == "cpu"
     compiled = on_cpu and hidden.dtype == torch.float32 and N * len(weight) >= WORTH_COMPILING
     if compiled:
@@ -80,7 +80,7 @@ def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Sof
 
 
 def _fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tensor) -> None:
-    """As softmax.fold_, anywhere; the logits are used up."""
+    """softmax.fold_ by torch's operations, on any device; overwrites the logits."""
     most, place = logits.max(1)
     new = torch.maximum(most, largest)
     best.copy_(torch.where(most > largest, place + first, best))

@@ -1,5 +1,4 @@
-"""the head's loss: cross-entropy in chunks of rows that makes its gradients as it goes, so that no (N, V)
-array ever exists.
+"""Cross-entropy of the output layer and its gradients in chunks of rows, without an (N, V) array.
 
 Legend: N rows (B x T), D hidden, V padded vocabulary.
 """
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .layers import chunks_of, compute_dtype
 
-# logits of a micro-batch: for fewer the loops of softmax.py take longer to load than they save
+# Logits of a micro-batch. For fewer, loading the compiled loops of softmax.py takes longer than they save.
 WORTH_COMPILING = 1 << 22
 
 
@@ -26,14 +25,14 @@ def cross_entropy(
 ) -> Tensor:
     """Sum over rows of loss_mask x the negative log-likelihood of the labels; a float32 (float64) scalar.
 
-    hidden: (N, D). weight: (V, D), the head; bias: (V,), or none. labels: (N,) int64. loss_mask: (N,).
-    vocab_size: rows of `weight` that are tokens; the padding after them gets no probability.
+    hidden: (N, D). weight: (V, D), of the output layer; bias: (V,), or None. labels: (N,) int64. loss_mask:
+    (N,). vocab_size: rows of `weight` that are tokens; the padding after them gets no probability.
 
-    Works through the rows in chunks and makes the gradients in the forward pass, so that no (N, V) array ever
-    exists: at N = 2048, V = 50304 this saves 1.5 GiB and is faster than F.linear_cross_entropy, which also
-    breaks out of torch.compile.
+    Goes through the rows in chunks and computes the gradients in the forward pass, so that no (N, V) array
+    ever exists. At N = 2048, V = 50304 this saves 1.5 GiB and is faster than F.linear_cross_entropy, which
+    also breaks the graph of torch.compile.
     """
-    # which a Function does not see: its weight would still ask for a gradient
+    # Under no_grad a Function's needs_input_grad stays true for a weight that requires a gradient.
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     return _CrossEntropy.apply(hidden, weight, labels, loss_mask, vocab_size, bias)
@@ -43,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias):
         dtype = compute_dtype(weight)
-        wide = torch.promote_types(dtype, torch.float32)  # softmax and sums are never narrower than float32
+        wide = torch.promote_types(dtype, torch.float32)  # softmax and sums are in float32 at least
         compute_weight = weight.to(dtype)
         needs_gradient = any(ctx.needs_input_grad[:2])
         in_place = (
@@ -74,7 +73,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        # Scaled where they lie: a second copy of the weight's would be a tenth of all memory. A second
+        # Scaled in place: a second copy of the weight's gradient would be a tenth of all memory. So a second
         # backward pass raises.
         to_hidden, to_weight, to_bias = (g if g is None else g.mul_(gradient) for g in ctx.saved_tensors)
         return to_hidden, to_weight, None, None, None, to_bias
@@ -88,14 +87,15 @@ def _loss_and_gradients(
     vocab_size: int,
     bias: Tensor | None,
     needs_gradient: bool,
-):
-    """(the loss, float64; the gradients of hidden, weight and bias or None) by torch's operations; weight in
-    the numbers to compute in.
+) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """(the loss, float64; the gradients of hidden, weight and bias) by torch's operations.
+
+    weight: in the dtype to compute in. The gradients of weight and bias are None where there is none.
     """
     dtype = weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    # the latter: the first chunk's product, to which the others' are added in `wide`
-    hidden_gradient, weight_gradient = torch.empty_like(hidden), None
+    hidden_gradient = torch.empty_like(hidden)
+    weight_gradient: Tensor | None = None  # the first chunk's product; the others are added in `wide`
     bias_gradient = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     rows = max(128, chunk_bytes(hidden.device) // ((dtype.itemsize + 2 * wide.itemsize) * len(weight)))
@@ -107,10 +107,10 @@ def _loss_and_gradients(
         if not needs_gradient:
             continue
         gradient = log_probabilities.exp_().scatter_(-1, labels[here, None], picked.expm1())
-        if bias is not None:
+        if bias_gradient is not None:
             bias_gradient += mask @ gradient
         gradient = gradient.to(dtype)
-        # The mask multiplies what is D wide, not V.
+        # Multiply rows of D by the mask instead of rows of V.
         hidden_gradient[here] = (gradient @ weight) * mask[:, None]
         x = x * mask[:, None].to(dtype)
         if weight_gradient is None:
@@ -123,10 +123,11 @@ def _loss_and_gradients(
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """What the head's chunks of logits may take with all that is made of them.
+    """Bytes that a chunk of logits may take with the tensors computed from it.
 
-    Every chunk reads the whole head and, in narrow numbers, adds to a float32 gradient as large: on a GPU,
-    whose products are faster than its memory, that must be few; a CPU's cache would have them smaller still.
+    Every chunk reads the output layer's whole weight and, in bfloat16 and float16, adds to a float32 gradient
+    of its size. On a GPU, whose products are faster than its memory, chunks must be few; for a CPU's cache
+    they should be even smaller than these.
     """
     return torch.cuda.get_device_properties(device).total_memory // 32 if device.type == "cuda" else 256 << 20
 
@@ -134,7 +135,7 @@ def chunk_bytes(device: torch.device) -> int:
 def logits_of(hidden: Tensor, weight: Tensor, vocab_size: int, bias: Tensor | None = None) -> Tensor:
     """(..., V) from (..., D), weight (V, D) and bias (V,); minus infinity for the padding of the vocabulary.
 
-    The product keeps the padding, because matrix units want round shapes.
+    The product includes the padding, because matrix units need round shapes.
     """
     logits = F.linear(hidden, weight, bias if bias is None else bias.to(weight.dtype))
     if vocab_size < weight.shape[0]:

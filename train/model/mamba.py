@@ -1,16 +1,15 @@
-"""Mamba-2 (Dao and Gu 2024): a mixer that carries a state along the sequence instead of looking back at it.
+"""Mamba-2 (Dao and Gu 2024), a state-space layer: a recurrent state in place of attention.
 
     x (B, T, D) -> projection to z, x, B, C, dt -> short causal convolution of x, B, C -> SiLU -> `scan`
                 -> RMS norm of each group, gated by SiLU(z) -> projection to (B, T, D)
 
-    state_t = exp(dt_t A) state_{t-1} + dt_t x_t B_t^T        y_t = state_t C_t + D x_t        (per head;
-        state P x S)
+    state_t = exp(dt_t A) state_{t-1} + dt_t x_t B_t^T   y_t = state_t C_t + D x_t   (per head; state P x S)
 
-`scan` computes this chunk by chunk as matrix products, or hands it to the kernels of the package mamba-ssm
-where they can run. The rows of the projection go group by group: the group's z, x, B, C, then dt of its
-heads; those of the convolution likewise: x, B, C. So every parameter here is cut over tensor-parallel ranks
-by a plain slice of dimension 0 (that of the last projection: 1), which is a slice of the groups, and a module
-whose weights were cut works on its share. There are no biases but the convolution's.
+`scan` computes this chunk by chunk as matrix products, or by the kernels of the package mamba-ssm where they
+can run. The rows of the projection go group by group: the group's z, x, B, C, then dt of its heads; those of
+the convolution likewise: x, B, C. So tensor parallelism cuts every parameter by a plain slice of dimension 0
+(of the output projection: 1), which is a slice of the groups, and a module with cut weights computes its
+share. Only the convolution has a bias.
 
 Legend: B batch, T sequence, D hidden, H heads, G groups, R heads of a group, P channels of a head, S size of
 the state, W width of the convolution, Q tokens of a chunk, N chunks.
@@ -29,13 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Documents
+from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import Linear
 
 CHUNK = 128  # tokens, as in Megatron-LM; on a CPU 64 takes the same time, 32 and 256 more than twice that
 WIDTH = 4  # of the convolution, tokens
-TIME_STEPS = (1e-3, 0.1)  # dt at the start, before the input has a say
-DECAYS = (1.0, 16.0)  # -A at the start
+TIME_STEPS = (1e-3, 0.1)  # initial range of dt, without the input's part
+DECAYS = (1.0, 16.0)  # initial range of -A
 
 
 def _same(x: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def _same(x: Tensor) -> Tensor:
 
 
 class Exchange(NamedTuple):
-    """What the parallel floor puts here where sequences are cut over ranks: each then has all tokens of some
-    groups.
+    """Exchanges between ranks, which parallel/ replaces where sequences are cut over ranks: all tokens of
+    some groups on each rank. Here on one rank: nothing to exchange.
     """
 
     # (B, this rank's tokens, all groups, ...) -> (B, all tokens, its groups, ...)
@@ -53,20 +53,17 @@ class Exchange(NamedTuple):
     own: Callable[[Tensor], Tensor] = _same  # of a weight whose rows go by groups, those of this rank's
 
 
-class Mamba(nn.Module):
+class Mamba(Mixer):
     """x (B, T, D) -> (B, T, D)."""
 
-    # precision.MasterWeights: a rounding of A is one of every step's decay (Megatron-LM likewise)
+    # For precision.MasterWeights: rounding A would round the decay of every step (as in Megatron-LM).
     keeps_float32 = ("A_log", "D")
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
         heads, groups = config.mamba_heads, config.mamba_num_groups
-        self.channels, self.state, self.heads_per_group = (
-            config.mamba_head_dim,
-            config.mamba_state_dim,
-            heads // groups,
-        )
+        self.channels, self.state = config.mamba_head_dim, config.mamba_state_dim
+        self.heads_per_group = heads // groups
         self.epsilon = config.layernorm_epsilon
         inner, both = heads * self.channels, 2 * groups * self.state
         self.projection = Linear(
@@ -86,9 +83,7 @@ class Mamba(nn.Module):
         self.exchange = Exchange()
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """For layers.initialize; as in the paper's code: time steps spread evenly by their logarithm, decays
-        evenly.
-        """
+        """For layers.initialize, as in the paper's code: time steps log-uniform, decays uniform."""
         if name in ("D", "norm_weight"):
             return torch.ones(shape)
         uniform = torch.rand(shape, generator=generator)
@@ -109,19 +104,16 @@ class Mamba(nn.Module):
         lengths: Tensor | None = None,
         **_,
     ) -> Tensor:
-        """documents: the state starts anew at each.
+        """documents: the state is reset at the start of each.
 
-        cache: from `new_cache`; its state goes on, and is changed.
-
-        lengths: (B,), with a cache: a row's tokens from there on are padding, which leaves no trace in the
-        state.
+        cache: of `new_cache`; its state continues, and is updated. lengths: (B,), with a cache: a row's
+        tokens from there on are padding, which does not change the state.
         """
-        assert documents is None or cache is None, "a cache goes on with one text per row"
+        assert documents is None or cache is None, "a cache continues one text per row"
         ids = None if documents is None else documents.ids
         per_head = 2 * self.channels + 1
-        # From here to the last projection each group is by itself: T is the whole sequence, G this rank's
-        # groups.
-        # (B, T, G, ...)
+        # From here to the output projection each group is by itself: T is the whole sequence, G this rank's
+        # groups. parts: (B, T, G, ...)
         parts = self.exchange.to_groups(
             self.projection(x).unflatten(-1, (-1, self.heads_per_group * per_head + 2 * self.state))
         )
@@ -139,7 +131,8 @@ class Mamba(nn.Module):
         inner = self.heads_per_group * self.channels
         z, mixed, dt = parts.split((inner, inner + 2 * self.state, self.heads_per_group), dim=-1)
         mixed = mixed.flatten(2)
-        convolved = F.silu(convolve(mixed, kernel, kernel_bias, before=cache and cache.inputs, documents=ids))
+        before, state = (None, None) if cache is None else (cache.inputs, cache.state)
+        convolved = F.silu(convolve(mixed, kernel, kernel_bias, before=before, documents=ids))
         values, keys, queries = convolved.unflatten(-1, (-1, inner + 2 * self.state)).split(
             (inner, self.state, self.state), dim=-1
         )
@@ -149,9 +142,7 @@ class Mamba(nn.Module):
         dt = F.softplus(dt.flatten(2).to(wide) + dt_bias.to(wide))
         if lengths is not None:
             dt = dt * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
-        y, state = scan(
-            values, dt, -A_log.to(wide).exp(), keys, queries, state=cache and cache.state, documents=ids
-        )
+        y, state = scan(values, dt, -A_log.to(wide).exp(), keys, queries, state=state, documents=ids)
         if cache is not None:
             cache.keep(mixed, state, lengths)
         y = y.to(wide) + values * D.to(wide)[:, None]
@@ -160,7 +151,7 @@ class Mamba(nn.Module):
         return self.out(self.exchange.to_tokens(y.to(x.dtype)).flatten(2))
 
     def new_cache(self, batch: int, max_length: int) -> MambaCache:
-        """For rows of any length: a state does not grow with it."""
+        """An empty cache for `batch` rows of any length: a state does not grow with the text."""
         weight, heads = self.projection.weight, len(self.A_log)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return MambaCache(
@@ -171,13 +162,13 @@ class Mamba(nn.Module):
 
 @dataclasses.dataclass
 class MambaCache:
-    """What a layer keeps of each row's tokens so far."""
+    """A layer's state after each row's tokens so far."""
 
-    inputs: Tensor  # (B, W - 1, channels): what went last into the convolution
+    inputs: Tensor  # (B, W - 1, channels): the last inputs of the convolution
     state: Tensor  # (B, H, P, S)
 
     def keep(self, inputs: Tensor, state: Tensor, lengths: Tensor | None) -> None:
-        """Goes on by tokens whose inputs are (B, T, channels) and after which the state is `state`."""
+        """Appends tokens: their inputs of the convolution (B, T, channels), the state after them."""
         last = torch.cat([self.inputs, inputs.to(self.inputs.dtype)], dim=1)
         if lengths is None:
             self.inputs = last[:, inputs.shape[1] :]
@@ -190,13 +181,13 @@ class MambaCache:
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor, *, before: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor:
-    """(B, T, C): each channel's weighted sum of its own last W values, the present one times weight[:, -1].
+    """The causal depthwise convolution of x, (B, T, C); the current token is multiplied by weight[:, -1].
 
-    x: (B, T, C). weight: (C, W). bias: (C,). before: (B, W - 1, C), what came before x; zeros by default.
-    documents: (B, T), the document of each token; nothing comes over from another.
+    x: (B, T, C). weight: (C, W). bias: (C,). before: (B, W - 1, C), the inputs before x; zeros by default.
+    documents: (B, T), the document of each token; tokens of other documents count as zeros.
 
-    As W shifted sums, because torch's convolution knows no documents: on a CPU an eighth slower than that,
-    forward and backward, and compiled four times as fast.
+    Computed as W shifted sums, because torch's convolution has no documents: on a CPU an eighth slower than
+    that, forward and backward, and compiled four times as fast.
     """
     T, W = x.shape[1], weight.shape[1]
     x = F.pad(x, (0, 0, W - 1, 0)) if before is None else torch.cat([before.to(x.dtype), x], dim=1)
@@ -224,10 +215,10 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """(y (B, T, H, P), the state after them (B, H, P, S)): section 6 of the paper.
 
-    x: (B, T, H, P). dt: (B, T, H), time steps. A: (H,), negative. B, C: (B, T, G, S), how the heads of a
+    x: (B, T, H, P). dt: (B, T, H), time steps. A: (H,), negative. B, C: (B, T, G, S), by which the heads of a
     group write and read the state. state: (B, H, P, S) before the first token; zeros by default. documents:
-    (B, T) in rising order, the document of each token; the state starts anew at each. dt and A are float32 or
-    wider, and so is the state.
+    (B, T) in ascending order, the document of each token; the state is reset at the start of each. dt, A and
+    the state are float32 or float64.
     """
     if scan_backend(x.device.type) == "mamba_ssm":
         return _fused()(
@@ -244,17 +235,17 @@ def scan(
     batch, T, heads, channels = x.shape
     groups, size = B.shape[2:]
     Q = min(chunk, T)
-    padding = -T % Q  # of time steps 0: they neither decay nor write
+    padding = -T % Q  # with time steps 0, which change no state
     x = x * dt.to(x.dtype)[..., None]
     chunked = [
         F.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)).unflatten(1, (-1, Q)) for t in (x, dt * A, B, C)
     ]
     x, B, C = chunked[0].unflatten(3, (groups, -1)), *chunked[2:]  # x: (B, N, Q, G, R, P)
-    # (B, N, G, R, Q): log, from the chunk's start
+    # (B, N, G, R, Q): logarithm of the decay since the chunk's start
     decay = _running_sum(chunked[1].unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2))
     same = _Same(documents, padding, Q) if documents is not None else None
 
-    # Within a chunk, token q reads what token k <= q wrote.
+    # Within a chunk, token q reads what tokens k <= q wrote.
     between = (
         (decay[..., :, None] - decay[..., None, :])
         .masked_fill(_later(Q, x.device) if same is None else same.hidden, float("-inf"))
@@ -263,7 +254,7 @@ def scan(
     scores = torch.einsum("bnqgs,bnkgs->bngqk", C, B)
     y = torch.einsum("bngrqk,bnkgrp->bnqgrp", (scores[:, :, :, None] * between).to(x.dtype), x)
 
-    # What each chunk writes into the state at its end, and the state before each chunk.
+    # The state that each chunk adds at its end, and the state before each chunk.
     to_end = (decay[..., -1:] - decay).exp()
     whole, from_start = decay[..., -1].exp(), decay.exp()
     if same is not None:
@@ -277,16 +268,14 @@ def scan(
         before.append(state)
         state = state * whole[:, n, :, :, None, None] + written[:, n]
 
-    # A chunk's tokens read that state too.
+    # The tokens of a chunk also read the state before it.
     read = torch.einsum("bnqgs,bngrps->bnqgrp", C, torch.stack(before, dim=1).to(x.dtype))
     y = y + read * from_start.permute(0, 1, 4, 2, 3)[..., None]
     return y.flatten(1, 2)[:, :T].flatten(2, 3), state.flatten(1, 2)
 
 
 def _running_sum(x: Tensor) -> Tensor:
-    """Along the last dimension, by doubling: a GPU's torch.cumsum is refused where results must repeat to the
-    bit.
-    """
+    """The cumulative sum along the last dimension: torch.cumsum on a GPU is not deterministic."""
     step = 1
     while step < x.shape[-1]:
         x = x + F.pad(x[..., :-step], (step, 0))
@@ -300,8 +289,8 @@ def _later(Q: int, device: torch.device) -> Tensor:
 
 
 class _Same:
-    """Which tokens of a chunk lie in one document with each other, with the chunk's end, and with what came
-    before it.
+    """Which tokens of a chunk share a document with each other, with the chunk's last token, and with the
+    token before the chunk.
     """
 
     def __init__(self, documents: Tensor, padding: int, Q: int):
@@ -317,7 +306,7 @@ class _Same:
 
 
 def scan_backend(device: str) -> str:
-    """What computes `scan` on a kind of device: "mamba_ssm" or "torch"."""
+    """The backend of `scan` on a kind of device: "mamba_ssm" or "torch"."""
     return "mamba_ssm" if device == "cuda" and _fused() is not None else "torch"
 
 

@@ -1,20 +1,20 @@
-"""A mixture of experts in place of the feed-forward layer: router, dispatch, experts, combination, balance.
+"""A mixture of experts in place of the feed-forward layer: router, dispatch, experts, balancing.
 
     tokens (N, D) -> Router -> experts (N, K), weights (N, K)
                   -> dispatch -> permute -> rows (M, D), sorted by expert -> Experts -> rows (M, D)
                   -> unpermute -> (N, D)
 
 The steps are functions with plain tensors between them, so that an all-to-all fits between `permute` and
-`Experts`, and back before `unpermute`. Nothing here counts experts or widths by the configuration: an
-`Experts` whose weights were cut works on its share. Rows move by gathers alone, forwards and backwards, and
-are sorted stably: the same numbers every time.
+`Experts`, and another before `unpermute`. The number of experts and their width come from the weights, not
+from the configuration, so that an `Experts` with cut weights computes its share. Rows move only by gathers,
+forwards and backwards, and are sorted stably: results are deterministic.
 
-Balance. The auxiliary loss (Fedus et al. 2021) and the z-loss (Zoph et al. 2022) of a micro-batch join the
-graph at the router's weights, which pass unchanged (`_Attach`), so that a pipeline stage needs no loss of its
-own to train its routers. They are means over tokens, while the loss of the model is a sum over tokens that
-the engine divides once by their number in the global batch; so here both are multiplied by the micro-batch's
-tokens (rows, whatever their weight in the loss), and the engine says by `set_loss_scale` what it divides by.
-After each step it calls `balance`.
+Load balancing. The auxiliary loss (Fedus et al. 2021) and the z-loss (Zoph et al. 2022) of a micro-batch join
+the graph at the router's weights, which pass unchanged (`_Attach`), so that a pipeline stage needs no loss of
+its own to train its routers. They are means over tokens, while the loss of the model is a sum over tokens,
+which the train loop divides once by the tokens of the global batch. So both are multiplied here by the
+micro-batch's tokens (rows, whatever their weight in the loss), and the train loop sets the divisor by
+`set_loss_scale`. After each step it calls `balance`.
 
 Legend: N tokens, E experts, K experts that a token goes to, M rows that experts get (N x K, less those
 dropped), D hidden, F width of an expert.
@@ -43,16 +43,14 @@ class MoE(nn.Module):
     """x (B, T, D) -> (B, T, D).
 
     Where `config.moe_shared_expert_intermediate_size` is set, every token also goes through a shared expert,
-    whose output may have a gate of its own (Qwen2-MoE). Capacity bounds experts in training alone: what a
-    trained model says must not depend on the texts beside it.
+    whose output may have a gate (Qwen2-MoE). Capacity limits experts in training only: the output of a
+    trained model must not depend on the other texts of a batch.
     """
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        self.capacity_factor, self.drop_policy = (
-            config.moe_expert_capacity_factor,
-            config.moe_token_drop_policy,
-        )
+        self.capacity_factor = config.moe_expert_capacity_factor
+        self.drop_policy = config.moe_token_drop_policy
         self.router, self.experts = Router(config), Experts(config)
         shared = config.moe_shared_expert_intermediate_size
         self.shared = (
@@ -64,7 +62,7 @@ class MoE(nn.Module):
         self.shared_gate = (
             Linear(config.hidden_size, 1, bias=False, std=config.init_method_std) if gated else None
         )
-        # the parallel floor's own where ranks share a micro-batch's tokens
+        # parallel/ replaces this where ranks share a micro-batch's tokens.
         self.within_capacity = within_capacity
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +70,9 @@ class MoE(nn.Module):
         experts, weights = self.router(tokens)
         kept = None
         if self.capacity_factor is not None and self.training:
-            choices = (t.unflatten(0, x.shape[:-1]) for t in (experts, weights))
+            chosen, scores = (t.unflatten(0, x.shape[:-1]) for t in (experts, weights))
             kept = self.within_capacity(
-                *choices, self.router.num_experts, self.capacity_factor, self.drop_policy
+                chosen, scores, self.router.num_experts, self.capacity_factor, self.drop_policy
             ).flatten(0, -2)
         sent = dispatch(experts, self.router.num_experts, kept)
         rows = self.experts(permute(tokens, sent), sent.counts)
@@ -88,32 +86,32 @@ class MoE(nn.Module):
 class Router(nn.Module):
     """tokens (N, D) -> experts (N, K) int64, a token's first choice first, and their weights (N, K).
 
-    Computed in float32 whatever the tokens are, because a rounding decides who gets a token. Half-precision
-    scores would also tie often.
+    Computed in float32 for tokens of any dtype, because rounding can change the choice of experts, and scores
+    in bfloat16 or float16 tie often.
     """
+
+    expert_bias: Tensor | None
+    loads: Tensor
+    loss_scale: Tensor
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
-        self.num_experts, self.topk, self.std = (
-            config.num_experts,
-            config.moe_router_topk,
-            config.init_method_std,
-        )
-        self.score_function, self.pre_softmax = (
-            config.moe_router_score_function,
-            config.moe_router_pre_softmax,
-        )
+        assert config.num_experts is not None, "only a model with experts has routers"
+        self.num_experts, self.topk = config.num_experts, config.moe_router_topk
+        self.std = config.init_method_std
+        self.score_function = config.moe_router_score_function
+        self.pre_softmax = config.moe_router_pre_softmax
         self.aux_coefficient, self.z_coefficient = config.moe_aux_loss_coeff, config.moe_z_loss_coeff
         self.bias_update_rate = config.moe_router_bias_update_rate
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
-        # Added to the scores where experts are chosen, not where they are weighted (Wang et al. 2024).
+        # Added to the scores for the choice of experts, not for their weights (Wang et al. 2024).
         self.register_buffer(
             "expert_bias", torch.zeros(config.num_experts) if config.moe_router_enable_expert_bias else None
         )
         self.register_buffer("loads", torch.zeros(config.num_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
-        # Where ranks share a micro-batch's tokens (tensor parallel with sequence parallel, context parallel),
-        # the parallel floor puts the sum over those ranks here.
+        # Where ranks share a micro-batch's tokens (tensor parallelism with sequence parallelism, context
+        # parallelism), parallel/ replaces this by the sum over those ranks.
         self.sum_counts: Callable[[Tensor], Tensor] = _alone
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -134,8 +132,8 @@ class Router(nn.Module):
             expert_bias=self.expert_bias,
         )
         if self.training:
-            # Recomputation runs this twice and counts twice. Balance goes by shares, which that does not
-            # change.
+            # Recomputation runs this twice and counts twice. That does not change the shares that `balance`
+            # uses.
             self.loads += _counts(experts, self.num_experts)
             if torch.is_grad_enabled() and (self.aux_coefficient or self.z_coefficient):
                 weights = _Attach.apply(weights, self._auxiliary_loss(logits, experts), self.loss_scale)
@@ -146,7 +144,7 @@ class Router(nn.Module):
         loss = logits.new_zeros(())
         if self.aux_coefficient:
             probabilities = _normalised(logits, self.score_function)
-            # as in Megatron-LM: the balance that the scores themselves would give
+            # As in Megatron-LM: the choice by the scores without the bias.
             if self.expert_bias is not None:
                 experts = probabilities.topk(self.topk).indices
             counts = self.sum_counts(_counts(experts, self.num_experts))
@@ -170,9 +168,9 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """(experts (N, k) int64, weights (N, k)) from logits (N, E).
 
-    softmax: over the chosen k (Mixtral), or, with pre_softmax, over all, of which the chosen keep their part.
-    sigmoid: divided by their sum over the chosen k; expert_bias (E,) takes part in the choice alone
-    (DeepSeek-V3).
+    softmax: over the chosen k (Mixtral), or, with pre_softmax, over all E, so that the weights of the chosen
+    sum to less than 1. sigmoid: divided by the sum over the chosen k; expert_bias (E,) is used only for the
+    choice (DeepSeek-V3).
     """
     if score_function == "sigmoid":
         scores = logits.sigmoid()
@@ -186,10 +184,11 @@ def choose(
 
 
 class _Pick(torch.autograd.Function):
-    """scores (N, E), experts (N, K) -> (N, K): those of the chosen.
+    """scores (N, E), experts (N, K) -> (N, K): the scores of the chosen experts.
 
-    Backwards by comparisons instead of the scatter of torch.gather: compiled for a CPU, torch 2.13 reads the
-    target of that before it is written, and the routers silently lose the gradient of the model's loss.
+    The backward pass compares indices instead of the scatter of torch.gather: compiled for a CPU, torch 2.13
+    reads the target of that scatter before it is written, and the routers silently lose the gradient of the
+    model's loss.
     """
 
     @staticmethod
@@ -212,7 +211,7 @@ class _Pick(torch.autograd.Function):
 
 
 def _normalised(logits: Tensor, score_function: str) -> Tensor:
-    """Each token's scores of all experts, with the sum 1."""
+    """Each token's scores of all experts, which sum to 1."""
     if score_function == "softmax":
         return logits.softmax(-1)
     scores = logits.sigmoid()
@@ -220,21 +219,17 @@ def _normalised(logits: Tensor, score_function: str) -> Tensor:
 
 
 def balancing_loss(probabilities: Tensor, counts: Tensor) -> Tensor:
-    """N x E x the sum over experts of f_i P_i: the share of choices that went to expert i times its mean
-    probability.
+    """N x E x the sum over experts i of f_i P_i: share of choices times mean probability of expert i.
 
-    probabilities: (N, E), of this rank's tokens. counts: (E,), choices of all N tokens; where other ranks
-    have some of them, the parts of the ranks add up to the whole. Least, and then N, where all experts have
-    the same.
+    probabilities: (N, E), of this rank's tokens. counts: (E,), choices of the tokens of all ranks that share
+    the micro-batch; the results of these ranks add up. The minimum, N, is at equal shares.
     """
     num_experts = probabilities.shape[-1]
     return num_experts * (probabilities.sum(0) * counts).sum() / counts.sum()
 
 
 class _Attach(torch.autograd.Function):
-    """Weights as they are; backwards the loss gets the gradient `scale`, as if it were added to the model's
-    loss.
-    """
+    """Returns the weights unchanged; in the backward pass `loss` gets the gradient `scale`."""
 
     @staticmethod
     def forward(ctx, weights, loss, scale):
@@ -248,9 +243,9 @@ class _Attach(torch.autograd.Function):
 
 
 def set_loss_scale(model: nn.Module, scale: Tensor | float) -> None:
-    """Before the forward passes of a step: what the engine multiplies the model's summed loss with.
+    """Sets the factor of the model's summed loss, before the forward passes of a step.
 
-    That is one over the tokens of the global batch, times the loss scale of fp16. Without this call it is 1,
+    It is one over the tokens of the global batch, times the loss scale of fp16. Without this call it is 1,
     which is right for `model.loss(...).backward()`.
     """
     for module in model.modules():
@@ -260,12 +255,11 @@ def set_loss_scale(model: nn.Module, scale: Tensor | float) -> None:
 
 @torch.no_grad()
 def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dict[str, Tensor]:
-    """After a step: each expert's share of the choices made since the last call, by layer ("layers.3.ffn"),
-    (E,) float32.
+    """Balances the routers after a step; returns each expert's share of choices, (E,), by layer.
 
-    Moves each router's expert bias, if it has one, by its rate towards the mean: up where an expert had less
-    than that, down where it had more (Wang et al. 2024). total: the sum of a tensor over all ranks that had
-    tokens of this step. A choice counts also where capacity then drops it.
+    Moves the expert bias of each router that has one by its rate: up where an expert had less than the mean
+    load, down where it had more (Wang et al. 2024). total: sums a tensor over all ranks that had tokens of
+    this step. Choices that capacity dropped count too. Counting starts anew.
     """
     routers = {
         name.removesuffix(".router"): module
@@ -287,11 +281,9 @@ def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dic
 def within_capacity(
     experts: Tensor, weights: Tensor, num_experts: int, factor: float, policy: Literal["probs", "position"]
 ) -> Tensor:
-    """Which choices (..., K) are kept, bool, where an expert takes at most ceil(N K / E x factor) of the
-    micro-batch's N tokens.
+    """Which choices (..., K) are kept, bool: an expert takes at most ceil(N K / E x factor) tokens.
 
-    policy: an expert takes those with the greatest weights, or those that come first in the micro-batch;
-    among equal weights also those.
+    policy: keep those with the greatest weights, the first of equal ones, or those that come first.
     """
     capacity = math.ceil(experts.numel() / num_experts * factor)
     chosen = experts.flatten()
@@ -304,22 +296,22 @@ def within_capacity(
 
 
 class Dispatch(NamedTuple):
-    """Which choice (token n's j-th expert, numbered n K + j) became which row.
+    """The rows that experts get for the choices of tokens. Choice n K + j is the j-th expert of token n.
 
-    Rows of an expert are in the tokens' order.
+    Rows are sorted by expert, those of an expert by token.
     """
 
-    choices: Tensor  # (M,) int64: of each row
-    rows: Tensor  # (N, K) int64: of each choice; -1 where it was dropped
+    choices: Tensor  # (M,) int64: the choice of each row
+    rows: Tensor  # (N, K) int64: the row of each choice; -1 where it was dropped
     counts: Tensor  # (E,) int64: rows of each expert
 
 
 def dispatch(experts: Tensor, num_experts: int, kept: Tensor | None = None) -> Dispatch:
-    """The rows of experts (N, K), less the choices that are not kept.
+    """The rows of the choices in experts (N, K), without those that are not kept.
 
     Without `kept` no shape depends on a value.
     """
-    # the dropped at the end
+    # Dropped choices go to the end.
     key = experts.flatten() if kept is None else torch.where(kept, experts, num_experts).flatten()
     ranked, choices = key.sort(stable=True)
     ends = torch.searchsorted(ranked, torch.arange(num_experts, device=experts.device), right=True)
@@ -331,9 +323,9 @@ def dispatch(experts: Tensor, num_experts: int, kept: Tensor | None = None) -> D
 
 
 def _counts(experts: Tensor, num_experts: int) -> Tensor:
-    """(E,) int64: how often each expert was chosen.
+    """(E,) int64: number of choices of each expert.
 
-    By sorting, because torch.bincount adds in any order on a GPU and waits for it.
+    By sorting, because torch.bincount is not deterministic on a GPU and waits for it.
     """
     ends = torch.searchsorted(
         experts.flatten().sort().values, torch.arange(num_experts, device=experts.device), right=True
@@ -342,19 +334,17 @@ def _counts(experts: Tensor, num_experts: int) -> Tensor:
 
 
 def permute(tokens: Tensor, sent: Dispatch) -> Tensor:
-    """(M, D): a copy of its token (N, D) for every row."""
+    """(M, D): the token (N, D) of every row."""
     return _Permute.apply(tokens, sent.choices, sent.rows)
 
 
 def unpermute(rows: Tensor, weights: Tensor, sent: Dispatch) -> Tensor:
-    """(N, D): the sum over a token's choices of weight (N, K) x row (M, D); a dropped choice adds nothing."""
+    """(N, D): the sum over a token's choices of weight (N, K) x row (M, D), without dropped choices."""
     return _Unpermute.apply(rows, weights, sent.choices, sent.rows)
 
 
 class _Permute(torch.autograd.Function):
-    """torch's own gradient of an indexed read adds the rows of a token in any order on a GPU; this one in
-    that of its choices.
-    """
+    """tokens.index_select with a gradient that adds the rows of a token in a fixed order on a GPU too."""
 
     @staticmethod
     def forward(ctx, tokens, choices, rows):
@@ -392,28 +382,26 @@ class _Unpermute(torch.autograd.Function):
 
 
 def _read(values: Tensor, rows: Tensor, dropped: bool) -> Tensor:
-    """values (M, D) of the rows (N,); zeros for -1, which there is only where something was dropped."""
+    """values (M, D) at rows (N,); zeros for -1, which occurs only where choices were dropped."""
     if not dropped:
         return values.index_select(0, rows)
     return torch.where(rows[:, None] < 0, 0.0, values.index_select(0, rows.clamp(min=0)))
 
 
 class Experts(nn.Module):
-    """rows (M, D), sorted by expert, counts (E,) of each -> (M, D). E feed-forward layers without biases.
+    """E feed-forward layers without biases: rows (M, D), sorted by expert, counts (E,) -> (M, D).
 
-    The weights of all are stacked, so that cutting experts over ranks is a cut of dimension 0, and a cut of
-    each expert's width is one of dimension 1 of `gate` and `up` (E, F, D) and of dimension 2 of `down` (E, D,
-    F); what such ranks compute is then summed.
+    The weights of all experts are stacked, so that expert parallelism cuts dimension 0, and tensor
+    parallelism cuts dimension 1 of `gate` and `up` (E, F, D) and dimension 2 of `down` (E, D, F); the outputs
+    of its ranks are summed.
     """
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
+        assert config.num_experts is not None, "only a model with experts has this layer"
         count, size, inner = config.num_experts, config.hidden_size, config.expert_size
-        self.activation, self.std, self.residual_std = (
-            config.activation,
-            config.init_method_std,
-            config.residual_std,
-        )
+        self.activation = config.activation
+        self.std, self.residual_std = config.init_method_std, config.residual_std
         self.gate = nn.Parameter(torch.empty(count, inner, size)) if self.activation in GATED else None
         self.up = nn.Parameter(torch.empty(count, inner, size))
         self.down = nn.Parameter(torch.empty(count, size, inner))
@@ -434,15 +422,14 @@ class Experts(nn.Module):
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """(M, out): the first counts[0] rows of x (M, in) times weight[0].T, the next counts[1] times weight[1].T
-    ...
+    """(M, out): the first counts[0] rows of x (M, in) times weight[0].T, and so on.
 
-    weight: (E, out, in). Under autocast in its dtype. By torch's grouped product where that works here, which
-    also waits for no GPU to say the counts; otherwise by a loop.
+    weight: (E, out, in). Under autocast in its dtype. By torch's grouped product where that works, which also
+    does not wait for the GPU to know the counts; otherwise by a loop.
     """
     dtype = compute_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)
-    # It reads rows of whole 16 bytes, fails without any, and torch.compile knows it in bfloat16 alone.
+    # It needs rows of a multiple of 16 bytes, at least one row, and under torch.compile bfloat16.
     fits = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]) and len(x) > 0
     if (
         fits
@@ -455,21 +442,20 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 def looped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """`grouped_linear` by a product for each expert."""
-    # One gradient for the stack of weights: that of weight[e] would be as large as all of them, for every e.
+    # unbind has one gradient for the stack of weights; weight[e] would have one as large as the stack for
+    # every e.
     return torch.cat([F.linear(part, own) for part, own in zip(x.split(counts.tolist()), weight.unbind(0))])
 
 
 def grouped_product_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch.nn.functional.grouped_mm gives right products and gradients for these: torch 2.13 has
-    none in float64.
-    """
+    """Whether F.grouped_mm computes products and gradients here: in torch 2.13 not in float64."""
     return _probe(device, dtype)
 
 
 @functools.cache
 def _probe(device: torch.device, dtype: torch.dtype) -> bool:
-    # In a thread of its own, which no mode of this one reaches: where this first runs under recomputation,
-    # its products would count among those to compute again.
+    # In another thread, which has none of this one's dispatch modes: if this first runs under recomputation,
+    # its products would count among those to recompute.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_grouped_products_are_right, device, dtype).result()
 

@@ -1,6 +1,4 @@
-"""How positions enter attention: rotated queries and keys (RoPE, Su et al.
-
-2021), or T5's biases by distance (Raffel et al. 2020).
+"""Rotary positions (RoPE, Su et al. 2021) and T5's relative biases (Raffel et al. 2020).
 
 Legend: B batch, T sequence, C channels of a head, H heads.
 """
@@ -12,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-# The keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: those that must be there, and the others.
+# Keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: required, optional.
 SCALING_KEYS = {
     "linear": (("factor",), ()),
     "dynamic": (("factor", "original_max_position_embeddings"), ()),
@@ -25,7 +23,7 @@ SCALING_KEYS = {
 
 
 def scaling_mistake(scaling: dict) -> str | None:
-    """What is wrong with a mapping for longer sequences, or None."""
+    """The error in a rope_scaling mapping, for a message, or None."""
     kind = scaling.get("rope_type")
     if kind not in SCALING_KEYS:
         return f"has rope_type {kind!r}; use {', '.join(SCALING_KEYS)}"
@@ -40,9 +38,7 @@ def scaling_mistake(scaling: dict) -> str | None:
 def rotary_table(
     positions: Tensor, channels: int, base: float, scaling: dict | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves split as in Hugging Face's
-    Llama.
-    """
+    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves as in HF's Llama."""
     length = positions.max() + 1 if scaling is not None and scaling["rope_type"] == "dynamic" else None
     frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device, length=length)
     angles = positions[..., None].double() * frequencies
@@ -58,15 +54,16 @@ def rotary_frequencies(
     device: torch.device | None = None,
     length: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """((channels / 2,) float64 radians per position, what cosine and sine are multiplied by).
+    """((channels / 2,) float64 radians per position, the factor of cosine and sine).
 
-    scaling: see SCALING_KEYS. linear: positions are divided (Chen et al. 2023). llama3: only the waves that
-    are long for the original length, those between by degrees (Dubey et al. 2024). yarn: likewise, counted in
-    turns over that length, with attention sharpened to match (Peng et al. 2023). dynamic: the base grows with
-    the sequence once it is longer than the original length (its section 3.3); length: () int64, tokens of the
-    longest one at hand.
+    scaling: see SCALING_KEYS. linear: all frequencies are divided by the factor (Chen et al. 2023). llama3:
+    only those with a wavelength that is long against the original length, with a ramp between (Dubey et al.
+    2024). yarn: likewise, by the rotations over that length, with a larger attention factor (Peng et al.
+    2023). dynamic: the base grows once the sequence is longer than the original length (section 3.3 of the
+    YaRN paper); length: () int64, tokens of the longest sequence of the batch.
     """
     if scaling is not None and scaling["rope_type"] == "dynamic":
+        assert length is not None, "dynamic scaling depends on the sequence length"
         stretch = length.double() / scaling["original_max_position_embeddings"]
         base = base * (scaling["factor"] * stretch.clamp(min=1) - (scaling["factor"] - 1)) ** (
             channels / (channels - 2)
@@ -81,12 +78,12 @@ def rotary_frequencies(
     original = scaling["original_max_position_embeddings"]
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        # 1: the frequency stays as it is
+        # 1: unchanged, 0: divided by the factor
         kept = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
         return frequencies * (kept + (1 - kept) / factor), 1.0
 
     def channel_of(turns: float) -> float:
-        """Which pair of channels makes so many turns over the original length."""
+        """The pair of channels, a fraction, that makes this number of rotations over the original length."""
         return channels * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first, last = channel_of(scaling.get("beta_fast") or 32), channel_of(scaling.get("beta_slow") or 1)
@@ -125,11 +122,9 @@ def distance_buckets(
 ) -> Tensor:
     """(..., T, K) int64: the bucket of the distance from each query to each key.
 
-    queries (..., T), keys (K,): positions.
-
-    The first half of the buckets are single distances, the others grow up to max_distance. both_ways: keys
-    after the query have buckets of their own, half of them all; else they count as distance 0 (they are
-    masked anyway).
+    queries (..., T), keys (K,): positions. The first half of the buckets are single distances, the others
+    grow logarithmically up to max_distance. both_ways: keys after the query have half of all buckets to
+    themselves; otherwise they count as distance 0 (they are masked anyway).
     """
     ahead = keys - queries[..., None]
     first = torch.zeros_like(ahead)
@@ -140,8 +135,7 @@ def distance_buckets(
     else:
         distance = (-ahead).clamp(min=0)
     single = buckets // 2
-    # In float32 and in this order of operations, as in the original: a bucket's edge may hang on the last
-    # bit.
+    # In float32 and in the original's order of operations: a bucket's edge may depend on the last bit.
     grown = (
         torch.log(distance.float().clamp(min=1) / single)
         / math.log(max_distance / single)

@@ -1,13 +1,13 @@
-"""The train, valid and test datasets of each family: SampleConfig, their settings, and a function for each family.
+"""The train, valid and test datasets of each family, and SampleConfig, their settings.
 
-See indexed.gpt_dataset.build_datasets for what comes out and for num_samples.
+See indexed.gpt_dataset.build_datasets for num_samples and for the three datasets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...core.config import configuration, option
 from ...indexed.bert_dataset import BertConfig, build_bert_datasets
@@ -31,7 +31,7 @@ class SampleConfig(T5Config, IctConfig, InstructConfig):
     )
 
     def __post_init__(self):
-        DataConfig.__post_init__(self)  # the rest is checked where its samples are built
+        DataConfig.__post_init__(self)  # the settings of a kind of samples are checked where these are built
 
 
 C = TypeVar("C", bound=DataConfig)
@@ -40,7 +40,7 @@ C = TypeVar("C", bound=DataConfig)
 def causal_datasets(
     model: ModelConfig, data: SampleConfig, tokenizer: Tokenizer, num_samples: NumSamples
 ) -> Datasets:
-    """Samples of a causal language model: consecutive tokens, or, with data.data_folder, questions and answers."""
+    """Samples of a causal language model: consecutive tokens, or the questions of data.data_folder."""
     if data.data_folder is not None:
         return build_instruct_datasets(data, tokenizer, num_samples)
     return build_datasets(data, num_samples)
@@ -69,6 +69,7 @@ def ict_datasets(
 
 
 def _settings(kind: type[C], data: SampleConfig, **more: object) -> C:
-    """The settings that a kind of samples has, checked."""
+    """The settings of one kind of samples, checked."""
     names = [f.name for f in dataclasses.fields(kind) if f.name not in more]
-    return kind(**{name: getattr(data, name) for name in names}, **more)
+    settings: dict[str, Any] = {name: getattr(data, name) for name in names} | more
+    return kind(**settings)

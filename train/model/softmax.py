@@ -1,9 +1,9 @@
-"""the head's softmax and its gradient on a CPU, in the place of the logits: one read and one write of memory.
+"""The output layer's softmax and its gradient on a CPU, in place of the logits.
 
-torch goes over the logits some eight times, half of them in float32: 7 ns a logit where this takes 1, and a
-third of a bfloat16 step of a small GPT-2 (V = 50304) went there. numba compiles the loops; what it has no
-instruction for, a vector's exponential and bfloat16, is written out here. numba loads when this module does,
-so import it where that pays.
+torch reads the logits some eight times, half of them in float32: 7 ns a logit where this takes 1, which was a
+third of a bfloat16 step of a small GPT-2 (V = 50304). numba compiles the loops; this file writes out what
+numba has no instruction for, the exponential of a vector and bfloat16. Importing this module loads numba, so
+import it late.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -24,30 +25,25 @@ from .layers import chunks_of
 
 LANES, BLOCK = 64, 512
 LOWEST = np.float32(-87.0)  # exp of less is no normal float32
-LOG2_E, LN_2_HIGH, LN_2_LOW = (
-    np.float32(1.44269504088896341),
-    np.float32(0.693359375),
-    np.float32(-2.12194440e-4),
-)
-# exp(r) for |r| <= ln(2) / 2 is 1 + r + r^2 (the polynomial), to 2e-7: expf of the Cephes library (Moshier
+LOG2_E = np.float32(1.44269504088896341)
+LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # their sum is ln(2)
+# For |r| <= ln(2) / 2, exp(r) is 1 + r + r^2 x this polynomial, to 2e-7: expf of the Cephes library (Moshier
 # 1992).
-P0, P1, P2, P3, P4, P5 = (
-    np.float32(c)
-    for c in (
-        1.9875691500e-4,
-        1.3981999507e-3,
-        8.3334519073e-3,
-        4.1665795894e-2,
-        1.6666665459e-1,
-        5.0000001201e-1,
-    )
+COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
 )
+P0, P1, P2, P3, P4, P5 = map(np.float32, COEFFICIENTS)
 HALF, ONE = np.float32(0.5), np.float32(1.0)
-BIAS, MANTISSA, UPPER, LAST, ROUND = np.int32(127), np.int32(23), np.int32(16), np.int32(1), np.int32(0x7FFF)
+BIAS, MANTISSA = np.int32(127), np.int32(23)  # of float32: exponent bias, mantissa bits
+UPPER, LAST, ROUND = np.int32(16), np.int32(1), np.int32(0x7FFF)  # of rounding float32 to bfloat16
 
-
-ROWS_BYTES = {torch.float32: 100 << 20, torch.bfloat16: 256 << 20}  # of logits at a time
-COLUMNS = 4096  # of a product with the head's rows, in float32
+ROWS_BYTES = {torch.float32: 100 << 20, torch.bfloat16: 256 << 20}  # of a chunk of logits
+COLUMNS = 4096  # rows of the output layer in one product, in float32
 
 
 def loss_and_gradients(
@@ -59,13 +55,12 @@ def loss_and_gradients(
     *,
     needs_gradient: bool,
 ) -> tuple[Tensor, tuple]:
-    """What loss._loss_and_gradients gives, for float32 or bfloat16 on a CPU: (the loss, (the gradients of
-    hidden and weight)).
+    """loss._loss_and_gradients on a CPU: (the loss, (the gradients of hidden and weight)).
 
-    A chunk of logits is one piece of memory for all of them: fresh pages cost as much as a fifth of the
-    product. In float32 chunks are small and the product with the head goes by its rows, which keeps oneDNN at
-    105 instead of 85 GFLOP a CPU second (Zen 4); in bfloat16 chunks are large, because adding up their
-    products in float32 costs more.
+    All chunks of logits use the same memory: fresh pages cost a fifth of the product. In float32 chunks are
+    small, and the product with the output layer goes by blocks of its rows, which keeps oneDNN at 105 instead
+    of 85 GFLOP a CPU second (Zen 4). In bfloat16 chunks are large, because the sum of their products in
+    float32 costs more.
     """
     N, V = len(hidden), len(weight)
     wide = weight.dtype == torch.float32
@@ -83,7 +78,7 @@ def loss_and_gradients(
         step = COLUMNS if wide else V
         for start in range(0, V, step):
             to_hidden.addmm_(gradient[:, start : start + step], weight[start : start + step])
-        to_hidden *= mask[:, None]  # what is D wide, not V
+        to_hidden *= mask[:, None]  # rows of D, not of V
         x = x * mask[:, None].to(x.dtype)
         if weight_gradient is None:
             weight_gradient = gradient.T @ x
@@ -112,8 +107,7 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor
 
 
 def fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tensor) -> None:
-    """Adds a piece of the vocabulary to what is known of a softmax; see likelihood.Softmax, whose tensors are
-    changed.
+    """Adds a chunk of the vocabulary to an online softmax, the tensors of likelihood.Softmax, in place.
 
     logits: (N, C) float32 of the ids from `first` on, on a CPU; only read.
     """
@@ -122,25 +116,24 @@ def fold_(logits: Tensor, first: int, largest: Tensor, best: Tensor, total: Tens
 
 
 def _by_rows(count: int, work: Callable[[slice], None]) -> None:
-    """Calls work with as many slices of the rows as there are threads, in threads."""
+    """Calls `work` in threads, each with a slice of the rows."""
     parts = np.array_split(np.arange(count), torch.get_num_threads())
     slices = [slice(p[0], p[-1] + 1) for p in parts if len(p)]
     with ThreadPoolExecutor(len(slices)) as pool:
         list(pool.map(work, slices))
 
 
-@intrinsic
-def _as_float(typing, bits):
-    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.FloatType()
-    )
+def _bitcast(signature: Any, kind: ir.Type) -> Callable[[Any], Any]:
+    """An instruction for numba's loops: the same 32 bits as another type."""
+
+    def implement(context, builder, signature, values):
+        return builder.bitcast(values[0], kind)
+
+    return cast("Callable[[Any], Any]", intrinsic(lambda typing, value: (signature, implement)))
 
 
-@intrinsic
-def _as_bits(typing, number):
-    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.IntType(32)
-    )
+_as_float = _bitcast(numba.float32(numba.int32), ir.FloatType())
+_as_bits = _bitcast(numba.int32(numba.float32), ir.IntType(32))
 
 
 @compile_loop
@@ -172,12 +165,10 @@ def _exponential(x):
 
 @LOOSELY
 def _exponentials(row, most):
-    """row becomes exp(row - most), whose sum is returned; what is not a number stays so, and makes the sum
-    so.
-    """
-    total = 0.0
+    """row becomes exp(row - most), whose sum is returned; NaN stays NaN in both."""
+    total = np.float64(0)
     for start in range(0, len(row), BLOCK):
-        # an index that starts at zero is one that LLVM trusts
+        # LLVM vectorises only a loop whose index starts at zero.
         part, block = np.float32(0), row[start : start + BLOCK]
         for j in range(len(block)):
             e = _exponential(block[j] - most)
@@ -189,7 +180,7 @@ def _exponentials(row, most):
 
 @LOOSELY
 def _sum_of_exponentials(row, most):
-    total = 0.0
+    total = np.float64(0)
     for start in range(0, len(row), BLOCK):
         part, block = np.float32(0), row[start : start + BLOCK]
         for j in range(len(block)):
@@ -234,9 +225,7 @@ def _narrow(logits, labels, tokens, picked, row):
 
 @compile_loop
 def _softmax(row, label):
-    """(the label's log-probability, scale); row x scale is then the softmax of the row, minus one at the
-    label.
-    """
+    """(the label's log-probability, scale): row x scale is then the softmax minus one at the label."""
     most = _greatest(row)
     at = np.float64(row[label]) - most
     total = _exponentials(row, most)
@@ -253,7 +242,7 @@ def _widen(bits, row):
 
 @compile_loop
 def _round(row, scale, bits):
-    """bits: row x scale in bfloat16, to the nearest and of two the even one."""
+    """bits: row x scale in bfloat16, rounded to nearest, ties to even."""
     for j in range(len(row)):
-        b = _as_bits(row[j] * scale)
-        bits[j] = np.uint16((b + ROUND + ((b >> UPPER) & LAST)) >> UPPER)
+        wide: np.int32 = _as_bits(row[j] * scale)
+        bits[j] = np.uint16((wide + ROUND + ((wide >> UPPER) & LAST)) >> UPPER)

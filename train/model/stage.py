@@ -1,7 +1,8 @@
 """A pipeline stage of a model: the model itself, without the blocks of other stages.
 
-The model's own forward pass is that of every stage: blocks of other stages pass their input through, and `embed` gives
-the states that came from the stage before. parallel/stages.py makes stages and decides which blocks they have.
+Every stage runs the model's own forward pass. Blocks of other stages pass their input through, and `embed`
+returns the hidden states that came from the stage before. parallel/stages.py makes the stages and decides
+which blocks they have.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from torch import Tensor, nn
 from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 
-LOSS_INPUTS = ("labels", "loss_mask", "swapped")  # fields of a MicroBatch that the last stage alone reads
+LOSS_INPUTS = ("labels", "loss_mask", "swapped")  # fields of a MicroBatch that only the last stage reads
 
 
 class PassThrough(nn.Module):
-    """Stands in for a block of another stage."""
+    """Takes the place of a block of another stage."""
 
     def forward(self, x: Tensor, **_) -> Tensor:
         return x
 
 
 class PipelineStage(nn.Module):
-    """Mixed into the class of a model. `received`: what came from the stage before, set before each forward pass.
+    """A mixin for the class of a model.
 
-    begin, end: its blocks. is_first, is_last: whether it has the model's first block, the last one.
+    begin, end: its blocks. is_first, is_last: whether it has the model's first block, the last one. received:
+    tensors from the stage before, set before each forward pass.
     """
+
+    loss: Callable[..., Tensor]
+    norm: nn.Module
 
     begin: int
     end: int
@@ -37,11 +42,13 @@ class PipelineStage(nn.Module):
     is_last: bool
     received: list[Tensor]
 
-    def embed(self, *arguments) -> Tensor:
-        return self.received.pop(0) if self.received else super().embed(*arguments)
+    def embed(self, *arguments: Tensor) -> Tensor:
+        if self.received:
+            return self.received.pop(0)
+        return super().embed(*arguments)  # type: ignore[misc]  # the model's class has it
 
     def run(self, micro: MicroBatch, received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the next stage receives; of the last stage (the summed loss,)."""
+        """The tensors that the next stage receives; of the last stage (the summed loss,)."""
         self.received = list(received)
         arguments = micro.arguments()
         if self.is_last:
@@ -53,10 +60,11 @@ class PipelineStage(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class StageRules:
-    """How a family's models are cut into pipeline stages. Blocks begin to end of total make a stage.
+    """How a family's models are cut into pipeline stages. Blocks `begin` to `end` of `total` make a stage.
 
-    behaviour: what is mixed into the model's class. modules: names of the model's children that a stage has beside its
-    blocks. shapes: of what a stage receives, for a micro-batch, where tensor parallelism cuts sequences over `cut` ranks.
+    behaviour: the mixin for the model's class. modules: (config, begin, end, total) -> names of the model's
+    children that a stage has beside its blocks. shapes: (config, begin, micro-batch, cut) -> shapes of the
+    tensors that a stage receives where tensor parallelism cuts sequences over `cut` ranks.
     """
 
     behaviour: Callable[[ResolvedModelConfig], type[PipelineStage]]
@@ -65,7 +73,7 @@ class StageRules:
 
 
 def end_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -> set[str]:
-    """The children of a model that stand before its first block and after its last one, where a stage has those."""
+    """The children of a model before its first and after its last block, where the stage has that block."""
     names: set[str] = set()
     if end == total:
         names |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"}
@@ -77,6 +85,6 @@ def end_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -
 
 
 def states_shape(config: ResolvedModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
-    """Of the hidden states (B, T, D) alone."""
+    """The shape of the hidden states (B, T, D), for families whose stages receive nothing else."""
     B, T = micro.tokens.shape
     return [torch.Size((B, T // cut, config.hidden_size))]

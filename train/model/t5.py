@@ -1,15 +1,13 @@
-"""T5 (Raffel et al.
+"""T5 (Raffel et al. 2020): a bidirectional encoder, and a decoder with cross-attention to it.
 
-2020): one sequence -> an encoder's states -> a decoder that reads them and says what comes next.
-
-Positions are learned (Megatron-LM's T5) or enter as biases by distance, of which each stack has one table for
-all of its layers (the original and Hugging Face's). With the latter come the original's other ways: scores
-are not divided by the root of the channels, and where the head is the embedding, what goes into it is scaled
-by hidden_size^-0.5.
+Positions are learned (Megatron-LM's T5) or relative: biases by distance, one table for all layers of a stack
+(the original and Hugging Face's). Relative positions imply the original's other choices: scores are not
+divided by the root of the channels, and with a tied output layer its input is scaled by hidden_size^-0.5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, AttentionMask, Cache, CrossAttention, bidirectional_mask
 from .base import Model
-from .block import Block, FeedForward
+from .block import Block, FeedForward, block_list
 from .config import ResolvedModelConfig
 from .inputs import MicroBatch
 from .layers import Embedding, Linear, Norm
@@ -26,19 +24,22 @@ from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
 from .stage import PipelineStage, StageRules, end_modules
 
-DISTANCE_BUCKETS = 32  # of every T5 that was published
+DISTANCE_BUCKETS = 32  # of every published T5
 MAX_DISTANCE = 128  # tokens; distances from here on share a bucket
 
 
 class Memory(NamedTuple):
-    """What a decoder reads of its encoder."""
+    """The encoder's last states, which the decoder attends to."""
 
     states: Tensor  # (B, S, D)
     mask: AttentionMask
 
 
 class T5(Model):
-    """`layers.initialize` gives the weights their first values."""
+    """An encoder-decoder. Its weights have no values yet: see layers.initialize."""
+
+    encoder: Sequence[Block]
+    decoder: Sequence[Block]
 
     def __init__(self, config: ResolvedModelConfig):
         super().__init__()
@@ -48,12 +49,12 @@ class T5(Model):
         learned, relative = (config.position_embedding_type == kind for kind in ("learned", "relative"))
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
         self.encoder_bias = DistanceBias(config, both_ways=True) if relative else None
-        self.encoder = nn.ModuleList(
+        self.encoder = block_list(
             Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)
         )
         self.encoder_norm = Norm(config)
         self.decoder_bias = DistanceBias(config, both_ways=False) if relative else None
-        self.decoder = nn.ModuleList(
+        self.decoder = block_list(
             Block(config, mixer=Attention(config), cross=CrossAttention(config), ffn=FeedForward(config))
             for _ in range(config.decoder_layers)
         )
@@ -63,7 +64,7 @@ class T5(Model):
             if config.untie_embeddings_and_output_weights
             else None
         )
-        # the parallel floor puts another here, where ranks have parts of the vocabulary
+        # parallel/ replaces this where ranks have parts of the vocabulary.
         self.cross_entropy = cross_entropy
 
     @property
@@ -71,15 +72,14 @@ class T5(Model):
         return [*self.encoder, *self.decoder]
 
     def forward(self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """The decoder's hidden states (B, T, D), normalised, of tokens (B, T) after encoder_tokens (B, S),
-        int64.
+        """The decoder's hidden states (B, T, D) of tokens (B, T) given encoder_tokens (B, S), int64.
 
-        padding_mask: (B, S), true where encoder_tokens are tokens and not padding.
+        padding_mask: (B, S), true where encoder_tokens are tokens, false for padding.
         """
         return self.decode(tokens, self.encode(encoder_tokens, padding_mask))
 
     def encode(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Memory:
-        """What `decode` reads, of tokens (B, S) int64."""
+        """The input of `decode`, for tokens (B, S) int64."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         present = bidirectional_mask(padding_mask)
         mask = present if self.encoder_bias is None else self.encoder_bias(positions, positions, present)
@@ -91,9 +91,10 @@ class T5(Model):
     def decode(
         self, tokens: Tensor, memory: Memory, *, positions: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """The decoder's hidden states (B, T, D), normalised, of tokens (B, T) int64.
+        """The decoder's hidden states (B, T, D), after its norm, of tokens (B, T) int64.
 
-        positions, cache: as in GPT.forward; what is read of the memory is computed at the cache's first use.
+        positions, cache: as in GPT.forward; keys and values of the memory are computed at the cache's first
+        use.
         """
         T = tokens.shape[1]
         if positions is None:
@@ -113,18 +114,14 @@ class T5(Model):
         return self.decoder_norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(B, T, D): what goes into a stack's first block, of tokens (B, T) and positions (T,) or (B, T),
-        int64.
-        """
+        """The input of a stack's first block, (B, T, D). tokens: (B, T), positions: (T,) or (B, T), int64."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
         return F.dropout(x, self.config.hidden_dropout, self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., V) from the decoder's hidden states (..., D); the padding of the vocabulary has minus
-        infinity.
-        """
+        """(..., V) from the decoder's hidden states (..., D); minus infinity for the vocabulary's padding."""
         return logits_of(self._scaled(hidden), self._head(), self.config.vocab_size)
 
     def loss(
@@ -136,9 +133,9 @@ class T5(Model):
         encoder_tokens: Tensor,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Summed negative log-likelihood in nats, a scalar. tokens, labels: (B, T) int64.
+        """Summed negative log-likelihood in nats, a scalar.
 
-        loss_mask: (B, T), weights.
+        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels.
         """
         # not self(...): see GPT.loss
         hidden = self._scaled(self.forward(tokens, encoder_tokens, padding_mask))
@@ -148,7 +145,8 @@ class T5(Model):
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache of the decoder, for `batch` rows of up to `max_length` tokens."""
-        return Cache([layer.mixer.new_cache(batch, max_length) for layer in self.decoder], max_length)
+        mixers = [layer.mixer for layer in self.decoder if layer.mixer is not None]
+        return Cache([mixer.new_cache(batch, max_length) for mixer in mixers], max_length)
 
     def encoder_norms(self) -> list[nn.Module]:
         return [self.encoder_norm]
@@ -157,7 +155,10 @@ class T5(Model):
         return [self.decoder_norm]
 
     def seeded_modules(self) -> list[nn.Module]:
-        return [*self.layers, self.encoder_norm]  # the decoder's embedding draws after the encoder's norm
+        return [
+            *self.layers,
+            self.encoder_norm,
+        ]  # the decoder's embedding has dropout after the encoder's norm
 
     def encoder_output_size(self, seq_length: int) -> int:
         return 2 * seq_length * self.config.hidden_size  # before and after the norm
@@ -191,7 +192,7 @@ class T5(Model):
 
 
 class DistanceBias(nn.Module):
-    """What is added to the scores of every head, by the distance from query to key."""
+    """A learned bias of every head's scores, by the bucket of the distance from query to key."""
 
     def __init__(self, config: ResolvedModelConfig, *, both_ways: bool):
         super().__init__()
@@ -201,7 +202,7 @@ class DistanceBias(nn.Module):
         )
 
     def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask) -> AttentionMask:
-        """The mask as numbers added to the scores: the bias where attention is allowed, -inf elsewhere.
+        """An additive attention mask: the bias where the given mask allows attention, -inf elsewhere.
 
         queries: (T,) or (B, T), keys: (K,) int64 positions.
         """
@@ -220,7 +221,11 @@ class DistanceBias(nn.Module):
 
 
 class T5Stage(PipelineStage):
-    """A stage of a T5. Stages of the decoder receive the encoder's states too."""
+    """A stage of a T5. Stages of the decoder also receive the encoder's states."""
+
+    encoder: Sequence[Block]
+    encode: Callable[[Tensor, Tensor | None], Memory]
+    decode: Callable[[Tensor, Memory], Tensor]
 
     def forward(
         self, tokens: Tensor, encoder_tokens: Tensor, padding_mask: Tensor | None = None
@@ -233,7 +238,7 @@ class T5Stage(PipelineStage):
         else:
             memory = Memory(self.received.pop(), bidirectional_mask(padding_mask))
         x = self.decode(tokens, memory)
-        # A copy: what comes out of a gather is a view, which fully_shard warns of.
+        # A copy: the output of a gather is a view, of which fully_shard warns.
         return x if self.is_last else (x, memory.states.clone())
 
 
@@ -251,6 +256,7 @@ def t5_stage_modules(config: ResolvedModelConfig, begin: int, end: int, total: i
 
 def t5_stage_shapes(config: ResolvedModelConfig, begin: int, micro: MicroBatch, cut: int) -> list[torch.Size]:
     """See stage.StageRules."""
+    assert micro.encoder_tokens is not None, "collate_t5 gives every micro-batch the encoder's tokens"
     (B, T), D, S = micro.tokens.shape, config.hidden_size, micro.encoder_tokens.shape[1]
     if begin <= config.num_layers:
         return [torch.Size((B, S // cut, D))]

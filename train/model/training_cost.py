@@ -1,4 +1,4 @@
-"""FLOPs and memory of a training step of any family, from the configuration alone; the message of one that does not fit."""
+"""FLOPs and memory of a training step of any family, and the message of one that does not fit."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .flops import Flops
 def training_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
     """FLOPs of one sample, forward and backward.
 
-    decoder_seq_length: of an encoder-decoder, whose encoder reads seq_length tokens.
+    decoder_seq_length: tokens of the decoder of an encoder-decoder, whose encoder reads seq_length tokens.
     """
     return forward_flops(config, seq_length, decoder_seq_length) * 3
 
 
 def forward_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
-    """FLOPs of one sample, forward, with its loss."""
+    """FLOPs of one sample, forward, with its output layer."""
     family = family_of(config)
     head = family.head_flops(config, seq_length, decoder_seq_length)
     return sum(family.block_flops(config, seq_length, decoder_seq_length), Flops(0, 0)) + Flops(head, head)
 
 
 class Bytes(NamedTuple):
-    """About what a training step holds on one device."""
+    """An estimate of the memory of a training step on one device."""
 
-    weights: int  # and a narrower copy of them
+    weights: int  # with their bfloat16 or float16 copy
     gradients: int
     moments: int
     activations: int  # of one micro-batch
@@ -48,9 +48,9 @@ def training_bytes(
     num_moments: int,
     granularity: str | None,
 ) -> Bytes:
-    """tokens: of a micro-batch. granularity: of recomputation.
+    """The memory of a training step, good to some 20 %: without temporaries and buffers.
 
-    Good to some 20 %: temporaries and buffers are not in it.
+    tokens: of a micro-batch. granularity: of recomputation.
     """
     width = dtype.itemsize
     D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
@@ -58,18 +58,18 @@ def training_bytes(
     if config.num_experts:
         inner = config.moe_router_topk * config.expert_size
     gated = config.activation in GATED
-    # What a block keeps per token: what goes into norms, products and activations.
+    # Elements that a block keeps per token: the inputs of norms, matrix products and activations.
     values = {
         None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner,
         "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner,
         "full": D,
     }[granularity]
     layers = family_of(config).num_blocks(config)
-    if config.retro_add_retriever:  # its encoder's see k r tokens for each m
+    if config.retro_add_retriever:  # the encoder of neighbours has k r = 2 k m tokens for each m
         layers += (
             2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
         )
-    # the head's gradient is made in the forward pass
+    # The output layer's gradient is computed in the forward pass.
     head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D
     narrow = 0 if dtype == torch.float32 else width
     return Bytes(
@@ -90,9 +90,9 @@ def out_of_memory_message(
     num_moments: int,
     granularity: str | None,
 ) -> str:
-    """What takes the memory and which settings give most of it back, largest first."""
+    """The memory of a run that does not fit, and the settings that save most, largest first."""
 
-    def held(size: int, granularity: str | None, dtype: torch.dtype = dtype) -> Bytes:
+    def needed(size: int, granularity: str | None, dtype: torch.dtype = dtype) -> Bytes:
         return training_bytes(
             config,
             parameters,
@@ -102,25 +102,26 @@ def out_of_memory_message(
             granularity=granularity,
         )
 
-    now = held(micro_batch_size, granularity)
+    now = needed(micro_batch_size, granularity)
     savings: dict[str, int] = {}
     if granularity != "full":
-        savings["--recompute-granularity full"] = now.total - held(micro_batch_size, "full").total
+        savings["--recompute-granularity full"] = now.total - needed(micro_batch_size, "full").total
     if micro_batch_size > 1:
         savings[f"--micro-batch-size {micro_batch_size // 2}"] = (
-            now.total - held(micro_batch_size // 2, granularity).total
+            now.total - needed(micro_batch_size // 2, granularity).total
         )
     savings[f"a --seq-length of {tokens_per_sample // 2}"] = now.activations // 2
     if dtype == torch.float32:
-        savings["--bf16"] = now.total - held(micro_batch_size, granularity, torch.bfloat16).total
-    knobs = sorted(((gain, knob) for knob, gain in savings.items() if gain > 0), reverse=True)
+        savings["--bf16"] = now.total - needed(micro_batch_size, granularity, torch.bfloat16).total
+    remedies = sorted(((gain, setting) for setting, gain in savings.items() if gain > 0), reverse=True)
     parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in now._asdict().items())
     return (
         f"out of memory; this run holds about {gibibytes(now.total)} ({parts}); what would save most: "
-        + "; ".join(f"{knob} (about {gibibytes(gain)})" for gain, knob in knobs)
+        + "; ".join(f"{setting} (about {gibibytes(gain)})" for gain, setting in remedies)
         + "; a smaller model, or more processes, each of which then holds a share of it"
     )
 
 
 def gibibytes(count: float) -> str:
+    """A number of bytes as text: `1.5 GiB`."""
     return f"{count / 2**30:,.1f} GiB"

@@ -1,4 +1,4 @@
-"""WarmStart: which weights of a model come from a checkpoint of another kind of model; the rest start from the seed."""
+"""WarmStart: which weights of a model come from a checkpoint of another kind of model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def _no_more(weights: Mapping[str, Tensor]) -> None:
 class WarmStart:
     """How a model starts from another kind of model's checkpoint.
 
-    source: what the checkpoint holds, for messages. parts: the modules of the model that it fills, by the prefix of their
-    weights' names. allow_extra: whether it may hold weights that they lack. allow_missing: tells by the name which of
-    their weights it lacks. settings: prefix of the settings that the two models need not share; None: they are not
-    compared. finish: what remains to be done with the model's weights, by name.
+    source: the kind of model in the checkpoint, for messages. parts: the modules of the model that it fills,
+    by the prefix of their weights' names. allow_extra: whether it may have weights that these modules lack.
+    allow_missing: by name, which of their weights it may lack. settings: prefix of the settings in which the
+    two models may differ; None: settings are not compared. finish: a last change of the model's weights, by
+    name.
     """
 
     source: str

@@ -229,7 +229,7 @@ def test_dropout_is_the_same_again_under_recomputation():
         ({"num_query_groups": 5}, r"num_query_groups = 5 does not divide model.num_attention_heads = 12"),
         (
             {"hidden_size": 36, "num_attention_heads": 12, "position_embedding_type": "rope"},
-            "rope needs an even number of channels a head, not 3",
+            "rope needs an even number of rotated channels a head, not 3",
         ),
         ({"hidden_dropout": 1.0}, "hidden_dropout = 1.0 must be at least 0 and below 1"),
         ({"num_layers": 0}, "num_layers = 0 must be at least 1"),
