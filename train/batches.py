@@ -1,9 +1,10 @@
-"""here tokens become batches: order, this rank's share, inputs, targets, loss mask, position to resume from.
+"""Batches, this rank's share of every global batch; unigram entropy and identity of datasets.
 
-The only position is the number of samples consumed. A global batch of size b after c samples is samples c to
-c + b of the dataset's shuffled order, cut into micro-batches one after the other; replica r of w takes
-micro-batches r, r + w, r + 2w, ... (Megatron-LM's order). So every data-parallel size sees the same global
-batches. The ranks of a replica read the same samples, and context-parallel ones keep their tokens of them.
+The only position in the data is the number of consumed samples. A global batch of size b after c samples is
+samples c to c + b of the dataset's shuffled order, cut into consecutive micro-batches; replica r of w takes
+micro-batches r, r + w, r + 2w, ... (Megatron-LM's order). So global batches are the same at every
+data-parallel size. The ranks of a replica read the same samples, and context-parallel ranks keep their tokens
+of them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,12 +38,10 @@ Neighbors = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def open_neighbors(model: ModelConfig, data: SampleConfig, dataset: Dataset | None) -> Neighbors | None:
-    """What looks up the neighbours of a dataset's samples; None where none are read, or there is no dataset.
+    """The function that looks up the neighbours of a dataset's samples, or None.
 
-    A Retro that is tuned on questions reads passages as text, and nothing beside (Wang et al. 2023, section
-    4.2).
-
-    Raises UserError where they are not there, or do not fit the model or the dataset.
+    A Retro that is tuned on questions reads retrieved passages as text, without neighbours (Wang et al. 2023,
+    section 4.2). Raises UserError where the neighbours are missing or do not fit the model or the dataset.
     """
     if not model.retro_add_retriever or data.data_folder is not None or dataset is None:
         return None
@@ -51,6 +51,7 @@ def open_neighbors(model: ModelConfig, data: SampleConfig, dataset: Dataset | No
             "model.retro_add_retriever needs the neighbours of the samples: give --retro-project-dir, the"
             " output of `mt retro neighbors` with the same data settings"
         )
+    assert isinstance(dataset, GPTDataset | BlendedDataset), "TrainConfig refuses other samples for Retro"
     found = SampleNeighbors(directory, dataset)
     if found.chunk_length != model.retro_chunk_length:
         raise UserError(
@@ -58,14 +59,14 @@ def open_neighbors(model: ModelConfig, data: SampleConfig, dataset: Dataset | No
             f" model.retro_chunk_length = {model.retro_chunk_length}; give --retro-chunk-length"
             f" {found.chunk_length}"
         )
-    found.tokens(0, model.retro_num_neighbors)  # that so many are kept is found out now
+    found.tokens(0, model.retro_num_neighbors)  # raises now where there are fewer neighbours of a chunk
     return functools.partial(found.tokens, k=model.retro_num_neighbors)
 
 
 class Batches:
     """This rank's share of a dataset's global batches.
 
-    eod: id of the end-of-document token, which `packing` goes by. collate: of the model's family. neighbors: looks up
+    eod: id of the end-of-document token, for `packing`. collate: of the model's family. neighbors: looks up
     the neighbours of Retro's samples.
     """
 
@@ -87,12 +88,11 @@ class Batches:
         self.neighbors = neighbors
 
     def over(self, steps: Iterable[tuple[int, int]]) -> Iterator[list[MicroBatch]]:
-        """The global batches of (consumed samples, size) pairs, each read while the one before it is in use."""
-        # A thread begins on GPU 0, and pinning memory there would leave a context of every rank on it.
+        """The global batches of (consumed samples, size) pairs, each read while the one before is in use."""
+        # A new thread uses GPU 0, and pinning memory from it would leave a context of every rank there.
         on_gpu = self.mesh.device.type == "cuda"
-        with ThreadPoolExecutor(
-            1, "batches", torch.cuda.set_device if on_gpu else None, (self.mesh.device,) if on_gpu else ()
-        ) as pool:
+        select = functools.partial(torch.cuda.set_device, self.mesh.device) if on_gpu else None
+        with ThreadPoolExecutor(1, "batches", select) as pool:
             reading = None
             for consumed, size in steps:
                 following = pool.submit(self.global_batch, consumed, size)
@@ -115,7 +115,7 @@ class Batches:
     def _micro_batch(self, consumed: int, index: int) -> MicroBatch:
         start = consumed + index * self.micro_batch_size
         indices = np.arange(start, start + self.micro_batch_size)
-        micro = self.collate(self.collator, index, self.dataset.batch(indices))
+        micro = self.collate(self.collator, index, self.dataset.batch(cast("Sequence[int]", indices)))
         if self.neighbors is not None:
             tokens, mask = self.neighbors(indices)
             micro = dataclasses.replace(
@@ -125,11 +125,10 @@ class Batches:
 
 
 def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
-    """Entropy in nats of the frequencies of the tokens that a dataset draws from: the loss of a model that
-    knows no more.
+    """Entropy in nats of a dataset's token frequencies: the loss of a model that predicts these frequencies.
 
-    Reads each source once, up to COUNTED_TOKENS of it. Raises UserError for a token that is not in the
-    vocabulary, so it is done before the first step; what lies beyond is checked batch by batch.
+    Reads each source once, up to COUNTED_TOKENS of it. Raises UserError for a token outside the vocabulary,
+    before the first step; later tokens are checked batch by batch.
     """
     share = np.zeros(vocab_size)
     for weight, source in _sources(dataset):
@@ -143,15 +142,13 @@ def unigram_entropy(dataset: Dataset, vocab_size: int) -> float:
 
 
 COUNTED_TOKENS = 1 << 30  # some five seconds
-COUNTED_REMOTE_TOKENS = 1 << 25  # what a network gives in that time
+COUNTED_REMOTE_TOKENS = 1 << 25  # what a network reads in that time
 COUNTED_ANSWERS = 1 << 14
 COUNTED_AT_A_TIME = 1 << 22
 
 
 def _tokens(source: GPTDataset | SentenceDataset | QuestionDataset) -> Iterator[np.ndarray]:
-    """The first tokens of the source's range, which lie back to back in its file, in blocks; of questions the
-    answers to the first.
-    """
+    """The first tokens of the source's range, in blocks; of questions the first answers."""
     if isinstance(source, QuestionDataset):
         yield from itertools.islice(source.answer_tokens(), COUNTED_ANSWERS)
         return
@@ -166,25 +163,29 @@ def _tokens(source: GPTDataset | SentenceDataset | QuestionDataset) -> Iterator[
 
 
 def _sources(dataset: Dataset) -> list[tuple[float, GPTDataset | SentenceDataset | QuestionDataset]]:
+    """(weight, dataset) of each source of a dataset."""
     if isinstance(dataset, FimDataset):
         return _sources(dataset.dataset)
-    return (
-        list(zip(dataset.weights, dataset.datasets))
-        if isinstance(dataset, BlendedDataset)
-        else [(1.0, dataset)]
-    )
+    if isinstance(dataset, BlendedDataset):
+        return [(weight, _plain(source)) for weight, source in zip(dataset.weights, dataset.datasets)]
+    return [(1.0, _plain(dataset))]
+
+
+def _plain(dataset: Dataset) -> GPTDataset | SentenceDataset | QuestionDataset:
+    assert isinstance(dataset, GPTDataset | SentenceDataset | QuestionDataset), type(dataset).__name__
+    return dataset
 
 
 def identity(dataset: Dataset, config: DataConfig) -> dict:
-    """What a position in a dataset depends on, for a checkpoint.
+    """What a position in a dataset depends on, for checkpoints.
 
-    `order` is the exact order of the samples, which also depends on how many are asked for; with the rest
-    equal, a longer run continues a shorter one on the same data.
+    `order` identifies the exact order of the samples, which also depends on how many there are. Where only
+    `order` differs, a longer run continues a shorter one on the same data.
     """
-    held = lambda source: (
+    fingerprint = lambda source: (
         source.file_digest if isinstance(source, QuestionDataset) else source.indexed.fingerprint
     )
-    sources = [[weight, held(source)] for weight, source in _sources(dataset)]
+    sources = [[weight, fingerprint(source)] for weight, source in _sources(dataset)]
     return {
         "sources": sources,
         "split": config.split,

@@ -1,6 +1,4 @@
-"""What a run is to be: its settings, its length and schedules, its data, and what is refused before anything
-is built.
-"""
+"""Configuration of a training run and its checks: settings, length, schedules, data, source."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ from .warm_start import warm_start_of
 
 @configuration(group="train")
 class LoopConfig:
-    """Batches, the run's length, and validation."""
+    """Batches, length of the run, and validation."""
 
     micro_batch_size: int = option(4, "samples in one forward pass of one process")
     global_batch_size: int | None = option(
@@ -46,17 +44,14 @@ class LoopConfig:
     )
     train_iters: int | None = option(None, "length of the run in steps")
     train_samples: int | None = option(None, "length of the run in samples")
-    eval_interval: int = option(
-        1000, "steps from one validation to the next; the last step is always followed by one"
-    )
+    eval_interval: int = option(1000, "steps between validations; there is always one after the last step")
     eval_iters: int = option(10, "global batches of a validation, the same ones each time; 0 for none")
     retro_freeze_decoder: bool = option(
-        False, "Retro: train what reads neighbours alone, and leave the GPT of --load as it is"
+        False, "Retro: freeze the GPT of --load and train only the layers that read neighbours"
     )
     compile: Literal["auto", "always", "never"] = option(
         "auto",
-        "torch.compile for the model's blocks; auto: on GPUs, in runs that are long enough to win back its"
-        " time",
+        "torch.compile for the model's blocks; auto: on GPUs, in runs that are long enough to repay its time",
     )
     deterministic_mode: bool = option(
         False, "the same command gives the same numbers to the last bit, on GPUs too"
@@ -79,14 +74,12 @@ class LoopConfig:
             ),
             (
                 not self.rampup_batch_size or self.train_samples is not None,
-                (
-                    "train.rampup_batch_size needs a run of --train-samples: steps of growing batches are no"
-                    " clock"
-                ),
+                "train.rampup_batch_size needs --train-samples: while the batch size grows, iterations do"
+                " not measure progress",
             ),
             (
                 not self.rampup_batch_size or self.global_batch_size is not None,
-                "train.rampup_batch_size needs --global-batch-size: where the batch grows to",
+                "train.rampup_batch_size needs --global-batch-size: the size that the batch grows to",
             ),
         )
 
@@ -115,12 +108,12 @@ class TrainConfig:
     dry_run: bool = option(
         False,
         "check shapes, groups and memory of one of --world-size processes on this machine, without data and"
-        " without weights",
+        " weights",
         role="runtime",
     )
     world_size: int | None = option(
         None,
-        "processes of the job that is planned, or tried by --dry-run; those of a run are torchrun's",
+        "processes of the job for --dry-run and `mt plan`; those of a run are torchrun's",
         role="runtime",
     )
 
@@ -142,23 +135,22 @@ class TrainConfig:
             (
                 self.train.compile != "always" or self.parallel.pipeline_schedule != "zero-bubble",
                 (
-                    "train.compile = always: what parallel.pipeline_schedule = zero-bubble puts off cannot be"
-                    " compiled; leave one of them out"
+                    "train.compile = always: the delayed weight gradients of parallel.pipeline_schedule ="
+                    " zero-bubble cannot be compiled; leave one of them out"
                 ),
             ),
             *(
                 (
                     name in family_of(self.model).data or not getattr(self.data, name),
-                    f"data.{name} is for {families_with(lambda family, name=name: name in family.data)}, not"
-                    f" {self.model.family}; leave it out",
+                    f"data.{name} is for {_families_with_data(name)}, not {self.model.family}; leave it out",
                 )
                 for name in ("titles_data_path", "data_folder")
             ),
             (
                 self.data.data_folder is None or not (self.packing.any() or self.fim.fim_rate),
                 (
-                    "documents that are packed (--reset-..., --eod-mask-loss) and fill-in-the-middle are not"
-                    " for the questions of data.data_folder; leave them out"
+                    "packed documents (--reset-..., --eod-mask-loss) and fill-in-the-middle are not for the"
+                    " questions of data.data_folder; leave them out"
                 ),
             ),
             (
@@ -175,7 +167,7 @@ class TrainConfig:
                 (
                     self.data.retro_project_dir is None,
                     (
-                        "data.retro_project_dir is read by models that retrieve; give --retro-add-retriever"
+                        "data.retro_project_dir is for models with retrieval; give --retro-add-retriever"
                         " too, or leave it out"
                     ),
                 ),
@@ -199,8 +191,8 @@ class TrainConfig:
             (
                 not self.train.retro_freeze_decoder or self.checkpoint.load is not None,
                 (
-                    "train.retro_freeze_decoder needs a GPT that has learned: give --load with --finetune, or"
-                    " leave it out"
+                    "train.retro_freeze_decoder needs a trained GPT: give --load with --finetune, or leave it"
+                    " out"
                 ),
             ),
             (
@@ -228,9 +220,13 @@ class TrainConfig:
         ]
 
 
+def _families_with_data(setting: str) -> str:
+    return families_with(lambda family: setting in family.data)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingSchedule:
-    """A run's length and its schedules."""
+    """Length and schedules of a run."""
 
     batch_size: BatchSize
     learning_rate: LearningRate
@@ -240,7 +236,7 @@ class TrainingSchedule:
 
 
 def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
-    """Raises UserError where batches do not divide among micro-batches and ranks."""
+    """Raises UserError where a global batch does not divide into micro-batches of all replicas."""
     loop = config.train
     unit = loop.micro_batch_size * mesh.dp.size
     full = loop.global_batch_size or unit
@@ -254,7 +250,11 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
                 f" process{'es' if mesh.dp.size > 1 else ''} = {unit}; use"
                 f" {f'{below} or ' if below else ''}{below + unit}"
             )
-    total = loop.train_samples if loop.train_samples is not None else loop.train_iters * full
+    if loop.train_samples is not None:
+        total = loop.train_samples
+    else:
+        assert loop.train_iters is not None, "LoopConfig has one of them"
+        total = loop.train_iters * full
     steps = sum(1 for _ in batch_size.steps(total))
     if steps == 0:
         raise UserError(
@@ -271,7 +271,7 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
 
 
 def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, mesh: Mesh):
-    """(training, validation) datasets; rank 0 builds what is not cached yet, the others then read it."""
+    """(training, validation) datasets; rank 0 builds indices that are not cached, the others read."""
     valid_samples = config.train.eval_iters * schedule.batch_size.full
     build_all = lambda: build_samples(
         config.model, config.data, tokenizer, (schedule.total_samples, valid_samples, 0)
@@ -284,9 +284,9 @@ def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: To
 
 
 def find_source(config: CheckpointConfig) -> Checkpoint | None:
-    """The checkpoint that --load means, or None; raises UserError where none is there and one must be.
+    """The checkpoint of --load, or None; raises UserError where there is none and one is required.
 
-    What lies in --save itself is this run's own, and it goes on from there anyway.
+    Checkpoints in --save are this run's own: it resumes from them without --load.
     """
     if (elsewhere := other_run(config)) is not None:
         return open_checkpoint(elsewhere, config.ckpt_step)
@@ -297,8 +297,8 @@ def find_source(config: CheckpointConfig) -> Checkpoint | None:
         )
     if config.exit_on_missing_checkpoint and not list(Path(config.save).glob("step_*")):
         raise UserError(
-            f"{config.save}: holds no checkpoint to go on from, and --exit-on-missing-checkpoint is given;"
-            " leave it out to begin anew, or give --load"
+            f"{config.save}: has no checkpoint to resume from, and --exit-on-missing-checkpoint is given;"
+            " leave it out to start a new run, or give --load"
         )
     return None
 
@@ -316,7 +316,10 @@ def check_source(
     shape: ResolvedModelConfig,
     data: dict,
 ) -> None:
-    """Raises UserError where --load holds another model, or a position that means nothing in this run's data."""
+    """Raises UserError where --load holds another model, or was trained on other data than this run's.
+
+    data: identity of this run's training data (see batches.identity).
+    """
     with torch.device("meta"):
         model = build_model(shape)
     start = warm_start_of(source, shape)
@@ -342,14 +345,15 @@ def check_source(
     ]
     if changed:
         print(
-            f"mt: {source}: is of a model with other settings ({'; '.join(changed)}); those here count",
+            f"mt: {source}: is of a model with other settings ({'; '.join(changed)}); this run uses those"
+            " here",
             file=sys.stderr,
         )
     if config.checkpoint.finetune:
         return
     if (there := source.data_identity) is None:
         raise UserError(
-            f"{source}: holds weights alone, and no place in any data to go on from; give --finetune"
+            f"{source}: has only weights, without a position in the data to resume from; give --finetune"
         )
     changed = [f"{k} {there[k]} there, {data[k]} here" for k in there if k != "order" and there[k] != data[k]]
     consumed = source.progress().consumed_samples
@@ -360,23 +364,22 @@ def check_source(
         )
     if consumed >= schedule.total_samples:
         raise UserError(
-            f"{source}: has already seen {consumed:,} samples, and this run ends at {schedule.total_samples:,};"
-            " make it longer, or give --finetune to start counting anew"
+            f"{source}: was already trained on {consumed:,} samples, and this run ends at"
+            f" {schedule.total_samples:,}; make it longer, or give --finetune to count from 0"
         )
     if there["order"] != data["order"]:
         print(
-            f"mt: {source}: this run draws another number of samples, so that their order from here on is not"
+            f"mt: {source}: this run has another number of samples, so their order from here on differs from"
             " that of the earlier run",
             file=sys.stderr,
         )
 
 
 def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:
-    """The configuration with the optimizer's settings of a checkpoint where it asks for them; says where they
-    differ where it does not.
+    """The configuration with the optimizer's settings of a checkpoint, where it asks for them.
 
-    A schedule is a function of settings and samples, so nothing of it is loaded: these settings are all there
-    is.
+    Otherwise prints which of them differ. A schedule is a function of settings and samples, so it has no
+    other state.
     """
     there = known_settings(OptimizerConfig, source.run_settings.get("optimizer", {}), source.path)
     if config.checkpoint.use_checkpoint_opt_param_scheduler:
@@ -390,8 +393,8 @@ def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:
     ]
     if changed:
         print(
-            f"mt: {source}: was trained with other settings of the optimizer ({'; '.join(changed)}); those"
-            " here count, --use-checkpoint-opt-param-scheduler takes those there",
+            f"mt: {source}: was trained with other settings of the optimizer ({'; '.join(changed)}); this run"
+            " uses those here, with --use-checkpoint-opt-param-scheduler those there",
             file=sys.stderr,
         )
     return config
@@ -400,7 +403,7 @@ def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:
 def start_run(
     config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, train_data, valid_data
 ) -> manifest.Run:
-    """Takes --save for this run."""
+    """Claims --save for this run: see core.manifest.begin."""
     elsewhere = other_run(config.checkpoint)
     inputs = [*config.data.files(), *([elsewhere] if elsewhere else [])]
     facts = {
@@ -408,11 +411,10 @@ def start_run(
         "tokenizer": tokenizer.fingerprint,
         "global_batch_size": schedule.batch_size.full,
     }
+    save = config.checkpoint.save
     remedy = (
         ""
         if elsewhere
-        else (
-            f"; to go on from it with other settings, give --load {config.checkpoint.save} and another --save"
-        )
+        else f"; to continue from it with other settings, give --load {save} and another --save"
     )
     return manifest.begin("train", config, inputs, facts=facts, remedy=remedy, resumes=True)

@@ -1,17 +1,18 @@
-"""build everything, then the loop.
+"""`mt train`: builds model, optimizer and data, and runs the training loop.
 
-In: token data, a configuration, perhaps a checkpoint. Out, in --save: step_NNNNNNNN/ checkpoints, log.jsonl,
-tensorboard/, incidents.jsonl if there were any, and, when the run is complete, manifest.json.
+In: token data, a configuration, optionally a checkpoint. Out, in --save: step_NNNNNNNN/ checkpoints,
+log.jsonl, tensorboard/, incidents.jsonl if there were any, and, when the run is complete, manifest.json.
 
 The loss of a step is the sum over all tokens of the global batch, divided once by their number, so that it
-does not depend on how the batch is cut into micro-batches and ranks. A run that was stopped, even by kill -9,
-goes on from its newest whole checkpoint when the same command is given again, and ends with the same numbers
-to the last bit (on the same number of processes).
+does not depend on the micro-batches and ranks that share the batch. A run that was stopped, even by kill -9,
+resumes from its newest complete checkpoint when the same command is given again, and ends with the same
+numbers to the last bit (on the same number of processes).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -53,7 +54,8 @@ from .dry_run import dry_run
 from .float8 import use_float8
 from .metrics import Rates, RunLog
 from .model.attention import attention_backend
-from .model.config import resolve
+from .model.base import Model
+from .model.config import ResolvedModelConfig, resolve
 from .model.family import build_model, count_parameters, family_of, sequence_lengths
 from .model.flops import peak_flops
 from .model.inputs import MicroBatch
@@ -120,8 +122,8 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
             resolved = mesh.broadcast_object(mesh.on_rank_0(lambda: with_schedules_of(source, resolved)))
             schedule = training_schedule(resolved, mesh)
     if mesh.device.type == "cpu":
-        mesh.on_rank_0(lambda: _check_memory(resolved, mesh))
-    # What the user can mend is refused before here: a claimed directory would ask for --overwrite afterwards.
+        mesh.on_rank_0(lambda: _check_memory(resolved, shape, mesh))
+    # The user's mistakes are found before here: a claimed directory would require --overwrite afterwards.
     run = mesh.on_rank_0(lambda: start_run(config, schedule, tokenizer, train_data, valid_data))
     if mesh.broadcast_object(run is not None and run.finished):
         return run.manifest if run is not None else None
@@ -131,38 +133,37 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(_out_of_memory(resolved)) from None
+        raise UserError(_out_of_memory(resolved, shape)) from None
     if mesh.rank != 0:
         return None
     if not complete:
         step = trainer.progress.step
         return {
             "text": (
-                f"stopped after step {step:,} as --exit-interval or --exit-duration-in-mins asks; the same"
-                " command goes on from there"
+                f"stopped after step {step:,} because of --exit-interval or --exit-duration-in-mins; the same"
+                " command continues from there"
             ),
             "steps": step,
         }
     return _seal(run, trainer, entropy)
 
 
-def _check_memory(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises UserError where weights and moments alone are more than this machine has: the system would end
-    the process without a word.
+def _check_memory(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> None:
+    """Raises UserError where weights and moments alone do not fit in this machine's free memory.
+
+    The system would kill the process without a message.
     """
     share = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / mesh.world_size
-    needed, free = (
-        count_parameters(config.model) * 4 * (1 + config.optimizer.num_moments) * share,
-        free_memory(),
-    )
+    needed = count_parameters(shape) * 4 * (1 + config.optimizer.num_moments) * share
+    free = free_memory()
     if free is not None and needed > free:
-        raise UserError(f"{_out_of_memory(config)}; this machine has {gibibytes(free)} free")
+        raise UserError(f"{_out_of_memory(config, shape)}; this machine has {gibibytes(free)} free")
 
 
-def _out_of_memory(config: TrainConfig) -> str:
+def _out_of_memory(config: TrainConfig, shape: ResolvedModelConfig) -> str:
     return out_of_memory_message(
-        config.model,
-        count_parameters(config.model),
+        shape,
+        count_parameters(shape),
         micro_batch_size=config.train.micro_batch_size,
         tokens_per_sample=config.data.seq_length,
         dtype=config.precision.dtype,
@@ -172,7 +173,10 @@ def _out_of_memory(config: TrainConfig) -> str:
 
 
 class Trainer:
-    """A model, its optimizer, its data, and how far it has come."""
+    """A model, its optimizer, its data, and its progress."""
+
+    log: RunLog | None  # on rank 0
+    local_loss: Tensor  # this rank's summed loss of the last step, float64
 
     def __init__(
         self,
@@ -185,16 +189,18 @@ class Trainer:
         source: Checkpoint | None,
         neighbors=(None, None),
     ):
-        """config: resolved. source: the checkpoint of --load.
+        """config: with a resolved model. source: the checkpoint of --load.
 
-        neighbors: of train_data and of valid_data, for Retro.
+        neighbors: look up the neighbours of train_data and of valid_data, for Retro.
         """
+        assert isinstance(config.model, ResolvedModelConfig), "the trainer builds a model"
         self.config, self.schedule, self.mesh = config, schedule, mesh
+        self.shape = shape = config.model
         self.folder = Path(config.checkpoint.save)
         data = identity(train_data, config.data)
         how = {
             "micro_batch_size": config.train.micro_batch_size,
-            "vocab_size": config.model.vocab_size,
+            "vocab_size": shape.vocab_size,
             "mesh": mesh,
             "packing": config.packing,
             "eod": tokenizer.eod,
@@ -207,11 +213,12 @@ class Trainer:
         if mesh.device.type == "cpu":
             use_fast_float32_matmul()
             keep_freed_memory()
-        sample_flops = training_flops(config.model, config.data.seq_length, config.data.decoder_seq_length)
+        sample_flops = training_flops(shape, config.data.seq_length, config.data.decoder_seq_length)
         own = newest_whole(self.folder, mesh)
         flops = sample_flops.full * schedule.total_samples / mesh.world_size
         self.model, self.weights = _build(
             config,
+            shape,
             mesh,
             flops,
             filled=own is None and (source is None or warm_start_of(source, config.model) is not None),
@@ -222,8 +229,8 @@ class Trainer:
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
         self.saver = Saver(config, tokenizer=tokenizer, data=data, mesh=mesh)
         self.incidents = IncidentLog(self.folder / "incidents.jsonl")
-        self.given_up = 0  # steps in a row that changed nothing because of an incident
-        self.shares: dict[str, Tensor] = {}  # of the last step's choices, each expert's, by layer
+        self.given_up = 0  # consecutive steps that changed no weight because of an incident
+        self.shares: dict[str, Tensor] = {}  # each expert's share of the last step's choices, by layer
         self.rates = Rates(sample_flops, mesh.world_size, peak_flops(mesh.device, config.precision.dtype))
         self.log = None
         if mesh.rank == 0:
@@ -236,18 +243,19 @@ class Trainer:
             )
 
     def _start_from(self, own: Checkpoint | None, source: Checkpoint | None) -> Progress:
-        """Goes on from this run's own newest checkpoint, else from `source`, else from the beginning."""
+        """Loads this run's own newest checkpoint, else `source`; returns the progress to continue from."""
         settings = self.config.checkpoint
         if own is not None:
             if settings.no_save_optim and moment_names(self.optimizer):
                 print(
-                    f"mt: {own}: was saved with --no-save-optim; the optimizer begins with new moments",
+                    f"mt: {own}: was saved with --no-save-optim; the optimizer starts with new moments",
                     file=sys.stderr,
                 )
             return self._load(own, moments=not settings.no_save_optim)
         if source is None:
             return Progress()
         if (start := warm_start_of(source, self.config.model)) is not None:
+            assert isinstance(self.model, Model), "TrainConfig refuses pipelines for these models"
             warm_start(start, source, self.model, self.weights.by_name, self.mesh)
             self.weights.refresh()
             return Progress()
@@ -266,12 +274,10 @@ class Trainer:
         return progress
 
     def fit(self, began: float) -> bool:
-        """The loop.
+        """The training loop. began: start of the command, by time.monotonic.
 
         Returns whether the run is complete; False where --exit-interval or --exit-duration-in-mins ended it
-        before.
-
-        began: when the command did, by time.monotonic.
+        early.
         """
         config, progress, schedule = self.config, self.progress, self.schedule
         profiler = StepProfiler(config.log, self.folder, self.mesh.rank, self.mesh.device)
@@ -290,7 +296,7 @@ class Trainer:
                     > schedule.total_samples
                 )
                 signalled = self.mesh.any_rank(signals.received)
-                leave = last or signalled or self._asked_to_leave(began)
+                leave = last or signalled or self._exit_is_due(began)
                 profiler.after(progress.step, last=leave)
                 if last or progress.step % config.log.log_interval == 0:
                     self.write_log(grad_norm)
@@ -310,7 +316,8 @@ class Trainer:
                 ready = time.perf_counter()
         return True
 
-    def _asked_to_leave(self, began: float) -> bool:
+    def _exit_is_due(self, began: float) -> bool:
+        """Whether --exit-interval or --exit-duration-in-mins ends the run after this step."""
         guard = self.config.guard
         if guard.exit_interval is not None and self.progress.step % guard.exit_interval == 0:
             return True
@@ -318,9 +325,7 @@ class Trainer:
         return minutes is not None and self.mesh.any_rank(time.monotonic() - began > 60 * minutes)
 
     def step(self, batch: list[MicroBatch]) -> float:
-        """One update of the weights from this rank's share of a global batch; returns the gradient's norm
-        before clipping.
-        """
+        """One update of the weights from a global batch; returns the gradient norm before clipping."""
         progress, size = self.progress, self.schedule.batch_size.at(self.progress.consumed_samples)
         self.mesh.activity = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
@@ -328,8 +333,7 @@ class Trainer:
             self.optimizer, self.schedule.learning_rate.at(counted), self.schedule.weight_decay.at(counted)
         )
         result, num_tokens = self.compute(batch)
-        # A gradient that is too large for float16 says nothing of the model as long as the loss scale can
-        # fall.
+        # A gradient that overflows float16 is no incident as long as the loss scale can fall.
         overflow = self.loss_scale.can_fall and not result.finite
         what = None if overflow else find_incident(result, progress.recent, self.config.guard)
         applied = not overflow and (what is None or self.examine(batch, result, what))
@@ -351,26 +355,20 @@ class Trainer:
         return result.grad_norm
 
     def compute(self, batch: list[MicroBatch]) -> tuple[StepResult, int]:
-        """The loss and the gradient of a global batch, and its tokens that count; nothing but gradients is
-        changed.
-        """
-        num_tokens = self.mesh.all_reduce_dp_cp(sum(m.loss_mask.sum(dtype=torch.float64) for m in batch))
+        """Loss and gradient of a global batch, and the number of its tokens; changes only gradients."""
+        num_tokens = self.mesh.all_reduce_dp_cp(_num_tokens(batch))
         scale = self.loss_scale.value
-        seed, place = (
-            f"{self.config.data.seed}:{self.progress.step}",
-            dropout_place(self.mesh, self.config.parallel),
-        )
         local_loss = forward_backward(
             self.model,
             batch,
             scale / num_tokens,
-            seed=seed,
-            place=place,
+            seed=f"{self.config.data.seed}:{self.progress.step}",
+            place=dropout_place(self.mesh, self.config.parallel),
             experts=bool(self.config.model.num_experts),
         )
         norm = gradient_norm(self.weights, self.mesh) / scale
         self.local_loss = local_loss.clone()
-        # The one place of a step where a GPU is waited for.
+        # The only place of a step that waits for a GPU.
         loss, tokens, norm = torch.stack(
             [self.mesh.all_reduce_dp_cp(local_loss), num_tokens, norm.double()]
         ).tolist()
@@ -388,10 +386,9 @@ class Trainer:
             progress.recent = [*progress.recent, list(result)][-MOST_BEFORE_SPIKE:]
 
     def examine(self, batch: list[MicroBatch], first: StepResult, what: str) -> bool:
-        """Computes a step once more whose numbers cannot be right, reports, and does what the settings say;
-        returns whether to apply it.
+        """Repeats the computation of a step with an incident, reports, and acts as on_nan or on_spike say.
 
-        Raises Failure where the run is to stop.
+        what: the kind of incident. Returns whether to apply the step. Raises Failure where the run must stop.
         """
         guard, progress = self.config.guard, self.progress
         local = self.local_loss
@@ -437,10 +434,12 @@ class Trainer:
                 what, progress.step + 1, first, again, self.incidents.path, saved=progress.step > 0
             )
         if action == "rollback":
+            assert own is not None, "without a checkpoint the action is stop"
             progress.updates = self._load(own, moments=not self.config.checkpoint.no_save_optim).updates
         return False
 
     def write_log(self, grad_norm: float) -> None:
+        """Logs the progress, the mean loss and the rates since the last log. grad_norm: of the last step."""
         progress, pending = self.progress, self.progress.pending_losses
         loss = sum(pending) / len(pending) if pending else None
         rates = {
@@ -478,14 +477,15 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """The loss per token on the first samples of the validation split, the same ones each time."""
+        """Logs the loss per token on the first samples of the validation split, the same ones each time."""
+        assert self.valid_batches is not None, "called only with validation data"
         self.model.eval()
         self.mesh.activity = f"validation after step {self.progress.step}"
         size = self.schedule.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
         for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
             loss = self.model.losses(batch)
-            sums += torch.stack([loss, sum(micro.loss_mask.sum(dtype=torch.float64) for micro in batch)])
+            sums += torch.stack([loss, _num_tokens(batch)])
         reshard(self.model)
         self.model.train()
         loss, tokens = self.mesh.all_reduce_dp_cp(sums).tolist()
@@ -493,29 +493,36 @@ class Trainer:
             self.log.validation(self.progress.step, loss / tokens)
 
     def save(self) -> None:
+        """Saves a checkpoint."""
         self.mesh.activity = f"the checkpoint of step {self.progress.step}"
         if self.log is not None:
             self.log.flush()
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
 
 
-def _build(
-    config: TrainConfig, mesh: Mesh, total_flops: float, *, filled: bool
-) -> tuple[nn.Module, MasterWeights]:
-    """The model on its device, in its numbers, ready to be stepped; its weights still without values where a
-    checkpoint is to fill them.
+def _num_tokens(batch: list[MicroBatch]) -> Tensor:
+    """The sum of the loss masks of this rank's micro-batches, a float64 scalar."""
+    return functools.reduce(torch.add, (micro.loss_mask.sum(dtype=torch.float64) for micro in batch))
 
-    It is built and cut without memory, so that a rank never holds more of it than its own part. total_flops:
-    of this rank in the whole run.
+
+def _build(
+    config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh, total_flops: float, *, filled: bool
+) -> tuple[Model | Pipeline, MasterWeights]:
+    """The model on its device, in its dtype, ready to train.
+
+    filled: whether to initialise the weights; False where a checkpoint fills them. The model is built and cut
+    on the meta device, so that a rank never has more of it than its own shards. total_flops: of this rank in
+    the whole run.
     """
     dtype, parallel = config.precision.dtype, config.parallel
     with torch.device("meta"):
-        model = build_model(config.model)
+        whole = build_model(shape)
     if config.train.retro_freeze_decoder:
-        model.freeze_gpt()
-    seed_dropout_per_block(model)
+        whole.freeze()
+    seed_dropout_per_block(whole)
+    model: Model | Pipeline = whole
     if mesh.pp.size > 1:
-        model = Pipeline(model, mesh, parallel, sequence_lengths(config.model, config.data), dtype)
+        model = Pipeline(whole, mesh, parallel, sequence_lengths(config.model, config.data), dtype)
     model.train()
     if config.precision.fp8_format is not None:
         use_float8(model, config.precision.fp8_format, config.precision.fp8_recipe)
@@ -528,26 +535,26 @@ def _build(
 
 
 def _why_no_loss(trainer: Trainer) -> str:
-    """Why the log of a run that has come to its end has no loss."""
+    """Why the log of a finished run has no loss."""
     if trainer.progress.updates:
         return (
-            "its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them,"
+            "its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the checkpoints,"
             " --overwrite trains anew"
         )
-    why = (
-        f"float16's loss scale has only come down to {trainer.loss_scale.value:g}; train for more steps, or"
-        " lower --initial-loss-scale"
-    )
-    return (
-        "not one step of this run changed a weight;"
-        f" {why if trainer.loss_scale.can_fall else 'see incidents.jsonl and lower --lr'}"
-    )
+    remedy = "see incidents.jsonl and lower --lr"
+    if trainer.loss_scale.can_fall:
+        remedy = (
+            f"float16's loss scale has only fallen to {trainer.loss_scale.value:g}; train for more steps, or"
+            " lower --initial-loss-scale"
+        )
+    return f"no step of this run changed a weight; {remedy}"
 
 
 def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
-    """The run's manifest: everything in it is read from the log, so that a resumed run says the same."""
-    trainer.log.close()
+    """Writes the run's manifest. Its numbers come from the log, so that a resumed run has the same."""
     progress, log, folder = trainer.progress, trainer.log, trainer.folder
+    assert log is not None, "called on rank 0"
+    log.close()
     files = sorted(p for p in (folder / f"step_{progress.step:08d}").rglob("*") if p.is_file())
     curve, valid_curve = log.curve("loss"), log.curve("valid_loss")
     if not curve:
@@ -555,7 +562,7 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
     return run.finish(
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},
-        parameters=count_parameters(trainer.config.model),
+        parameters=count_parameters(trainer.shape),
         train_loss=curve[-1][1],
         valid_loss=valid_curve[-1][1] if valid_curve else None,
         unigram_entropy=entropy,

@@ -1,8 +1,8 @@
-"""What every part of a model holds and costs on one rank of a layout, counted and not guessed.
+"""Parameters, activations and FLOPs of every part of a model on one rank of a parallel layout, by counting.
 
-A part is one block, or what stands before the blocks or after them. Its parameters are those of the model
-built with a rank's share of heads, widths and vocabulary; its activations are the bytes that autograd keeps
-of one forward pass. Both are counted on torch's fake tensors, which have shapes and no numbers, so that a
+A part is one block, or the modules before the blocks, or those after them. Its parameters are those of a
+model with a rank's share of heads, widths and vocabulary; its activations are the bytes that autograd keeps
+of one forward pass. Both are counted on torch's fake tensors, which have shapes and no values, so that a
 model of any size takes a second.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,13 @@ from .model.family import build_model, family_of
 from .model.moe import Experts
 from .recompute import kept_operations
 
-# what a model applies after its blocks
+# names of the modules after the blocks
 LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a model's parts are cut over ranks."""
+    """The sizes of the parallel groups that cut a model's parts."""
 
     tensor: int = 1
     context: int = 1
@@ -41,10 +41,10 @@ class Cut:
 
 
 class PartCosts(NamedTuple):
-    """On one rank; activations and FLOPs of one sample, or of this rank's share of its tokens."""
+    """A part on one rank; activations and FLOPs are of one sample, or of this rank's share of its tokens."""
 
     parameters: int
-    expert_parameters: int  # of them
+    expert_parameters: int  # of these, those of experts
     activations: dict[str | None, int]  # bytes by granularity of recomputation
     flops: float  # forward, full convention
     attention: bool = False
@@ -58,14 +58,14 @@ class Parts:
     first: PartCosts
     blocks: tuple[PartCosts, ...]
     last: PartCosts
-    tied: int  # parameters of the embedding, where the head uses them too
-    workspace: int  # bytes that the head's gradient needs for a moment
-    # bytes of those of a sample with what is made of them; the head works on loss.chunk_bytes of them at a
-    # time
+    tied: int  # parameters of the embedding, where the output layer shares them
+    workspace: int  # temporary bytes of the output layer's gradient
+    # Bytes of a sample's logits with the tensors computed from them; the loss has loss.chunk_bytes of them at
+    # a time.
     logits: int
 
     def stage(self, begin: int, end: int) -> PartCosts:
-        """Blocks `begin` to `end`, with what stands before the first and after the last."""
+        """The sum of blocks `begin` to `end`, with the parts before the first and after the last block."""
         parts = list(self.blocks[begin:end])
         if begin == 0:
             parts.append(self.first)
@@ -93,9 +93,9 @@ def count_parts(
     family = family_of(config)
     with torch.device("meta"):
         model = build_model(share)
-    # Grouped products of fake tensors are bfloat16; their size in other numbers follows.
+    # Grouped products of fake tensors work in bfloat16 only; sizes in other dtypes are in proportion.
     counted = torch.bfloat16 if config.num_experts else dtype
-    seen: dict[tuple, PartCosts] = {}  # blocks alike are counted once
+    seen: dict[tuple, PartCosts] = {}  # equal blocks are counted once
     blocks = []
     for block, cost in zip(model.layers, family.block_flops(config, seq_length, decoder_seq_length)):
         key = (tuple((name, p.shape) for name, p in block.named_parameters()), cost)
@@ -107,7 +107,7 @@ def count_parts(
             with FakeTensorMode():
                 kept = _count_block(model, block, cut, seq_length, decoder_seq_length, counted)
             if experts and dtype != counted:
-                # the router's float32 copy of narrow tokens
+                # without the router's float32 copy of bfloat16 tokens
                 kept[None] -= 4 * seq_length // cut.context * config.hidden_size
             kept = {granularity: model.runs_per_block * size for granularity, size in kept.items()}
             seen[key] = PartCosts(
@@ -128,10 +128,10 @@ def count_parts(
     first, last = (sum(n for is_last, n in ends if is_last == which) for which in (False, True))
     V, D, width = share.padded_vocab_size, config.hidden_size, dtype.itemsize
     tokens = (decoder_seq_length or seq_length) // cut.context
-    asked = tokens * model.head_rows_per_token
+    rows = tokens * model.head_rows_per_token  # of the output layer's input
     residual = tokens // (cut.tensor if cut.sequence_parallel else 1)
     memory = model.encoder_output_size(seq_length) * width
-    kept = int((residual + asked) * D * width) + memory
+    at_end = int((residual + rows) * D * width) + memory
     untied = config.untie_embeddings_and_output_weights
     return Parts(
         PartCosts(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0),
@@ -139,17 +139,17 @@ def count_parts(
         PartCosts(
             last,
             0,
-            dict.fromkeys((None, "selective", "full"), kept),
+            dict.fromkeys((None, "selective", "full"), at_end),
             family.head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context),
         ),
         0 if untied else V * D,
         workspace=V * D * (4 + width),
-        logits=int(asked) * V * (8 + width),
+        logits=int(rows) * V * (8 + width),
     )
 
 
 def _share_of(config: ResolvedModelConfig, cut: Cut) -> ResolvedModelConfig:
-    """The configuration of a model that is as large as one tensor-parallel rank's share."""
+    """The configuration of a model of the size of one tensor-parallel rank's share."""
     divided = (
         "num_attention_heads",
         "num_query_groups",
@@ -159,14 +159,13 @@ def _share_of(config: ResolvedModelConfig, cut: Cut) -> ResolvedModelConfig:
     )
     mamba = ("mamba_num_groups", "mamba_num_heads") if "M" in (config.hybrid_override_pattern or "") else ()
     names = [name for name in (*divided, *mamba) if getattr(config, name) is not None]
-    vocabulary = {"vocab_size": config.padded_vocab_size // cut.tensor, "make_vocab_size_divisible_by": 1}
-    return dataclasses.replace(
-        config, **{name: getattr(config, name) // cut.tensor for name in names}, **vocabulary
-    )
+    share: dict[str, Any] = {name: getattr(config, name) // cut.tensor for name in names}
+    share |= {"vocab_size": config.padded_vocab_size // cut.tensor, "make_vocab_size_divisible_by": 1}
+    return dataclasses.replace(config, **share)
 
 
 def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
-    """Gives a module of the meta device weights and buffers that operations on a CPU take."""
+    """Replaces a module's weights and buffers on the meta device by fake ones on the CPU."""
     for part in module.modules() if module is not None else ():
         for name, weight in part._parameters.items():
             if weight is not None:
@@ -179,7 +178,7 @@ def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
 def _count_block(
     model: Model, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype
 ) -> dict[str | None, int]:
-    """Bytes that autograd keeps of one sample's way through a block, by granularity of recomputation."""
+    """Bytes that autograd keeps of one sample's pass through a block, by recompute granularity."""
     for module in (block, getattr(model, "encoder_bias", None), getattr(model, "decoder_bias", None)):
         _make_fake(module, dtype)
     length = model.block_length(block, seq_length, decoder_seq_length)
@@ -195,7 +194,7 @@ def _count_block(
     with torch.no_grad(), products:
         block(x, **context)
     kept = {None: everything.bytes, "selective": x.nbytes + products.kept.bytes, "full": x.nbytes}
-    if cut.sequence_parallel:  # what goes into norms, and the masks of dropout, is cut along the sequence
+    if cut.sequence_parallel:  # the inputs of norms and the masks of dropout are cut along the sequence
         norms = sum(norm is not None for norm in (block.mixer_norm, block.cross_norm, block.ffn_norm))
         masks = norms * x.numel() if block.dropout else 0
         saved = 1 - 1 / cut.tensor
@@ -210,7 +209,7 @@ def _count_block(
 def _attend_to_all(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, ranks: int, **how
 ) -> Tensor:
-    """Attention of this rank's queries to the keys of all ranks."""
+    """Attention of this rank's queries to the keys of all context-parallel ranks."""
     return attend(query, torch.cat([key] * ranks, dim=2), torch.cat([value] * ranks, dim=2), mask, **how)
 
 
@@ -219,21 +218,22 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Kept:
-    """The bytes of tensors that are kept, each storage once."""
+    """The bytes of kept tensors, each storage counted once. foreign: storages that do not count."""
 
     def __init__(self, foreign: set[int]):
-        self.foreign, self.held, self.bytes = foreign, {}, 0
+        self.foreign, self.bytes = foreign, 0
+        self.tensors: dict[int, Tensor] = {}
 
     def add(self, tensor: Tensor) -> Tensor:
         key = _storage(tensor)
-        if key not in self.foreign and key not in self.held:
-            self.held[key] = tensor  # alive, so that no other gets its address
+        if key not in self.foreign and key not in self.tensors:
+            self.tensors[key] = tensor  # a reference, so that no other tensor gets its address
             self.bytes += tensor.untyped_storage().nbytes()
         return tensor
 
 
 class _Products(TorchDispatchMode):
-    """Keeps what the operations give that selective recomputation does not compute again."""
+    """Adds up the outputs of the operations that selective recomputation keeps."""
 
     def __init__(self, foreign: set[int]):
         super().__init__()

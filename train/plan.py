@@ -1,24 +1,20 @@
-"""what a layout costs before it runs: memory of a rank, bubble, communication, expected MFU; `mt plan` ranks
-the layouts that fit.
+"""`mt plan`: memory, bubble, communication and expected MFU of parallel layouts, without a run.
 
-Parameters and activations are counted (footprint.py). Time follows from them and from what a GPU's maker
-promises:
+Parameters and activations are counted (memory_estimate.py). Time follows from them and from the GPU's data
+sheet:
 
-    micro-batch   (3 forward FLOPs + those computed again) / (MATMUL x peak)  +  TRAFFIC x activations /
-        memory bandwidth
+    micro-batch   (3 forward FLOPs + recomputed FLOPs) / (MATMUL x peak)
+                  + TRAFFIC x activations / memory bandwidth
                   + tensor-, context- and expert-parallel bytes / their bandwidth
-    step          (m + (p - 1) / v) x the slowest stage's micro-batch         m micro-batches, p stages,
-        interleaved in v parts;
-                                                                              zero-bubble waits a third as
-                                                                                  long
-                  + what data-parallel bytes take beyond one micro-batch, which hides them
+    step          (m + (p - 1) / v) x the slowest stage's micro-batch
+                      (m micro-batches, p stages, v interleaved parts; zero-bubble: a third of (p - 1) / v)
+                  + data-parallel bytes / their bandwidth, beyond one micro-batch, which hides them
                   + OPTIMIZER_BYTES x a rank's parameters / memory bandwidth
-    MFU           FLOPs of a global batch / (GPUs x step x peak), attention counted in full, nothing that is
-        computed twice
+    MFU           FLOPs of a global batch / (GPUs x step x peak), with full attention, not recomputed FLOPs
 
-Data parallel: with `optimizer` a step gathers weights and sums gradients once, with `full` every micro-batch
-gathers twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs
-(docs/parallelism.md has the table).
+Data parallelism: with sharding `optimizer` a step gathers weights and sums gradients once, with `full` every
+micro-batch gathers twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs
+(table in docs/parallelism.md).
 """
 
 from __future__ import annotations
@@ -42,18 +38,19 @@ from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.parallelize import check_layout
 from .parallel.stages import divide
 
-MATMUL = 0.64  # of the peak that products of matrices reach
-TRAFFIC = 5  # how often the bytes of an activation cross the memory's bus, forward and backward
-# weight, gradient and two moments read, three of them written, and the gradient's norm and clipping
+MATMUL = 0.64  # share of the peak that matrix products reach
+TRAFFIC = 5  # reads and writes of every byte of an activation, forward and backward
+# Bytes per parameter: weight, gradient and two moments read, three of them written, gradient norm and
+# clipping.
 OPTIMIZER_BYTES = 36
-USABLE = 0.92  # of a GPU's memory; CUDA, NCCL and fragmentation take the rest
+USABLE = 0.92  # share of a GPU's memory; CUDA, NCCL and fragmentation take the rest
 GPUS_OF_A_MACHINE = 8
 GIB = 2**30
 
 
 class Gpu(NamedTuple):
     memory: float  # GiB
-    bandwidth: float  # of it, GB/s
+    bandwidth: float  # of the memory, GB/s
     link: float  # to the GPUs of the same machine, GB/s in each direction
     network: float  # to other machines, GB/s for each GPU
 
@@ -76,7 +73,7 @@ GPUS = {  # from the makers' data sheets; the names are those of flops.PEAKS
 
 @configuration(group="data")
 class PlanData(SampleConfig):
-    """As of training, but that nothing is read."""
+    """The data settings of training; nothing is read, so files may be missing."""
 
     def __post_init__(self):
         check((self.seq_length >= 1, f"data.seq_length = {self.seq_length} must be at least 1"))
@@ -84,7 +81,7 @@ class PlanData(SampleConfig):
 
 @configuration(group="train")
 class PlanLoop(LoopConfig):
-    """As of training, but that the run's length may be left out."""
+    """The loop settings of training; the length of the run may be left out."""
 
     def __post_init__(self):
         sizes = ("micro_batch_size", "global_batch_size")
@@ -101,27 +98,29 @@ class PlanLoop(LoopConfig):
 
 @configuration(group="checkpoint")
 class PlanCheckpoint(CheckpointConfig):
-    """As of training, but that nothing is written."""
+    """The checkpoint settings of training; nothing is written."""
 
     save: str = option("", "not written to")
 
 
 @configuration()
 class PlanConfig(TrainConfig):
-    """A training run and the machine that it is planned for."""
+    """A training run and the GPUs that it is planned for."""
 
     data: PlanData
     train: PlanLoop
     checkpoint: PlanCheckpoint
     gpu: str = option("H100", f"kind of GPU: {', '.join(GPUS)}", role="runtime")
-    gpu_memory_gib: float | None = option(None, "memory of one, where it is not as usual", role="runtime")
+    gpu_memory_gib: float | None = option(
+        None, "GiB of memory of one GPU (default: of its kind)", role="runtime"
+    )
     pipeline_stages: tuple[int, ...] = option(
         (1, 2, 4, 8, 16), "numbers of pipeline stages to consider", role="runtime"
     )
     virtual_stages: int = option(
         1,
-        "parts of the model that each pipeline rank has, interleaved, in the layouts that are considered"
-        " (num-layers / stages / num-layers-per-virtual-pipeline-stage)",
+        "interleaved parts of the model on each pipeline rank, in the layouts to consider (num-layers /"
+        " stages / num-layers-per-virtual-pipeline-stage)",
         role="runtime",
     )
     show: int = option(12, "layouts to show", role="runtime")
@@ -153,7 +152,7 @@ class PlanConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a run is spread over GPUs."""
+    """A parallel layout of a run, its micro-batches and its recomputation."""
 
     tensor: int
     context: int
@@ -171,16 +170,16 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a rank of the fullest stage holds, in bytes, and what a step takes."""
+    """Memory of a rank of the stage that needs most, in bytes, and time of a step."""
 
     layout: Layout
-    parameters: int  # of that stage on a rank, before they are cut over data-parallel ranks
+    parameters: int  # of that stage on a rank, before data-parallel ranks shard them
     weights: float
     gradients: float
     moments: float
     activations: float
     fits: bool
-    bubble: float  # share of a step in which a stage waits
+    bubble: float  # share of a step in which a stage is idle
     communication: dict[str, float]  # bytes that a rank sends in a step, by axis
     seconds: float  # of a step
     mfu: float
@@ -192,7 +191,7 @@ class Estimate:
 
 
 def plan(config: PlanConfig) -> dict:
-    """Estimates of this configuration as it is and of the fastest layouts that fit."""
+    """Estimates of the configured layout and of the fastest layouts that fit in memory."""
     shape = resolve_shape(config)
     planner = Planner(config, shape)
     given = planner.estimate(planner.given())
@@ -218,7 +217,7 @@ def plan(config: PlanConfig) -> dict:
 
 
 def resolve_shape(config: TrainConfig) -> ResolvedModelConfig:
-    """The model with nothing left open; the tokenizer is read only where the vocabulary is not given."""
+    """The resolved configuration of the model; reads the tokenizer only where vocab_size is not given."""
     if config.model.vocab_size is None and config.tokenizer == type(config.tokenizer)():
         raise UserError("model.vocab_size is not known; give --vocab-size, or the tokenizer")
     size = config.model.vocab_size or load_tokenizer(config.tokenizer).vocab_size
@@ -229,12 +228,9 @@ class Planner:
     """The estimates of one model on one number of GPUs."""
 
     def __init__(self, config: PlanConfig, shape: ResolvedModelConfig):
-        self.config, self.shape, self.gpu, self.peak = (
-            config,
-            shape,
-            GPUS[config.gpu],
-            PEAKS[config.gpu] * 1e12,
-        )
+        assert config.world_size is not None, "PlanConfig requires it"
+        self.config, self.shape, self.world_size = config, shape, config.world_size
+        self.gpu, self.peak = GPUS[config.gpu], PEAKS[config.gpu] * 1e12
         self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
         self.lengths = sequence_lengths(shape, config.data)
         self.decoder_length = self.lengths.get("decoder_seq_length", 0)
@@ -242,7 +238,7 @@ class Planner:
         self.num_moments = config.optimizer.num_moments
         self.dtype = config.precision.dtype
         self.global_batch_size = (
-            config.train.global_batch_size or config.train.micro_batch_size * config.world_size
+            config.train.global_batch_size or config.train.micro_batch_size * self.world_size
         )
         self.parts = functools.cache(self._parts)
         whole = self.parts(Cut())
@@ -258,12 +254,12 @@ class Planner:
         )
 
     def given(self) -> Layout:
-        """The layout of the configuration itself; raises UserError where it cannot be."""
+        """The configured layout; raises UserError where it is not possible."""
         config, parallel = self.config, self.config.parallel
-        check_sizes(parallel, config.world_size)
+        check_sizes(parallel, self.world_size)
         check_layout(parallel, self.shape, self.lengths)
         stages, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
-        data = config.world_size // (
+        data = self.world_size // (
             parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages
         )
         unit = data * config.train.micro_batch_size
@@ -290,8 +286,8 @@ class Planner:
         )
 
     def layouts(self) -> Iterator[Layout]:
-        """Every layout worth a thought: tensor parallel within a machine, powers of two."""
-        config, shape, world = self.config, self.shape, self.config.world_size
+        """The layouts to consider: powers of two, tensor parallelism within a machine."""
+        config, shape, world = self.config, self.shape, self.world_size
         powers = [2**i for i in range(world.bit_length())]
         contexts = [
             c
@@ -317,17 +313,15 @@ class Planner:
                 expert_model_parallel_size=expert,
                 pipeline_model_parallel_size=stages,
             )
-            check_sizes(parallel, self.config.world_size)
+            check_sizes(parallel, self.world_size)
             check_layout(parallel, self.shape, self.lengths)
         except UserError:
             return False
         return True
 
     def _batched(self, tensor: int, context: int, expert: int, stages: int, data: int) -> Iterator[Layout]:
-        full, virtual = (
-            self.global_batch_size,
-            (min(self.config.virtual_stages, len(self.parts(Cut()).blocks) // stages) if stages > 1 else 1),
-        )
+        full, blocks = self.global_batch_size, len(self.parts(Cut()).blocks)
+        virtual = min(self.config.virtual_stages, blocks // stages) if stages > 1 else 1
         if full % data:
             return
         for micro in (2**i for i in range(7)):
@@ -354,19 +348,17 @@ class Planner:
         )
         ends = divide([*self._costs(parts)], layout.pipeline)
         stages = [(begin, end, parts.stage(begin, end)) for begin, end in zip([0, *ends], ends)]
-        held = [
-            self._held(layout, parts, *stage, in_flight=self._in_flight(layout, i))
+        memory = [
+            self._memory(layout, parts, *stage, in_flight=self._in_flight(layout, i))
             for i, stage in enumerate(stages)
         ]
-        fullest = max(range(len(stages)), key=lambda i: sum(held[i]))
+        fullest = max(range(len(stages)), key=lambda i: sum(memory[i]))
         sent = max(
             (self._sent(layout, parts, *stage) for stage in stages), key=lambda bytes: sum(bytes.values())
         )
         micro = max(self._micro_seconds(layout, parts, *stage, sent) for stage in stages)
-        m, waiting = (
-            layout.num_micro_batches,
-            (layout.pipeline - 1) / layout.virtual / (3 if layout.schedule == "zero-bubble" else 1),
-        )
+        m = layout.num_micro_batches
+        waiting = (layout.pipeline - 1) / layout.virtual / (3 if layout.schedule == "zero-bubble" else 1)
         local = max(self._local(layout, stage) for _, _, stage in stages)
         step = (
             (m + waiting) * micro
@@ -377,24 +369,22 @@ class Planner:
         mfu = (
             training_flops(self.shape, self.config.data.seq_length, self.decoder_length).full
             * samples
-            / (self.config.world_size * step * self.peak)
+            / (self.world_size * step * self.peak)
         )
         return Estimate(
             layout,
             stages[fullest][2].parameters,
-            *held[fullest],
-            sum(held[fullest]) <= USABLE * self.memory,
+            *memory[fullest],
+            sum(memory[fullest]) <= USABLE * self.memory,
             waiting / (m + waiting),
             {axis: per * (1 if axis == "data" else m) for axis, per in sent.items()},
             step,
             mfu,
-            samples * self.tokens / step / self.config.world_size,
+            samples * self.tokens / step / self.world_size,
         )
 
     def _in_flight(self, layout: Layout, stage: int) -> float:
-        """Micro-batches whose activations a stage holds: 1F1B's, and what interleaving adds (Korthikanti et
-        al. 2022).
-        """
+        """Micro-batches whose activations a stage keeps (Korthikanti et al. 2022 for interleaving)."""
         p, v = layout.pipeline, layout.virtual
         if layout.schedule == "gpipe":
             return layout.num_micro_batches
@@ -402,32 +392,31 @@ class Planner:
         return min(layout.num_micro_batches, ahead + ((p - 1) / v if v > 1 else 0.0))
 
     def _costs(self, parts: Parts) -> Iterator[float]:
-        """Of each block; the head's is the last one's."""
+        """FLOPs of each block; the last one's with the output layer's."""
         for i, block in enumerate(parts.blocks):
             yield block.flops + (parts.last.flops if i == len(parts.blocks) - 1 else 0.0)
 
     def _local(self, layout: Layout, stage: PartCosts) -> float:
-        """Parameters that a rank keeps and steps."""
-        shards = layout.data * layout.context
-        return (
-            stage.parameters - stage.expert_parameters
-        ) / shards + stage.expert_parameters * layout.expert / shards
+        """Parameters of the shards that a rank keeps and steps."""
+        ranks = layout.data * layout.context
+        dense = stage.parameters - stage.expert_parameters
+        return dense / ranks + stage.expert_parameters * layout.expert / ranks
 
-    def _held(
+    def _memory(
         self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts, in_flight: float
     ) -> tuple[float, float, float, float]:
         """Bytes of (weights, gradients, moments, activations)."""
-        width, alone = self.dtype.itemsize, self.config.world_size == 1
+        width, alone = self.dtype.itemsize, self.world_size == 1
         local, blocks = self._local(layout, stage), parts.blocks[begin:end]
-        # What is whole for a moment: the block at work and the one that is gathered ahead, and what belongs
-        # to no block.
+        # Parameters that are unsharded at a time: the current block, the prefetched one, and those outside
+        # blocks.
         moving = 2 * max(b.parameters for b in blocks) + stage.parameters - sum(b.parameters for b in blocks)
         if alone:
             weights, gradients = local * (4 + (width if width < 4 else 0)), local * 4
         elif layout.sharding == "full":
             weights, gradients = 4 * local + width * moving, 4 * local + (width + 4) * moving
         else:
-            # sums of whole gradients, float32, until the last of a step
+            # With several micro-batches unsharded float32 gradients are summed until the last one.
             several = layout.num_micro_batches > 1
             weights, gradients = (
                 4 * local + width * stage.parameters,
@@ -444,26 +433,16 @@ class Planner:
         return weights, gradients, 4 * self.num_moments * local, kept * layout.micro_batch_size + workspace
 
     def _sent(self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts) -> dict[str, float]:
-        """Bytes that a rank sends: tensor, context, expert and pipeline for a micro-batch, data for a step."""
+        """Bytes that a rank sends, by axis: `data` of a step, the others of a micro-batch."""
         shape, width = self.shape, self.dtype.itemsize
         blocks = parts.blocks[begin:end]
         t, c, e, shards = layout.tensor, layout.context, layout.expert, layout.data * layout.context
         residual = layout.micro_batch_size * self.tokens / c * shape.hidden_size * width
         again = 1.5 if layout.granularity == "full" else 1.0
-        sublayers = sum(
-            (b.attention or b.flops > 0) + (b.attention and shape.hybrid_override_pattern is None)
-            for b in blocks
-        )
-        keys = (
-            layout.micro_batch_size
-            * self.tokens
-            / c
-            * 2
-            * shape.num_query_groups
-            * shape.kv_channels
-            / t
-            * width
-        )
+        both = shape.hybrid_override_pattern is None  # attention and feed-forward layer in one block
+        sublayers = sum(int(b.attention or b.flops > 0) + int(b.attention and both) for b in blocks)
+        groups = 2 * shape.num_query_groups * shape.kv_channels  # elements of a token's keys and values
+        keys = layout.micro_batch_size * self.tokens / c * groups / t * width
         dense = stage.parameters - stage.expert_parameters
         over = lambda parameters, ranks: parameters * (ranks - 1) / ranks if ranks > 1 else 0.0
         gathered = over(dense, shards) + over(stage.expert_parameters, max(shards // e, 1))
@@ -487,6 +466,7 @@ class Planner:
     def _micro_seconds(
         self, layout: Layout, parts: Parts, begin: int, end: int, stage: PartCosts, sent: dict[str, float]
     ) -> float:
+        """Seconds of a stage's micro-batch, forward and backward. sent: of _sent."""
         size = layout.micro_batch_size
         again = {None: (0, 0.0), "selective": (0, 0.25), "full": (1, 0.25)}[layout.granularity]
         blocks = sum(b.flops for b in parts.blocks[begin:end])
@@ -496,17 +476,17 @@ class Planner:
             "tensor": layout.tensor,
             "context": layout.tensor * layout.context,
             "expert": layout.tensor * layout.context * layout.expert,
-            "pipeline": self.config.world_size,
+            "pipeline": self.world_size,
         }
         return products + traffic + sum(sent[axis] / self._speed(ranks) for axis, ranks in reach.items())
 
     def _speed(self, ranks: int) -> float:
-        """Bytes a second among so many neighbouring ranks."""
+        """Bytes per second in a group of this many neighbouring ranks."""
         return (self.gpu.link if ranks <= GPUS_OF_A_MACHINE else self.gpu.network) * 1e9
 
     def _exposed(self, layout: Layout, sent: dict[str, float], micro: float) -> float:
-        """Seconds of a step that data-parallel communication takes and no computation hides."""
-        seconds = sent["data"] / self._speed(self.config.world_size)
+        """Seconds of a step of data-parallel communication that no computation hides."""
+        seconds = sent["data"] / self._speed(self.world_size)
         hides = micro * (layout.num_micro_batches if layout.sharding == "full" else 1)
         return max(0.0, seconds - hides)
 
@@ -543,27 +523,27 @@ def _text(
         f"{fitting:,} of {considered:,} layouts fit, the fastest first"
         if fitting
         else (
-            f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size), or"
+            f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size) or"
             " others (--gpu)"
         )
     )
     lines.append(
         f"MFU = FLOPs of a global batch, attention in full / (GPUs x step x {planner.peak / 1e12:,.0f}"
-        f" TFLOP/s); products at {MATMUL:.0%} of the peak, links as the maker says"
+        f" TFLOP/s); products at {MATMUL:.0%} of the peak, links as in the GPU's data sheet"
     )
     if planner.dtype.itemsize == 4:
         lines.append(
-            "this configuration computes in float32, and the time is that of 16-bit products: give --bf16"
+            "this configuration computes in float32, but the times are those of 16-bit products: give --bf16"
         )
     return "\n".join(lines)
 
 
 def _row(e: Estimate) -> str:
-    where = e.layout
+    layout = e.layout
     gib = "".join(f"{size / GIB:>8.1f}" for size in (e.weights, e.gradients, e.moments, e.activations))
     return (
-        f"{where.tensor:>4}{where.context:>4}{where.expert:>4}{where.pipeline:>4}{where.data:>7} "
-        f" {where.sharding:<10}{where.micro_batch_size:>6}  {where.granularity or 'none':<10}"
-        f"{gib}{e.memory / GIB:>12.1f}  "
-        f" {'yes' if e.fits else 'no':<5}{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
+        f"{layout.tensor:>4}{layout.context:>4}{layout.expert:>4}{layout.pipeline:>4}{layout.data:>7}  "
+        f"{layout.sharding:<10}{layout.micro_batch_size:>6}  {layout.granularity or 'none':<10}"
+        f"{gib}{e.memory / GIB:>12.1f}   {'yes' if e.fits else 'no':<5}"
+        f"{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
     )

@@ -1,4 +1,4 @@
-"""One step's gradients: the forward and backward passes over a global batch's micro-batches on this rank."""
+"""The gradients of a step: forward and backward passes over this rank's micro-batches of a global batch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ def forward_backward(
     place: str = "",
     experts: bool = False,
 ) -> Tensor:
-    """Adds the gradients of factor x the summed loss to the parameters: factor is one over the tokens of the
-    whole global batch, times float16's loss scale.
+    """Adds the gradients of factor x the summed loss; returns this rank's summed loss, float64.
 
-    Returns this rank's summed loss, float64; of a pipeline that of all its stages. Each micro-batch's dropout
-    is drawn from `seed` and its index alone, so that it is the same after a resume and at every data-parallel
-    size, and from `place` where ranks have parts of a sequence (sharding.dropout_place). experts: whether the
-    model has mixtures.
+    In a pipeline the loss is that of all its stages. factor: one over the tokens of the global batch, times
+    float16's loss scale. seed: with the index of a micro-batch it determines its dropout masks, so that these
+    are the same after a resume and at every data-parallel size. place: differs where ranks have parts of a
+    sequence (see parallelize.dropout_place). experts: whether the model has mixtures of experts.
     """
     if experts:
         set_loss_scale(model, factor)

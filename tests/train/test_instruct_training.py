@@ -141,7 +141,7 @@ def test_settings_that_do_not_go_with_questions_are_refused(folder, tmp_path):
         ),
         (
             {"packing": {"reset_position_ids": True}},
-            r"documents that are packed .* are not for the questions of data.data_folder",
+            r"packed documents .* are not for the questions of data.data_folder",
         ),
         ({"data": {"ft_neighbours": -1}}, r"data.ft_neighbours = -1 must not be negative"),
         ({"data": {"seq_length": 100}}, r"3 of its 3 questions do not fit data.seq_length = 100"),

@@ -132,7 +132,7 @@ def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finis
         UserError,
         match=(
             r"holds another run of `mt train` \(optimizer.lr was 0.01, is 0.02\); choose another output or"
-            r" pass --overwrite; to go on from it with other settings, give --load .*run and another --save"
+            r" pass --overwrite; to continue from it with other settings, give --load .*run and another --save"
         ),
     ):
         train(settings(save, keep_last=0, lr=2e-2))
@@ -334,7 +334,7 @@ def test_a_longer_run_goes_on_from_another_runs_checkpoint(settings, finished, t
     )
     assert manifest["counts"]["samples"] == 96
     assert [step for step, _ in manifest["curve"]] == [10, 12]
-    assert "draws another number of samples" in capsys.readouterr().err
+    assert "this run has another number of samples" in capsys.readouterr().err
 
 
 def test_finetune_takes_the_weights_alone(settings, finished, tmp_path):
@@ -363,7 +363,7 @@ def test_a_position_in_other_data_is_refused(settings, finished, tmp_path):
     ):
         train(settings(tmp_path / "run", load=str(finished[0]), seed=5))
     with pytest.raises(
-        UserError, match="has already seen 64 samples, and this run ends at 64; make it longer"
+        UserError, match="was already trained on 64 samples, and this run ends at 64; make it longer"
     ):
         train(settings(tmp_path / "same", load=str(finished[0])))
 
@@ -510,7 +510,7 @@ def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
             {"train_iters": None, "train_samples": 3, "lr_warmup_iters": 0},
             "train.train_samples = 3 is less than one global batch of 8",
         ),
-        ({"rampup_batch_size": [2, 2, 8]}, "rampup_batch_size needs a run of --train-samples"),
+        ({"rampup_batch_size": [2, 2, 8]}, "rampup_batch_size needs --train-samples: while the batch size grows"),
         ({"load": "nowhere"}, "nowhere: no such checkpoint; check the path"),
         ({"finetune": True}, "checkpoint.finetune needs --load"),
         ({"split": "100,0,0"}, "leaves none for valid"),

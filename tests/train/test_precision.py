@@ -108,7 +108,7 @@ def test_float16_that_never_found_its_scale_says_so(settings, tmp_path):
     with pytest.raises(
         Failure,
         match=(
-            r"not one step of this run changed a weight; float16's loss scale has only come down to \d.*;"
+            r"no step of this run changed a weight; float16's loss scale has only fallen to \d.*;"
             r" train for more steps, or lower --initial-loss-scale"
         ),
     ):

@@ -247,7 +247,7 @@ def test_retro_fitting_begins_as_the_gpt_and_may_leave_it_as_it_is(folder, tmp_p
         ({"retro_num_neighbors": 3}, r"3 neighbours are requested, but every chunk has 2"),
         ({"train_iters": 60}, r"near"),
         ({"seed": 7}, r"near"),
-        ({"retro_freeze_decoder": True}, r"needs a GPT that has learned: give --load with --finetune"),
+        ({"retro_freeze_decoder": True}, r"needs a trained GPT: give --load with --finetune"),
         ({"reset_position_ids": True}, r"neighbours are those of a sample's plain tokens"),
         (
             {"max_position_embeddings": 64, "retro_chunk_length": 64},
@@ -272,6 +272,6 @@ def test_what_is_loaded_must_be_said(folder, finished, tmp_path):
     with pytest.raises(UserError, match=r"holds another model: .*cross.*absent here"):
         train(run(folder, tmp_path / "run", model={}, load=str(finished[0]), finetune=True))
     with pytest.raises(
-        UserError, match=r"retro_project_dir is read by models that retrieve; give --retro-add-retriever too"
+        UserError, match=r"retro_project_dir is for models with retrieval; give --retro-add-retriever too"
     ):
         train(run(folder, tmp_path / "run", model={}, retro_project_dir=str(folder / "near")))

@@ -71,6 +71,10 @@ class Model(nn.Module):
         it.
         """
 
+    def freeze(self) -> None:
+        """Freezes the weights that a further pretraining leaves as they are; only Retro has such weights."""
+        raise NotImplementedError
+
     def encoder_norms(self) -> list[nn.Module]:
         """The modules that compute an encoder's last states, which several later modules read."""
         return []

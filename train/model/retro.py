@@ -177,7 +177,7 @@ class Retro(GPT):
             self.embedding.weight.new_zeros(batch, self.config.retro_chunk_length, self.config.hidden_size),
         )
 
-    def freeze_gpt(self) -> None:
+    def freeze(self) -> None:
         """Freezes all weights but those of chunked cross-attention and of the encoder of neighbours."""
         for name, weight in self.named_parameters():
             weight.requires_grad_(is_retrieval(name))

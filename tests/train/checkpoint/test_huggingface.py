@@ -203,7 +203,7 @@ def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(lin
         assert torch.equal(dict(run.named_parameters())[name][: len(parameter)], parameter)
     assert manifest["counts"]["steps"] == 2
     with pytest.raises(
-        UserError, match="holds weights alone, and no place in any data to go on from; give --finetune"
+        UserError, match="has only weights, without a position in the data to resume from; give --finetune"
     ):
         cli.call(("train",), [*line(source, "--hf", str(source)), "--overwrite"])
     with pytest.raises(
@@ -247,14 +247,14 @@ def test_weights_of_hugging_face_go_in_and_out_at_a_layout_without_losing_a_bit(
 def test_a_run_starts_from_a_converted_checkpoint(line, tmp_path, capsys):
     source = write(random_model("llama"), tmp_path / "theirs")
     cli.call(("checkpoint", "convert"), [str(source), str(tmp_path / "ours")])
-    with pytest.raises(UserError, match="ours: holds weights alone"):
+    with pytest.raises(UserError, match="ours: has only weights"):
         cli.call(("train",), line(tmp_path / "ours", "--hf", str(source)))
     assert "other settings" not in capsys.readouterr().err
     assert "finished" in cli.call(
         ("train",), line(tmp_path / "ours", "--hf", str(source), "--finetune", "--rotary-base", "7")
     )
     assert (
-        "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); those here count"
+        "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); this run uses those here"
         in capsys.readouterr().err
     )
 

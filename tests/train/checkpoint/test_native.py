@@ -269,7 +269,7 @@ def test_a_run_can_begin_with_new_moments_and_other_settings_of_the_optimizer_ar
     assert state["updates"] == 2
     assert (
         "was trained with other settings of the optimizer (lr 0.01 there, 0.02 here; lr_warmup_iters 2 there,"
-        " 0 here); those here count" in capsys.readouterr().err
+        " 0 here); this run uses those here" in capsys.readouterr().err
     )
     assert manifest["curve"] != train(settings(tmp_path / "old", lr=2e-2, **how))["curve"]
     train(settings(tmp_path / "theirs", use_checkpoint_opt_param_scheduler=True, lr=2e-2, **how))
@@ -301,14 +301,14 @@ def test_checkpoints_without_moments_are_small_and_say_so_when_gone_on_from(
     ):
         train(settings(tmp_path / "other", load=str(save), train_iters=10))
     assert "finished" in train(settings(save, no_save_optim=True))
-    assert "was saved with --no-save-optim; the optimizer begins with new moments" in capsys.readouterr().err
+    assert "was saved with --no-save-optim; the optimizer starts with new moments" in capsys.readouterr().err
 
 
 def test_nothing_to_go_on_from_ends_the_run_if_asked_for(settings, tmp_path):
     with pytest.raises(
         UserError,
         match=(
-            "run: holds no checkpoint to go on from, and --exit-on-missing-checkpoint is given; leave it out"
+            "run: has no checkpoint to resume from, and --exit-on-missing-checkpoint is given; leave it out"
             " to begin anew"
         ),
     ):
