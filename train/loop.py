@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import manifest
 from ..core.config import Failure, UserError
@@ -538,8 +538,8 @@ def _why_no_loss(trainer: Trainer) -> str:
     """Why the log of a finished run has no loss."""
     if trainer.progress.updates:
         return (
-            "its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the checkpoints,"
-            " --overwrite trains anew"
+            "its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the"
+            " checkpoints, --overwrite trains anew"
         )
     remedy = "see incidents.jsonl and lower --lr"
     if trainer.loss_scale.can_fall:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mt.core.config import build
+from mt.indexed.format import IndexedWriter
 
 VOCABULARY = 60  # 59 words and the end of a document
 
@@ -29,6 +30,31 @@ def corpus(tmp_path_factory) -> str:
         + np.arange(201).astype("<i8").tobytes()
     )
     return str(prefix)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" if i % 3 else f"##p{i}" for i in range(45))]
+TOKENIZER = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_extra_ids": 20}  # 70 ids in all
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory):
+    """(prefix of 120 documents of 2 to 8 sentences in which each token makes the next one likely, settings of
+    their tokenizer of 70 ids, prefix of the documents' titles)
+    """
+    folder = tmp_path_factory.mktemp("sentences")
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    random = np.random.RandomState(0)
+    per_document = random.randint(2, 9, size=120)
+    lengths = random.randint(3, 9, size=per_document.sum())
+    tokens = np.concatenate([5 + (random.randint(45) + 3 * np.arange(n)) % 45 for n in lengths])
+    writer = IndexedWriter(folder / "text_sentence", np.uint16, folder / "work")
+    writer.add(tokens, lengths, per_document)
+    writer.finish()
+    writer = IndexedWriter(folder / "title_sentence", np.uint16, folder / "work-titles")
+    writer.add(5 + np.arange(240) % 45, np.full(120, 2), np.ones(120, int))
+    writer.finish()
+    tokenizer = {**TOKENIZER, "vocab_file": str(folder / "vocab.txt")}
+    return str(folder / "text_sentence"), tokenizer, str(folder / "title_sentence")
 
 
 def _tree(corpus: str, save: Path, **settings) -> dict:

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mt.core.config import UserError, build
 from mt.indexed.format import IndexedWriter
-from mt.tests.train.parallel_jobs import micro_batch, model_config
+from mt.tests.train.parallel_jobs import model_config
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches
 from mt.train.checkpoint.hf_settings import config_to_hf
@@ -19,109 +18,15 @@ from mt.train.checkpoint.open import open_checkpoint
 from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
 from mt.train.memory_estimate import Cut, count_parts
-from mt.train.model.biencoder import FROM_BERT
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model, build_samples
 from mt.train.model.inputs import PackingConfig, collate_pairs
-from mt.train.model.layers import initialize
 from mt.train.model.samples import SampleConfig
 from mt.train.model.training_cost import training_flops
 from mt.train.parallel.mesh import Mesh
-from mt.train.step import forward_backward
-from mt.train.warm_start import warm_start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Mesh(0, 1, torch.device("cpu"))
-
-
-def built(family, **changes):
-    model = build_model(model_config(family, hidden_dropout=0.0, **changes))
-    initialize(model, 5)
-    return model.double()
-
-
-@pytest.mark.parametrize("family", ["ict", "ict_shared"])
-def test_the_loss_is_that_of_a_loop_over_queries_and_blocks(family):
-    model = built(family)
-    batch = [micro_batch(model.config, index) for index in range(3)]
-    queries, blocks = [], []
-    for micro in batch:
-        for row in range(2):
-            here = {name: value[row : row + 1] for name, value in micro.arguments().items()}
-            queries.append(model.query(here["tokens"], here["padding_mask"])[0].detach().numpy())
-            blocks.append(
-                (model.query if model.context is None else model.context)(
-                    here["encoder_tokens"], here["encoder_padding_mask"]
-                )[0]
-                .detach()
-                .numpy()
-            )
-    scale = 1 / math.sqrt(16) if family == "ict_shared" else 1.0
-    expected = 0.0
-    for i, query in enumerate(queries):
-        scores = [sum(a * b for a, b in zip(query, block)) * scale for block in blocks]
-        expected -= scores[i] - math.log(sum(math.exp(s) for s in scores))
-    assert queries[0].shape == (6,) if family == "ict" else (16,)
-    with torch.no_grad():
-        assert model.losses(batch).item() == pytest.approx(expected, rel=1e-12)
-    assert forward_backward(
-        model, batch, torch.ones((), dtype=torch.float64), seed="0"
-    ).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_micro_batches_give_the_gradients_of_one_large_batch():
-    model = built("ict")
-    batch = [micro_batch(model.config, index) for index in range(3)]
-    forward_backward(model, batch, torch.tensor(1 / 6, dtype=torch.float64), seed="0")
-    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    pairs = [model.embed(**micro.arguments()) for micro in batch]
-    queries, blocks = (torch.cat(side) for side in zip(*pairs))
-    F.cross_entropy(queries @ blocks.T, torch.arange(6)).backward()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(ours[name], p.grad, rtol=1e-10, atol=1e-14)
-    assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
-
-
-def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 60,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 32,
-        "max_position_embeddings": 16,
-    }
-    theirs = transformers.BertForPreTraining(transformers.BertConfig(**shape)).eval()
-    theirs.save_pretrained(tmp_path / "bert")
-    config = ModelConfig(
-        family="ict",
-        num_layers=2,
-        hidden_size=16,
-        num_attention_heads=4,
-        ffn_hidden_size=32,
-        post_norm=True,
-        layernorm_epsilon=1e-12,
-        make_vocab_size_divisible_by=8,
-        biencoder_projection_dim=6,
-    )
-    model = build_model(resolve(config, vocab_size=60, seq_length=16)).eval()
-    initialize(model, 1)
-    warm_start(FROM_BERT, open_checkpoint(tmp_path / "bert"), model, dict(model.named_parameters()), HERE)
-    tokens = torch.randint(60, (3, 12))
-    present = torch.arange(12) < torch.tensor([[12], [7], [3]])
-    with torch.no_grad():
-        first = theirs.bert(tokens, attention_mask=present.long()).last_hidden_state[:, 0]
-        for embed, tower in ((model.embed_queries, model.query), (model.embed_blocks, model.context)):
-            torch.testing.assert_close(
-                embed(tokens, present),
-                F.linear(first, tower.projection.weight, tower.projection.bias),
-                atol=1e-5,
-                rtol=1e-5,
-            )
-    assert torch.equal(model.query.projection.weight, model.context.projection.weight)
 
 
 # Runs

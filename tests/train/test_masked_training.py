@@ -1,11 +1,10 @@
-"""BERT and T5 trained from text: the batches that their samples become, and runs by the same engine as GPT's."""
+"""BERT and T5 trained from text: the batches of their samples, and whole runs."""
 
 import numpy as np
 import pytest
 import torch
 
 from mt.core.config import UserError, build
-from mt.indexed.format import IndexedWriter
 from mt.indexed.gpt_dataset import DataConfig
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.batches import Batches, identity, unigram_entropy
@@ -18,29 +17,10 @@ from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" if i % 3 else f"##p{i}" for i in range(45))]
-TOKENIZER = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_extra_ids": 20}  # 70 ids in all
-
-
-@pytest.fixture(scope="module")
-def sentences(tmp_path_factory):
-    """(prefix of documents of 2 to 8 sentences in which each token makes the next one likely, settings of
-    their tokenizer)
-    """
-    folder = tmp_path_factory.mktemp("sentences")
-    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
-    random = np.random.RandomState(0)
-    per_document = random.randint(2, 9, size=120)
-    lengths = random.randint(3, 9, size=per_document.sum())
-    tokens = np.concatenate([5 + (random.randint(45) + 3 * np.arange(n)) % 45 for n in lengths])
-    writer = IndexedWriter(folder / "text_sentence", np.uint16, folder / "work")
-    writer.add(tokens, lengths, per_document)
-    writer.finish()
-    return str(folder / "text_sentence"), {**TOKENIZER, "vocab_file": str(folder / "vocab.txt")}
 
 
 def micro_batch(sentences, model, **data):
-    prefix, tokenizer = sentences
+    prefix, tokenizer, _ = sentences
     tokenizer = load(TokenizerConfig(**tokenizer))
     config = SampleConfig(data_path=(prefix,), seq_length=32, split="100,0,0", **data)
     dataset = build_samples(model, config, tokenizer, (20, 0, 0))[0]
@@ -101,7 +81,7 @@ def test_a_micro_batch_of_t5_is_its_samples(sentences):
 
 
 def test_the_unigram_entropy_and_identity_go_by_the_documents_of_a_split(sentences):
-    prefix, tokenizer = sentences
+    prefix, tokenizer, _ = sentences
     config = SampleConfig(data_path=(prefix,), seq_length=32, split="50,50,0")
     dataset = build_samples(
         ModelConfig(family="bert"), config, load(TokenizerConfig(**tokenizer)), (20, 0, 0)
@@ -114,7 +94,7 @@ def test_the_unigram_entropy_and_identity_go_by_the_documents_of_a_split(sentenc
 
 
 def run(sentences, folder, model, **more):
-    prefix, tokenizer = sentences
+    prefix, tokenizer, _ = sentences
     tree = {
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, **model},
         "data": {

@@ -10,90 +10,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from mt import cli
 from mt.core.config import UserError, build
-from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config, random_neighbors
+from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
 from mt.tests.train.plan_jobs import held
-from mt.train.loop import train
-from mt.train.memory_estimate import Cut, count_parts
-from mt.train.model.config import ModelConfig, resolve
-from mt.train.model.family import build_model
-from mt.train.model.layers import initialize
+from mt.train.memory_estimate import Cut
 from mt.train.parallel.stages import divide
 from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-T = 64
-MODELS = {
-    "gpt": {},
-    "grouped queries, a gate, rotations": {
-        "num_query_groups": 2,
-        "activation": "swiglu",
-        "normalization": "RMSNorm",
-        "position_embedding_type": "rope",
-    },
-    "dropout": {"hidden_dropout": 0.1},
-    "mixture": {"num_experts": 4, "activation": "swiglu"},
-    "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
-    "bert": {"family": "bert"},
-    "Retro": {"num_layers": 6, "retro_add_retriever": True, "retro_chunk_length": 16},
-    "t5": {"family": "t5"},
-    "t5, relative positions": {"family": "t5", "position_embedding_type": "relative"},
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, torch.float32) for name in MODELS), ("gpt", torch.bfloat16), ("mixture", torch.bfloat16)],
-)
-def test_parameters_are_those_of_the_model_and_activations_within_a_tenth_of_what_autograd_keeps(name, dtype):
-    config = resolve(
-        ModelConfig(**{"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, **MODELS[name]}),
-        vocab_size=256,
-        seq_length=2 * T,
-    )
-    model = build_model(config)
-    initialize(model, 1)
-    model.to(dtype)
-    tokens = torch.zeros(2, T, dtype=torch.int64)
-    arguments = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(2, T)}
-    if config.family == "bert":
-        arguments |= {
-            "padding_mask": torch.ones(2, T).bool(),
-            "token_types": tokens,
-            "swapped": tokens[:, 0],
-            "loss_mask": (torch.arange(T) % 7 == 0).float().expand(2, T),
-        }
-    if config.family == "t5":
-        arguments |= {"encoder_tokens": tokens.repeat(1, 2), "padding_mask": torch.ones(2, 2 * T).bool()}
-    if config.retro_add_retriever:
-        arguments |= random_neighbors(config, 2, T)
-    weights, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss(**arguments)
-    counted = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
-
-    lengths = (2 * T, T) if config.family == "t5" else (T, 0)
-    parts = count_parts(config, Cut(), seq_length=lengths[0], decoder_seq_length=lengths[1], dtype=dtype)
-    whole = parts.stage(0, len(parts.blocks))
-    assert whole.parameters == sum(p.numel() for p in model.parameters())
-    # its gradient, which the plan has under workspace
-    head = config.padded_vocab_size * config.hidden_size * dtype.itemsize
-    assert 2 * whole.activations[None] + head == pytest.approx(counted, rel=0.1)
-    assert whole.activations[None] > whole.activations["selective"] > whole.activations["full"]
-    assert whole.activations["full"] - parts.last.activations["full"] == sum(
-        (128 * dtype.itemsize) * (lengths[0] if config.family != "t5" or i < 4 else T)
-        for i in range(len(parts.blocks))
-    )
 
 
 @pytest.mark.parametrize(
@@ -353,117 +279,6 @@ def test_the_layout_of_the_configuration_is_planned_with_its_pipeline():
         config = build(PlanConfig, ("test", tree | {"parallel": parallel | changes}))
         planner = Planner(config, resolve_shape(config))
         assert planner.estimate(planner.given()).bubble == pytest.approx(waiting / (16 + waiting))
-
-
-@pytest.mark.parametrize(
-    "model", [{}, {"family": "t5", "max_position_embeddings": 128}, {"family": "bert"}, {"num_experts": 4}]
-)
-def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp_path, model):
-    parallel = {
-        "tensor_model_parallel_size": 2,
-        "sequence_parallel": True,
-        "pipeline_model_parallel_size": 2,
-        "pipeline_schedule": "zero-bubble",
-    }
-    shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCABULARY, **model}
-    found = train(
-        settings(
-            tmp_path / "run",
-            global_batch_size=64,
-            bf16=True,
-            model=shape,
-            dry_run=True,
-            world_size=16,
-            parallel=parallel,
-        )
-    )
-    assert (found["tp"], found["pp"], found["dp"]) == (2, 2, 4)
-    assert "on the first stage and the last" in found["text"]
-    assert 0 < found["local_parameters"] < found["parameters"] / 8
-
-
-def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settings, tmp_path):
-    values = {"global_batch_size": 64, "vocab_size": VOCABULARY, "hidden_size": 256}
-    found = train(
-        settings(
-            tmp_path / "run",
-            **values,
-            dry_run=True,
-            world_size=16,
-            parallel={"tensor_model_parallel_size": 4, "sequence_parallel": True},
-        )
-    )
-    assert (found["tp"], found["dp"], found["micro_batches"], found["steps"]) == (4, 4, 8, 8)
-    assert "from the first layer to the optimizer's step" in found["text"]
-    tree = {
-        "model": {"num_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": VOCABULARY},
-        "data": {"seq_length": 16},
-    }
-    config = build(
-        PlanConfig,
-        (
-            "test",
-            tree
-            | {
-                "train": {"micro_batch_size": 2, "global_batch_size": 64},
-                "world_size": 16,
-                "parallel": {"tensor_model_parallel_size": 4, "sequence_parallel": True},
-            },
-        ),
-    )
-    planner = Planner(config, resolve_shape(config))
-    estimate = planner.estimate(planner.given())
-    assert found["parameters"] == planner.total_parameters
-    assert found["moments"] == estimate.moments
-    assert found["weights"] == 4 * found["local_parameters"]
-    assert not (tmp_path / "run").exists(), "nothing is written"
-
-
-def test_a_dry_run_goes_as_far_as_shapes_do_not_depend_on_data(settings, tmp_path):
-    experts = {
-        "model": {
-            "num_layers": 2,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "num_experts": 4,
-            "vocab_size": VOCABULARY,
-        }
-    }
-    found = train(
-        settings(
-            tmp_path / "run",
-            **experts,
-            global_batch_size=16,
-            dry_run=True,
-            world_size=8,
-            parallel={"expert_model_parallel_size": 4},
-        )
-    )
-    assert "as far as the first exchange between experts" in found["text"]
-    assert found["ep"] == 4
-
-
-def test_a_dry_run_refuses_what_the_job_would(settings, tmp_path):
-    with pytest.raises(
-        UserError, match="world_size = 16 is for --dry-run; the processes of a run are torchrun's"
-    ):
-        train(settings(tmp_path / "run", world_size=16))
-    with pytest.raises(UserError, match="--dry-run needs the number of processes of the job, --world-size N"):
-        train(settings(tmp_path / "run", dry_run=True))
-    with pytest.raises(
-        UserError, match=r"tensor_model_parallel_size = 8 does not divide model\.num_attention_heads = 4"
-    ):
-        train(
-            settings(
-                tmp_path / "run",
-                dry_run=True,
-                world_size=16,
-                vocab_size=VOCABULARY,
-                parallel={"tensor_model_parallel_size": 8},
-            )
-        )
-    with pytest.raises(UserError, match=r"train\.global_batch_size = 8 is not a multiple"):
-        train(settings(tmp_path / "run", dry_run=True, world_size=16, vocab_size=VOCABULARY))
 
 
 def test_the_example_of_gpt3_is_a_job_that_can_start():

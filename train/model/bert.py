@@ -89,7 +89,8 @@ class Bert(Model):
 
     def order_logits(self, hidden: Tensor) -> Tensor:
         """(B, 2) from hidden states (B, T, D): logits of segments in order, and of swapped segments."""
-        assert self.binary_head is not None and self.pooler is not None, "this BERT has no binary head"
+        assert self.binary_head is not None, "this BERT has no binary head"
+        assert self.pooler is not None, "this BERT has no binary head"
         return self.binary_head(self.pooler(hidden[:, 0]).tanh())
 
     def loss(

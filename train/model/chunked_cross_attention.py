@@ -73,7 +73,8 @@ class Retrieved:
 
         key, value: (n, G, k r, C), of `encoded`. cache: used by retro.Growing.
         """
-        assert key is not None and value is not None, "neighbours are encoded before they are read"
+        assert key is not None, "neighbours are encoded before they are read"
+        assert value is not None, "neighbours are encoded before they are read"
         B, T, width = query.shape
         m, channels, skipped = self.present.shape[-1] // 2, key.shape[-1], self.first - 1
         groups = F.pad(query[:, skipped:], (0, 0, 0, self.chunks * m - (T - skipped)))

@@ -25,8 +25,10 @@ class ParallelBlock(Block):
 
     def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
         """As Block.forward."""
-        assert self.mixer is not None and self.mixer_norm is not None, "GPTNeoX gives every block attention"
-        assert self.ffn is not None and self.ffn_norm is not None, "and a feed-forward layer"
+        assert self.mixer is not None, "GPTNeoX gives every block attention"
+        assert self.mixer_norm is not None, "GPTNeoX gives every block attention"
+        assert self.ffn is not None, "GPTNeoX gives every block a feed-forward layer"
+        assert self.ffn_norm is not None, "GPTNeoX gives every block a feed-forward layer"
         attended = F.dropout(self.mixer(self.mixer_norm(x), **context), self.dropout, self.training)
         if at is not None:
             x, attended = x[at], attended[at]

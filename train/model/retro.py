@@ -300,7 +300,8 @@ class Growing(Retrieved):
         cache: LayerCache | None,
         attention: Callable[..., Tensor],
     ) -> Tensor:
-        assert cache is not None and cache.memory is not None, "new_cache gives these layers a memory"
+        assert cache is not None, "new_cache gives these layers a memory"
+        assert cache.memory is not None, "new_cache gives these layers a memory"
         new: Tensor | None
         B, T, width = query.shape
         m, w, channels = self.chunk_length, self.finished.shape[1], cache.memory[0].shape[-1]
@@ -363,7 +364,8 @@ class RetroStage(PipelineStage):
         x = GPT.forward(cast(GPT, self), tokens, retrieved=retrieved, **how)
         if self.is_last or not _reads_neighbors_after(self.config, self.end):
             return x
-        assert retrieved is not None and retrieved.encoded is not None, "a stage before this one encoded them"
+        assert retrieved is not None, "a stage before this one encoded them"
+        assert retrieved.encoded is not None, "a stage before this one encoded them"
         return x, retrieved.encoded.clone()
 
 

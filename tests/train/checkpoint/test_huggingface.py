@@ -254,8 +254,8 @@ def test_a_run_starts_from_a_converted_checkpoint(line, tmp_path, capsys):
         ("train",), line(tmp_path / "ours", "--hf", str(source), "--finetune", "--rotary-base", "7")
     )
     assert (
-        "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); this run uses those here"
-        in capsys.readouterr().err
+        "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); this run uses those"
+        " here" in capsys.readouterr().err
     )
 
 

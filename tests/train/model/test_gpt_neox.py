@@ -1,4 +1,4 @@
-"""GPT-NeoX: its blocks and rotations beside transformers', config.json of either transformers, text, what is refused."""
+"""GPT-NeoX against transformers: config.json of both versions, partial rotation, caches, refused settings."""
 
 import json
 
@@ -14,7 +14,8 @@ from mt.train.model.positions import rotary_table, rotate
 
 transformers = pytest.importorskip("transformers")
 PYTHIA = {  # the config.json of EleutherAI/pythia-70m, but for its sizes
-    "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu", "hidden_size": 32,
+    "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu",
+    "hidden_size": 32,
     "intermediate_size": 64, "layer_norm_eps": 1e-05, "max_position_embeddings": 64, "num_attention_heads": 4,
     "num_hidden_layers": 2, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
     "use_parallel_residual": True, "vocab_size": 61, "initializer_range": 0.02, "torch_dtype": "float16",

@@ -10,9 +10,7 @@ from mt.core.config import UserError
 from mt.train.compile import configure_compiler
 from mt.train.model import moe
 from mt.train.model.block import activate
-from mt.train.model.config import ModelConfig, expert_layers, resolve
-from mt.train.model.decoder import layer_kinds
-from mt.train.model.family import build_model
+from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.gpt import GPT
 from mt.train.model.layers import initialize
 from mt.train.model.moe import (
@@ -468,19 +466,6 @@ def test_experts_start_from_their_names_with_the_spread_of_other_layers():
     assert on_meta.router.loss_scale == 1
     assert (on_meta.router.loads == 0).all()
     assert (on_meta.router.expert_bias == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("frequency", "layers"),
-    [("1", "EEEE"), ("2", "E-E-"), ("[0,1]*2", "-E-E"), ("([0]*1+[1]*3)", "-EEE"), ("2*[1, 0]", "E-E-")],
-)
-def test_the_layers_with_experts_are_said_as_to_megatron(frequency, layers):
-    assert ["E" if e else "-" for e in expert_layers(frequency, 4)] == list(layers)
-    config = shape(num_layers=4, moe_layer_freq=frequency)
-    assert layer_kinds(config) == ["*" + symbol for symbol in layers]
-    assert ["E" if isinstance(layer.ffn, MoE) else "-" for layer in build_model(config).layers] == list(
-        layers
-    )
 
 
 @pytest.mark.parametrize(

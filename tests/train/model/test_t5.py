@@ -4,8 +4,6 @@ import transformers
 
 from mt.train.checkpoint.architectures import weights_from_hf
 from mt.train.checkpoint.hf_settings import config_from_hf
-from mt.train.model.attention import AttentionMask
-from mt.train.model.bert import Bert
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.layers import initialize
 from mt.train.model.t5 import T5
@@ -107,13 +105,3 @@ def test_every_block_is_among_the_layers_and_the_stacks_share_one_embedding():
         "decoder",
         "decoder_norm",
     }
-
-
-@torch.no_grad()
-def test_megatrons_bert_has_its_norms_before_the_parts_and_after_the_last():
-    bert = model(Bert, "bert")
-    x = bert.embedding(tokens()) + bert.positions(torch.arange(24)) + bert.token_types.weight[0]
-    for layer in bert.layers:
-        x = x + layer.mixer(layer.mixer_norm(x), mask=AttentionMask())
-        x = x + layer.ffn(layer.ffn_norm(x))
-    torch.testing.assert_close(bert(tokens()), bert.norm(x))

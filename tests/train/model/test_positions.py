@@ -1,0 +1,74 @@
+import pytest
+import torch
+import torch.nn.attention.varlen
+import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096},
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "truncate": False,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.5,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4096,
+            "attention_factor": 1.5,
+        },
+    ],
+)
+def test_frequencies_for_longer_sequences_are_those_of_transformers(scaling):
+    theirs = transformers.LlamaConfig(head_dim=128, rope_parameters={**scaling, "rope_theta": 500000.0})
+    expected, expected_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, "cpu")
+    found, factor = rotary_frequencies(128, 500000.0, scaling)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=0)
+    assert factor == pytest.approx(expected_factor)
+
+
+def test_a_rotation_is_a_product_of_complex_numbers():
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+    cos, sin = rotary_table(torch.arange(5)[None], 8, 10000.0)
+    angles = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    expected = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(
+        rotate(x, cos[:, None], sin[:, None]),
+        torch.cat([expected.real, expected.imag], dim=-1),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 12), (16, 1000), (32, 256)])
+def test_distances_fall_into_the_buckets_of_transformers(both_ways, buckets, furthest):
+    positions = torch.arange(700)
+    expected = T5Attention._relative_position_bucket(
+        positions - positions[:, None], both_ways, buckets, furthest
+    )
+    assert torch.equal(
+        distance_buckets(positions, positions, both_ways=both_ways, buckets=buckets, max_distance=furthest),
+        expected,
+    )
