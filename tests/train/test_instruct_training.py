@@ -137,7 +137,7 @@ def test_settings_that_do_not_go_with_questions_are_refused(folder, tmp_path):
     for changes, message in (
         (
             {"model": {"family": "bert"}},
-            r"data.data_folder is for model.family = gpt, not bert",
+            r"data.data_folder is for model.family = gpt or gpt_neox, not bert",
         ),
         (
             {"packing": {"reset_position_ids": True}},

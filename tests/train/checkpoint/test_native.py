@@ -95,7 +95,7 @@ def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
     with pytest.raises(
         Failure,
         match=(
-            r"its checkpoints are whole, its log.jsonl has lost what was logged; --load takes them,"
+            r"its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the checkpoints,"
             r" --overwrite trains anew"
         ),
     ):
@@ -309,7 +309,7 @@ def test_nothing_to_go_on_from_ends_the_run_if_asked_for(settings, tmp_path):
         UserError,
         match=(
             "run: has no checkpoint to resume from, and --exit-on-missing-checkpoint is given; leave it out"
-            " to begin anew"
+            " to start a new run"
         ),
     ):
         train(settings(tmp_path / "run", exit_on_missing_checkpoint=True))
