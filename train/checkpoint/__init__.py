@@ -1,1 +1,1 @@
-"""Checkpoints of mt, Hugging Face and Megatron-LM: `open` reads any of them, `native` writes ours."""
+"""Checkpoints of mt, Hugging Face and Megatron-LM: `open` reads any of them, `native` writes mt's."""

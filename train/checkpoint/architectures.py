@@ -1,11 +1,11 @@
-"""Weights of Hugging Face's architectures: renamed and reshaped, both ways.
+"""Converts weights between mt's and Hugging Face's names and layouts, in both directions.
 
 An architecture is the `model_type` of a config.json; model/foreign_names.py has a table of names for each.
-Weights are converted one of ours at a time, so that a model is never in memory twice.
+One weight of mt is converted at a time, so that a model is never in memory twice.
 
-Where one of our weights holds several of theirs (queries, keys and values), ours goes group by group: its
-rows are (G, rows of each part in a group), theirs are (rows of one part) in a matrix each. G: groups of
-key-value heads, or of Mamba-2's heads.
+Some weights of mt contain several of Hugging Face's (queries, keys and values). Their rows are ordered group
+by group: (G, rows of each part in a group). Hugging Face has a separate matrix (rows of one part) for each
+part. G: groups of key-value heads, or of Mamba-2's heads.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def weights_from_hf(
     read: Callable[[str], Tensor],
     place: str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(our name, tensor) of every weight in `shapes`, made of Hugging Face's.
+    """(mt's name, tensor) of every weight in `shapes`, converted from Hugging Face's.
 
-    available: Hugging Face's names that are there. read: name -> tensor. place: begins messages. Raises
+    available: Hugging Face's names that exist. read: name -> tensor. place: begins messages. Raises
     UserError for a weight that is missing or of another shape.
     """
     weights = ARCHITECTURES[architecture].weights
@@ -77,7 +77,7 @@ def hf_names(architecture: str, names: Iterable[str], config: ResolvedModelConfi
 
 
 def _hf_names(name: str, weights: WeightNames, config: ResolvedModelConfig) -> tuple[str, ...]:
-    """Hugging Face's names of the tensors that our weight `name` holds."""
+    """Hugging Face's names of the tensors that mt's weight `name` contains."""
     prefix, rest = "", name
     modules: Mapping[str, str | tuple[str, ...]] = weights.top
     if (stack := name.split(".")[0]) in weights.stacks:
@@ -100,12 +100,12 @@ def _hf_names(name: str, weights: WeightNames, config: ResolvedModelConfig) -> t
 
 
 def _join(parts: list[Tensor], name: str, weights: WeightNames, config: ResolvedModelConfig) -> Tensor:
-    """Our weight, made of theirs."""
+    """mt's weight, joined from Hugging Face's."""
     if ".experts." in name:
         return torch.stack(parts)
     if _is_transposed(name, weights):
         parts = [p.T for p in parts]
-    if name.endswith(".convolution"):  # theirs is a torch Conv1d of one channel each: (channels, 1, width)
+    if name.endswith(".convolution"):  # a torch Conv1d of one channel each: (channels, 1, width)
         parts = [p.squeeze(1) for p in parts]
     if name.endswith(weights.part_by_part):
         groups, rows = _rows_per_group(name, config)
@@ -119,7 +119,7 @@ def _join(parts: list[Tensor], name: str, weights: WeightNames, config: Resolved
 def _split(
     tensor: Tensor, name: str, count: int, weights: WeightNames, config: ResolvedModelConfig
 ) -> list[Tensor]:
-    """Their weights, `count` of them, made of ours."""
+    """Hugging Face's `count` weights, split from mt's."""
     if ".experts." in name:
         return list(tensor.unbind())
     part_by_part = name.endswith(weights.part_by_part)
@@ -135,13 +135,13 @@ def _split(
 
 
 def _rows_per_group(name: str, config: ResolvedModelConfig) -> tuple[int, tuple[int, ...]]:
-    """(G, rows of each part in one group) of a weight that holds several parts."""
+    """(G, rows of each part in one group) of a weight that contains several parts."""
     if ".projection." in name or ".convolution" in name:
         assert config.mamba_num_heads is not None, "a model with Mamba layers has heads"
         groups, state = config.mamba_num_groups, config.mamba_state_dim
         heads = config.mamba_num_heads // groups
         convolved = (heads * config.mamba_head_dim, state, state)  # x, B, C
-        # the projection also gives the gate z before them and dt behind them
+        # the projection also has the gate z before them and dt after them
         return groups, (convolved[0], *convolved, heads) if ".projection." in name else convolved
     channels = config.kv_channels
     queries = config.num_attention_heads // config.num_query_groups * channels

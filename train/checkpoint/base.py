@@ -1,8 +1,8 @@
-"""Checkpoint: what every checkpoint gives, whoever wrote it, and how a model is filled from one.
+"""Checkpoint, the interface of all checkpoint formats, and how a model loads from one.
 
-`open.open_checkpoint(path)` gives one. A Checkpoint knows its settings and its tokenizer, reads its weights
-on demand, and fills a model at any parallel layout through torch.distributed.checkpoint. A subclass for each
-format says how: native.py, huggingface.py, megatron.py.
+`open.open_checkpoint(path)` returns one. A Checkpoint has settings and a tokenizer, reads weights on demand,
+and loads them into a model at any parallel layout through torch.distributed.checkpoint. Each format has a
+subclass: native.py, huggingface.py, megatron.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Progress:
     step: int = 0
     consumed_samples: int = 0
     consumed_tokens: int = 0
-    updates: int = 0  # steps that changed the weights since the optimizer's moments were zero
+    updates: int = 0  # steps that updated the weights since the optimizer's moments were zero
     skipped_steps: int = 0  # steps that changed no weights
     skipped_samples: int = 0  # samples of the skipped steps; the schedules do not count them
     loss_scale: dict = dataclasses.field(default_factory=dict)  # precision.LossScale.state
@@ -55,9 +55,9 @@ class Checkpoint(abc.ABC):
     """
 
     library: ClassVar[str]  # "mt", "Hugging Face" or "Megatron-LM"
-    path: Path  # a step directory of ours, or the directory of another library
-    config: ResolvedModelConfig  # the model's, resolved; the vocabulary has as many rows as are there
-    seq_length: int  # tokens of a training sample, as far as the settings tell
+    path: Path  # a step directory of mt, or the directory of another library
+    config: ResolvedModelConfig  # the model's, resolved; the vocabulary has as many rows as the checkpoint
+    seq_length: int  # tokens of a training sample, if the settings have it
     step: int
 
     def __init__(self, path: Path):
@@ -77,35 +77,35 @@ class Checkpoint(abc.ABC):
     @property
     @abc.abstractmethod
     def data_identity(self) -> dict[str, Any] | None:
-        """The training data that `progress` counts (batches.identity); None where there are weights alone."""
+        """The training data that `progress` counts (batches.identity); None for weights only."""
 
     @property
     @abc.abstractmethod
     def settings_remedy(self) -> str:
-        """What to give so that a model gets this one's settings, for messages."""
+        """The flags that give a model the settings of this checkpoint, for messages."""
 
     @abc.abstractmethod
     def progress(self) -> Progress:
-        """How far the run had come; zeros where there are weights alone."""
+        """The run's progress; zeros for a checkpoint of weights only."""
 
     @abc.abstractmethod
     def moment_names(self) -> Collection[str]:
-        """Which moments of an optimizer it holds, by the names of MOMENT_NAMES."""
+        """The optimizer's moments in the checkpoint, by the names of MOMENT_NAMES."""
 
     @abc.abstractmethod
     def load_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; raises UserError where there is none."""
+        """The model's tokenizer; raises UserError if there is none."""
 
     @abc.abstractmethod
     def read_weight(self, name: str, shape: torch.Size) -> Tensor:
-        """One of the model's weights by our name, float32, with as many vocabulary rows as `shape` has."""
+        """One of the model's weights by mt's name, float32, with as many vocabulary rows as `shape` has."""
 
     @abc.abstractmethod
     def reader(self, config: ResolvedModelConfig) -> StorageReader:
-        """What torch.distributed.checkpoint reads the tensors with. config: of the model to fill."""
+        """The reader for torch.distributed.checkpoint. config: of the model that loads the weights."""
 
     def encoder_weights(self) -> Mapping[str, Tensor]:
-        """The weights of a BERT by our names; those of its pretraining heads may be missing."""
+        """The weights of a BERT by mt's names; those of its pretraining heads may be missing."""
         return self.load_model().state_dict()
 
     def check_shapes(
@@ -115,7 +115,7 @@ class Checkpoint(abc.ABC):
         allow_extra: bool = False,
         allow_missing: Callable[[str], bool] | None = None,
     ) -> None:
-        """Raises UserError, with the first difference, where this holds another model: see `load`."""
+        """Raises UserError, with the first difference, if the checkpoint is of another model: see `load`."""
         self._check_shapes(self.reader(_config_of(model)), model, allow_extra, allow_missing)
 
     def _check_shapes(
@@ -153,11 +153,11 @@ class Checkpoint(abc.ABC):
         allow_extra: bool = False,
         allow_missing: Callable[[str], bool] | None = None,
     ) -> Progress:
-        """Fills a model and, if given, its optimizer, at any parallel layout; returns the run's progress.
+        """Loads a model and, if given, its optimizer, at any parallel layout; returns the run's progress.
 
         weights: see named_tensors. allow_extra: whether the checkpoint may hold weights that the model lacks.
-        allow_missing: tells by the name which weights of the model the checkpoint lacks; they stay as they
-        are. Raises UserError where shapes differ, and where there are no moments for the optimizer.
+        allow_missing: whether the checkpoint may lack the weight of a name; such weights stay as they
+        are. Raises UserError if shapes differ, or if there are no moments for the optimizer.
         """
         reader = self.reader(_config_of(model))
         self._check_shapes(reader, model, allow_extra, allow_missing)
@@ -193,7 +193,7 @@ class Checkpoint(abc.ABC):
     def load_model(self, mesh: Mesh | None = None) -> Model:
         """The model in eval mode, on the GPU if there is one.
 
-        mesh: its tensor-parallel ranks share the matrices, and each reads its own parts of them.
+        mesh: its tensor-parallel ranks divide the matrices, and each reads its own shards.
         """
         if mesh is None or mesh.tp.size == 1:
             model = build_model(self.config).eval().requires_grad_(False)
@@ -217,11 +217,11 @@ def named_tensors(
     weights: Mapping[str, Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, Tensor]:
-    """Name -> tensor (or DTensor) of all that a checkpoint holds.
+    """Name -> tensor (or DTensor) of everything in a checkpoint.
 
     Moments are zeros before the optimizer's first step.
 
-    weights: the float32 weights by name, where the model computes in another dtype; the optimizer steps
+    weights: the float32 weights by name, if the model computes in another dtype; the optimizer updates
     these.
     """
     weights = dict(model.named_parameters()) if weights is None else weights
@@ -230,7 +230,7 @@ def named_tensors(
     if optimizer is None:
         return tensors
     for name, weight in weights.items():
-        if not weight.requires_grad:  # the optimizer keeps nothing for frozen weights
+        if not weight.requires_grad:  # the optimizer has no state for frozen weights
             continue
         state = optimizer.state[weight]
         for moment in moment_names(optimizer):
@@ -248,7 +248,7 @@ def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
 
 
 def pad_vocabulary(weight: Tensor, rows: int, vocab_size: int) -> Tensor:
-    """A weight of (vocabulary rows, ...) with `rows` rows: zeros behind vocab_size are added or cut off."""
+    """A weight of (vocabulary rows, ...) with `rows` rows: zeros after vocab_size are added or removed."""
     if len(weight) == rows:
         return weight
     weight = weight[: min(vocab_size, rows)]
@@ -280,9 +280,9 @@ def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def dcp_errors_unwrapped() -> Iterator[None]:
-    """For calls of torch.distributed.checkpoint: a UserError that it wraps is raised as itself.
+    """For calls of torch.distributed.checkpoint: raises a UserError instead of the error that wraps it.
 
-    Its warning that torch.distributed is not started is left out: one process is fine.
+    Suppresses its warning that torch.distributed is not started: one process is fine.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,8 +1,8 @@
 """`mt checkpoint inspect | convert | export`: shows a checkpoint, and writes it for another library.
 
-Weights pass through memory one at a time, in float32; Megatron-LM's format needs all those of one rank at
-once. A converted checkpoint holds weights, settings and tokenizer, but no optimizer moments and no position
-in the data, so that `mt train` starts from it with --finetune.
+Weights are converted one at a time, in float32; Megatron-LM's format needs all weights of one rank at once.
+A converted checkpoint has weights, settings and tokenizer, but no optimizer moments and no position in the
+data. So `mt train` starts from it with --finetune.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """What a checkpoint holds: progress, settings, and every tensor's name, shape and dtype."""
+    """The content of a checkpoint: progress, settings, and every tensor's name, shape and dtype."""
     checkpoint = open_checkpoint(config.checkpoint)
     if isinstance(checkpoint, NativeCheckpoint):
         return _inspect_native(checkpoint)
@@ -114,7 +114,7 @@ def _lines(weights: dict) -> list[str]:
 
 @configuration()
 class ExportConfig:
-    """A checkpoint, and the Hugging Face directory to write from it."""
+    """The settings of `mt checkpoint export`: a checkpoint, and the Hugging Face directory to write."""
 
     POSITIONAL = ("source", "output")
 
@@ -125,7 +125,7 @@ class ExportConfig:
     )
     max_shard_size: float = option(5.0, "most gigabytes of weights in one file")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    overwrite: bool = option(False, "replace what is in the output", role="runtime")
+    overwrite: bool = option(False, "replace the files in the output directory", role="runtime")
 
     def __post_init__(self):
         check((self.max_shard_size > 0, f"max_shard_size = {self.max_shard_size} must be above 0"))
@@ -133,7 +133,7 @@ class ExportConfig:
 
 @configuration()
 class ConvertConfig(ExportConfig):
-    """A checkpoint, and the format to write it in."""
+    """The settings of `mt checkpoint convert`: a checkpoint, and the format to write."""
 
     format: Literal["hf", "torch_dist", "torch"] | None = option(
         None,
@@ -184,7 +184,7 @@ def export(config: ExportConfig) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint to convert, and the tokenizer that goes with it."""
+    """A checkpoint to convert, and its tokenizer."""
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
@@ -213,7 +213,7 @@ def _convert(command: str, config: ExportConfig, format: str | None) -> dict:
     try:
         _WRITERS[format](source, folder, config)
     except UserError:
-        run.abandon()  # the remedy is another source, or to mend this one
+        run.abandon()  # the remedy is another source, or a repaired one
         raise
     files = sorted(
         p
@@ -238,7 +238,7 @@ def _open_source(config: ExportConfig) -> Source:
     tokenizer = checkpoint.load_tokenizer() if own else load(config.tokenizer)
     model = checkpoint.config
     if isinstance(checkpoint, megatron.MegatronCheckpoint):
-        # Its settings do not tell where the padding of the vocabulary begins.
+        # Its settings do not say where the padding of the vocabulary begins.
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     elif checkpoint.library != "mt" and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
@@ -279,7 +279,7 @@ def _write_megatron(source: Source, folder: Path, config: ConvertConfig) -> None
 
 
 def _with_padding(source: Source, config: ConvertConfig) -> ResolvedModelConfig:
-    """The model's settings with the padding of the vocabulary that is to be written."""
+    """The model's settings, with the vocabulary padding of the output."""
     default = source.config.make_vocab_size_divisible_by
     if isinstance(source.checkpoint, huggingface.HuggingFaceCheckpoint):  # it has no padding
         default = ModelConfig.make_vocab_size_divisible_by
@@ -288,7 +288,7 @@ def _with_padding(source: Source, config: ConvertConfig) -> ResolvedModelConfig:
 
 
 class LazySavePlanner(DefaultSavePlanner):
-    """Reads each tensor only when it is written; the tensors to save that it is given have no values."""
+    """Reads each tensor only when it is written; its input tensors have shapes but no values."""
 
     def __init__(self, read: Callable[[str], Tensor]):
         super().__init__()
@@ -304,7 +304,7 @@ def _write_native(source: Source, folder: Path, config: ConvertConfig) -> None:
     shapes = {f"model.{name}": shape for name, shape in weight_shapes(model).items()}
     without_values = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     (folder / ".metadata").unlink(missing_ok=True)  # of a run that was killed: torch would warn of it
-    # One file for each tensor: torch keeps the tensors of a file in memory until it is whole.
+    # One file for each tensor: torch keeps the tensors of a file in memory until the file is complete.
     writer = FileSystemWriter(folder, single_file_per_rank=False)
     writer.save_id = "converted"  # by default random; so the same source gives the same bytes
     planner = LazySavePlanner(

@@ -1,6 +1,6 @@
-"""ForeignCheckpoint: a checkpoint of another library, which is read for its weights alone, one at a time.
+"""ForeignCheckpoint: a checkpoint of another library, from which only weights are read, one at a time.
 
-torch.distributed.checkpoint loads from it as from one of ours, at any parallel layout.
+torch.distributed.checkpoint loads from it as from a native checkpoint, at any parallel layout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .base import Checkpoint, Progress, weight_shapes
 
 
 class ForeignCheckpoint(Checkpoint):
-    """Weights, settings and perhaps a tokenizer; no moments, and no position in any data."""
+    """Weights, settings and perhaps a tokenizer; no optimizer moments, and no position in the data."""
 
     @property
     def run_settings(self) -> dict[str, Any]:
@@ -46,9 +46,9 @@ class ForeignCheckpoint(Checkpoint):
 
 
 class WeightReader(StorageReader):
-    """Reads a checkpoint weight by weight: each is read whole, cut as the load plan says, then freed.
+    """Reads a checkpoint weight by weight: reads each whole, copies the slices of the load plan, frees it.
 
-    config: of the model to fill; its vocabulary may be padded to another number of rows.
+    config: of the model that loads it; its vocabulary may be padded to another number of rows.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: ResolvedModelConfig):

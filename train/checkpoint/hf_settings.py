@@ -1,4 +1,4 @@
-"""Hugging Face's config.json from our settings and back, by the tables of model/foreign_names.py."""
+"""Converts settings to and from Hugging Face's config.json, by the tables of model/foreign_names.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_hf_config(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
 
 
 def settings_tree(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """The settings of a training run that `--hf DIR` gives: the model's, without its vocabulary's padding."""
+    """The settings that `--hf DIR` sets in a training run: the model's, without vocabulary padding."""
     _, config = read_hf_config(directory)
     return {
         "model": {
@@ -43,9 +43,9 @@ def settings_tree(directory: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
-    """Our settings for a config.json. place: begins messages.
+    """mt's settings for a config.json. place: begins messages.
 
-    Raises UserError for a model that is not one of ours.
+    Raises UserError for a model that mt does not have.
     """
     name = raw.get("model_type")
     if name not in ARCHITECTURES:
@@ -88,7 +88,7 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
 
 
 def config_to_hf(config: ResolvedModelConfig) -> tuple[str, dict[str, Any]]:
-    """(architecture, config.json) for our settings; raises UserError where Hugging Face has no such model."""
+    """(architecture, config.json) for mt's settings; raises UserError if Hugging Face has no such model."""
     export_as = family_of(config).export_as
     if export_as is None:
         raise UserError(
@@ -113,7 +113,7 @@ def config_to_hf(config: ResolvedModelConfig) -> tuple[str, dict[str, Any]]:
     return name, written
 
 
-# Settings that config.json does not have and that change no model: how it is trained, and its padding.
+# Settings that config.json lacks and that do not change the model: settings of training, and padding.
 TRAINING_SETTINGS = (
     "make_vocab_size_divisible_by",
     "attention_backend",
@@ -129,10 +129,10 @@ TRAINING_SETTINGS = (
 
 
 def _check_same(config: ResolvedModelConfig, name: str, written: dict[str, Any]) -> None:
-    """Raises UserError unless `written`, read again, is the same model."""
+    """Raises UserError unless `written` converts back to the same model."""
     not_compared = [*TRAINING_SETTINGS, *ARCHITECTURES[name].without]
     if (config.rope_scaling or {}).get("rope_type") == "dynamic":
-        not_compared.append("max_position_embeddings")  # config.json then has the original length alone
+        not_compared.append("max_position_embeddings")  # config.json then has only the original length
     if config.num_experts is not None:
         sparse = expert_layers(config.moe_layer_freq, config.num_layers)
         config = dataclasses.replace(config, moe_layer_freq=moe_layer_freq(sparse))

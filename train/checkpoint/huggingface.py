@@ -1,4 +1,4 @@
-"""Hugging Face directories, read and written: config.json, safetensors files, tokenizer files.
+"""Reads and writes Hugging Face directories: config.json, safetensors files, tokenizer files.
 
 Weights are read and written one at a time, so that a model larger than the memory can be converted. A
 safetensors file is the length of its header (8 bytes, little endian), the header as JSON {name: {dtype,
@@ -32,8 +32,7 @@ from .base import weight_shapes
 from .foreign import ForeignCheckpoint
 from .hf_settings import config_to_hf, read_hf_config
 
-# Ends of names that are no weights of their own: copies of tied weights, tables that follow from the
-# settings.
+# Suffixes of names that are not weights: copies of tied weights, and tables computed from the settings.
 IGNORED_TENSORS = (
     "lm_head.weight",
     "embed_tokens.weight",
@@ -57,7 +56,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "chat_template.jinja",
 )
-MOST_ASSUMED_SEQ_LENGTH = 8192  # where nothing but the number of positions tells what a model was trained on
+MOST_ASSUMED_SEQ_LENGTH = 8192  # where only the number of positions shows the sequence length of the training
 # dtype -> its name in a safetensors file, in config.json
 DTYPES = {
     torch.float32: ("F32", "float32"),
@@ -67,9 +66,9 @@ DTYPES = {
 
 
 class HuggingFaceCheckpoint(ForeignCheckpoint):
-    """A directory of Hugging Face.
+    """A Hugging Face directory.
 
-    Raises UserError where a file is missing or not whole, and where the model is not one of ours.
+    Raises UserError if a file is missing or truncated, or if mt does not have the model.
     """
 
     library = "Hugging Face"
@@ -114,10 +113,10 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         )
 
     def encoder_weights(self) -> dict[str, Tensor]:
-        """The weights of a BERT's encoder by our names, and those of its pooler if it has one.
+        """The weights of a BERT's encoder by mt's names, and those of its pooler if it has one.
 
-        The heads of pretraining may be missing: transformers' BertModel saves none. Raises UserError where
-        the model is no BERT, and where weights are missing or of other shapes.
+        The pretraining heads may be missing: transformers' BertModel saves none. Raises UserError if
+        the model is not a BERT, or if weights are missing or have other shapes.
         """
         if self.architecture != "bert":
             raise UserError(
@@ -141,9 +140,9 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
 
 
 class SafetensorsDirectory:
-    """The tensors in the safetensors files of a directory; each is read when it is asked for.
+    """The tensors in the safetensors files of a directory, each read on demand.
 
-    Raises UserError where a file is missing or not whole.
+    Raises UserError if a file is missing or truncated.
     """
 
     def __init__(self, path: Path):
@@ -210,14 +209,14 @@ def write_directory(
 ) -> None:
     """Writes a directory for from_pretrained.
 
-    Raises UserError, before it writes anything, where Hugging Face has no such model. read: our name ->
+    Raises UserError, before it writes anything, if Hugging Face has no such model. read: mt's name ->
     weight. file_bytes: most bytes of weights in a file, unless one tensor has more. source: the Hugging Face
     directory that the tokenizer comes from, whose tokenizer files are copied.
     """
     architecture, settings = config_to_hf(config)
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
     family = family_of(config)
-    if family.text == "encoder-decoder":  # what our decoders begin with (indexed/masked_dataset.py)
+    if family.text == "encoder-decoder":  # the first token of mt's decoders (indexed/masked_dataset.py)
         words = word_pieces(tokenizer)
         ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
     name = DTYPES[dtype][1]

@@ -1,4 +1,4 @@
-"""Megatron-LM's GPT checkpoints in its `torch` format, read and written.
+"""Reads and writes Megatron-LM's GPT checkpoints in its `torch` format.
 
     DIR/latest_checkpointed_iteration.txt                  "300", or "release"
     DIR/iter_0000300/mp_rank_TT[_PPP]/model_optim_rng.pt   TT: tensor-parallel rank; PPP: stage, if several
@@ -6,9 +6,9 @@
          "model": {name: tensor}, ...}
 
 In an interleaved pipeline a rank has several model chunks: "model0", "model1" ... in place of "model". The
-files are pickles, which may run any code. torch's restricted unpickler reads them; it knows tensors, numbers,
-strings, lists and the Namespace of the settings. Other objects of Megatron-LM become empty placeholders, and
-a file that names anything else is refused.
+files are pickles, which may run any code. torch's restricted unpickler reads them; it accepts tensors,
+numbers, strings, lists and the Namespace of the settings. Other objects of Megatron-LM become empty
+placeholders, and a file that names anything else is refused.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ FUSED_NORMS = {
     "input_layernorm": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm": "mlp.linear_fc1.layer_norm_",
 }
-# Our weights of which each tensor-parallel rank has a slice: of the rows, of the columns.
+# mt's weights of which each tensor-parallel rank has a slice: of the rows, of the columns.
 ROW_SLICED = ("mixer.qkv", "ffn.up", "ffn.gate", "embedding", "output")
 COLUMN_SLICED = ("mixer.out.weight", "ffn.down.weight")
-# Arguments that can make a model another one than ours -> the value (or values) with which they do not.
+# Arguments that mt supports only at one value (or some values) -> that value.
 REQUIRED_ARGUMENTS: dict[str, Any] = {
     "num_experts": None,
     "multi_latent_attention": False,
@@ -81,8 +81,8 @@ REQUIRED_ARGUMENTS: dict[str, Any] = {
 class MegatronCheckpoint(ForeignCheckpoint):
     """A GPT checkpoint of Megatron-LM. Its tensors stay on disk until they are read.
 
-    Raises UserError where files are missing, not whole or hold what they should not, and for a model that
-    is not a GPT of ours.
+    Raises UserError if files are missing, truncated or contain something else, and for a model that is
+    not a GPT that mt has.
     """
 
     library = "Megatron-LM"
@@ -140,7 +140,7 @@ class MegatronCheckpoint(ForeignCheckpoint):
 
 
 def _iteration(path: Path) -> Path:
-    """The folder of mp_rank_* folders that a path means."""
+    """The folder that contains the mp_rank_* folders of a path."""
     tracker = path / TRACKER
     if not tracker.exists():
         folder = path
@@ -193,7 +193,7 @@ def _states(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
 
 
 class _Placeholder:
-    """Takes the place of an object that Megatron-LM saves beside the weights."""
+    """Replaces an object that Megatron-LM saves beside the weights."""
 
     def __init__(self, *args: object, **kwargs: object):
         pass
@@ -214,7 +214,7 @@ EXPECTED_GLOBALS = re.compile(
 def _read(file: Path) -> dict[str, Any]:
     """The content of a file.
 
-    Raises UserError where it is not whole, and where it names what Megatron-LM never writes.
+    Raises UserError if it is truncated, or if it names a type that Megatron-LM never writes.
     """
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -242,7 +242,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_arguments(args: argparse.Namespace, place: str) -> None:
-    """Raises UserError for arguments of another model than ours, and where needed ones are missing."""
+    """Raises UserError for arguments of a model that mt does not have, and if required ones are missing."""
     for name, fine in REQUIRED_ARGUMENTS.items():
         value = getattr(args, name, None)
         if isinstance(fine, tuple):
@@ -256,7 +256,7 @@ def _check_arguments(args: argparse.Namespace, place: str) -> None:
 
 
 def _rope_scaling(factor: float) -> dict[str, Any]:
-    """Our rope_scaling for Megatron-LM's --use-rope-scaling, of which only the factor can be set."""
+    """mt's rope_scaling for Megatron-LM's --use-rope-scaling, of which only the factor can be set."""
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -267,7 +267,7 @@ def _rope_scaling(factor: float) -> dict[str, Any]:
 
 
 def _model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
-    """Our settings for Megatron-LM's arguments; the rows that pad the vocabulary count as vocabulary."""
+    """mt's settings for Megatron-LM's arguments; padding rows of the vocabulary count as vocabulary."""
     _check_arguments(args, place)
 
     def get(name: str, default: Any = None) -> Any:
@@ -319,7 +319,7 @@ def _activation(
 def _shards(
     states: Mapping[tuple[int, int], dict[str, Any]], config: ResolvedModelConfig, place: str
 ) -> dict[str, list[Tensor]]:
-    """Our name -> the shards of all tensor-parallel ranks; `ffn.up` is there for the gate too."""
+    """mt's name -> the shards of all tensor-parallel ranks; `ffn.up` also contains the gate."""
     size, stages = (1 + max(numbers) for numbers in zip(*states))
     chunks = ["model"]
     if "model" not in states[0, 0]:
@@ -359,7 +359,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, T
 
 
 def _our_name(theirs: str, place: str) -> str | None:
-    """Our name of one of Megatron-LM's tensors; None where it is no weight of its own."""
+    """mt's name of one of Megatron-LM's tensors; None if it is a copy of another weight."""
     if theirs.endswith("_extra_state") or "rotary_pos_emb" in theirs or "word_embeddings_for_head" in theirs:
         return None
     name = re.sub(r"^(language_model\.)?(encoder|transformer)\.", "decoder.", theirs)
@@ -377,12 +377,12 @@ def _our_name(theirs: str, place: str) -> str | None:
 
 
 def _stored_in(name: str) -> str:
-    """The name in `_shards` of the matrix that holds a weight: Megatron-LM stores gate and up as one."""
+    """The name in `_shards` of the matrix with a weight: Megatron-LM stores gate and up as one."""
     return name.replace(".ffn.gate.", ".ffn.up.")
 
 
 def _merge(name: str, shards: list[Tensor], config: ResolvedModelConfig, version: float) -> Tensor:
-    """One of our weights from the shards of all tensor-parallel ranks."""
+    """One of mt's weights from the shards of all tensor-parallel ranks."""
     if ".mixer.qkv." in name and version < 2:
         shards = [_group_by_head(shard, config.kv_channels, version) for shard in shards]
     if config.activation in GATED and (".ffn.up." in name or ".ffn.gate." in name):
@@ -455,7 +455,7 @@ def write_directory(
 ) -> None:
     """Writes what Megatron-LM's --load reads, with --finetune or with --no-load-optim --no-load-rng.
 
-    The weights of one rank are in memory at a time. read: (our name, shape) -> weight. local: write the names
+    Has the weights of one rank in memory. read: (mt's name, shape) -> weight. local: writes names
     of --transformer-impl local.
     """
     name = f"iter_{step:07d}" if step else "release"
@@ -518,7 +518,7 @@ def _stage_shards(
 
 
 def _shard(name: str, weight: Tensor, rank: int, size: int) -> Tensor:
-    """A tensor-parallel rank's shard of one of our weights."""
+    """A tensor-parallel rank's shard of one of mt's weights."""
     if name.endswith(COLUMN_SLICED):
         return weight.chunk(size, dim=1)[rank]
     return weight.chunk(size)[rank] if _is_row_sliced(name) else weight

@@ -1,4 +1,4 @@
-"""Our own checkpoints: torch.distributed.checkpoint directories, which any parallel layout can load.
+"""mt's own checkpoint format: torch.distributed.checkpoint directories, which any parallel layout can load.
 
     SAVE/step_00000300/
         .metadata, __R_N.distcp   model and optimizer tensors, each rank's shards; their names are model.NAME,
@@ -8,9 +8,9 @@
         state.json                progress (step, samples and tokens consumed ...), identity of the data, size
                                   and digest of every other file; written last
 
-A checkpoint is written under a name that begins with a dot, and renamed when it is whole. With --async-save a
-thread writes it from copies while training goes on; the bytes are the same. Weights are float32, whatever
-dtype the model computes in. States of random generators are not saved: each micro-batch seeds its own
+A checkpoint is written under a name that begins with a dot, and renamed when it is complete. With
+--async-save a thread writes it from copies while training continues; the bytes are the same. Weights are
+float32, whatever dtype the model computes in. States of random generators are not saved: each micro-batch seeds its own
 (step.py).
 """
 
@@ -125,7 +125,7 @@ class CheckpointConfig:
 class Saver:
     """Writes the checkpoints of one run, from all ranks.
 
-    With --async-save a thread does, one checkpoint at a time.
+    With --async-save a thread writes them, one checkpoint at a time.
     """
 
     def __init__(self, config: Any, *, tokenizer: Tokenizer, data: dict, mesh: Mesh):
@@ -146,9 +146,9 @@ class Saver:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
     ) -> None:
-        """Writes `step_N`, then removes the checkpoints that are not to be kept.
+        """Writes `step_N`, then removes checkpoints that need not be kept (keep_last, save_retain_interval).
 
-        Waits until the checkpoint before is written, and raises the error of its thread if there was one.
+        Waits until the previous checkpoint is written, and raises the error of its thread if there was one.
         """
         self.wait()
         tensors = named_tensors(model, weights, None if self.config.checkpoint.no_save_optim else optimizer)
@@ -162,7 +162,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is whole."""
+        """Waits until the last checkpoint is complete."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -206,7 +206,7 @@ class Saver:
             yaml.safe_dump(to_dict(self.config), file, sort_keys=False)
         self.tokenizer.save(partial / "tokenizer")
         seal(partial, progress, self.data, records)
-        shutil.rmtree(final, ignore_errors=True)  # a broken one, if this run fell back to one before it
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, if this run fell back to the previous one
         os.rename(partial, final)
         manifest.sync_directory(self.folder)
         for old in _superfluous(_steps(self.folder), progress.step, self.config.checkpoint):
@@ -215,7 +215,7 @@ class Saver:
 
 
 def seal(folder: Path, progress: Progress, data: dict | None, records: Iterable[dict] = ()) -> None:
-    """Writes state.json. data: batches.identity; None for a checkpoint of weights alone.
+    """Writes state.json. data: batches.identity; None for a checkpoint of weights only.
 
     records: manifest.record of the files whose digests are known already.
     """
@@ -228,7 +228,7 @@ def seal(folder: Path, progress: Progress, data: dict | None, records: Iterable[
 
 def _superfluous(steps: list[Path], step: int, config: CheckpointConfig) -> list[Path]:
     """The step directories to remove once `step` is written. steps: newest first."""
-    later = [p for p in steps if _step(p) > step]  # broken ones, if this run fell back to one before them
+    later = [p for p in steps if _step(p) > step]  # damaged ones, if this run fell back to an earlier one
     mine = [p for p in steps if _step(p) <= step]
     every = config.save_retain_interval
     old = mine[config.keep_last :] if config.keep_last else []
@@ -245,14 +245,14 @@ def _cause(error: CheckpointException) -> str:
 
 @configuration(group="data")
 class SavedDataSettings:
-    """The group `data` of a saved configuration, as far as a model's users need it."""
+    """The settings of the group `data` that are read from a saved configuration."""
 
     seq_length: int = option(help="tokens of a sample")
 
 
 @configuration()
 class SavedSettings:
-    """The part of a saved configuration that a model's users need."""
+    """The settings that are read from a saved configuration to use its model."""
 
     model: ResolvedModelConfig
     data: SavedDataSettings
@@ -261,7 +261,7 @@ class SavedSettings:
 class NativeCheckpoint(Checkpoint):
     """A step directory.
 
-    Its files are read when they are needed: config.yaml may be that of a classifier (eval/).
+    Its files are read on demand: config.yaml may be that of a classifier (eval/).
     """
 
     library = "mt"
@@ -289,7 +289,7 @@ class NativeCheckpoint(Checkpoint):
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:
-        """What state.json says."""
+        """The content of state.json."""
         return manifest.read_json(self.path / "state.json")
 
     @functools.cached_property
@@ -330,13 +330,13 @@ class NativeCheckpoint(Checkpoint):
         return SafeFileSystemReader(self.path)
 
     def weights_digest(self) -> str:
-        """A digest of the files of tensors, wherever they lie."""
+        """A digest of the files of tensors, independent of their folder."""
         files = [file for file in self.state["files"] if file["name"].endswith(".distcp")]
         return xxhash.xxh3_128(repr(files).encode()).hexdigest()
 
 
 def known_settings(cls: type, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of a group of config.yaml that this version still has; prints those that it has not.
+    """The settings of a group of config.yaml that this version has; prints those that it does not have.
 
     check_shapes finds out whether such a setting changed the weights' shapes.
     """
@@ -350,10 +350,10 @@ def known_settings(cls: type, tree: Mapping[str, Any], path: Path) -> dict[str, 
 
 
 def find_step(path: Path, step: int | None = None) -> Path:
-    """The step directory that a path means: itself, or in a run's directory that of a step.
+    """The step directory of a path: the path itself, or a step of a run's directory.
 
-    step: None for the newest whole one. Raises UserError where there is none, and where its files are not
-    whole.
+    step: None for the newest complete one. Raises UserError if there is none, or if a file is damaged or
+    missing.
     """
     if step is not None:
         run, path = path, path / f"step_{step:08d}"
@@ -391,10 +391,10 @@ def _step(path: Path) -> int:
 
 
 def newest_whole(folder: Path, mesh: Mesh | None = None) -> NativeCheckpoint | None:
-    """The newest checkpoint of a run whose files are whole; prints which broken ones it skips.
+    """The newest undamaged checkpoint of a run; prints which damaged ones it skips.
 
-    The same on all ranks of `mesh`; each rank reads a share of the files. Raises Failure where all are
-    broken.
+    All ranks of `mesh` return the same; each rank reads a share of the files. Raises Failure if all are
+    damaged.
     """
     mesh = mesh or Mesh(0, 1, torch.device("cpu"))
     steps = mesh.broadcast_object(_steps(folder))
@@ -414,9 +414,9 @@ def newest_whole(folder: Path, mesh: Mesh | None = None) -> NativeCheckpoint | N
 
 
 def whats_wrong(path: Path, first: int = 0, stride: int = 1) -> str | None:
-    """Why a checkpoint cannot be trusted, or None.
+    """The reason why a checkpoint is damaged, or None.
 
-    Of its files every stride-th is read, from number `first` on.
+    Reads every stride-th of its files, from number `first` on.
     """
     if not (path / "state.json").exists():
         return "has no state.json: not a whole checkpoint"
@@ -458,7 +458,7 @@ METADATA_CLASSES = {
 class SafeFileSystemReader(FileSystemReader):
     """torch's reader of checkpoint directories, with a restricted unpickler.
 
-    torch itself unpickles `.metadata` without restraint, so that a checkpoint from elsewhere could run any
+    torch itself unpickles `.metadata` without restriction, so that a checkpoint from elsewhere could run any
     code.
     """
 

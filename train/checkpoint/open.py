@@ -1,6 +1,6 @@
-"""open_checkpoint(path): finds out what a path holds, a checkpoint of ours or of another library.
+"""Opens a checkpoint of any format: `open_checkpoint(path)` detects the format from the files.
 
-a run of `mt train`      DIR/step_NNNNNNNN/state.json      the newest whole step, or the one that is asked for
+a run of `mt train`      DIR/step_NNNNNNNN/state.json      the newest complete step, or the given one
 one of its steps         DIR/state.json
 Hugging Face             DIR/config.json, DIR/*.safetensors
 Megatron-LM              DIR/latest_checkpointed_iteration.txt, or an iter_NNNNNNN or mp_rank_* folder of one
@@ -18,10 +18,9 @@ from .native import NativeCheckpoint, find_step
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """The checkpoint that a path means. step: which of a run of ours.
+    """The checkpoint of a path. step: the step of a run of `mt train`.
 
-    Raises UserError where there is none, where its files are not whole, and where the model is not one of
-    ours.
+    Raises UserError if there is none, if its files are damaged, or if mt does not have the model.
     """
     path = Path(path)
     if not path.exists():
