@@ -165,14 +165,7 @@ def expected_test_file(relative: Path) -> Path:
 WITHOUT_TEST_FILE = {Path("__main__.py")}
 
 
-NOT_YET = pytest.mark.xfail(strict=False, reason="some modules of this room have no test file yet")
-ROOMS = [
-    pytest.param(room, marks=NOT_YET) if room in ("train", "train.model", "train.parallel") else room
-    for room in MAY_IMPORT
-]
-
-
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", MAY_IMPORT)
 def test_every_module_has_its_test_file(room):
     missing = {
         m
