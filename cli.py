@@ -143,7 +143,7 @@ ALIASES = {
     "--tokenizer-metadata": "the tokenizer's type and files are enough",
     "--trust-remote-code": "code that comes with a tokenizer is never run",
     "--chat-template": "texts are encoded without a template",
-    "--multimodal": "the size of an index tells whether it has modes",
+    "--multimodal": "the size of an index shows whether it has modes",
     "--per-dataset-sequences-path": "an index is memory-mapped, so opening it is fast",
     "--use-gigatoken": "the fastest backend that gives the same ids is always used",
     "--tokenizer-hf-no-use-fast": "the fastest backend that gives the same ids is always used",

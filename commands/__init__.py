@@ -1,0 +1,1 @@
+"""Commands about other commands: pipelines (`mt run`), reports, checks of the machine."""

@@ -162,7 +162,7 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
 
 
 def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> Stage:
-    """A stage of a pipeline file; raises UserError that tells what is wrong with it."""
+    """A stage of a pipeline file; raises UserError for an invalid one."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError("the name of a stage must consist of letters, digits, - and _")
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):

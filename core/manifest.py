@@ -269,7 +269,7 @@ def begin(
     remedy: str = "",
     resumes: bool = False,
 ) -> Run:
-    """Claims the output that `config` names, and tells whether it is finished already.
+    """Claims the output that `config` names; the Run knows whether it is finished already.
 
     verb: the command, as in "data clean".
     config: a configuration, one of whose fields has the role "output". The output is a prefix where that

@@ -1,0 +1,1 @@
+"""Documents: reads them from files and other sources, and writes them."""

@@ -1,7 +1,7 @@
 """Reads input files: lines of plain or compressed text, rows of Parquet, record batches of Arrow.
 
 A broken file raises UserError that names it. Nothing here knows what a document is (reader.py does). The
-ending of a file's name, .gz or .zst, tells how its text is compressed.
+extension of a file, .gz or .zst, determines how its text is compressed.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""checkpoint + task -> scores; generation, server."""
+"""Evaluation of checkpoints: language-model scores, tasks, generation, the HTTP server."""

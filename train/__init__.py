@@ -1,1 +1,1 @@
-"""samples -> batches -> model -> checkpoint."""
+"""Training: the loop, and its batches, models, parallelism, checkpoints and plans."""

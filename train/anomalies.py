@@ -223,7 +223,7 @@ class StopSignals:
         self.received = number
 
     def stopped(self, step: int) -> Failure:
-        """The exception that ends the command, with exit code 128 + the signal's number, as shells have it."""
+        """The exception that ends the command, with exit code 128 + the signal's number, as in shells."""
         number = self.received or signal.SIGTERM  # else another rank did
         failure = Failure(
             f"stopped by {signal.Signals(number).name} after step {step:,}; its checkpoint is saved: run the"

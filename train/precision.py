@@ -134,9 +134,7 @@ def _add_to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 
 class LossScale:
-    """Dynamic loss scale for float16 (Micikevicius et al.
-
-    2018), by Megatron-LM's rules; 1 in other precisions.
+    """Dynamic loss scale for float16 (Micikevicius et al. 2018), by Megatron-LM's rules; else 1.
 
     After `hysteresis` overflows the scale halves, and at every further overflow again. After `window` steps
     in a row without overflow it doubles, and the count of overflows starts again.

@@ -1,0 +1,1 @@
+"""Deduplication: exact copies, near duplicates by MinHash, repeated lines."""

@@ -1,0 +1,1 @@
+"""Rules and edits of `mt data clean`, and filters by a classifier."""

@@ -1,0 +1,1 @@
+"""Generation of text: sampling, continuous batching, beam search."""

@@ -1,0 +1,1 @@
+"""`mt serve`: the HTTP server of a model, and its client."""

@@ -10,8 +10,8 @@
 
 A checkpoint is written under a name that begins with a dot, and renamed when it is complete. With
 --async-save a thread writes it from copies while training continues; the bytes are the same. Weights are
-float32, whatever dtype the model computes in. States of random generators are not saved: each micro-batch seeds its own
-(step.py).
+float32, whatever dtype the model computes in. States of random generators are not saved: each micro-batch
+seeds its own (step.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The model family: layers, blocks and the models made of them, written for one device."""
+"""Models of all families, written for one device: layers, blocks, losses and their costs."""

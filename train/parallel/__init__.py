@@ -1,1 +1,1 @@
-"""Parallelism, applied from outside the model."""
+"""Parallelism: process groups, collectives, and how they are applied to a built model."""

@@ -141,7 +141,7 @@ class ParallelConfig:
 
 
 class Axis(NamedTuple):
-    """One dimension of a mesh, as seen by this rank."""
+    """One dimension of a mesh, and this rank's position in it."""
 
     size: int = 1
     rank: int = 0
