@@ -246,7 +246,6 @@ def family_branches(module: ast.Module) -> list[int]:
     return lines
 
 
-@pytest.mark.xfail(strict=False, reason="some branches on the family are left outside train/model/family.py")
 def test_only_the_rooms_of_models_branch_on_the_family():
     outside = [m for m in modules() if room_of(parts_of(m)) != "train.model"]
     found = [
