@@ -70,7 +70,7 @@ def dry_run(config: TrainConfig) -> dict:
     }
     facts["parameters"] = count_parameters(shape)
     facts["seconds"] = round(time.monotonic() - began, 1)
-    held = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
+    kept = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
     stages = f"pipeline {sizes['pp']}, " if sizes["pp"] > 1 else ""
     checked = "; ".join(dict.fromkeys(f["checked"] for f in found))
     where = ", on the first stage and the last" if len(ranks) > 1 else ""
@@ -80,7 +80,7 @@ def dry_run(config: TrainConfig) -> dict:
         f" micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each"
         f" of {schedule.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; this rank"
         f" keeps {facts['local_parameters'] / 1e6:,.1f} million of them"
-        f" ({held})\n{checked}{where} ({facts['seconds']} s); `mt plan` with the same settings"
+        f" ({kept})\n{checked}{where} ({facts['seconds']} s); `mt plan` with the same settings"
         " estimates memory and time"
     )
     return facts

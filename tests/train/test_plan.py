@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("moe", {"expert_model_parallel_size": 2}),
     ],
 )
-def test_ranks_hold_what_the_plan_says(pool, family, layout):
+def test_ranks_use_the_memory_of_the_plan(pool, family, layout):
     """The bytes of a step on two processes, counted on each, with weights cut evenly (widths are powers of
     two).
     """
@@ -182,7 +182,7 @@ def test_stages_are_as_even_as_any_cut_makes_them(costs, stages):
     assert dearest(ends) == min(map(dearest, every))
 
 
-def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
+def test_layouts_that_fit_rank_first_and_a_message_says_when_none_does(capsys):
     arguments = [
         "--preset",
         "gpt-1.3b",
@@ -259,7 +259,7 @@ def test_the_ranking_has_what_fits_first_and_says_when_nothing_does(capsys):
         ),
     ],
 )
-def test_what_cannot_be_planned_is_refused(arguments, message):
+def test_impossible_plans_are_refused(arguments, message):
     with pytest.raises(UserError, match="^.*" + message.replace("?", r"\?")):
         cli.call(("plan",), arguments)
 

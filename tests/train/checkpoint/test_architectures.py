@@ -166,7 +166,7 @@ def test_rows_that_pad_the_vocabulary_are_added_and_taken_off():
     )
 
 
-def test_names_without_the_body_s_prefix_are_found():
+def test_names_without_the_base_prefix_are_found():
     held = {
         name.removeprefix("transformer."): p.detach()
         for name, p in transformers.GPT2LMHeadModel(DECODERS["gpt2"]).named_parameters()

@@ -1,4 +1,4 @@
-"""What a query sees: windows, packed documents, padding, distances; and what computes it where."""
+"""Attention masks (windows, packed documents, padding) against loops over queries; the choice of backends."""
 
 import importlib.util
 import itertools
@@ -52,7 +52,7 @@ def documents(device="cpu") -> Documents:
 
 
 def by_hand(query, key, value, visible):
-    """Attention one query at a time. visible(b, q, k): whether query q sees key k."""
+    """Attention one query at a time. visible(b, q, k): whether query q attends to key k."""
     out = torch.zeros(B, T, H, C, dtype=query.dtype)
     for b in range(B):
         for q in range(T):
@@ -82,7 +82,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_query_sees(name):
+def test_a_query_attends_to(name):
     settings, packed, visible = CASES[name]
     inputs = queries_keys_values()
     mask = causal_mask(config(**settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
@@ -92,7 +92,7 @@ def test_a_query_sees(name):
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
-def test_both_ways_a_query_sees_everything_but_padding():
+def test_bidirectional_attention_masks_padding_only():
     inputs, present = queries_keys_values(), torch.arange(T) < torch.tensor([[T], [17]])
     found = attend(*inputs, bidirectional_mask(present), scale=None, dropout=0.0)
     torch.testing.assert_close(
@@ -102,7 +102,7 @@ def test_both_ways_a_query_sees_everything_but_padding():
 
 
 @pytest.mark.parametrize("scores", [1, 1 << 18])
-def test_texts_in_one_row_attend_each_to_itself_alone(monkeypatch, scores):
+def test_texts_packed_into_one_row_attend_only_to_themselves(monkeypatch, scores):
     monkeypatch.setattr(attention, "SCORES", scores)  # texts of one length one by one, or together
     torch.manual_seed(0)
     lengths = [5, 5, 5, 3, 1, 3, 3]
@@ -133,7 +133,7 @@ def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
 
 
-def test_no_mask_is_made_where_none_is_needed_and_else_one_for_all_layers():
+def test_a_mask_is_made_only_where_needed_and_once_for_all_layers():
     assert causal_mask(config(), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
     assert causal_mask(config(window_size=T), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
     assert causal_mask(config(window_size=3), torch.zeros(B, T), torch.float32).tensor.shape == (1, 1, T, T)
@@ -298,7 +298,7 @@ class DotProductAttention:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformer_engine_is_told_what_is_seen(name, monkeypatch):
+def test_transformer_engine_gets_the_mask(name, monkeypatch):
     settings, packed, visible = CASES[name]
     monkeypatch.setitem(sys.modules, "transformer_engine", types.ModuleType("transformer_engine"))
     monkeypatch.setitem(
@@ -328,7 +328,7 @@ def test_transformer_engine_is_told_what_is_seen(name, monkeypatch):
     ids=["2.13", "2.11", "2.10"],
 )
 @pytest.mark.parametrize("name", ["its document", "a window of its document"])
-def test_the_variable_length_kernel_of_every_torch_is_told_the_same(name, known, monkeypatch):
+def test_the_variable_length_kernel_of_every_torch_gets_the_same_mask(name, known, monkeypatch):
     """The kernel needs a GPU; in its place stands attention over the documents one by one, with the kernel's
     arguments.
     """

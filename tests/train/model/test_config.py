@@ -72,7 +72,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(**settings)
 
@@ -94,7 +94,7 @@ def shape(**settings) -> ModelConfig:
     ("frequency", "layers"),
     [("1", "EEEE"), ("2", "E-E-"), ("[0,1]*2", "-E-E"), ("([0]*1+[1]*3)", "-EEE"), ("2*[1, 0]", "E-E-")],
 )
-def test_the_layers_with_experts_are_said_as_to_megatron(frequency, layers):
+def test_moe_layer_freq_is_read_as_megatron_reads_it(frequency, layers):
     assert ["E" if e else "-" for e in expert_layers(frequency, 4)] == list(layers)
     config = shape(num_layers=4, moe_layer_freq=frequency)
     assert layer_kinds(config) == ["*" + symbol for symbol in layers]

@@ -189,7 +189,7 @@ def test_with_a_cache_the_hidden_states_are_those_without(settings):
         torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_different_lengths_share_a_cache_when_their_lengths_are_said():
+def test_rows_of_different_lengths_share_a_cache_when_their_lengths_are_given():
     model, tokens = gpt(**HYBRID).double().eval(), random_tokens()
     lengths = torch.tensor([2, 9])  # the first shorter than the convolution
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_rows_of_different_lengths_share_a_cache_when_their_lengths_are_said():
             lengths = lengths + 1
 
 
-def test_documents_packed_into_a_sample_know_nothing_of_each_other():
+def test_the_state_is_reset_between_packed_documents():
     module = layer()
     pieces = [randn(1, length, 32, seed=length) for length in (2, 130, 9)]  # one longer than a chunk
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor([2, 130, 9]))[None]
@@ -294,7 +294,7 @@ def test_a_layer_starts_as_in_the_paper_from_its_names_alone():
         ({"hybrid_override_pattern": "M-", "mamba_head_dim": 0}, "mamba_head_dim = 0 must be at least 1"),
     ],
 )
-def test_a_layer_that_cannot_be_is_refused(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError) as refused:
         ModelConfig(**settings)
     assert message in str(refused.value)

@@ -262,7 +262,7 @@ def test_the_grouped_product_is_a_loop_over_experts(dtype, size):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-def test_no_rows_at_all_are_no_trouble():
+def test_experts_without_rows_give_no_rows():
     module = mixture(torch.float32)
     assert module.experts(torch.zeros(0, 16), torch.zeros(4, dtype=torch.int64)).shape == (0, 16)
 
@@ -524,7 +524,7 @@ def test_experts_start_from_their_names_with_the_spread_of_other_layers():
         ({"num_experts": 4, "family": "bert"}, "model.num_experts is for model.family = gpt, not bert"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_refused(settings, message):
+def test_impossible_settings_of_a_mixture_are_refused(settings, message):
     with pytest.raises(UserError) as refused:
         ModelConfig(**settings)
     assert message in str(refused.value)

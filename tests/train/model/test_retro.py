@@ -159,7 +159,7 @@ def test_states_are_those_of_a_loop_from_the_paper(shape, length):
 
 
 @torch.no_grad()
-def test_no_token_sees_a_later_one_nor_the_neighbours_of_a_chunk_that_has_not_ended():
+def test_no_token_reads_a_later_one_or_the_neighbours_of_an_unfinished_chunk():
     """Every token and every neighbour's every token is changed once: what comes before is the same to the
     last bit.
     """
@@ -181,7 +181,7 @@ def test_no_token_sees_a_later_one_nor_the_neighbours_of_a_chunk_that_has_not_en
 
 
 @torch.no_grad()
-def test_what_is_masked_is_not_read():
+def test_masked_neighbours_are_not_read():
     retro, tokens = model(), random(2, 12)
     neighbors, mask = neighbours(2, 3, holes=True)
     others = torch.where(mask, neighbors, (neighbors + 7) % V)
@@ -265,7 +265,7 @@ def test_with_a_cache_the_states_are_those_without(shape, cuts):
 
 
 @torch.no_grad()
-def test_rows_of_a_cache_grow_from_places_of_their_own_and_forget_the_text_before():
+def test_rows_of_a_cache_grow_from_different_positions_and_forget_the_text_before():
     """Prompts of 3, 8 and 6 tokens, padded; then token by token; in a cache that other texts have used."""
     retro, tokens, lengths = retrieving(), random(3, 20), torch.tensor([3, 8, 6])
     whole, cache = retro(tokens), retro.new_cache(3, 24)
@@ -315,7 +315,7 @@ def test_every_third_layer_from_the_6th_or_the_9th_reads_neighbours_and_the_firs
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         model(**settings)
 

@@ -12,7 +12,7 @@ from mt.train.model.training_cost import (
 T = 32
 
 
-def test_what_a_step_holds_grows_with_what_makes_it_grow():
+def test_the_memory_of_a_step_grows_with_its_causes():
     config = resolve(
         ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=4), vocab_size=128, seq_length=T
     )
@@ -55,7 +55,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps():
     assert estimate == pytest.approx(sum(kept.values()), rel=0.2)
 
 
-def test_the_message_names_what_saves_most_first():
+def test_the_out_of_memory_message_lists_the_largest_saving_first():
     config = resolve(
         ModelConfig(num_layers=24, hidden_size=1024, num_attention_heads=16),
         vocab_size=50304,
