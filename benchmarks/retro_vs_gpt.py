@@ -1,6 +1,6 @@
 """Compares Retro with the same GPT without retrieval, on a corpus where most passages occur twice.
 
-    OMP_NUM_THREADS=1 python benchmarks/planted.py [--steps 400] [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/retro_vs_gpt.py [--steps 400] [--folder DIR]
 
 Each word is drawn at random from the few that may follow the last one. A GPT can learn these few; only the
 other copy of the passage, in another document, tells which one comes next. A database of all documents is
