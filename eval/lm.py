@@ -184,7 +184,7 @@ class Retrieval:
     )
     retro_attention_gate: float = option(
         1.0,
-        "Retro: factor of the cross-attention to neighbours; 0: no retrieval, as the GPT without these layers",
+        "Retro: factor of the cross-attention to neighbours; 0: no retrieval, as the GPT alone",
     )
 
     def __post_init__(self):

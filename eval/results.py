@@ -1,4 +1,4 @@
-"""The results of an evaluation, and its processes.
+"""Writes the results of an evaluation, and distributes its examples over processes.
 
 Without `--output` a command only returns its summary. With it the directory holds
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: lines on standard error and in log.jsonl, TensorBoard, and Weights & Biases if asked for.
+"""Metrics of a run: on standard error, in log.jsonl, in TensorBoard and, if configured, in Weights & Biases.
 
 log.jsonl has one JSON object a line. For every log interval:
 

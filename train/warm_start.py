@@ -1,4 +1,4 @@
-"""Start a model from the checkpoint of another kind of model: a biencoder from a BERT, a Retro from a GPT."""
+"""Starts a model from the checkpoint of another kind of model: biencoder from BERT, Retro from GPT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .parallel.mesh import Mesh
 
 
 def warm_start_of(source: Checkpoint, model: ModelConfig) -> WarmStart | None:
-    """How a model starts from a checkpoint of another kind; None where the checkpoint is of the same kind."""
+    """How a model starts from a checkpoint of another kind; None if the checkpoint is of the same kind."""
     return family_of(model).warm_start(model, source.config)
 
 
@@ -24,7 +24,7 @@ def warm_start_of(source: Checkpoint, model: ModelConfig) -> WarmStart | None:
 def warm_start(
     start: WarmStart, source: Checkpoint, model: Model, weights: Mapping[str, Tensor], mesh: Mesh
 ) -> None:
-    """Fills the parts of a model that a checkpoint has. weights: see checkpoint/base.py: named_tensors."""
+    """Loads the parts of a model that a checkpoint has. weights: see named_tensors in checkpoint/base.py."""
     for prefix, part in start.parts(model).items():
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         source.load(

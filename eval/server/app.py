@@ -1,4 +1,4 @@
-"""`mt serve`: a checkpoint behind HTTP, with Megatron-LM's and OpenAI's API and a page for people.
+"""`mt serve`: serves a checkpoint over HTTP, with Megatron-LM's and OpenAI's API and a web page.
 
     GET  /                 the page (page.html)
     PUT  /api              Megatron-LM's text generation server; every field is honoured or refused

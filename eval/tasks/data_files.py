@@ -1,4 +1,4 @@
-"""The files of a task's `--valid-data` and `--train-data`, and what happens to a row that cannot be used."""
+"""Finds the files of a task's `--valid-data` and `--train-data`, and applies --on-error to bad rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QQP (Quora; Wang et al. 2019): whether two questions ask the same, by a finetuned BERT.
+"""QQP (Quora; Wang et al. 2019): whether two questions have the same meaning, by a finetuned BERT.
 
 A file is a tab-separated table with a header. 6 columns are id, qid1, qid2, both questions and the label (0
 or 1). 3 columns are those of the test set, id and both questions, without labels. finetune.py describes the

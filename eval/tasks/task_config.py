@@ -1,4 +1,4 @@
-"""Settings that the tasks share which score a language model as it is, without finetuning."""
+"""Common settings of the tasks that score a language model without finetuning."""
 
 from __future__ import annotations
 

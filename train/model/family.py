@@ -1,6 +1,6 @@
 """The families of models, and the functions in which they differ: one Family for each, in one dict.
 
-Everything outside this folder asks `family_of(config)` instead of the family's name or the model's class. A
+Everything outside this folder uses `family_of(config)` instead of the family's name or the model's class. A
 new family is a file with its model and an entry here; config.py lists the settings that it takes.
 """
 
@@ -185,7 +185,7 @@ FAMILIES = {
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a configuration; raises UserError for a name that there is not."""
+    """The family of a configuration; raises UserError for an unknown name."""
     if config.family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(

@@ -1,11 +1,9 @@
-"""Apply parallelism to a built model from outside: divide its weights, and put collectives around its
-modules.
+"""Applies parallelism to a built model: divides its weights, and puts collectives around its modules.
 
 The model is written for one process. `parallelize` goes through its modules and
 
-1. divides weights over tensor- and expert-parallel ranks. Each becomes a DTensor, which knows its full shape,
-    for
-   the optimizer and for checkpoints; the module that computes with it reads this rank's plain tensor;
+1. divides weights over tensor- and expert-parallel ranks. Each becomes a DTensor, whose full shape the
+   optimizer and checkpoints need; the module that computes with it reads this rank's plain tensor;
 2. puts collectives before and after modules. Attention, feed-forward and Mamba layers take x, the same on all
    ranks, and return a sum over ranks; with sequence parallelism they gather every rank's tokens and return
    each rank's tokens of the sum. Experts exchange rows. With context parallelism attention gathers keys and
@@ -150,8 +148,8 @@ def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> lis
         (
             (model.rope_scaling or {}).get("rope_type") != "dynamic",
             (
-                "parallel.context_parallel_size: the frequencies of rope_type dynamic go by a sequence's"
-                " length, and no rank sees it all; use rope_type yarn"
+                "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of a"
+                " whole sequence, and each rank has a part of it; use rope_type yarn"
             ),
         ),
         (
@@ -248,7 +246,7 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
 
 
 def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, dict]:
-    """(what a module does beside its own, with which attributes).
+    """(mixin class that adds collectives to a module, its attributes).
 
     split: between the parts each rank has its own tokens.
     """

@@ -5,8 +5,8 @@ and executes the rank's program (schedules.py) on a global batch. Every stage re
 only hidden states and their gradients are sent.
 
 A stage accumulates the gradients of micro-batches in their order and draws dropout as one process does, so
-results are bitwise those of one process. An exception are weights on two stages (an embedding that is also
-the output layer): their two gradients are added at the end of a step, not after every micro-batch.
+results are bitwise those of one process. The exception is a weight on two stages (an embedding that is also
+the output layer): its two gradients are added at the end of a step, not after every micro-batch.
 
 torch.distributed.pipelining is not used. By its source (torch 2.13) it keeps buffers for the inputs and
 gradients of all micro-batches of a step (5 GB a stage for GPT-3 on 16 stages, of which 1F1B needs an eighth),

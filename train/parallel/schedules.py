@@ -1,4 +1,4 @@
-"""Pipeline schedules: which action every rank of a pipeline runs when, as pure functions.
+"""Pipeline schedules: the order of actions on every rank of a pipeline, as pure functions.
 
 Stage s of a model is on rank s mod p. With v stages a rank (interleaved, Narayanan et al. 2021) a micro-batch
 visits every rank v times. A rank's actions are `F`, a forward pass, `B`, a backward pass, and where backward

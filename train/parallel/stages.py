@@ -77,7 +77,7 @@ def bounds(
 
 
 def stage_rules(config: ResolvedModelConfig) -> StageRules:
-    """Of the model's family; raises UserError where its models are not cut into stages."""
+    """The StageRules of the model's family; raises UserError if its models cannot be divided into stages."""
     rules = family_of(config).stages
     if rules is None:
         raise UserError(

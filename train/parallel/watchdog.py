@@ -4,14 +4,14 @@ Every few seconds the thread writes its rank's heartbeat to torch.distributed's 
 what the rank is doing (`Mesh.activity`), and how long it has been in a collective, from torch's flight
 recorder (for gloo as for NCCL). It ends the job
 
-    if this rank has been in one collective for `limit` seconds: it names the ranks that have not reached that
-        collective, each with the line of Python that it runs
-    if the heartbeat of the next rank has not changed for SILENT seconds: that rank is stopped, swapped out or
-        dead
+    - if this rank has been in one collective for `limit` seconds. It names the ranks that have not reached
+      that collective, each with the line of Python that it runs;
+    - if the heartbeat of the next rank has not changed for SILENT seconds. That rank is stopped, swapped out
+      or dead.
 
 The rank that first finds a fault prints the message for all. Then every rank exits with code 1. A hung
-process that does not is killed by a rank on the same machine. torchrun or `mt launch` sees the exit and may
-restart the job.
+process that does not is killed by a rank on the same machine. torchrun or `mt launch` notices the exit and
+may restart the job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Watchdog:
     """Watches the job from `start` to `stop`."""
 
     def __init__(self, rank: int, world_size: int, limit: float, activity: Callable[[], str]):
-        """limit: seconds that a rank may wait for another. activity: tells what this rank is doing."""
+        """limit: seconds that a rank may wait for another. activity: returns what this rank is doing."""
         self.rank, self.world_size, self.limit, self.activity = rank, world_size, limit, activity
         self.interval = min(5.0, limit / 5)
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
