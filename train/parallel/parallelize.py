@@ -148,8 +148,8 @@ def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> lis
         (
             (model.rope_scaling or {}).get("rope_type") != "dynamic",
             (
-                "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of a"
-                " whole sequence, and each rank has a part of it; use rope_type yarn"
+                "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of"
+                " the whole sequence, of which each rank has a part; use rope_type yarn"
             ),
         ),
         (
