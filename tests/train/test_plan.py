@@ -1,7 +1,6 @@
-"""The plan against what is counted and published: bytes of real models and ranks, Megatron-LM's tables, and
-the dry run.
-"""
+"""The plan against counted bytes of real models and ranks, and against Megatron-LM's published tables."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -363,3 +362,19 @@ def test_a_slurm_job_gives_up_with_the_exit_code_of_its_last_attempt(job):
     process, record = job(LASTS_FROM="9", RETRIES="1")
     assert process.wait() == 1
     assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("stages", "virtual"), [(2, 1), (4, 1), (4, 2), (8, 3)])
+def test_the_first_stage_keeps_the_micro_batches_of_megatrons_memory_report(stages, virtual):
+    planner = object.__new__(Planner)
+    layout = Layout(
+        1, 1, 1, stages, 1, False, "optimizer", 1, num_micro_batches=64, granularity=None, virtual=virtual
+    )
+    in_flight = lambda stage, **changes: planner._in_flight(dataclasses.replace(layout, **changes), stage)
+    # megatron/training/theoretical_memory_usage.py: the penalty of interleaving, times 1F1B's micro-batches
+    penalty = 1 + (stages - 1) / (stages * virtual) if virtual > 1 else 1
+    assert in_flight(0) == pytest.approx(stages * penalty)
+    assert in_flight(stages - 1) == pytest.approx(stages * penalty - (stages - 1))
+    assert in_flight(0, num_micro_batches=2) == 2
+    assert in_flight(0, schedule="gpipe") == 64
+    assert in_flight(stages - 1, schedule="zero-bubble", virtual=1) == stages
