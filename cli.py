@@ -91,7 +91,7 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
         "recall@k of a biencoder: the share of questions whose retrieved blocks hold the answer"),
     ("eval", "harness"): ("eval.lm_eval_adapter", "harness",
         "run tasks of lm-eval, or of a folder of its YAML files"),
-    ("eval", "score"): ("eval.classifier_program", "score",
+    ("eval", "score"): ("eval.hf_classifier", "score",
         "run a Hugging Face classifier as the program of `mt data classify`"),
     ("generate",): ("eval.generation.generate", "generate", "generate text that continues prompts"),
     ("serve",): ("eval.server.app", "serve",

@@ -35,8 +35,8 @@ from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_samples
-from mt.train.model.samples import SampleConfig
 
 # vocabulary size, words that may follow a word, share of passages that occur twice
 WORDS, FOLLOWERS, TWICE = 64, 8, 0.8

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The packages ("rooms") that each room may import beside itself. Every import counts: at the top of a file,
+# The packages that each package may import beside itself. Every import counts: at the top of a file,
 # inside a function, under TYPE_CHECKING.
 BASE = {"core", "documents", "tokenizer"}
 DATA = BASE | {"indexed"}
@@ -48,7 +48,7 @@ def modules() -> list[Path]:
     )
 
 
-def room_of(parts: tuple[str, ...]) -> str:
+def package_of(parts: tuple[str, ...]) -> str:
     """The longest name in MAY_IMPORT that begins the path: `train.model` for ("train", "model", "gpt")."""
     return next((name for n in (2, 1) if (name := ".".join(parts[:n])) in MAY_IMPORT), ".".join(parts[:1]))
 
@@ -89,20 +89,20 @@ def _module(base: tuple[str, ...], name: str) -> tuple[str, ...]:
 
 
 def breaches(relative: Path, found: list[tuple[tuple[str, ...], int]]) -> list[str]:
-    """One line for each import of a room that MAY_IMPORT does not allow."""
-    room = room_of(parts_of(relative))
-    allowed = MAY_IMPORT[room] | {room}
+    """One line for each import of a package that MAY_IMPORT does not allow."""
+    package = package_of(parts_of(relative))
+    allowed = MAY_IMPORT[package] | {package}
     return [
         f"{relative}:{line} imports {'.'.join(target)}"
         for target, line in found
-        if room_of(target) not in allowed
+        if package_of(target) not in allowed
     ]
 
 
 @pytest.mark.parametrize("relative", modules(), ids=str)
 def test_a_module_imports_only_from_its_own_room_and_the_rooms_below(relative):
     assert parts_of(relative)[0] in {name.split(".")[0] for name in MAY_IMPORT}, (
-        f"{relative}: belongs to no room in MAY_IMPORT"
+        f"{relative}: belongs to no package in MAY_IMPORT"
     )
     assert not (wrong := breaches(relative, imports(relative))), "\n".join(wrong)
 
@@ -135,8 +135,10 @@ def test_there_is_no_import_cycle_late_and_type_checking_imports_included():
     assert (found := cycle(graph)) is None, " -> ".join(found)
 
 
-@pytest.mark.parametrize("relative", [m for m in modules() if room_of(parts_of(m)) in WITHOUT_TORCH], ids=str)
-def test_rooms_below_training_do_not_import_torch(relative):
+@pytest.mark.parametrize(
+    "relative", [m for m in modules() if package_of(parts_of(m)) in WITHOUT_TORCH], ids=str
+)
+def test_packages_below_training_do_not_import_torch(relative):
     for node in ast.walk(ast.parse((ROOT / relative).read_text(encoding="utf-8"))):
         names = (
             [a.name for a in node.names]
@@ -165,12 +167,12 @@ def expected_test_file(relative: Path) -> Path:
 WITHOUT_TEST_FILE = {Path("__main__.py")}
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_every_module_has_its_test_file(room):
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_every_module_has_its_test_file(package):
     missing = {
         m
         for m in modules()
-        if room_of(parts_of(m)) == room
+        if package_of(parts_of(m)) == package
         and m.stem != "__init__"
         and not (ROOT / expected_test_file(m)).exists()
     } - WITHOUT_TEST_FILE
@@ -202,7 +204,7 @@ def model_classes() -> set[str]:
     bases = {
         node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
         for m in modules()
-        if room_of(parts_of(m)) == "train.model"
+        if package_of(parts_of(m)) == "train.model"
         for node in ast.walk(tree(m))
         if isinstance(node, ast.ClassDef)
     }
@@ -247,7 +249,7 @@ def family_branches(module: ast.Module) -> list[int]:
 
 
 def test_only_the_rooms_of_models_branch_on_the_family():
-    outside = [m for m in modules() if room_of(parts_of(m)) != "train.model"]
+    outside = [m for m in modules() if package_of(parts_of(m)) != "train.model"]
     found = [
         f"{m}:{line} branches on the model's family" for m in outside for line in family_branches(tree(m))
     ]

@@ -27,9 +27,9 @@ from ..indexed.masked_dataset import SentenceDataset
 from ..indexed.neighbors import SampleNeighbors
 from ..indexed.remote import is_remote
 from .model.config import ModelConfig
+from .model.datasets import SampleConfig
 from .model.family import Collate
 from .model.inputs import Collator, MicroBatch, PackingConfig, check_range, collate_causal
-from .model.samples import SampleConfig
 from .parallel.context_parallel import split_sequences
 from .parallel.mesh import Mesh
 

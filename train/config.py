@@ -20,9 +20,9 @@ from .checkpoint.native import CheckpointConfig, known_settings
 from .checkpoint.open import open_checkpoint
 from .metrics import LogConfig
 from .model.config import ModelConfig, ResolvedModelConfig
+from .model.datasets import SampleConfig
 from .model.family import build_model, build_samples, families_with, family_of, sequence_lengths
 from .model.inputs import PackingConfig
-from .model.samples import SampleConfig
 from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig
 from .precision import PrecisionConfig

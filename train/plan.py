@@ -30,9 +30,9 @@ from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
 from .memory_estimate import Cut, PartCosts, Parts, count_parts
 from .model.config import ResolvedModelConfig, resolve
+from .model.datasets import SampleConfig
 from .model.family import family_of, sequence_lengths
 from .model.flops import PEAKS
-from .model.samples import SampleConfig
 from .model.training_cost import training_flops
 from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.parallelize import check_layout

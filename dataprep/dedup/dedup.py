@@ -21,8 +21,8 @@ shards or over ranges of keys, whose results lie in parts/:
 lsh.py has the steps from `exact` to `decide`. `--against` adds the saved signatures of earlier outputs
 (signatures.py) to those of this run. Documents of earlier outputs are always kept, and their text is not
 read. If such a document had itself been removed, its survivor is named, and the similarity is that to the
-removed document. docs/deduplication_cost.md lists the disk space and memory of every step; memory does not grow with the
-corpus.
+removed document. docs/deduplication_cost.md lists the disk space and memory of every step; memory does not
+grow with the corpus.
 """
 
 from __future__ import annotations

@@ -272,8 +272,8 @@ def _pairs_with_equal_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     Up to PAIR_WINDOW + 1 documents with the same key are all paired with each other. If there are more (pages
     made from a template), each is paired with the first and with the PAIR_WINDOW that follow it, since the
     number of all pairs would be quadratic. Near duplicates are then missed only if all bands that they share
-    come from the template; docs/deduplication_cost.md has measurements. Ordering the documents by their other bands, with
-    the most similar ones next to each other, found no more of them.
+    come from the template; docs/deduplication_cost.md has measurements. Ordering the documents by their other
+    bands, with the most similar ones next to each other, found no more of them.
     """
     order = np.argsort(keys)
     equal = keys[order[1:]] == keys[order[:-1]]

@@ -390,7 +390,5 @@ def test_a_model_that_did_not_make_the_vectors_is_refused(built, tmp_path):
 def test_chunks_from_hdf5_leave_no_choice_of_chunks(tmp_path, more):
     given = {"chunks_hdf5": "train.hdf5", "chunk_length": None}
     assert database_settings(tmp_path, **given).chunks_hdf5 == "train.hdf5"
-    with pytest.raises(
-        UserError, match="chunks_hdf5 determines all chunks; leave out --extend"
-    ):
+    with pytest.raises(UserError, match="chunks_hdf5 determines all chunks; leave out --extend"):
         database_settings(tmp_path, **given, **more)

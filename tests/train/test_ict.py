@@ -19,9 +19,9 @@ from mt.train.dry_run import dry_run
 from mt.train.loop import TrainConfig, train
 from mt.train.memory_estimate import Cut, count_parts
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_model, build_samples
 from mt.train.model.inputs import PackingConfig, collate_pairs
-from mt.train.model.samples import SampleConfig
 from mt.train.model.training_cost import training_flops
 from mt.train.parallel.mesh import Mesh
 

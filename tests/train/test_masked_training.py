@@ -11,9 +11,9 @@ from mt.train.batches import Batches, identity, unigram_entropy
 from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_samples, family_of
 from mt.train.model.inputs import PackingConfig
-from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")

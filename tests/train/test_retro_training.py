@@ -20,10 +20,10 @@ from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 from mt.train.model.config import ModelConfig
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_samples
 from mt.train.model.inputs import PackingConfig
 from mt.train.model.retro import is_retrieval
-from mt.train.model.samples import SampleConfig
 from mt.train.parallel.mesh import Mesh
 
 pytestmark = [

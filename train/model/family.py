@@ -18,7 +18,16 @@ from .base import Model
 from .bert import BERT_STAGES, Bert
 from .biencoder import FROM_BERT, Biencoder
 from .config import ModelConfig, ResolvedModelConfig
-from .decoder import layer_kinds
+from .datasets import (
+    Datasets,
+    NumSamples,
+    SampleConfig,
+    bert_datasets,
+    causal_datasets,
+    ict_datasets,
+    t5_datasets,
+)
+from .decoder_blocks import layer_kinds
 from .flops import (
     Flops,
     bert_head_flops,
@@ -55,15 +64,6 @@ from .inputs import (
     empty_t5,
 )
 from .retro import CAUSAL_STAGES, FROM_GPT, Retro
-from .samples import (
-    Datasets,
-    NumSamples,
-    SampleConfig,
-    bert_datasets,
-    causal_datasets,
-    ict_datasets,
-    t5_datasets,
-)
 from .stage import StageRules
 from .t5 import T5, T5_STAGES
 from .warm_start import WarmStart

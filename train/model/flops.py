@@ -28,7 +28,7 @@ import time
 import torch
 
 from .config import GATED, ResolvedModelConfig
-from .decoder import layer_kinds
+from .decoder_blocks import layer_kinds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .base import Model
 from .block import Block, block_list
 from .chunked_cross_attention import NeighborEncoder, Retrieved
 from .config import ResolvedModelConfig
-from .decoder import build_block, layer_kinds
+from .decoder_blocks import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
 from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of

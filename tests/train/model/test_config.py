@@ -2,7 +2,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.train.model.config import ModelConfig, expert_layers, resolve
-from mt.train.model.decoder import layer_kinds
+from mt.train.model.decoder_blocks import layer_kinds
 from mt.train.model.family import build_model
 from mt.train.model.moe import (
     MoE,

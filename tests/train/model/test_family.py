@@ -8,6 +8,7 @@ from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import FAMILIES as SETTINGS
 from mt.tests.train.parallel_jobs import model_config
 from mt.train.model.config import FAMILY_SETTINGS, ModelConfig
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import (
     FAMILIES,
     build_model,
@@ -16,7 +17,6 @@ from mt.train.model.family import (
     family_of,
     sequence_lengths,
 )
-from mt.train.model.samples import SampleConfig
 
 ALL = pytest.mark.parametrize("name", list(SETTINGS))
 

@@ -8,10 +8,10 @@ from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import model_config
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_model, build_samples, family_of
 from mt.train.model.inputs import Collator, MicroBatch, PackingConfig, check_range, collate_causal
 from mt.train.model.layers import initialize
-from mt.train.model.samples import SampleConfig
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.eval.classifier_program import ScoreConfig, score
+from mt.eval.hf_classifier import ScoreConfig, score
 
 transformers = pytest.importorskip("transformers", reason="reads the classifier, and is the oracle")
 TEXTS = ["a b", "b", "c a b a", ""]

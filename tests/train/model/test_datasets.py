@@ -3,8 +3,8 @@ import pytest
 from mt.core.config import UserError
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 from mt.train.model.config import ModelConfig
+from mt.train.model.datasets import SampleConfig
 from mt.train.model.family import build_samples
-from mt.train.model.samples import SampleConfig
 
 
 def built(sentences, model, num_samples=(20, 0, 0), **data):
