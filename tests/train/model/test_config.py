@@ -101,3 +101,11 @@ def test_moe_layer_freq_is_read_as_megatron_reads_it(frequency, layers):
     assert ["E" if isinstance(layer.ffn, MoE) else "-" for layer in build_model(config).layers] == list(
         layers
     )
+
+
+def test_one_expert_needs_no_router_that_learns():
+    assert ModelConfig(num_experts=1, moe_router_topk=1).num_experts == 1
+    with pytest.raises(
+        UserError, match="moe_router_topk = 1: a softmax over the one chosen expert is always 1"
+    ):
+        ModelConfig(num_experts=2, moe_router_topk=1)
