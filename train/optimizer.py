@@ -95,17 +95,13 @@ class OptimizerConfig:
             *((False, f"{a} and {b} are both given; keep one") for a, b in pairs),
             (
                 constant or None not in ends,
-                (
-                    f"optimizer.weight_decay_incr_style = {self.weight_decay_incr_style} needs"
-                    " start_weight_decay and end_weight_decay"
-                ),
+                f"optimizer.weight_decay_incr_style = {self.weight_decay_incr_style} needs"
+                " start_weight_decay and end_weight_decay",
             ),
             (
                 not constant or ends == (None, None),
-                (
-                    "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine;"
-                    " for one value all along give weight_decay"
-                ),
+                "start_weight_decay and end_weight_decay need weight_decay_incr_style linear or cosine;"
+                " for one value all along give weight_decay",
             ),
             *(
                 (getattr(self, n) >= 0, f"optimizer.{n} = {getattr(self, n)} must not be negative")
@@ -161,17 +157,13 @@ def learning_rate(
     check(
         (
             warmup < decay,
-            (
-                f"the learning rate's warm-up ({warmup} samples) must be shorter than its decay ({decay}"
-                " samples); shorten the warm-up"
-            ),
+            f"the learning rate's warm-up ({warmup} samples) must be shorter than its decay ({decay}"
+            " samples); shorten the warm-up",
         ),
         (
             config.lr_decay_style != "WSD" or 0 < wsd_decay <= decay - warmup,
-            (
-                "lr_decay_style = WSD needs lr_wsd_decay_iters (or _samples) between 1 and the decay after"
-                f" the warm-up ({(decay - warmup) // global_batch_size} steps)"
-            ),
+            "lr_decay_style = WSD needs lr_wsd_decay_iters (or _samples) between 1 and the decay after"
+            f" the warm-up ({(decay - warmup) // global_batch_size} steps)",
         ),
     )
     return LearningRate(

@@ -47,10 +47,8 @@ class PrecisionConfig:
             (not (self.bf16 and self.fp16), "bf16 and fp16 are both given; keep one"),
             (
                 self.fp8_format is None or self.bf16,
-                (
-                    f"precision.fp8_format = {self.fp8_format} needs --bf16: all but the matrix"
-                    " products is computed in bfloat16"
-                ),
+                f"precision.fp8_format = {self.fp8_format} needs --bf16: all but the matrix"
+                " products is computed in bfloat16",
             ),
             (
                 self.fp8_recipe == "tensorwise" or self.fp8_format == "e4m3",
@@ -58,10 +56,8 @@ class PrecisionConfig:
             ),
             (
                 self.initial_loss_scale >= LEAST_LOSS_SCALE,
-                (
-                    f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least"
-                    f" {LEAST_LOSS_SCALE}"
-                ),
+                f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least"
+                f" {LEAST_LOSS_SCALE}",
             ),
             (
                 self.loss_scale_window >= 1,

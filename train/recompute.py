@@ -47,10 +47,8 @@ class RecomputeConfig:
             ),
             (
                 full or (self.recompute_method, self.recompute_num_layers) == ("uniform", 1),
-                (
-                    "recompute_method and recompute_num_layers need recompute_granularity = full; give it, or"
-                    " leave them out"
-                ),
+                "recompute_method and recompute_num_layers need recompute_granularity = full; give it, or"
+                " leave them out",
             ),
         )
 

@@ -21,7 +21,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from ...train.checkpoint.native import CheckpointConfig, Saver, newest_whole
 from ...train.checkpoint.open import open_checkpoint
 from ...train.model.dtensor import local_shard
 from ...train.model.family import family_of
+from ...train.model.inputs import MicroBatch
 from ...train.optimizer import (
     OptimizerConfig,
     build_optimizer,
@@ -339,8 +340,10 @@ class Finetuning:
             if i % self.mesh.dp.size == self.mesh.dp.rank
         ]
         factor = torch.tensor(1 / len(numbers), device=self.mesh.device)
+        # forward_backward reads only the index and the arguments of a micro-batch
+        batch = cast(list[MicroBatch], own)
         loss = self.mesh.all_reduce_dp_cp(
-            forward_backward(self.model, own, factor, seed=f"{config.seed}:{done.step}")
+            forward_backward(self.model, batch, factor, seed=f"{config.seed}:{done.step}")
         ).item() / len(numbers)
         self.sum_gradients()
         norm = gradient_norm(self.weights, self.replica).item()

@@ -319,7 +319,7 @@ def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> Mic
 def random_neighbors(
     config: ModelConfig, rows: int, length: int, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """What Retro's `loss` is told of the neighbours of so many samples; some are short, and some are missing."""
+    """The neighbour arguments of Retro's `loss` for `rows` samples; some are short, and some are missing."""
     m, k = config.retro_chunk_length, config.retro_num_neighbors
     neighbors = torch.randint(config.vocab_size, (rows, -(-length // m), k, 2 * m), generator=generator)
     lengths = torch.randint(5, (*neighbors.shape[:-1], 1), generator=generator) * m // 2
@@ -518,7 +518,7 @@ def _all_bytes() -> int:
 
 
 def embedded(parallel: dict) -> Tensor:
-    """This rank's first hidden states, half of them dropped, of a sequence that is one token again and again."""
+    """This rank's first hidden states, half of them dropped, of a sequence that repeats one token."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt", hidden_dropout=0.5, position_embedding_type="none")

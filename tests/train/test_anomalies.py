@@ -16,8 +16,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def fault(monkeypatch):
-    """fault(step, times, change): the step after `step` steps gives change(StepResult) the first `times` times in
-    this process.
+    """fault(step, times, change): the step after `step` steps returns change(StepResult).
+
+    It does so the first `times` times in this process.
     """
 
     def plant(step: int, times: float, change):

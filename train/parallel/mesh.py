@@ -107,35 +107,27 @@ class ParallelConfig:
             ),
             (
                 not self.sequence_parallel or self.tensor_model_parallel_size > 1,
-                (
-                    "parallel.sequence_parallel divides sequences over tensor-parallel processes, and there"
-                    " is one; give --tensor-model-parallel-size, or leave it out"
-                ),
+                "parallel.sequence_parallel divides sequences over tensor-parallel processes, and there"
+                " is one; give --tensor-model-parallel-size, or leave it out",
             ),
             (
                 self.pipeline_model_parallel_size > 1
                 or (self.num_layers_per_virtual_pipeline_stage is None and self.pipeline_schedule == "1f1b"),
-                (
-                    "parallel.num_layers_per_virtual_pipeline_stage and parallel.pipeline_schedule need"
-                    " several pipeline stages, and there is one; give --pipeline-model-parallel-size,"
-                    " or leave them out"
-                ),
+                "parallel.num_layers_per_virtual_pipeline_stage and parallel.pipeline_schedule need"
+                " several pipeline stages, and there is one; give --pipeline-model-parallel-size,"
+                " or leave them out",
             ),
             (
                 self.pipeline_schedule != "zero-bubble" or self.data_parallel_sharding == "optimizer",
-                (
-                    "parallel.pipeline_schedule = zero-bubble keeps unsharded gradients until the end of a"
-                    " step, and parallel.data_parallel_sharding = full shards them after every micro-batch;"
-                    " leave one of them out"
-                ),
+                "parallel.pipeline_schedule = zero-bubble keeps unsharded gradients until the end of a"
+                " step, and parallel.data_parallel_sharding = full shards them after every micro-batch;"
+                " leave one of them out",
             ),
             (
                 self.num_layers_per_virtual_pipeline_stage is None
                 or self.num_layers_per_virtual_pipeline_stage >= 1,
-                (
-                    "parallel.num_layers_per_virtual_pipeline_stage ="
-                    f" {self.num_layers_per_virtual_pipeline_stage} must be at least 1"
-                ),
+                "parallel.num_layers_per_virtual_pipeline_stage ="
+                f" {self.num_layers_per_virtual_pipeline_stage} must be at least 1",
             ),
         )
 
@@ -262,10 +254,8 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
         check(
             (
                 world == 1 or os.environ.get("MASTER_PORT") != "0",
-                (
-                    "torchrun --master-port 0: processes cannot find each other at port 0; leave it out, or"
-                    " give --standalone"
-                ),
+                "torchrun --master-port 0: processes cannot find each other at port 0; leave it out, or"
+                " give --standalone",
             )
         )
     except UserError:
@@ -337,21 +327,17 @@ def check_sizes(config: ParallelConfig, world: int) -> None:
     check(
         (
             world % replica == 0,
-            (
-                f"{world} process{'es' if world > 1 else ''} cannot be divided into replicas of"
-                f" parallel.tensor_model_parallel_size = {tensor} x parallel.context_parallel_size ="
-                f" {context}{pipeline} = {replica}; start {-(-world // replica) * replica} with torchrun"
-                " --nproc-per-node, or make the sizes smaller"
-            ),
+            f"{world} process{'es' if world > 1 else ''} cannot be divided into replicas of"
+            f" parallel.tensor_model_parallel_size = {tensor} x parallel.context_parallel_size ="
+            f" {context}{pipeline} = {replica}; start {-(-world // replica) * replica} with torchrun"
+            " --nproc-per-node, or make the sizes smaller",
         ),
         (
             world % replica != 0 or dp_cp % expert == 0,
-            (
-                f"parallel.expert_model_parallel_size = {expert} does not divide the {dp_cp} data- and"
-                f" context-parallel processes ({world} / parallel.tensor_model_parallel_size ="
-                f" {tensor}{pipeline.replace(' x ', ' / ', 1)}); use one of"
-                f" {', '.join(str(n) for n in range(1, dp_cp + 1) if dp_cp % n == 0)}"
-            ),
+            f"parallel.expert_model_parallel_size = {expert} does not divide the {dp_cp} data- and"
+            f" context-parallel processes ({world} / parallel.tensor_model_parallel_size ="
+            f" {tensor}{pipeline.replace(' x ', ' / ', 1)}); use one of"
+            f" {', '.join(str(n) for n in range(1, dp_cp + 1) if dp_cp % n == 0)}",
         ),
     )
 

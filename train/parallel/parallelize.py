@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 from ...core.config import check
@@ -66,7 +66,7 @@ def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
     }
     if model.num_experts:
         divided |= {
-            "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
+            "moe_ffn_hidden_size": model.expert_size,
             "moe_shared_expert_intermediate_size": model.moe_shared_expert_intermediate_size or 0,
         }
     pattern = model.hybrid_override_pattern or ""
@@ -84,44 +84,34 @@ def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
         *(
             (
                 size % tensor == 0,
-                (
-                    f"parallel.tensor_model_parallel_size = {tensor} does not divide model.{name} = {size};"
-                    f" {remedy.get(name, 'use a size that does')}"
-                ),
+                f"parallel.tensor_model_parallel_size = {tensor} does not divide model.{name} = {size};"
+                f" {remedy.get(name, 'use a size that does')}",
             )
             for name, size in divided.items()
         ),
         *(
             (
                 length % unit == 0,
-                (
-                    f"data.{name} = {length} is not a multiple of {why}; use {length // unit * unit or unit}"
-                    f" or {(length // unit + 1) * unit}"
-                ),
+                f"data.{name} = {length} is not a multiple of {why}; use {length // unit * unit or unit}"
+                f" or {(length // unit + 1) * unit}",
             )
             for name, length in lengths.items()
         ),
         (
             expert == 1 or bool(model.num_experts),
-            (
-                f"parallel.expert_model_parallel_size = {expert}, and the model has no experts; give"
-                " --num-experts, or leave it out"
-            ),
+            f"parallel.expert_model_parallel_size = {expert}, and the model has no experts; give"
+            " --num-experts, or leave it out",
         ),
         (
             not model.num_experts or model.num_experts % expert == 0,
-            (
-                f"parallel.expert_model_parallel_size = {expert} does not divide model.num_experts ="
-                f" {model.num_experts}; use a size that does"
-            ),
+            f"parallel.expert_model_parallel_size = {expert} does not divide model.num_experts ="
+            f" {model.num_experts}; use a size that does",
         ),
         (
             not model.retro_add_retriever or 2 * model.retro_chunk_length % over_tensor == 0,
-            (
-                f"parallel.tensor_model_parallel_size = {tensor} with --sequence-parallel does not divide a"
-                f" neighbour of 2 x model.retro_chunk_length = {2 * model.retro_chunk_length} tokens; use a"
-                " size that does"
-            ),
+            f"parallel.tensor_model_parallel_size = {tensor} with --sequence-parallel does not divide a"
+            f" neighbour of 2 x model.retro_chunk_length = {2 * model.retro_chunk_length} tokens; use a"
+            " size that does",
         ),
         *(_context_rules(model, tensor, context_size) if context_size > 1 else []),
     )
@@ -131,40 +121,30 @@ def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> lis
     return [
         (
             family_of(model).causal,
-            (
-                "parallel.context_parallel_size cuts what a causal decoder reads, and model.family ="
-                f" {model.family} looks both ways; use --tensor-model-parallel-size with --sequence-parallel"
-            ),
+            "parallel.context_parallel_size cuts what a causal decoder reads, and model.family ="
+            f" {model.family} looks both ways; use --tensor-model-parallel-size with --sequence-parallel",
         ),
         (
             "M" not in (model.hybrid_override_pattern or "")
             or model.mamba_num_groups % (tensor * context) == 0,
-            (
-                f"parallel.context_parallel_size = {context} (x parallel.tensor_model_parallel_size ="
-                f" {tensor}) does not divide model.mamba_num_groups = {model.mamba_num_groups}, which these"
-                " processes share; use sizes that do"
-            ),
+            f"parallel.context_parallel_size = {context} (x parallel.tensor_model_parallel_size ="
+            f" {tensor}) does not divide model.mamba_num_groups = {model.mamba_num_groups}, which these"
+            " processes share; use sizes that do",
         ),
         (
             (model.rope_scaling or {}).get("rope_type") != "dynamic",
-            (
-                "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of"
-                " the whole sequence, of which each rank has a part; use rope_type yarn"
-            ),
+            "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of"
+            " the whole sequence, of which each rank has a part; use rope_type yarn",
         ),
         (
             not model.retro_add_retriever,
-            (
-                "parallel.context_parallel_size would cut the chunks that neighbours are read for; use"
-                " --tensor-model-parallel-size with --sequence-parallel"
-            ),
+            "parallel.context_parallel_size would cut the chunks that neighbours are read for; use"
+            " --tensor-model-parallel-size with --sequence-parallel",
         ),
         (
             model.attention_backend in ("auto", "sdpa"),
-            (
-                "parallel.context_parallel_size: attention to gathered keys is computed by sdpa, not"
-                f" model.attention_backend = {model.attention_backend}; leave that out"
-            ),
+            "parallel.context_parallel_size: attention to gathered keys is computed by sdpa, not"
+            f" model.attention_backend = {model.attention_backend}; leave that out",
         ),
     ]
 
@@ -216,6 +196,7 @@ def divide_for_inference(model: nn.Module, mesh: Mesh) -> None:
 
 
 def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
+    assert mesh.dense is not None, "several ranks have meshes"
     # all ranks compute these in the same way, with sequence parallelism too
     replicated = _replicated_modules(model)
     of_heads = {
@@ -234,13 +215,13 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
             if isinstance(placement, Replicate) and (split or module in of_heads)
         }
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
-    parallel_functions = {
+    parallel_functions: dict[str, Callable[..., object]] = {
         "cross_entropy": collectives.vocab_parallel_cross_entropy,
         "likelihoods": collectives.vocab_parallel_likelihoods,
         "logits_of": collectives.vocab_parallel_logits,
     }
     for name, function in parallel_functions.items():
-        setattr(model, name, functools.partial(function, axis=mesh.tp))
+        _set(model, **{name: functools.partial(function, axis=mesh.tp)})
     if isinstance(model, Model):
         _join_states(model, mesh.tp, sequence_parallel)
 
@@ -328,15 +309,29 @@ def _become(
     """
     if kind is None and not placements:
         return
+    weights = dict(module.named_parameters(recurse=False))
     for name, placement in placements.items():
-        weight = module._parameters[name]
+        weight = weights.pop(name)  # not kept: its memory is free once it is divided
         # src_data_rank=None: every rank has the whole weight, nothing is sent
         cut = distribute_tensor(weight.detach(), mesh, placement, src_data_rank=None)
         module._parameters[name] = nn.Parameter(cut, requires_grad=weight.requires_grad)
-    module.__class__ = _parallel_class(kind, type(module), tuple(placements))
-    module.cut_dimensions, module.partial = mesh.ndim, partial
+    own: type = type(module)
+    module.__class__ = _parallel_class(kind, own, tuple(placements))
+    _set(module, cut_dimensions=mesh.ndim, partial=partial, **attributes)
+
+
+def _set(module: nn.Module, **attributes: object) -> None:
+    """Sets attributes that are no tensors or modules, which is all that nn.Module declares."""
     for name, value in attributes.items():
         setattr(module, name, value)
+
+
+class _Divided(nn.Module):
+    """What `_become` gives a module beside its mixin."""
+
+    cut_dimensions: int  # of the mesh that its weights are divided over
+    partial: set[str]  # weights of whose gradients a rank computes a part of a sum
+    _parameters: dict[str, DTensor]  # type: ignore[assignment]  # nn.Module declares plain parameters
 
 
 @functools.cache  # one class for equal modules: torch.compile guards on classes, so their blocks share code
@@ -352,7 +347,7 @@ def _parallel_class(kind: type | None, own: type, weights: tuple[str, ...]) -> t
     return type(f"Parallel{own.__name__}", (own,) if kind is None else (kind, own), readers)
 
 
-def _read(module: nn.Module, name: str) -> Tensor:
+def _read(module: _Divided, name: str) -> Tensor:
     """This rank's tensor of a weight; the DTensor itself while fully_shard has it sharded."""
     weight = module._parameters[name]
     if _is_sharded(module, weight):
@@ -360,13 +355,13 @@ def _read(module: nn.Module, name: str) -> Tensor:
     return weight.to_local(grad_placements=[Partial()] if name in module.partial else None)
 
 
-def _withhold(module: nn.Module, name: str) -> Tensor | None:
+def _withhold(module: _Divided, name: str) -> Tensor | None:
     """None in place of a bias while its module computes: _RowParallelLinear adds it after the sum."""
     weight = module._parameters[name]
     return weight if _is_sharded(module, weight) else None
 
 
-def _is_sharded(module: nn.Module, weight: Tensor) -> bool:
+def _is_sharded(module: _Divided, weight: DTensor) -> bool:
     """Whether fully_shard has a weight sharded: its mesh then has one more dimension."""
     return weight.device_mesh.ndim != module.cut_dimensions
 
@@ -393,7 +388,7 @@ class _ParallelAttention(_ParallelRegion):
         return super().forward(x, *arguments, **context)
 
 
-class _RowParallelLinear(nn.Module):
+class _RowParallelLinear(_Divided):
     """A linear layer divided by columns: its products are parts of a sum, to which the bias is added once."""
 
     leave: Callable[[Tensor], Tensor]  # reduce_from or reduce_scatter_to
@@ -463,17 +458,17 @@ def _random_numbers_of_rank(axis: Axis, device: torch.device) -> Iterator[None]:
 
 def _cut_experts(model: nn.Module, mesh: Mesh) -> None:
     """Divides experts over expert-parallel ranks, and the width of each over tensor-parallel ranks."""
+    assert mesh.dense is not None, "several ranks have meshes"
+    assert mesh.sparse is not None, "several ranks have meshes"
     for module in [m for m in model.modules() if isinstance(m, Experts)]:
-        placements = {
+        placements: dict[str, list[Placement]] = {
             name: [Shard(0), Shard(2 if name == "down" else 1)]
             for name, _ in module.named_parameters(recurse=False)
         }
         view = mesh.sparse["ep", "tp"]
         if mesh.ep.size == 1:  # sharded like all other weights, over the dense mesh
-            placements, view = (
-                {name: placement[1:] for name, placement in placements.items()},
-                mesh.dense["tp"],
-            )
+            placements = {name: placement[1:] for name, placement in placements.items()}
+            view = mesh.dense["tp"]
         _become(module, _ParallelExperts, view, placements, set(), expert_axis=mesh.ep, tensor_axis=mesh.tp)
 
 
@@ -514,7 +509,7 @@ class _ParallelExperts(nn.Module):
 
 
 def _cut_sequences(model: nn.Module, cp: Axis) -> None:
-    model.causal_mask = functools.partial(context_parallel.causal_mask, axis=cp)
+    _set(model, causal_mask=functools.partial(context_parallel.causal_mask, axis=cp))
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = functools.partial(context_parallel.attend, axis=cp)
@@ -529,7 +524,7 @@ def _cut_sequences(model: nn.Module, cp: Axis) -> None:
 # Data parallelism
 
 
-def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None:
+def _shard(model: Model, mesh: Mesh, full: bool, dtype: torch.dtype) -> None:
     """Shards every weight over the data- and context-parallel ranks, experts over those with the same
     experts.
 
@@ -537,26 +532,29 @@ def _shard(model: nn.Module, mesh: Mesh, full: bool, dtype: torch.dtype) -> None
     the first forward to the last backward pass of a step: one all-gather and one reduce-scatter a step, like
     Megatron-LM's distributed optimizer.
     """
+    assert mesh.dense is not None, "several ranks have meshes"
+    assert mesh.sparse is not None, "several ranks have meshes"
     # Inputs are not cast: loss masks and rotary tables are float32 everywhere.
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
-    how = {"mesh": mesh.dense["dp_cp"], "mp_policy": policy}
     if mesh.ep.size > 1:
         for module in list(model.modules()):
             if isinstance(module, Experts):
-                fully_shard(module, reshard_after_forward=full, **(how | {"mesh": mesh.sparse["edp"]}))
-    for blocks in [[block] for block in own_blocks(model)] if full else _buckets(own_blocks(model)):
-        fully_shard(blocks, reshard_after_forward=full, **how)
+                fully_shard(module, mesh=mesh.sparse["edp"], reshard_after_forward=full, mp_policy=policy)
+    dp_cp, blocks = mesh.dense["dp_cp"], own_blocks(model)
+    groups: list[list[nn.Module]] = [[block] for block in blocks] if full else _buckets(blocks)
+    for group in groups:
+        fully_shard(group, mesh=dp_cp, reshard_after_forward=full, mp_policy=policy)
     # the weights outside the blocks are read first and last in the forward pass
-    fully_shard(model, reshard_after_forward=False, **how)
+    fully_shard(model, mesh=dp_cp, reshard_after_forward=False, mp_policy=policy)
     for method in model.methods:
         register_fsdp_forward_method(model, method)
-    model.sharded_fully = full
-    for module in _sharded(model):
-        module.set_gradient_divide_factor(1.0)
+    _set(model, sharded_fully=full)
+    for sharded in _sharded(model):
+        sharded.set_gradient_divide_factor(1.0)
         # else the factor makes it a PREMUL_SUM, which gloo lacks
-        module.set_force_sum_reduction_for_comms(True)
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def _buckets(blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
@@ -581,8 +579,9 @@ def synchronise_gradients(model: nn.Module, last: bool) -> None:
     does both, because unsharded gradients would take the memory that is to be saved.
     """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last or model.sharded_fully)
-        model.set_reshard_after_backward(last or model.sharded_fully)
+        each_pass = last or bool(model.sharded_fully)
+        model.set_requires_gradient_sync(each_pass)
+        model.set_reshard_after_backward(each_pass)
         model.set_is_last_backward(last)
 
 
@@ -593,7 +592,7 @@ def finish_gradients(model: nn.Module, last: bool) -> None:
     There is no public function for it; torch.distributed.pipelining uses the same private ones (stage.py,
     perform_reduce_grad).
     """
-    state = fully_shard.state(model)
+    state = fully_shard.state(model)  # type: ignore[attr-defined]  # torch's decorator of fully_shard adds it
     # First they are added to the sums of earlier micro-batches, which may have a higher precision.
     for last_pass in (False, True) if last else (False,):
         synchronise_gradients(model, last_pass)

@@ -47,18 +47,14 @@ def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
     check(
         (
             ranks <= blocks,
-            (
-                f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks;"
-                " use at most so many"
-            ),
+            f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks;"
+            " use at most so many",
         ),
         (
             size is None or blocks % (ranks * size) == 0,
-            (
-                f"parallel.num_layers_per_virtual_pipeline_stage = {size} x"
-                f" parallel.pipeline_model_parallel_size = {ranks} does not divide the model's {blocks}"
-                f" blocks; use one of {possible}"
-            ),
+            f"parallel.num_layers_per_virtual_pipeline_stage = {size} x"
+            f" parallel.pipeline_model_parallel_size = {ranks} does not divide the model's {blocks}"
+            f" blocks; use one of {possible}",
         ),
     )
 
@@ -159,7 +155,7 @@ def owners(config: ResolvedModelConfig, stages: list[tuple[int, int]]) -> dict[s
     return {name: indices for name, indices in sorted(having.items()) if len(indices) > 1}
 
 
-def stages_of(model: nn.Module) -> list[nn.Module]:
+def stages_of(model: nn.Module) -> list[Model]:
     """The stages of a pipeline on this rank; [model] for a model that is not a pipeline."""
     return list(getattr(model, "stages", [model]))
 

@@ -52,7 +52,7 @@ def vocab_parallel(
     mask: torch.Tensor,
     V: int,
 ) -> dict[str, torch.Tensor]:
-    """Loss, gradients, logits, embeddings and likelihoods with the rows of `weight` divided over the ranks."""
+    """Loss, gradients, logits, embeddings and likelihoods, with the rows of `weight` divided over ranks."""
     with launch(ParallelConfig()):
         axis = Axis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
         own = collectives.local_part(weight, axis, 0).clone().requires_grad_()

@@ -44,7 +44,7 @@ def undisturbed(pool, settings, tmp_path_factory):
     return losses(save)
 
 
-def test_a_job_whose_rank_is_killed_in_a_save_goes_on_by_itself_from_the_checkpoint_before_with_the_same_losses(
+def test_a_job_whose_rank_is_killed_in_a_save_resumes_from_the_checkpoint_before_with_the_same_losses(
     job, undisturbed, tmp_path
 ):
     save = tmp_path / "run"

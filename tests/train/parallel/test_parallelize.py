@@ -116,7 +116,7 @@ def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_th
 def test_bytes_a_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloat16(
     pool, dtype, alone, whole, shared
 ):
-    """Its README: bf16 18 on one process and 6 + 12 / d on d, fp32 16 and 8 + 8 / d, fp16 20 and 4 + 16 / d."""
+    """Its README, on 1 and d processes: bf16 18, 6 + 12 / d; fp32 16, 8 + 8 / d; fp16 20, 4 + 16 / d."""
     assert pool.run(bytes_a_parameter, 1, {}, dtype) == [pytest.approx((alone, alone), rel=0.01)]
     assert (
         pool.run(bytes_a_parameter, 2, {}, dtype)

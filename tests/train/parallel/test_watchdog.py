@@ -128,8 +128,8 @@ def test_at_most_eight_ranks_are_named_by_the_rank_that_reports_first(capsys, ra
     watch._report(list(range(ranks)), "has not come")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "mt: rank 0 (process 100 on n1) has not come; it was last seen at step 3, in no collective, at a:1 in b;"
-        " the job ends: start it again, it resumes from the newest checkpoint"
+        "mt: rank 0 (process 100 on n1) has not come; it was last seen at step 3, in no collective, at a:1 in"
+        " b; the job ends: start it again, it resumes from the newest checkpoint"
     )
     assert (len(lines[:8]), lines[8:]) == (8, more)
     watch.rank = 21
