@@ -9,8 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
 # TESTS="tests/indexed tests/retro" runs the tests of some folders or files only.
-test: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
+test: lint
 	$(PYTEST) -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed-dev

@@ -95,7 +95,8 @@ def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
     with pytest.raises(
         Failure,
         match=(
-            r"its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the checkpoints,"
+            r"its checkpoints are complete, but its log.jsonl has lost its lines; --load takes the"
+            r" checkpoints,"
             r" --overwrite trains anew"
         ),
     ):
