@@ -108,7 +108,8 @@ class Family:
 
 
 def _retro_from_gpt(config: ModelConfig, source: ModelConfig) -> WarmStart | None:
-    return FROM_GPT if config.retro_add_retriever and not source.retro_add_retriever else None
+    is_gpt = family_of(source).text == "decoder" and not source.retro_add_retriever
+    return FROM_GPT if config.retro_add_retriever and is_gpt else None
 
 
 def _build_causal(config: ResolvedModelConfig) -> Model:
