@@ -121,6 +121,7 @@ def test_a_second_run_does_nothing(whole, small):
     } == before
 
 
+@pytest.mark.slow  # tests/commands/test_pipeline.py kills a smaller pipeline
 def test_kill_9_at_random_moments_changes_no_byte_and_no_number(whole, small):
     """Comes last: it works in the same directory, because a checkpoint's config.yaml holds paths."""
     folder, summary, usual = whole

@@ -22,7 +22,8 @@ PYTEST = (str(Path(sys.executable).with_name("pytest")),)
 def names_of_package_files() -> dict[str, str]:
     """The names in sys.modules of files of the package, tests excepted, with their files."""
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    outside = (ROOT / "tests", ROOT / ".venv")
+    # pytest imports the root's __init__.py, which holds a version, under the name of the folder.
+    outside = (ROOT / "tests", ROOT / ".venv", ROOT / "__init__.py")
     return {
         name: file
         for name, file in files.items()

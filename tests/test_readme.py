@@ -27,6 +27,7 @@ def layout():
     return re.findall(r"^([a-z]+(?:\.py|/)) ", body, re.MULTILINE)
 
 
+@pytest.mark.slow  # a minute; tests/test_demo.py runs the same stages
 def test_the_commands_for_ones_own_text_work_as_they_stand(tmp_path):
     (tmp_path / "my").mkdir()
     prose = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))

@@ -260,6 +260,7 @@ def many(tmp_path):
     return folder
 
 
+@pytest.mark.slow  # tests/eval/test_open_model.py has the ranks
 def test_ranks_score_as_one_process_does_whether_they_share_the_work_or_the_model(
     directory, many, pool, tmp_path
 ):

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from mt.train import loop
 from mt.train.checkpoint.base import named_tensors
+from mt.train.checkpoint.open import open_checkpoint
 from mt.train.config import TrainConfig
 from mt.train.determinism import seed_dropout_per_block
 from mt.train.metrics import peak_memory
@@ -572,7 +573,7 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
 
     class Loaded(loop.Trainer):
         def _start_from(self, *_):
-            return self._load(only_load, moments=True)
+            return self._load(open_checkpoint(only_load), moments=True)
 
         def fit(self, began):
             found.update(in_full(named_tensors(self.model, self.weights.by_name, self.optimizer), self.mesh))

@@ -431,6 +431,7 @@ def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
     assert len(list((tmp_path / "two" / "step_00000006").glob("*.distcp"))) == 2
 
 
+@pytest.mark.slow  # the test above runs float32
 def test_two_processes_compute_in_float16_and_save_aside_as_one_does(settings, tree, tmp_path):
     """The loss scale overflows at first, on all ranks alike."""
     config = tmp_path / "two.yaml"

@@ -74,6 +74,7 @@ def test_float32_weights_are_the_models_own():
     weights.refresh()
 
 
+@pytest.mark.slow  # 17 s: two runs and a resumed one
 def test_bf16_learns_as_float32_does_and_goes_on_to_the_same_bits(finished, settings, tmp_path):
     exact = finished[1]["curve"]
     whole = train(settings(tmp_path / "whole", bf16=True, log_interval=2))["curve"]

@@ -188,7 +188,9 @@ def test_two_processes_and_recomputation_train_as_one(pool, folder, tmp_path):
             assert one == pytest.approx(two, abs=1e-5)
 
 
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", [{}, pytest.param({"bf16": True}, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 def test_retro_fitting_begins_as_the_gpt_and_may_leave_it_as_it_is(folder, tmp_path, precision):
     gpt = tmp_path / "gpt"
     train(run(folder, gpt, model={}, train_iters=3))

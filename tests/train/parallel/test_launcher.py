@@ -44,6 +44,7 @@ def undisturbed(pool, settings, tmp_path_factory):
     return losses(save)
 
 
+@pytest.mark.slow  # the kills of tests/train/test_loop.py are of one process
 def test_a_job_whose_rank_is_killed_in_a_save_resumes_from_the_checkpoint_before_with_the_same_losses(
     job, undisturbed, tmp_path
 ):
