@@ -286,15 +286,15 @@ def begin(
     Raises UserError if the output holds another run (unless config.overwrite), if it holds something that mt
     did not write, or if another process is working on it.
     """
-    roles = {s.name: s.role for s in settings(type(config))}
-    values: Json = {s.name: functools.reduce(_item, s.path, to_dict(config)) for s in settings(type(config))}
-    name = next(n for n, role in roles.items() if role == "output")
+    known, tree = list(settings(type(config))), to_dict(config)
+    values: Json = {s.name: functools.reduce(_item, s.path, tree) for s in known}
+    name = next(s.name for s in known if s.role == "output")
     target = Path(output if output is not None else values[name])
     prefix = name.endswith("prefix")
     relevant = {
         s.name: values[s.name]
-        for s in settings(type(config))
-        if s.role == "setting" and not (s.added and values[s.name] == s.default)
+        for s in known
+        if s.role == "setting" and not (s.added and values[s.name] == _plain(s.default))
     }
     identified = [{"path": str(p), **identify(p)} for p in inputs]
     content = [{k: v for k, v in i.items() if k != "path"} for i in identified]
@@ -374,6 +374,11 @@ def begin(
             {"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}, file, indent=1, default=str
         )
     return run
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as to_dict gives it: a tuple is a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _item(tree: Any, key: str) -> Any:

@@ -175,12 +175,13 @@ def test_a_setting_that_was_added_later_is_part_of_the_key_only_where_it_is_give
     before = dataclasses.make_dataclass(
         "Before", [("output", str, option(help="", role="output")), ("n", int, option(1))], frozen=True
     )
-    after = dataclasses.make_dataclass(
-        "After", [("m", float, option(1.0, added=True))], bases=(before,), frozen=True
-    )
+    added = [("m", float, option(1.0, added=True)), ("t", tuple[int, ...], option((), added=True))]
+    after = dataclasses.make_dataclass("After", added, bases=(before,), frozen=True)
     first = manifest.begin("data clean", before(output=str(tmp_path / "a")), [])
     first.finish([], {})
     again = manifest.begin("data clean", after(output=str(tmp_path / "a")), [])
     assert again.finished, "the same key"
     with pytest.raises(UserError, match="holds another run"):
         manifest.begin("data clean", after(output=str(tmp_path / "a"), m=0.5), [])
+    with pytest.raises(UserError, match="holds another run"):
+        manifest.begin("data clean", after(output=str(tmp_path / "a"), t=(1,)), [])
