@@ -1,5 +1,5 @@
-"""Models of transformers, tiny and random, carried over by our own tables: the same logits and gradients, and
-back again.
+"""Small random models of transformers, converted by our tables: the same logits and gradients, and the same
+weights when converted back.
 """
 
 import copy
@@ -34,9 +34,10 @@ def random(shape, high=V, low=0, seed=1):
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def carried_over(config, kind):
-    """(ours, theirs): a random model of transformers, vectors and biases away from 1 and 0, and ours with its
-    weights.
+def converted(config, kind):
+    """(ours, theirs): a random model of transformers, and our model with its weights.
+
+    Norm weights and biases are random too, so that swapping two of them is noticed.
     """
     torch.manual_seed(0)
     theirs = kind(config).eval()
@@ -47,10 +48,14 @@ def carried_over(config, kind):
     config.architectures = [kind.__name__]
     shape = config_from_hf(config.to_dict(), "config.json")
     ours = build_model(shape).eval()
-    held = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
     shapes = {name: parameter.shape for name, parameter in ours.named_parameters()}
     ours.load_state_dict(
-        dict(weights_from_hf(config.model_type, shapes, shape, held, held.__getitem__, "model.safetensors"))
+        dict(
+            weights_from_hf(
+                config.model_type, shapes, shape, weights, weights.__getitem__, "model.safetensors"
+            )
+        )
     )
     return ours, theirs
 
@@ -64,22 +69,21 @@ def check_the_same(ours, theirs, our_loss, their_loss):
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
-    for n, gradient in expected.items():  # that of a key's bias is 0 but for rounding
+    for n, gradient in expected.items():  # the gradient of a key bias is 0 except for rounding
         assert (found[n] - gradient).norm() <= TOLERANCE * max(gradient.norm(), 1e-3 * whole), n
-    held = dict(theirs.named_parameters())
+    weights = dict(theirs.named_parameters())
     back = dict(weights_to_hf(name, ours.named_parameters(), ours.config))
-    assert back.keys() == held.keys()
-    assert all(torch.equal(back[n], held[n]) for n in held)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[n], weights[n]) for n in weights)
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_gives_the_logits_and_gradients_of_transformers(name):
     config = DECODERS[name]
-    ours, theirs = carried_over(config, getattr(transformers, ARCHITECTURES[config.model_type].loaded_by))
+    ours, theirs = converted(config, getattr(transformers, ARCHITECTURES[config.model_type].loaded_by))
     tokens = random((3, T + 1))
     with torch.no_grad():
-        # Of a copy: with frequencies that grow, transformers' model remembers the longest sequence that it
-        # met.
+        # A copy of the model: with dynamic RoPE, transformers stores the longest sequence length so far.
         logits, expected = ours.logits(ours(tokens)), copy.deepcopy(theirs)(tokens).logits
     assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
@@ -91,24 +95,26 @@ def test_a_decoder_gives_the_logits_and_gradients_of_transformers(name):
 def test_bert_gives_the_losses_and_gradients_of_transformers(name):
     config = {**LLAMA, "hidden_act": "gelu_new", "initializer_range": 0.1}
     config.pop("num_key_value_heads")
-    ours, theirs = carried_over(transformers.BertConfig(**config), getattr(transformers, name))
-    # theirs gives token 0 no gradient
+    ours, theirs = converted(transformers.BertConfig(**config), getattr(transformers, name))
+    # no token 0: transformers gives it no gradient
     tokens, labels, types = random((3, T), low=1), random((3, T), seed=2), random((3, T), high=2)
     present = torch.arange(T) < torch.tensor([[T], [9], [20]])
-    asked = (random((3, T), high=3, seed=3) == 0) & present
+    loss_mask = (random((3, T), high=3, seed=3) == 0) & present
     swapped = torch.tensor([0, 1, 1])
     output = theirs(input_ids=tokens, attention_mask=present.long(), token_type_ids=types)
     logits = output.prediction_logits if name == "BertForPreTraining" else output.logits
     reference = F.cross_entropy(
-        logits.flatten(0, 1), labels.masked_fill(~asked, -100).flatten(), reduction="sum"
+        logits.flatten(0, 1), labels.masked_fill(~loss_mask, -100).flatten(), reduction="sum"
     )
     with torch.no_grad():
         hidden = ours(tokens, present, types)
         assert (ours.logits(hidden) - logits)[present].abs().max() <= TOLERANCE * logits.abs().max()
     if name == "BertForPreTraining":
         order = F.cross_entropy(output.seq_relationship_logits, swapped, reduction="none")
-        reference = reference + (order * asked.sum(1)).sum()
-    loss = ours.loss(tokens, labels, asked.float(), token_types=types, padding_mask=present, swapped=swapped)
+        reference = reference + (order * loss_mask.sum(1)).sum()
+    loss = ours.loss(
+        tokens, labels, loss_mask.float(), token_types=types, padding_mask=present, swapped=swapped
+    )
     check_the_same(ours, theirs, loss, reference)
 
 
@@ -118,64 +124,64 @@ def test_t5_gives_the_logits_and_gradients_of_transformers(version):
     config = transformers.T5Config(
         **T5, feed_forward_proj="gated-gelu" if new else "relu", tie_word_embeddings=not new
     )
-    ours, theirs = carried_over(config, UntiedT5 if new else transformers.T5ForConditionalGeneration)
+    ours, theirs = converted(config, UntiedT5 if new else transformers.T5ForConditionalGeneration)
     assert (ours.output is not None) == new
     source, tokens, labels = random((3, T)), random((3, 17), seed=2), random((3, 17), seed=3)
     present = torch.arange(T) < torch.tensor([[T], [9], [20]])
-    asked = torch.arange(17) < torch.tensor([[17], [12], [3]])
+    loss_mask = torch.arange(17) < torch.tensor([[17], [12], [3]])
     logits = theirs(input_ids=source, attention_mask=present.long(), decoder_input_ids=tokens).logits
     with torch.no_grad():
         assert (
             ours.logits(ours(tokens, source, present)) - logits
         ).abs().max() <= TOLERANCE * logits.abs().max()
     reference = F.cross_entropy(
-        logits.flatten(0, 1), labels.masked_fill(~asked, -100).flatten(), reduction="sum"
+        logits.flatten(0, 1), labels.masked_fill(~loss_mask, -100).flatten(), reduction="sum"
     )
     check_the_same(
         ours,
         theirs,
-        ours.loss(tokens, labels, asked.float(), encoder_tokens=source, padding_mask=present),
+        ours.loss(tokens, labels, loss_mask.float(), encoder_tokens=source, padding_mask=present),
         reference,
     )
 
 
 class UntiedT5(transformers.T5ForConditionalGeneration):
-    """What transformers makes of a T5 v1.1 checkpoint, which has a head of its own; a new model it ties
-    regardless.
-    """
+    """T5 v1.1 with an lm_head of its own, as transformers loads one; a new model of transformers is tied."""
 
     def __init__(self, config):
         super().__init__(config)
         self.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model))
 
 
-def test_rows_that_pad_the_vocabulary_are_added_and_taken_off():
+def test_rows_that_pad_the_vocabulary_are_added_and_removed():
     shape = dataclasses.replace(
         config_from_hf(DECODERS["llama"].to_dict(), "config.json"), make_vocab_size_divisible_by=16
     )
-    held = {
+    weights = {
         name: p.detach() for name, p in transformers.LlamaForCausalLM(DECODERS["llama"]).named_parameters()
     }
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in build_model(shape).named_parameters()}
-    ours = dict(weights_from_hf("llama", shapes, shape, held, held.__getitem__, "here"))
+    ours = dict(weights_from_hf("llama", shapes, shape, weights, weights.__getitem__, "here"))
     assert ours["output.weight"].shape == (64, 32)
     assert (ours["output.weight"][V:] == 0).all()
     assert torch.equal(
-        dict(weights_to_hf("llama", ours.items(), shape))["lm_head.weight"], held["lm_head.weight"]
+        dict(weights_to_hf("llama", ours.items(), shape))["lm_head.weight"], weights["lm_head.weight"]
     )
 
 
 def test_names_without_the_base_prefix_are_found():
-    held = {
+    weights = {
         name.removeprefix("transformer."): p.detach()
         for name, p in transformers.GPT2LMHeadModel(DECODERS["gpt2"]).named_parameters()
     }
     shape = config_from_hf(DECODERS["gpt2"].to_dict(), "config.json")
-    shapes = {"embedding.weight": held["wte.weight"].shape}
+    shapes = {"embedding.weight": weights["wte.weight"].shape}
     assert torch.equal(
-        dict(weights_from_hf("gpt2", shapes, shape, held, held.__getitem__, "here"))["embedding.weight"],
-        held["wte.weight"],
+        dict(weights_from_hf("gpt2", shapes, shape, weights, weights.__getitem__, "here"))[
+            "embedding.weight"
+        ],
+        weights["wte.weight"],
     )
     with pytest.raises(
         UserError, match=r"^here: has no weight transformer.wpe.weight; give a whole gpt2 model's directory"

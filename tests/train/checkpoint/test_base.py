@@ -1,4 +1,4 @@
-"""Checkpoint: filling models and optimizers from what torch itself says of them."""
+"""Checkpoint: which tensors it saves, and loading them into models and optimizers of torch."""
 
 import copy
 import itertools
@@ -37,7 +37,7 @@ def small(**settings):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_moments_are_the_states_of_torchs_optimizers_that_have_a_weights_shape(kind):
+def test_moments_are_the_optimizer_states_with_the_shape_of_their_weight(kind):
     weight = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = OPTIMIZERS[kind]([weight])
     weight.sum().backward()
@@ -49,7 +49,7 @@ def test_moments_are_the_states_of_torchs_optimizers_that_have_a_weights_shape(k
     assert states.keys() <= set(MOMENT_NAMES)
 
 
-def test_what_is_saved_is_the_models_state_and_the_moments_of_weights_that_train():
+def test_the_state_of_the_model_and_the_moments_of_trainable_weights_are_saved():
     model = small(num_experts=4, moe_router_score_function="sigmoid", moe_router_enable_expert_bias=True)
     frozen, *trained = dict(model.named_parameters())
     model.get_parameter(frozen).requires_grad = False
@@ -65,7 +65,7 @@ def test_what_is_saved_is_the_models_state_and_the_moments_of_weights_that_train
     assert named_tensors(model).keys() == state.keys()
 
 
-def test_an_optimizer_goes_on_with_its_moments_and_its_number_of_updates(finished):
+def test_an_optimizer_resumes_with_its_moments_and_its_number_of_updates(finished):
     checkpoint = open_checkpoint(finished[0])
     model = build_model(checkpoint.config)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -80,7 +80,7 @@ def test_an_optimizer_goes_on_with_its_moments_and_its_number_of_updates(finishe
     checkpoint.load(model, torch.optim.SGD(model.parameters(), lr=1))
 
 
-def test_progress_is_the_callers_to_change(finished):
+def test_changing_the_returned_progress_does_not_change_the_checkpoint(finished):
     checkpoint = open_checkpoint(finished[0])
     progress = checkpoint.progress()
     progress.recent.append([1.0, 2.0])
@@ -113,7 +113,7 @@ def test_weight_shapes_are_those_of_the_model():
     assert weight_shapes(model.config) == {name: p.shape for name, p in model.named_parameters()}
 
 
-def test_the_rows_of_a_vocabulary_come_and_go():
+def test_rows_of_padding_are_added_to_a_vocabulary_and_removed():
     for there, rows, vocab_size in itertools.product(range(3, 8), range(3, 8), [3]):
         weight = torch.arange(1.0, 2 * there + 1).reshape(there, 2)
         found = pad_vocabulary(weight, rows, vocab_size)
@@ -122,7 +122,7 @@ def test_the_rows_of_a_vocabulary_come_and_go():
         assert rows == there or not found[vocab_size:].any()
 
 
-def test_a_users_mistake_inside_torchs_functions_comes_out_as_itself():
+def test_a_user_error_inside_torchs_functions_is_raised_as_itself():
     mistake, other = UserError("the file is broken"), ValueError("something else")
     with pytest.raises(UserError, match="the file is broken"), dcp_errors_unwrapped():
         raise CheckpointException("load", {0: (other, None), 1: (mistake, None)})

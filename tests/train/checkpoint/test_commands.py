@@ -43,7 +43,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_the_same_command_again_finds_its_work_done_and_after_a_kill_gives_the_same_bytes(source, tmp_path):
+def test_a_repeated_command_is_up_to_date_and_one_repeated_after_a_kill_gives_the_same_bytes(
+    source, tmp_path
+):
     config = ConvertConfig(source=str(source), output=str(tmp_path / "out"))
     first = convert(config)
     assert convert(config) == first
@@ -61,9 +63,7 @@ def test_the_same_command_again_finds_its_work_done_and_after_a_kill_gives_the_s
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """250 MB of weights in float32, from files of 30 MB of bfloat16 into our checkpoint and out again; the
-    largest tensor has 3 MB.
-    """
+    """From bfloat16 files of 30 MB to our checkpoint and back: 250 MB in float32, largest tensor 3 MB."""
     config = transformers.LlamaConfig(
         **{**LLAMA, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 24}
     )
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         shutil.rmtree(place)
 
 
-def test_inspect_tells_progress_and_every_tensor(finished):
+def test_inspect_shows_progress_and_every_tensor(finished):
     found = inspect(InspectConfig(checkpoint=str(finished[0])))
     model = open_checkpoint(finished[0]).load_model()
     assert found["parameters"] == sum(p.numel() for p in model.parameters()) == finished[1]["parameters"]
@@ -127,7 +127,7 @@ def test_inspect_tells_progress_and_every_tensor(finished):
         ({"max_shard_size": 0}, "max_shard_size = 0 must be above 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(gpt2_run, settings, message, tmp_path):
+def test_impossible_settings_are_refused(gpt2_run, settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         convert(ConvertConfig(source=str(gpt2_run), output=str(tmp_path / "out"), **settings))
 
@@ -150,7 +150,7 @@ def vocabulary_rows(folder):
 
 @pytest.mark.parametrize("format", ["torch_dist", "torch"])
 def test_the_padding_of_the_vocabulary_can_shrink_and_grow_again(gpt2_run, format, tmp_path):
-    """128 rows of 60 words in mt's or Megatron-LM's format, to 64 rows, and to 128 again."""
+    """60 tokens padded to 128 rows, in the format of mt or Megatron-LM, to 64 rows and back to 128."""
     source = gpt2_run
     if format == "torch":
         source = tmp_path / "megatron"
@@ -171,12 +171,14 @@ def test_the_padding_of_the_vocabulary_can_shrink_and_grow_again(gpt2_run, forma
         for name, weight in found.items():
             assert len(weight) == rows
             assert torch.equal(weight[:60], expected[name][:60])
-            assert format == "torch" or not weight[60:].any(), "Megatron-LM does not say where padding begins"
+            assert format == "torch" or not weight[60:].any(), (
+                "Megatron-LM's format does not store where padding begins"
+            )
         assert all(torch.equal(rest[name], weight) for name, weight in others.items())
         source = out
 
 
-def test_what_is_written_depends_on_where_it_comes_from_unless_a_format_is_given(gpt2_run, tmp_path):
+def test_the_default_output_format_depends_on_the_source_format(gpt2_run, tmp_path):
     facts = convert(ConvertConfig(source=str(gpt2_run), output=str(tmp_path / "hf")))
     assert (facts["from_library"], facts["to_library"], facts["step"]) == ("mt", "Hugging Face", 3)
     assert facts["counts"]["parameters"] == inspect(InspectConfig(checkpoint=str(gpt2_run)))["parameters"]
@@ -190,7 +192,7 @@ def test_what_is_written_depends_on_where_it_comes_from_unless_a_format_is_given
     assert "MB with the optimizer's moments" in inspect(InspectConfig(checkpoint=str(gpt2_run)))["text"]
 
 
-def test_a_model_that_hugging_face_lacks_is_refused_there_before_anything_is_written(tree, tmp_path):
+def test_export_refuses_a_model_that_hugging_face_lacks_before_it_writes(tree, tmp_path):
     settings = tree(tmp_path / "run", train_iters=3, eval_iters=0, split="100,0,0")
     settings["model"] |= {"activation": "swiglu", "position_embedding_type": "rope"}
     train(build(TrainConfig, ("test", settings)))

@@ -1,4 +1,4 @@
-"""Reading other libraries' weights one at a time, as torch.distributed.checkpoint asks for them."""
+"""Reading weights of other libraries one at a time, as torch.distributed.checkpoint requests them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Numbered(ForeignCheckpoint):
-    """A checkpoint whose weights are counted through; it remembers which were read."""
+    """A checkpoint whose weights are 0, 1, 2 ...; `read` lists the names of those that were read."""
 
     library = "test"
     settings_remedy = "nothing"
@@ -60,7 +60,7 @@ def test_the_vocabulary_has_the_rows_of_the_model_that_is_filled():
 
 
 class Planner:
-    """Of torch's LoadPlanner what read_data calls."""
+    """The part of torch's LoadPlanner that read_data calls."""
 
     def __init__(self, targets):
         self.targets, self.committed = targets, []

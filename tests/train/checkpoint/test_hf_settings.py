@@ -1,4 +1,4 @@
-"""Hugging Face's config.json into our settings and back, against transformers' own configurations."""
+"""Hugging Face's config.json to our settings and back, compared with transformers' configurations."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*DECODERS, "bert", "t5"])
-def test_settings_written_are_read_by_transformers_and_come_back(name):
+def test_written_settings_are_read_by_transformers_and_by_us(name):
     others = {"bert": transformers.BertConfig(), "t5": transformers.T5Config(**T5)}
     shape = config_from_hf({**others, **DECODERS}[name].to_dict(), "config.json")
     architecture, written = config_to_hf(shape)
@@ -64,7 +64,7 @@ def test_settings_written_are_read_by_transformers_and_come_back(name):
         ),
     ],
 )
-def test_a_model_that_is_not_ours_is_refused_with_the_reason(change, message):
+def test_an_unsupported_model_is_refused_with_the_reason(change, message):
     with pytest.raises(UserError, match=message):
         config_from_hf({**DECODERS["llama"].to_dict(), **change}, "config.json")
 
@@ -123,7 +123,7 @@ def test_settings_of_mixtures_and_mambas_are_checked(kind, settings, message):
         config_from_hf(raw, "config.json")
 
 
-def test_a_file_of_settings_may_name_the_directory_and_win_over_it(source):
+def test_a_settings_file_may_name_the_directory_and_override_it(source):
     tree = {
         "hf": str(source),
         "model": {"num_layers": 1},

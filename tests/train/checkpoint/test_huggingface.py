@@ -1,4 +1,4 @@
-"""Hugging Face directories: what transformers wrote, read and trained on, and what it loads of ours."""
+"""Hugging Face directories: read, trained from, exported, and loaded by transformers."""
 
 import json
 
@@ -41,7 +41,7 @@ SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_losing_a_bit(name, tmp_path):
+def test_a_model_of_transformers_is_converted_and_exported_bit_for_bit(name, tmp_path):
     theirs = random_model(name)
     source = write(theirs, tmp_path / "theirs", max_shard_size="20KB")
     facts = convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
@@ -59,7 +59,7 @@ def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_l
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_near(their_logits(again.eval()), their_logits(theirs))
     assert (again.config.bos_token_id, again.config.eos_token_id) == (1, 2)
-    # transformers 5 has a tokenizer of its own for every qwen2, whatever tokenizer.json says.
+    # for qwen2, transformers 5 builds its own tokenizer and ignores tokenizer.json
     kind = transformers.PreTrainedTokenizerFast if name == "qwen2" else transformers.AutoTokenizer
     assert kind.from_pretrained(tmp_path / "back").encode(TEXT, add_special_tokens=False) == [5, 17, 3, 40, 5]
 
@@ -69,7 +69,7 @@ def test_a_model_of_transformers_goes_through_our_checkpoints_and_back_without_l
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "mamba2"])
 def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path):
-    """transformers writes its gradients as if they were weights, so that we read them under our names."""
+    """transformers writes its gradients in place of weights, so that we read them under our names."""
     theirs = random_model(name)
     write(theirs, tmp_path / "weights")
     ours = build_model(
@@ -90,7 +90,7 @@ def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_comes_in_and_goes_out_unchanged(name, dtype, tmp_path):
+def test_half_precision_weights_are_read_and_exported_unchanged(name, dtype, tmp_path):
     source = write(random_model("llama").to(dtype), tmp_path / "theirs")
     convert(ConvertConfig(source=str(source), output=str(tmp_path / "ours")))
     assert next(open_checkpoint(tmp_path / "ours").load_model().parameters()).dtype == torch.float32
@@ -113,9 +113,9 @@ def test_a_run_is_exported_in_several_files_with_an_index_and_without_the_paddin
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
     assert all((tmp_path / "out" / f).stat().st_size < 25_000 for f in index["weight_map"].values())
-    held = weights(tmp_path / "out")
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in held.values())
-    assert held["transformer.wte.weight"].shape == (60, 32)
+    found = weights(tmp_path / "out")
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+    assert found["transformer.wte.weight"].shape == (60, 32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = random_tokens((2, 16)) % 60
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_run_is_exported_in_several_files_with_an_index_and_without_the_paddin
         assert back[name].shape == parameter.shape
 
 
-def test_evaluation_and_inspection_take_a_hugging_face_directory_as_it_is(tmp_path):
+def test_evaluation_and_inspection_read_a_hugging_face_directory_directly(tmp_path):
     theirs = random_model("qwen2")
     source = write(theirs, tmp_path)
     checkpoint = open_checkpoint(source)
@@ -151,10 +151,10 @@ def test_evaluation_and_inspection_take_a_hugging_face_directory_as_it_is(tmp_pa
 
 
 @pytest.fixture
-def line(corpus, tmp_path):
-    """line(source, flags ...) -> the command line of a short run that starts from a checkpoint."""
+def command(corpus, tmp_path):
+    """command(source, flags ...) -> the command line of a short run that starts from a checkpoint."""
 
-    def made(source, *flags):
+    def arguments(source, *flags):
         return [
             "--data-path",
             corpus,
@@ -183,13 +183,13 @@ def line(corpus, tmp_path):
             *flags,
         ]
 
-    return made
+    return arguments
 
 
-def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(line, tmp_path):
+def test_a_run_reads_its_settings_and_its_weights_from_a_hugging_face_directory(command, tmp_path):
     source = write(random_model("llama 3.2"), tmp_path / "theirs")
     manifest = cli.call(
-        ("train",), line(source, "--hf", str(source), "--finetune", "--hidden-dropout", "0.1")
+        ("train",), command(source, "--hf", str(source), "--finetune", "--hidden-dropout", "0.1")
     )
     checkpoint = open_checkpoint(tmp_path / "run")
     run, shape = checkpoint.load_model(), checkpoint.config
@@ -205,7 +205,7 @@ def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(lin
     with pytest.raises(
         UserError, match="has only weights, without a position in the data to resume from; give --finetune"
     ):
-        cli.call(("train",), [*line(source, "--hf", str(source)), "--overwrite"])
+        cli.call(("train",), [*command(source, "--hf", str(source)), "--overwrite"])
     with pytest.raises(
         UserError,
         match=(
@@ -213,11 +213,11 @@ def test_a_run_takes_its_shape_and_its_weights_from_a_hugging_face_directory(lin
             r" --hf .*theirs"
         ),
     ):
-        cli.call(("train",), [*line(source, "--finetune", "--vocab-size", "61"), "--overwrite"])
+        cli.call(("train",), [*command(source, "--finetune", "--vocab-size", "61"), "--overwrite"])
     with pytest.raises(
         UserError, match=r"nowhere: has no config.json; give the directory of a Hugging Face model"
     ):
-        cli.call(("train",), line(source, "--hf", str(tmp_path / "nowhere")))
+        cli.call(("train",), command(source, "--hf", str(tmp_path / "nowhere")))
 
 
 TP2, PP2 = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
@@ -228,15 +228,17 @@ TP2, PP2 = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-si
     [(2, TP2), (2, PP2), pytest.param(4, TP2 + PP2, marks=pytest.mark.slow)],
     ids=["TP2", "PP2", "TP2 x PP2"],
 )
-def test_weights_of_hugging_face_go_in_and_out_at_a_layout_without_losing_a_bit(
-    pool, line, tmp_path, world, layout
+def test_weights_of_hugging_face_are_loaded_and_exported_bit_for_bit_at_a_layout(
+    pool, command, tmp_path, world, layout
 ):
     source = write(random_model("llama"), tmp_path / "theirs")
     pool.run(
         cli.call,
         world,
         ("train",),
-        line(source, "--hf", str(source), "--finetune", "--eval-iters", "0", "--split", "100,0,0", *layout),
+        command(
+            source, "--hf", str(source), "--finetune", "--eval-iters", "0", "--split", "100,0,0", *layout
+        ),
     )
     export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "back")))
     found, expected = weights(tmp_path / "back"), weights(source)
@@ -244,14 +246,14 @@ def test_weights_of_hugging_face_go_in_and_out_at_a_layout_without_losing_a_bit(
     assert all(torch.equal(found[name], tensor[: len(found[name])]) for name, tensor in expected.items())
 
 
-def test_a_run_starts_from_a_converted_checkpoint(line, tmp_path, capsys):
+def test_a_run_starts_from_a_converted_checkpoint(command, tmp_path, capsys):
     source = write(random_model("llama"), tmp_path / "theirs")
     cli.call(("checkpoint", "convert"), [str(source), str(tmp_path / "ours")])
     with pytest.raises(UserError, match="ours: has only weights"):
-        cli.call(("train",), line(tmp_path / "ours", "--hf", str(source)))
+        cli.call(("train",), command(tmp_path / "ours", "--hf", str(source)))
     assert "other settings" not in capsys.readouterr().err
     assert "finished" in cli.call(
-        ("train",), line(tmp_path / "ours", "--hf", str(source), "--finetune", "--rotary-base", "7")
+        ("train",), command(tmp_path / "ours", "--hf", str(source), "--finetune", "--rotary-base", "7")
     )
     assert (
         "ours: is of a model with other settings (rotary_base 10000.0 there, 7.0 here); this run uses those"
@@ -272,7 +274,7 @@ def refused(source, out):
     return str(error.value)
 
 
-def test_what_is_not_whole_is_refused_by_name(source, tmp_path):
+def test_damaged_or_missing_files_and_weights_are_named(source, tmp_path):
     out = tmp_path / "out"
     shards = sorted(source.glob("*.safetensors"))
     whole = shards[1].read_bytes()
@@ -286,13 +288,13 @@ def test_what_is_not_whole_is_refused_by_name(source, tmp_path):
         in refused(source, out)
     )
     shards[1].write_bytes(whole)
-    held = load_file(shards[1])
-    name = next(iter(held))
-    save_file({**held, name: held[name][:-1].contiguous()}, shards[1])
+    found = load_file(shards[1])
+    name = next(iter(found))
+    save_file({**found, name: found[name][:-1].contiguous()}, shards[1])
     assert "config.json says" in refused(source, out)
-    save_file({n: t for n, t in held.items() if n != name}, shards[1])
+    save_file({n: t for n, t in found.items() if n != name}, shards[1])
     assert f"has no weight {name}; give a whole llama model's directory" in refused(source, out)
-    save_file({**held, "model.layers.0.extra.weight": torch.ones(1)}, shards[1])
+    save_file({**found, "model.layers.0.extra.weight": torch.ones(1)}, shards[1])
     assert (
         "holds model.layers.0.extra.weight, which no llama of its config.json has; this model cannot be"
         " loaded" in refused(source, out)
@@ -301,7 +303,7 @@ def test_what_is_not_whole_is_refused_by_name(source, tmp_path):
     convert(ConvertConfig(source=str(source), output=str(out)))
 
 
-def test_models_that_are_not_ours_are_refused_by_name(source, tmp_path):
+def test_unsupported_models_and_settings_are_named(source, tmp_path):
     out, plain = tmp_path / "out", json.loads((source / "config.json").read_text())
     for settings, message in [
         ({"model_type": "gemma3"}, "model_type is 'gemma3'; only gpt2, gpt_bigcode"),
@@ -347,7 +349,7 @@ def test_minilm_gives_the_hidden_states_of_transformers():
     torch.testing.assert_close(ours[mask], theirs[mask], rtol=0, atol=1e-5)
 
 
-def test_a_random_bert_with_token_types_and_tanh_gelu_gives_those_of_transformers(tmp_path):
+def test_a_random_bert_with_token_types_and_tanh_gelu_gives_the_hidden_states_of_transformers(tmp_path):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50,
@@ -359,7 +361,7 @@ def test_a_random_bert_with_token_types_and_tanh_gelu_gives_those_of_transformer
         hidden_act="gelu_new",
         initializer_range=0.3,
     )
-    theirs = transformers.BertForMaskedLM(config).eval()  # its names begin with `bert.`
+    theirs = transformers.BertForMaskedLM(config).eval()  # names of its weights begin with `bert.`
     theirs.save_pretrained(tmp_path)
     tokens, types = torch.randint(0, 50, (2, 16)), torch.randint(0, 2, (2, 16))
     with torch.no_grad():
@@ -368,7 +370,7 @@ def test_a_random_bert_with_token_types_and_tanh_gelu_gives_those_of_transformer
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
-def test_what_is_no_bert_is_refused_with_the_reason(tmp_path):
+def test_a_directory_that_is_not_a_whole_bert_is_refused_with_the_reason(tmp_path):
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
     gpt2.save_pretrained(tmp_path / "gpt2")
     with pytest.raises(UserError, match=r"model_type is 'gpt2'; only 'bert' can be loaded"):
@@ -414,6 +416,6 @@ def test_files_are_filled_in_order_up_to_their_size():
         ({"max_position_embeddings": 64, "rope_parameters": LLAMA3}, 16),
     ],
 )
-def test_the_length_of_training_samples_is_that_before_scaling_and_at_most_8192(tmp_path, settings, length):
+def test_seq_length_is_the_length_before_rope_scaling_and_at_most_8192(tmp_path, settings, length):
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **settings})).save_pretrained(tmp_path)
     assert open_checkpoint(tmp_path).seq_length == length

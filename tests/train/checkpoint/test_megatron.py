@@ -1,5 +1,5 @@
-"""Checkpoints of Megatron-LM's torch format: written by its own model, cut and renamed by hand, and written
-back.
+"""Megatron-LM's torch format: checkpoints of megatron-core's model, the same divided and renamed by hand, and
+checkpoints that mt writes.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
+from mt.tests.train.checkpoint.transformers_models import assert_same_weights
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, InspectConfig, convert, inspect
 from mt.train.checkpoint.open import open_checkpoint
@@ -19,9 +20,9 @@ from mt.train.checkpoint.open import open_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
 FILE = "model_optim_rng.pt"
-# Trains nothing: builds two of megatron-core's models on a CPU and saves them, with what Megatron-LM saves
-# beside, and their logits.
-WRITTEN = """
+# A program that builds two models of megatron-core on a CPU, without training. It saves them in Megatron-LM's
+# format, and their logits.
+WRITER = """
 import contextlib, random, signal, sys, warnings
 from argparse import Namespace
 from pathlib import Path
@@ -132,43 +133,37 @@ for kind in ("gpt", "llama"):
     (folder / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
     torch.save(state, folder / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt")
     (folder / "latest_checkpointed_iteration.txt").write_text("7")
-    torch.save({"tokens": tokens, "logits": logits}, folder / "said.pt")
+    torch.save({"tokens": tokens, "logits": logits}, folder / "logits.pt")
 """
 
 
 @pytest.fixture(scope="session")
 def megatron(tmp_path_factory):
-    """The folder of gpt/ and llama/, two checkpoints of megatron-core's, each with the logits it gives for
-    some tokens in said.pt.
+    """The folder of gpt/ and llama/, two checkpoints of megatron-core; logits.pt has tokens and
+    their logits.
     """
     pytest.importorskip("megatron.core", reason="megatron-core is the oracle")
     folder = tmp_path_factory.mktemp("megatron")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", WRITTEN, str(folder)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", WRITER, str(folder)], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr
     return folder
 
 
-def taken_in(source, out, **settings):
+def convert_and_load(source, out, **settings):
     convert(ConvertConfig(source=str(source), output=str(out), tokenizer=SIXTY, **settings))
     return open_checkpoint(out).load_model()
 
 
-def same(found, expected):
-    held = dict(found.named_parameters())
-    assert held.keys() == dict(expected.named_parameters()).keys()
-    assert all(torch.equal(held[n], p) for n, p in expected.named_parameters())
-
-
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
-def test_a_model_of_megatron_gives_its_logits_and_goes_back_without_losing_a_bit(megatron, kind, tmp_path):
-    ours = taken_in(megatron / kind, tmp_path / "ours")
-    said = torch.load(megatron / kind / "said.pt")
+def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(megatron, kind, tmp_path):
+    ours = convert_and_load(megatron / kind, tmp_path / "ours")
+    reference = torch.load(megatron / kind / "logits.pt")
     with torch.no_grad():
-        found = ours.logits(ours(said["tokens"]))[..., :60]
-    expected = said["logits"][..., :60]
+        found = ours.logits(ours(reference["tokens"]))[..., :60]
+    expected = reference["logits"][..., :60]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     checkpoint = open_checkpoint(tmp_path / "ours")
     assert (checkpoint.config.vocab_size, checkpoint.config.padded_vocab_size, checkpoint.seq_length) == (
@@ -187,9 +182,9 @@ def test_a_model_of_megatron_gives_its_logits_and_goes_back_without_losing_a_bit
     )
     before = torch.load(megatron / kind / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
     after = torch.load(tmp_path / "back" / "release" / "mp_rank_00" / FILE, weights_only=False)
-    held = {n: t for n, t in before["model"].items() if isinstance(t, torch.Tensor)}
-    assert after["model"].keys() == held.keys()
-    assert all(torch.equal(after["model"][n][:60], held[n][:60]) for n in held)
+    weights = {n: t for n, t in before["model"].items() if isinstance(t, torch.Tensor)}
+    assert after["model"].keys() == weights.keys()
+    assert all(torch.equal(after["model"][n][:60], weights[n][:60]) for n in weights)
     same_settings = (
         "num_layers",
         "hidden_size",
@@ -202,7 +197,7 @@ def test_a_model_of_megatron_gives_its_logits_and_goes_back_without_losing_a_bit
         "rotary_base",
     )
     assert all(getattr(after["args"], n) == getattr(before["args"], n) for n in same_settings)
-    same(taken_in(tmp_path / "back", tmp_path / "ours again"), ours)
+    assert_same_weights(convert_and_load(tmp_path / "back", tmp_path / "ours again"), ours)
 
 
 # Megatron-LM's column-parallel layers
@@ -210,8 +205,8 @@ ROWS = ("linear_qkv.", "linear_fc1.", "word_embeddings.", "output_layer.")
 COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 
 
-def cut(megatron, kind, out, *, size, stages, chunks=1):
-    """The checkpoint as so many ranks would have written it, by hand. chunks: of an interleaved pipeline."""
+def divide(megatron, kind, out, *, size, stages, chunks=1):
+    """The checkpoint as `size` x `stages` ranks would have written it. chunks: of an interleaved pipeline."""
     state = torch.load(megatron / kind / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
     model = {n: t for n, t in state["model"].items() if isinstance(t, torch.Tensor)}
     args = argparse.Namespace(
@@ -235,9 +230,11 @@ def cut(megatron, kind, out, *, size, stages, chunks=1):
                             continue
                     elif start + per_chunk < 4:
                         continue
-                    part[name] = piece(name, tensor, rank, size, gated=args.swiglu)
-                if start + per_chunk == 4 and start and kind == "gpt":  # the copy of the tied embedding
-                    part["output_layer.weight"] = piece(
+                    part[name] = shard(name, tensor, rank, size, gated=args.swiglu)
+                if (
+                    start + per_chunk == 4 and start and kind == "gpt"
+                ):  # the last stage has a copy of the tied embedding
+                    part["output_layer.weight"] = shard(
                         "output_layer.", model["embedding.word_embeddings.weight"], rank, size, gated=False
                     )
                 saved["model" if chunks == 1 else f"model{chunk}"] = part
@@ -248,7 +245,7 @@ def cut(megatron, kind, out, *, size, stages, chunks=1):
     return out
 
 
-def piece(name, tensor, rank, size, *, gated):
+def shard(name, tensor, rank, size, *, gated):
     if name.endswith(COLUMNS):
         return tensor.chunk(size, dim=1)[rank].clone()
     if not any(part in name for part in ROWS):
@@ -259,10 +256,10 @@ def piece(name, tensor, rank, size, *, gated):
 
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
 @pytest.mark.parametrize(("size", "stages", "chunks"), [(2, 1, 1), (2, 2, 1), (1, 2, 2)])
-def test_the_pieces_of_many_ranks_are_put_together(megatron, kind, size, stages, chunks, tmp_path):
-    cut(megatron, kind, tmp_path / "cut", size=size, stages=stages, chunks=chunks)
-    whole = taken_in(megatron / kind, tmp_path / "whole")
-    same(taken_in(tmp_path / "cut", tmp_path / "ours"), whole)
+def test_the_shards_of_many_ranks_are_joined(megatron, kind, size, stages, chunks, tmp_path):
+    divide(megatron, kind, tmp_path / "cut", size=size, stages=stages, chunks=chunks)
+    whole = convert_and_load(megatron / kind, tmp_path / "whole")
+    assert_same_weights(convert_and_load(tmp_path / "cut", tmp_path / "ours"), whole)
     if chunks == 1:
         settings = {
             "target_tensor_parallel_size": size,
@@ -285,13 +282,13 @@ def test_the_pieces_of_many_ranks_are_put_together(megatron, kind, size, stages,
             assert all(torch.equal(after[n], before[n]) for n in before if not padded(n))
 
 
-def test_names_of_transformer_engine_and_of_older_versions_are_known(megatron, tmp_path):
-    whole = taken_in(megatron / "gpt", tmp_path / "whole")
+def test_weight_names_of_transformer_engine_and_of_older_versions_are_known(megatron, tmp_path):
+    whole = convert_and_load(megatron / "gpt", tmp_path / "whole")
     convert(ConvertConfig(source=str(tmp_path / "whole"), output=str(tmp_path / "te"), format="torch"))
     names = torch.load(tmp_path / "te" / "release" / "mp_rank_00" / FILE, weights_only=False)["model"]
     assert "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in names
     assert "decoder.layers.3.mlp.linear_fc1.layer_norm_bias" in names
-    same(taken_in(tmp_path / "te", tmp_path / "from te"), whole)
+    assert_same_weights(convert_and_load(tmp_path / "te", tmp_path / "from te"), whole)
     older = {
         "self_attention.linear_qkv": "attention.query_key_value",
         "self_attention.linear_proj": "attention.dense",
@@ -323,10 +320,10 @@ def test_names_of_transformer_engine_and_of_older_versions_are_known(megatron, t
         state["checkpoint_version"] = version
         (out / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
         torch.save(state, out / "iter_0000007" / "mp_rank_00" / FILE)
-        same(taken_in(out / "iter_0000007", tmp_path / f"from {version}"), whole)
+        assert_same_weights(convert_and_load(out / "iter_0000007", tmp_path / f"from {version}"), whole)
 
 
-def test_inspection_and_finetuning_take_it_as_it_is_but_evaluation_wants_a_tokenizer(megatron):
+def test_inspection_reads_a_megatron_checkpoint_directly_and_a_missing_tokenizer_is_named(megatron):
     found = inspect(InspectConfig(checkpoint=str(megatron / "llama")))
     assert (found["library"], found["step"], found["settings"]["model"]["activation"]) == (
         "Megatron-LM",
@@ -351,7 +348,9 @@ class Trap:
         return os.system, ("touch ran",)
 
 
-def test_a_strangers_file_runs_no_code_and_is_refused_by_what_it_names(megatron, tmp_path, monkeypatch):
+def test_a_strangers_file_runs_no_code_and_the_message_names_the_unsafe_global(
+    megatron, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "stranger" / "mp_rank_00" / FILE
     file.parent.mkdir(parents=True)
@@ -386,8 +385,8 @@ def refused(source):
     return str(error.value)
 
 
-def test_what_is_missing_or_another_model_is_refused_by_name(megatron, tmp_path):
-    copy = cut(megatron, "gpt", tmp_path / "cut", size=2, stages=2)
+def test_missing_files_and_unsupported_models_are_named(megatron, tmp_path):
+    copy = divide(megatron, "gpt", tmp_path / "cut", size=2, stages=2)
     folder = copy / "iter_0000007"
     (folder / "mp_rank_01_001").rename(tmp_path / "aside")
     assert (

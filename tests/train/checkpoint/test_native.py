@@ -37,7 +37,7 @@ def damage(path, how):
         (path / "state.json").write_text('{"step": 8,')
 
 
-def test_a_model_comes_back_with_its_tokenizer_and_settings(finished):
+def test_a_model_is_loaded_with_its_tokenizer_and_settings(finished):
     checkpoint = open_checkpoint(finished[0])
     model, shape = checkpoint.load_model(), checkpoint.config
     assert not model.training
@@ -57,28 +57,28 @@ def test_a_model_comes_back_with_its_tokenizer_and_settings(finished):
 def test_a_broken_newest_checkpoint_falls_back_to_the_one_before_and_says_so(copy, how, capsys):
     damage(copy / "step_00000008", how)
     assert newest_whole(copy).path.name == "step_00000006"
-    assert "step_00000008" in (said := capsys.readouterr().err)
-    assert "falling back to the checkpoint before it" in said
+    assert "step_00000008" in (message := capsys.readouterr().err)
+    assert "falling back to the checkpoint before it" in message
 
 
 @pytest.mark.parametrize("how", ["cut short", "missing"])
-def test_a_finished_run_whose_last_checkpoint_is_damaged_makes_only_its_last_steps_again(
+def test_a_finished_run_whose_last_checkpoint_is_damaged_repeats_only_its_last_steps(
     finished, copy, settings, how, capsys
 ):
     numbers = (copy / "step_00000008" / "__0_0.distcp").read_bytes()
     damage(copy / "step_00000008", how)
     again = train(settings(copy, keep_last=0))
-    said = capsys.readouterr().err
-    assert "is not what was written when this run ended; going on from what is whole" in said
-    assert "falling back to the checkpoint before it" in said
-    assert "step 7/8" in said or "step 8/8" in said
-    assert "step 6/8" not in said
+    message = capsys.readouterr().err
+    assert "is not what was written when this run ended; going on from what is whole" in message
+    assert "falling back to the checkpoint before it" in message
+    assert "step 7/8" in message or "step 8/8" in message
+    assert "step 6/8" not in message
     assert again["curve"] == finished[1]["curve"]
     assert (copy / "step_00000008" / "__0_0.distcp").read_bytes() == numbers
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 100])
-def test_ranks_that_share_the_files_find_a_broken_one_once(copy, ranks):
+def test_ranks_that_divide_the_files_report_a_broken_one_once(copy, ranks):
     step = copy / "step_00000008"
     assert not any(whats_wrong(step, rank, ranks) for rank in range(ranks))
     files = json.loads((step / "state.json").read_text())["files"]
@@ -104,7 +104,7 @@ def test_a_finished_run_without_its_log_keeps_its_checkpoints(copy, settings):
     assert newest_whole(copy).path.name == "step_00000008"
 
 
-def test_when_all_are_broken_it_says_so(copy):
+def test_a_run_whose_checkpoints_are_all_broken_ends_with_a_message(copy):
     for path in copy.glob("step_*"):
         damage(path, "missing")
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_when_all_are_broken_it_says_so(copy):
         newest_whole(copy)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path, copy):
+def test_a_path_without_a_whole_checkpoint_is_refused(tmp_path, copy):
     with pytest.raises(UserError, match="no such checkpoint; check the path"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no checkpoint of mt train"):
@@ -125,7 +125,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, copy):
         open_checkpoint(copy / "step_00000006")
 
 
-def test_only_the_newest_are_kept(settings, tmp_path):
+def test_only_the_newest_checkpoints_are_kept(settings, tmp_path):
     train(settings(tmp_path / "run", keep_last=2, save_interval=2, train_iters=7))
     assert sorted(p.name for p in (tmp_path / "run").glob("*step*")) == ["step_00000006", "step_00000007"]
 
@@ -150,7 +150,9 @@ def test_the_same_run_writes_the_same_bytes(finished, settings, tmp_path):
     train(settings(save, keep_last=0))
     for part in ("__0_0.distcp", "state.json"):
         again, before = ((folder / "step_00000008" / part).read_bytes() for folder in (save, finished[0]))
-        if part == "state.json":  # the saved configuration names its own directory, which its digest shows
+        if (
+            part == "state.json"
+        ):  # config.yaml contains the path of its run, so the digests of the two runs differ
             again, before = again.split(b'"files"')[0], before.split(b'"files"')[0]
         assert again == before
 
@@ -176,9 +178,7 @@ def test_a_strangers_metadata_runs_no_code(copy, capsys):
 
 
 def content(path):
-    """The bytes of a step's files, but for those that name their own directory, and what its digests make of
-    these.
-    """
+    """The bytes of a step's files, without those that contain the path of the run and their digests."""
     files = {
         p.name: p.read_bytes()
         for p in path.rglob("*")
@@ -188,8 +188,8 @@ def content(path):
     return files, {k: v for k, v in state.items() if k != "files"}
 
 
-def test_saving_aside_writes_the_same_bytes(finished, settings, tmp_path):
-    save = tmp_path / "aside"
+def test_an_async_save_writes_the_same_bytes(finished, settings, tmp_path):
+    save = tmp_path / "async"
     train(settings(save, keep_last=0, async_save=True))
     for step in ("step_00000003", "step_00000006", "step_00000008"):
         assert content(save / step) == content(finished[0] / step)
@@ -199,7 +199,7 @@ def test_saving_aside_writes_the_same_bytes(finished, settings, tmp_path):
 def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(
     settings, tmp_path, monkeypatch
 ):
-    steps, seen, written = [], [], []
+    steps, writes, written = [], [], []
     step, write = loop.Trainer.step, Saver._write
 
     def counted(trainer, batch):
@@ -210,18 +210,18 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(
     def slow(saver, tensors, progress):
         before = len(steps)
         while progress.step == 3 and len(steps) < before + 2:
-            time.sleep(0.01)  # until two more steps have been made
-        seen.append((progress.step, list(written)))
+            time.sleep(0.01)  # until training has taken two more steps
+        writes.append((progress.step, list(written)))
         write(saver, tensors, progress)
         written.append(progress.step)
 
     monkeypatch.setattr(loop.Trainer, "step", counted)
     monkeypatch.setattr(Saver, "_write", slow)
     train(settings(tmp_path / "run", async_save=True, keep_last=0))
-    assert seen == [(3, []), (6, [3]), (8, [3, 6])]
+    assert writes == [(3, []), (6, [3]), (8, [3, 6])]
 
 
-def test_a_save_aside_that_fails_is_heard_at_the_next(settings, tmp_path, monkeypatch):
+def test_an_async_save_that_fails_raises_at_the_next_save(settings, tmp_path, monkeypatch):
     def fail(saver, tensors, progress):
         raise UserError("the disk is full")
 
@@ -230,7 +230,7 @@ def test_a_save_aside_that_fails_is_heard_at_the_next(settings, tmp_path, monkey
         train(settings(tmp_path / "run", async_save=True))
 
 
-def test_every_so_many_steps_a_checkpoint_is_kept_for_ever(settings, tmp_path):
+def test_checkpoints_at_the_retain_interval_are_never_removed(settings, tmp_path):
     train(settings(tmp_path / "run", keep_last=1, save_interval=1, save_retain_interval=3))
     assert sorted(p.name for p in (tmp_path / "run").glob("*step*")) == [
         "step_00000003",
@@ -260,7 +260,7 @@ def test_the_step_to_start_from_can_be_chosen(finished, settings, tmp_path):
         train(settings(tmp_path / "never", load=str(tmp_path / "never"), ckpt_step=3))
 
 
-def test_a_run_can_begin_with_new_moments_and_other_settings_of_the_optimizer_are_said(
+def test_a_run_can_begin_with_new_moments_and_changed_optimizer_settings_are_reported(
     finished, settings, tmp_path, capsys
 ):
     how = {"load": str(finished[0]), "train_iters": 10, "lr_warmup_iters": 0, "log_interval": 1}
@@ -286,7 +286,7 @@ def test_a_run_can_begin_with_new_moments_and_other_settings_of_the_optimizer_ar
     assert [(c["loss"], c["lr"]) for c in curves[0]] == [(c["loss"], c["lr"]) for c in curves[1]]
 
 
-def test_checkpoints_without_moments_are_small_and_say_so_when_gone_on_from(
+def test_a_checkpoint_without_moments_has_none_and_resuming_from_it_says_so(
     settings, finished, tmp_path, capsys
 ):
     save = tmp_path / "run"
@@ -305,7 +305,7 @@ def test_checkpoints_without_moments_are_small_and_say_so_when_gone_on_from(
     assert "was saved with --no-save-optim; the optimizer starts with new moments" in capsys.readouterr().err
 
 
-def test_nothing_to_go_on_from_ends_the_run_if_asked_for(settings, tmp_path):
+def test_exit_on_missing_checkpoint_ends_a_run_that_has_none_to_resume_from(settings, tmp_path):
     with pytest.raises(
         UserError,
         match=(
@@ -318,7 +318,7 @@ def test_nothing_to_go_on_from_ends_the_run_if_asked_for(settings, tmp_path):
     assert "finished" in train(settings(tmp_path / "run", exit_on_missing_checkpoint=True))
 
 
-def test_momentum_of_sgd_lives_on(settings, tmp_path):
+def test_momentum_of_sgd_is_resumed(settings, tmp_path):
     how = {"optimizer": "sgd", "lr": 0.5, "keep_last": 0}
     whole = train(settings(tmp_path / "whole", **how))
     assert whole["train_loss"] < whole["curve"][0][1]
@@ -328,8 +328,8 @@ def test_momentum_of_sgd_lives_on(settings, tmp_path):
     assert content(tmp_path / "cut" / "step_00000008") == content(tmp_path / "whole" / "step_00000008")
 
 
-def test_what_experts_have_learnt_beside_their_weights_is_kept(tree, tmp_path):
-    """The bias that balances them is a buffer, no parameter."""
+def test_the_balancing_bias_of_experts_is_saved_and_resumed(tree, tmp_path):
+    """It is a buffer, not a parameter."""
 
     def run(save, **settings):
         settings = tree(save, **settings)
@@ -354,7 +354,7 @@ def test_what_experts_have_learnt_beside_their_weights_is_kept(tree, tmp_path):
     assert cut["curve"] == whole["curve"]
 
 
-def test_a_checkpoint_with_settings_that_are_gone_loads_and_says_which(
+def test_a_checkpoint_with_settings_of_another_version_loads_and_names_them(
     finished, copy, settings, tmp_path, capsys
 ):
     step = newest_whole(copy).path

@@ -1,4 +1,4 @@
-"""open_checkpoint: the same model in every format, found out once."""
+"""open_checkpoint: the same model in every format."""
 
 import pickle
 from collections import Counter
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def places(gpt2_run, tmp_path_factory):
-    """{what: path} of the same model in every format."""
+    """{kind of path: path} of the same model in every format."""
     folder = tmp_path_factory.mktemp("places")
     export(ExportConfig(source=str(gpt2_run), output=str(folder / "hf")))
     convert(ConvertConfig(source=str(gpt2_run), output=str(folder / "megatron"), format="torch"))
@@ -60,14 +60,14 @@ def test_every_format_gives_the_same_settings_and_weights(places, what):
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_ranks_can_send_a_checkpoint_to_each_other(places, what):
+def test_a_checkpoint_can_be_pickled(places, what):
     checkpoint = open_checkpoint(places[what])
     again = pickle.loads(pickle.dumps(checkpoint))
     assert (type(again), again.path, again.config) == (type(checkpoint), checkpoint.path, checkpoint.config)
     assert len(pickle.dumps(checkpoint)) < 1000, "its path alone"
 
 
-def test_only_our_runs_tell_moments_and_a_position_in_the_data(places):
+def test_only_checkpoints_of_mt_have_moments_and_a_position_in_the_data(places):
     run = open_checkpoint(places["run"])
     assert set(run.moment_names()) == {"exp_avg", "exp_avg_sq"}
     assert (run.progress().step, run.progress().consumed_samples, run.progress().updates) == (3, 24, 3)
@@ -79,7 +79,7 @@ def test_only_our_runs_tell_moments_and_a_position_in_the_data(places):
         assert other.progress() == Progress()
 
 
-def test_the_files_of_a_checkpoint_are_hashed_once_on_the_way_to_a_model(places, monkeypatch):
+def test_loading_a_model_and_its_tokenizer_hashes_each_file_once(places, monkeypatch):
     hashed = Counter()
     digest = manifest.file_digest
 
@@ -97,7 +97,7 @@ def test_the_files_of_a_checkpoint_are_hashed_once_on_the_way_to_a_model(places,
     assert set(hashed.values()) == {1}
 
 
-def test_a_step_directory_is_ours_whatever_else_lies_in_it(places, tmp_path):
+def test_a_step_directory_with_a_config_json_is_a_checkpoint_of_mt(places, tmp_path):
     (tmp_path / "ours").mkdir()
     for file in places["step"].iterdir():
         (tmp_path / "ours" / file.name).symlink_to(file)
@@ -106,13 +106,13 @@ def test_a_step_directory_is_ours_whatever_else_lies_in_it(places, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
-def test_one_file_of_hugging_face_is_enough_to_say_what_is_missing(tmp_path, name):
+def test_a_hugging_face_directory_with_one_file_is_refused_with_what_is_missing(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=r"has no config.json|model_type is None"):
         open_checkpoint(tmp_path)
 
 
-def test_steps_are_chosen_from_runs_of_ours_alone(places, tmp_path):
+def test_a_step_can_be_chosen_only_from_a_run_of_mt(places, tmp_path):
     assert open_checkpoint(places["run"], 3).path == places["step"]
     source = write(random_model("llama"), tmp_path / "theirs")
     with pytest.raises(UserError, match="theirs: has no checkpoint of step 3, only of none"):

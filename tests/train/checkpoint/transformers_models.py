@@ -1,4 +1,4 @@
-"""Small models of transformers, random ones of them with a tokenizer, and how ours are compared with them."""
+"""Small models of transformers, their tokenizer, and comparisons of our models with them."""
 
 import json
 from pathlib import Path
@@ -103,9 +103,7 @@ MODELS = {
 
 
 def untied_t5():
-    """What transformers makes of a T5 v1.1 checkpoint, which has a head of its own; a new model it ties
-    regardless.
-    """
+    """T5 v1.1 with an lm_head of its own, as transformers loads one; a new model of transformers is tied."""
     model = transformers.T5ForConditionalGeneration(
         transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     )
@@ -114,7 +112,7 @@ def untied_t5():
 
 
 def random_model(name):
-    """A random model of transformers, vectors and biases away from 1 and 0."""
+    """A random model of transformers. Norm weights and biases are random too, not 1 and 0."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     with torch.no_grad():
@@ -178,9 +176,9 @@ def assert_near(found, expected):
 
 
 def assert_same_weights(found, expected):
-    held = dict(found.named_parameters())
-    assert held.keys() == dict(expected.named_parameters()).keys()
-    assert all(torch.equal(held[n], p) for n, p in expected.named_parameters())
+    found_weights = dict(found.named_parameters())
+    assert found_weights.keys() == dict(expected.named_parameters()).keys()
+    assert all(torch.equal(found_weights[n], p) for n, p in expected.named_parameters())
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
