@@ -38,8 +38,9 @@ TOKENIZER = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_extra_ids": 20} 
 
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory):
-    """(prefix of 120 documents of 2 to 8 sentences in which each token makes the next one likely, settings of
-    their tokenizer of 70 ids, prefix of the documents' titles)
+    """(prefix of documents, settings of their tokenizer of 70 ids, prefix of the documents' titles).
+
+    120 documents of 2 to 8 sentences, in which each token makes the next one likely.
     """
     folder = tmp_path_factory.mktemp("sentences")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
@@ -58,7 +59,7 @@ def sentences(tmp_path_factory):
 
 
 def _tree(corpus: str, save: Path, **settings) -> dict:
-    """The settings of a run that takes a second; `settings` are leaves by name, as flags are."""
+    """The settings of a run that takes a second; `settings` replaces leaves by name, as flags do."""
     base = {
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
         "data": {"data_path": [corpus], "seq_length": 16, "split": "90,10,0"},
@@ -172,7 +173,7 @@ def settings(tree):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, settings):
-    """(directory with checkpoints of steps 3, 6 and 8, manifest) of a run; copy it before you change it."""
+    """(directory with checkpoints of steps 3, 6 and 8, manifest) of a run. Copy it to change it."""
     from mt.train.loop import train
 
     folder = tmp_path_factory.mktemp("finished") / "run"

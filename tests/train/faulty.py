@@ -1,8 +1,8 @@
-"""`mt` with a fault planted: `mt launch -m mt.tests.train.faulty ...`.
+"""`mt` with a planted fault: `mt launch -m mt.tests.train.faulty ...`.
 
-FAULT is WHAT@RANK@STEP: what a rank does in that step (of the first attempt, unless ONCE names no file):
-`kill` itself by SIGKILL, `sleep` for ever, `stop` itself by SIGSTOP, `kill_in_save` when its checkpoint is
-written and not yet renamed.
+The variable FAULT is WHAT@RANK@STEP: in that step, that rank does WHAT, once (it makes the file ONCE).
+`kill`: SIGKILL; `sleep`: for an hour; `stop`: SIGSTOP; `kill_in_save`: SIGKILL when the checkpoint is written
+and not yet renamed.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""The table of docs/parallelism.md: how far ten steps at each layout are from those of one process.
+"""The table of docs/parallelism.md: differences of ten steps at each layout from those of one process.
 
-make layouts
+Run by `make layouts`.
 """
 
 import functools

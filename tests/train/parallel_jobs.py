@@ -1,6 +1,4 @@
-"""What the ranks of tests/train/test_parallel*.py do: a few steps of training at a layout, and what came of
-them.
-"""
+"""Jobs that tests of parallel training run on ranks: training steps at a layout, memory, random numbers."""
 
 import dataclasses
 import gc
@@ -149,8 +147,8 @@ FULL = {"data_parallel_sharding": "full"}
 FEW = {"steps": 3}
 DROP = {"changes": (("moe_expert_capacity_factor", 0.7),)}
 DROP_LAST = {"changes": (("moe_expert_capacity_factor", 0.7), ("moe_token_drop_policy", "position"))}
-# family, processes, layout, what else is set: each axis alone, pairs of axes, every family where matrices are
-# cut
+# name -> (family, number of processes, layout, other settings): each axis alone, pairs of axes, and every
+# family where it divides matrices
 CASES = {
     "gpt, DP2": ("gpt", 2, {}),
     "gpt, DP2, weights cut too": ("gpt", 2, FULL),
@@ -257,7 +255,7 @@ CASES = {
 class Result:
     losses: list[float]
     norms: list[float]
-    weights: dict[str, Tensor]  # in full
+    weights: dict[str, Tensor]  # whole tensors
 
 
 def model_config(family: str, **changes) -> ModelConfig:
@@ -273,7 +271,7 @@ def model_config(family: str, **changes) -> ModelConfig:
 
 
 def micro_batch(config: ModelConfig, index: int, *, packed: bool = False) -> MicroBatch:
-    """Random, the same on every rank, weights of the loss included."""
+    """A random micro-batch with a random loss mask, the same on every rank."""
     generator = torch.Generator().manual_seed(index)
     tokens, labels, encoder = torch.randint(VOCABULARY, (3, ROWS, LENGTH), generator=generator)
     weights = torch.randint(2, (ROWS, LENGTH), generator=generator).float()
@@ -389,7 +387,7 @@ def _train(
         optimizer.step()
         weights.refresh()
         optimizer.zero_grad()
-    return Result(losses, norms, in_full(weights.by_name, mesh))
+    return Result(losses, norms, gather_whole(weights.by_name, mesh))
 
 
 def build(
@@ -400,7 +398,7 @@ def build(
     compute_dtype: torch.dtype | None = None,
     granularity: str | None = None,
 ) -> nn.Module:
-    """As loop._build does."""
+    """A model as loop._build makes it."""
     with torch.device("meta"):
         model = build_model(config).to(dtype)
     seed_dropout_per_block(model)
@@ -408,8 +406,8 @@ def build(
         model = Pipeline(model, mesh, parallel, lengths_of(config), compute_dtype or dtype)
     if granularity:
         recompute(model, RecomputeConfig(recompute_granularity=granularity))
-    # Two blocks of a small model together, or each by itself; and for this model alone: other jobs of these
-    # processes have other ranks.
+    # On two ranks a bucket has two blocks of a small model, otherwise one. The patch ends after this model,
+    # because the process runs later jobs with other numbers of ranks.
     with mock.patch.object(parallelize_module, "BUCKET", 3000 if mesh.world_size == 2 else 0):
         parallelize(model, mesh, parallel, compute_dtype or dtype)
     model.to_empty(device=mesh.device)
@@ -421,24 +419,25 @@ def lengths_of(config: ModelConfig) -> dict[str, int]:
     return {"seq_length": LENGTH, **({"decoder_seq_length": LENGTH} if config.family == "t5" else {})}
 
 
-def in_full(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, Tensor]:
+def gather_whole(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, Tensor]:
     """Whole tensors of all stages, on rank 0; nothing on the others."""
     own = {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         for name, p in tensors.items()
     }
-    everyones = mesh.all_gather_object(own)
+    of_all_ranks = mesh.all_gather_object(own)
     return (
-        {name: tensor for of_rank in everyones for name, tensor in of_rank.items()} if mesh.rank == 0 else {}
+        {name: tensor for of_rank in of_all_ranks for name, tensor in of_rank.items()}
+        if mesh.rank == 0
+        else {}
     )
 
 
 def differences(one: Result, many: Result) -> tuple[float, float, float]:
-    """Of the losses and gradient norms, relative; of the weights after the last step, absolute, key biases
-    left out.
+    """(relative of the losses, relative of the gradient norms, absolute of the weights after the last step).
 
-    The gradient of a key's bias is zero in theory (softmax does not see what all scores have in common), so
-    that Adam makes whole steps of its rounding errors.
+    Biases of keys are left out. Their gradient is zero in theory, because softmax ignores what all scores
+    have in common. Adam divides by its size, so rounding errors become whole steps.
     """
     relative = lambda a, b: max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
     compared = [name for name in one.weights if not name.endswith(("qkv.bias", "key_value.bias"))]
@@ -448,7 +447,7 @@ def differences(one: Result, many: Result) -> tuple[float, float, float]:
 
 
 def first_weights(parallel: dict) -> dict[str, Tensor]:
-    """In full, drawn by each rank in blocks of very few numbers."""
+    """The initial weights, whole. Each rank draws its part in blocks of 40 numbers."""
     parallel = ParallelConfig(**parallel)
     block, layers.BLOCK = layers.BLOCK, 40
     with launch(parallel) as mesh, torch.device("meta"):
@@ -465,7 +464,7 @@ def first_weights(parallel: dict) -> dict[str, Tensor]:
 
 
 def memory_of_building(parallel: dict) -> tuple[int, int]:
-    """(bytes by which this process's peak has grown while it made a model, bytes of the model)."""
+    """(bytes by which the peak memory of this process grew while it built a model, bytes of the model)."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         with torch.device("meta"):
@@ -477,10 +476,8 @@ def memory_of_building(parallel: dict) -> tuple[int, int]:
         return peak_memory() - before, sum(4 * p.numel() for p in model.parameters())
 
 
-def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]:
-    """Of all tensors that a rank has, for each parameter of the model: between two micro-batches of a step,
-    and between two steps.
-    """
+def bytes_per_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes of a rank's tensors / parameters of the model: (between micro-batches, between steps)."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt", hidden_size=128, ffn_hidden_size=512)
@@ -506,20 +503,20 @@ def bytes_a_parameter(parallel: dict, dtype: torch.dtype) -> tuple[float, float]
 
 def _all_bytes() -> int:
     gc.collect()
-    with warnings.catch_warnings(action="ignore"):  # of names that torch is about to drop
+    with warnings.catch_warnings(action="ignore"):  # about deprecated names of torch
         tensors = [
             t
             for t in gc.get_objects()
             if isinstance(t, Tensor) and t.device.type == "cpu" and t.layout == torch.strided
         ]
-    # which may have no object in Python
+    # a gradient may have no Python object that gc lists
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
     storages = (local_shard(t).untyped_storage() for t in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def embedded(parallel: dict) -> Tensor:
-    """This rank's first hidden states, half of them dropped, of a sequence that repeats one token."""
+def embedding_after_dropout(parallel: dict) -> Tensor:
+    """This rank's input of the first block for a sequence that repeats one token, with dropout 0.5."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         config = model_config("gpt", hidden_dropout=0.5, position_embedding_type="none")
@@ -535,9 +532,9 @@ def embedded(parallel: dict) -> Tensor:
         return states[0]
 
 
-def draws_of_its_own() -> tuple[Tensor, ...]:
-    """Draws within a rank's own randomness, the same after the common one was set back, the next, and a
-    common one afterwards.
+def random_numbers_of_a_rank() -> tuple[Tensor, ...]:
+    """Four draws: of the rank's own generator, again after the common generator is reset, the next one, and
+    one of the common generator.
     """
     with launch(ParallelConfig(tensor_model_parallel_size=2)) as mesh:
         draws = []
@@ -551,7 +548,7 @@ def draws_of_its_own() -> tuple[Tensor, ...]:
 
 
 def train_with_a_slow_rank(config: TrainConfig) -> None:
-    """`mt train` in which rank 1 needs 20 ms more than others for a feed-forward layer."""
+    """`mt train`; on rank 1 every feed-forward layer takes 20 ms more."""
     original = FeedForward.forward
     if os.environ["RANK"] == "1":
         FeedForward.forward = lambda *arguments, **context: (
@@ -564,8 +561,9 @@ def train_with_a_slow_rank(config: TrainConfig) -> None:
 
 
 def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | None:
-    """`mt train` on this rank; or, with a step directory, all that a trainer has after it has loaded that, on
-    rank 0 in full.
+    """`mt train` on this rank.
+
+    only_load: a step directory. The trainer only loads it; the result on rank 0 is all its tensors, whole.
     """
     if only_load is None:
         return loop.train(config)
@@ -576,7 +574,9 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
             return self._load(open_checkpoint(only_load), moments=True)
 
         def fit(self, began):
-            found.update(in_full(named_tensors(self.model, self.weights.by_name, self.optimizer), self.mesh))
+            found.update(
+                gather_whole(named_tensors(self.model, self.weights.by_name, self.optimizer), self.mesh)
+            )
             return False
 
     original, loop.Trainer = loop.Trainer, Loaded
@@ -588,7 +588,7 @@ def run_mt_train(config: TrainConfig, only_load: Path | None = None) -> dict | N
 
 
 def build_stages(parallel: dict) -> int:
-    """Numbers of all weights, copies included, that this rank has memory for."""
+    """How many weights this rank allocates, copies included."""
     parallel = ParallelConfig(**parallel)
     with launch(parallel) as mesh:
         model = build(mesh, parallel, model_config("gpt"), torch.float32)

@@ -1,6 +1,4 @@
-"""What the ranks of tests/train/test_plan.py do: two micro-batches and a step of the real engine, and the
-bytes that came of it.
-"""
+"""Job of tests/train/test_plan.py: a rank trains one step of two micro-batches and counts its bytes."""
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -15,10 +13,8 @@ from mt.train.parallel.parallelize import parallelize
 from mt.train.step import forward_backward
 
 
-def held(family: str, parallel: dict, changes: dict) -> dict[str, int]:
-    """Bytes on this rank by what they are: weights, gradients, moments; activations: what autograd keeps of a
-    micro-batch.
-    """
+def bytes_of_a_step(family: str, parallel: dict, changes: dict) -> dict[str, int]:
+    """Bytes on this rank: weights, gradients, moments, activations that autograd keeps of a micro-batch."""
     parallel = ParallelConfig(**parallel, distributed_timeout_minutes=1)
     with launch(parallel) as mesh:
         config = model_config(family, **changes)
@@ -44,7 +40,7 @@ def held(family: str, parallel: dict, changes: dict) -> dict[str, int]:
 
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model.loss(**batch[0].arguments())
-        # until the backward pass, as gathered
+        # autograd keeps weights too; they are no activations
         whole = {local_shard(p).untyped_storage()._cdata for p in model.parameters()}
         sizes["activations"] = sum(
             t.untyped_storage().nbytes() for key, t in kept.items() if key not in whole

@@ -1,9 +1,9 @@
-"""A pool of processes that play the ranks of small jobs: started once, because importing torch takes longer
-than a job.
+"""A pool of processes that run the ranks of small jobs.
 
-    pool.run(function, 4, argument ...)     function(argument ...) on ranks 0 to 3, each with torchrun's
-        variables set;
-                                            returns their results by rank
+The processes start once, because importing torch takes longer than a job.
+
+    pool.run(function, 4, argument ...)     runs function(argument ...) on ranks 0 to 3, with torchrun's
+                                            environment variables; returns their results by rank
 """
 
 import contextlib
@@ -19,9 +19,7 @@ class Pool:
         self.workers = []
 
     def run(self, function, world_size: int, *arguments, **options) -> list:
-        """Raises AssertionError with the tracebacks of the ranks that failed; new processes then take their
-        place.
-        """
+        """Raises AssertionError with the tracebacks of failed ranks; the next run starts new processes."""
         context = multiprocessing.get_context("spawn")
         while len(self.workers) < world_size:
             here, there = context.Pipe()
@@ -54,7 +52,7 @@ class Pool:
                 answers.append(result)
                 failures += [f"rank {rank}:\n{failure}"] if failure else []
             if failures:
-                self.close()  # the other ranks may wait for this one
+                self.close()  # other ranks may wait for the failed one
                 raise AssertionError("\n".join(failures))
         return answers
 
@@ -66,7 +64,7 @@ class Pool:
 
 
 def _work(pipe) -> None:
-    # a machine has fewer GPUs than a job has ranks
+    # CPU only, because a machine may have fewer GPUs than a job has ranks
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     import torch
 
@@ -75,7 +73,7 @@ def _work(pipe) -> None:
         try:
             function, arguments, options, variables = pipe.recv()
         except EOFError:
-            os._exit(0)  # and so no process group can abort the interpreter's own end
+            os._exit(0)  # not sys.exit: a process group could abort the interpreter's shutdown
         os.environ.update(variables)
         try:
             pipe.send((function(*arguments, **options), None))
@@ -85,10 +83,9 @@ def _work(pipe) -> None:
 
 
 def _forget_meshes() -> None:
-    """Empties DTensor's caches: they keep the meshes of earlier jobs, and each of their groups three threads
-    that wake up again and again.
+    """Empties DTensor's caches, which keep the meshes of earlier jobs; each process group has three threads.
 
-    With all of this suite's jobs those were 300 threads in each process, and half a processor.
+    After all jobs of the test suite there were 300 threads in each process, which used half a processor.
     """
     with contextlib.suppress(ImportError, AttributeError):  # names of torch 2.13
         from torch.distributed.tensor import _collective_utils, _redistribute, debug

@@ -38,7 +38,7 @@ def fault(monkeypatch):
     return plant
 
 
-def no_number(_):
+def not_a_number(_):
     return StepResult(math.nan, math.inf)
 
 
@@ -50,7 +50,7 @@ def weights(path):
     return dict(open_checkpoint(path).load_model().named_parameters())
 
 
-def same(one, other) -> bool:
+def same_weights(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
 
 
@@ -58,11 +58,11 @@ def incidents(save):
     return [json.loads(line) for line in (save / "incidents.jsonl").read_text().splitlines()]
 
 
-def test_a_step_that_is_no_number_twice_stops_with_16_and_the_state_before_it(
+def test_a_step_that_is_nan_twice_saves_the_state_before_it_and_stops_with_16(
     finished, settings, tmp_path, fault, monkeypatch
 ):
     save = tmp_path / "run"
-    fault(4, math.inf, no_number)
+    fault(4, math.inf, not_a_number)
     with pytest.raises(
         Failure,
         match=(
@@ -88,14 +88,14 @@ def test_a_step_that_is_no_number_twice_stops_with_16_and_the_state_before_it(
         "ranks": [],
     }
     assert (save / "step_00000004").exists()
-    stopped = None  # it holds the claim of the directory
-    monkeypatch.undo()  # as if it had been the device: another one computes a number
+    stopped = None  # its traceback keeps the lock of the directory
+    monkeypatch.undo()  # the step now gives a number
     assert train(settings(save))["curve"] == finished[1]["curve"]
 
 
-def test_a_step_that_is_another_the_second_time_stops_with_17_and_saves_nothing(settings, tmp_path, fault):
+def test_a_step_that_differs_when_repeated_stops_with_17_and_saves_nothing(settings, tmp_path, fault):
     save = tmp_path / "run"
-    fault(4, 1, no_number)
+    fault(4, 1, not_a_number)
     with pytest.raises(
         Failure,
         match=(
@@ -111,18 +111,18 @@ def test_a_step_that_is_another_the_second_time_stops_with_17_and_saves_nothing(
     assert [p.name for p in save.glob("step_*")] == ["step_00000003"]
 
 
-def test_a_skipped_step_changes_no_weight_and_is_no_part_of_the_schedule(finished, settings, tmp_path, fault):
+def test_a_skipped_step_changes_neither_the_weights_nor_the_schedule(finished, settings, tmp_path, fault):
     save = tmp_path / "run"
-    fault(4, math.inf, no_number)
+    fault(4, math.inf, not_a_number)
     how = {"on_nan": "skip", "save_interval": 1, "keep_last": 0, "log_interval": 1}
     manifest = train(settings(save, **how))
     assert manifest["skipped_steps"] == 1
     assert manifest["counts"] == finished[1]["counts"]
-    assert same(save / "step_00000005", save / "step_00000004")
-    assert not same(save / "step_00000006", save / "step_00000005")
+    assert same_weights(save / "step_00000005", save / "step_00000004")
+    assert not same_weights(save / "step_00000006", save / "step_00000005")
     log = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines() if "lr" in line]
     assert [line["loss"] is None for line in log] == [False] * 4 + [True] + [False] * 3
-    # the sixth step takes the rate that the fifth would have had
+    # the sixth step has the learning rate that the skipped fifth step had
     assert log[5]["lr"] == log[4]["lr"] != log[3]["lr"]
     assert [line["skipped"] for line in log] == [0] * 4 + [1] * 4
     while "finished" not in (cut := train(settings(tmp_path / "cut", **how, exit_interval=5))):
@@ -130,16 +130,16 @@ def test_a_skipped_step_changes_no_weight_and_is_no_part_of_the_schedule(finishe
     assert cut["curve"] == manifest["curve"]
 
 
-def test_a_rollback_takes_the_newest_checkpoints_weights_and_goes_on_behind_the_batch(
+def test_a_rollback_loads_the_newest_checkpoints_weights_and_continues_after_the_batch(
     settings, tmp_path, fault
 ):
     save = tmp_path / "run"
-    fault(5, math.inf, no_number)  # the sixth step; the newest checkpoint is that of the third
+    fault(5, math.inf, not_a_number)  # the sixth step; the newest checkpoint is that of the third
     manifest = train(settings(save, on_nan="rollback", keep_last=0))
     (incident,) = incidents(save)
     assert (incident["action"], incident["samples"]) == ("rollback", [40, 48])
-    assert same(save / "step_00000006", save / "step_00000003")
-    assert not same(save / "step_00000008", save / "step_00000003")
+    assert same_weights(save / "step_00000006", save / "step_00000003")
+    assert not same_weights(save / "step_00000008", save / "step_00000003")
     assert manifest["counts"] == {"steps": 8, "samples": 64, "tokens": 1024}
     states = [
         json.loads((save / f"step_{step:08d}" / "state.json").read_text())["updates"] for step in (3, 6, 8)
@@ -153,30 +153,30 @@ def test_a_rollback_takes_the_newest_checkpoints_weights_and_goes_on_behind_the_
 
 
 def test_a_rollback_without_a_checkpoint_stops(settings, tmp_path, fault):
-    fault(2, math.inf, no_number)
+    fault(2, math.inf, not_a_number)
     with pytest.raises(Failure, match=r"step 3: .*training has diverged"):
         train(settings(tmp_path / "run", on_nan="rollback"))
     assert incidents(tmp_path / "run")[0]["action"] == "stop"
 
 
 def test_a_run_whose_first_step_fails_has_nothing_to_save(settings, tmp_path, fault):
-    fault(0, math.inf, no_number)
+    fault(0, math.inf, not_a_number)
     with pytest.raises(Failure, match=r"step 1: .*start again with a lower --lr"):
         train(settings(tmp_path / "run"))
     assert not list((tmp_path / "run").glob("step_*"))
 
 
-def test_many_steps_given_up_in_a_row_end_the_run(settings, tmp_path, monkeypatch):
+def test_ten_failed_steps_in_a_row_end_the_run(settings, tmp_path, monkeypatch):
     compute = loop.Trainer.compute
     monkeypatch.setattr(
-        loop.Trainer, "compute", lambda trainer, batch: (no_number(None), compute(trainer, batch)[1])
+        loop.Trainer, "compute", lambda trainer, batch: (not_a_number(None), compute(trainer, batch)[1])
     )
     with pytest.raises(Failure, match=r"step 10: .*training has diverged"):
         train(settings(tmp_path / "run", on_nan="skip", train_iters=20))
     assert [i["action"] for i in incidents(tmp_path / "run")] == ["skip"] * 9 + ["stop"]
 
 
-def test_a_jump_of_the_loss_is_skipped_if_asked_for(finished, settings, tmp_path, fault):
+def test_a_spike_of_the_loss_is_skipped_with_on_spike_skip(finished, settings, tmp_path, fault):
     fault(10, math.inf, jump)
     how = {"train_iters": 14, "split": "100,0,0", "eval_iters": 0}
     assert train(settings(tmp_path / "ignored", **how))["skipped_steps"] == 0
@@ -187,22 +187,22 @@ def test_a_jump_of_the_loss_is_skipped_if_asked_for(finished, settings, tmp_path
     while "finished" not in (
         cut := train(settings(tmp_path / "cut", **how, on_spike="skip", exit_interval=9))
     ):
-        pass  # what a spike is measured against lives on in the checkpoint
+        pass  # the recent losses that a spike is compared with are saved in the checkpoint
     assert cut["curve"] == manifest["curve"]
 
 
-def test_a_spike_stands_far_above_the_median_of_recent_steps():
-    guard = AnomalyConfig(on_spike="stop", spike_factor=2.0)
+def test_a_spike_is_far_above_the_median_of_recent_steps():
+    config = AnomalyConfig(on_spike="stop", spike_factor=2.0)
     recent = [[loss, 1.0] for loss in (3.0, 9.0, 3.1, 2.9, 3.0, 3.0, 3.0, 3.0)]
-    assert find_incident(StepResult(5.9, 1.0), recent, guard) is None
-    assert find_incident(StepResult(6.1, 1.0), recent, guard) == "spike"
-    assert find_incident(StepResult(3.0, 2.1), recent, guard) == "spike"
-    assert find_incident(StepResult(6.1, 1.0), recent[:7], guard) is None  # too few to tell
-    assert find_incident(StepResult(math.inf, 1.0), [], guard) == "nan"
+    assert find_incident(StepResult(5.9, 1.0), recent, config) is None
+    assert find_incident(StepResult(6.1, 1.0), recent, config) == "spike"
+    assert find_incident(StepResult(3.0, 2.1), recent, config) == "spike"
+    assert find_incident(StepResult(6.1, 1.0), recent[:7], config) is None  # too few recent steps
+    assert find_incident(StepResult(math.inf, 1.0), [], config) == "nan"
     assert find_incident(StepResult(6.1, 1.0), recent, AnomalyConfig()) is None
 
 
-def test_results_are_the_same_but_for_the_order_of_sums():
+def test_results_that_differ_by_the_order_of_sums_are_the_same():
     assert StepResult(2.0, 1.0).same(StepResult(2.0001, 1.0))
     assert StepResult(0.0, 1.0).same(StepResult(0.0, 1.0))
     assert not StepResult(2.0, 1.0).same(StepResult(2.001, 1.0))
@@ -218,7 +218,7 @@ def test_results_are_the_same_but_for_the_order_of_sums():
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
     ],
 )
-def test_running_out_of_memory_names_the_largest_knobs(settings, tmp_path, monkeypatch, error):
+def test_out_of_memory_names_the_settings_that_save_most(settings, tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -234,9 +234,7 @@ def test_running_out_of_memory_names_the_largest_knobs(settings, tmp_path, monke
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-def test_a_model_larger_than_the_machine_is_refused_before_the_system_ends_the_process(
-    settings, tmp_path, monkeypatch
-):
+def test_a_model_larger_than_free_memory_is_refused_before_it_is_built(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "free_memory", lambda: 2**10)
     with pytest.raises(
         UserError, match=r"out of memory; this run holds about .*; this machine has 0.0 GiB free"
@@ -245,7 +243,7 @@ def test_a_model_larger_than_the_machine_is_refused_before_the_system_ends_the_p
     assert not (tmp_path / "run").exists()
 
 
-def test_free_memory_is_part_of_the_machines():
+def test_free_memory_is_at_most_the_memory_of_the_machine():
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**28 < free_memory() <= whole
 

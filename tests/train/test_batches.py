@@ -25,7 +25,7 @@ class Numbered:
         return np.repeat(np.asarray(indices, np.int64)[:, None], 3, axis=1)
 
 
-def share(rank: int, world: int, *, vocab_size=1000):
+def batches_of_rank(rank: int, world: int, *, vocab_size=1000):
     return Batches(
         Numbered(),
         micro_batch_size=2,
@@ -36,10 +36,8 @@ def share(rank: int, world: int, *, vocab_size=1000):
     )
 
 
-def by_hand(consumed: int, world: int, rank: int, count: int) -> list[list[int]]:
-    """The loop of Megatron-LM's MegatronPretrainingSampler: collect micro x world samples, give each rank its
-    slice.
-    """
+def megatron_batches(consumed: int, world: int, rank: int, count: int) -> list[list[int]]:
+    """Megatron-LM's MegatronPretrainingSampler: collect micro x world samples, give each rank its slice."""
     out = []
     for _ in range(count):
         collected = list(range(consumed, consumed + 2 * world))
@@ -51,25 +49,27 @@ def by_hand(consumed: int, world: int, rank: int, count: int) -> list[list[int]]
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_rank_reads_the_micro_batches_that_megatron_gives_it(world):
     for rank in range(world):
-        ours = [m.tokens[:, 0].tolist() for m in share(rank, world).global_batch(24, 16)]
-        assert ours == by_hand(24, world, rank, 8 // world)
+        ours = [m.tokens[:, 0].tolist() for m in batches_of_rank(rank, world).global_batch(24, 16)]
+        assert ours == megatron_batches(24, world, rank, 8 // world)
 
 
-def test_the_ranks_together_read_the_global_batch_in_micro_batches_numbered_alike():
-    alone = {m.index: m.tokens[:, 0].tolist() for m in share(0, 1).global_batch(24, 16)}
+def test_the_ranks_read_the_micro_batches_of_one_process_with_the_same_numbers():
+    alone = {m.index: m.tokens[:, 0].tolist() for m in batches_of_rank(0, 1).global_batch(24, 16)}
     together = {
-        m.index: m.tokens[:, 0].tolist() for rank in range(4) for m in share(rank, 4).global_batch(24, 16)
+        m.index: m.tokens[:, 0].tolist()
+        for rank in range(4)
+        for m in batches_of_rank(rank, 4).global_batch(24, 16)
     }
     assert alone == together
 
 
-def test_reading_ahead_gives_the_same_batches_in_order():
+def test_prefetching_gives_the_same_batches_in_order():
     steps = [(0, 4), (4, 8), (12, 2)]
-    ahead = [[m.tokens.tolist() for m in batch] for batch in share(0, 1).over(steps)]
-    assert ahead == [[m.tokens.tolist() for m in share(0, 1).global_batch(*s)] for s in steps]
+    prefetched = [[m.tokens.tolist() for m in batch] for batch in batches_of_rank(0, 1).over(steps)]
+    assert prefetched == [[m.tokens.tolist() for m in batches_of_rank(0, 1).global_batch(*s)] for s in steps]
 
 
-def test_a_label_is_the_token_after(corpus):
+def test_a_label_is_the_next_token(corpus):
     data = DataConfig(data_path=(corpus,), seq_length=16, split="100,0,0")
     dataset = build_datasets(data, (10, 0, 0))[0]
     (micro,) = Batches(
@@ -86,7 +86,7 @@ def test_a_label_is_the_token_after(corpus):
     assert (micro.loss_mask == 1).all()
 
 
-def test_a_token_beyond_the_vocabulary_is_named():
+def test_a_token_outside_the_vocabulary_is_named():
     with pytest.raises(
         UserError,
         match=(
@@ -94,10 +94,10 @@ def test_a_token_beyond_the_vocabulary_is_named():
             r" with"
         ),
     ):
-        list(share(0, 1, vocab_size=101).over([(0, 100), (100, 2)]))
+        list(batches_of_rank(0, 1, vocab_size=101).over([(0, 100), (100, 2)]))
 
 
-def test_the_unigram_entropy_is_that_of_the_training_splits_tokens(corpus):
+def test_the_unigram_entropy_is_that_of_the_tokens_of_the_training_split(corpus):
     data = DataConfig(data_path=(corpus,), seq_length=16, split="50,50,0")
     dataset = build_datasets(data, (10, 0, 0))[0]
     tokens = np.concatenate([dataset.indexed[i] for i in range(*dataset.range)]).tolist()
@@ -107,7 +107,9 @@ def test_the_unigram_entropy_is_that_of_the_training_splits_tokens(corpus):
         unigram_entropy(dataset, 59)
 
 
-def test_what_wraps_or_fetches_a_dataset_does_not_change_what_is_counted(corpus, monkeypatch, tmp_path):
+def test_the_unigram_entropy_of_fim_samples_and_remote_data_is_that_of_the_plain_tokens(
+    corpus, monkeypatch, tmp_path
+):
     class Letters:
         vocab_size, eod, fingerprint = 64, 0, "letters"
 

@@ -33,7 +33,7 @@ def loss_and_gradients(recomputation: RecomputeConfig, setting: str):
 
 
 @needs_compiler
-def test_compiled_blocks_change_nothing_but_rounding_not_even_dropouts_masks():
+def test_compiled_blocks_change_rounding_only_and_keep_the_dropout_masks():
     for ours, theirs in zip(
         loss_and_gradients(RecomputeConfig(), "always"), loss_and_gradients(RecomputeConfig(), "never")
     ):
@@ -50,7 +50,7 @@ def test_compiled_blocks_change_nothing_but_rounding_not_even_dropouts_masks():
 )
 def test_recomputed_blocks_compile_too(recomputation, monkeypatch):
     compile_ = torch.compile
-    # traced, not built: seconds less
+    # the backend traces and does not generate code, which saves seconds
     monkeypatch.setattr(
         torch,
         "compile",
@@ -62,7 +62,7 @@ def test_recomputed_blocks_compile_too(recomputation, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_only_long_runs_on_gpus_are_compiled_by_themselves(monkeypatch):
+def test_compile_auto_compiles_only_long_runs_on_gpus(monkeypatch):
     assert not should_compile("auto", CPU, 1e20)
     monkeypatch.setattr("mt.train.compile.compile_obstacle", lambda _: None)
     assert should_compile("auto", torch.device("cuda"), 1e18)
@@ -71,7 +71,7 @@ def test_only_long_runs_on_gpus_are_compiled_by_themselves(monkeypatch):
     assert not should_compile("never", CPU, 1e20)
 
 
-def test_a_missing_compiler_is_named_before_anything_is_claimed(settings, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_named_before_the_output_is_made(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         UserError,
@@ -81,7 +81,7 @@ def test_a_missing_compiler_is_named_before_anything_is_claimed(settings, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_is_kept_where_there_is_glibc():
+def test_freed_memory_is_kept_if_the_c_library_is_glibc():
     import platform
 
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")

@@ -42,4 +42,4 @@ def test_bad_input_is_refused_before_anything_is_built(settings, tmp_path, monke
     monkeypatch.setattr(loop, "Trainer", None)
     with pytest.raises(UserError, match=message):
         train(settings(tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()  # so that the mended command needs no --overwrite
+    assert not (tmp_path / "run").exists()  # the corrected command needs no --overwrite

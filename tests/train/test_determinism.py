@@ -1,4 +1,4 @@
-"""Seeds of dropout, which follow from the micro-batch and the module alone, and deterministic mode."""
+"""Seeds of dropout, which depend on the micro-batch and the block only, and deterministic mode."""
 
 import os
 
@@ -11,8 +11,13 @@ from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 
 
-def drawn_before(blocks: int, text: str, *, dropout: float = 0.1, disturbed: bool = False) -> list[float]:
-    """A random number as each block of a model finds the generator, in the micro-batch seeded by a text."""
+def random_number_of_each_block(
+    blocks: int, text: str, *, dropout: float = 0.1, disturbed: bool = False
+) -> list[float]:
+    """The number that each block draws first in a micro-batch seeded by `text`.
+
+    disturbed: other random numbers are drawn before each block.
+    """
     shape = ModelConfig(num_layers=blocks, hidden_size=8, num_attention_heads=2, hidden_dropout=dropout)
     model = build_model(resolve(shape, vocab_size=16, seq_length=4))
     for block in model.layers:
@@ -27,21 +32,26 @@ def drawn_before(blocks: int, text: str, *, dropout: float = 0.1, disturbed: boo
     return found
 
 
-def test_what_a_block_draws_follows_from_the_micro_batch_and_the_block_alone():
-    numbers = drawn_before(4, "1:0:0")
-    assert numbers == drawn_before(4, "1:0:0", disturbed=True)
-    assert numbers[:2] == drawn_before(2, "1:0:0"), "a pipeline stage finds its own"
-    assert len({*numbers, *drawn_before(4, "1:0:1"), *drawn_before(4, "1:1:0")}) == 12
+def test_the_random_numbers_of_a_block_depend_on_the_micro_batch_and_the_block_only():
+    numbers = random_number_of_each_block(4, "1:0:0")
+    assert numbers == random_number_of_each_block(4, "1:0:0", disturbed=True)
+    assert numbers[:2] == random_number_of_each_block(2, "1:0:0"), (
+        "a pipeline stage draws the numbers of its blocks"
+    )
+    assert (
+        len({*numbers, *random_number_of_each_block(4, "1:0:1"), *random_number_of_each_block(4, "1:1:0")})
+        == 12
+    )
 
 
-def test_a_model_without_dropout_is_left_as_it_is():
+def test_a_model_without_dropout_gets_no_hooks():
     shape = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2)
     model = build_model(resolve(shape, vocab_size=16, seq_length=4))
     seed_dropout_per_block(model)
     assert not any(block._forward_pre_hooks for block in model.layers)
 
 
-def test_variables_that_are_unset_get_their_deterministic_values_and_others_are_kept(monkeypatch):
+def test_unset_variables_get_deterministic_values_and_others_are_kept(monkeypatch):
     for name in RULES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "model", [{}, {"family": "t5", "max_position_embeddings": 128}, {"family": "bert"}, {"num_experts": 4}]
 )
-def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp_path, model):
+def test_a_dry_run_runs_a_step_of_the_first_and_the_last_stage(settings, tmp_path, model):
     parallel = {
         "tensor_model_parallel_size": 2,
         "sequence_parallel": True,
@@ -35,7 +35,7 @@ def test_a_dry_run_takes_a_step_of_the_first_stage_and_of_the_last(settings, tmp
     assert 0 < found["local_parameters"] < found["parameters"] / 8
 
 
-def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settings, tmp_path):
+def test_a_dry_run_reports_the_parameters_and_bytes_of_the_plan(settings, tmp_path):
     values = {"global_batch_size": 64, "vocab_size": VOCABULARY, "hidden_size": 256}
     found = train(
         settings(
@@ -72,7 +72,7 @@ def test_a_dry_run_takes_one_step_of_a_rank_that_holds_what_the_plan_says(settin
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
-def test_a_dry_run_goes_as_far_as_shapes_do_not_depend_on_data(settings, tmp_path):
+def test_a_dry_run_stops_where_shapes_depend_on_data(settings, tmp_path):
     experts = {
         "model": {
             "num_layers": 2,
@@ -96,7 +96,7 @@ def test_a_dry_run_goes_as_far_as_shapes_do_not_depend_on_data(settings, tmp_pat
     assert found["ep"] == 4
 
 
-def test_a_dry_run_refuses_what_the_job_would(settings, tmp_path):
+def test_a_dry_run_refuses_what_the_job_would_refuse(settings, tmp_path):
     with pytest.raises(
         UserError, match="world_size = 16 is for --dry-run; the processes of a run are torchrun's"
     ):

@@ -1,4 +1,4 @@
-"""Linear layers in float8 against float32 and torchao."""
+"""Linear layers in float8, compared with float32 and torchao."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def two_linears() -> nn.Module:
-    """Layers as a block has them: one of 48 x 64, and one of 7 x 64, whose rows are no multiple of 16."""
+    """Layers of 64 to 48 and of 64 to 7; 7 is not a multiple of 16, as float8 needs."""
     model = nn.Sequential()
     model.add_module(
         "layers", nn.ModuleList([Linear(64, 48, bias=True, std=0.1), Linear(64, 7, bias=False, std=0.1)])
@@ -39,8 +39,8 @@ def output_and_gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor
     ("format", "recipe"),
     [("e4m3", "tensorwise"), ("hybrid", "tensorwise"), ("e4m3", "rowwise"), ("e4m3", "rowwise_with_gw_hp")],
 )
-def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format, recipe):
-    """torch._scaled_mm works on CPUs, slowly; torchao emulates. 25 tokens are no multiple of 16."""
+def test_products_in_float8_equal_those_of_float32_within_a_few_hundredths(format, recipe):
+    """torch._scaled_mm runs on CPUs, slowly; torchao emulates it. 25 tokens are not a multiple of 16."""
     if recipe != "tensorwise":
         pytest.importorskip("torchao", reason="torchao is not installed")
     exact = two_linears()
@@ -55,13 +55,13 @@ def test_products_in_float8_are_those_of_float32_to_a_few_hundredths(format, rec
         ((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(found, expected)
     ]
     assert max(errors) < 0.08
-    assert min(errors[:2]) > 0.005  # bfloat16's are 0.002
+    assert min(errors[:2]) > 0.005  # those of bfloat16 are 0.002
     assert (errors[2] < 0.005) == (recipe == "rowwise_with_gw_hp")
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "rowwise_with_gw_hp"])
-def test_products_in_float8_are_those_of_torchao(recipe):
-    """One number is a thousand times the others, so that scales of rows and of matrices differ."""
+def test_products_in_float8_equal_those_of_torchao(recipe):
+    """One number is a thousand times the others, so that a scale for each row and one for all differ."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     from torchao.float8 import Float8LinearConfig
     from torchao.float8.float8_linear import Float8Linear

@@ -1,7 +1,4 @@
-"""What only a GPU can show of training.
-
-Each test says what it compares with: the same on the CPU, or the same run again.
-"""
+"""Training on a GPU, compared with the CPU, with float64 and with a second run."""
 
 import copy
 
@@ -69,7 +66,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_bfloat16_a_compiled_model_learns_as_one_that_is_not(name):
+def test_in_bfloat16_a_compiled_model_learns_like_one_that_is_not_compiled(name):
     losses = []
     for compiled in (False, True):
         model = model_of(name).cuda()
@@ -88,10 +85,10 @@ def test_in_bfloat16_a_compiled_model_learns_as_one_that_is_not(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_in_chunks_is_torchs(dtype, monkeypatch):
-    from mt.train.model import loss as head
+def test_the_chunked_loss_is_torchs(dtype, monkeypatch):
+    from mt.train.model import loss as loss_module
 
-    monkeypatch.setattr(head, "chunk_bytes", lambda device: 1)  # chunks of 128 rows
+    monkeypatch.setattr(loss_module, "chunk_bytes", lambda device: 1)  # chunks of 128 rows
     hidden, weight = (torch.randn(n, 64, device="cuda").to(dtype).requires_grad_() for n in (300, 1024))
     labels, mask = torch.randint(0, 1000, (300,), device="cuda"), torch.rand(300, device="cuda")
     found = torch.autograd.grad(cross_entropy(hidden, weight, labels, mask, 1000), (hidden, weight))
@@ -105,7 +102,7 @@ def test_the_loss_in_chunks_is_torchs(dtype, monkeypatch):
         ) * theirs.double().norm()
 
 
-def test_a_norm_is_that_of_float64():
+def test_the_gradient_norm_is_that_of_float64():
     weight = torch.nn.Parameter(torch.zeros(3000, 1000, device="cuda"))
     weight.grad = torch.randn(3000, 1000, device="cuda")
     assert gradient_norm([weight], Mesh(0, 1, torch.device("cuda"))).item() == pytest.approx(
@@ -130,7 +127,7 @@ def test_a_whole_run_of_mt_train_learns(settings, tmp_path, how):
     assert newest_whole(tmp_path / "run") is not None
 
 
-def test_in_deterministic_mode_two_runs_write_the_same_bytes_and_an_interrupted_one_too(settings, tmp_path):
+def test_in_deterministic_mode_repeated_and_resumed_runs_write_the_same_bytes(settings, tmp_path):
     digests = []
     for name, changes in (("one", ({},)), ("two", ({},)), ("halves", ({"exit_interval": 3}, {}))):
         try:
@@ -143,7 +140,7 @@ def test_in_deterministic_mode_two_runs_write_the_same_bytes_and_an_interrupted_
     assert digests[0] == digests[1] == digests[2]
 
 
-def test_out_of_memory_names_the_settings_that_would_save_most(settings, tmp_path):
+def test_out_of_memory_names_the_settings_that_save_most(settings, tmp_path):
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         with pytest.raises(UserError, match="micro-batch-size"):

@@ -1,6 +1,4 @@
-"""Two BERTs on the inverse cloze task: the loss beside loops, batches beside samples, runs by the engine of
-all models.
-"""
+"""Training a biencoder on the inverse cloze task: batches, runs, starting from a BERT, refused settings."""
 
 import math
 
@@ -36,8 +34,9 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """(prefix of documents of sentences about a topic of 4 words, prefix of their titles, settings of their
-    tokenizer)
+    """(prefix of documents, prefix of their titles, settings of their tokenizer).
+
+    Each document has sentences about one topic of 4 words.
     """
     folder = tmp_path_factory.mktemp("topics")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
@@ -97,7 +96,7 @@ def trained(corpus, tmp_path_factory):
     return folder, run(corpus, folder)
 
 
-def test_a_micro_batch_is_its_samples(corpus):
+def test_a_micro_batch_has_the_fields_of_its_samples(corpus):
     text, titles, tokenizer = corpus
     config = SampleConfig(data_path=(text,), titles_data_path=(titles,), seq_length=32, split="100,0,0")
     dataset = build_samples(
@@ -124,7 +123,7 @@ def test_a_micro_batch_is_its_samples(corpus):
     assert micro.loss_mask.tolist() == [1, 1, 1]
 
 
-def test_a_run_learns_which_block_a_sentence_came_from(trained):
+def test_a_run_learns_the_block_of_a_query(trained):
     folder, manifest = trained
     assert manifest["curve"][0][1] > math.log(16) - 0.5
     assert manifest["curve"][-1][1] < math.log(16) - 1
@@ -135,12 +134,12 @@ def test_a_run_learns_which_block_a_sentence_came_from(trained):
     assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
 
 
-def test_a_stopped_run_ends_with_the_same_losses(corpus, trained, tmp_path):
+def test_a_resumed_run_ends_with_the_same_losses(corpus, trained, tmp_path):
     run(corpus, tmp_path / "run", guard={"exit_interval": 15}, checkpoint={"save_interval": 15})
     assert run(corpus, tmp_path / "run", checkpoint={"save_interval": 15})["curve"] == trained[1]["curve"]
 
 
-def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
+def test_both_towers_start_from_a_bert_of_mt(corpus, tmp_path):
     shape = {"model": {"family": "bert", "bert_binary_head": False}, "data": {"titles_data_path": []}}
     run(corpus, tmp_path / "bert", **shape)
     with pytest.raises(
@@ -172,7 +171,7 @@ def test_both_towers_of_a_run_begin_with_our_bert(corpus, tmp_path):
     for name, weight in ict.query.bert.named_parameters():
         torch.testing.assert_close(weight, bert.get_parameter(name), atol=1e-9, rtol=0)
         torch.testing.assert_close(weight, ict.context.bert.get_parameter(name), atol=1e-9, rtol=0)
-    for tower in ict.towers:  # what a BERT lacks starts from the seed, alike in both
+    for tower in ict.towers:  # a BERT has no projection: both towers have the same initial values
         assert tower.projection.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert tower.projection.bias.abs().max() < 1e-9
     assert torch.equal(ict.query.projection.weight.sign(), ict.context.projection.weight.sign())
@@ -195,7 +194,7 @@ def test_mistakes_are_named_before_anything_is_built(corpus, tmp_path):
         config_to_hf(model_config("ict"))
 
 
-def test_parts_and_flops_count_both_towers_and_a_dry_run_takes_a_step(corpus):
+def test_parameters_and_flops_count_both_towers_and_a_dry_run_runs_a_step(corpus):
     one, two = (
         resolve(
             ModelConfig(

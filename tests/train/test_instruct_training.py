@@ -1,4 +1,4 @@
-"""Instruction tuning by the engine of all models: only answers are asked, and a tuned model gives them."""
+"""Instruction tuning: the loss is that of the answers only, and a tuned model generates them."""
 
 import json
 
@@ -60,7 +60,7 @@ def tuned(folder, tmp_path_factory):
     return save, train(build(TrainConfig, ("test", tree(folder, save))))
 
 
-def test_the_loss_is_that_of_the_answers_alone(folder, tuned):
+def test_the_loss_is_that_of_the_answers_only(folder, tuned):
     checkpoint = open_checkpoint(tuned[0])
     model, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
     total = count = 0
@@ -92,7 +92,7 @@ def test_a_tuned_model_gives_the_answers_it_learned(folder, tuned):
     assert (scores["exact_match"], scores["f1"]) == (1, 1)
 
 
-def test_a_retro_model_is_tuned_with_its_encoder_off(folder, tmp_path):
+def test_a_retro_model_is_tuned_without_retrieval(folder, tmp_path):
     retro = {"num_layers": 6, "retro_add_retriever": True, "retro_encoder_layers": 1, "retro_chunk_length": 8}
     manifest = train(
         build(
@@ -112,7 +112,7 @@ def test_a_retro_model_is_tuned_with_its_encoder_off(folder, tmp_path):
     assert manifest["valid_loss"] < manifest["curve"][0][1]
 
 
-def test_a_micro_batch_is_its_samples(folder):
+def test_a_micro_batch_has_the_fields_of_its_samples(folder):
     tokenizer = load(TokenizerConfig(**TOKENIZER))
     config = SampleConfig(data_folder=str(folder), data_path=("open_inst",), seq_length=300)
     dataset = build_samples(ModelConfig(), config, tokenizer, (20, 0, 0))[0]
@@ -133,7 +133,7 @@ def test_a_micro_batch_is_its_samples(folder):
     assert 0 < unigram_entropy(dataset, tokenizer.vocab_size) < 3
 
 
-def test_settings_that_do_not_go_with_questions_are_refused(folder, tmp_path):
+def test_settings_that_do_not_fit_questions_are_refused(folder, tmp_path):
     for changes, message in (
         (
             {"model": {"family": "bert"}},

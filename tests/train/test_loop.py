@@ -36,7 +36,7 @@ RATES = (
 
 
 def lines(save):
-    """The log's lines, but for the rates."""
+    """The lines of the log, without the rates, which depend on the clock."""
     log = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in RATES} for line in log]
 
@@ -58,7 +58,7 @@ def test_a_run_learns_and_reports(finished):
     assert {o["name"] for o in manifest["outputs"]} >= {"log.jsonl", "step_00000008/state.json"}
 
 
-def test_pythons_collector_works_at_given_steps_alone_and_finds_no_tensor(settings, tmp_path, monkeypatch):
+def test_garbage_is_collected_at_given_steps_only_and_contains_no_tensor(settings, tmp_path, monkeypatch):
     found = []
 
     def collect(generation=2):
@@ -78,7 +78,7 @@ def test_pythons_collector_works_at_given_steps_alone_and_finds_no_tensor(settin
     assert gc.isenabled()
 
 
-def test_tensorboard_holds_the_curve(finished):
+def test_tensorboard_has_the_loss_curve(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     save, manifest = finished
@@ -87,8 +87,8 @@ def test_tensorboard_holds_the_curve(finished):
     assert [e.step for e in events.Scalars("valid_loss")] == [4, 8]
 
 
-def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settings, tmp_path):
-    """Three steps against a loop that knows nothing of micro-batches, chunks or schedules."""
+def test_a_step_is_torchs_adamw_on_the_mean_loss_of_the_global_batch(settings, tmp_path):
+    """Three steps, compared with a plain loop without micro-batches, chunks or schedules."""
     config = settings(
         tmp_path / "run",
         train_iters=3,
@@ -118,13 +118,13 @@ def test_a_step_is_plain_torch_adamw_on_the_mean_loss_of_the_global_batch(settin
         assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
 
 
-def test_the_cut_into_micro_batches_changes_nothing_but_rounding(finished, settings, tmp_path):
+def test_the_micro_batch_size_changes_rounding_only(finished, settings, tmp_path):
     train(settings(tmp_path / "run", micro_batch_size=8))
     for ours, theirs in zip(lines(tmp_path / "run"), lines(finished[0])):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finished, settings, monkeypatch):
+def test_a_finished_run_is_up_to_date_and_other_settings_are_refused(finished, settings, monkeypatch):
     save, manifest = finished
     monkeypatch.setattr(loop, "Trainer", None)
     assert train(settings(save, keep_last=0))["finished"] == manifest["finished"]
@@ -139,7 +139,7 @@ def test_a_finished_run_is_returned_at_once_and_other_settings_are_refused(finis
 
 
 @pytest.mark.parametrize("interval", [1, 3, 5])
-def test_a_run_that_exits_goes_on_to_the_same_losses_and_weights(finished, settings, tmp_path, interval):
+def test_a_run_that_exits_resumes_to_the_same_losses_and_weights(finished, settings, tmp_path, interval):
     save = tmp_path / "run"
     while "finished" not in train(settings(save, exit_interval=interval)):
         pass
@@ -168,9 +168,9 @@ loop.train(build(loop.TrainConfig, ("test", json.loads(sys.argv[3]))))
 """
 
 
-# after the log went past a checkpoint; before a checkpoint has its name
+# killed when the log is ahead of the newest checkpoint; killed before a checkpoint is renamed
 @pytest.mark.parametrize(("where", "call"), [("step", 6), ("rename", 2)])
-def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights(
+def test_a_run_that_is_killed_resumes_to_the_same_losses_and_weights(
     finished, settings, tree, tmp_path, where, call
 ):
     save = tmp_path / "run"
@@ -182,14 +182,14 @@ def test_a_run_that_is_killed_goes_on_to_the_same_losses_and_weights(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [p.name for p in save.glob("step_*")] == ["step_00000003"]
     with open(save / "log.jsonl", "a") as file:
-        file.write('{"step": 7, "lo')  # a line cut short, as a kill may leave it
+        file.write('{"step": 7, "lo')  # an incomplete line, as a kill may leave it
     train(settings(save))
     assert lines(save) == lines(finished[0])
     assert same_weights(save, finished[0])
     assert not list(save.glob(".*"))
 
 
-def test_a_run_that_is_killed_before_its_manifest_only_writes_that(finished, settings, tmp_path):
+def test_a_run_that_is_killed_before_its_manifest_only_writes_the_manifest(finished, settings, tmp_path):
     save = shutil.copytree(finished[0], tmp_path / "run")
     before = json.loads((save / "manifest.json").read_text())
     (save / "manifest.json").rename(save / "run.json")
@@ -203,16 +203,18 @@ def test_a_run_that_is_killed_before_its_manifest_only_writes_that(finished, set
     ]
 
 
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, settings, tmp_path, monkeypatch):
+def test_sigterm_saves_a_checkpoint_and_the_run_resumes_to_the_same_losses(
+    finished, settings, tmp_path, monkeypatch
+):
     save = tmp_path / "run"
     step = loop.Trainer.step
 
-    def told(trainer, *arguments):
+    def step_with_signal(trainer, *arguments):
         if trainer.progress.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, *arguments)
 
-    monkeypatch.setattr(loop.Trainer, "step", told)
+    monkeypatch.setattr(loop.Trainer, "step", step_with_signal)
     with pytest.raises(
         Failure, match="stopped by SIGTERM after step 5; its checkpoint is saved: run the same command again"
     ) as stopped:
@@ -220,13 +222,13 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(finished, setting
     assert stopped.value.exit_code == 143
     assert (save / "step_00000005" / "state.json").exists()
     monkeypatch.undo()
-    stopped = None  # it holds the claim of the directory
+    stopped = None  # its traceback keeps the lock of the directory
     train(settings(save))
     assert lines(save) == lines(finished[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
-def test_a_batch_systems_warning_and_ctrl_c_end_a_run_as_well(settings, tmp_path, monkeypatch, number):
+def test_sigusr1_and_sigint_save_a_checkpoint_and_end_the_run(settings, tmp_path, monkeypatch, number):
     step = loop.Trainer.step
     monkeypatch.setattr(
         loop.Trainer, "step", lambda trainer, batch: (os.kill(os.getpid(), number), step(trainer, batch))[1]
@@ -239,19 +241,21 @@ def test_a_batch_systems_warning_and_ctrl_c_end_a_run_as_well(settings, tmp_path
     assert (tmp_path / "run" / "step_00000001").exists()
 
 
-def test_a_run_ends_when_its_time_is_up_and_goes_on_with_the_same_command(finished, settings, tmp_path):
+def test_a_run_ends_after_exit_duration_and_resumes_with_the_same_command(finished, settings, tmp_path):
     save, ends = tmp_path / "run", 0
     while "finished" not in (summary := train(settings(save, exit_duration_in_mins=1e-6))):
         assert "stopped after step" in summary["text"]
         ends += 1
-    assert ends == 7  # every step but the last takes longer than that
+    assert ends == 7  # a step takes longer; after the last step the run is finished
     assert lines(save) == lines(finished[0])
 
 
-def test_deterministic_mode_gives_the_same_bits_whole_twice_or_cut_anywhere(settings, tmp_path, monkeypatch):
+def test_deterministic_mode_gives_the_same_bytes_for_repeated_and_resumed_runs(
+    settings, tmp_path, monkeypatch
+):
     """With dropout and accumulation.
 
-    On a CPU everything else is, too: what this adds is that it runs at all.
+    Runs on a CPU are deterministic without the mode too: this shows that the mode works.
     """
     for name in RULES:
         monkeypatch.setenv(name, RULES[name][0])
@@ -296,13 +300,13 @@ def test_an_environment_that_contradicts_deterministic_mode_is_refused(settings,
     "changes",
     [{"recompute_granularity": "full"}, {"recompute_granularity": "selective"}, {"async_save": True}],
 )
-def test_settings_that_change_no_number_change_none(finished, settings, tmp_path, changes):
+def test_recomputation_and_async_save_do_not_change_the_losses(finished, settings, tmp_path, changes):
     train(settings(tmp_path / "run", **changes))
     assert lines(tmp_path / "run") == lines(finished[0])
 
 
 @pytest.mark.parametrize(("where", "call"), [("step", 5), ("rename", 2)])
-def test_a_kill_while_a_checkpoint_is_written_aside_never_shadows_the_good_one(
+def test_a_kill_during_an_async_save_keeps_the_previous_checkpoint(
     finished, settings, tree, tmp_path, where, call
 ):
     save = tmp_path / "run"
@@ -318,7 +322,7 @@ def test_a_kill_while_a_checkpoint_is_written_aside_never_shadows_the_good_one(
     assert not list(save.glob(".*"))
 
 
-def test_a_broken_newest_checkpoint_costs_its_steps_only(finished, settings, tmp_path, capsys):
+def test_a_broken_newest_checkpoint_repeats_only_its_steps(finished, settings, tmp_path, capsys):
     save = tmp_path / "run"
     train(settings(save, exit_interval=6))
     (save / "step_00000006" / "__0_0.distcp").write_bytes(b"")
@@ -328,7 +332,7 @@ def test_a_broken_newest_checkpoint_costs_its_steps_only(finished, settings, tmp
     assert same_weights(save, finished[0])
 
 
-def test_a_longer_run_goes_on_from_another_runs_checkpoint(settings, finished, tmp_path, capsys):
+def test_a_longer_run_starts_from_another_runs_checkpoint(settings, finished, tmp_path, capsys):
     manifest = train(
         settings(tmp_path / "longer", load=str(finished[0]), train_iters=12, lr_decay_style="constant")
     )
@@ -337,7 +341,7 @@ def test_a_longer_run_goes_on_from_another_runs_checkpoint(settings, finished, t
     assert "this run has another number of samples" in capsys.readouterr().err
 
 
-def test_finetune_takes_the_weights_alone(settings, finished, tmp_path):
+def test_finetune_loads_the_weights_only(settings, finished, tmp_path):
     manifest = train(
         settings(
             tmp_path / "tuned",
@@ -353,7 +357,7 @@ def test_finetune_takes_the_weights_alone(settings, finished, tmp_path):
     assert manifest["curve"][0][1] < finished[1]["curve"][0][1] - 0.3
 
 
-def test_a_position_in_other_data_is_refused(settings, finished, tmp_path):
+def test_resuming_with_other_data_or_no_samples_left_is_refused(settings, finished, tmp_path):
     with pytest.raises(
         UserError,
         match=(
@@ -368,13 +372,13 @@ def test_a_position_in_other_data_is_refused(settings, finished, tmp_path):
         train(settings(tmp_path / "same", load=str(finished[0])))
 
 
-def test_load_from_the_save_directory_itself_means_going_on(settings, tmp_path):
+def test_load_may_be_the_save_directory_itself(settings, tmp_path):
     save = tmp_path / "run"
     train(settings(save, load=str(save), lr_warmup_iters=0, train_iters=2))
     assert (save / "manifest.json").exists()
 
 
-def test_growing_batches_are_counted_in_samples(settings, tmp_path):
+def test_a_batch_rampup_is_counted_in_samples(settings, tmp_path):
     manifest = train(
         settings(
             tmp_path / "run",
@@ -393,7 +397,7 @@ def test_growing_batches_are_counted_in_samples(settings, tmp_path):
     assert manifest["counts"]["steps"] == 7
 
 
-def test_no_two_micro_batches_draw_the_same_dropout(settings, tmp_path, monkeypatch):
+def test_every_micro_batch_has_its_own_dropout_seed(settings, tmp_path, monkeypatch):
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     train(settings(tmp_path / "run", train_iters=3))
@@ -401,9 +405,7 @@ def test_no_two_micro_batches_draw_the_same_dropout(settings, tmp_path, monkeypa
 
 
 def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
-    """With dropout, whose masks belong to micro-batches and not to ranks; and either goes on from the other's
-    checkpoint.
-    """
+    """With dropout: its masks depend on micro-batches, not on ranks. One process resumes the run of two."""
     config = tmp_path / "two.yaml"
     changes = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "log_interval": 1}
     config.write_text(yaml.safe_dump(tree(tmp_path / "two", exit_interval=6, **changes)))
@@ -422,7 +424,7 @@ def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stopped after step 6") == 1  # rank 0 alone speaks
+    assert done.stdout.count("stopped after step 6") == 1  # only rank 0 prints
     train(settings(tmp_path / "one", **changes))
     train(settings(tmp_path / "two", **changes))  # the last two steps on one process
     for together, alone in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
@@ -432,8 +434,8 @@ def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
 
 
 @pytest.mark.slow  # the test above runs float32
-def test_two_processes_compute_in_float16_and_save_aside_as_one_does(settings, tree, tmp_path):
-    """The loss scale overflows at first, on all ranks alike."""
+def test_two_processes_train_in_float16_with_async_saves_as_one_does(settings, tree, tmp_path):
+    """The first steps overflow, on both ranks."""
     config = tmp_path / "two.yaml"
     changes = {
         "fp16": True,
@@ -468,7 +470,7 @@ def test_two_processes_compute_in_float16_and_save_aside_as_one_does(settings, t
     assert same_weights(tmp_path / "two" / "step_00000008", tmp_path / "two")
 
 
-def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
+def test_a_users_mistake_under_torchrun_is_reported_once(tree, tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "bad", data_path=["absent"])))
     command = [
@@ -489,12 +491,12 @@ def test_a_mistake_under_torchrun_is_said_once(tree, tmp_path):
     assert "exitcode  : 2" in done.stderr
 
 
-def test_a_loss_that_is_no_number_stops_the_run(settings, tmp_path):
+def test_a_diverging_loss_stops_the_run(settings, tmp_path):
     with pytest.raises(Failure, match=r"step \d+: loss (nan|inf|\d).*training has diverged"):
         train(settings(tmp_path / "run", lr=1e38, lr_warmup_iters=0, train_iters=20))
 
 
-def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
+def test_presets_need_only_data_tokenizer_save_and_length(corpus, tmp_path):
     from mt.cli import read_preset
     from mt.core.config import build
 
@@ -511,5 +513,5 @@ def test_every_preset_is_a_whole_configuration(corpus, tmp_path):
                 loop.resolve(config.model, vocab_size=50257, seq_length=config.data.seq_length)
             )
         if name == "gpt-345m":
-            # GPT-2 medium with its vocabulary padded to 50,304
+            # GPT-2 medium, its vocabulary padded to 50,304 rows
             assert sum(p.numel() for p in model.parameters()) == 354_871_296

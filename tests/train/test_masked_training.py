@@ -1,4 +1,4 @@
-"""BERT and T5 trained from text: the batches of their samples, and whole runs."""
+"""Training of BERT and T5: batches of their samples, and whole runs."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def micro_batch(sentences, model, **data):
     return dataset, batches.global_batch(3, 3)[0]
 
 
-def test_a_micro_batch_of_bert_is_its_samples(sentences):
+def test_a_micro_batch_of_bert_has_the_fields_of_its_samples(sentences):
     dataset, micro = micro_batch(sentences, ModelConfig(family="bert", bert_binary_head=True))
     for row in range(3):
         sample = dataset[3 + row]
@@ -48,8 +48,8 @@ def test_a_micro_batch_of_bert_is_its_samples(sentences):
             ("swapped", "is_random"),
         ):
             assert getattr(micro, name)[row].tolist() == np.asarray(sample[theirs]).tolist()
-        asked = sample["loss_mask"] == 1
-        assert micro.labels[row].numpy()[asked].tolist() == sample["labels"][asked].tolist()
+        predicted = sample["loss_mask"] == 1
+        assert micro.labels[row].numpy()[predicted].tolist() == sample["labels"][predicted].tolist()
     assert set(micro.arguments()) == {
         "tokens",
         "labels",
@@ -64,7 +64,7 @@ def test_a_micro_batch_of_bert_is_its_samples(sentences):
     )
 
 
-def test_a_micro_batch_of_t5_is_its_samples(sentences):
+def test_a_micro_batch_of_t5_has_the_fields_of_its_samples(sentences):
     dataset, micro = micro_batch(sentences, ModelConfig(family="t5"), decoder_seq_length=20)
     assert micro.tokens.shape == (3, 20)
     for row in range(3):
@@ -76,11 +76,11 @@ def test_a_micro_batch_of_t5_is_its_samples(sentences):
             ("loss_mask", "loss_mask"),
         ):
             assert getattr(micro, name)[row].tolist() == sample[theirs].tolist()
-        asked = sample["loss_mask"] == 1
-        assert micro.labels[row].numpy()[asked].tolist() == sample["labels"][asked].tolist()
+        predicted = sample["loss_mask"] == 1
+        assert micro.labels[row].numpy()[predicted].tolist() == sample["labels"][predicted].tolist()
 
 
-def test_the_unigram_entropy_and_identity_go_by_the_documents_of_a_split(sentences):
+def test_the_unigram_entropy_counts_the_documents_of_a_split(sentences):
     prefix, tokenizer, _ = sentences
     config = SampleConfig(data_path=(prefix,), seq_length=32, split="50,50,0")
     dataset = build_samples(
@@ -137,7 +137,7 @@ def run(sentences, folder, model, **more):
     ],
     ids=["bert", "original bert", "t5", "t5 v1.1"],
 )
-def test_a_run_learns_and_its_checkpoint_is_read_again(sentences, tmp_path, model):
+def test_a_run_learns_and_its_checkpoint_loads(sentences, tmp_path, model):
     manifest = run(sentences, tmp_path / "run", model)
     first, last = manifest["curve"][0][1], manifest["curve"][-1][1]
     assert last < first - 0.3
@@ -159,7 +159,7 @@ def test_mistakes_are_named_before_anything_is_built(sentences, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_settings_of_masked_samples_mean_nothing_to_gpt():
+def test_settings_of_masked_samples_are_not_checked_for_gpt():
     SampleConfig(data_path=("p",), seq_length=4, mask_prob=7.0)
     with pytest.raises(UserError, match="seq_length = 0 must be at least 1"):
         SampleConfig(data_path=("p",), seq_length=0)

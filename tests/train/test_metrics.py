@@ -23,7 +23,7 @@ LINE = {
 }
 
 
-def test_rates_are_of_the_interval_and_of_one_device():
+def test_rates_are_those_of_the_interval_per_device():
     rates = Rates(Flops(1000.0, 800.0), devices=2, peak=4000.0)
     for _ in range(4):
         rates.count(samples=5, tokens=50)
@@ -51,7 +51,7 @@ def test_without_a_known_peak_there_is_no_mfu():
     assert "mfu" not in rates.take()
 
 
-def test_a_log_is_cut_back_to_the_step_that_counts_and_forgets_a_line_cut_short(tmp_path, capsys):
+def test_a_log_is_truncated_to_the_resumed_step_and_an_incomplete_line_is_removed(tmp_path, capsys):
     log = RunLog(tmp_path, LogConfig(), step=0, total_steps=9, settings={})
     for step in (1, 2, 3):
         log.training(step, **LINE, mfu=0.5)
@@ -73,7 +73,7 @@ def test_a_log_is_cut_back_to_the_step_that_counts_and_forgets_a_line_cut_short(
     assert "loss none" in capsys.readouterr().err
 
 
-def test_a_run_logs_what_the_docs_promise(finished):
+def test_a_run_logs_the_documented_fields(finished):
     line = json.loads((finished[0] / "log.jsonl").read_text().splitlines()[0])
     assert set(line) == {
         "step",
@@ -108,10 +108,8 @@ def test_a_mixture_logs_the_load_of_its_busiest_expert(tree, tmp_path):
     assert all(1.0 <= load <= 4.0 for load in line["experts"].values())
 
 
-def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_there(
-    settings, tmp_path, monkeypatch
-):
-    """With a stand-in for the package, which needs a server."""
+def test_weights_and_biases_gets_the_numbers_and_a_resumed_run_keeps_its_id(settings, tmp_path, monkeypatch):
+    """With a fake module in place of the package, which needs a server."""
     opened, logged = [], []
 
     def init(**arguments):
@@ -131,7 +129,7 @@ def test_weights_and_biases_gets_the_numbers_and_a_run_that_goes_on_is_the_same_
     assert [step for step, values in logged if "loss" in values] == [2, 4, 6, 8]
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(
         UserError, match=r"log.profile_step_start = 3 must be before log.profile_step_end = 3"
     ):
@@ -146,6 +144,6 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_memory_is_what_torch_held():
+def test_on_a_gpu_peak_memory_is_what_torch_reserved():
     torch.ones(1 << 20, device="cuda")
     assert peak_memory() == torch.cuda.max_memory_reserved() > 0

@@ -22,7 +22,7 @@ def give_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
+def test_adamw_follows_the_formulas_of_the_paper_and_decays_matrices_only():
     config = OptimizerConfig(lr=0.1, weight_decay=0.5, adam_beta1=0.8, adam_beta2=0.9, adam_eps=1e-6)
     model = network()
     by_hand = {name: (p.detach().double().clone(), 0.0, 0.0) for name, p in model.named_parameters()}
@@ -43,7 +43,7 @@ def test_adamw_steps_as_the_formulas_of_the_paper_and_decays_matrices_only():
         torch.testing.assert_close(p.detach().double(), by_hand[name][0], rtol=1e-5, atol=1e-6)
 
 
-def test_sgd_steps_as_torchs_whose_weight_decay_is_part_of_the_gradient():
+def test_sgd_is_torchs_and_decays_matrices_only():
     ours, theirs = network(), network()
     optimizer = build_optimizer(
         dict(ours.named_parameters()),
@@ -67,7 +67,7 @@ def test_sgd_steps_as_torchs_whose_weight_decay_is_part_of_the_gradient():
         torch.testing.assert_close(a, b)
 
 
-def test_a_stack_of_experts_biases_does_not_decay_though_it_is_a_matrix():
+def test_stacked_biases_of_experts_do_not_decay():
     weights = {
         "experts.up": nn.Parameter(torch.ones(2, 3, 4)),
         "experts.up_bias": nn.Parameter(torch.ones(2, 3)),
@@ -78,7 +78,7 @@ def test_a_stack_of_experts_biases_does_not_decay_though_it_is_a_matrix():
     assert (decays["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
 
 
-def test_a_steps_rates_reach_the_groups_that_they_are_for():
+def test_set_rates_sets_the_weight_decay_of_matrices_only():
     optimizer = build_optimizer(dict(network().named_parameters()), OptimizerConfig())
     set_rates(optimizer, 0.5, 0.25)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.25), (0.5, 0.0)]
@@ -86,13 +86,13 @@ def test_a_steps_rates_reach_the_groups_that_they_are_for():
 
 @pytest.mark.parametrize("scale", [1.0, 4096.0])
 @pytest.mark.parametrize("limit", [0.5, 1000.0])
-def test_clipping_is_torchs_over_the_whole_gradient(limit, scale):
+def test_clipping_is_torchs_at_any_loss_scale(limit, scale):
     ours = network()
     give_gradients(ours, 1)
     theirs = copy.deepcopy(ours)
     for a, b in zip(ours.parameters(), theirs.parameters()):
         b.grad = a.grad.clone()
-        a.grad *= scale  # as a loss scale does
+        a.grad *= scale  # gradients of a scaled loss
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
     norm = gradient_norm(ours.parameters(), ALONE) / scale
     torch.testing.assert_close(norm, expected.double())
@@ -101,7 +101,7 @@ def test_clipping_is_torchs_over_the_whole_gradient(limit, scale):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_the_norm_of_millions_of_gradients_does_not_depend_on_how_they_are_cut():
+def test_the_norm_of_millions_of_gradients_does_not_depend_on_how_they_are_divided():
     whole, cut = (
         nn.Linear(2048, 1024, bias=False),
         nn.ModuleList(nn.Linear(2048, 512, bias=False) for _ in range(2)),
@@ -140,6 +140,6 @@ def test_a_limit_of_zero_clips_nothing():
         ({"sgd_momentum": 1.0}, "optimizer.sgd_momentum = 1.0 must be at least 0 and below 1"),
     ],
 )
-def test_settings_that_contradict_are_refused(settings, message):
+def test_contradicting_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         OptimizerConfig(**settings)

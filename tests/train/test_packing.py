@@ -1,4 +1,4 @@
-"""Several documents in a sample: as one text, or each by itself."""
+"""Several documents packed into a sample, read as one text or separately."""
 
 import itertools
 
@@ -44,16 +44,16 @@ def model(request):
     initialize(model, 1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(5)  # far from uniform, so that a token that is seen or not makes a difference
+            parameter.mul_(5)  # far from uniform, so that masking a token changes the loss
     return model
 
 
-def test_each_document_by_itself_has_the_loss_that_it_has_alone(model):
+def test_separated_documents_have_the_loss_of_each_document_alone(model):
     packed = micro_batch(reset_position_ids=True, reset_attention_mask=True, eod_mask_loss=True)
     loss = model.loss(**packed.arguments())
     alone = 0.0
     for document in DOCUMENTS:
-        # the last one's is masked, except in the document that the sample cuts off
+        # the label of an end-of-document token is masked; the last document has none, the sample ends in it
         labels = [*document[1:], 46]
         count = len(document) if document[-1] != EOD else len(document) - 1
         rows = [torch.tensor([x[:count]]) for x in (document, labels)]
@@ -61,17 +61,17 @@ def test_each_document_by_itself_has_the_loss_that_it_has_alone(model):
     torch.testing.assert_close(loss, 2 * alone, rtol=1e-5, atol=1e-5)
 
 
-def test_by_default_they_are_one_text(model):
+def test_documents_are_one_text_by_default(model):
     default = micro_batch()
     assert default.positions is None
     assert default.documents is None
     assert default.loss_mask.all()
-    seen = model.loss(default.tokens, default.labels, default.loss_mask)
-    hidden = micro_batch(reset_attention_mask=True)
-    assert not torch.isclose(seen, model.loss(**hidden.arguments()), rtol=1e-3)
+    unmasked = model.loss(default.tokens, default.labels, default.loss_mask)
+    masked = micro_batch(reset_attention_mask=True)
+    assert not torch.isclose(unmasked, model.loss(**masked.arguments()), rtol=1e-3)
 
 
-def test_a_run_takes_the_settings_and_they_change_its_loss(settings, tmp_path):
+def test_packing_settings_change_the_tokens_and_the_loss_of_a_run(settings, tmp_path):
     plain = train(settings(tmp_path / "plain", train_iters=4, log_interval=1))
     packed = train(
         settings(
@@ -85,7 +85,7 @@ def test_a_run_takes_the_settings_and_they_change_its_loss(settings, tmp_path):
     assert packed["train_loss"] != plain["train_loss"]
 
 
-def test_what_a_run_cannot_do_is_refused_before_it_claims_anything(settings, tmp_path):
+def test_settings_that_a_run_cannot_satisfy_are_refused_before_the_output_is_made(settings, tmp_path):
     with pytest.raises(UserError, match="fill-in-the-middle needs a prefix token"):
         train(settings(tmp_path / "run", fim={"fim_rate": 0.5}))
     with pytest.raises(UserError, match="this tokenizer has none; leave them out"):

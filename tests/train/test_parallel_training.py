@@ -1,6 +1,4 @@
-"""`mt train` at a parallel layout: the same batches, losses and checkpoints as one process, and from one
-layout to another.
-"""
+"""`mt train` at parallel layouts: the losses and checkpoints of one process; resuming at another layout."""
 
 import json
 import shutil
@@ -27,15 +25,15 @@ def valid_losses(save) -> dict[int, float]:
 
 
 def tensors(path) -> dict[str, torch.Tensor]:
-    """Everything that a step directory holds, in full."""
-    held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    state = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in held.items()}
+    """All tensors of a step directory, whole."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    state = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in metadata.items()}
     dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     return state
 
 
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> bool:
-    """key biases left out: see test_parallel.differences."""
+    """Biases of keys are left out: see parallel_jobs.differences."""
     return one.keys() == other.keys() and all(
         (one[n] - other[n]).abs().max() < tolerance for n in one if not n.endswith("qkv.bias")
     )
@@ -62,7 +60,7 @@ MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one(
+def test_a_run_resumes_from_a_layout_on_one_process_and_back_with_the_losses_of_one_process(
     pool, settings, tmp_path, layout
 ):
     world, parallel = LAYOUTS[layout]
@@ -89,9 +87,7 @@ def test_a_run_goes_from_a_layout_to_one_process_and_back_with_the_losses_of_one
 
 
 def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path):
-    """Saved at TP2 x PP2, loaded by TP4, PP4, DP2 with weights cut too and one process, moments included:
-    what those save again is the same.
-    """
+    """Saved at TP2 x PP2; loaded with moments at TP4, PP4, DP2 with divided weights, and on one process."""
     changes = {
         "train_iters": 2,
         "eval_iters": 0,
@@ -124,7 +120,9 @@ def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_pa
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_before(pool, settings, tmp_path):
+def test_all_ranks_fall_back_to_the_previous_checkpoint_when_one_finds_a_broken_file(
+    pool, settings, tmp_path
+):
     save, changes = (
         tmp_path / "run",
         {
@@ -143,10 +141,10 @@ def test_ranks_find_a_broken_file_together_and_fall_back_to_the_checkpoint_befor
     pool.run(run_mt_train, 2, settings(save, **changes))
     assert "has changed since it was written" in whats_wrong(save / "step_00000003")
     assert len(losses(save)) == 4
-    assert losses(save).items() >= before.items()  # the third step was made again
+    assert losses(save).items() >= before.items()  # the third step was repeated
 
 
-def test_a_pipeline_grows_its_batch_from_fewer_micro_batches_than_stages(pool, settings, tmp_path):
+def test_a_batch_rampup_may_begin_with_fewer_micro_batches_than_pipeline_stages(pool, settings, tmp_path):
     changes = {
         "rampup_batch_size": [2, 2, 12],
         "train_iters": None,

@@ -1,4 +1,4 @@
-"""The plan against counted bytes of real models and ranks, and against Megatron-LM's published tables."""
+"""The plan, compared with counted bytes of models and ranks and with Megatron-LM's published tables."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ import pytest
 from mt import cli
 from mt.core.config import UserError, build
 from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
-from mt.tests.train.plan_jobs import held
+from mt.tests.train.plan_jobs import bytes_of_a_step
 from mt.train.memory_estimate import Cut
 from mt.train.parallel.stages import divide
 from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
@@ -30,10 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("moe", {"expert_model_parallel_size": 2}),
     ],
 )
-def test_ranks_use_the_memory_of_the_plan(pool, family, layout):
-    """The bytes of a step on two processes, counted on each, with weights cut evenly (widths are powers of
-    two).
-    """
+def test_ranks_use_the_estimated_memory(pool, family, layout):
+    """The bytes of a step, counted on each of two ranks. Widths are powers of two, so parts are equal."""
     changes = {
         "hidden_size": 128,
         "num_layers": 4,
@@ -41,7 +39,7 @@ def test_ranks_use_the_memory_of_the_plan(pool, family, layout):
             {"moe_layer_freq": "1"} if family == "moe" else {"window_size": None} if family == "llama" else {}
         ),
     }
-    counted = pool.run(held, 2, family, layout, changes)
+    counted = pool.run(bytes_of_a_step, 2, family, layout, changes)
     tree = {
         "parallel": layout,
         "data": {"seq_length": LENGTH},
@@ -56,7 +54,7 @@ def test_ranks_use_the_memory_of_the_plan(pool, family, layout):
         Cut(estimate.layout.tensor, 1, estimate.layout.expert, estimate.layout.sequence_parallel)
     )
     local = estimate.moments / 8  # two moments of four bytes
-    # the head's gradient
+    # autograd also keeps the gradient of the lm_head's weight, which the plan counts as workspace
     activations = (
         estimate.activations
         - whole.workspace
@@ -68,10 +66,10 @@ def test_ranks_use_the_memory_of_the_plan(pool, family, layout):
         assert rank["moments"] == pytest.approx(estimate.moments, rel=0.02)
         assert activations == pytest.approx(rank["activations"], rel=0.1)
     assert estimate.weights == 4 * local + 4 * estimate.parameters, (
-        "the cut weights, and whole ones to compute with"
+        "divided float32 weights, and whole ones to compute with"
     )
     assert estimate.gradients == 4 * local + 4 * estimate.parameters, (
-        "the sums of a step, whole until its last micro-batch"
+        "divided sums of a step, and whole gradients until its last micro-batch"
     )
 
 
@@ -124,7 +122,7 @@ def estimated(
     )
 
 
-def test_the_expected_mfu_is_near_megatrons_published_ones():
+def test_the_estimated_mfu_is_near_megatrons_published_mfu():
     errors = []
     for *shape, measured in PUBLISHED.values():
         layers, stages = shape[2], shape[4]
@@ -137,8 +135,8 @@ def test_the_expected_mfu_is_near_megatrons_published_ones():
 
 
 def test_gpt3_on_a_thousand_a100_is_near_megatrons_32_seconds():
-    """1,536 samples in 32 s are 103 TFLOP/s of the model's; the README's 138, 44 % of the peak, count what is
-    computed twice.
+    """1,536 samples in 32 s are 103 TFLOP/s of the model. Megatron-LM's README says 138, 44 % of the peak: it
+    counts recomputation too.
     """
     planner, estimate = estimated(
         96, 12288, 96, 8, 16, 1024, 1536, seq_length=2048, vocab_size=51200, gpu="A100", granularity="full"
@@ -149,10 +147,8 @@ def test_gpt3_on_a_thousand_a100_is_near_megatrons_32_seconds():
     assert estimate.mfu == pytest.approx(0.44 * 3 / 4, rel=0.17)
 
 
-def test_a_mixed_precision_step_takes_megatrons_bytes_a_parameter_and_the_cut_gradients():
-    """6 + 12 / d in Megatron-LM's README; the engine here keeps 4 / d more, the sums that each rank steps
-    with.
-    """
+def test_a_mixed_precision_step_takes_megatrons_bytes_per_parameter_and_the_divided_gradients():
+    """Megatron-LM's README says 6 + 12 / d. mt keeps 4 / d more: each rank's float32 sums of gradients."""
     tree = {
         "model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128},
         "train": {"micro_batch_size": 1, "global_batch_size": 32},
@@ -171,17 +167,17 @@ def test_a_mixed_precision_step_takes_megatrons_bytes_a_parameter_and_the_cut_gr
     ("costs", "stages"),
     [([1, 1, 1, 1, 3], 2), ([5, 1, 1, 1, 1, 4], 3), ([1] * 7, 4), ([2, 9, 2, 2], 3), ([3.5], 1)],
 )
-def test_stages_are_as_even_as_any_cut_makes_them(costs, stages):
+def test_the_largest_cost_of_a_stage_is_the_least_of_all_divisions(costs, stages):
     ends = divide(costs, stages)
-    dearest = lambda ends: max(sum(costs[a:b]) for a, b in zip([0, *ends], ends))
+    largest_cost = lambda ends: max(sum(costs[a:b]) for a, b in zip([0, *ends], ends))
     every = [[*cut, len(costs)] for cut in itertools.combinations(range(1, len(costs)), stages - 1)]
     assert len(ends) == stages
     assert ends == sorted(set(ends))
     assert ends[-1] == len(costs)
-    assert dearest(ends) == min(map(dearest, every))
+    assert largest_cost(ends) == min(map(largest_cost, every))
 
 
-def test_layouts_that_fit_rank_first_and_a_message_says_when_none_does(capsys):
+def test_layouts_that_fit_come_first_and_a_message_says_if_none_fits(capsys):
     arguments = [
         "--preset",
         "gpt-1.3b",
@@ -263,7 +259,7 @@ def test_impossible_plans_are_refused(arguments, message):
         cli.call(("plan",), arguments)
 
 
-def test_the_layout_of_the_configuration_is_planned_with_its_pipeline():
+def test_the_given_layout_is_estimated_with_its_pipeline():
     tree = {
         "model": {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128},
         "train": {"micro_batch_size": 1, "global_batch_size": 32},
@@ -280,7 +276,7 @@ def test_the_layout_of_the_configuration_is_planned_with_its_pipeline():
         assert planner.estimate(planner.given()).bubble == pytest.approx(waiting / (16 + waiting))
 
 
-def test_the_example_of_gpt3_is_a_job_that_can_start():
+def test_the_gpt3_example_passes_a_dry_run_and_fits():
     example = str(Path(__file__).parents[2] / "examples/gpt3_175b.yaml")
     found = cli.call(
         ("train",), ["--config", example, "--dry-run", "--world-size", "1024", "--num-layers", "16"]
@@ -291,7 +287,8 @@ def test_the_example_of_gpt3_is_a_job_that_can_start():
     assert planned["given"]["fits"]
 
 
-# for Slurm's commands and mt; the last one ends well at its third attempt, or when it is told to
+# Scripts in place of Slurm's commands and mt. The script for mt fails before its attempt LASTS_FROM; then it
+# runs until ENDS is set or SIGTERM comes.
 STAND_INS = {
     "scontrol": 'echo "scontrol $*" >> "$RECORD"; echo here',
     "srun": 'shift; "$@" & trap "kill -TERM $!" TERM; wait $!; wait $!',
@@ -305,7 +302,7 @@ STAND_INS = {
 
 @pytest.fixture
 def job(tmp_path):
-    """start(NAME=VALUE ...) -> (the process of the batch script, what its commands were told)"""
+    """start(NAME=VALUE ...) -> (the process of the batch script, the file that lists its commands)"""
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -333,7 +330,7 @@ def job(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_slurm_job_saves_and_goes_back_into_the_queue(job, number):
+def test_a_slurm_job_saves_and_is_requeued_at_a_signal(job, number):
     process, record = job()
     while not record.exists() or "running" not in record.read_text():
         assert process.poll() is None
@@ -344,14 +341,14 @@ def test_a_slurm_job_saves_and_goes_back_into_the_queue(job, number):
     assert lines[1].endswith("--rdzv-endpoint here:29500 train --config run.yaml --lr 1")
 
 
-def test_a_slurm_job_tries_again_what_failed_and_ends_when_it_is_done(job):
+def test_a_slurm_job_retries_a_failure_and_ends_when_training_ends(job):
     process, record = job(LASTS_FROM="3", ENDS="yes")
     assert process.wait() == 0
     assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 3
     assert "requeue" not in record.read_text()
 
 
-def test_a_slurm_job_does_not_try_a_mistake_again(job, tmp_path):
+def test_a_slurm_job_does_not_retry_a_users_mistake(job, tmp_path):
     process, record = job(LASTS_FROM="9", MISTAKE="yes")
     assert process.wait() == 2
     assert sum(line.startswith("mt ") for line in record.read_text().splitlines()) == 1
@@ -365,13 +362,13 @@ def test_a_slurm_job_gives_up_with_the_exit_code_of_its_last_attempt(job):
 
 
 @pytest.mark.parametrize(("stages", "virtual"), [(2, 1), (4, 1), (4, 2), (8, 3)])
-def test_the_first_stage_keeps_the_micro_batches_of_megatrons_memory_report(stages, virtual):
+def test_micro_batches_in_flight_are_those_of_megatrons_memory_report(stages, virtual):
     planner = object.__new__(Planner)
     layout = Layout(
         1, 1, 1, stages, 1, False, "optimizer", 1, num_micro_batches=64, granularity=None, virtual=virtual
     )
     in_flight = lambda stage, **changes: planner._in_flight(dataclasses.replace(layout, **changes), stage)
-    # megatron/training/theoretical_memory_usage.py: the penalty of interleaving, times 1F1B's micro-batches
+    # megatron/training/theoretical_memory_usage.py: 1F1B's micro-batches times the penalty of interleaving
     penalty = 1 + (stages - 1) / (stages * virtual) if virtual > 1 else 1
     assert in_flight(0) == pytest.approx(stages * penalty)
     assert in_flight(stages - 1) == pytest.approx(stages * penalty - (stages - 1))

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def megatron_scaler(config: PrecisionConfig):
-    """Megatron-core's rules, whose own scaler wants a GPU for its numbers."""
+    """Megatron-core's loss scaler, made without its constructor, which needs a GPU."""
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
 
     scaler = object.__new__(DynamicGradScaler)
@@ -22,7 +22,7 @@ def megatron_scaler(config: PrecisionConfig):
     return scaler
 
 
-def test_the_loss_scale_moves_as_megatrons():
+def test_the_loss_scale_changes_as_megatrons():
     config = PrecisionConfig(fp16=True, initial_loss_scale=64.0, loss_scale_window=5, hysteresis=2)
     ours, theirs = LossScale(config), megatron_scaler(config)
     overflows = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.2
@@ -40,7 +40,7 @@ def test_the_loss_scale_moves_as_megatrons():
     assert min(values) == 1.0
 
 
-def test_a_loss_scale_goes_on_from_its_state():
+def test_a_loss_scale_resumes_from_its_state():
     config = PrecisionConfig(fp16=True, loss_scale_window=3)
     ours = LossScale(config)
     for overflow in (True, True, False):
@@ -50,7 +50,7 @@ def test_a_loss_scale_goes_on_from_its_state():
     assert LossScale(PrecisionConfig(bf16=True), {}).value == 1.0
 
 
-def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
+def test_a_bfloat16_model_sums_its_gradients_in_float32_and_is_refreshed_from_master_weights():
     model = nn.Linear(4, 3)
     weights = MasterWeights(model, torch.bfloat16)
     assert model.weight.dtype == torch.bfloat16
@@ -59,7 +59,9 @@ def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
     for part in parts:
         model(part.bfloat16()).sum().backward()
         assert model.weight.grad is None
-    expected = sum(part.bfloat16().sum(0).float() for part in parts)  # each in bfloat16, their sum not
+    expected = sum(
+        part.bfloat16().sum(0).float() for part in parts
+    )  # terms in bfloat16, their sum in float32
     torch.testing.assert_close(weights.by_name["weight"].grad[0], expected, rtol=1e-6, atol=1e-5)
     with torch.no_grad():
         weights.by_name["bias"].fill_(1.0)
@@ -67,7 +69,7 @@ def test_a_narrow_model_sums_its_gradients_in_float32_and_follows_its_masters():
     assert (model.bias == 1).all()
 
 
-def test_float32_weights_are_the_models_own():
+def test_in_float32_the_master_weights_are_the_models_weights():
     model = nn.Linear(4, 3)
     weights = MasterWeights(model, torch.float32)
     assert weights.by_name["weight"] is model.weight
@@ -75,7 +77,7 @@ def test_float32_weights_are_the_models_own():
 
 
 @pytest.mark.slow  # 17 s: two runs and a resumed one
-def test_bf16_learns_as_float32_does_and_goes_on_to_the_same_bits(finished, settings, tmp_path):
+def test_bf16_learns_as_float32_does_and_resumes_to_the_same_losses(finished, settings, tmp_path):
     exact = finished[1]["curve"]
     whole = train(settings(tmp_path / "whole", bf16=True, log_interval=2))["curve"]
     assert [loss for _, loss in whole] == pytest.approx([loss for _, loss in exact], rel=5e-3)
@@ -85,7 +87,7 @@ def test_bf16_learns_as_float32_does_and_goes_on_to_the_same_bits(finished, sett
     assert cut["curve"] == whole
 
 
-def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, settings, tmp_path):
+def test_float16_lowers_its_loss_scale_and_counts_skipped_steps(finished, settings, tmp_path):
     how = {
         "fp16": True,
         "hysteresis": 1,
@@ -105,7 +107,7 @@ def test_float16_finds_its_loss_scale_and_counts_what_it_skipped(finished, setti
     assert (cut["curve"], cut["skipped_steps"]) == (whole["curve"], whole["skipped_steps"])
 
 
-def test_float16_that_never_found_its_scale_says_so(settings, tmp_path):
+def test_a_float16_run_that_skips_every_step_fails_with_the_reason(settings, tmp_path):
     with pytest.raises(
         Failure,
         match=(
@@ -128,19 +130,19 @@ def test_float16_that_never_found_its_scale_says_so(settings, tmp_path):
         ({"fp16": True, "initial_loss_scale": 0.5}, "initial_loss_scale = 0.5 must be at least 1.0"),
     ],
 )
-def test_settings_that_contradict_are_refused(settings, message):
+def test_contradicting_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         PrecisionConfig(**settings)
 
 
-def test_fast_float32_products_are_kept_only_where_they_are_float32():
+def test_fast_float32_matmul_is_used_only_if_it_has_the_precision_of_float32():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     try:
         used = use_fast_float32_matmul()
         a, b = torch.randn(300, 700), torch.randn(500, 700)
         error = (torch.nn.functional.linear(a, b).double() - a.double() @ b.double().T).abs().max()
-        assert error < 1e-3  # bfloat16's would be 1e-1
+        assert error < 1e-3  # in bfloat16 it would be 1e-1
         assert settings.fp32_precision == ("bf16" if used else before)
     finally:
         settings.fp32_precision = before

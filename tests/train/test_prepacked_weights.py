@@ -1,4 +1,4 @@
-"""Models prepared for inference against the same models as they are trained."""
+"""Models with prepacked weights, compared with the same models without."""
 
 import copy
 
@@ -27,7 +27,7 @@ def model_of(family: str, **settings):
 
 @pytest.mark.parametrize("rows", [None, 24])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_prepacked_product_is_that_of_float64(rows, bias):
+def test_a_prepacked_linear_layer_gives_the_product_of_float64(rows, bias):
     generator = torch.Generator().manual_seed(0)
     x, weight, b = (torch.randn(shape, generator=generator) for shape in ((2, 3, 48), (40, 48), (40,)))
     found = PrepackedLinear(weight, b if bias else None, rows)(x)
@@ -53,11 +53,11 @@ def test_logits_are_the_same_without_the_padding_of_the_vocabulary(untied):
     torch.testing.assert_close(found, exact.logits(hidden)[:, :V], rtol=1e-4, atol=1e-4)
 
 
-def test_matrices_are_kept_once():
+def test_the_plain_copy_of_a_prepacked_matrix_is_freed():
     model = prepare_for_inference(model_of("gpt"))
     weight = model.layers[0].ffn.up.weight
     assert weight.shape == (128, 32)
-    assert weight.untyped_storage().nbytes() == 4  # one number, expanded
+    assert weight.untyped_storage().nbytes() == 4  # one number, expanded to the shape
 
 
 def test_an_encoder_without_an_output_layer_has_no_logits():

@@ -1,4 +1,4 @@
-"""Every preset builds, with the parameters that were published for its model."""
+"""Every preset builds a model, with the published number of parameters."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from mt.train.loop import TrainConfig
 from mt.train.model.config import resolve
 from mt.train.model.family import build_model
 
-# Vocabulary as published, and parameters: of the safetensors files on the Hugging Face Hub, where there are
-# any.
+# preset -> (published vocabulary size, number of parameters). Parameters are counted in the safetensors files
+# of the Hugging Face Hub, or computed by the formula given.
 PUBLISHED = {
     "gpt-345m": (50257, 354_823_168),  # gpt2-medium
     # L (12 D^2 + 13 D) + (V + T) D + 2 D with L = 24, D = 2048, V = 50257, T = 2048
@@ -20,11 +20,11 @@ PUBLISHED = {
     "mistral-7b": (32000, 7_241_732_096),
     "qwen3-0.6b": (151936, 596_049_920),
     "starcoderbase-1b": (49152, 1_137_207_296),
-    # bert-large-uncased with both heads; its norm of the embedding is that of the last layer here
+    # bert-large-uncased with both heads; its norm after the embedding is here one after the last layer
     "bert-345m": (30522, 336_226_108),
     "mixtral-8x7b": (32000, 46_702_792_704),
     "mamba2-2.7b": (50288, 2_702_599_680),
-    # 4 (2.5 D^2) + 28 (8 D^2) + 24 (6.53 D^2) + 2 V D and change, with D = 4096: the paper's 8.66 billion
+    # 4 (2.5 D^2) + 28 (8 D^2) + 24 (6.53 D^2) + 2 V D + smaller terms, with D = 4096; paper: 8.66 billion
     "mamba2-hybrid-8b": (256000, 8_654_517_248),
     # 12 (12 D^2 + 13 D) + 12 (16 D^2 + 19 D) + (V + T) D + 4 D with D = 768, T = 512
     "t5-220m": (32128, 223_546_368),
@@ -51,7 +51,7 @@ def test_a_preset_builds(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_it_has_the_published_parameters(name):
+def test_a_preset_has_the_published_number_of_parameters(name):
     vocabulary, parameters = PUBLISHED[name]
     assert (
         sum(

@@ -10,11 +10,21 @@ from mt.train.loop import train
 
 
 @pytest.mark.parametrize(
-    ("end", "leaves", "recorded"), [(2, None, (2, 2)), (20, 3, (2, 3))], ids=["some steps", "to the end"]
+    ("end", "exit_interval", "recorded"),
+    [(2, None, (2, 2)), (20, 3, (2, 3))],
+    ids=["some steps", "to the end"],
 )
-def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, recorded):
-    """And change nothing: the losses are those of a run without."""
-    how = {"train_iters": 3, "eval_iters": 0, "split": "100,0,0", "log_interval": 1, "exit_interval": leaves}
+def test_the_requested_steps_are_recorded_and_the_losses_do_not_change(
+    settings, tmp_path, end, exit_interval, recorded
+):
+    """The run may end before the last requested step."""
+    how = {
+        "train_iters": 3,
+        "eval_iters": 0,
+        "split": "100,0,0",
+        "log_interval": 1,
+        "exit_interval": exit_interval,
+    }
     plain = train(settings(tmp_path / "plain", **how))
     found = train(settings(tmp_path / "run", profile=True, profile_step_start=1, profile_step_end=end, **how))
     assert found["curve"] == plain["curve"]
@@ -39,7 +49,7 @@ def test_steps_that_are_asked_for_are_recorded(settings, tmp_path, end, leaves, 
         ({}, "log.profile_step_start = 10: this run has 8 steps; record earlier ones"),
     ],
 )
-def test_a_recording_of_nothing_is_refused(settings, tmp_path, how, message):
+def test_a_profile_without_steps_or_ranks_is_refused(settings, tmp_path, how, message):
     with pytest.raises(UserError, match=message):
         train(settings(tmp_path / "run", profile=True, **how))
     assert not (tmp_path / "run").exists()

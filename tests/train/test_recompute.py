@@ -77,8 +77,8 @@ def step(model, name: str):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_way_of_recomputing_changes_a_bit_of_loss_or_gradients(name):
-    """With dropout, whose masks must come again."""
+def test_recomputation_changes_no_bit_of_loss_and_gradients(name):
+    """With dropout, whose masks must be the same in the recomputation."""
     loss, gradients, _ = step(network(name), name)
     for config in KINDS:
         model = network(name)
@@ -91,7 +91,7 @@ def test_no_way_of_recomputing_changes_a_bit_of_loss_or_gradients(name):
         assert all(torch.equal(a, b) for a, b in zip(again_gradients, gradients)), config
 
 
-def test_the_forward_pass_runs_again_as_often_as_the_method_says():
+def test_each_method_recomputes_its_number_of_blocks():
     counts = []
     for config in (None, *KINDS):
         model, calls = network("gpt"), []
@@ -104,7 +104,7 @@ def test_the_forward_pass_runs_again_as_often_as_the_method_says():
     assert counts == [4, 8, 8, 8, 8, 6]
 
 
-def test_what_is_kept_shrinks():
+def test_recomputation_stores_fewer_activations():
     kept = []
     for config in (None, KINDS[1], KINDS[2]):
         model = network("gpt")

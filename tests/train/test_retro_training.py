@@ -1,6 +1,4 @@
-"""Retro trained on the neighbours that `mt retro neighbors` found: batches, runs, resumes, and the GPT that
-it begins with.
-"""
+"""Retro trained on the output of `mt retro neighbors`: batches, runs, resuming, and starting from a GPT."""
 
 import json
 
@@ -36,9 +34,7 @@ RETRO = {"retro_add_retriever": True, "retro_chunk_length": M}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two corpora of bytes, `a` and `b`, a database `db` of both, and the neighbours `near` of the samples of
-    their mixture.
-    """
+    """Two corpora of bytes, `a` and `b`; their database `db`; the neighbours `near` of their blend."""
     folder = tmp_path_factory.mktemp("retro")
     for seed, name in enumerate("ab"):
         write(folder / name, texts(60, seed, 8))
@@ -127,7 +123,7 @@ def finished(folder):
     return save, train(run(folder, save))
 
 
-def test_a_micro_batch_has_the_neighbours_of_its_samples_of_a_mixture(folder):
+def test_a_micro_batch_has_the_neighbours_of_its_samples_of_a_blend(folder):
     shape = ModelConfig(num_layers=6, **RETRO)
     settings = SampleConfig(
         data_path=tuple(data(folder)), seq_length=SEQ, split="80,20", retro_project_dir=str(folder / "near")
@@ -151,11 +147,11 @@ def test_a_micro_batch_has_the_neighbours_of_its_samples_of_a_mixture(folder):
             assert torch.equal(micro.neighbors[row], torch.from_numpy(tokens))
             assert torch.equal(micro.neighbor_mask[row], torch.from_numpy(mask))
             assert micro.tokens[row].tolist() == dataset[8 + 2 * rank + row][:-1].tolist()
-    ahead = list(Batches(dataset, mesh=Mesh(0, 1, torch.device("cpu")), **how).over([(0, 4), (4, 4)]))
-    assert torch.equal(ahead[1][1].neighbors[0], torch.from_numpy(found.tokens(6, 2)[0]))
+    prefetched = list(Batches(dataset, mesh=Mesh(0, 1, torch.device("cpu")), **how).over([(0, 4), (4, 4)]))
+    assert torch.equal(prefetched[1][1].neighbors[0], torch.from_numpy(found.tokens(6, 2)[0]))
 
 
-def test_a_run_learns_and_its_checkpoint_is_a_retro_again(finished):
+def test_a_run_learns_and_its_checkpoint_loads_as_a_retro(finished):
     save, manifest = finished
     assert manifest["curve"][-1][1] < manifest["curve"][0][1] - 0.3
     checkpoint = open_checkpoint(save)
@@ -165,7 +161,7 @@ def test_a_run_learns_and_its_checkpoint_is_a_retro_again(finished):
     assert manifest["valid_loss"] > 0
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folder, finished, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_losses_and_weights(folder, finished, tmp_path):
     save = tmp_path / "run"
     train(run(folder, save, exit_interval=2))
     train(run(folder, save, exit_interval=2))
@@ -176,7 +172,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folder, finished, tmp_p
     )
 
 
-def test_two_processes_and_recomputation_train_as_one(pool, folder, tmp_path):
+def test_two_processes_with_recomputation_give_the_losses_of_one(pool, folder, tmp_path):
     off = {"retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0}
     train(run(folder, tmp_path / "one", model=RETRO | off))
     for name, how in {
@@ -191,7 +187,7 @@ def test_two_processes_and_recomputation_train_as_one(pool, folder, tmp_path):
 @pytest.mark.parametrize(
     "precision", [{}, pytest.param({"bf16": True}, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
 )
-def test_retro_fitting_begins_as_the_gpt_and_may_leave_it_as_it_is(folder, tmp_path, precision):
+def test_retro_starts_from_a_gpt_and_trains_it_or_keeps_it_frozen(folder, tmp_path, precision):
     gpt = tmp_path / "gpt"
     train(run(folder, gpt, model={}, train_iters=3))
     manifest = train(
@@ -263,7 +259,7 @@ def test_mistakes_are_named_before_anything_is_built(folder, tmp_path, changes, 
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_loaded_must_be_said(folder, finished, tmp_path):
+def test_starting_from_another_kind_of_model_needs_the_right_settings(folder, finished, tmp_path):
     gpt = tmp_path / "gpt"
     train(run(folder, gpt, model={}, train_iters=3))
     with pytest.raises(

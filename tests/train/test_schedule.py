@@ -51,7 +51,7 @@ def test_the_weight_decay_is_megatrons_at_every_sample(style):
         assert ours.at(samples) == OptimizerParamScheduler.get_wd(theirs), samples
 
 
-def test_a_constant_weight_decay_is_the_one_that_was_given():
+def test_a_constant_weight_decay_is_the_given_one():
     assert [weight_decay(OptimizerConfig(weight_decay=0.3), 100).at(n) for n in (0, 50, 200)] == [
         0.3,
         0.3,
@@ -65,14 +65,14 @@ def test_warmup_stable_decay_is_megatrons_at_every_sample(wsd_style):
     assert [rate.at(n) for n in range(220)] == [megatron_rate(rate, n) for n in range(220)]
 
 
-def test_a_table_worked_by_hand():
+def test_learning_rates_worked_by_hand():
     linear = LearningRate(1.0, 0.1, "linear", warmup=4, decay=14)
     assert [linear.at(n) for n in (0, 2, 4, 9, 14, 15)] == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
     cosine = LearningRate(1.0, 0.0, "cosine", warmup=0, decay=8)
     assert [cosine.at(n) for n in (0, 2, 4, 8)] == pytest.approx([1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.0])
 
 
-def test_the_batch_size_grows_as_megatrons():
+def test_the_batch_size_rampup_is_megatrons():
     from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
 
     theirs = RampupBatchsizeNumMicroBatchesCalculator(64, 2, 2, False, 1, 16, 8, 1000)
@@ -83,7 +83,7 @@ def test_the_batch_size_grows_as_megatrons():
     assert ours.sizes() == [16, 24, 32, 40, 48, 56, 64]
 
 
-def test_a_run_is_as_many_whole_batches_as_fit():
+def test_a_run_has_as_many_whole_batches_as_fit():
     assert list(BatchSize(8).steps(30)) == [(0, 8), (8, 8), (16, 8)]
     assert list(BatchSize(8).steps(30, consumed=16)) == [(16, 8)]
     assert [size for _, size in BatchSize.rampup(8, (2, 2, 12)).steps(40)] == [2, 2, 4, 6, 8, 8, 8]
@@ -96,7 +96,7 @@ def test_steps_are_turned_into_samples_by_the_global_batch():
     rate = learning_rate(config, total_samples=800, global_batch_size=8, by_samples=False)
     assert (rate.warmup, rate.decay) == (16, 400)
     fraction = dataclasses.replace(config, lr_warmup_iters=0, lr_warmup_fraction=0.1)
-    # of the decay, as Megatron counts
+    # a fraction of the decay, as in Megatron-LM
     assert learning_rate(fraction, total_samples=800, global_batch_size=8, by_samples=False).warmup == 40
 
 
@@ -116,7 +116,7 @@ def test_a_schedule_that_does_not_fit_is_refused(changes, message):
         learning_rate(OptimizerConfig(**changes), total_samples=800, global_batch_size=8, by_samples=False)
 
 
-def test_a_rampup_that_does_not_reach_the_batch_is_refused():
+def test_a_rampup_that_does_not_reach_the_global_batch_size_is_refused():
     with pytest.raises(UserError, match="global batch 64 minus start 16 is not a multiple of increment 7"):
         BatchSize.rampup(64, (16, 7, 1000))
     with pytest.raises(UserError, match="must be three positive numbers"):

@@ -23,7 +23,7 @@ def built(name, **settings):
     return model.train()
 
 
-def test_dropout_depends_on_the_seed_the_index_and_the_place_of_a_micro_batch():
+def test_dropout_depends_on_the_seed_the_index_and_the_place():
     model = built("gpt", hidden_dropout=0.3)
     batch = [micro_batch(model.config, index) for index in range(2)]
     loss = lambda batch, **how: gradients(model, batch, **how)[0].item()
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_factor_times_the_summed_loss():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_losses_of_routers_are_scaled_as_the_loss_of_the_model():
+def test_router_losses_are_scaled_as_the_loss_of_the_model():
     model = built("moe", hidden_dropout=0.0)
     batch = [micro_batch(model.config, 0)]
     gradients(model, batch, seed="0", experts=True)

@@ -1,4 +1,4 @@
-"""Slow ranks: which are found, what the log and the table say of them, and manual garbage collection."""
+"""Slow ranks: which are found, their lines in the log and the table, and manual garbage collection."""
 
 import gc
 import json
@@ -7,7 +7,7 @@ from mt.tests.train.parallel_jobs import train_with_a_slow_rank
 from mt.train.stragglers import manual_gc, slow_ranks, table
 
 
-def test_a_slow_rank_is_found_though_all_take_the_same_time(pool, settings, tmp_path):
+def test_a_slow_rank_is_found_although_steps_take_the_same_time_on_all_ranks(pool, settings, tmp_path):
     pool.run(
         train_with_a_slow_rank, 2, settings(tmp_path / "run", log_interval=4, eval_iters=0, split="100,0,0")
     )
@@ -18,15 +18,15 @@ def test_a_slow_rank_is_found_though_all_take_the_same_time(pool, settings, tmp_
         assert slowest > fastest + 0.02
 
 
-def test_a_rank_is_slow_that_computes_longer_or_waits_longer_for_data_than_the_median():
+def test_a_rank_that_computes_or_waits_for_data_longer_than_the_median_is_slow():
     assert slow_ranks((1.0, 1.0, 1.4), (0, 0, 0), 10) == []
     assert slow_ranks((1.0, 1.0, 1.6, 3.0), (0, 0, 0, 0), 10) == [3, 2]
     assert slow_ranks((1.0, 1.0, 1.0), (0.0, 1.6, 0.5), 10) == [1]
     assert slow_ranks((1.0, 1.6), (0, 0), 10) == [1]
-    assert slow_ranks((1.0, 1.0), (5.0, 5.0), 10) == []  # data is slow, not a rank
+    assert slow_ranks((1.0, 1.0), (5.0, 5.0), 10) == []  # data is slow on both, so no rank is
 
 
-def test_the_table_of_slow_ranks_stands_beside_the_median():
+def test_the_table_shows_slow_ranks_and_the_median():
     assert table(
         40, [2], (0.01, 0.01, 0.03), (0, 0, 0.5), (2.0, 2.0, 2.0), ["node1", "node1", "node27"]
     ).splitlines() == [
@@ -37,7 +37,7 @@ def test_the_table_of_slow_ranks_stands_beside_the_median():
     ]
 
 
-def test_garbage_is_collected_by_hand_alone():
+def test_garbage_is_collected_only_when_requested():
     generations = []
     assert gc.isenabled()
     with manual_gc(generations.append) as collect:
@@ -50,7 +50,7 @@ def test_garbage_is_collected_by_hand_alone():
     assert gc.get_freeze_count() == 0
 
 
-def test_only_the_first_rows_of_slow_ranks_are_printed_and_the_median_is_an_existing_rank():
+def test_the_table_shows_eight_slow_ranks_and_the_median_of_an_existing_rank():
     blocks = tuple(0.01 * (rank + 1) for rank in range(24))
     lines = table(1234, list(range(23, 12, -1)), blocks, (0.0,) * 24, (1.0,) * 24, ["n"] * 24).splitlines()
     assert lines[0] == "mt: step 1,234: 11 of 24 ranks keep the others waiting"

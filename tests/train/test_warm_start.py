@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Mesh(0, 1, torch.device("cpu"))
 
 
-def test_towers_begin_with_a_bert_of_hugging_face_and_with_one_projection(tmp_path):
+def test_towers_start_from_a_bert_of_hugging_face_with_equal_projections(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = {

@@ -30,7 +30,8 @@ def collective_and_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(the result of a collective on this rank, the gradient of its input).
 
-    inputs, gradients: of all ranks, the gradients of their results. arguments: after x; lists are by rank.
+    inputs: one tensor a rank. gradients: of the results, one tensor a rank. arguments: the collective's
+    arguments after the tensor and the axis; for all_to_all, lists of counts by rank.
     """
     with launch(ParallelConfig()):
         axis = Axis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)

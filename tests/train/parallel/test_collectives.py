@@ -1,4 +1,4 @@
-"""Collectives against sums, concatenations and slices of all ranks' tensors, and their gradients."""
+"""Collectives and their gradients, compared with sums, concatenations and slices of all ranks' tensors."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def part(x: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
     return x.chunk(RANKS, dim)[rank]
 
 
-# name -> of all ranks' x, a rank and a dimension: the result there
+# name -> function of (the tensors of all ranks, a rank, a dimension): the result on that rank
 FORWARD = {
     "copy_to": lambda xs, r, dim: xs[r],
     "reduce_from": lambda xs, r, dim: sum(xs),
@@ -37,7 +37,7 @@ BACKWARD = {
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
 @pytest.mark.parametrize("name", FORWARD)
-def test_a_collective_and_its_gradient_are_those_of_all_ranks_tensors(pool, name, dim):
+def test_a_collective_and_its_gradient_equal_those_computed_from_the_tensors_of_all_ranks(pool, name, dim):
     xs = tensors(4, 6, 2, seed=0)
     gradients = [torch.randn_like(FORWARD[name](xs, r, dim)) for r in range(RANKS)]
     arguments = () if name in ("copy_to", "reduce_from") else (dim,)
@@ -48,7 +48,7 @@ def test_a_collective_and_its_gradient_are_those_of_all_ranks_tensors(pool, name
         torch.testing.assert_close(gradient, BACKWARD[name](gradients, rank, dim))
 
 
-def test_a_gather_whose_result_all_ranks_use_alike_gives_each_its_part_of_the_gradient(pool):
+def test_the_gradient_of_a_gather_is_split_if_all_ranks_use_its_result_in_the_same_way(pool):
     xs = tensors(4, 3, seed=1)
     gradients = tensors(4, 6, seed=2)
     for rank, (y, gradient) in enumerate(
@@ -58,7 +58,7 @@ def test_a_gather_whose_result_all_ranks_use_alike_gives_each_its_part_of_the_gr
         assert torch.equal(gradient, part(gradients[rank], rank, 1))
 
 
-def test_rows_go_to_the_ranks_that_they_are_counted_for_and_their_gradients_come_back(pool):
+def test_all_to_all_sends_rows_by_counts_and_returns_their_gradients(pool):
     sent = [[1, 2], [3, 0]]  # rank 0 keeps a row and sends two, rank 1 sends all three
     received = [[1, 3], [2, 0]]
     xs = tensors(3, 2, seed=3)
@@ -73,8 +73,10 @@ def test_rows_go_to_the_ranks_that_they_are_counted_for_and_their_gradients_come
 
 @pytest.mark.parametrize(
     "vocab_size", [7, 10, 4]
-)  # of 10 rows: three of padding, none, and a rank of padding alone
-def test_a_vocabulary_divided_over_ranks_gives_the_numbers_of_torchs_cross_entropy(pool, vocab_size):
+)  # of 10 rows: three rows of padding; no padding; one rank has only padding
+def test_a_vocabulary_divided_over_ranks_gives_the_loss_and_gradients_of_torchs_cross_entropy(
+    pool, vocab_size
+):
     generator = torch.Generator().manual_seed(4)
     hidden, weight, bias, mask = (
         torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -28,7 +28,7 @@ def micro_batch(B: int, T: int) -> MicroBatch:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_ranks_together_have_every_token_once_with_its_label_weight_and_position(ranks):
+def test_the_ranks_together_have_every_token_once_with_its_label_loss_mask_and_position(ranks):
     whole = micro_batch(2, 16)
     parts = [split_sequences(whole, Axis(ranks, rank)) for rank in range(ranks)]
     order = torch.cat([part.positions[0] for part in parts]).argsort()
@@ -41,7 +41,7 @@ def test_the_ranks_together_have_every_token_once_with_its_label_weight_and_posi
 
 @pytest.mark.parametrize("window", [None, 5, 16])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_ranks_mask_is_its_rows_of_the_whole_mask(window, packed):
+def test_the_mask_of_a_rank_is_its_rows_of_the_whole_mask(window, packed):
     whole = micro_batch(2, 16)
     documents = whole.documents if packed else None
     shape = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=2, window_size=window)

@@ -1,4 +1,4 @@
-"""Jobs of two processes by `mt launch` in which something goes wrong."""
+"""Jobs of two processes by `mt launch`: killed ranks, ranks that hang, mistakes, signals."""
 
 import json
 import os
@@ -16,9 +16,7 @@ SETTINGS = {"log_interval": 1, "eval_iters": 0, "split": "100,0,0"}
 
 @pytest.fixture
 def job(tree, tmp_path):
-    """start(save, fault, *flags, name=value ...) -> the process of a job whose messages are a pipe, as is its
-    summary.
-    """
+    """start(save, fault, *flags, name=value ...) -> a job's process; stdout and stderr are pipes."""
 
     def start(save, fault, *flags, **values) -> subprocess.Popen:
         config = tmp_path / f"{save.name}.yaml"
@@ -44,8 +42,8 @@ def undisturbed(pool, settings, tmp_path_factory):
     return losses(save)
 
 
-@pytest.mark.slow  # the kills of tests/train/test_loop.py are of one process
-def test_a_job_whose_rank_is_killed_in_a_save_resumes_from_the_checkpoint_before_with_the_same_losses(
+@pytest.mark.slow  # tests/train/test_loop.py kills one process
+def test_a_job_whose_rank_is_killed_during_a_save_resumes_from_the_previous_checkpoint(
     job, undisturbed, tmp_path
 ):
     save = tmp_path / "run"
@@ -55,11 +53,11 @@ def test_a_job_whose_rank_is_killed_in_a_save_resumes_from_the_checkpoint_before
     assert "rank 0 was killed by SIGKILL; starting again (1 of 3)" in messages
     assert json.loads(out)["counts"]["steps"] == 8
     assert losses(save) == undisturbed
-    # the half-written one is gone
+    # the half-written checkpoint was removed
     assert sorted(p.name for p in save.iterdir() if "step" in p.name) == ["step_00000006", "step_00000008"]
 
 
-def test_a_mistake_is_said_once_and_not_tried_again(job, tmp_path):
+def test_a_users_mistake_is_reported_once_and_not_retried(job, tmp_path):
     process = job(tmp_path / "run", "", micro_batch_size=3)
     _, messages = process.communicate()
     assert process.returncode == 2, messages
@@ -68,7 +66,7 @@ def test_a_mistake_is_said_once_and_not_tried_again(job, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
-def test_a_rank_that_hangs_is_named_with_the_step_and_what_the_others_wait_in_and_the_job_ends(
+def test_a_rank_that_hangs_is_named_with_its_step_and_the_waiting_collective_and_the_job_ends(
     job, tmp_path, fault
 ):
     process = job(tmp_path / "run", f"{fault}@1@4", "--max-restarts", "0", distributed_timeout_minutes=0.05)

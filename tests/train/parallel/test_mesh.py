@@ -30,7 +30,7 @@ from mt.train.parallel.mesh import ParallelConfig, check_sizes, pretend
         ({"pipeline_model_parallel_size": 0}, "pipeline_model_parallel_size = 0 must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         build(ParallelConfig, ("test", settings))
 
@@ -65,12 +65,12 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         ),
     ],
 )
-def test_processes_that_cannot_be_laid_out_are_refused(parallel, world, message):
+def test_a_number_of_processes_that_the_sizes_do_not_divide_is_refused(parallel, world, message):
     with pytest.raises(UserError, match=message):
         check_sizes(ParallelConfig(**parallel), world)
 
 
-def test_sequence_parallel_alone_is_refused():
+def test_sequence_parallel_without_tensor_parallelism_is_refused():
     with pytest.raises(
         UserError,
         match="sequence_parallel divides sequences over tensor-parallel processes, and there is one",
@@ -78,7 +78,7 @@ def test_sequence_parallel_alone_is_refused():
         build(ParallelConfig, ("test", {"sequence_parallel": True}))
 
 
-def test_every_rank_has_its_place_on_every_axis():
+def test_a_rank_has_the_sizes_ranks_and_groups_of_every_axis():
     """Worked by hand for 16 processes: 2 stages x 2 replicas x 2 context- x 2 tensor-parallel ranks."""
     config = ParallelConfig(
         tensor_model_parallel_size=2,

@@ -1,5 +1,5 @@
-"""Parallel training against one process: tensor, sequence, context, expert and data parallelism, and what is
-refused.
+"""Parallel training compared with one process: tensor, sequence, context, expert and data parallelism, and
+layouts that are refused.
 """
 
 import functools
@@ -10,13 +10,13 @@ import torch
 from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import (
     CASES,
-    bytes_a_parameter,
+    bytes_per_parameter,
     differences,
-    draws_of_its_own,
-    embedded,
+    embedding_after_dropout,
     first_weights,
     memory_of_building,
     model_config,
+    random_numbers_of_a_rank,
     train,
 )
 from mt.train.parallel.mesh import ParallelConfig
@@ -25,11 +25,11 @@ from mt.train.parallel.parallelize import check_layout
 
 @pytest.fixture(scope="module")
 def alone(pool):
-    """alone(family, name=value ...) -> what one process makes of it."""
+    """alone(family, name=value ...) -> the Result of one process."""
     return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
 
 
-# of the layouts of four processes
+# layouts of four processes that are not marked slow
 QUICK = (
     "gpt, TP2 x CP2, sequence parallel",
     "moe, TP2 x EP2, sequence parallel",
@@ -52,7 +52,7 @@ def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case
     assert weights < 1e-10
 
 
-def test_float32_differs_by_rounding_and_bfloat16_by_its_own(pool, alone):
+def test_in_float32_and_bfloat16_losses_differ_by_rounding_only(pool, alone):
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     one = alone("gpt", dtype=torch.float32)
     many = pool.run(train, 2, "gpt", parallel, dtype=torch.float32)[0]
@@ -62,14 +62,14 @@ def test_float32_differs_by_rounding_and_bfloat16_by_its_own(pool, alone):
 
 
 def test_losses_differ_from_step_to_step(alone):
-    """Else equal numbers would mean nothing."""
+    """Otherwise equal losses would prove nothing."""
     losses = alone("gpt").losses
     assert len(set(losses)) == len(losses)
 
 
 @pytest.mark.parametrize("granularity", ["selective", "full"])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-def test_recomputation_changes_no_bit_at_a_layout_dropout_included(pool, granularity, sequence_parallel):
+def test_recomputation_with_dropout_changes_no_bit_at_a_layout(pool, granularity, sequence_parallel):
     how = {"steps": 2, "changes": {"hidden_dropout": 0.2, "attention_dropout": 0.3}}
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
     plain, again = (pool.run(train, 2, "gpt", parallel, granularity=g, **how)[0] for g in (None, granularity))
@@ -77,7 +77,7 @@ def test_recomputation_changes_no_bit_at_a_layout_dropout_included(pool, granula
     assert all(torch.equal(plain.weights[name], again.weights[name]) for name in plain.weights)
 
 
-def test_masks_of_what_ranks_hold_alike_are_those_of_one_process(pool):
+def test_dropout_masks_of_replicated_states_are_those_of_one_process(pool):
     how = {"steps": 3, "changes": {"hidden_dropout": 0.3}}
     assert (
         max(
@@ -90,17 +90,19 @@ def test_masks_of_what_ranks_hold_alike_are_those_of_one_process(pool):
     )
 
 
-def test_masks_of_what_ranks_share_differ(pool):
+def test_dropout_masks_of_states_divided_over_ranks_differ(pool):
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    first, second = pool.run(embedded, 2, parallel)  # a dropped embedding of the same token at all positions
+    first, second = pool.run(
+        embedding_after_dropout, 2, parallel
+    )  # embeddings of one token at all positions, after dropout
     assert not torch.equal(first == 0, second == 0)
     parallel = {"tensor_model_parallel_size": 2}
-    first, second = pool.run(embedded, 2, parallel)
+    first, second = pool.run(embedding_after_dropout, 2, parallel)
     assert torch.equal(first, second)
 
 
-def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_them_in_step(pool):
-    (a, again, next_a, after_a), (b, _, next_b, after_b) = pool.run(draws_of_its_own, 2)
+def test_random_numbers_of_a_rank_are_its_own_reproducible_and_leave_the_common_generator_in_step(pool):
+    (a, again, next_a, after_a), (b, _, next_b, after_b) = pool.run(random_numbers_of_a_rank, 2)
     assert torch.equal(a, again)
     assert not torch.equal(a, b)
     assert not torch.equal(a, next_a)
@@ -113,22 +115,22 @@ def test_attention_draws_differ_by_rank_follow_from_the_common_ones_and_leave_th
     [(torch.bfloat16, 18, 6, 12), (torch.float32, 16, 8, 12), (torch.float16, 18, 6, 12)],
     ids=str,
 )
-def test_bytes_a_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloat16(
+def test_bytes_per_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloat16(
     pool, dtype, alone, whole, shared
 ):
-    """Its README, on 1 and d processes: bf16 18, 6 + 12 / d; fp32 16, 8 + 8 / d; fp16 20, 4 + 16 / d."""
-    assert pool.run(bytes_a_parameter, 1, {}, dtype) == [pytest.approx((alone, alone), rel=0.01)]
+    """Its README, for 1 and d processes: bf16 18, 6 + 12 / d; fp32 16, 8 + 8 / d; fp16 20, 4 + 16 / d."""
+    assert pool.run(bytes_per_parameter, 1, {}, dtype) == [pytest.approx((alone, alone), rel=0.01)]
     assert (
-        pool.run(bytes_a_parameter, 2, {}, dtype)
+        pool.run(bytes_per_parameter, 2, {}, dtype)
         == [pytest.approx((whole + shared / 2, 16 / 2), rel=0.01)] * 2
     )
     if dtype == torch.bfloat16:
         assert (
-            pool.run(bytes_a_parameter, 2, {"data_parallel_sharding": "full"}, dtype)
+            pool.run(bytes_per_parameter, 2, {"data_parallel_sharding": "full"}, dtype)
             == [pytest.approx((16 / 2, 16 / 2), rel=0.02)] * 2
         )
         assert (
-            pool.run(bytes_a_parameter, 4, {"tensor_model_parallel_size": 2}, dtype)
+            pool.run(bytes_per_parameter, 4, {"tensor_model_parallel_size": 2}, dtype)
             == [pytest.approx((whole / 2 + shared / 4, 16 / 4), rel=0.02)] * 4
         )
 
@@ -142,13 +144,13 @@ def test_bytes_a_parameter_are_those_of_megatrons_distributed_optimizer_in_bfloa
         {"data_parallel_sharding": "full"},
     ],
 )
-def test_ranks_draw_the_pieces_of_the_weights_that_one_process_draws(pool, parallel):
+def test_ranks_initialize_their_parts_with_the_weights_of_one_process(pool, parallel):
     one, many = pool.run(first_weights, 1, {})[0], pool.run(first_weights, 2, parallel)[0]
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
 
 
-def test_no_rank_ever_holds_a_whole_model(pool):
+def test_no_rank_ever_allocates_a_whole_model(pool):
     grown, model = pool.run(memory_of_building, 2, {})[0]
     assert grown < 0.75 * model  # its half, and a block
 
@@ -274,6 +276,6 @@ def test_no_rank_ever_holds_a_whole_model(pool):
         ),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused_with_the_reason(family, parallel, changes, length, message):
+def test_an_impossible_layout_is_refused_with_the_reason(family, parallel, changes, length, message):
     with pytest.raises(UserError, match=message):
         check_layout(ParallelConfig(**parallel), model_config(family, **changes), {"seq_length": length})

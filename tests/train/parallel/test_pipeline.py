@@ -1,6 +1,4 @@
-"""Pipeline stages: the order of their work, what each of them has, and the numbers of one process to the last
-bit.
-"""
+"""Pipeline parallelism: the weights of one process bit for bit, and the memory of a stage."""
 
 import pytest
 import torch
@@ -16,8 +14,8 @@ BITWISE = {
 
 
 @pytest.mark.parametrize("how", list(BITWISE))
-def test_a_pipeline_gives_the_weights_of_one_process_to_the_last_bit(pool, how):
-    """In float32, with dropout, over 4 micro-batches a step."""
+def test_a_pipeline_gives_the_weights_of_one_process_bit_for_bit(pool, how):
+    """In float32, with dropout, 4 micro-batches a step."""
     parallel, options = BITWISE[how]
     common = {
         "steps": 5,
@@ -30,20 +28,22 @@ def test_a_pipeline_gives_the_weights_of_one_process_to_the_last_bit(pool, how):
     assert all(torch.equal(one.weights[name], many.weights[name]) for name in one.weights)
 
 
-def test_gradients_put_off_change_no_bit_in_bfloat16(pool):
+def test_delayed_weight_gradients_change_no_bit_in_bfloat16(pool):
     how = {"steps": 3, "dtype": torch.float32, "compute_dtype": torch.bfloat16}
-    plain, put_off = (
+    plain, delayed = (
         pool.run(train, 2, "gpt", {"pipeline_model_parallel_size": 2, "pipeline_schedule": schedule}, **how)[
             0
         ]
         for schedule in ("1f1b", "zero-bubble")
     )
-    assert plain.losses == put_off.losses
-    assert all(torch.equal(plain.weights[name], put_off.weights[name]) for name in plain.weights)
+    assert plain.losses == delayed.losses
+    assert all(torch.equal(plain.weights[name], delayed.weights[name]) for name in plain.weights)
 
 
-def test_a_rank_has_memory_for_its_own_stage_alone(pool):
+def test_a_rank_allocates_only_its_own_stage(pool):
     whole, *stages = (
         pool.run(build_stages, ranks, {"pipeline_model_parallel_size": ranks}) for ranks in (1, 2)
     )
-    assert sum(stages[0]) == whole[0] + 64 * 16  # the embedding, which is the head too
+    assert (
+        sum(stages[0]) == whole[0] + 64 * 16
+    )  # both stages have the embedding, which is tied to the lm_head

@@ -1,4 +1,4 @@
-"""Pipeline schedules: replayed without deadlock, and their idle time against the papers."""
+"""Pipeline schedules: replayed without deadlock; their idle time, compared with the papers."""
 
 import pytest
 
@@ -17,7 +17,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("ranks", "per_rank", "count"), SHAPES)
-def test_every_stage_does_every_micro_batch_once_in_order_and_after_what_it_needs(
+def test_every_stage_runs_every_micro_batch_once_in_order_after_its_dependencies(
     schedule, ranks, per_rank, count
 ):
     found = programs(schedule, ranks, per_rank, count).programs
@@ -33,9 +33,7 @@ def test_every_stage_does_every_micro_batch_once_in_order_and_after_what_it_need
 
 
 def replay(found, ranks: int, stages: int) -> None:
-    """Runs the programs with messages that arrive in the order in which a pair of ranks sends them, blocking
-    where one is not there.
-    """
+    """Runs the programs. Messages of a pair of ranks arrive in order; a rank waits for its next message."""
     at, done = [0] * ranks, set()
     channels: dict = {}
     posted: dict = {}
@@ -73,10 +71,10 @@ def replay(found, ranks: int, stages: int) -> None:
 @pytest.mark.parametrize(
     ("ranks", "per_rank", "count"), [(2, 1, 8), (4, 1, 16), (4, 2, 16), (8, 3, 32), (16, 1, 64)]
 )
-def test_the_bubble_is_that_of_the_papers(ranks, per_rank, count):
-    """In forward passes of a stage: 3 (p - 1) of gpipe, 1F1B and interleaved 1F1B (Narayanan et al.
+def test_idle_times_are_those_of_the_papers(ranks, per_rank, count):
+    """In forward passes of a stage: gpipe, 1F1B and interleaved 1F1B wait 3 (p - 1), ZB-H1 waits p - 1.
 
-    2021), p - 1 of ZB-H1 (Qi et al. 2023).
+    Narayanan et al. 2021, Qi et al. 2023.
     """
     for schedule, waiting in (
         ("1f1b", 3 * (ranks - 1)),
@@ -89,17 +87,17 @@ def test_the_bubble_is_that_of_the_papers(ranks, per_rank, count):
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
-def test_no_rank_holds_more_micro_batches_than_there_are_stages(schedule):
+def test_no_rank_has_more_micro_batches_in_flight_than_there_are_stages(schedule):
     end = {"1f1b": "B", "zero-bubble": "W"}[schedule]
     for program in programs(schedule, 4, 1, 16).programs:
-        held = most = 0
+        in_flight = most = 0
         for step in program:
-            held += {"F": 1, end: -1}.get(step.kind, 0) if isinstance(step, Action) else 0
-            most = max(most, held)
+            in_flight += {"F": 1, end: -1}.get(step.kind, 0) if isinstance(step, Action) else 0
+            most = max(most, in_flight)
         assert most <= 4
 
 
-def test_validation_has_forward_passes_alone():
+def test_validation_runs_only_forward_passes():
     plan = forward_programs(4, 2, 5)
     assert {step.kind for program in plan.programs for step in program if isinstance(step, Action)} == {"F"}
     assert plan.length == 2 * 5 + 4 - 1

@@ -12,18 +12,21 @@ from mt.train.parallel.mesh import ParallelConfig
 from mt.train.parallel.stages import bounds, cut_stage, divide, owners
 
 
-def test_stages_are_as_even_as_blocks_can_be_dealt_out_with_the_head():
+def test_blocks_are_divided_evenly_counting_the_cost_of_the_lm_head():
     config = model_config("gpt", num_layers=8, vocab_size=60)
     split = bounds(ParallelConfig(pipeline_model_parallel_size=4), config, {"seq_length": 16})
     assert split == [(0, 2), (2, 4), (4, 6), (6, 8)]
-    heavy = model_config("gpt", num_layers=8, vocab_size=6000)  # a head that costs more than all blocks
-    assert bounds(ParallelConfig(pipeline_model_parallel_size=4), heavy, {"seq_length": 16})[-1] == (7, 8)
+    large_head = model_config("gpt", num_layers=8, vocab_size=6000)  # its lm_head costs more than all blocks
+    assert bounds(ParallelConfig(pipeline_model_parallel_size=4), large_head, {"seq_length": 16})[-1] == (
+        7,
+        8,
+    )
 
 
 @pytest.mark.parametrize(
     "family", ["gpt", "llama", "moe", "bert", "bert_post_norm", "t5", "t5_relative", "mamba_moe"]
 )
-def test_stages_together_have_every_weight_and_only_shared_ones_twice(family):
+def test_the_stages_have_every_weight_and_only_shared_weights_twice(family):
     config = model_config(family)
     with torch.device("meta"):
         whole = build_model(config)
@@ -36,7 +39,7 @@ def test_stages_together_have_every_weight_and_only_shared_ones_twice(family):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_dearest_stage_is_as_cheap_as_in_the_best_of_all_divisions(seed):
+def test_the_largest_cost_of_a_stage_is_the_least_of_all_divisions(seed):
     random = np.random.default_rng(seed)
     costs = random.integers(1, 10, size=random.integers(3, 9)).astype(float).tolist()
     for stages in range(1, len(costs) + 1):
@@ -44,12 +47,12 @@ def test_the_dearest_stage_is_as_cheap_as_in_the_best_of_all_divisions(seed):
         assert ends == sorted(set(ends)), "no stage is empty"
         assert (len(ends), ends[-1]) == (stages, len(costs))
         best = min(
-            dearest(costs, [*cut, len(costs)]) for cut in combinations(range(1, len(costs)), stages - 1)
+            largest_cost(costs, [*cut, len(costs)]) for cut in combinations(range(1, len(costs)), stages - 1)
         )
-        assert dearest(costs, ends) == best
+        assert largest_cost(costs, ends) == best
 
 
-def dearest(costs: list[float], ends: list[int]) -> float:
+def largest_cost(costs: list[float], ends: list[int]) -> float:
     return max(sum(costs[begin:end]) for begin, end in pairwise([0, *ends]))
 
 

@@ -1,4 +1,4 @@
-"""The watchdog: what it tells of a rank that hangs (test_launcher.py has whole jobs)."""
+"""The watchdog: what it reports about a rank that hangs (test_launcher.py runs whole jobs)."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from mt.train.parallel.mesh import ParallelConfig, check_sizes
 from mt.train.parallel.watchdog import LEFT, Collective, Watchdog, pending_collective, python_line
 
 
-def test_the_line_of_python_is_the_innermost_of_this_package():
+def test_python_line_is_the_innermost_frame_of_this_package():
     lines = []
 
     def inside() -> None:
@@ -47,8 +47,11 @@ def test_a_collective_is_described_with_its_number_group_and_shape():
 
 
 @pytest.fixture
-def watching(monkeypatch):
-    """watching(rank, waited, beats): what a rank of 4 reports after `waited` seconds in a collective."""
+def report_of(monkeypatch):
+    """report_of(rank, waited, beats): the report of a rank of 4 after `waited` seconds in a collective.
+
+    beats: rank -> its last heartbeat.
+    """
 
     def report(rank: int, waited: float, beats: dict[int, dict], begun: bool = False):
         store = dist.HashStore()
@@ -70,31 +73,31 @@ def watching(monkeypatch):
 WHAT = "all_reduce number 2 of process group 0 (4 numbers), in which rank 0 has waited for 12 s at step 3"
 
 
-def test_the_ranks_that_are_in_no_collective_or_came_late_are_named(watching):
+def test_ranks_that_are_in_no_collective_or_entered_it_late_are_named(report_of):
     beats = {
         1: {"waited": 11.0, "begun": False},
         2: {"waited": 0.0, "begun": False},
         3: {"waited": 4.9, "begun": False},
     }
-    assert watching(0, 12.0, beats) == ([2, 3], f"has not come to {WHAT}")
-    assert watching(0, 12.0, {1: LEFT, 2: beats[1], 3: beats[1]}) == ([1], f"has not come to {WHAT}")
+    assert report_of(0, 12.0, beats) == ([2, 3], f"has not come to {WHAT}")
+    assert report_of(0, 12.0, {1: LEFT, 2: beats[1], 3: beats[1]}) == ([1], f"has not come to {WHAT}")
 
 
-def test_a_rank_without_a_heartbeat_is_late(watching):
-    assert watching(0, 12.0, {1: {"waited": 11.0, "begun": False}})[0] == [2, 3]
+def test_a_rank_without_a_heartbeat_is_late(report_of):
+    assert report_of(0, 12.0, {1: {"waited": 11.0, "begun": False}})[0] == [2, 3]
 
 
-def test_on_a_gpu_a_rank_is_late_whose_kernel_has_not_started(watching):
+def test_on_a_gpu_a_rank_whose_kernel_has_not_started_is_late(report_of):
     beats = {rank: {"waited": 11.0, "begun": rank != 2} for rank in (1, 2, 3)}
-    assert watching(0, 12.0, beats, begun=True) == ([2], f"has not come to {WHAT}")
+    assert report_of(0, 12.0, beats, begun=True) == ([2], f"has not come to {WHAT}")
 
 
-def test_where_all_wait_they_are_in_different_collectives(watching):
+def test_if_all_ranks_wait_they_are_reported_in_different_collectives(report_of):
     beats = {rank: {"waited": 11.0, "begun": False} for rank in (1, 2, 3)}
-    assert watching(0, 12.0, beats) == ([1, 2, 3], f"is in another collective than {WHAT}")
+    assert report_of(0, 12.0, beats) == ([1, 2, 3], f"is in another collective than {WHAT}")
 
 
-def test_the_oldest_collective_that_has_not_ended_is_found_in_the_flight_recorder(monkeypatch):
+def test_the_oldest_pending_collective_is_read_from_the_flight_recorder(monkeypatch):
     entry = {
         "retired": False,
         "state": "scheduled",
