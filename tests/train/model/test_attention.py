@@ -1,4 +1,4 @@
-"""Attention masks (windows, packed documents, padding) against loops over queries; the choice of backends."""
+"""Attention masks (windows, packed documents, padding), compared with loops; the choice of backends."""
 
 import importlib.util
 import itertools
@@ -51,7 +51,7 @@ def documents(device="cpu") -> Documents:
     return Documents(ids.int().to(device), torch.cat([torch.zeros(1), ends]).int().to(device), 40)
 
 
-def by_hand(query, key, value, visible):
+def attend_by_loop(query, key, value, visible):
     """Attention one query at a time. visible(b, q, k): whether query q attends to key k."""
     out = torch.zeros(B, T, H, C, dtype=query.dtype)
     for b in range(B):
@@ -69,24 +69,24 @@ def same_document(b, q, k):
 
 
 CASES = {
-    "what came before": ({}, False, lambda b, q, k: k <= q),
-    "a window": ({"window_size": 5}, False, lambda b, q, k: q - 5 < k <= q),
-    "its document": ({}, True, lambda b, q, k: k <= q and same_document(b, q, k)),
-    "a window of its document": (
+    "causal": ({}, False, lambda b, q, k: k <= q),
+    "window": ({"window_size": 5}, False, lambda b, q, k: q - 5 < k <= q),
+    "documents": ({}, True, lambda b, q, k: k <= q and same_document(b, q, k)),
+    "window and documents": (
         {"window_size": 5},
         True,
         lambda b, q, k: q - 5 < k <= q and same_document(b, q, k),
     ),
-    "a window as long as the text": ({"window_size": T}, False, lambda b, q, k: k <= q),
+    "window as long as the text": ({"window_size": T}, False, lambda b, q, k: k <= q),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_query_attends_to(name):
+def test_causal_attention_is_that_of_a_loop_over_queries(name):
     settings, packed, visible = CASES[name]
     inputs = queries_keys_values()
     mask = causal_mask(config(**settings), torch.zeros(B, T), torch.float64, documents() if packed else None)
-    found, expected = attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible)
+    found, expected = attend(*inputs, mask, scale=None, dropout=0.0), attend_by_loop(*inputs, visible)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
@@ -96,14 +96,14 @@ def test_bidirectional_attention_masks_padding_only():
     inputs, present = queries_keys_values(), torch.arange(T) < torch.tensor([[T], [17]])
     found = attend(*inputs, bidirectional_mask(present), scale=None, dropout=0.0)
     torch.testing.assert_close(
-        found, by_hand(*inputs, lambda b, q, k: bool(present[b, k])), rtol=0, atol=1e-12
+        found, attend_by_loop(*inputs, lambda b, q, k: bool(present[b, k])), rtol=0, atol=1e-12
     )
     assert bidirectional_mask(None) == AttentionMask()
 
 
 @pytest.mark.parametrize("scores", [1, 1 << 18])
-def test_texts_packed_into_one_row_attend_only_to_themselves(monkeypatch, scores):
-    monkeypatch.setattr(attention, "SCORES", scores)  # texts of one length one by one, or together
+def test_texts_packed_into_one_row_are_attended_to_separately(monkeypatch, scores):
+    monkeypatch.setattr(attention, "SCORES", scores)  # 1: texts of equal length one by one, else together
     torch.manual_seed(0)
     lengths = [5, 5, 5, 3, 1, 3, 3]
     query, (key, value) = torch.randn(1, 4, sum(lengths), 8), torch.randn(2, 1, 2, sum(lengths), 8)
@@ -117,7 +117,7 @@ def test_texts_packed_into_one_row_attend_only_to_themselves(monkeypatch, scores
     torch.testing.assert_close(ours, expected.transpose(1, 2).flatten(2))
 
 
-def test_one_query_in_bfloat16_is_attended_to_in_float32_on_a_cpu():
+def test_attention_of_one_bfloat16_query_is_computed_in_float32_on_a_cpu():
     query, key, value = (
         x[:, :, :1] if n == 0 else x for n, x in enumerate(queries_keys_values(torch.bfloat16))
     )
@@ -155,7 +155,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         ({"attention_backend": "flex"}, GPU, torch.bfloat16, False, "flex"),
     ],
 )
-def test_the_backend_is_the_best_that_can(settings, device, dtype, bounded, chosen, monkeypatch):
+def test_the_best_possible_backend_is_chosen(settings, device, dtype, bounded, chosen, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -221,23 +221,23 @@ def test_the_backend_is_the_best_that_can(settings, device, dtype, bounded, chos
         ),
     ],
 )
-def test_a_backend_that_cannot_is_refused_with_the_reason(settings, device, dtype, message, monkeypatch):
+def test_an_impossible_backend_is_refused_with_the_reason(settings, device, dtype, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
         attention_backend(config(**settings), device, dtype, bounded=True)
 
 
 def one_by_one(query, key, value, starts, window, *, causal):
-    """(tokens, heads, C) of attention over documents one by one.
+    """Attention over one document after another, (tokens, heads, C).
 
-    window: tokens before and after the query, -1: all.
+    window: how many tokens before and after the query; -1 means all.
     """
     outs = []
     for a, b in itertools.pairwise(starts):
         q, k, v = (x[a:b].transpose(0, 1)[None] for x in (query, key, value))
-        ahead = torch.arange(b - a)[:, None] - torch.arange(b - a)
-        mask = (ahead >= 0) if causal else torch.ones_like(ahead, dtype=torch.bool)
-        mask = mask & (ahead <= window[0]) if window[0] >= 0 else mask
+        distance = torch.arange(b - a)[:, None] - torch.arange(b - a)
+        mask = (distance >= 0) if causal else torch.ones_like(distance, dtype=torch.bool)
+        mask = mask & (distance <= window[0]) if window[0] >= 0 else mask
         outs.append(
             torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[
                 0
@@ -247,9 +247,7 @@ def one_by_one(query, key, value, starts, window, *, causal):
 
 
 class DotProductAttention:
-    """transformer-engine's module of that name, as its documentation has it (version 2.20); the module needs
-    a GPU.
-    """
+    """Replaces transformer-engine's module, which needs a GPU: the documented interface of version 2.20."""
 
     def __init__(
         self,
@@ -287,13 +285,13 @@ class DotProductAttention:
                 40,
             )
             assert cu_seqlens_q.equal(cu_seqlens_kv)
-            # (t, h x d)
+            # (T, H x C)
             return one_by_one(
                 query_layer, key_layer, value_layer, cu_seqlens_q, window_size, causal=True
             ).flatten(1)
         assert (qkv_format, attn_mask_type) == ("bshd", "causal")
         flat = [x.flatten(0, 1) for x in (query_layer, key_layer, value_layer)]
-        # (b, s, h x d)
+        # (B, T, H x C)
         return one_by_one(*flat, range(0, B * T + 1, T), window_size, causal=True).view(B, T, -1)
 
 
@@ -317,7 +315,7 @@ def test_transformer_engine_gets_the_mask(name, monkeypatch):
     )
     assert mask.backend == "transformer-engine"
     torch.testing.assert_close(
-        attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+        attend(*inputs, mask, scale=None, dropout=0.0), attend_by_loop(*inputs, visible), rtol=0, atol=1e-12
     )
     attention._transformer_engine_layer.cache_clear()
 
@@ -327,11 +325,9 @@ def test_transformer_engine_gets_the_mask(name, monkeypatch):
     [frozenset({"window_size", "enable_gqa"}), frozenset({"window_size"}), frozenset({"is_causal"})],
     ids=["2.13", "2.11", "2.10"],
 )
-@pytest.mark.parametrize("name", ["its document", "a window of its document"])
-def test_the_variable_length_kernel_of_every_torch_gets_the_same_mask(name, known, monkeypatch):
-    """The kernel needs a GPU; in its place stands attention over the documents one by one, with the kernel's
-    arguments.
-    """
+@pytest.mark.parametrize("name", ["documents", "window and documents"])
+def test_the_variable_length_kernel_gets_the_same_mask_in_every_version_of_torch(name, known, monkeypatch):
+    """The kernel needs a GPU. A function with its arguments replaces it, and reads documents one by one."""
     settings, _, visible = CASES[name]
     if "window_size" in settings and "window_size" not in known:
         monkeypatch.setattr(attention, "_varlen_options", lambda: known)
@@ -353,14 +349,14 @@ def test_the_variable_length_kernel_of_every_torch_gets_the_same_mask(name, know
     mask = AttentionMask("varlen", True, documents=documents(), window=settings.get("window_size"))
     inputs = queries_keys_values()
     torch.testing.assert_close(
-        attend(*inputs, mask, scale=None, dropout=0.0), by_hand(*inputs, visible), rtol=0, atol=1e-12
+        attend(*inputs, mask, scale=None, dropout=0.0), attend_by_loop(*inputs, visible), rtol=0, atol=1e-12
     )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen", "flash", "transformer-engine"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_backend_gives_the_same_on_a_gpu(backend, name):
+def test_every_backend_gives_the_same_result_on_a_gpu(backend, name):
     if backend in attention.PACKAGES:
         pytest.importorskip(attention.PACKAGES[backend][0], reason=f"{backend} is not installed")
     settings, packed, visible = CASES[name]
@@ -373,7 +369,7 @@ def test_every_backend_gives_the_same_on_a_gpu(backend, name):
     )
     found = attend(*inputs, mask, scale=None, dropout=0.0)
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
-    expected = by_hand(*exact, visible)
+    expected = attend_by_loop(*exact, visible)
     torch.testing.assert_close(found.double().cpu(), expected, rtol=0, atol=3e-2)
     ours, theirs = torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), exact)
     for a, b in zip(ours, theirs):

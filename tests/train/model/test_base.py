@@ -18,7 +18,7 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "t5", "mamba"])
-def test_a_batch_is_the_sum_of_its_micro_batches(name):
+def test_loss_and_gradients_of_a_batch_are_the_sums_over_its_micro_batches(name):
     model = built(name)
     batch = [micro_batch(model.config, index) for index in range(3)]
     calls = []
@@ -56,19 +56,19 @@ def test_a_block_takes_the_inputs_that_its_model_gives_it(name):
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "bert_post_norm", "t5", "ict", "retro"])
 @torch.no_grad()
-def test_the_last_norms_compute_the_last_hidden_states(name):
-    model, seen = built(name), []
+def test_the_outputs_of_the_last_norms_are_the_last_hidden_states(name):
+    model, outputs = built(name), []
     for norm in model.last_norms():
-        norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        norm.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     arguments = micro_batch(model.config, 0).arguments()
     if name == "ict":
         queries, _ = model.embed(**arguments)
-        first = seen[0][:, 0]
+        first = outputs[0][:, 0]
         projection = model.query.projection
         torch.testing.assert_close(first if projection is None else projection(first), queries)
         return
     inputs = {n: value for n, value in arguments.items() if n not in (*TOKENS, "swapped")}
-    torch.testing.assert_close(model.forward(**inputs), seen[-1])
+    torch.testing.assert_close(model.forward(**inputs), outputs[-1])
 
 
 def test_only_retro_can_be_frozen():

@@ -32,7 +32,7 @@ def tokens(rows=3, length=24, seed=1):
 
 
 @torch.no_grad()
-def test_megatrons_bert_has_its_norms_before_the_parts_and_after_the_last():
+def test_bert_has_norms_before_attention_and_feed_forward_and_after_the_last_layer_as_in_megatron():
     bert = model(Bert, "bert")
     x = bert.embedding(tokens()) + bert.positions(torch.arange(24)) + bert.token_types.weight[0]
     for layer in bert.layers:

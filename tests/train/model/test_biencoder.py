@@ -19,7 +19,7 @@ def built(family, **changes):
 
 
 @pytest.mark.parametrize("family", ["ict", "ict_shared"])
-def test_the_loss_is_that_of_a_loop_over_queries_and_blocks(family):
+def test_the_loss_equals_that_of_a_loop_over_queries_and_blocks(family):
     model = built(family)
     batch = [micro_batch(model.config, index) for index in range(3)]
     queries, blocks = [], []

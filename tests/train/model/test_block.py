@@ -11,15 +11,15 @@ from mt.train.model.block import activate
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def cut(module, rank, ranks):
-    """A module with its share of every weight, as `split` has it."""
+def keep_part(module, rank, ranks):
+    """The module with a rank's part of every weight, divided as `split` says."""
     for part in module.modules():
         split = getattr(part, "split", None)
         if split is not None:
             part.weight = torch.nn.Parameter(
                 part.weight.chunk(ranks, dim=0 if split == "column" else 1)[rank].clone()
             )
-            if part.bias is not None:  # that of a row-split is added once, after the sum
+            if part.bias is not None:  # the bias of a row-split layer is added once to the sum of all ranks
                 part.bias = torch.nn.Parameter(
                     part.bias.chunk(ranks)[rank].clone() if split == "column" else part.bias / ranks
                 )
@@ -35,7 +35,7 @@ def cut(module, rank, ranks):
     ],
     ids=["gpt2", "qwen3", "grouped"],
 )
-def test_the_shares_of_a_cut_block_add_up(settings):
+def test_the_outputs_of_the_parts_of_a_divided_block_sum_to_its_output(settings):
     model, x = gpt(**settings), torch.randn(3, 24, 32, generator=torch.Generator().manual_seed(1))
     context = {
         "mask": causal_mask(model.config, x[..., 0], x.dtype),
@@ -43,28 +43,28 @@ def test_the_shares_of_a_cut_block_add_up(settings):
     }
     mixer, ffn = model.layers[0].mixer, model.layers[0].ffn
     whole = mixer(x, **context), ffn(x)
-    shares = [
-        (cut(copy.deepcopy(mixer), rank, 2)(x, **context), cut(copy.deepcopy(ffn), rank, 2)(x))
+    outputs = [
+        (keep_part(copy.deepcopy(mixer), rank, 2)(x, **context), keep_part(copy.deepcopy(ffn), rank, 2)(x))
         for rank in range(2)
     ]
-    for expected, *parts in zip(whole, *shares):
+    for expected, *parts in zip(whole, *outputs):
         torch.testing.assert_close(sum(parts), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("activation", "by_hand"),
+    ("activation", "formula"),
     [
         ("relu", lambda x: x.clamp(min=0)),
         ("squared_relu", lambda x: x.clamp(min=0) ** 2),
         ("gelu", lambda x: x * torch.special.ndtr(x)),
     ],
 )
-def test_an_activation_is_its_formula(activation, by_hand):
+def test_an_activation_equals_its_formula(activation, formula):
     x = torch.linspace(-3, 3, 50)
-    torch.testing.assert_close(activate(x, activation), by_hand(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(activate(x, activation), formula(x), rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_is_the_same_again_under_recomputation():
+def test_recomputation_repeats_the_dropout_masks():
     model, tokens = gpt(hidden_dropout=0.2, attention_dropout=0.2).train(), random_tokens()
     losses, gradients = [], []
     for layer_call in (

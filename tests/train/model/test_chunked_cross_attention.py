@@ -1,4 +1,4 @@
-"""Chunked cross-attention beside a loop over tokens."""
+"""Chunked cross-attention, compared with a loop over tokens."""
 
 import pytest
 import torch
@@ -38,14 +38,14 @@ def layer(kind, **how):
     return module.eval()
 
 
-def reader_of(token, first):
-    """The chunk whose neighbours a token reads, by the paper: the last chunk that ended at or before it."""
+def chunk_read_by(token, first):
+    """The chunk whose neighbours a token reads, as in the paper: the last that ends at or before it."""
     return (token - (first - 1)) // M if token >= first - 1 else None
 
 
 @pytest.mark.parametrize(("length", "first"), [(8, 4), (7, 3), (9, 1), (4, 4)])
 @torch.no_grad()
-def test_each_token_reads_the_neighbours_of_the_last_chunk_that_has_ended(length, first):
+def test_each_token_reads_the_neighbours_of_the_last_finished_chunk(length, first):
     cross, chunks = layer(ChunkedCrossAttention, encodes=False), -(-length // M)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, length, D, generator=generator)
@@ -57,7 +57,7 @@ def test_each_token_reads_the_neighbours_of_the_last_chunk_that_has_ended(length
     y = cross(x, retrieved=retrieved)
     for row in range(2):
         for token in range(length):
-            chunk = reader_of(token, first)
+            chunk = chunk_read_by(token, first)
             own = None if chunk is None else row * chunks + chunk
             if own is None or not present[own].any():
                 assert (y[row, token] == 0).all()
@@ -71,7 +71,7 @@ def test_each_token_reads_the_neighbours_of_the_last_chunk_that_has_ended(length
 
 
 @torch.no_grad()
-def test_the_gate_multiplies_what_is_read():
+def test_the_gate_scales_the_output():
     cross = layer(ChunkedCrossAttention, encodes=False)
     outputs = []
     for gate in (1.0, 0.25):
@@ -84,7 +84,7 @@ def test_the_gate_multiplies_what_is_read():
 
 
 @torch.no_grad()
-def test_padding_of_a_neighbour_and_of_its_chunk_changes_nothing():
+def test_padding_of_a_neighbour_and_of_its_chunk_does_not_change_encodings():
     encoder = layer(NeighborEncoder)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(K, 2 * M, D, generator=generator)
@@ -100,7 +100,7 @@ def test_padding_of_a_neighbour_and_of_its_chunk_changes_nothing():
 
 
 @torch.no_grad()
-def test_a_neighbour_is_encoded_alone_but_with_its_own_chunk():
+def test_the_encoding_of_a_neighbour_depends_only_on_itself_and_its_chunk():
     encoder = layer(NeighborEncoder)
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(2 * K, 2 * M, D, generator=generator)
@@ -121,7 +121,7 @@ def test_a_neighbour_is_encoded_alone_but_with_its_own_chunk():
 
 
 @torch.no_grad()
-def test_where_no_key_is_present_the_output_is_zero():
+def test_attention_without_any_key_gives_zero():
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 4, 3, 4, generator=generator) for _ in "qk")
     present = torch.tensor([[True, False, True], [False, False, False]])

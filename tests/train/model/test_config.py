@@ -103,7 +103,7 @@ def test_moe_layer_freq_is_read_as_megatron_reads_it(frequency, layers):
     )
 
 
-def test_one_expert_needs_no_router_that_learns():
+def test_top_1_of_several_experts_with_a_softmax_after_the_choice_is_refused():
     assert ModelConfig(num_experts=1, moe_router_topk=1).num_experts == 1
     with pytest.raises(
         UserError, match="moe_router_topk = 1: a softmax over the one chosen expert is always 1"

@@ -36,7 +36,7 @@ def test_a_family_reads_samples_of_its_own_kind(sentences, model, data, keys):
     assert keys - {"truncated"} <= set(train[0])
 
 
-def test_the_binary_head_of_the_model_decides_about_two_segments(sentences):
+def test_samples_have_two_segments_only_if_the_model_has_a_binary_head(sentences):
     two, one = (
         built(sentences, {"family": "bert", "bert_binary_head": head})[0].batch(range(20))
         for head in (True, False)
@@ -53,10 +53,10 @@ def test_titles_are_part_of_the_blocks_of_ict(sentences):
     assert titled != plain
 
 
-def test_the_settings_of_a_kind_of_samples_are_checked_where_they_are_used(sentences):
+def test_settings_of_samples_are_checked_only_for_families_that_use_them(sentences):
     with pytest.raises(UserError, match=r"mask_prob"):
         built(sentences, {"family": "bert"}, mask_prob=2.0)
-    built(sentences, {"family": "ict"}, mask_prob=2.0)  # it masks nothing
+    built(sentences, {"family": "ict"}, mask_prob=2.0)  # ict does not mask
     with pytest.raises(UserError, match=r"query_in_block_prob = 3"):
         built(sentences, {"family": "ict"}, query_in_block_prob=3.0)
 

@@ -7,7 +7,7 @@ from mt.tests.train.model.small_models import gpt, random_tokens
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_pattern_makes_a_block_of_each_symbol():
+def test_each_symbol_of_a_hybrid_pattern_makes_a_block():
     model = gpt(num_layers=None, hybrid_override_pattern="*-*-")
     plain = gpt()
     assert [(layer.mixer is None, layer.ffn is None) for layer in model.layers] == [

@@ -1,4 +1,4 @@
-"""Shards of every rank of a pretended mesh, put together again."""
+"""Shards of a tensor on every rank of a simulated mesh, joined again."""
 
 import itertools
 
@@ -13,8 +13,8 @@ from mt.train.parallel.mesh import ParallelConfig, pretend
 WHOLE = torch.arange(60.0).view(10, 6)
 
 
-def piece(placements, sizes, coordinates):
-    """The shard of a rank by torch's rule: chunks of ceil(size / ranks)."""
+def shard_of_rank(placements, sizes, coordinates):
+    """A rank's shard by torch's rule: chunks of ceil(size / ranks)."""
     found = WHOLE
     for placement, size, coordinate in zip(placements, sizes, coordinates):
         if isinstance(placement, Shard):
@@ -33,12 +33,12 @@ def piece(placements, sizes, coordinates):
         ((Replicate(), Replicate()), 6),
     ],
 )
-def test_the_slices_of_all_ranks_cover_the_tensor_as_often_as_there_are_replicas(placements, replicas):
+def test_the_slices_of_all_ranks_cover_the_tensor_once_for_each_replica(placements, replicas):
     sizes, covered = (2, 3), torch.zeros(WHOLE.shape, dtype=torch.int64)
     for rank, coordinates in enumerate(itertools.product(*map(range, sizes))):
         with pretend(ParallelConfig(), 6, rank):
             mesh = init_device_mesh("cpu", sizes)
-            local = piece(placements, sizes, coordinates)
+            local = shard_of_rank(placements, sizes, coordinates)
             tensor = DTensor.from_local(
                 local, mesh, placements, run_check=False, shape=WHOLE.shape, stride=WHOLE.stride()
             )

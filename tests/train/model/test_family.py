@@ -28,7 +28,7 @@ def test_every_table_has_the_same_families():
 
 def test_an_unknown_family_is_refused_with_the_known_names():
     config = ModelConfig()
-    object.__setattr__(config, "family", "gtp")  # ModelConfig itself refuses it
+    object.__setattr__(config, "family", "gtp")  # ModelConfig's own check refuses the name
     with pytest.raises(
         UserError, match=r"model.family = gtp must be one of gpt, gpt_neox, bert, t5, ict.*did you mean gpt"
     ):
@@ -36,7 +36,7 @@ def test_an_unknown_family_is_refused_with_the_known_names():
 
 
 @ALL
-def test_the_parts_of_a_family_agree_about_its_blocks(name):
+def test_flops_parameters_and_model_of_a_family_have_the_same_blocks(name):
     config = model_config(name)
     family, model = family_of(config), build_model(config)
     costs = family.block_flops(config, 16, 16)
@@ -47,7 +47,7 @@ def test_the_parts_of_a_family_agree_about_its_blocks(name):
 
 
 @ALL
-def test_every_norm_and_module_that_a_model_names_is_its_own(name):
+def test_the_modules_that_a_model_lists_belong_to_it(name):
     model = build_model(model_config(name))
     own = set(model.modules())
     for method in ("last_norms", "encoder_norms", "whole_sequence_modules", "seeded_modules"):
@@ -55,7 +55,7 @@ def test_every_norm_and_module_that_a_model_names_is_its_own(name):
     assert model.last_norms()
 
 
-def test_lengths_are_settings_of_the_data():
+def test_lengths_of_a_family_are_settings_of_the_data():
     data = SampleConfig(data_path=("x",), seq_length=48, decoder_seq_length=24)
     assert sequence_lengths(ModelConfig(family="t5"), data) == {"seq_length": 48, "decoder_seq_length": 24}
     for name in set(FAMILIES) - {"t5"}:
@@ -66,7 +66,7 @@ def test_lengths_are_settings_of_the_data():
         assert set(family.lengths) | family.data <= fields
 
 
-def test_families_are_named_in_messages():
+def test_families_with_a_property_are_listed_for_messages():
     assert families_with(lambda family: family.text is not None) == "model.family = gpt or gpt_neox or t5"
     assert families_with(lambda family: family.stages is None) == "model.family = ict"
 

@@ -36,8 +36,8 @@ MODELS = {
 }
 
 
-def counted(config: ModelConfig) -> int:
-    """What torch counts while a loss is computed; float64, because it does not count the grouped product."""
+def flops_counted_by_torch(config: ModelConfig) -> int:
+    """FLOPs of a forward pass counted by torch, in float64: it does not count float32's grouped product."""
     model = build_model(config)
     initialize(model, 1)
     model.double().eval()
@@ -62,18 +62,18 @@ def counted(config: ModelConfig) -> int:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_formulas_are_what_torch_counts(name):
+def test_the_formulas_give_the_flops_that_torch_counts(name):
     config = resolve(
         ModelConfig(**{"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, **MODELS[name]}),
         vocab_size=200,
         seq_length=T,
     )
     lengths = (2 * T, T) if name == "t5" else (T,)
-    assert forward_flops(config, *lengths).full == counted(config)
-    assert training_flops(config, *lengths).full == 3 * counted(config)
+    assert forward_flops(config, *lengths).full == flops_counted_by_torch(config)
+    assert training_flops(config, *lengths).full == 3 * flops_counted_by_torch(config)
 
 
-def test_a_window_bounds_the_keys_and_half_of_causal_attention_is_not_counted():
+def test_flops_of_attention_are_limited_by_a_window_and_halved_by_a_causal_mask():
     shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
     plain, window = (
         resolve(ModelConfig(**shape, **extra), vocab_size=128, seq_length=T)
@@ -107,14 +107,14 @@ def test_a_window_bounds_the_keys_and_half_of_causal_attention_is_not_counted():
         ),
     ],
 )
-def test_the_models_of_the_literature_cost_what_their_formulas_say(shape, length, full, causal):
-    """GFLOP a token by torchtitan's formula and by that of Megatron-LM's causal half, worked out by hand."""
+def test_published_models_have_the_flops_of_published_formulas(shape, length, full, causal):
+    """GFLOP per token by torchtitan's formula (full) and Megatron-LM's (causal), worked out by hand."""
     ours = training_flops(resolve(ModelConfig(**shape), vocab_size=50304, seq_length=length), length)
     assert ours.full / length / 1e9 == pytest.approx(full, rel=2e-4)
     assert ours.causal / length / 1e9 == pytest.approx(causal, rel=2e-4)
 
 
-def test_mamba_is_counted_by_megatrons_formula():
+def test_flops_of_mamba_follow_megatrons_formula():
     config = resolve(
         ModelConfig(
             hybrid_override_pattern="MM",
@@ -132,7 +132,7 @@ def test_mamba_is_counted_by_megatrons_formula():
     assert training_flops(config, T).full == 2 * layer + 6 * T * h * 128
 
 
-def test_peaks_go_by_the_name_of_the_device(monkeypatch):
+def test_the_peak_depends_on_the_name_of_the_device(monkeypatch):
     names = {
         "NVIDIA H200": 989e12,
         "NVIDIA H100 PCIe": 756e12,

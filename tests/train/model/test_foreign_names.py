@@ -1,4 +1,4 @@
-"""The tables of names against the models of the libraries that they are from, and against our models."""
+"""The tables of foreign names, compared with the models of the other libraries and with our models."""
 
 import re
 
@@ -56,11 +56,11 @@ def library_model(name):
         return getattr(transformers, ARCHITECTURES[name][1].loaded_by)(kind(**settings))
 
 
-# Not of mixtures: transformers 5 stacks experts in memory; loading tests their names in files.
+# Without mixtures: transformers 5 stacks experts in memory. Tests of loading cover their names in files.
 @pytest.mark.parametrize(
     "name", [name for name, (_, a) in ARCHITECTURES.items() if "num_experts" not in a.keys]
 )
-def test_every_weight_of_a_model_of_transformers_has_a_name_of_ours(name):
+def test_the_table_has_every_weight_of_a_model_of_transformers(name):
     names = ARCHITECTURES[name][1].weights
     known = set(names.top.values())
     blocks = [stack for stack, _ in names.stacks.values()]
@@ -76,7 +76,7 @@ def test_every_weight_of_a_model_of_transformers_has_a_name_of_ours(name):
         forms = [rf"{n}(?:\.\w+)?" for n in known]
         if not any(re.fullmatch(form, name) for form in forms for name in (full, inner)):
             unknown.append(full)
-    # Copies of other weights, or constants, which transformers lists and does not need to load.
+    # Copies of other weights, or constants; transformers lists them and does not load them.
     allowed = re.compile(
         r"embed_tokens|rotary_emb|position_ids|masked_bias|attn\.bias|cls\.predictions\.decoder"
     )
@@ -84,7 +84,7 @@ def test_every_weight_of_a_model_of_transformers_has_a_name_of_ours(name):
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_keys_are_those_of_the_librarys_configuration(name):
+def test_keys_exist_in_the_librarys_configuration(name):
     architecture = ARCHITECTURES[name][1]
     known = transformers.CONFIG_MAPPING[name]().to_dict()
     attributes = set(known) | set(transformers.CONFIG_MAPPING[name].attribute_map)
@@ -96,14 +96,14 @@ def test_keys_are_those_of_the_librarys_configuration(name):
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_the_defaults_of_a_key_are_those_of_the_librarys_configuration(name):
+def test_defaults_of_absent_keys_are_those_of_the_librarys_configuration(name):
     known = transformers.CONFIG_MAPPING[name]().to_dict()
     for key, value in ARCHITECTURES[name][1].absent.items():
         if known.get(key) is not None and not (name == "gpt_bigcode" and key == "layer_norm_epsilon"):
             assert known[key] == value or (name, key) in LIBRARY_DIFFERS, (key, known[key], value)
 
 
-# Where the default of a configuration made in Python is not what an absent key of a published file means.
+# Here an absent key of a published config.json does not mean the default of the Python class.
 LIBRARY_DIFFERS = {("gpt2", "n_inner")}
 
 
@@ -140,12 +140,12 @@ def test_a_hybrid_has_no_architecture():
         gpt_architecture(config)
 
 
-def test_the_layers_with_experts_have_one_spelling():
+def test_layers_with_experts_are_written_in_one_form():
     assert moe_layer_freq([True, True]) == "1"
     assert moe_layer_freq([False, True, True]) == "[0,1,1]"
 
 
-def test_megatrons_names_are_of_modules_of_our_gpt():
+def test_the_table_of_megatrons_names_names_modules_of_our_gpt():
     config = resolve(
         ModelConfig(num_layers=1, qk_layernorm=True, untie_embeddings_and_output_weights=True),
         vocab_size=64,

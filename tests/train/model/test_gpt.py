@@ -8,7 +8,7 @@ from mt.tests.train.model.small_models import LLAMA, gpt, random_tokens
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_padding_of_the_vocabulary_has_no_probability_and_learns_nothing():
+def test_padding_of_the_vocabulary_has_probability_0_and_gradient_0():
     model, tokens = gpt(), random_tokens()
     logits = model.logits(model(tokens))
     assert logits.shape == (3, 24, 64)
@@ -36,7 +36,7 @@ def test_rows_of_different_lengths_share_a_cache_when_padded_on_the_right():
     with torch.no_grad():
         cache = model.new_cache(2, 24)
         model(tokens[:, :9].masked_fill(torch.arange(9) >= lengths[:, None], 0), cache=cache)
-        for _ in range(4):  # each row goes on behind its own end
+        for _ in range(4):  # each row continues at its own length
             step = model(tokens.gather(1, lengths[:, None]), positions=lengths[:, None], cache=cache)
             for row in range(2):
                 alone = model(tokens[row : row + 1, : lengths[row] + 1])

@@ -13,7 +13,7 @@ from mt.train.model.layers import initialize
 from mt.train.model.positions import rotary_table, rotate
 
 transformers = pytest.importorskip("transformers")
-PYTHIA = {  # the config.json of EleutherAI/pythia-70m, but for its sizes
+PYTHIA = {  # the config.json of EleutherAI/pythia-70m, with smaller sizes
     "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu",
     "hidden_size": 32,
     "intermediate_size": 64, "layer_norm_eps": 1e-05, "max_position_embeddings": 64, "num_attention_heads": 4,
@@ -41,11 +41,11 @@ def test_the_published_config_of_pythia_is_read_as_transformers_reads_it():
     theirs = transformers.GPTNeoXConfig.from_dict(PYTHIA)
     assert ours.rotary_percent == theirs.rope_parameters["partial_rotary_factor"] == 0.25
     assert ours.rotary_base == theirs.rope_parameters["rope_theta"]
-    assert config_from_hf(theirs.to_dict(), "config.json") == ours, "as transformers 5 writes it"
+    assert config_from_hf(theirs.to_dict(), "config.json") == ours, "the form that transformers 5 writes"
 
 
 @pytest.mark.parametrize("percent", [0.25, 0.5, 1.0])
-def test_what_is_written_is_read_again_by_us_and_by_transformers(percent):
+def test_a_written_config_is_read_by_us_and_by_transformers(percent):
     config = shape(rotary_percent=percent, untie_embeddings_and_output_weights=True)
     name, written = config_to_hf(config)
     again = config_from_hf(json.loads(json.dumps(written)), "config.json")
@@ -66,7 +66,7 @@ def test_only_the_first_channels_are_rotated(channels):
     torch.testing.assert_close(y[..., :channels], rotate(x[..., :channels], cos, sin))
 
 
-def test_cached_tokens_are_those_of_one_pass():
+def test_with_a_cache_the_hidden_states_are_those_of_one_pass():
     model = build_model(shape())
     initialize(model, 1)
     model.eval()
@@ -107,6 +107,6 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
     ],
 )
-def test_another_model_of_that_name_is_refused(changes, message):
+def test_an_unsupported_gpt_neox_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         config_from_hf({**PYTHIA, **changes}, "config.json")

@@ -70,8 +70,8 @@ def test_an_empty_micro_batch_of_retro_fits_its_loss():
     assert torch.isfinite(model.loss(**zeros))
 
 
-def test_a_packed_sample_is_cut_into_its_documents():
-    # end of document: 9
+def test_a_packed_sample_is_divided_into_its_documents():
+    # 9 is the end-of-document token
     samples = np.array([[1, 9, 2, 3, 9, 4, 5]])
     given = collator(10, 9, reset_position_ids=True, reset_attention_mask=True, eod_mask_loss=True)
     micro = collate_causal(given, 0, samples)
@@ -100,7 +100,7 @@ def test_each_packing_setting_changes_its_own_field(packing, fields):
     assert (micro.loss_mask.tolist() == [[1, 0, 1]]) == ("eod_mask_loss" in packing)
 
 
-def test_the_loss_of_questions_is_of_their_answers_only():
+def test_the_loss_mask_of_questions_covers_their_answers_only():
     samples = {"text": np.array([[1, 2, 3, 4]]), "answer_mask": np.array([[0, 0, 1, 1]])}
     micro = collate_causal(collator(10), 0, samples)
     assert micro.labels.tolist() == [[2, 3, 4]]
@@ -119,7 +119,7 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
 def test_documents_cannot_be_separated_without_an_end_of_document_token(setting):
     with pytest.raises(UserError, match="need an end-of-document token"):
         PackingConfig(**{setting: True}).check_against(None)
-    PackingConfig(**{setting: True}).check_against(0)  # token 0 is one
+    PackingConfig(**{setting: True}).check_against(0)  # 0 is a valid end-of-document token
     PackingConfig().check_against(None)
 
 

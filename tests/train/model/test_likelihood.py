@@ -1,6 +1,4 @@
-"""The likelihoods of given tokens, read by pieces of the vocabulary, against torch's softmax of all of it in
-float64.
-"""
+"""Log-likelihoods of given tokens, computed by parts of the vocabulary, compared with torch in float64."""
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from mt.train.model.likelihood import Softmax, answers, joined, likelihoods, rea
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize("piece", [1, 5000, 1 << 22])
-def test_they_are_those_of_the_whole_softmax_whatever_the_pieces(monkeypatch, piece, compiled):
+def test_likelihoods_are_those_of_the_whole_softmax_for_any_size_of_parts(monkeypatch, piece, compiled):
     monkeypatch.setattr(likelihood, "WORTH_COMPILING", 0 if compiled else 1 << 60)
     monkeypatch.setattr(likelihood, "PIECE", piece)
     monkeypatch.setattr(likelihood, "ROWS", 16)
@@ -32,7 +30,7 @@ def test_they_are_those_of_the_whole_softmax_whatever_the_pieces(monkeypatch, pi
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
-def test_of_equal_logits_the_first_is_the_most_probable_and_what_is_no_number_stays_so(monkeypatch, compiled):
+def test_the_first_of_equal_logits_is_the_most_probable_and_nan_stays_nan(monkeypatch, compiled):
     monkeypatch.setattr(likelihood, "WORTH_COMPILING", 0 if compiled else 1 << 60)
     monkeypatch.setattr(likelihood, "PIECE", 12)
     weight = torch.ones(70, 2)
@@ -51,7 +49,7 @@ MAMBA = {"hybrid_override_pattern": "M*", "mamba_head_dim": 16, "mamba_num_group
 @pytest.mark.parametrize(
     "settings", [{}, {"num_experts": 4, "moe_router_topk": 2}, MAMBA], ids=["dense", "experts", "mamba"]
 )
-def test_hidden_states_of_some_places_are_those_of_the_whole_batch(settings):
+def test_hidden_states_at_some_positions_are_those_of_the_whole_batch(settings):
     model = GPT(resolve(ModelConfig(**SIZES, **settings), vocab_size=50, seq_length=16)).eval()
     initialize(model, 1)
     tokens, at = torch.arange(24).reshape(2, 12), (torch.tensor([0, 1, 1]), torch.tensor([11, 0, 7]))
@@ -59,16 +57,16 @@ def test_hidden_states_of_some_places_are_those_of_the_whole_batch(settings):
         torch.testing.assert_close(model(tokens, at=at), model(tokens)[at], rtol=1e-5, atol=1e-5)
 
 
-def test_the_softmax_of_all_ids_is_joined_from_those_of_runs_of_ids_also_of_an_empty_one():
+def test_softmaxes_of_ranges_of_ids_are_joined_including_an_empty_range():
     generator = torch.Generator().manual_seed(2)
     hidden, weight = torch.randn(30, 8, generator=generator), torch.randn(70, 8, generator=generator) * 3
-    weight[10] = weight[50] = 9 * hidden[0]  # the same logit in two runs, and the first row's largest
+    weight[10] = weight[50] = 9 * hidden[0]  # the largest logit of the first row, in two ranges
     targets = torch.randint(0, 70, (30,), generator=generator)
-    runs = [read(hidden, weight[first:end], targets, first) for first, end in ((0, 40), (40, 70), (70, 70))]
-    found, most_probable = answers(joined(Softmax(*map(torch.stack, zip(*runs)))), targets)
+    ranges = [read(hidden, weight[first:end], targets, first) for first, end in ((0, 40), (40, 70), (70, 70))]
+    found, most_probable = answers(joined(Softmax(*map(torch.stack, zip(*ranges)))), targets)
     expected, most = likelihoods(hidden, weight, targets, 70)
     torch.testing.assert_close(found, expected)
     assert most_probable.tolist() == most.tolist()
-    best = joined(Softmax(*map(torch.stack, zip(*runs)))).best
+    best = joined(Softmax(*map(torch.stack, zip(*ranges)))).best
     assert best.tolist() == (hidden @ weight.T).argmax(1).tolist()
     assert best[0] == 10

@@ -9,7 +9,7 @@ from mt.train.model.loss import cross_entropy
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# one chunk, and several (of 128 rows at this vocabulary)
+# one chunk, and several chunks (a chunk has 128 rows at this vocabulary size)
 @pytest.mark.parametrize(("rows", "with_bias"), [(5, True), (140, False), (140, True)])
 def test_the_chunked_cross_entropy_is_torchs_with_its_gradients(rows, with_bias):
     generator = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def test_the_chunked_cross_entropy_is_torchs_with_its_gradients(rows, with_bias)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_bfloat16_changes_the_loss_by_its_rounding_alone():
+def test_bfloat16_changes_the_loss_by_rounding_only():
     model, tokens = gpt(), random_tokens()
     mask = torch.ones(3, 23)
     exact = model.loss(tokens[:, :-1], tokens[:, 1:], mask)

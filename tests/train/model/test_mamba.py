@@ -56,11 +56,11 @@ def random_tokens(rows=2, length=21):
 
 
 def documents_of(ids) -> Documents:
-    return Documents(torch.as_tensor(ids), torch.empty(0), 0)  # a Mamba layer asks for the ids alone
+    return Documents(torch.as_tensor(ids), torch.empty(0), 0)  # a Mamba layer uses only the ids
 
 
 def recurrence(x, dt, A, B, C, *, state, documents):
-    """The definition, token by token."""
+    """The scan by its definition, token by token."""
     heads_per_group = x.shape[2] // B.shape[2]
     ys = []
     for t in range(x.shape[1]):
@@ -76,7 +76,7 @@ def recurrence(x, dt, A, B, C, *, state, documents):
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-def test_the_chunked_scan_is_the_recurrence_with_its_gradients(length, packed):
+def test_the_chunked_scan_and_its_gradients_are_those_of_the_recurrence(length, packed):
     batch, heads, groups, channels, size = 2, 6, 3, 4, 5
     x, dt = randn(batch, length, heads, channels), randn(batch, length, heads, seed=1).exp()
     B, C = randn(batch, length, groups, size, seed=2), randn(batch, length, groups, size, seed=3)
@@ -103,7 +103,7 @@ def test_the_convolution_is_torchs():
     torch.testing.assert_close(later, expected[:, 4:])
 
 
-# Ours -> Hugging Face's, after `layers.N.` and `backbone.layers.N.`.
+# Our name after `layers.N.` -> Hugging Face's name after `backbone.layers.N.`.
 HF_NAMES = {
     "mixer_norm.weight": "norm.weight",
     "mixer.projection.weight": "mixer.in_proj.weight",
@@ -123,8 +123,9 @@ HF_NAMES_OUTSIDE = {
 
 
 def converted(theirs: dict, config: ModelConfig) -> dict:
-    """Hugging Face's weights (or gradients) of a Mamba-2 under our names; its rows go z, x, B, C, dt, ours so
-    in each group.
+    """Hugging Face's weights (or gradients) of a Mamba-2 under our names.
+
+    Its rows are in the order z, x, B, C, dt; ours are in this order within each group.
     """
     groups, inner, both = (
         config.mamba_num_groups,
@@ -189,9 +190,9 @@ def test_with_a_cache_the_hidden_states_are_those_without(settings):
         torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_different_lengths_share_a_cache_when_their_lengths_are_given():
+def test_rows_of_different_lengths_share_a_cache_if_their_lengths_are_given():
     model, tokens = gpt(**HYBRID).double().eval(), random_tokens()
-    lengths = torch.tensor([2, 9])  # the first shorter than the convolution
+    lengths = torch.tensor([2, 9])  # the first is shorter than the convolution
     with torch.no_grad():
         cache = model.new_cache(2, 21)
         model(tokens[:, :9].masked_fill(torch.arange(9) >= lengths[:, None], 0), cache=cache, lengths=lengths)
@@ -205,7 +206,9 @@ def test_rows_of_different_lengths_share_a_cache_when_their_lengths_are_given():
 
 def test_the_state_is_reset_between_packed_documents():
     module = layer()
-    pieces = [randn(1, length, 32, seed=length) for length in (2, 130, 9)]  # one longer than a chunk
+    pieces = [
+        randn(1, length, 32, seed=length) for length in (2, 130, 9)
+    ]  # the second is longer than a chunk
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor([2, 130, 9]))[None]
     packed = module(torch.cat(pieces, dim=1), documents=documents_of(ids))
     torch.testing.assert_close(
@@ -214,7 +217,7 @@ def test_the_state_is_reset_between_packed_documents():
     assert not torch.allclose(packed, module(torch.cat(pieces, dim=1)))
 
 
-def test_slices_of_its_groups_add_up_to_the_layer():
+def test_the_outputs_of_the_parts_of_a_layer_divided_by_groups_sum_to_its_output():
     whole, x = layer(), randn(2, 9, 32)
     total = torch.zeros_like(x)
     for half in range(2):
@@ -227,7 +230,7 @@ def test_slices_of_its_groups_add_up_to_the_layer():
     torch.testing.assert_close(total, whole(x), rtol=1e-12, atol=1e-12)
 
 
-def test_autocast_changes_the_loss_by_its_rounding_alone_and_keeps_the_state_in_float32():
+def test_autocast_changes_the_loss_by_rounding_only_and_keeps_the_state_in_float32():
     model, tokens = gpt(), random_tokens()
     mask = torch.ones(2, 20)
     exact = model.loss(tokens[:, :-1], tokens[:, 1:], mask)
@@ -250,12 +253,12 @@ def test_recomputation_changes_no_bit():
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_compiled_a_layer_is_one_graph():
+def test_a_compiled_layer_is_one_graph():
     module, x = layer(), randn(2, 140, 32)
     torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), module(x))
 
 
-def test_a_layer_starts_as_in_the_paper_from_its_names_alone():
+def test_initial_weights_have_the_papers_distributions_and_depend_on_their_names():
     module = layer(torch.float32, hidden_size=256, mamba_head_dim=4)  # 128 heads
     for a, b in zip(
         module.parameters(), layer(torch.float32, hidden_size=256, mamba_head_dim=4).parameters()
@@ -323,7 +326,7 @@ def test_the_kernels_of_mamba_ssm_give_the_scan():
     torch.testing.assert_close(state.cpu(), expected[1], rtol=2e-2, atol=2e-2)
 
 
-def test_build_model_makes_hybrids():
+def test_build_model_builds_hybrids():
     model = build_model(shape(hybrid_override_pattern="M-*E", num_experts=4, position_embedding_type="rope"))
     assert [type(layer.mixer or layer.ffn).__name__ for layer in model.layers] == [
         "Mamba",
@@ -333,7 +336,7 @@ def test_build_model_makes_hybrids():
     ]
 
 
-def test_in_bfloat16_the_decay_and_the_skip_stay_float32_and_learn():
+def test_a_log_and_d_stay_float32_in_a_bfloat16_model_and_are_trained():
     model = build_model(shape(hybrid_override_pattern="M-"))
     initialize(model, 0)
     weights, mixer = MasterWeights(model, torch.bfloat16), model.layers[0].mixer

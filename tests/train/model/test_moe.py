@@ -52,7 +52,7 @@ def randn(*size, dtype=torch.float64, seed=0):
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def by_hand(module: MoE, x, kept=None):
+def mixture_by_loop(module: MoE, x, kept=None):
     """A mixture as a loop over tokens and their experts, in plain torch."""
     tokens, w = x.flatten(0, -2), dict(module.named_parameters())
     out = []
@@ -95,13 +95,13 @@ def assert_same_with_gradients(module, x, ours, theirs, tolerance):
     ],
     ids=["swiglu", "gelu", "shared expert"],
 )
-def test_a_mixture_is_a_loop_over_tokens_and_their_experts(settings):
+def test_a_mixture_equals_a_loop_over_tokens_and_their_experts(settings):
     module, x = mixture(**settings), randn(2, 9, 16).requires_grad_()
-    assert_same_with_gradients(module, x, module(x), by_hand(module, x), 1e-12)
+    assert_same_with_gradients(module, x, module(x), mixture_by_loop(module, x), 1e-12)
 
 
 @pytest.mark.parametrize("policy", ["probs", "position"])
-def test_beyond_its_capacity_an_expert_drops_tokens(policy):
+def test_an_expert_drops_tokens_beyond_its_capacity(policy):
     module, x = (
         mixture(moe_expert_capacity_factor=0.75, moe_token_drop_policy=policy),
         randn(2, 9, 16).requires_grad_(),
@@ -118,12 +118,12 @@ def test_beyond_its_capacity_an_expert_drops_tokens(policy):
         for i in list(order)[:7]:  # 18 tokens x 2 / 4 experts x 0.75, rounded up
             kept[rows[i], places[i]] = True
     assert not kept.all()
-    assert_same_with_gradients(module, x, module(x), by_hand(module, x, kept), 1e-12)
+    assert_same_with_gradients(module, x, module(x), mixture_by_loop(module, x, kept), 1e-12)
 
 
-def test_outside_training_nothing_is_dropped():
+def test_no_token_is_dropped_outside_training():
     module, x = mixture(moe_expert_capacity_factor=0.25).eval(), randn(2, 9, 16)
-    torch.testing.assert_close(module(x), by_hand(module, x))
+    torch.testing.assert_close(module(x), mixture_by_loop(module, x))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_tokens_are_routed_and_dropped_as_in_megatron(ours, theirs):
     kept = within_capacity(experts, weights, 6, 0.8, "probs")
     final, _ = utils.apply_router_token_dropping(probabilities, chosen, 2, 0.8, "probs")
     torch.testing.assert_close(torch.zeros(40, 6).scatter(1, experts, weights * kept), final)
-    # rows sorted by expert, an expert's in the tokens' order
+    # rows are sorted by expert, then by token
     tokens, sent = randn(40, 3, dtype=torch.float32), dispatch(experts, 6, kept)
     rows, _, places = utils.permute(tokens, final > 0)
     assert torch.equal(permute(tokens, sent), rows)
@@ -161,7 +161,7 @@ def test_tokens_are_routed_and_dropped_as_in_megatron(ours, theirs):
     )
 
 
-def test_the_losses_of_the_router_are_megatrons_times_the_tokens():
+def test_router_losses_are_megatrons_times_the_number_of_tokens():
     utils = pytest.importorskip(
         "megatron.core.transformer.moe.moe_utils", reason="megatron-core is the oracle"
     )
@@ -184,7 +184,7 @@ LOSSES = {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01}
     [{}, {"moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True}],
     ids=["softmax", "sigmoid"],
 )
-def test_the_router_learns_from_its_losses_as_if_they_were_added_to_the_models(scores):
+def test_gradients_are_those_of_the_models_loss_plus_the_router_losses(scores):
     module, plain, x = mixture(**scores, **LOSSES), mixture(**scores), randn(2, 9, 16)
     for router in (module.router, plain.router):
         if router.expert_bias is not None:
@@ -202,7 +202,7 @@ def test_the_router_learns_from_its_losses_as_if_they_were_added_to_the_models(s
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_ranks_that_share_a_micro_batch_give_its_gradients_in_parts():
+def test_gradients_of_the_parts_of_a_micro_batch_sum_to_its_gradient():
     whole, x = mixture(**LOSSES), randn(1, 12, 16)
     experts, weights = whole.router(x[0])
     weights.square().sum().backward()
@@ -214,7 +214,7 @@ def test_ranks_that_share_a_micro_batch_give_its_gradients_in_parts():
     torch.testing.assert_close(parts.router.weight.grad, whole.router.weight.grad)
 
 
-def test_the_expert_bias_follows_the_loads_of_training_alone():
+def test_the_expert_bias_follows_the_loads_of_training_only():
     module = mixture(
         moe_router_score_function="sigmoid",
         moe_router_enable_expert_bias=True,
@@ -228,7 +228,7 @@ def test_the_expert_bias_follows_the_loads_of_training_alone():
     module(x[1:])
     experts, _ = module.router(x.flatten(0, 1))
     counts = torch.bincount(experts.flatten(), minlength=4)
-    # the micro-batches, and once more both together: shares are the same
+    # loads count the two micro-batches and the whole batch, which has the same shares
     shares = balance(model, total=lambda loads: loads)["ffn"]
     torch.testing.assert_close(shares, counts / counts.sum())
     assert torch.equal(module.router.expert_bias, 0.5 * torch.sign(counts.double().mean() - counts))
@@ -237,7 +237,7 @@ def test_the_expert_bias_follows_the_loads_of_training_alone():
     assert "router.loads" not in module.state_dict()
 
 
-def test_only_a_bias_that_wins_changes_the_choice_and_never_the_weights():
+def test_the_expert_bias_changes_the_choice_of_experts_but_not_their_weights():
     logits = torch.tensor([[2.0, 1.0, 0.0]])
     experts, weights = choose(logits, 2, score_function="sigmoid", expert_bias=torch.tensor([0.0, 0.0, 5.0]))
     assert experts.tolist() == [[2, 0]]
@@ -246,8 +246,8 @@ def test_only_a_bias_that_wins_changes_the_choice_and_never_the_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("size", [16, 9])  # whole 16 bytes, and not
-def test_the_grouped_product_is_a_loop_over_experts(dtype, size):
+@pytest.mark.parametrize("size", [16, 9])  # rows that are a multiple of 16 bytes, and rows that are not
+def test_the_grouped_product_equals_a_loop_over_experts(dtype, size):
     counts = torch.tensor([3, 0, 5, 2])
     x, weight = (
         randn(10, size).to(dtype).requires_grad_(),
@@ -269,21 +269,21 @@ def test_experts_without_rows_give_no_rows():
 
 def test_autocast_computes_experts_in_bfloat16_and_routes_in_float32():
     module, x = mixture(torch.float32), randn(2, 9, 16, dtype=torch.float32)
-    seen = []
-    module.experts.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    dtypes = []
+    module.experts.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
     exact = module(x)
     experts, weights = module.router(x.flatten(0, 1))
     with torch.autocast("cpu", torch.bfloat16):
         rough = module(x)
         again = module.router(x.flatten(0, 1))
-    assert seen == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, torch.bfloat16]
     assert torch.equal(again[0], experts)
     assert torch.equal(again[1], weights)
     torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
 
 
-def test_recomputation_changes_no_bit_and_no_share():
-    moe._probe.cache_clear()  # what it computes must not count among what is computed again
+def test_recomputation_changes_no_bit_of_gradients_and_no_load():
+    moe._probe.cache_clear()  # its computation must not be part of the recomputed one
     plain = mixture(torch.float32, moe_expert_capacity_factor=1.0, **LOSSES)
     again, x = copy.deepcopy(plain), randn(2, 9, 16, dtype=torch.float32)
     torch.utils.checkpoint.checkpoint(
@@ -296,16 +296,16 @@ def test_recomputation_changes_no_bit_and_no_share():
     assert torch.equal(*shares)
 
 
-def test_compiled_a_dropless_mixture_is_one_graph():
+def test_a_compiled_mixture_without_dropping_is_one_graph():
     configure_compiler()
     module, x = mixture(torch.bfloat16, **LOSSES), randn(2, 9, 16).bfloat16()
     compiled = torch.compile(copy.deepcopy(module), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x))
 
 
-def test_compiled_the_router_loses_no_gradient():
+def test_a_compiled_router_has_the_same_gradients():
     configure_compiler()
-    # torch 2.13 lost all of the model's, for these sizes, where weights were gathered.
+    # With these sizes, torch 2.13 lost the gradient when the router gathered its weights.
     router, x = (
         mixture(torch.float32, hidden_size=32, **LOSSES).router,
         randn(20, 32, dtype=torch.float32).requires_grad_(),
@@ -322,9 +322,7 @@ def test_compiled_the_router_loses_no_gradient():
 
 
 def load(ours: GPT, theirs, gate_name: str) -> None:
-    """Fills our model with the weights of one of transformers' mixtures without shared experts (4 heads, 2
-    groups).
-    """
+    """Loads the weights of a mixture of transformers into ours (no shared experts, 4 heads, 2 groups)."""
     w = {k: v.detach() for k, v in theirs.named_parameters()}
     state = {
         "embedding.weight": w["model.embed_tokens.weight"],
@@ -446,12 +444,14 @@ def test_a_qwen2_block_with_its_gated_shared_expert_gives_the_output_of_transfor
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_experts_start_from_their_names_with_the_spread_of_other_layers():
+def test_initial_weights_of_experts_depend_on_names_and_have_the_spread_of_other_layers():
     ours, again = (mixture(torch.float32, num_experts=8, hidden_size=64) for _ in range(2))
     for a, b in zip(ours.parameters(), again.parameters()):
         assert torch.equal(a, b)
     assert ours.experts.up.std().item() == pytest.approx(0.3, rel=0.05)
-    assert ours.experts.down.std().item() == pytest.approx(0.3 / 2, rel=0.05)  # two layers of two parts each
+    assert ours.experts.down.std().item() == pytest.approx(
+        0.3 / 2, rel=0.05
+    )  # two layers of two parts each: divided by sqrt(4)
     assert not torch.equal(ours.experts.up, ours.experts.gate)
     on_meta = (
         MoE(

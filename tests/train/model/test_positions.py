@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         },
     ],
 )
-def test_frequencies_for_longer_sequences_are_those_of_transformers(scaling):
+def test_scaled_rotary_frequencies_are_those_of_transformers(scaling):
     theirs = transformers.LlamaConfig(head_dim=128, rope_parameters={**scaling, "rope_theta": 500000.0})
     expected, expected_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, "cpu")
     found, factor = rotary_frequencies(128, 500000.0, scaling)
@@ -61,14 +61,16 @@ def test_a_rotation_is_a_product_of_complex_numbers():
     )
 
 
-@pytest.mark.parametrize("both_ways", [True, False])
-@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 12), (16, 1000), (32, 256)])
-def test_distances_fall_into_the_buckets_of_transformers(both_ways, buckets, furthest):
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (16, 1000), (32, 256)])
+def test_distance_buckets_are_those_of_transformers(bidirectional, buckets, max_distance):
     positions = torch.arange(700)
     expected = T5Attention._relative_position_bucket(
-        positions - positions[:, None], both_ways, buckets, furthest
+        positions - positions[:, None], bidirectional, buckets, max_distance
     )
     assert torch.equal(
-        distance_buckets(positions, positions, both_ways=both_ways, buckets=buckets, max_distance=furthest),
+        distance_buckets(
+            positions, positions, both_ways=bidirectional, buckets=buckets, max_distance=max_distance
+        ),
         expected,
     )

@@ -1,6 +1,4 @@
-"""Retro's model against a loop written from the paper; what sees what; the cache; and the GPT that it
-contains.
-"""
+"""Retro, compared with a loop written from the paper: what tokens read, the cache, and the GPT within it."""
 
 import itertools
 
@@ -45,7 +43,7 @@ def model(**settings) -> Retro:
     initialize(built, 0)
     with torch.no_grad():
         for name, p in built.named_parameters():
-            if name.endswith("bias"):  # else none of them could be missed
+            if name.endswith("bias"):  # so that a missing bias is noticed
                 p.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
     return built.double().eval()
 
@@ -55,8 +53,9 @@ def random(*shape, seed=1):
 
 
 def neighbours(rows, chunks, *, holes=False):
-    """(rows, chunks, K, R) tokens and their mask; holes: continuations, neighbours and all neighbours of a
-    chunk that are missing.
+    """Tokens (rows, chunks, K, R) and their mask.
+
+    holes: a continuation, a neighbour and all neighbours of a chunk are missing.
     """
     mask = torch.ones(rows, chunks, K, R, dtype=torch.bool)
     if holes:
@@ -67,11 +66,11 @@ def neighbours(rows, chunks, *, holes=False):
     return random(rows, chunks, K, R, seed=2), mask
 
 
-# The formulas, one token, one head and one neighbour at a time.
+# The formulas of the paper, for one token, one head and one neighbour at a time.
 
 
 def attend(query, keys, values):
-    """What one token's heads (H, C) read of keys and values (S, G, C)."""
+    """Attention of one token's query heads (H, C) to keys and values (S, G, C)."""
     heads, groups = len(query), keys.shape[1]
     read = []
     for h in range(heads):
@@ -82,14 +81,15 @@ def attend(query, keys, values):
 
 
 def cross(module, x, memory):
-    """What tokens x (T, D) read of memory (S, D), before the last matrix."""
+    """Attention of tokens x (T, D) to memory (S, D), before the output matrix."""
     keys, values = module.key_value(memory).view(len(memory), -1, 2, module.channels).unbind(2)
     return torch.stack([attend(q.view(-1, module.channels), keys, values) for q in module.query(x)])
 
 
 def encoded_by_loop(encoder, gpt, tokens, chunk):
-    """E_u^j: the states of a neighbour (its tokens alone) with the chunk's states H_u (its tokens, D) in
-    view.
+    """E_u^j: the encoding of a neighbour.
+
+    tokens: of the neighbour, without padding. chunk: H_u, the states of its chunk, (tokens, D).
     """
     x = gpt.embedding(tokens)
     if gpt.positions is not None:
@@ -106,11 +106,11 @@ def encoded_by_loop(encoder, gpt, tokens, chunk):
 def by_loop(gpt, tokens, neighbors, mask, *, first=None):
     """Algorithm 1 of the paper for one sample: tokens (T,), neighbors and mask (l, K, R).
 
-    first: tokens of the first chunk.
+    first: how many tokens the first chunk has.
     """
     T = len(tokens)
     first = first or (T - 1) % M + 1
-    # chunk i is the tokens before ends[i], and after those of chunk i - 1
+    # chunk i has the tokens from the end of chunk i - 1 to ends[i]
     ends = [first + i * M for i in range(len(neighbors))]
     x = gpt.embedding(tokens)
     if gpt.positions is not None:
@@ -132,7 +132,7 @@ def by_loop(gpt, tokens, neighbors, mask, *, first=None):
                     encoded.append(torch.cat(there) if there else None)
             read = torch.zeros_like(x)
             for t in range(T):
-                # whose last token is t, or was
+                # the last chunk that ends at t or before
                 chunk = max((i for i, end in enumerate(ends) if end - 1 <= t), default=None)
                 if chunk is not None and encoded[chunk] is not None:
                     read[t] = layer.cross.out(cross(layer.cross, normed[t : t + 1], encoded[chunk]))[0]
@@ -155,14 +155,12 @@ def test_states_are_those_of_a_loop_from_the_paper(shape, length):
             states[row], by_loop(retro, tokens[row], neighbors[row], mask[row]), rtol=1e-10, atol=1e-10
         )
     plain = GPT.forward(retro, tokens)
-    assert (states - plain)[:, -1].abs().max() > 1e-3  # the neighbours count
+    assert (states - plain)[:, -1].abs().max() > 1e-3  # the neighbours change the states
 
 
 @torch.no_grad()
-def test_no_token_reads_a_later_one_or_the_neighbours_of_an_unfinished_chunk():
-    """Every token and every neighbour's every token is changed once: what comes before is the same to the
-    last bit.
-    """
+def test_no_token_reads_a_later_token_or_the_neighbours_of_an_unfinished_chunk():
+    """Changes each token of the text and the neighbours in turn: earlier states stay the same bit for bit."""
     length, chunks = 10, 3  # chunks of 2, 4 and 4 tokens
     retro, tokens = model(), random(1, length)
     neighbors, mask = neighbours(1, chunks)
@@ -192,7 +190,7 @@ def test_masked_neighbours_are_not_read():
 
 
 @torch.no_grad()
-def test_without_neighbours_or_with_the_gate_shut_the_logits_are_the_gpt_s_to_the_last_bit():
+def test_without_neighbours_or_with_gate_0_the_logits_are_those_of_the_gpt_bit_for_bit():
     retro, tokens = model(), random(2, 12)
     neighbors, mask = neighbours(2, 3)
     gpt = GPT(
@@ -225,7 +223,7 @@ def test_without_neighbours_or_with_the_gate_shut_the_logits_are_the_gpt_s_to_th
 
 
 def look_up(chunks):
-    """Neighbours that depend on the chunk alone, some of them missing."""
+    """Neighbours that depend only on the chunk; some of them are missing."""
     tokens = (chunks[:, None, :1] * 7 + np.arange(K)[:, None] * 11 + np.arange(R)) % V
     mask = np.ones(tokens.shape, bool)
     mask[:, 1, M:] = False
@@ -242,7 +240,7 @@ def retrieving(**settings):
 
 @pytest.mark.parametrize("length", [3, 4, 11, 16])
 @torch.no_grad()
-def test_chunks_that_it_looks_up_itself_begin_at_multiples_of_their_length(length):
+def test_chunks_that_a_retro_retrieves_itself_begin_at_multiples_of_their_length(length):
     retro, tokens = retrieving(), random(2, length)
     states = retro(tokens)
     for row in range(2):
@@ -265,8 +263,8 @@ def test_with_a_cache_the_states_are_those_without(shape, cuts):
 
 
 @torch.no_grad()
-def test_rows_of_a_cache_grow_from_different_positions_and_forget_the_text_before():
-    """Prompts of 3, 8 and 6 tokens, padded; then token by token; in a cache that other texts have used."""
+def test_rows_of_a_reused_cache_continue_at_different_positions():
+    """Padded prompts of 3, 8 and 6 tokens, then token by token, in a cache that other texts have used."""
     retro, tokens, lengths = retrieving(), random(3, 20), torch.tensor([3, 8, 6])
     whole, cache = retro(tokens), retro.new_cache(3, 24)
     retro(random(3, 15, seed=9), cache=cache)
@@ -280,7 +278,7 @@ def test_rows_of_a_cache_grow_from_different_positions_and_forget_the_text_befor
         torch.testing.assert_close(states[:, 0], whole[torch.arange(3), places[:, 0]], rtol=1e-9, atol=1e-9)
 
 
-def test_every_third_layer_from_the_6th_or_the_9th_reads_neighbours_and_the_first_owns_the_encoder():
+def test_every_third_layer_from_the_6th_or_9th_reads_neighbours_and_the_first_has_the_encoder():
     assert [n + 1 for n in retro_layers(12)] == [6, 9, 12]
     assert [n + 1 for n in retro_layers(24)] == [9, 12, 15, 18, 21, 24]
     assert [n + 1 for n in retro_layers(6)] == [6]

@@ -1,4 +1,4 @@
-"""The head's softmax in place against torch's, in float64."""
+"""The in-place softmax of the loss, compared with torch's in float64."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_probabilities_and_gradients_are_those_of_torch_in_float64(
 ):
     generator = torch.Generator().manual_seed(rows)
     logits = (torch.randn(rows, columns, generator=generator) * 5).to(dtype)
-    logits[0, 0] = 60.0  # a sure one
+    logits[0, 0] = 60.0  # a probability of almost 1
     labels = torch.randint(0, vocab_size, (rows,), generator=generator)
     wanted, gradient = expected(logits, labels, vocab_size)
     found = softmax_gradient_(logits, labels, vocab_size)
@@ -34,7 +34,7 @@ def test_probabilities_and_gradients_are_those_of_torch_in_float64(
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_what_is_no_number_is_not_lost(wrong):
+def test_nan_and_infinite_logits_give_nan(wrong):
     logits = torch.zeros(2, 700)
     logits[1, 650] = wrong
     found = softmax_gradient_(logits, torch.tensor([0, 3]), 700)
@@ -43,7 +43,7 @@ def test_what_is_no_number_is_not_lost(wrong):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_the_cross_entropy_is_the_same_either_way_and_in_chunks(monkeypatch, dtype, tolerance):
+def test_the_cross_entropy_is_the_same_compiled_or_not_and_in_chunks(monkeypatch, dtype, tolerance):
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(0, 900, (300,), generator=generator)
     mask = torch.rand(300, generator=generator)

@@ -1,4 +1,4 @@
-"""A model cut into stages, one after the other on one process, against the whole model."""
+"""Pipeline stages of a model, run one after the other on one process, compared with the whole model."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("ict")])
 @torch.no_grad()
-def test_stages_one_after_the_other_are_the_whole_model(name):
+def test_stages_run_one_after_the_other_give_the_loss_of_the_whole_model(name):
     config = model_config(name, hidden_dropout=0.0)
     whole = build_model(config)
     initialize(whole, 4)
@@ -37,7 +37,7 @@ def test_stages_one_after_the_other_are_the_whole_model(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("ict")])
-def test_every_child_of_a_model_is_on_some_stage(name):
+def test_every_module_of_a_model_is_on_a_stage(name):
     config = model_config(name)
     model = build_model(config)
     total, rules = len(list(model.layers)), family_of(config).stages
@@ -48,7 +48,7 @@ def test_every_child_of_a_model_is_on_some_stage(name):
         assert all("embedding" in stage for stage in stages if not config.untie_embeddings_and_output_weights)
 
 
-def test_only_the_ends_have_the_modules_outside_blocks():
+def test_only_the_first_and_last_stage_have_modules_outside_blocks():
     tied, untied = (model_config("gpt", untie_embeddings_and_output_weights=value) for value in (False, True))
     assert end_modules(untied, 1, 2, 3) == set()
     assert end_modules(untied, 0, 1, 3) == {"embedding", "positions", "token_types"}
@@ -56,7 +56,7 @@ def test_only_the_ends_have_the_modules_outside_blocks():
     assert {"embedding", "norm", "output"} <= end_modules(tied, 2, 3, 3)
 
 
-def test_a_block_of_another_stage_changes_nothing():
+def test_a_block_of_another_stage_returns_its_input():
     x = torch.randn(2, 3, 4)
     assert PassThrough()(x, mask=None, rotary=None) is x
 

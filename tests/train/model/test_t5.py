@@ -38,14 +38,14 @@ def tokens(rows=3, length=24, seed=1):
 
 @pytest.mark.parametrize("shape", [{"decoder_num_layers": 3}, RELATIVE], ids=["learned", "relative"])
 @torch.no_grad()
-def test_with_a_cache_the_decoder_s_states_are_those_without(shape):
+def test_with_a_cache_the_states_of_the_decoder_are_those_without(shape):
     t5, answer = model(**shape), tokens(length=14, seed=2)
     memory = t5.encode(tokens(), torch.arange(24) < torch.tensor([[24], [9], [20]]))
     whole = t5.decode(answer, memory)
     cache = t5.new_cache(3, 14)
     pieces = [t5.decode(answer[:, a:b], memory, cache=cache) for a, b in ((0, 5), (5, 6), (6, 7), (7, 14))]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
-    cache = t5.new_cache(3, 14)  # rows at places of their own
+    cache = t5.new_cache(3, 14)  # rows at different positions
     t5.decode(answer[:, :6], memory, cache=cache)
     places = torch.tensor([[6], [4], [2]])
     step = t5.decode(answer.gather(1, places), memory, positions=places, cache=cache)
@@ -68,9 +68,11 @@ def test_greedy_answers_are_those_of_transformers():
     )
     theirs = transformers.T5ForConditionalGeneration(config).eval()
     ours = T5(config_from_hf(config.to_dict(), "config.json")).eval()
-    held = dict(theirs.named_parameters())
+    weights = dict(theirs.named_parameters())
     shapes = {name: p.shape for name, p in ours.named_parameters()}
-    ours.load_state_dict(dict(weights_from_hf("t5", shapes, ours.config, held, held.__getitem__, "here")))
+    ours.load_state_dict(
+        dict(weights_from_hf("t5", shapes, ours.config, weights, weights.__getitem__, "here"))
+    )
     expected = theirs.generate(tokens(), max_new_tokens=12, do_sample=False, num_beams=1)
     memory, cache = ours.encode(tokens()), ours.new_cache(3, 12)
     answer = torch.zeros(3, 1, dtype=torch.int64)
@@ -81,7 +83,7 @@ def test_greedy_answers_are_those_of_transformers():
 
 
 @torch.no_grad()
-def test_padding_of_the_source_changes_nothing():
+def test_padding_of_the_source_does_not_change_states():
     t5, source, answer = model(**RELATIVE), tokens(), tokens(length=8, seed=2)
     present = torch.arange(24) < 15
     other = torch.where(present, source, 7)

@@ -12,14 +12,14 @@ from mt.train.model.training_cost import (
 T = 32
 
 
-def test_the_memory_of_a_step_grows_with_its_causes():
+def test_the_memory_of_a_step_depends_on_dtype_recomputation_and_tokens():
     config = resolve(
         ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=4), vocab_size=128, seq_length=T
     )
     how = {"tokens": 1024, "dtype": torch.float32, "num_moments": 2, "granularity": None}
     base = training_bytes(config, 1000, **how)
     assert base[:3] == (4000, 4000, 8000)
-    # with the narrow copy
+    # with the bfloat16 copy of the weights
     assert training_bytes(config, 1000, **{**how, "dtype": torch.bfloat16}).weights == 6000
     order = [
         training_bytes(config, 1000, **{**how, "granularity": g}).activations
@@ -29,7 +29,7 @@ def test_the_memory_of_a_step_grows_with_its_causes():
     assert training_bytes(config, 1000, **{**how, "tokens": 2048}).activations > 1.5 * base.activations
 
 
-def test_the_estimate_of_activations_is_near_what_autograd_keeps():
+def test_the_estimate_of_activations_is_near_the_bytes_that_autograd_keeps():
     from torch.autograd.graph import saved_tensors_hooks
 
     config = resolve(
@@ -62,16 +62,21 @@ def test_the_out_of_memory_message_lists_the_largest_saving_first():
         seq_length=2048,
     )
     how = {"tokens_per_sample": 2048, "num_moments": 2}
-    wide = out_of_memory_message(
+    large = out_of_memory_message(
         config, 354_000_000, micro_batch_size=64, dtype=torch.float32, granularity=None, **how
     )
     places = [
-        wide.index(knob)
-        for knob in ("--recompute-granularity full", "--seq-length", "--micro-batch-size 32", "--bf16")
+        large.index(flag_of_saving)
+        for flag_of_saving in (
+            "--recompute-granularity full",
+            "--seq-length",
+            "--micro-batch-size 32",
+            "--bf16",
+        )
     ]
     assert places == sorted(places)
-    narrow = out_of_memory_message(
+    small = out_of_memory_message(
         config, 354_000_000, micro_batch_size=1, dtype=torch.bfloat16, granularity="full", **how
     )
-    assert not any(flag in narrow for flag in ("--recompute", "--micro", "--bf16"))
-    assert "weights 2.0 GiB, gradients 1.3 GiB, moments 2.6 GiB" in narrow
+    assert not any(flag in small for flag in ("--recompute", "--micro", "--bf16"))
+    assert "weights 2.0 GiB, gradients 1.3 GiB, moments 2.6 GiB" in small

@@ -7,7 +7,7 @@ from mt.train.model.retro import FROM_GPT
 
 
 def names(model, start):
-    """The model's weights that a checkpoint fills, and the others."""
+    """(names of the model's weights that a checkpoint fills, names of the others)."""
     filled = {
         prefix + name
         for prefix, part in start.parts(model).items()
@@ -45,7 +45,7 @@ def test_the_projections_of_both_towers_start_from_the_same_values():
     assert not torch.equal(weights["context.bert.embedding.weight"], weights["query.bert.embedding.weight"])
 
 
-def test_a_gpt_fills_all_of_a_retro_that_is_a_gpt():
+def test_a_gpt_fills_all_weights_of_a_retro_that_a_gpt_has():
     retro = build_model(model_config("retro"))
     filled, rest = names(retro, FROM_GPT)
     gpt = build_model(model_config("gpt", num_layers=6))
