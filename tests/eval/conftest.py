@@ -1,4 +1,4 @@
-"""Models that the tests of eval share: a random GPT-2 of transformers, and a BERT of two training steps."""
+"""Models that the tests of eval share: a random GPT-2 of transformers, and a BERT trained for two steps."""
 
 import json
 import types
@@ -14,7 +14,7 @@ POSITIONS = 64
 
 
 class ByteTokenizer:
-    """Ids 0..255 are UTF-8 bytes, 256 ends a document."""
+    """Ids 0 to 255 are UTF-8 bytes; 256 is the end-of-document token."""
 
     bos, eod, vocab_size = None, 256, 257
 
@@ -26,16 +26,14 @@ class ByteTokenizer:
 
 
 class TokenCache:
-    """A cache that keeps tokens in the slots of their positions, and no keys or values: everything is
-    computed anew.
-    """
+    """A cache of tokens by position, without keys and values: each pass computes the whole text again."""
 
     def __init__(self, batch, max_length):
         self.tokens = torch.zeros((batch, max_length), dtype=torch.int64)
 
 
 class TransformersModel(torch.nn.Module):
-    """transformers' GPT2LMHeadModel with the three calls that mt.eval makes."""
+    """transformers' GPT2LMHeadModel with the methods that mt.eval calls."""
 
     def __init__(self, gpt2):
         super().__init__()
@@ -65,7 +63,7 @@ class TransformersModel(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Products this small only lose time to a second thread."""
+    """A second thread makes such small matrix products slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -74,7 +72,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def gpt2():
-    """3 layers whose weights are large enough that its distributions are far from uniform."""
+    """GPT-2 with 3 layers and large weights, so that its distributions are far from uniform."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=257,
@@ -98,7 +96,7 @@ def language_model(gpt2):
 
 @pytest.fixture
 def checkpoint(gpt2, monkeypatch, tmp_path):
-    """A --load directory behind which stands the oracle's model, trained on 32 tokens at a time."""
+    """A --load directory that opens as transformers' GPT-2, with a training sequence length of 32."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     opened = types.SimpleNamespace(
@@ -123,7 +121,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory, vocabulary):
-    """A run's directory of a BERT that has taken two steps."""
+    """The directory of a run that trained a BERT for two steps."""
     folder = tmp_path_factory.mktemp("bert")
     sentences = " ".join(f"The {a} is {c} ." for a in ANIMALS for c in COLOURS)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": sentences}) + "\n" for _ in range(20)))

@@ -1,4 +1,4 @@
-"""Small RACE, MNLI and QQP files in the published formats, about animals and their colours."""
+"""Small files in the published formats of RACE, MNLI and QQP, about animals and their colours."""
 
 import json
 

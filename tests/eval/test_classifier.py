@@ -1,4 +1,4 @@
-"""A BERT that classifies: its input and its outputs against transformers."""
+"""A BERT classifier: its input by the published format, its outputs compared with transformers."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from mt.train.model.layers import initialize
 from mt.train.parallel.mesh import Mesh
 
 
-def test_the_input_is_the_published_one(vocabulary, tmp_path):
+def test_inputs_of_race_have_the_published_format(vocabulary, tmp_path):
     encoder = PairEncoder(
         load(TokenizerConfig(tokenizer_type="BertWordPieceLowerCase", vocab_file=vocabulary)), 16
     )
@@ -46,7 +46,7 @@ def test_the_input_is_the_published_one(vocabulary, tmp_path):
     assert batch["choices"] == 4
 
 
-def test_a_long_question_and_a_short_sequence_are_cut_as_megatron_cuts_them(vocabulary):
+def test_long_inputs_are_truncated_as_in_megatron(vocabulary):
     encoder = PairEncoder(
         load(TokenizerConfig(tokenizer_type="BertWordPieceLowerCase", vocab_file=vocabulary)), 8
     )
@@ -73,11 +73,11 @@ def test_logits_and_loss_are_those_of_transformers():
         num_labels=3,
     )
     theirs = transformers.BertForSequenceClassification(config).eval()
-    held = theirs.state_dict()
+    weights = theirs.state_dict()
     ours = Classifier(config_from_hf(config.to_dict(), "bert"), 3).eval()
     shapes = {name: p.shape for name, p in ours.bert.named_parameters()}
     ours.bert.load_state_dict(
-        dict(weights_from_hf("bert", shapes, ours.config, held, held.__getitem__, "bert"))
+        dict(weights_from_hf("bert", shapes, ours.config, weights, weights.__getitem__, "bert"))
     )
     ours.pooler.load_state_dict(theirs.bert.pooler.dense.state_dict())
     ours.head.load_state_dict(theirs.classifier.state_dict())
@@ -92,7 +92,7 @@ def test_logits_and_loss_are_those_of_transformers():
         )
 
 
-def test_the_head_starts_from_the_seed(vocabulary):
+def test_the_initial_head_depends_on_the_seed(vocabulary):
     shape = resolve(
         ModelConfig(family="bert", hidden_size=16, num_attention_heads=2, num_layers=1),
         vocab_size=20,
@@ -106,7 +106,7 @@ def test_the_head_starts_from_the_seed(vocabulary):
     assert math.isclose(one.head.weight.std().item(), 0.02, rel_tol=0.5)
 
 
-def test_an_encoder_without_the_heads_of_pretraining_is_enough(tmp_path, vocabulary):
+def test_a_classifier_starts_from_an_encoder_without_pretraining_heads(tmp_path, vocabulary):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     size = len(Path(vocabulary).read_text().split())

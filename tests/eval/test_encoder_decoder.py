@@ -1,4 +1,4 @@
-"""Generation by T5 against transformers' own, in one batch whose rows come and go."""
+"""Generation by T5 in a batch, compared with transformers' for each prompt."""
 
 import pytest
 import torch
@@ -26,14 +26,16 @@ class CharacterTokenizer:
 
 
 @pytest.fixture(scope="module")
-def both():
+def models():
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 4.0}
     config = transformers.T5Config(vocab_size=V, **sizes, decoder_start_token_id=0, eos_token_id=1)
     theirs = transformers.T5ForConditionalGeneration(config).eval()
     ours = T5(config_from_hf(config.to_dict(), "config.json")).eval()
-    held, shapes = dict(theirs.named_parameters()), {name: p.shape for name, p in ours.named_parameters()}
-    ours.load_state_dict(dict(weights_from_hf("t5", shapes, ours.config, held, held.__getitem__, "here")))
+    weights, shapes = dict(theirs.named_parameters()), {name: p.shape for name, p in ours.named_parameters()}
+    ours.load_state_dict(
+        dict(weights_from_hf("t5", shapes, ours.config, weights, weights.__getitem__, "here"))
+    )
     return theirs, EncoderDecoder(ours, 0)
 
 
@@ -44,8 +46,8 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, rows):
-    theirs, ours = both
+def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(models, rows):
+    theirs, ours = models
     expected = [
         theirs.generate(torch.tensor([p]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
         for p in PROMPTS
@@ -57,8 +59,8 @@ def test_greedy_answers_are_those_of_transformers_for_each_prompt_alone(both, ro
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_beams_are_those_of_transformers(both, width):
-    theirs, ours = both
+def test_beams_are_those_of_transformers(models, width):
+    theirs, ours = models
     for prompt in PROMPTS[:3]:
         beams = BeamSearch(ours, CharacterTokenizer(), prompt, Sampling(max_new_tokens=8), beam_width=width)
         while not beams.done:

@@ -1,4 +1,4 @@
-"""A Hugging Face classifier's probabilities, as transformers computes them one by one."""
+"""Probabilities of a Hugging Face classifier, compared with transformers one text at a time."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def scores(classifier, monkeypatch, capsys, **settings):
 
 
 @pytest.mark.parametrize(("label", "column"), [("toxic", 2), ("Rude", 1), (None, 2)])
-def test_the_score_is_the_labels_probability(classifier, monkeypatch, capsys, label, column):
+def test_the_score_is_the_probability_of_the_label(classifier, monkeypatch, capsys, label, column):
     model = transformers.BertForSequenceClassification.from_pretrained(classifier).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
     with torch.no_grad():
@@ -56,7 +56,9 @@ def test_the_score_is_the_labels_probability(classifier, monkeypatch, capsys, la
     )
 
 
-def test_a_label_or_a_directory_that_is_not_there_is_named(classifier, monkeypatch, capsys, tmp_path):
+def test_an_unknown_label_and_a_directory_without_a_model_are_named(
+    classifier, monkeypatch, capsys, tmp_path
+):
     with pytest.raises(UserError, match=r"label = nice is none of .* choose one of fine, rude, toxic"):
         scores(classifier, monkeypatch, capsys, label="nice")
     with pytest.raises(UserError, match=r"has no config\.json"):

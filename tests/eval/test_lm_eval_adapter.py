@@ -1,4 +1,4 @@
-"""lm-eval on our model against lm-eval on transformers' with the same weights, and against our own tasks."""
+"""lm-eval with our model, compared with lm-eval's Hugging Face backend and with our own tasks."""
 
 import itertools
 import json
@@ -78,7 +78,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(directory):
-    # Its cache takes texts that are alike but for the place where they are cut for one.
+    # No cache: it confuses requests with the same text but different ends of the context.
     return HFLM(pretrained=directory, device="cpu", batch_size=4, dtype="float32", logits_cache=False)
 
 
@@ -91,7 +91,7 @@ def requests(kind, arguments):
     return [Instance(kind, {}, a, n) for n, a in enumerate(arguments)]
 
 
-def test_continuations_are_scored_as_lm_evals_own_backend_does(ours, theirs):
+def test_log_likelihoods_are_those_of_lm_evals_own_backend(ours, theirs):
     pairs = [(s[:cut], s[cut:]) for s in SENTENCES for cut in (4, 5, 9)] + [
         ("", SENTENCES[0]),
         ("x " * 60, "the end"),
@@ -118,16 +118,16 @@ def test_generated_texts_are_those_of_lm_evals_own_backend(ours, theirs):
         {"until": ["\n\n", "th"], "max_gen_toks": 20, "do_sample": False},
         {"until": [], "max_gen_toks": 5, "temperature": 0.0},
     ]
-    asked = [(s, rule) for s in SENTENCES for rule in rules] + [("word " * 80, rules[0])]
+    arguments = [(s, rule) for s in SENTENCES for rule in rules] + [("word " * 80, rules[0])]
     mine, reference = (
-        lm.generate_until(requests("generate_until", asked), disable_tqdm=True) for lm in (ours, theirs)
+        lm.generate_until(requests("generate_until", arguments), disable_tqdm=True) for lm in (ours, theirs)
     )
     assert mine == reference
     assert len(set(mine)) > 6
 
 
-def expected_by_the_model(theirs, count):
-    """Texts whose last word is the model's own most probable token."""
+def texts_that_end_as_the_model_predicts(theirs, count):
+    """`count` texts whose last word is the model's most probable token."""
     found, words = [], sorted({word for s in SENTENCES for word in s.split() if word.isalpha()})
     for first, second in itertools.permutations(words, 2):
         text = f"the {first} of {second}"
@@ -144,7 +144,7 @@ def expected_by_the_model(theirs, count):
 @pytest.fixture
 def files(tmp_path, theirs):
     """(folder of task YAMLs on local files, LAMBADA's file, WikiText's file)"""
-    texts = [*SENTENCES, *expected_by_the_model(theirs, 6)]
+    texts = [*SENTENCES, *texts_that_end_as_the_model_predicts(theirs, 6)]
     (tmp_path / "lambada.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     (tmp_path / "wiki.txt").write_text(WIKI)
     (tmp_path / "wiki.jsonl").write_text(
@@ -174,7 +174,7 @@ def files(tmp_path, theirs):
     return folder, str(tmp_path / "lambada.jsonl"), str(tmp_path / "wiki.txt")
 
 
-def test_our_lambada_and_wikitext_are_lm_evals_on_the_same_model_and_file(directory, theirs, files, tmp_path):
+def test_our_lambada_and_wikitext_have_lm_evals_scores(directory, theirs, files, tmp_path):
     folder, passages, text = files
     output = tmp_path / "out"
     run = harness(
@@ -204,7 +204,7 @@ def test_our_lambada_and_wikitext_are_lm_evals_on_the_same_model_and_file(direct
         assert run["scores"]["wikiloc"][name] == pytest.approx(expected, rel=1e-5)
         assert own["lm_eval"][name] == pytest.approx(expected, rel=1e-5)
     assert own["word_perplexity"] != pytest.approx(own["lm_eval"]["word_perplexity"], rel=1e-3), (
-        "one stream is not article by article"
+        "mt scores one stream, lm-eval article by article"
     )
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     assert [line["task"] for line in lines] == ["lambloc"] * 12 + ["wikiloc"] * 2
@@ -229,9 +229,7 @@ def test_our_lambada_and_wikitext_are_lm_evals_on_the_same_model_and_file(direct
 
 @pytest.fixture
 def many(tmp_path):
-    """A folder with a task of every kind of request on one file, with more requests than a rank gets at a
-    time.
-    """
+    """A folder with a task for each kind of request; each has more requests than one block of a rank."""
     words = sorted({word for s in SENTENCES for word in s.split()})
     pairs = itertools.islice(itertools.permutations(words, 2), REQUESTS_AT_ONCE + 20)
     (tmp_path / "many.jsonl").write_text(
@@ -260,10 +258,8 @@ def many(tmp_path):
     return folder
 
 
-@pytest.mark.slow  # tests/eval/test_open_model.py has the ranks
-def test_ranks_score_as_one_process_does_whether_they_share_the_work_or_the_model(
-    directory, many, pool, tmp_path
-):
+@pytest.mark.slow  # tests/eval/test_open_model.py compares ranks
+def test_ranks_in_data_or_tensor_parallelism_score_as_one_process_does(directory, many, pool, tmp_path):
     tasks = ("many_loglikelihood,many_loglikelihood_rolling,many_generate_until",)
     config = lambda name, **more: HarnessConfig(
         load=directory,
@@ -296,7 +292,7 @@ def test_ranks_score_as_one_process_does_whether_they_share_the_work_or_the_mode
 
 def test_mistakes_are_named(directory, files, monkeypatch):
     index = lm_eval.tasks.TaskManager
-    # lm-eval's own take seconds
+    # without lm-eval's own tasks, whose index takes seconds
     monkeypatch.setattr(
         ours_module,
         "TaskManager",

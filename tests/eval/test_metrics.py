@@ -1,4 +1,4 @@
-"""Means, perplexities and standard errors against numpy."""
+"""Means, perplexities and standard errors, compared with numpy."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from mt.eval.metrics import RunningMean, perplexity
 
 
-def test_a_running_mean_is_numpys():
+def test_a_running_mean_is_that_of_numpy():
     values = np.random.default_rng(0).normal(1e6, 1, 1000)
     mean = RunningMean()
     for value in values:

@@ -1,4 +1,4 @@
-"""A checkpoint that mt train wrote, evaluated by the verbs."""
+"""A checkpoint that mt train wrote, evaluated by the commands."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,7 @@ TEXT = "the cat sat on the mat and the dog sat on the log . "
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A directory of mt train: 30 steps on one sentence's bytes, positions for twice the length of its
-    sequences.
-    """
+    """A model trained for 30 steps on the bytes of one sentence; its positions are twice seq_length."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "corpus.jsonl").write_text(json.dumps({"text": TEXT * 3}) + "\n")
     tokenizer = ["--tokenizer-type", "ByteLevelTokenizer"]
@@ -71,7 +69,7 @@ def test_wikitext_of_a_checkpoint_is_the_models_own_loss(trained, tmp_path):
         total += float(model.loss(window[:, :-1], window[:, 1:], torch.ones(1, window.shape[1] - 1)))
     assert summary["seq_length"] == 32
     assert summary["scores"]["loss"] == pytest.approx(total / (ids.shape[1] - 1), rel=1e-5)
-    assert summary["scores"]["loss"] < 2.5, "far below ln 512: it has learned the sentence's bytes"
+    assert summary["scores"]["loss"] < 2.5, "far below ln 512, so the model has learned the sentence"
 
 
 def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_path):
@@ -87,8 +85,9 @@ def test_lambada_of_a_checkpoint_writes_a_line_for_each_passage(trained, tmp_pat
 
 @pytest.fixture
 def evaluations(trained, tmp_path):
-    """evaluations(directory, name=value ...): (task, its configuration) of more passages and windows than one
-    rank gets at a time.
+    """evaluations(directory, name=value ...) -> [(task, its configuration)].
+
+    Each has more passages or windows than one block of a rank.
     """
     passages, text = tmp_path / "passages.jsonl", tmp_path / "valid.txt"
     passages.write_text(
@@ -115,7 +114,7 @@ def evaluations(trained, tmp_path):
     ]
 
 
-def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(evaluations, pool):
+def test_two_ranks_score_every_example_once_and_bit_for_bit_as_one_does(evaluations, pool):
     for (task, alone), (_, shared) in zip(evaluations("1"), evaluations("2")):
         (one,), (two, nothing) = pool.run(task, 1, alone), pool.run(task, 2, shared)
         assert nothing is None
@@ -124,7 +123,7 @@ def test_two_ranks_score_every_example_once_and_to_the_last_bit_as_one_does(eval
         assert predictions(alone).read_bytes() == predictions(shared).read_bytes()
 
 
-def test_ranks_that_share_a_model_score_as_one_does(evaluations, pool):
+def test_tensor_parallel_ranks_score_as_one_does(evaluations, pool):
     for (task, alone), (_, cut) in zip(evaluations("1"), evaluations("2", tensor_model_parallel_size=2)):
         (one,), (two, _) = pool.run(task, 1, alone), pool.run(task, 2, cut)
         assert one["counts"] == two["counts"]
@@ -140,7 +139,7 @@ def predictions(config):
 
 
 def approx(tree):
-    """What is equal to a tree of dicts up to float32's rounding."""
+    """A tree of dicts that compares equal to the given one up to the rounding of float32."""
     return (
         {name: approx(value) for name, value in tree.items()}
         if isinstance(tree, dict)
@@ -150,7 +149,7 @@ def approx(tree):
     )
 
 
-def test_generation_goes_on_beyond_the_trained_length_as_far_as_there_are_positions(trained):
+def test_generation_continues_beyond_the_training_length_up_to_the_models_positions(trained):
     (sample,) = generate(
         GenerateConfig(load=trained, prompts=("the cat",), tokens_to_generate=57, greedy=True)
     )["samples"]

@@ -1,4 +1,4 @@
-"""Results of an evaluation: its output directory, rejected records, and work shared among ranks."""
+"""Results of an evaluation: its output directory, rejected records, and examples divided over ranks."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def test_without_an_output_the_summary_is_returned_and_nothing_is_written(tmp_pa
     assert capsys.readouterr().err == "mt: file, line 3: is bad; set aside\n"
 
 
-def test_the_output_holds_predictions_and_rejects_and_the_same_command_finds_its_summary(tmp_path, capsys):
+def test_the_output_has_predictions_and_rejects_and_a_repeated_command_returns_its_summary(tmp_path, capsys):
     out = tmp_path / "out"
     with run(tmp_path, output=str(out)) as results:
         assert results.finished is None
@@ -72,7 +72,7 @@ def test_only_a_users_mistake_leaves_the_output_empty(tmp_path, error, empty):
     assert (list(out.iterdir()) == []) == empty
 
 
-def test_a_users_mistake_keeps_checkpoints(tmp_path):
+def test_checkpoints_are_kept_after_a_users_mistake(tmp_path):
     out = tmp_path / "out"
     with contextlib.suppress(UserError), run(tmp_path, output=str(out)):
         (out / "step_00000001").mkdir()
@@ -80,7 +80,7 @@ def test_a_users_mistake_keeps_checkpoints(tmp_path):
     assert (out / "step_00000001").exists()
 
 
-def test_records_are_numbered_with_those_that_cannot_be_read(tmp_path):
+def test_numbers_of_records_count_unreadable_ones(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"txt": 1}\n{"text": "b"}\n')
     (shard,) = reader.plan((str(path),), on_error="skip")
@@ -90,7 +90,7 @@ def test_records_are_numbered_with_those_that_cannot_be_read(tmp_path):
     assert [reject["place"] for reject in results.rejects] == ["line 2"]
 
 
-def test_a_record_that_cannot_be_used_is_an_error_or_set_aside(tmp_path):
+def test_an_unusable_record_is_an_error_or_is_set_aside(tmp_path):
     results, document = run(tmp_path), Document("1", "text")
     with pytest.raises(UserError, match="f, record 1: is short; mend it, or pass --on-error skip"):
         results.refuse(types.SimpleNamespace(path="f", on_error="fail"), "record 1", "is short", document)
@@ -107,7 +107,7 @@ def test_one_rank_works_on_blocks_in_order():
     assert blocks == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_two_ranks_share_the_blocks_and_have_all_answers(pool):
+def test_two_ranks_divide_the_blocks_and_both_have_all_results(pool):
     one, two = pool.run(squares_of_ranks, 2, None)
     assert one[0] == two[0] == [(n, n**2) for n in range(7)]
     assert (one[1], two[1]) == ([[0, 1], [4, 5]], [[2, 3], [6]])

@@ -1,4 +1,4 @@
-"""Retro evaluated and generating: neighbours come from its database as chunks become full."""
+"""Evaluation and generation with Retro, which retrieves neighbours for each finished chunk."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ M, SEQ = 16, 64
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data, a database of them, and a Retro `retro` that learned a little from both; and a GPT `gpt`."""
+    """Data, their database `db`, a Retro `retro` trained on both for a few steps, and a GPT `gpt`."""
     folder = tmp_path_factory.mktemp("retro")
     write(folder / "a", texts(40, 1, 8))
     build_db(
@@ -92,7 +92,7 @@ def retrieval(folder, gate=1.0):
     return Retrieval(retro_db=str(folder / "db"), retro_attention_gate=gate)
 
 
-def test_what_is_looked_up_for_a_chunk_of_the_database_is_itself_and_then_its_neighbours(folder):
+def test_the_first_neighbour_of_a_chunk_of_the_database_is_the_chunk_itself(folder):
     look_up = Retriever(
         folder / "db",
         load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")),
@@ -108,10 +108,8 @@ def test_what_is_looked_up_for_a_chunk_of_the_database_is_itself_and_then_its_ne
     assert mask[:, 0, :M].all()
 
 
-def test_a_text_that_grows_is_scored_as_it_would_be_whole_whatever_is_beside_it(folder):
-    """The log-probabilities of greedy tokens, chosen one by one with a cache, are those of one pass over the
-    text.
-    """
+def test_generated_tokens_have_the_log_probabilities_of_the_whole_text_alone_and_in_a_batch(folder):
+    """Greedy tokens are generated one by one with a cache, and scored in one pass over the text."""
     model = open_model(open_checkpoint(folder / "retro"), "positions", 4, retrieval(folder))
     prompts = [
         model.tokenizer.encode(text)
@@ -126,13 +124,13 @@ def test_a_text_that_grows_is_scored_as_it_would_be_whole_whatever_is_beside_it(
         (scored,) = model.rolling([([*prompt, *one.ids], len(prompt))])
         np.testing.assert_allclose(one.logprobs, scored, atol=2e-5)
         (without,) = plain.rolling([([*prompt, *one.ids], len(prompt))])
-        until = max(0, M - len(prompt))  # tokens that no chunk came before
+        until = max(0, M - len(prompt))  # tokens before the first chunk ends
         np.testing.assert_allclose(scored[:until], without[:until], atol=2e-5)
         differs |= bool(np.abs(scored - without).max() > 1e-3)
     assert differs
 
 
-def test_verbs_retrieve_from_the_database_or_are_the_gpt_within(folder):
+def test_commands_use_the_database_or_with_gate_0_the_gpt_within(folder):
     shared = {"load": str(folder / "retro")}
     scores = {}
     for name, how in {
@@ -168,7 +166,7 @@ def test_verbs_retrieve_from_the_database_or_are_the_gpt_within(folder):
     assert scores["with"] != scores["gate"] == scores["without"]
 
 
-def test_with_the_gate_shut_the_scores_are_those_of_the_gpt_that_it_contains(folder):
+def test_without_a_database_the_logits_are_those_of_the_gpt_within(folder):
     retro = open_model(open_checkpoint(folder / "retro"), "positions", 4)
     gpt = open_model(open_checkpoint(folder / "gpt"), "positions", 4)
     gpt.model.load_state_dict(

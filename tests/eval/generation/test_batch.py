@@ -1,4 +1,4 @@
-"""Continuations that come and go together against each alone; packed matrices against plain ones."""
+"""Continuations in a batch, compared with each alone; prepacked weights, compared with plain ones."""
 
 import copy
 import itertools
@@ -72,7 +72,7 @@ def continuations(count, seed=0, **rules):
     ]
 
 
-def alone(model, **rules):
+def generate_alone(model, **rules):
     found = continuations(12, **rules)
     for one in found:
         assert list(
@@ -86,18 +86,18 @@ def alone(model, **rules):
     [{"greedy": True}, {"top_k": 20}, {"top_p": 0.9, "top_p_decay": 0.9, "top_p_bound": 0.1}],
     ids=["greedy", "top-k", "top-p"],
 )
-def test_what_follows_a_prompt_is_the_same_alone_and_among_others_that_come_and_go(model, rules):
-    expected = alone(model, **rules)
+def test_a_continuation_is_the_same_alone_and_in_a_batch_that_others_join_and_leave(model, rules):
+    expected = generate_alone(model, **rules)
     batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=5)
     found = continuations(12, **rules)
     assert sorted(map(id, batch.run(iter(found)))) == sorted(map(id, found))
     for one, (ids, logprobs) in zip(found, expected):
         assert one.ids == ids
         np.testing.assert_allclose(one.logprobs, logprobs, rtol=1e-4, atol=1e-4)
-    assert batch._cache is None, "an empty batch holds no memory"
+    assert batch._cache is None, "an empty batch keeps no cache"
 
 
-def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(model):
+def test_greedy_tokens_are_those_of_a_pass_over_the_whole_text_without_a_cache(model):
     found = continuations(6, seed=8, greedy=True)
     list(GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=3).run(iter(found)))
     for one in found:
@@ -108,28 +108,28 @@ def test_the_tokens_are_those_of_passes_over_the_whole_text_without_a_cache(mode
         np.testing.assert_allclose(one.logprobs, logits.log_softmax(1).amax(1), rtol=1e-3, atol=1e-3)
 
 
-def test_newcomers_join_between_two_tokens_and_a_removed_one_leaves_its_row(model):
-    expected = alone(model, greedy=True)
+def test_continuations_join_between_two_tokens_and_a_removed_one_frees_its_row(model):
+    expected = generate_alone(model, greedy=True)
     batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=8)
     found = continuations(12, greedy=True)
     waiting = list(enumerate(found))
-    gone = next(c for c in found if c.sampling.max_new_tokens > 6)
+    removed = next(c for c in found if c.sampling.max_new_tokens > 6)
     for step in itertools.count():
         if waiting:
             batch.add(waiting.pop(0)[1])
         elif not batch.rows:
             break
         batch.step()
-        if len(gone.ids) == 3:
-            batch.remove(gone)
+        if len(removed.ids) == 3:
+            batch.remove(removed)
         assert step < 100
-    assert len(gone.ids) == 3
-    assert [c.ids for c in found if c is not gone] == [
-        ids for c, (ids, _) in zip(found, expected) if c is not gone
+    assert len(removed.ids) == 3
+    assert [c.ids for c in found if c is not removed] == [
+        ids for c, (ids, _) in zip(found, expected) if c is not removed
     ]
 
 
-def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(model):
+def test_rows_times_positions_stay_within_the_limit_and_all_continuations_end(model):
     batch = GenerationBatch(model, LetterTokenizer(), max_length=POSITIONS, max_rows=8, max_tokens=200)
     found = continuations(12, greedy=True)
     for one in found:
@@ -146,7 +146,7 @@ def test_rows_times_positions_stay_within_the_limit_and_all_come_to_their_turn(m
     assert all(c.ended for c in found)
 
 
-def test_a_prompts_own_log_probabilities_are_the_models(model):
+def test_log_probabilities_of_a_prompt_are_those_of_the_model(model):
     one = Continuation(
         list(range(40)), Sampling(max_new_tokens=0, prompt_logprobs=True, top_logprobs=2), LetterTokenizer()
     )
@@ -167,7 +167,7 @@ def cost(divided):
     return sum(PASS_TOKENS + len(group) * max(len(c.prompt) for c in group) for group in divided)
 
 
-def test_prompts_are_divided_into_the_cheapest_groups():
+def test_prefill_groups_have_the_least_cost_of_all_divisions():
     found = continuations(7, seed=4)
     ordered = sorted(found, key=lambda c: len(c.prompt))
     cuts = (
@@ -178,7 +178,7 @@ def test_prompts_are_divided_into_the_cheapest_groups():
     assert sorted(map(id, itertools.chain(*prefill_groups(found)))) == sorted(map(id, found))
 
 
-@pytest.mark.skipif(not prepacking_works(), reason="this build of torch has no packed products")
+@pytest.mark.skipif(not prepacking_works(), reason="this build of torch has no prepacked products")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -193,7 +193,7 @@ def test_prompts_are_divided_into_the_cheapest_groups():
     ],
     ids=["gpt", "llama"],
 )
-def test_packed_matrices_give_the_same_hidden_states_and_logits(settings):
+def test_prepacked_weights_give_the_same_hidden_states_and_logits(settings):
     model, tokens = build(**settings), torch.arange(30).reshape(2, 15) % VOCABULARY
     with torch.inference_mode():
         hidden = model(tokens)
@@ -201,15 +201,15 @@ def test_packed_matrices_give_the_same_hidden_states_and_logits(settings):
         prepare_for_inference(model)
         torch.testing.assert_close(model(tokens), hidden, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.logits(hidden), logits[..., :VOCABULARY], rtol=1e-4, atol=1e-4)
-    assert alone(build(**settings), greedy=True)[3][0] == alone(model, greedy=True)[3][0]
+    assert generate_alone(build(**settings), greedy=True)[3][0] == generate_alone(model, greedy=True)[3][0]
 
 
-def test_in_bfloat16_the_text_is_nearly_the_same():
+def test_in_bfloat16_probabilities_are_nearly_the_same():
     model, exact = prepare_for_inference(build(), bf16=True), build()
     assert next(model.parameters()).dtype == torch.bfloat16
     tokens = torch.arange(30)[None] % VOCABULARY
     with torch.inference_mode():
-        # without packed products the logits have the padding of the vocabulary, of probability 0
+        # without prepacked weights the logits include the padding of the vocabulary, of probability 0
         found = model.logits(model(tokens))[..., :VOCABULARY].float().softmax(-1)
         expected = exact.logits(exact(tokens))[..., :VOCABULARY].softmax(-1)
     assert (found - expected).abs().sum(-1).mean() < 0.1
@@ -217,7 +217,7 @@ def test_in_bfloat16_the_text_is_nearly_the_same():
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_tokens_are_those_of_the_cpu(model):
-    expected = alone(model, greedy=True)
+    expected = generate_alone(model, greedy=True)
     found = continuations(12, greedy=True)
     list(
         GenerationBatch(copy.deepcopy(model).cuda(), LetterTokenizer(), max_length=POSITIONS, max_rows=5).run(

@@ -1,4 +1,4 @@
-"""Beam search against transformers': the same beams, in the same order, with the same scores."""
+"""Beam search, compared with transformers': the same beams, in the same order, with the same scores."""
 
 import pytest
 import torch
@@ -51,19 +51,19 @@ def test_the_beams_are_those_of_transformers(language_model, gpt2, width, length
         )
         while not beams.done:
             beams.step()
-        wanted = [trimmed(row[len(prompt) :].tolist(), end) for row in expected.sequences]
+        wanted = [until_end(row[len(prompt) :].tolist(), end) for row in expected.sequences]
         assert [list(beam.ids) for beam in beams.found] == wanted
-        if width > 1:  # of one beam transformers makes a greedy search, which has no scores
+        if width > 1:  # with one beam transformers uses greedy search, which has no scores
             assert [beam.score for beam in beams.found] == pytest.approx(
                 expected.sequences_scores.tolist(), rel=1e-4
             )
 
 
-def trimmed(ids, end):
+def until_end(ids, end):
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-def test_a_score_is_the_sum_of_the_log_probabilities_over_the_length(language_model):
+def test_a_score_is_the_sum_of_the_log_probabilities_divided_by_a_power_of_the_length(language_model):
     for penalty in (0.5, 2.0):
         for beam in search(
             language_model, [1, 2], beam_width=3, max_new_tokens=7, length_penalty=penalty

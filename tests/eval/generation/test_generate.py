@@ -1,4 +1,4 @@
-"""Generation: transformers' greedy search, a loop without a cache, and the sampling rules by hand."""
+"""Generation, compared with transformers' greedy search and a loop without a cache; settings and output."""
 
 import json
 
@@ -24,7 +24,7 @@ PROMPTS = ["a", "the cat sat on the", "", "naïve", "some longer prompt, of fort
 
 @pytest.fixture(params=["learned", "rope"])
 def own_model(request, language_model):
-    """mt's own GPT with its key-value cache, random weights."""
+    """mt's GPT with random weights and its key-value cache."""
     config = ModelConfig(
         num_layers=2,
         hidden_size=32,
@@ -87,7 +87,7 @@ def test_a_seed_reproduces_its_texts_at_any_batch_size(checkpoint):
     assert one != other
 
 
-def test_prompts_that_are_alike_are_continued_differently_however_many_are_read_ahead(checkpoint):
+def test_equal_prompts_have_different_continuations_that_do_not_depend_on_the_batch_size(checkpoint):
     settings = {"prompts": ("a",) * 40, "tokens_to_generate": 6, "temperature": 2.0}
     many, one = (
         [s["tokens"] for s in generate(config(checkpoint, micro_batch_size=size, **settings))["samples"]]
@@ -108,14 +108,14 @@ def test_top_k_1_is_greedy(checkpoint, language_model):
     ]
 
 
-def test_log_probabilities_are_the_models_own_whatever_the_temperature(checkpoint, language_model):
+def test_log_probabilities_are_those_of_the_model_at_any_temperature(checkpoint, language_model):
     for sample in generate(config(checkpoint, prompts=("ab", "c"), temperature=3.0, top_k=50))["samples"]:
         prompt = sample["prompt"].encode()
         (expected,) = language_model.rolling([([*prompt, *sample["tokens"]], len(prompt))])
         np.testing.assert_allclose(sample["logprobs"], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_stop_text_ends_a_continuation_and_is_cut_off(checkpoint):
+def test_a_stop_text_ends_a_continuation_and_is_removed(checkpoint):
     (whole,) = generate(config(checkpoint, prompts=("the cat",), tokens_to_generate=40, greedy=True))[
         "samples"
     ]
@@ -129,7 +129,7 @@ def test_a_stop_text_ends_a_continuation_and_is_cut_off(checkpoint):
     assert whole["ended"] in ("length", "eod")
 
 
-def test_a_file_of_prompts_is_continued_line_by_line_into_the_output(checkpoint, tmp_path):
+def test_a_file_of_prompts_gives_one_prediction_for_each_line(checkpoint, tmp_path):
     lines = [{"id": f"p{i}", "text": f"prompt number {i}"} for i in range(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {"prompts": (), "input": (str(tmp_path / "prompts.jsonl"),)}
@@ -144,7 +144,7 @@ def test_a_file_of_prompts_is_continued_line_by_line_into_the_output(checkpoint,
     assert generate(config(checkpoint, output=str(tmp_path / "out"), **settings)) == kept
 
 
-def test_a_prompt_too_long_is_refused_with_the_numbers(checkpoint, tmp_path):
+def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(checkpoint, tmp_path):
     with pytest.raises(
         UserError,
         match=(
@@ -166,7 +166,7 @@ def test_a_prompt_too_long_is_refused_with_the_numbers(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind):
+def test_tokens_of_an_imported_model_are_those_of_transformers_generate(kind):
     transformers = pytest.importorskip("transformers")
     small = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.3}
     if kind == "gpt2":
@@ -183,11 +183,15 @@ def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind)
         )
     torch.manual_seed(3)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    held = theirs.state_dict()
+    weights = theirs.state_dict()
     model = build_model(config_from_hf(config.to_dict(), "here"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    model.load_state_dict(dict(weights_from_hf(kind, shapes, model.config, held, held.__getitem__, "here")))
-    ours = LanguageModel(prepare_for_inference(model.eval().requires_grad_(False)), NoEnd(), 64, batch_size=3)
+    model.load_state_dict(
+        dict(weights_from_hf(kind, shapes, model.config, weights, weights.__getitem__, "here"))
+    )
+    ours = LanguageModel(
+        prepare_for_inference(model.eval().requires_grad_(False)), TokenizerWithoutEnd(), 64, batch_size=3
+    )
     prompts = [list(range(3, 3 + length)) for length in (1, 9, 4, 30, 2)]
     for prompt, found in zip(prompts, ours.generate(prompts, GREEDY)):
         with torch.no_grad():
@@ -197,7 +201,7 @@ def test_on_the_same_weights_the_tokens_are_those_of_transformers_generate(kind)
         assert found.ids == expected[len(prompt) :].tolist()
 
 
-class NoEnd:
+class TokenizerWithoutEnd:
     eod = None
 
     def encode(self, text):
@@ -207,13 +211,13 @@ class NoEnd:
         return "".join(map(chr, ids))
 
 
-def test_the_output_is_documents_of_prompt_and_text_if_so_asked(checkpoint, tmp_path):
+def test_with_echo_the_output_is_documents_of_prompt_and_text(checkpoint, tmp_path):
     summary = generate(config(checkpoint, echo=True, output=str(tmp_path / "out")))
     read = [d for shard in reader.plan([str(tmp_path / "out")]) for d in reader.read(shard)]
     assert [d.text.startswith(prompt) for d, prompt in zip(read, PROMPTS)] == [True] * 5
     plain = generate(config(checkpoint))
     assert [s["text"] for s in summary["samples"]] == [s["prompt"] + s["text"] for s in plain["samples"]]
-    assert summary["text"] == plain["text"], "a person sees a prompt once"
+    assert summary["text"] == plain["text"], "the printed text has each prompt once"
 
 
 def test_a_model_that_does_not_continue_text_is_refused(bert):
@@ -224,7 +228,7 @@ def test_a_model_that_does_not_continue_text_is_refused(bert):
         generate(config(bert))
 
 
-def test_beam_search_tells_all_beams_and_the_best_is_the_text(checkpoint):
+def test_beam_search_returns_all_beams_and_the_text_of_the_best(checkpoint):
     for sample in generate(config(checkpoint, beam_width=3, length_penalty=0.5))["samples"]:
         assert len(sample["beams"]) == 3
         assert sample["tokens"] == sample["beams"][0]["tokens"]
@@ -233,7 +237,7 @@ def test_beam_search_tells_all_beams_and_the_best_is_the_text(checkpoint):
         )
 
 
-def test_the_end_of_document_may_begin_every_prompt(checkpoint, language_model):
+def test_add_bos_begins_every_prompt_with_the_end_of_document_token(checkpoint, language_model):
     (sample,) = generate(config(checkpoint, prompts=("ab",), add_bos=True, greedy=True))["samples"]
     (expected,) = language_model.generate([[256, 97, 98]], Sampling(max_new_tokens=10, greedy=True))
     assert sample["tokens"] == expected.ids

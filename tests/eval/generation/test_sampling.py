@@ -1,4 +1,4 @@
-"""Sampling and stop conditions by hand and as in Megatron-LM; incremental decoding against whole texts."""
+"""Sampling and stop conditions, by hand and as in Megatron-LM; streamed texts compared with whole ones."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ def test_the_temperature_divides_the_logits():
     assert torch.equal(candidates(LOGITS, [0.5], [0], [0.0]), LOGITS * 2)
 
 
-def test_top_k_keeps_every_logit_not_below_the_kth():
+def test_top_k_keeps_every_logit_that_is_at_least_the_kth():
     assert kept(candidates(LOGITS, [1.0], [2], [0.0])) == [True, True, True, False, False]
     assert kept(candidates(LOGITS, [1.0], [99], [0.0])) == [True] * 5
 
 
-def test_top_p_keeps_the_token_that_crosses():
+def test_top_p_keeps_the_token_at_which_the_sum_exceeds_p():
     probabilities = torch.tensor([[0.2, 0.5, 0.3]])
     for top_p, expected in [
         (0.001, [False, True, False]),
@@ -53,7 +53,7 @@ def test_top_p_keeps_the_token_that_crosses():
         assert kept(candidates(probabilities.log(), [1.0], [0], [top_p])) == expected
 
 
-def test_top_p_looks_at_the_distribution_after_the_temperature():
+def test_top_p_is_applied_after_the_temperature():
     probabilities = torch.tensor([[0.6, 0.4]])
     assert kept(candidates(probabilities.log(), [1.0], [0], [0.7])) == [True, True]
     assert kept(candidates(probabilities.log(), [0.1], [0], [0.7])) == [True, False]
@@ -76,7 +76,7 @@ def test_top_p_is_megatrons_on_random_logits():
         )
 
 
-def test_rows_with_rules_of_their_own_are_drawn_as_if_alone():
+def test_rows_with_different_rules_have_the_candidates_of_each_row_alone():
     logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
     rules = [(1.0, 0, 0.0), (0.5, 3, 0.0), (2.0, 0, 0.7), (1.0, 7, 0.0), (1.0, 0, 0.2), (3.0, 0, 0.0)]
     together = candidates(logits, *zip(*rules))
@@ -84,7 +84,7 @@ def test_rows_with_rules_of_their_own_are_drawn_as_if_alone():
         torch.testing.assert_close(together[row : row + 1], candidates(logits[row : row + 1], *zip(rule)))
 
 
-def test_tokens_are_drawn_by_their_probabilities():
+def test_tokens_are_drawn_with_their_probabilities():
     rows = [one(temperature=2.0, top_k=3)]
     counts = torch.bincount(torch.cat([draw(LOGITS, rows) for _ in range(10_000)]), minlength=5) / 10_000
     expected = torch.cat([(LOGITS[0, :3] / 2).softmax(0), torch.zeros(2)])
@@ -92,13 +92,13 @@ def test_tokens_are_drawn_by_their_probabilities():
     assert counts[3:].sum() == 0
 
 
-def test_top_p_decays_with_every_token_to_its_bound():
+def test_top_p_decays_with_every_token_down_to_its_bound():
     row = one(top_p=0.8, top_p_decay=0.5, top_p_bound=0.3, max_new_tokens=9)
-    seen = []
+    values = []
     for _ in range(4):
-        seen.append(row.top_p)
+        values.append(row.top_p)
         row.accept(66, -1.0)
-    assert seen == [0.8, 0.4, 0.3, 0.3]
+    assert values == [0.8, 0.4, 0.3, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_top_p_decays_with_every_token_to_its_bound():
         ({"stop": ("zz", "l")}, b"hel", "stop", "he"),
     ],
 )
-def test_what_ends_a_continuation(rules, tokens, ended, text):
+def test_a_continuation_ends_at_its_stop_condition(rules, tokens, ended, text):
     row = one(**rules)
     for token in tokens:
         assert row.ended is None
@@ -129,23 +129,23 @@ def test_what_ends_a_continuation(rules, tokens, ended, text):
     assert (row.ended, row.text) == (ended, text)
 
 
-def test_an_empty_line_may_begin_in_the_prompt():
+def test_the_first_newline_of_an_empty_line_may_be_in_the_prompt():
     row = Continuation(list(b"a\n"), Sampling(stop_on_double_eol=True), TOKENIZER)
     row.accept(10, -1.0)
     assert row.ended == "stop"
 
 
-def test_no_newline_after_a_colon_if_so_asked():
+def test_prevent_newline_after_colon_excludes_the_newline():
     logits = torch.zeros(1, 258)
     logits[0, 10], logits[0, 66] = 5.0, 4.0
-    for asked, last, expected in [(True, b":", 66), (False, b":", 10), (True, b";", 10)]:
-        row = Continuation(list(last), Sampling(greedy=True, prevent_newline_after_colon=asked), TOKENIZER)
+    for prevent, last, expected in [(True, b":", 66), (False, b":", 10), (True, b";", 10)]:
+        row = Continuation(list(last), Sampling(greedy=True, prevent_newline_after_colon=prevent), TOKENIZER)
         pick(logits, [row], (58, 10))
         assert row.ids == [expected]
         assert row.logprobs[0] == pytest.approx(float(logits.log_softmax(1)[0, expected]), abs=1e-6)
 
 
-def test_the_alternatives_are_the_most_probable_ids_with_their_log_probabilities():
+def test_top_logprobs_are_the_most_probable_ids_with_their_log_probabilities():
     logits = torch.randn(2, 258, generator=torch.Generator().manual_seed(0))
     rows = [one(top_logprobs=3, greedy=True), one(greedy=True)]
     pick(logits, rows)
@@ -155,7 +155,7 @@ def test_the_alternatives_are_the_most_probable_ids_with_their_log_probabilities
     assert rows[1].top == []
 
 
-def test_a_model_whose_logits_are_no_numbers_is_refused():
+def test_a_model_with_nan_logits_is_refused():
     for rules in ({"greedy": True}, {}, {"top_p": 0.5}):
         with pytest.raises(UserError, match="logits are not numbers"):
             pick(torch.full((1, 258), float("nan")), [one(**rules)])
@@ -167,22 +167,22 @@ def test_a_model_whose_logits_are_no_numbers_is_refused():
     st.text(max_size=5),
     st.lists(st.text(min_size=1, max_size=3), max_size=2),
 )
-def test_text_in_pieces_is_the_text_at_once(tokens, before, stops):
+def test_streamed_text_is_the_decoded_text(tokens, before, stops):
     stream = TextStream(TOKENIZER, TOKENIZER.encode(before), stops)
-    pieces, told = [], 0
+    pieces, streamed = [], 0
     for token in tokens:
         stream.push(token)
-        pieces.append(stream.text[told:])
-        told = len(stream.text)
+        pieces.append(stream.text[streamed:])
+        streamed = len(stream.text)
     stream.flush()
     whole = TOKENIZER.decode(tokens)
     ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
     assert stream.text == (whole[: min(ends)] if ends else whole)
-    assert stream.text.startswith("".join(pieces)), "nothing that was told is taken back"
+    assert stream.text.startswith("".join(pieces)), "streamed text is never changed"
     assert stream.stopped == bool(ends)
 
 
-def test_a_tokenizer_that_drops_a_first_space_gives_the_space_between_prompt_and_text():
+def test_the_space_between_prompt_and_text_is_kept_if_the_tokenizer_drops_a_first_space():
     class WordTokenizer:
         eod, words = None, ["▁the", "▁cat", "s"]
 

@@ -42,7 +42,7 @@ def small_model(positions=POSITIONS):
 
 
 class Running:
-    """The HTTP application and the engine in two threads, at `url`; ends with the `with` block."""
+    """The HTTP application and the engine in two threads, at `url`. They end with the `with` block."""
 
     def __init__(self, model, keys=(), **settings):
         config = ServeConfig(load="none", port=0, **settings)
@@ -83,19 +83,19 @@ class Running:
         return self.client.post("/v1/completions", json=body)
 
     def events(self, **body):
-        """What a stream says, until its end."""
+        """The events of a streamed response until its end."""
         with self.client.stream("POST", "/v1/completions", json={"stream": True, **body}) as reply:
             assert reply.headers["content-type"].startswith("text/event-stream")
-            said = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
-        assert said.pop() == "[DONE]"
-        return [json.loads(one) for one in said]
+            data = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+        assert data.pop() == "[DONE]"
+        return [json.loads(one) for one in data]
 
 
-def until(holds, patience_s=60.0):
-    """Waits for something that another thread or process does."""
+def until(condition, patience_s=60.0):
+    """Waits until `condition()` is true; another thread or process makes it so."""
     end = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < end, "it never came"
+    while not condition():
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.01)
 
 
@@ -107,25 +107,25 @@ def greedy(server, text, count):
 
 
 class SlowModel(torch.nn.Module):
-    """A model that takes its time, or fails, as a test wants, and never ends a document."""
+    """A slow model that never ends a document. A test can pause it (`paused`) or make it fail (`fails`)."""
 
     def __init__(self, model, seconds=0.01):
         super().__init__()
         self.inner, self.seconds, self.fails = model, seconds, False
-        self._goes_on = threading.Event()
-        self._goes_on.set()
+        self._may_run = threading.Event()
+        self._may_run.set()
 
     @contextlib.contextmanager
-    def held(self):
-        """For the length of a `with` block no forward pass begins."""
-        self._goes_on.clear()
+    def paused(self):
+        """No forward pass begins within the `with` block."""
+        self._may_run.clear()
         try:
             yield
         finally:
-            self._goes_on.set()
+            self._may_run.set()
 
     def forward(self, *arguments, **named):
-        self._goes_on.wait()
+        self._may_run.wait()
         time.sleep(self.seconds)
         if self.fails:
             raise RuntimeError("out of memory")

@@ -16,7 +16,7 @@ from mt.eval.server.app import listen
 from mt.tests.eval.server.running_server import until
 
 
-def test_an_address_in_use_is_said_before_the_model_is_loaded():
+def test_an_address_in_use_is_refused():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -40,7 +40,7 @@ print(app.serve(app.ServeConfig(load="small", port=int(sys.argv[1]), shutdown_gr
 """
 
 
-def test_sigterm_under_load_lets_requests_finish_tells_those_that_cannot_and_exits_0():
+def test_sigterm_under_load_finishes_short_requests_ends_long_ones_with_503_and_exits_0():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +60,7 @@ def test_sigterm_under_load_lets_requests_finish_tells_those_that_cannot_and_exi
             assert process.poll() is None, process.stderr.read()
             return False
 
-    def ask(n):
+    def request(n):
         body = {"prompt": f"client {n}", "max_tokens": 80 if n < 4 else 1000, "temperature": 0}
         if n % 2:
             reply = client.post("/v1/completions", json=body)
@@ -70,16 +70,16 @@ def test_sigterm_under_load_lets_requests_finish_tells_those_that_cannot_and_exi
                 else len(reply.json()["choices"][0]["token_ids"])
             )
         with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
-            said = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
-        return len(said) if said[-1] == "[DONE]" else json.loads(said[-1])["error"]["code"]
+            data = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+        return len(data) if data[-1] == "[DONE]" else json.loads(data[-1])["error"]["code"]
 
     try:
         until(up)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask, n) for n in range(8)]
+            requests = [pool.submit(request, n) for n in range(8)]
             until(lambda: "mt_running 8.0" in client.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
-            answers = [one.result() for one in asked]
+            answers = [one.result() for one in requests]
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""`mt generate --url` against `mt generate --load` with the same model."""
+"""`mt generate --url`, compared with `mt generate --load` of the same model."""
 
 import socket
 
@@ -20,14 +20,14 @@ from mt.tests.eval.server.running_server import small_model
         {"add_bos": True, "stop_on_eol": True},
     ],
 )
-def test_the_client_gives_the_texts_that_the_model_gives_here(server, monkeypatch, settings):
-    asked = {"prompts": ("ab", "", "naïve", "ab"), "tokens_to_generate": 15, **settings}
+def test_the_client_returns_the_texts_of_the_local_model(server, monkeypatch, settings):
+    request = {"prompts": ("ab", "", "naïve", "ab"), "tokens_to_generate": 15, **settings}
     if "beam_width" in settings:
-        asked["prompts"] = ("ab",)
+        request["prompts"] = ("ab",)
     monkeypatch.setattr("mt.eval.generation.generate.open_checkpoint", lambda path: None)
     monkeypatch.setattr("mt.eval.generation.generate.open_generator", lambda *_: small_model())
     there, here = (
-        generate(GenerateConfig(**where, **asked)) for where in ({"url": server.url}, {"load": "x"})
+        generate(GenerateConfig(**where, **request)) for where in ({"url": server.url}, {"load": "x"})
     )
     assert there["counts"] == here["counts"]
     for mine, own in zip(there["samples"], here["samples"]):
@@ -42,7 +42,7 @@ def test_the_client_gives_the_texts_that_the_model_gives_here(server, monkeypatc
                 )
 
 
-def test_the_client_says_what_is_wrong_with_the_address_or_the_request(server):
+def test_a_wrong_address_or_request_is_named_by_the_client(server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="no answer of `mt serve`"):

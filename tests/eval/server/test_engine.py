@@ -1,4 +1,4 @@
-"""Many requests in one batch, a full queue, a model that fails."""
+"""Many requests in one batch, a full queue, a failing model, shutdown."""
 
 import concurrent.futures
 
@@ -10,25 +10,27 @@ from mt.eval.server.engine import Engine, Job, QueueFull, ShuttingDown
 from mt.tests.eval.server.running_server import slow_server, small_model, until
 
 
-def test_64_clients_at_once_get_what_each_would_get_alone_and_grow_together(server):
+def test_64_simultaneous_clients_share_steps_and_get_the_texts_of_each_client_alone(server):
     before = server.engine.steps.copy()
-    ask = lambda n: server.complete(prompt=f"client {n}", max_tokens=20, seed=n).json()["choices"][0]
+    request = lambda n: server.complete(prompt=f"client {n}", max_tokens=20, seed=n).json()["choices"][0]
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        together = list(pool.map(ask, range(64)))
-    assert max(server.engine.steps - before) > 4, "they shared their steps"
-    assert [choice["token_ids"] for choice in together[::8]] == [ask(n)["token_ids"] for n in range(0, 64, 8)]
+        together = list(pool.map(request, range(64)))
+    assert max(server.engine.steps - before) > 4, "several requests share a step"
+    assert [choice["token_ids"] for choice in together[::8]] == [
+        request(n)["token_ids"] for n in range(0, 64, 8)
+    ]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again():
+def test_a_full_queue_refuses_a_request_with_retry_after():
     with (
         slow_server(max_batch_size=1, max_queue=2) as server,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
-        ask = lambda: pool.submit(server.complete, prompt="a", max_tokens=4, temperature=0)
-        with server.model.model.held():  # so that nothing ends, however slow this machine is
-            running = [ask()]
+        request = lambda: pool.submit(server.complete, prompt="a", max_tokens=4, temperature=0)
+        with server.model.model.paused():  # no request ends, on slow machines too
+            running = [request()]
             until(lambda: server.engine.running == 1)
-            running += [ask(), ask()]
+            running += [request(), request()]
             until(lambda: server.engine.waiting == 2)
             refused = server.complete(prompt="a", max_tokens=1)
         assert refused.status_code == 503
@@ -37,7 +39,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again():
         assert [r.result().status_code for r in running] == [200] * 3
 
 
-def test_a_model_that_fails_fails_its_requests_and_the_server_goes_on(capfd):
+def test_a_failing_model_fails_its_requests_and_the_server_continues(capfd):
     with slow_server() as server:
         server.model.model.fails = True
         reply = server.complete(prompt="a", max_tokens=3)
@@ -53,7 +55,7 @@ def engine_of(**limits):
 
 
 def job_of(engine, count=1, tokens=5, **more):
-    """A job of greedy continuations, and how often it was notified."""
+    """(a job of greedy continuations, a list with one entry for each notification)."""
     notified = []
     tokenizer = engine.model.tokenizer
     continuations = [
@@ -87,7 +89,7 @@ def test_a_beam_search_counts_as_one_text():
     assert len(search.found) == 2
 
 
-def test_jobs_finish_within_the_grace_and_are_notified_once():
+def test_jobs_that_finish_within_the_grace_period_are_notified_once():
     engine = engine_of()
     job, notified = job_of(engine, count=2)
     engine.submit(job)
@@ -99,7 +101,7 @@ def test_jobs_finish_within_the_grace_and_are_notified_once():
     assert [c.ended for c in job.continuations] == ["length"] * 2
     assert notified == [True]
     assert (engine.waiting, engine.running) == (0, 0)
-    assert engine.steps == {2: 4, 0: 1}, "5 tokens of two rows; the last step leaves none"
+    assert engine.steps == {2: 4, 0: 1}, "4 steps leave two rows, the fifth leaves none"
 
 
 def test_a_streamed_job_is_notified_of_every_token():
@@ -123,17 +125,17 @@ def test_jobs_that_do_not_finish_in_time_end_with_an_error():
     assert not engine.batch.waiting
 
 
-def test_a_cancelled_job_leaves_the_batch_to_the_others():
+def test_a_cancelled_job_leaves_the_batch_and_the_others_finish():
     engine = engine_of()
-    gone, _ = job_of(engine, tokens=50)
+    cancelled_job, _ = job_of(engine, tokens=50)
     kept, _ = job_of(engine)
-    engine.submit(gone)
+    engine.submit(cancelled_job)
     engine.submit(kept)
-    engine.cancel(gone)
+    engine.cancel(cancelled_job)
     engine.close(60)
     engine.run()
-    assert (gone.finished, gone.error) == (True, "cancelled")
+    assert (cancelled_job.finished, cancelled_job.error) == (True, "cancelled")
     assert (kept.finished, kept.error) == (True, None)
-    assert len(gone.continuations[0].ids) < 50
+    assert len(cancelled_job.continuations[0].ids) < 50
     engine.cancel(kept)
-    assert kept.error is None, "a finished job stays as it is"
+    assert kept.error is None, "cancelling a finished job changes nothing"

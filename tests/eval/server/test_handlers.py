@@ -36,14 +36,14 @@ def test_megatrons_beam_search_gives_scores_best_first(server):
     assert body["scores"] == sorted(body["scores"], reverse=True)
 
 
-def test_a_seed_reproduces_and_no_seed_does_not(server):
+def test_a_seed_reproduces_a_text_and_without_a_seed_texts_differ(server):
     draw = lambda **more: server.api(prompts=["x", "x"], tokens_to_generate=20, **more).json()["text"]
     assert draw(random_seed=3) == draw(random_seed=3) != draw(random_seed=4)
-    assert draw(random_seed=3)[0] != draw(random_seed=3)[1], "every prompt has draws of its own"
+    assert draw(random_seed=3)[0] != draw(random_seed=3)[1], "every prompt has its own random numbers"
     assert draw() != draw()
 
 
-def test_a_completion_has_openais_form(server):
+def test_a_completion_has_openais_format(server):
     reply = server.complete(prompt="the cat", max_tokens=6, temperature=0, logprobs=2, model="small")
     body, found = reply.json(), greedy(server, "the cat", 6)
     assert body["object"] == "text_completion"
@@ -91,7 +91,7 @@ def test_a_body_that_is_not_json_is_refused(server):
     assert server.complete(prompt="a", max_tokens=1).status_code == 200
 
 
-def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free():
+def test_a_request_that_exceeds_the_time_limit_is_ended_and_its_row_is_freed():
     with slow_server(request_timeout=0.3) as server:
         reply = server.complete(prompt="a", max_tokens=1000)
         assert reply.status_code == 504
@@ -100,7 +100,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free():
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_goes_frees_its_row(streamed):
+def test_a_client_that_disconnects_frees_its_row(streamed):
     with slow_server() as server:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             if streamed:

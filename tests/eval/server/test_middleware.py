@@ -11,7 +11,7 @@ from mt.eval.server.middleware import Metrics, RequestMiddleware
 from mt.tests.eval.server.running_server import Running, small_model
 
 
-def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(tmp_path):
+def test_every_path_but_the_page_and_health_needs_a_key(tmp_path):
     with Running(small_model(), keys=["secret", "other"]) as server:
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert server.client.get(path).status_code == 401
@@ -19,10 +19,12 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(tmp_path):
         assert server.api(prompts=["a"]).status_code == 401
         assert server.client.get("/").status_code == server.client.get("/health").status_code == 200
         (tmp_path / "keys").write_text("secret\n")
-        ask = {"url": server.url, "prompts": ("a",), "tokens_to_generate": 2}
-        assert generate(GenerateConfig(**ask, api_key_file=str(tmp_path / "keys")))["counts"]["tokens"] == 2
+        request = {"url": server.url, "prompts": ("a",), "tokens_to_generate": 2}
+        assert (
+            generate(GenerateConfig(**request, api_key_file=str(tmp_path / "keys")))["counts"]["tokens"] == 2
+        )
         with pytest.raises(UserError, match="an API key is missing or wrong"):
-            generate(GenerateConfig(**ask))
+            generate(GenerateConfig(**request))
 
 
 def test_metrics_count_requests_and_tokens(server):
@@ -36,8 +38,8 @@ def test_metrics_count_requests_and_tokens(server):
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_request_is_counted_once_and_before_the_last_byte_of_its_answer_leaves(server, cut):
-    metrics, seen = Metrics(server.engine), []
+def test_a_request_is_counted_once_and_before_the_end_of_its_response(server, cut):
+    metrics, counted = Metrics(server.engine), []
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200})
@@ -50,7 +52,7 @@ def test_a_request_is_counted_once_and_before_the_last_byte_of_its_answer_leaves
         return {"type": "http.request"}
 
     async def send(message):
-        seen.append(metrics.counts()["requests"])
+        counted.append(metrics.counts()["requests"])
 
     with contextlib.suppress(ConnectionResetError):
         asyncio.run(
@@ -58,5 +60,5 @@ def test_a_request_is_counted_once_and_before_the_last_byte_of_its_answer_leaves
                 {"type": "http", "path": "/api", "headers": []}, receive, send
             )
         )
-    assert seen == ([0, 0] if cut else [0, 0, 1])
+    assert counted == ([0, 0] if cut else [0, 0, 1])
     assert metrics.counts()["requests"] == 1

@@ -23,10 +23,10 @@ def browser():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_streams_text_with_its_probabilities_in_chromium(server, browser, scheme):
     page = browser.new_page(color_scheme=scheme)
-    problems, asked = [], []
+    problems, urls = [], []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if line.type in ("error", "warning") else None)
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: urls.append(request.url))
     page.goto(server.url)
     until(lambda: page.evaluate("document.getElementById('model').textContent.includes('128')"))
     page.fill("#prompt", "the cat")
@@ -55,12 +55,12 @@ def test_the_page_streams_text_with_its_probabilities_in_chromium(server, browse
     page.click("#go")
     until(lambda: page.evaluate("document.getElementById('error').textContent"))
     assert "the model has 128 positions" in page.inner_text("#error")
-    assert all(url.startswith(server.url) for url in asked), "nothing comes from elsewhere"
+    assert all(url.startswith(server.url) for url in urls), "the page loads nothing from other servers"
     assert [p for p in problems if "400" not in p and "favicon" not in p] == []
     page.close()
 
 
-def test_the_page_asks_for_a_key_where_one_is_needed_and_stops_when_told(browser):
+def test_the_page_sends_the_given_key_and_its_stop_button_ends_generation(browser):
     with Running(small_model(), keys=["secret"]) as server:
         page = browser.new_page()
         page.goto(server.url)

@@ -57,7 +57,7 @@ MEGATRON_REFUSALS = [
 
 
 @pytest.mark.parametrize(("body", "message"), MEGATRON_REFUSALS, ids=range(len(MEGATRON_REFUSALS)))
-def test_what_megatrons_request_may_not_be_is_refused_with_its_message(server, body, message):
+def test_an_invalid_megatron_request_is_refused_with_megatrons_message(server, body, message):
     body = body if not body or "prompts" in body else {"prompts": ["a"], **body}
     reply = server.client.put("/api", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert (reply.status_code, reply.json()) == (400, message)
@@ -77,7 +77,7 @@ def test_what_megatrons_request_may_not_be_is_refused_with_its_message(server, b
         {"add_BOS": True},
     ],
 )
-def test_every_other_field_of_megatrons_is_honoured(server, field):
+def test_the_other_fields_of_megatrons_request_have_their_effect(server, field):
     reply = server.api(prompts=["a:"], tokens_to_generate=5, random_seed=1, **field)
     assert reply.status_code == 200, reply.text
     if "stop_token" in field:
@@ -113,7 +113,7 @@ def test_every_other_field_of_megatrons_is_honoured(server, field):
         ),
     ],
 )
-def test_what_a_completion_may_not_be_is_refused_in_one_line(server, body, status, message):
+def test_an_invalid_completion_request_is_refused_in_one_line(server, body, status, message):
     reply = server.complete(**body)
     assert reply.status_code == status
     assert message in reply.json()["error"]["message"]
@@ -135,7 +135,7 @@ MEGATRON_LIMITS = [
 
 
 @pytest.mark.parametrize(("field", "others", "good", "bad"), MEGATRON_LIMITS)
-def test_megatrons_numbers_are_taken_within_their_limits_only(field, others, good, bad):
+def test_numbers_of_megatrons_request_outside_their_limits_are_refused(field, others, good, bad):
     body = {"prompts": ["a"], "tokens_to_generate": 1, **others}
     for value in good:
         megatron_request({**body, field: value}, MODEL, 12000)
@@ -167,7 +167,7 @@ COMPLETION_LIMITS = [
 
 
 @pytest.mark.parametrize(("field", "others", "good", "bad"), COMPLETION_LIMITS)
-def test_openais_fields_are_taken_within_their_limits_only(field, others, good, bad):
+def test_fields_of_openais_request_outside_their_limits_are_refused(field, others, good, bad):
     body = {"prompt": "a", "max_tokens": 1, **others}
     for value in good:
         completion_request({**body, field: value}, MODEL, "small", 12000)
@@ -207,7 +207,7 @@ def test_fields_that_exclude_each_other_are_named(fields, message):
     assert refused.value.message.startswith(message)
 
 
-def test_a_completion_becomes_the_settings_of_its_continuations():
+def test_a_completion_request_gives_the_settings_of_its_continuations():
     body = {
         "prompt": ["ab", ""],
         "max_tokens": 9,
@@ -223,8 +223,8 @@ def test_a_completion_becomes_the_settings_of_its_continuations():
         "stop_token": 5,
         "prevent_newline_after_colon": True,
     }
-    wanted, _ = completion_request(body, MODEL, "small", 12000)
-    assert wanted == GenerationRequest(
+    found, _ = completion_request(body, MODEL, "small", 12000)
+    assert found == GenerationRequest(
         [[97, 98], [256]],
         Sampling(
             max_new_tokens=9,
@@ -256,7 +256,7 @@ def test_a_request_may_take_exactly_the_limit_of_tokens():
         megatron_request(body, MODEL, 19)
 
 
-def test_an_encoder_decoder_gives_no_log_probabilities_of_its_prompts():
+def test_log_probabilities_of_prompts_are_refused_for_an_encoder_decoder():
     model = small_model()
     model.model = EncoderDecoder(model.model, 0)
     with pytest.raises(RequestError, match="logprobs asks for those of the prompt"):

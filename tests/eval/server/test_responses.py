@@ -1,4 +1,4 @@
-"""Streamed choices against the whole ones."""
+"""Streamed choices, compared with whole ones, and the format of responses."""
 
 import itertools
 
@@ -20,10 +20,10 @@ from mt.tests.eval.server.running_server import small_model
         {"seed": 7, "echo": True},
     ],
 )
-def test_a_stream_says_piece_by_piece_what_comes_at_once_otherwise(server, rules):
-    asked = {"prompt": ["naïve", "b"], "max_tokens": 25, **rules}
-    whole = server.complete(**asked).json()["choices"]
-    pieces = [event["choices"][0] for event in server.events(**asked)]
+def test_the_pieces_of_a_stream_join_to_the_whole_response(server, rules):
+    request = {"prompt": ["naïve", "b"], "max_tokens": 25, **rules}
+    whole = server.complete(**request).json()["choices"]
+    pieces = [event["choices"][0] for event in server.events(**request)]
     for n, choice in enumerate(whole):
         mine = [p for p in pieces if p["index"] == n]
         assert "".join(p["text"] for p in mine) == choice["text"]
@@ -39,21 +39,21 @@ def test_a_stream_says_piece_by_piece_what_comes_at_once_otherwise(server, rules
     ("status", "kind"),
     [(400, "invalid_request_error"), (499, "invalid_request_error"), (500, "server_error")],
 )
-def test_an_error_body_has_openais_form(status, kind):
+def test_an_error_body_has_openais_format(status, kind):
     assert error_body(RequestError(status, "why")) == {
         "error": {"message": "why", "type": kind, "code": status}
     }
 
 
 def continuation_of(model, *tokens, stop=()):
-    """A continuation of "x" by given tokens, each of log-probability -1 and with two alternatives."""
+    """A continuation of "x" by given tokens, each with log-probability -1 and two alternatives."""
     found = Continuation(b"x", Sampling(max_new_tokens=4, stop=stop, top_logprobs=2), model.tokenizer)
     for token in tokens:
         found.accept(token, -1.0, {token: -1.0, 65: -2.0})
     return found
 
 
-def test_a_choice_gives_each_token_once_and_nothing_when_nothing_is_new():
+def test_a_choice_returns_each_token_once_and_none_without_new_tokens():
     model = small_model()
     choice, found = CompletionChoice(3, [120], None, 2, model), continuation_of(model)
     assert choice.news(found) is None
@@ -93,14 +93,14 @@ def test_a_choice_gives_each_token_once_and_nothing_when_nothing_is_new():
     ("stop", "tokens", "ended"),
     [((), (97, 98, 99, 100), "length"), (("b",), (97, 98), "stop"), ((), (256,), "eod")],
 )
-def test_the_finish_reason_is_openais_word(stop, tokens, ended):
+def test_the_finish_reason_is_openais(stop, tokens, ended):
     model = small_model()
     news = CompletionChoice(0, [120], None, None, model).news(continuation_of(model, *tokens, stop=stop))
     assert (news["ended"], news["finish_reason"]) == (ended, "stop" if ended == "eod" else ended)
     assert news["logprobs"] is None
 
 
-def test_an_echoed_prompt_comes_with_the_first_piece_only():
+def test_only_the_first_piece_has_the_echoed_prompt():
     model = small_model()
     choice, found = CompletionChoice(0, [120, 121], "xy", 0, model), continuation_of(model, 97)
     found.prompt_logprobs = [-3.0]
@@ -114,7 +114,7 @@ def test_an_echoed_prompt_comes_with_the_first_piece_only():
     assert choice.news(found)["text"] == "b"
 
 
-def test_of_tokens_with_the_same_text_the_most_probable_counts():
+def test_alternatives_with_the_same_text_are_merged_into_the_most_probable():
     model = small_model()
     choice = CompletionChoice(0, [120], None, 3, model)
     found = Continuation(b"x", Sampling(max_new_tokens=4), model.tokenizer)

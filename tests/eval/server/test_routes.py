@@ -1,20 +1,20 @@
-"""The OpenAPI description against the server: schemathesis sends valid and invalid requests."""
+"""The server, compared with its OpenAPI description: schemathesis sends valid and invalid requests."""
 
 import pytest
 
 
-def test_the_server_keeps_to_its_own_description_whatever_is_sent(server):
+def test_responses_to_any_request_follow_the_openapi_description(server):
     schemathesis = pytest.importorskip("schemathesis", reason="the fuzzer is not installed")
     from hypothesis import HealthCheck, given, settings
     from schemathesis.checks import load_all_checks, positive_data_acceptance
 
     load_all_checks()
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    seen = set()
+    statuses = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
         for mode in schemathesis.GenerationMode:
-            # rules across fields (top_k or top_p) are not in the schema, so that what it allows may still be
-            # refused
+            # The schema has no rules for combinations of fields (top_k with top_p), so the server may refuse
+            # requests that the schema allows.
             @settings(
                 max_examples=20 if operation.body else 1,
                 deadline=None,
@@ -24,7 +24,7 @@ def test_the_server_keeps_to_its_own_description_whatever_is_sent(server):
             )
             @given(operation.as_strategy(generation_mode=mode))
             def fuzz(case):
-                seen.add(
+                statuses.add(
                     (
                         case.operation.label,
                         case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code,
@@ -38,5 +38,5 @@ def test_the_server_keeps_to_its_own_description_whatever_is_sent(server):
         ("POST /v1/completions", 400),
         ("POST /v1/completions", 200),
         ("GET /health", 200),
-    } <= seen
+    } <= statuses
     assert server.engine.running == 0

@@ -4,6 +4,6 @@ import torch
 
 
 def logprobs(gpt2, ids):
-    """(len(ids) - 1, V) log-probabilities of what follows each prefix."""
+    """Log-probabilities of the next token after each prefix of ids, (len(ids) - 1, V)."""
     with torch.no_grad():
         return gpt2(torch.tensor([ids[:-1]])).logits[0].double().log_softmax(-1)

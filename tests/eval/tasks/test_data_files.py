@@ -1,4 +1,4 @@
-"""Files of a place, and the two policies for a bad row."""
+"""Files at a path, and the two policies for a bad row."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mt.documents.reader import Reject
 from mt.eval.tasks.data_files import files_in, with_error_policy
 
 
-def test_a_folder_gives_its_files_of_a_suffix_at_any_depth_in_order(tmp_path):
+def test_files_with_a_suffix_are_found_at_any_depth_of_a_folder_in_order(tmp_path):
     for name in ("b.txt", "a/c.txt", "a/d.tsv", "e.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -17,17 +17,19 @@ def test_a_folder_gives_its_files_of_a_suffix_at_any_depth_in_order(tmp_path):
     names = lambda *suffixes: [str(p.relative_to(tmp_path)) for p in files_in(str(tmp_path), suffixes)]
     assert names(".txt") == ["a/c.txt", "b.txt"]
     assert names(".tsv", ".json") == ["a/d.tsv", "e.json"]
-    assert files_in(str(tmp_path / "e.json"), (".txt",)) == [tmp_path / "e.json"], "a file may have any name"
+    assert files_in(str(tmp_path / "e.json"), (".txt",)) == [tmp_path / "e.json"], (
+        "a path of a file may have any suffix"
+    )
 
 
-def test_a_place_without_files_is_refused(tmp_path):
+def test_a_path_without_files_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such file or directory"):
         files_in(str(tmp_path / "nowhere"), (".txt",))
     with pytest.raises(UserError, match=r"holds no files that end in \.txt or \.tsv; check the path"):
         files_in(str(tmp_path), (".txt", ".tsv"))
 
 
-def test_a_bad_row_ends_the_reading_or_is_set_aside():
+def test_a_bad_row_ends_reading_or_is_set_aside():
     def read(path, refuse):
         yield 1
         refuse(Reject(str(path), "line 2", "is bad", "raw"))

@@ -1,4 +1,4 @@
-"""Cleaning of texts against Megatron-LM's function, and tab-separated tables."""
+"""Cleaning of texts, compared with Megatron-LM's function, and tab-separated tables."""
 
 import re
 

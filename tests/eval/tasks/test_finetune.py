@@ -1,4 +1,4 @@
-"""Finetuning: what it learns, a killed run that is resumed, two ranks against one, refused settings."""
+"""Finetuning: learning, a killed and resumed run, two ranks compared with one, refused settings."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_pa
     assert -sum(line["logprobs"][line["label"]] for line in lines) / 30 == pytest.approx(
         run["scores"]["loss"]
     )
-    assert mnli(config) == run, "a finished run is not done again"
+    assert mnli(config) == run, "a finished run is up to date"
     with pytest.raises(UserError, match="was finetuned for mnli, not race"):
         race(
             build(
@@ -86,7 +86,7 @@ def test_finetuning_learns_and_its_checkpoint_gives_the_same_scores_again(tmp_pa
 
 
 def run_mt(*arguments, processes=1, wait=True):
-    """`mt ...` as a user starts it."""
+    """Runs `mt ...` in processes, as a user does."""
     start = [
         sys.executable,
         "-m",
@@ -129,7 +129,7 @@ def flags(tmp_path, bert, output, *more):
     )
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, bert):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path, bert):
     write_race(tmp_path / "train", 10, 1), write_race(tmp_path / "dev", 5, 2)
     out = tmp_path / "out"
     config = lambda: build(
@@ -171,7 +171,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, bert):
     } == kept
 
 
-TP2 = {"tensor_model_parallel_size": 2, "attention_dropout": 0.0}  # ranks that share heads drop others
+TP2 = {
+    "tensor_model_parallel_size": 2,
+    "attention_dropout": 0.0,
+}  # ranks have their own attention dropout masks
 
 
 LAYOUTS = {"DP2": {}, "TP2": TP2, "TP2, bfloat16": TP2 | {"bf16": True}}
@@ -217,7 +220,7 @@ def test_two_ranks_finetune_and_score_as_one_does(tmp_path, bert, pool, layout):
     for first, second in zip(*logs, strict=True):
         assert second == pytest.approx(first, rel=tolerance)
     assert two["training"] == pytest.approx(one["training"], rel=tolerance)
-    # what two ranks saved, on one and on two
+    # the checkpoint of two ranks, evaluated on one rank and on two
     evaluate = {"load": str(tmp_path / "out2"), "valid_data": [str(tmp_path / "dev")]}
     runs = [
         pool.run(

@@ -1,4 +1,4 @@
-"""LAMBADA: every number again by transformers, one passage at a time."""
+"""LAMBADA: every number, compared with transformers, one passage at a time."""
 
 import json
 import math
@@ -34,9 +34,7 @@ def reference(gpt2, context, continuation, longest):
 
 
 def with_planted_answers(gpt2, texts):
-    """The texts, and for some of them one whose last byte is what the model expects, so that accuracy is not
-    zero.
-    """
+    """The texts, and three that end in the model's most probable letter, so that accuracy is not zero."""
     planted = []
     for text in texts[:3]:
         ids = list((text + " ").encode())[-33:]
@@ -78,7 +76,7 @@ def test_lambada_scores_each_passage_as_transformers_does_alone(checkpoint, gpt2
 
 
 @pytest.mark.parametrize(("strict", "name"), [(False, "last_token"), (True, "strict")])
-def test_strict_lambada_chooses_which_score_is_the_plain_one(checkpoint, tmp_path, strict, name):
+def test_strict_lambada_chooses_the_main_score(checkpoint, tmp_path, strict, name):
     files = write_lines(tmp_path / "passages.jsonl", PASSAGES)
     scores = lambada(LambadaConfig(load=checkpoint, valid_data=files, strict_lambada=strict))["scores"]
     assert scores["perplexity"] == scores[name]["perplexity"]
@@ -138,7 +136,7 @@ def test_bad_lambada_lines_can_be_set_aside(checkpoint, tmp_path):
         lambada(LambadaConfig(load=checkpoint, valid_data=(str(path),), on_error="skip"))
 
 
-def test_a_failed_evaluation_leaves_its_output_free_for_the_mended_input(checkpoint, tmp_path):
+def test_a_failed_evaluation_leaves_its_output_free_for_the_corrected_input(checkpoint, tmp_path):
     path, output = tmp_path / "passages.jsonl", tmp_path / "out"
     for broken in ('{"text": "a b"}\n{"text": "hello"}\n', '{"text": "hello"}\n'):
         path.write_text(broken)
@@ -158,7 +156,7 @@ def test_a_failed_evaluation_leaves_its_output_free_for_the_mended_input(checkpo
     )
 
 
-def test_a_record_set_aside_is_said_where_no_file_keeps_it(checkpoint, tmp_path, capsys):
+def test_without_an_output_a_record_set_aside_is_printed(checkpoint, tmp_path, capsys):
     path = tmp_path / "passages.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": 1}\n')
     lambada(LambadaConfig(load=checkpoint, valid_data=(str(path),), on_error="skip"))

@@ -18,7 +18,7 @@ def row(number, first, second, *labels):
     return [str(number), *["x"] * 7, first, second, *labels]
 
 
-def test_a_row_gives_its_two_sentences_cleaned_and_the_number_of_its_gold_label(tmp_path):
+def test_a_row_gives_two_cleaned_sentences_and_the_number_of_its_gold_label(tmp_path):
     path = write(
         tmp_path / "a.tsv",
         row(7, " One  sentence . Two ", '"quoted"', "neutral", "contradiction"),
@@ -48,21 +48,21 @@ def test_a_row_gives_its_two_sentences_cleaned_and_the_number_of_its_gold_label(
         (row(1, "a", "", "neutral", "neutral"), "a sentence is empty"),
     ],
 )
-def test_a_row_that_is_no_example_is_rejected_and_the_next_one_is_read(tmp_path, cells, reason):
+def test_an_invalid_row_is_rejected_and_the_next_one_is_read(tmp_path, cells, reason):
     path = write(tmp_path / "a.tsv", cells, row(2, "c", "d", "neutral", "neutral"))
     examples, rejects = read(read_mnli, path)
     assert rejects == [("line 2", reason)]
     assert [e.id for e in examples] == ["2"]
 
 
-def test_a_header_of_10_columns_is_the_test_sets_whose_rows_have_no_label(tmp_path):
+def test_a_table_of_10_columns_is_a_test_set_without_labels(tmp_path):
     path = write(tmp_path / "test.tsv", row(1, "a", "b"), row(2, "a", ""), header=HEADER[:10])
     examples, rejects = read(read_mnli, path)
     assert [(e.first, e.second, e.label) for e in examples] == [(("a",), "b", None)]
     assert rejects == [("line 3", "a sentence is empty")]
 
 
-def test_a_header_of_11_columns_is_labelled(tmp_path):
+def test_a_table_of_11_columns_has_labels(tmp_path):
     path = write(tmp_path / "a.tsv", row(1, "a", "b", "neutral"), header=HEADER[:11])
     assert [e.label for e in read(read_mnli, path)[0]] == [2]
 

@@ -27,7 +27,7 @@ def counts(labels, predictions):
     return [int(np.sum((labels == a) & (predictions == b))) for a in (0, 1) for b in (0, 1)]
 
 
-def test_f1_and_its_standard_error_are_those_of_resampling():
+def test_f1_is_sklearns_and_its_standard_error_that_of_resampling():
     rng = np.random.default_rng(0)
     labels = rng.random(500) < 0.3
     predictions = np.where(rng.random(500) < 0.8, labels, ~labels)
@@ -46,7 +46,7 @@ def test_f1_without_positives_is_0():
 
 
 def files(path, refuse):
-    """A reader of made-up files."""
+    """A reader of two invented files."""
     for n, label in enumerate(LABELS[path.name]):
         yield Example(f"{path.name}{n}", str(path), ("first",), "second", label)
 
@@ -61,7 +61,7 @@ def results():
     return types.SimpleNamespace(reject=None, rejects=[], config=types.SimpleNamespace(on_error="fail"))
 
 
-def test_scores_are_those_of_all_files_and_of_each_place():
+def test_scores_are_computed_over_all_files_and_for_each_path():
     task = ClassificationTask("two", files, (), outputs=2, reports_f1=True)
     lines = []
     scores, found = evaluate(
@@ -108,7 +108,7 @@ def test_files_without_examples_are_refused():
         )
 
 
-def test_a_gpts_predictions_have_an_accuracy_per_byte_and_no_loss():
+def test_predictions_of_a_gpt_have_an_accuracy_per_byte_and_no_loss():
     scores = ClassificationScores()
     scores.add(2, {"prediction": 2, "prediction_per_byte": 0, "logprobs": [-3.0, -4.0, -1.0, -9.0]})
     scores.add(1, {"prediction": 1, "prediction_per_byte": 1, "logprobs": [-3.0, -1.0, -2.0, -9.0]})

@@ -1,4 +1,4 @@
-"""Question answering: scores against SQuAD's own evaluation, and prompts that fit the model."""
+"""Question answering: scores, compared with SQuAD's evaluation; prompts that fit the model; bad files."""
 
 import json
 import types
@@ -20,7 +20,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("prediction", "answer"), PAIRS)
-def test_scores_are_those_of_squads_evaluation_as_lm_eval_has_it(prediction, answer):
+def test_scores_are_those_of_squads_evaluation_in_lm_eval(prediction, answer):
     squad = pytest.importorskip("lm_eval.tasks.tydiqa.utils")
     assert normalize(prediction) == squad.normalize_answer(prediction, "en")
     assert f1(prediction, answer) == pytest.approx(squad.f1_score(prediction, answer, "en"))
@@ -34,13 +34,13 @@ def test_scores_are_those_of_squads_evaluation_as_lm_eval_has_it(prediction, ans
     }
 
 
-def test_where_a_text_has_no_word_f1_is_whether_neither_has():
+def test_f1_of_a_text_without_words_is_1_only_if_both_have_none():
     """As in SQuAD 2.0's evaluation."""
     assert (f1("", ""), f1("the", "a!"), f1("", "x"), f1("x", "the")) == (1, 1, 0, 0)
 
 
 class Parrot(torch.nn.Module):
-    """Continues known prompts with their known answers, and ends the document after all others."""
+    """Continues known prompts with their answers; ends the document after every other prompt."""
 
     def __init__(self, known: dict[str, str]):
         super().__init__()
@@ -70,12 +70,10 @@ class Parrot(torch.nn.Module):
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """asked(questions, known, name=value ...) -> (summary, lines) of a model that knows what follows some
-    texts by heart
-    """
+def run_qa(tmp_path, monkeypatch):
+    """run_qa(questions, known, name=value ...) -> (summary, predictions) of a Parrot with known answers."""
 
-    def ask(questions, known, folder="nq", positions=600, **settings):
+    def run(questions, known, folder="nq", positions=600, **settings):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         (place / "test.json").write_text(json.dumps(questions))
@@ -100,10 +98,10 @@ def asked(tmp_path, monkeypatch):
             json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
         ]
 
-    return ask
+    return run
 
 
-def test_answers_are_generated_scored_and_kept(asked):
+def test_answers_are_generated_scored_and_written(run_qa):
     questions = [
         {
             "question": "who?",
@@ -118,7 +116,7 @@ def test_answers_are_generated_scored_and_kept(asked):
         "with a short span. who?\n\nAssistant: The answer is": " Anne.",
         "with a short span. where?\n\nAssistant: The answer is": " Paris\nand more",
     }
-    summary, lines = asked(questions, known)
+    summary, lines = run_qa(questions, known)
     assert [line["prediction"] for line in lines] == ["Anne.", "Paris and more", ""]
     assert [line["id"] for line in lines] == ["test.json:1", "test.json:2", "q3"]
     assert [line["passages"] for line in lines] == [1, 0, 0]
@@ -127,10 +125,10 @@ def test_answers_are_generated_scored_and_kept(asked):
     assert summary["scores"]["f1_first_answer"] == pytest.approx((0 + 2 / 5 + 0) / 3)
     assert summary["scores"]["exact_match_stderr"] == pytest.approx(1 / 3)
     assert (summary["examples"], summary["counts"]["without_passages"]) == (3, 2)
-    assert asked(questions, known, stop_on_eol=True)[1][1]["prediction"] == "Paris"
+    assert run_qa(questions, known, stop_on_eol=True)[1][1]["prediction"] == "Paris"
 
 
-def test_passages_are_those_asked_for_and_lose_their_end_where_they_do_not_fit(asked):
+def test_prompts_have_the_requested_passages_truncated_to_fit(run_qa):
     questions = [
         {
             "question": "who?",
@@ -140,21 +138,21 @@ def test_passages_are_those_asked_for_and_lose_their_end_where_they_do_not_fit(a
         }
     ]
     end = "\n\nAssistant: The answer is"
-    seen = []
+    prompts_given = []
     original = module.LanguageModel.generate
     module.LanguageModel.generate = lambda self, prompts, sampling: (
-        seen.extend(bytes(p).decode() for p in prompts) or original(self, prompts, sampling)
+        prompts_given.extend(bytes(p).decode() for p in prompts) or original(self, prompts, sampling)
     )
     try:
-        asked(questions, {}, positions=1200, ft_neighbours=2)
-        asked(questions, {}, positions=600)
-        asked(questions, {}, use_retrieved_neighbours=False)
-        asked(questions, {}, ft_neighbours=0)
-        asked(questions, {}, positions=100, short_format=True, ft_neighbours=0)
-        asked(questions, {}, task="BoolQ", ft_neighbours=0)
+        run_qa(questions, {}, positions=1200, ft_neighbours=2)
+        run_qa(questions, {}, positions=600)
+        run_qa(questions, {}, use_retrieved_neighbours=False)
+        run_qa(questions, {}, ft_neighbours=0)
+        run_qa(questions, {}, positions=100, short_format=True, ft_neighbours=0)
+        run_qa(questions, {}, task="BoolQ", ft_neighbours=0)
     finally:
         module.LanguageModel.generate = original
-    long, cut, given, none, short, other = seen
+    long, cut, given, none, short, other = prompts_given
     assert "title: T, source: found found" in long
     assert (
         "\n\ntitle: U, source: second\n\nUser: Answer the following question with a short span. who?" in long
@@ -168,7 +166,7 @@ def test_passages_are_those_asked_for_and_lose_their_end_where_they_do_not_fit(a
     assert other.endswith("User: Answer the following question with True or False. who?\n\nAssistant:")
 
 
-def test_a_question_that_does_not_fit_is_named_or_set_aside(asked):
+def test_a_question_that_does_not_fit_is_named_or_set_aside(run_qa):
     questions = [{"question": "w" * 300, "answer": "x"}, {"question": "who?", "answer": "Anne"}]
     with pytest.raises(
         UserError,
@@ -177,8 +175,8 @@ def test_a_question_that_does_not_fit_is_named_or_set_aside(asked):
             r" 570: the 600 positions of the model less tokens_to_generate = 30; mend it"
         ),
     ):
-        asked(questions, {})
-    summary, lines = asked(questions, {}, on_error="skip")
+        run_qa(questions, {})
+    summary, lines = run_qa(questions, {}, on_error="skip")
     assert len(lines) == 1
     assert summary["counts"]["rejected"] == 1
 
@@ -207,7 +205,7 @@ def test_a_question_that_does_not_fit_is_named_or_set_aside(asked):
         ("[7]", "test.json, record 1: is not a JSON object; mend it"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, monkeypatch, text, message):
+def test_a_bad_file_is_refused_in_one_line(tmp_path, monkeypatch, text, message):
     (tmp_path / "test.json").write_text(text)
     monkeypatch.setattr(module, "open_checkpoint", lambda path: None)
     monkeypatch.setattr(

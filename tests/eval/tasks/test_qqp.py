@@ -10,7 +10,7 @@ from mt.tests.eval.labelled_data import write_qqp
 from mt.tests.eval.tasks.reading import read
 
 
-def test_qqp_sets_broken_rows_aside_and_tells_f1(tmp_path, bert):
+def test_qqp_sets_broken_rows_aside_and_reports_f1(tmp_path, bert):
     rows = [
         (
             str(i),
@@ -52,7 +52,7 @@ def test_qqp_sets_broken_rows_aside_and_tells_f1(tmp_path, bert):
     assert run["training"]["rejected"] == 1
 
 
-def test_a_row_gives_its_two_questions_cleaned_and_its_label(tmp_path):
+def test_a_row_gives_two_cleaned_questions_and_its_label(tmp_path):
     path = tmp_path / "a.tsv"
     write_qqp(path, [("7", "1", "2", " a  question . b", "c", "1"), ("8", "3", "4", "d", "e", " 0 ")])
     examples, rejects = read(read_qqp, path)
@@ -74,7 +74,7 @@ def test_a_row_gives_its_two_questions_cleaned_and_its_label(tmp_path):
         (("1", "2", "3", "a", "", "0"), "a question is empty"),
     ],
 )
-def test_a_row_that_is_no_example_is_rejected_and_the_next_one_is_read(tmp_path, cells, reason):
+def test_an_invalid_row_is_rejected_and_the_next_one_is_read(tmp_path, cells, reason):
     path = tmp_path / "a.tsv"
     write_qqp(path, [cells, ("9", "1", "2", "c", "d", "0")])
     examples, rejects = read(read_qqp, path)
@@ -82,7 +82,7 @@ def test_a_row_that_is_no_example_is_rejected_and_the_next_one_is_read(tmp_path,
     assert [e.id for e in examples] == ["9"]
 
 
-def test_the_test_set_has_3_columns_and_no_labels(tmp_path):
+def test_a_table_of_3_columns_is_a_test_set_without_labels(tmp_path):
     path = tmp_path / "test.tsv"
     write_qqp(path, [("1", "a", "b"), ("2", "", "b"), ("3", "a", "")], header="id\tquestion1\tquestion2")
     examples, rejects = read(read_qqp, path)
@@ -91,7 +91,7 @@ def test_the_test_set_has_3_columns_and_no_labels(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [2, 4, 5, 7])
-def test_a_table_of_another_width_is_refused(tmp_path, columns):
+def test_a_table_of_another_number_of_columns_is_refused(tmp_path, columns):
     path = tmp_path / "a.tsv"
     write_qqp(path, [], header="\t".join("x" * columns))
     with pytest.raises(UserError, match=f"line 1: has {columns} columns; a table of QQP has 6"):

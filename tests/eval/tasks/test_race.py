@@ -64,7 +64,7 @@ def test_a_gpt_answers_race_by_likelihood(tmp_path, monkeypatch, language_model)
         ),
     ],
 )
-def test_a_race_file_that_is_none_is_named_before_anything_is_trained(tmp_path, bert, content, message):
+def test_a_bad_race_file_is_named_before_anything_is_trained(tmp_path, bert, content, message):
     write_race(tmp_path / "train", 2, 1)
     (tmp_path / "x.txt").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -82,13 +82,13 @@ def test_a_race_file_that_is_none_is_named_before_anything_is_trained(tmp_path, 
                 ),
             )
         )
-    assert not list((tmp_path / "out").iterdir()), "nothing stands in the way of the mended command"
+    assert not list((tmp_path / "out").iterdir()), "the corrected command needs no --overwrite"
 
 
 QUESTION = {"article": "a", "questions": ["q"], "options": [["1", "2", "3", "4"]], "answers": ["A"]}
 
 
-def test_every_blank_of_a_question_is_filled_and_a_question_without_one_is_followed_by_its_option(tmp_path):
+def test_an_option_fills_every_blank_of_a_question_or_follows_a_question_without_blanks(tmp_path):
     record = {
         "article": " The  cat . It sat\n",
         "questions": ["_ is _ .", "who ?"],
@@ -133,7 +133,7 @@ def test_every_blank_of_a_question_is_filled_and_a_question_without_one_is_follo
         ),
     ],
 )
-def test_a_line_that_is_none_of_race_is_rejected_and_the_next_one_is_read(tmp_path, line, reason):
+def test_an_invalid_line_is_rejected_and_the_next_one_is_read(tmp_path, line, reason):
     path = tmp_path / "x.txt"
     path.write_text(line + "\n" + json.dumps(QUESTION) + "\n")
     examples, ((place, found),) = read(read_race, path)

@@ -1,4 +1,4 @@
-"""Blocks found for questions: embeddings, index and recall beside plain loops, and what training is for."""
+"""Blocks found for questions: embeddings, index and recall, compared with loops; training raises recall."""
 
 import json
 
@@ -25,7 +25,7 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """(folder, settings of the data, of the tokenizer): documents, each about one topic of four words."""
+    """(folder, settings of the data, settings of the tokenizer). Each document has a topic of four words."""
     folder = tmp_path_factory.mktemp("topics")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     random = np.random.RandomState(0)
@@ -52,7 +52,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(corpus):
-    """(a biencoder that has learned nothing, one that has)"""
+    """(an untrained biencoder, a trained one)"""
     folder, data, tokenizer = corpus
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -80,14 +80,14 @@ def embed(corpus, model, output, **more):
 
 
 @pytest.fixture(scope="module")
-def evidence(corpus, models):
-    """Directories with the blocks that each of the models embedded."""
+def databases(corpus, models):
+    """The directories of blocks embedded by each model."""
     for name, model in zip(("raw-db", "db"), models):
         embed(corpus, model, corpus[0] / name)
     return str(corpus[0] / "raw-db"), str(corpus[0] / "db")
 
 
-def asked(corpus, model, db, **more):
+def evaluate(corpus, model, db, **more):
     tree = {
         "load": model,
         "db": db,
@@ -98,8 +98,8 @@ def asked(corpus, model, db, **more):
     return retrieval(build(RetrievalConfig, ("test", tree)))
 
 
-def test_training_raises_recall(corpus, models, evidence):
-    raw, trained = (asked(corpus, model, db) for model, db in zip(models, evidence))
+def test_training_raises_recall(corpus, models, databases):
+    raw, trained = (evaluate(corpus, model, db) for model, db in zip(models, databases))
     assert trained["examples"] == TOPICS
     assert raw["scores"]["recall@5"] < 0.5
     assert trained["scores"]["recall@1"] > 0.7
@@ -107,10 +107,10 @@ def test_training_raises_recall(corpus, models, evidence):
     assert 0 <= trained["scores"]["recall@5_stderr"] < 0.1
 
 
-def test_blocks_and_inner_products_are_those_of_a_loop(corpus, models, evidence):
+def test_blocks_and_inner_products_are_those_of_a_loop(corpus, models, databases):
     data, titles = (IndexedDataset(corpus[1][name][0]) for name in ("data_path", "titles_data_path"))
     encoder = BiencoderEmbedder(models[1])
-    search = BlockSearcher(evidence[1], encoder)
+    search = BlockSearcher(databases[1], encoder)
     mapping = build_blocks_mapping(
         data.document_indices, data.lengths, title_lengths(titles, 200, 32), None, 29, 1
     )
@@ -130,33 +130,33 @@ def test_blocks_and_inner_products_are_those_of_a_loop(corpus, models, evidence)
     assert products[found[0]].numpy() == pytest.approx(scores[0], rel=1e-4)
 
 
-def test_one_k_is_enough_and_files_without_a_question_are_refused(corpus, models, evidence):
-    one = asked(corpus, models[1], evidence[1], retriever_report_topk_accuracies=[5])
+def test_recall_at_a_single_k_is_computed_and_files_without_a_question_are_refused(corpus, models, databases):
+    one = evaluate(corpus, models[1], databases[1], retriever_report_topk_accuracies=[5])
     assert set(one["scores"]) == {"recall@5", "recall@5_stderr"}
     (corpus[0] / "bad.jsonl").write_text('{"question": "who?"}\n')
     with pytest.raises(UserError, match=r"no question could be read \(1 were set aside\); check the file"):
-        asked(corpus, models[1], evidence[1], valid_data=[str(corpus[0] / "bad.jsonl")], on_error="skip")
+        evaluate(corpus, models[1], databases[1], valid_data=[str(corpus[0] / "bad.jsonl")], on_error="skip")
 
 
-def test_predictions_tell_where_the_first_answer_was(corpus, models, evidence, tmp_path):
-    summary = asked(corpus, models[1], evidence[1], output=str(tmp_path / "out"))
+def test_predictions_have_the_rank_of_the_first_block_with_an_answer(corpus, models, databases, tmp_path):
+    summary = evaluate(corpus, models[1], databases[1], output=str(tmp_path / "out"))
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert len(lines) == TOPICS
     assert summary["scores"]["recall@1"] == pytest.approx(sum(line["first"] == 1 for line in lines) / TOPICS)
     for topic, line in enumerate(lines):
         assert (WORDS[4 * topic + 3] in line["best"][0]["text"].split()) == (line["first"] == 1)
-    assert asked(corpus, models[1], evidence[1], output=str(tmp_path / "out")) == summary
+    assert evaluate(corpus, models[1], databases[1], output=str(tmp_path / "out")) == summary
 
 
 @pytest.mark.slow  # two processes that import torch
-def test_bytes_do_not_depend_on_the_workers(corpus, models, evidence, tmp_path):
+def test_bytes_do_not_depend_on_the_workers(corpus, models, databases, tmp_path):
     embed(corpus, models[1], tmp_path / "two", workers=2)
     for name in ("blocks.npy", "index.faiss"):
         assert (tmp_path / "two" / name).read_bytes() == (corpus[0] / "db" / name).read_bytes()
     assert not (tmp_path / "two" / "parts").exists()
 
 
-def test_answers_match_as_in_dpr():
+def test_answers_are_matched_as_in_dpr():
     assert words("Don't, U.S. Beyonc\u00e9\n") == ["don", "'", "t", ",", "u", ".", "s", ".", "beyonce\u0301"]
     assert contains(words("the beyonc\u00e9-knowles tour"), words("Beyonc\u00e9"))
     assert not contains(words("parisian"), words("Paris"))
@@ -186,7 +186,7 @@ def test_answers_match_as_in_dpr():
         ),
     ],
 )
-def test_mistakes_are_named(corpus, models, evidence, change, message):
+def test_mistakes_are_named(corpus, models, databases, change, message):
     folder = corpus[0]
     (folder / "empty.jsonl").write_text("")
     (folder / "none.jsonl").write_text('{"question": "who?", "answers": []}\n')
@@ -194,10 +194,10 @@ def test_mistakes_are_named(corpus, models, evidence, change, message):
     (folder / "regex.jsonl").write_text('{"question": "who?", "answers": ["("]}\n')
     settings = {name: value if value == "regex" else str(folder / value) for name, value in change.items()}
     with pytest.raises(UserError, match=message):
-        asked(corpus, settings.pop("load", models[1]), settings.pop("db", evidence[1]), **settings)
+        evaluate(corpus, settings.pop("load", models[1]), settings.pop("db", databases[1]), **settings)
 
 
-def test_data_of_another_tokenizer_and_titles_of_nothing_are_refused(corpus, models, tmp_path):
+def test_data_of_another_tokenizer_and_titles_without_data_are_refused(corpus, models, tmp_path):
     writer = IndexedWriter(tmp_path / "other", np.uint16, tmp_path / "work")
     writer.add(np.array([5, 6, 300, 7]), np.array([2, 2]), np.array([2]))
     writer.finish()

@@ -7,7 +7,7 @@ from mt.eval.tasks.lambada import LambadaConfig
 from mt.eval.tasks.wikitext import WikitextConfig
 
 
-def test_settings_out_of_range_are_all_said_at_once():
+def test_all_settings_out_of_range_are_named_together():
     with pytest.raises(
         UserError, match=r"micro_batch_size = 0 must be at least 1\nseq_length = -1 must be at least 1"
     ):

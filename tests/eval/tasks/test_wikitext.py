@@ -1,4 +1,4 @@
-"""WikiText: every number again by transformers, one window at a time."""
+"""WikiText: every number, compared with transformers, one window at a time."""
 
 import json
 import math
@@ -17,7 +17,7 @@ TEXT = (
 
 
 def wikitext_by_hand(gpt2, ids, seq_length, stride):
-    """-log p of ids[1:], each from its window: Megatron-LM's windows, written as its dataset writes them."""
+    """-log p of ids[1:], each from its window, with windows and masks as in Megatron-LM's dataset."""
     nats = {}
     count = max(math.ceil(max(len(ids) - 1 - stride, 0) / stride) + 1, 1)
     for i in range(count):
@@ -57,7 +57,9 @@ def test_wikitext_is_megatrons_loss_at_any_stride(checkpoint, gpt2, tmp_path, st
     assert sum(line["logprob"] for line in lines) == pytest.approx(-nats.sum(), rel=1e-6)
 
 
-def test_a_sequence_may_be_longer_than_in_training_up_to_the_models_positions(checkpoint, gpt2, tmp_path):
+def test_a_sequence_may_be_longer_than_in_training_but_not_than_the_models_positions(
+    checkpoint, gpt2, tmp_path
+):
     path = tmp_path / "valid.txt"
     path.write_text(TEXT)
     summary = wikitext(WikitextConfig(load=checkpoint, valid_data=str(path), seq_length=64))
@@ -71,24 +73,24 @@ def test_a_sequence_may_be_longer_than_in_training_up_to_the_models_positions(ch
 def test_the_detokenizer_changes_the_tokens_but_not_the_words(checkpoint, tmp_path):
     path = tmp_path / "valid.txt"
     path.write_text(TEXT)
-    plain, undone = (
+    plain, detokenized = (
         wikitext(WikitextConfig(load=checkpoint, valid_data=str(path), detokenizer=d))["counts"]
         for d in ("none", "wikitext")
     )
-    assert plain["words"] == undone["words"]
-    assert plain["bytes"] == undone["bytes"]
+    assert plain["words"] == detokenized["words"]
+    assert plain["bytes"] == detokenized["bytes"]
     assert plain["tokens"] == len(TEXT.encode())
-    assert undone["tokens"] < plain["tokens"]
+    assert detokenized["tokens"] < plain["tokens"]
 
 
-def test_the_token_ratio_of_wikitext_103_is_the_one_megatron_prints():
+def test_the_token_ratio_of_wikitext_103_is_megatrons():
     scores = text_scores(np.array([3.0 * 270329]), 270329, 270329, 245566, 1_290_590)
     assert scores["token_ratio"] == 1.1008449901248143
     assert scores["word_perplexity"] == pytest.approx(math.exp(3.0 * 1.1008449901248143))
     assert scores["loss_stderr"] is None
 
 
-def test_the_standard_error_of_a_loss_is_the_spread_of_resampled_blocks():
+def test_the_standard_error_of_a_loss_is_the_standard_deviation_of_resampled_blocks():
     rng = np.random.default_rng(0)
     lengths = np.full(400, 10)
     lengths[-1] = 4
@@ -99,7 +101,7 @@ def test_the_standard_error_of_a_loss_is_the_spread_of_resampled_blocks():
     assert stderr == pytest.approx(resampled.std(), rel=0.05)
 
 
-def test_a_short_last_block_is_no_spread():
+def test_a_short_last_block_does_not_add_to_the_standard_error():
     blocks = 3.0 * np.array([10, 10, 10, 4])
     assert text_scores(blocks, 10, 34, 20, 100)["loss_stderr"] == pytest.approx(0, abs=1e-12)
 
@@ -119,12 +121,12 @@ def test_a_text_that_cannot_be_scored_is_named(checkpoint, tmp_path, content, me
         wikitext(WikitextConfig(load=checkpoint, valid_data=str(tmp_path / "valid.txt")))
 
 
-def test_records_are_no_text(checkpoint, tmp_path):
+def test_a_file_of_records_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl: holds records, but WikiText is one plain text file"):
         wikitext(WikitextConfig(load=checkpoint, valid_data=str(tmp_path / "a.jsonl")))
 
 
-def test_a_stride_beyond_the_sequence_is_refused(checkpoint, tmp_path):
+def test_a_stride_longer_than_the_sequence_is_refused(checkpoint, tmp_path):
     (tmp_path / "valid.txt").write_text(TEXT)
     with pytest.raises(UserError, match="overlapping_eval = 33 must be at most seq_length = 32"):
         wikitext(WikitextConfig(load=checkpoint, valid_data=str(tmp_path / "valid.txt"), overlapping_eval=33))
