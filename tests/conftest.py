@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """`../shared`, large real inputs beside a developer's checkout; tests that need it skip elsewhere."""
+    """`../shared`: large real inputs beside a developer's checkout; tests that need it skip elsewhere."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.exists():
         pytest.skip("../shared is missing: only developers' checkouts have it")
@@ -66,8 +66,8 @@ def bert_vocabulary() -> str:
 def gpt2_files(tmp_path_factory) -> dict[str, str]:
     """The settings `vocab_file` and `merge_file` of GPT-2's tokenizer.
 
-    Token ids follow from the merges: first the 256 bytes, those that print before the others, then one token
-    a merge, last `<|endoftext|>`.
+    Token ids follow from the merges: the bytes that are printable characters, the other bytes, one token for
+    each merge, `<|endoftext|>`.
     """
     merges = FIXTURES / "gpt2_merges.txt"
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -81,7 +81,7 @@ def gpt2_files(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def punkt(tmp_path_factory, speeches) -> Path:
-    """The folder `tokenizers/punkt_tab/english` of Punkt parameters that NLTK trains, in NLTK's layout."""
+    """The folder `tokenizers/punkt_tab/english`: Punkt parameters that NLTK trained, in NLTK's layout."""
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
     trainer = PunktTrainer()
@@ -91,21 +91,21 @@ def punkt(tmp_path_factory, speeches) -> Path:
     folder = tmp_path_factory.mktemp("nltk_data") / "tokenizers/punkt_tab/english"
     folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nltk.data.path", [str(folder.parents[2])])  # NLTK writes to no other folder
+        patch.setattr("nltk.data.path", [str(folder.parents[2])])  # NLTK writes only to folders of its path
         save_punkt_params(trainer.get_params(), dir=str(folder))
     return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
-    """The folder of caches that commands keep for later runs, instead of the one in the user's home."""
+    """The folder for caches of commands, in place of the one in the user's home."""
     os.environ["XDG_CACHE_HOME"] = str(folder := tmp_path_factory.mktemp("cache"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray of two processors for all tests (starting one takes seconds); `--executor ray` finds it."""
+    """A local Ray cluster of two processors for all tests, because a start takes seconds."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -115,7 +115,7 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def pool():
-    """Processes for jobs of several ranks: pool.run(function, num_ranks, *arguments) -> one result a rank."""
+    """Processes for jobs of several ranks: pool.run(function, num_ranks, *arguments) -> results by rank."""
     from mt.tests.train.processes import Pool
 
     pool = Pool()
@@ -125,7 +125,7 @@ def pool():
 
 @pytest.fixture(scope="session")
 def one_thread():
-    """torch on one thread: with models this small, two threads mostly wait for each other."""
+    """torch on one thread: with such small models two threads mostly wait for each other."""
     import torch
 
     before = torch.get_num_threads()

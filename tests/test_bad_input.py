@@ -1,6 +1,6 @@
-"""Bad input to any command: one clear line and exit code 2, or records set aside and exit code 3.
+"""Bad input to any command: one line and exit code 2, or records set aside and exit code 3.
 
-No partial output stays.
+No partial output is left.
 """
 
 import gzip
@@ -77,7 +77,7 @@ def run(*arguments) -> int:
 
 
 def reads_documents(tmp_path, vocabulary):
-    """Every command that reads raw documents, with its output."""
+    """Name -> command line of every command that reads raw documents."""
     out = tmp_path / "out"
     tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", vocabulary]
     evaluation = tmp_path / "evaluation.jsonl"
@@ -107,21 +107,19 @@ COMMANDS = ["clean", "dedup", "holdout", "decontaminate", "train-tokenizer", "to
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_a_bad_line_stops_with_its_place_or_is_set_aside(tmp_path, vocabulary, capsys, name, kind):
+def test_a_bad_line_is_named_or_set_aside(tmp_path, vocabulary, capsys, name, kind):
     line, reason = BAD_LINES[kind]
     path = write(tmp_path / "in.jsonl", line)
     command = [*reads_documents(tmp_path, vocabulary)[name], "--input", path]
     assert run(*command) == 2
-    said = capsys.readouterr().err.strip().split("\n")[-1]
-    assert said.startswith(f"mt: {path}, line 31: ")
-    assert reason in said
+    message = capsys.readouterr().err.strip().split("\n")[-1]
+    assert message.startswith(f"mt: {path}, line 31: ")
+    assert reason in message
     assert not list((tmp_path / "out").rglob("manifest.json"))
     assert run(*command, "--on-error", "skip") == 3, capsys.readouterr().err
     rejects = [json.loads(x) for f in (tmp_path / "out").rglob("*rejects.jsonl") for x in f.open()]
     assert [(r["place"], reason in r["reason"]) for r in rejects] == [("line 31", True)]
-    assert run(*command, "--on-error", "skip") == 3, (
-        "an up-to-date run says again that something was set aside"
-    )
+    assert run(*command, "--on-error", "skip") == 3, "an up-to-date run reports records set aside too"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -137,8 +135,8 @@ def test_an_empty_or_a_missing_file_is_named(tmp_path, vocabulary, capsys, name)
 def broken_files(folder):
     """{name of a broken file: part of the message for it}."""
     data = write(folder / "good").read_bytes()
-    packed = {"cut.jsonl.gz": gzip.compress(data), "cut.jsonl.zst": zstandard.compress(data)}
-    for name, content in packed.items():
+    compressed = {"cut.jsonl.gz": gzip.compress(data), "cut.jsonl.zst": zstandard.compress(data)}
+    for name, content in compressed.items():
         (folder / name).write_bytes(content[: len(content) // 2])
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), folder / "other.parquet")
     (folder / "cut.parquet").write_bytes((folder / "other.parquet").read_bytes()[:-9])
@@ -157,19 +155,19 @@ def broken_files(folder):
 
 
 @pytest.mark.parametrize("name", ["clean", "dedup", "decontaminate", "tokenize"])
-def test_a_broken_file_is_one_line_and_leaves_nothing_that_looks_finished(tmp_path, vocabulary, capsys, name):
+def test_a_broken_file_gives_one_line_and_leaves_no_manifest(tmp_path, vocabulary, capsys, name):
     command = reads_documents(tmp_path, vocabulary)[name]
     for file, reason in broken_files(tmp_path).items():
         capsys.readouterr()
         assert run(*command, "--input", tmp_path / file) == 2, file
-        (said,) = capsys.readouterr().err.strip().split("\n")
-        assert reason in said
+        (message,) = capsys.readouterr().err.strip().split("\n")
+        assert reason in message
         assert not list((tmp_path / "out").rglob("*manifest.json"))
-    assert run(*command, "--input", write(tmp_path / "in.jsonl")) == 0, "what failed is in nobody's way"
+    assert run(*command, "--input", write(tmp_path / "in.jsonl")) == 0, "failed runs do not block the output"
 
 
 @pytest.mark.parametrize("name", ["clean", "dedup", "tokenize"])
-def test_an_output_that_holds_another_run_is_refused_with_the_difference(tmp_path, vocabulary, capsys, name):
+def test_an_output_of_another_run_is_refused(tmp_path, vocabulary, capsys, name):
     command = reads_documents(tmp_path, vocabulary)[name]
     assert run(*command, "--input", write(tmp_path / "a.jsonl")) == 0
     change = {"clean": ["--rules", "[]"], "dedup": ["--threshold", 0.9], "tokenize": ["--append-eod"]}[name]
@@ -185,8 +183,10 @@ def test_an_output_that_holds_another_run_is_refused_with_the_difference(tmp_pat
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tmp_path, vocabulary, name):
-    """The limit on a file's size stands in for a full disk: the same refusal in the middle of a write."""
+def test_a_full_disk_gives_one_line_and_the_next_run_gives_the_bytes_of_an_undisturbed_run(
+    tmp_path, vocabulary, name
+):
+    """A limit on the size of files replaces a full disk: a write fails in the middle in the same way."""
     documents = tmp_path / "in.jsonl"
     documents.write_text("".join(json.dumps({"id": str(i), "text": text(i, 400)}) + "\n" for i in range(300)))
     command = [
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tm
         str(documents),
     ]
     if name in ("train-tokenizer", "stats"):
-        limit = 200  # their output is small
+        limit = 200  # because their output is small
     else:
         limit = 60_000
 
@@ -210,14 +210,14 @@ def test_a_full_disk_is_one_line_and_the_next_run_gives_the_undisturbed_bytes(tm
     assert "Traceback" not in ended.stderr
     assert "ulimit -f" in ended.stderr.strip().split("\n")[-1]
     assert subprocess.run(command, capture_output=True).returncode == 0
-    disturbed = digests(tmp_path / "out")
+    after_failure = digests(tmp_path / "out")
     for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     assert subprocess.run(command, capture_output=True).returncode == 0
-    assert digests(tmp_path / "out") == disturbed
+    assert digests(tmp_path / "out") == after_failure
 
 
-def test_a_full_disk_in_training_is_one_line_and_the_same_command_goes_on(tmp_path, vocabulary):
+def test_a_full_disk_in_training_gives_one_line_and_the_same_command_resumes(tmp_path, vocabulary):
     tokenizer = ["--tokenizer-model", vocabulary]
     assert (
         run(
@@ -290,9 +290,9 @@ def test_a_vocabulary_that_does_not_match_the_merges_is_refused(tmp_path, vocabu
         tmp_path / "p",
     ]
     assert run(*command) == 2
-    said = capsys.readouterr().err
-    assert "merges.txt" in said
-    assert "vocab.json" in said
+    message = capsys.readouterr().err
+    assert "merges.txt" in message
+    assert "vocab.json" in message
     assert not list(tmp_path.glob("p*.bin"))
 
 

@@ -24,13 +24,13 @@ def test_help_lists_every_command_and_imports_neither_torch_nor_numpy():
         "import sys, mt.cli\ntry: mt.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted({'torch',"
         " 'numpy', 'rich', 'pyarrow'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert said.endswith("[]\n")
-    assert all(f"mt {' '.join(path)} " in said for path in cli.VERBS)
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert output.endswith("[]\n")
+    assert all(f"mt {' '.join(path)} " in output for path in cli.VERBS)
 
 
 @pytest.mark.parametrize("path", [path for path in cli.VERBS if path != ("launch",)], ids=" ".join)
-def test_every_command_of_the_table_exists_and_explains_every_setting(path, capsys):
+def test_every_command_of_the_table_exists_and_every_setting_has_help(path, capsys):
     function, cls = cli.verb(path)
     assert function.__doc__
     from mt.core.config import settings
@@ -66,7 +66,7 @@ def test_every_command_of_the_table_exists_and_explains_every_setting(path, caps
         (["run", "a.yaml", "b.yaml"], "unexpected argument b.yaml"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message):
+def test_a_mistake_gives_one_line_and_exit_code_2(arguments, message):
     ended = mt(*arguments)
     assert ended.returncode == 2, ended.stderr
     assert message in ended.stderr
@@ -80,36 +80,36 @@ class Config:
     name: str = option("x", "a setting")
 
 
-def fake(monkeypatch, outcome):
-    def verb(config: Config) -> dict:
+def exit_code(monkeypatch, outcome):
+    def command(config: Config) -> dict:
         """A command."""
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(cli, "verb", lambda path: (verb, Config))
+    monkeypatch.setattr(cli, "verb", lambda path: (command, Config))
     with pytest.raises(SystemExit) as end:
         cli.main(["doctor", "--json"])
     return end.value.code
 
 
-def test_exit_codes(monkeypatch, capsys):
-    assert fake(monkeypatch, {"counts": {"documents": 3}}) == 0
+def test_exit_codes_tell_success_rejects_mistakes_and_interrupts(monkeypatch, capsys):
+    assert exit_code(monkeypatch, {"counts": {"documents": 3}}) == 0
     assert json.loads(capsys.readouterr().out) == {"counts": {"documents": 3}}
-    assert fake(monkeypatch, {"counts": {"rejected": 1}}) == 3
-    assert fake(monkeypatch, UserError("bad")) == 2
-    assert fake(monkeypatch, KeyboardInterrupt()) == 130
+    assert exit_code(monkeypatch, {"counts": {"rejected": 1}}) == 3
+    assert exit_code(monkeypatch, UserError("bad")) == 2
+    assert exit_code(monkeypatch, KeyboardInterrupt()) == 130
     assert "run the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EISDIR])
-def test_errors_of_the_operating_system_are_one_line(monkeypatch, capsys, number):
-    assert fake(monkeypatch, OSError(number, os.strerror(number), "/some/file")) == 2
+def test_errors_of_the_operating_system_give_one_line(monkeypatch, capsys, number):
+    assert exit_code(monkeypatch, OSError(number, os.strerror(number), "/some/file")) == 2
     assert capsys.readouterr().err.startswith("mt: /some/file: ")
 
 
 def test_an_error_in_mt_shows_its_traceback_and_exits_1(monkeypatch, capsys):
-    assert fake(monkeypatch, OSError(errno.EBADF, "Bad file descriptor")) == 1
+    assert exit_code(monkeypatch, OSError(errno.EBADF, "Bad file descriptor")) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         cli.verb(("retro", "build-db"))
 
 
-def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tmp_path):
+def test_flags_of_megatron_without_a_setting_here_are_accepted_with_a_reason(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"body": "ab"}\n')
     flags = [
         "--input",
@@ -159,29 +159,29 @@ def test_flags_of_megatron_that_have_no_setting_here_are_accepted_and_say_why(tm
     )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "p_body_document.bin").exists()
-    said = ended.stderr.splitlines()
+    lines = ended.stderr.splitlines()
     assert (
-        said[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no"
+        lines[0] == "mt: --partitions is accepted and not needed: one pass with --workers processes needs no"
         " partitions"
     )
-    assert sum("the model pads the vocabulary" in line for line in said) == 1, "a reason is said once"
+    assert sum("the model pads the vocabulary" in line for line in lines) == 1, "a reason is printed once"
 
 
 @pytest.fixture
 def trained(monkeypatch):
     """The configurations that `mt train` is called with; nothing is trained."""
     loop = pytest.importorskip("mt.train.loop", reason="torch is not installed")
-    seen = []
+    configs = []
 
     def train(config: loop.TrainConfig) -> dict:
-        seen.append(config)
+        configs.append(config)
         return {}
 
     monkeypatch.setattr(loop, "train", train)
-    return seen
+    return configs
 
 
-def test_flags_of_megatron_with_another_name_here_mean_the_same(trained, capsys):
+def test_flags_of_megatron_with_another_name_here_set_the_same_setting(trained, capsys):
     given = (
         "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu"
         " --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
@@ -202,7 +202,7 @@ def test_flags_of_megatron_with_another_name_here_mean_the_same(trained, capsys)
     )
 
 
-def test_a_mapping_is_given_as_pairs(trained):
+def test_a_mapping_is_given_as_key_value_pairs(trained):
     given = ["--data-path", "p", "--train-iters", "1", "--save", "s", "--position-embedding-type", "rope"]
     cli.call(("train",), [*given, "--rope-scaling", "rope_type=linear,factor=2"])
     cli.call(("train",), [*given, "--use-rope-scaling"])

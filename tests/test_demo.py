@@ -1,6 +1,4 @@
-"""The pipeline of examples/demo.yaml with smaller numbers: its results, and that kill -9 at any time changes
-nothing.
-"""
+"""The pipeline of examples/demo.yaml with smaller numbers: its results, and runs that were killed."""
 
 import json
 import os
@@ -22,7 +20,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo.yaml"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The demo's file with the same stages and smaller numbers."""
+    """The path of the demo's pipeline with smaller numbers."""
     tree = yaml.safe_load(DEMO.read_text())
     stages = tree["stages"]
     stages["corpus"]["packages"] = ["xxhash"]
@@ -54,7 +52,7 @@ def command(path, run_dir):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """An undisturbed run: its directory, its summary, and the wall seconds it took."""
+    """An undisturbed run: (its directory, its summary, its seconds)."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     began = time.monotonic()
     ended = subprocess.run(command(small, folder), capture_output=True, text=True)
@@ -87,7 +85,7 @@ def scores(folder):
 
 
 def data(folder):
-    """Digests of all files except those that hold times: manifests, logs, the page."""
+    """Digests of all files except manifests, logs and the report, which contain times."""
     skip = ("manifest.json", "pipeline.json", "report.html", "log.jsonl", "run.json")
     return {
         str(p.relative_to(folder)): file_digest(p)
@@ -96,14 +94,14 @@ def data(folder):
     }
 
 
-def test_every_stage_leaves_what_it_promises(whole):
+def test_every_stage_has_its_output(whole):
     folder, summary, _ = whole
     rows = {r["stage"]: r for r in summary["stages"]}
     funnel = [rows[s]["tokens"] for s in ("corpus", "clean", "dedup", "holdout", "decontaminate")]
     assert funnel == sorted(funnel, reverse=True)
     assert funnel[-1] > 10_000
     assert rows["tokens"]["tokens"] == funnel[-1] + rows["tokens"]["documents"], (
-        "one end-of-document token a document"
+        "one end-of-document token for each document"
     )
     train = json.loads((folder / "train" / "manifest.json").read_text())
     assert train["valid_loss"] < train["curve"][0][1]
@@ -123,7 +121,7 @@ def test_a_second_run_does_nothing(whole, small):
 
 @pytest.mark.slow  # tests/commands/test_pipeline.py kills a smaller pipeline
 def test_kill_9_at_random_moments_changes_no_byte_and_no_number(whole, small):
-    """Comes last: it works in the same directory, because a checkpoint's config.yaml holds paths."""
+    """The last test: it replaces the directory, because a checkpoint's config.yaml contains its path."""
     folder, summary, usual = whole
     undisturbed = numbers(summary), scores(folder), data(folder)
     shutil.rmtree(folder)

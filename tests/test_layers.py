@@ -1,5 +1,7 @@
-"""Rules of the source tree: imports point down only, one test file a module, one owner a class name, and one
-place that knows the families of models. docs/architecture.md explains them.
+"""Rules of the source tree, explained in docs/architecture.md.
+
+Imports point down only. Each module has its test file. A class name is defined once. Only train/model/
+branches on the family of a model.
 """
 
 import ast
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The packages that each package may import beside itself. Every import counts: at the top of a file,
+# The packages that each package may import besides itself. Every import counts: at the top of a file,
 # inside a function, under TYPE_CHECKING.
 BASE = {"core", "documents", "tokenizer"}
 DATA = BASE | {"indexed"}
@@ -31,7 +33,7 @@ MAY_IMPORT = {
     "retro": TRAIN,
     "eval": RETRO,
     "commands": {"core", "cli"},
-    "cli": {"core"},  # it reaches commands as names in a table, not by import
+    "cli": {"core"},  # it imports commands by names in a table, when they are chosen
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -100,7 +102,7 @@ def breaches(relative: Path, found: list[tuple[tuple[str, ...], int]]) -> list[s
 
 
 @pytest.mark.parametrize("relative", modules(), ids=str)
-def test_a_module_imports_only_from_its_own_room_and_the_rooms_below(relative):
+def test_a_module_imports_only_from_its_own_package_and_the_packages_below(relative):
     assert parts_of(relative)[0] in {name.split(".")[0] for name in MAY_IMPORT}, (
         f"{relative}: belongs to no package in MAY_IMPORT"
     )
@@ -125,7 +127,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str] | None:
     return next(filter(None, (visit(name, []) for name in sorted(graph))), None)
 
 
-def test_there_is_no_import_cycle_late_and_type_checking_imports_included():
+def test_there_is_no_import_cycle():
     graph = {
         ".".join(parts_of(m)): (
             {".".join(target) for target, _ in imports(m) if target} - {".".join(parts_of(m))}
@@ -150,7 +152,7 @@ def test_packages_below_training_do_not_import_torch(relative):
         assert not any(n.split(".")[0] == "torch" for n in names), f"{relative}:{node.lineno} imports torch"
 
 
-def test_only_the_command_line_and_packages_lie_at_the_root():
+def test_only_the_command_line_and_packages_are_at_the_root():
     assert {p.name for p in ROOT.glob("*.py")} == {"cli.py", "__init__.py", "__main__.py"}
 
 
@@ -163,7 +165,7 @@ def expected_test_file(relative: Path) -> Path:
     return Path("tests") / relative.with_name(f"test_{relative.name}")
 
 
-# `__main__.py` is three lines that call cli.py; tests/test_cli.py starts it.
+# tests/test_cli.py runs `__main__.py`, three lines that call cli.py.
 WITHOUT_TEST_FILE = {Path("__main__.py")}
 
 
@@ -184,7 +186,7 @@ def classes(module: ast.Module) -> list[str]:
     return [n.name for n in ast.walk(module) if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
 
 
-def owned_twice(names: dict[str, list[str]]) -> list[str]:
+def defined_twice(names: dict[str, list[str]]) -> list[str]:
     """names: file -> its classes. Returns one line for each name that is defined more than once."""
     owners: dict[str, list[str]] = {}
     for file, found in names.items():
@@ -193,8 +195,8 @@ def owned_twice(names: dict[str, list[str]]) -> list[str]:
     return [f"{name}: {', '.join(files)}" for name, files in sorted(owners.items()) if len(files) > 1]
 
 
-def test_no_class_name_has_two_owners():
-    found = owned_twice({str(m): classes(tree(m)) for m in modules()})
+def test_every_class_name_is_defined_once():
+    found = defined_twice({str(m): classes(tree(m)) for m in modules()})
     assert not found, "\n".join(found)
 
 
@@ -215,8 +217,9 @@ def model_classes() -> set[str]:
 
 
 def family_branches(module: ast.Module) -> list[int]:
-    """Lines that decide by a model's family: they compare `.family` or match on it, look it up in a literal
-    dict, or ask for a class of model. train/model/family.py is the one place for that.
+    """Numbers of the lines that branch on a model's family.
+
+    They compare `.family` or match on it, look it up in a literal dict, or check for a class of model.
     """
 
     def is_family(node: ast.AST) -> bool:
@@ -248,7 +251,7 @@ def family_branches(module: ast.Module) -> list[int]:
     return lines
 
 
-def test_only_the_rooms_of_models_branch_on_the_family():
+def test_only_train_model_branches_on_the_family():
     outside = [m for m in modules() if package_of(parts_of(m)) != "train.model"]
     found = [
         f"{m}:{line} branches on the model's family" for m in outside for line in family_branches(tree(m))
@@ -256,7 +259,7 @@ def test_only_the_rooms_of_models_branch_on_the_family():
     assert not found, "\n".join(found)
 
 
-def test_each_kind_of_breach_is_noticed():
+def test_each_kind_of_broken_rule_is_found():
     inside = Path("train/model/gpt.py")
     for target in (
         ("train", "parallel", "mesh"),
@@ -275,7 +278,7 @@ def test_each_kind_of_breach_is_noticed():
     assert breaches(Path("train/checkpoint/native.py"), [(("train", "optimizer"), 1)])
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
-    assert owned_twice({"a.py": ["One", "Two"], "b.py": ["Two"], "c.py": ["Three", "Three"]}) == [
+    assert defined_twice({"a.py": ["One", "Two"], "b.py": ["Two"], "c.py": ["Three", "Three"]}) == [
         "Three: c.py, c.py",
         "Two: a.py, b.py",
     ]
@@ -302,7 +305,7 @@ def test_each_kind_of_breach_is_noticed():
         ("isinstance(dataset, GPTDataset)", False),
     ],
 )
-def test_branches_on_the_family_are_noticed(code, is_branch):
+def test_branches_on_the_family_are_found(code, is_branch):
     assert family_branches(ast.parse(code)) == (
         [1] if is_branch and "case GPT" not in code else [2] * is_branch
     )

@@ -1,7 +1,7 @@
-"""Every module of the package is imported under one name, `mt....`, however pytest is started.
+"""Every module of the package is imported as `mt....` only, wherever pytest is started.
 
-A module that is imported as `core.config` too is there twice: its UserError is another class, which nothing
-that catches the first one catches.
+A module that is also imported as `core.config` exists twice. Code that catches `mt.core.config.UserError`
+then does not catch the other UserError.
 """
 
 import importlib
@@ -20,21 +20,21 @@ PYTEST = (str(Path(sys.executable).with_name("pytest")),)
 
 
 def names_of_package_files() -> dict[str, str]:
-    """The names in sys.modules of files of the package, tests excepted, with their files."""
+    """Name in sys.modules -> file, for the files of the package without its tests."""
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    # pytest imports the root's __init__.py, which holds a version, under the name of the folder.
+    # pytest imports the __init__.py at the root under the name of the folder; it has only a version
     outside = (ROOT / "tests", ROOT / ".venv", ROOT / "__init__.py")
     return {
         name: file
         for name, file in files.items()
         if file
-        and os.path.isabs(file)  # torch.ops and torch.classes make theirs up
+        and os.path.isabs(file)  # torch.ops and torch.classes have invented paths
         and (path := Path(file).resolve()).is_relative_to(ROOT)
         and not any(path.is_relative_to(folder) for folder in outside)
     }
 
 
-def test_one_name():
+def test_every_module_has_one_name():
     for module in (
         "core.executor",
         "commands.pipeline",
@@ -63,7 +63,7 @@ def test_one_name():
 )
 def test_pytest_gives_every_module_one_name_wherever_it_is_started(folder, command, tmp_path):
     ended = subprocess.run(
-        [*command, "-q", "-k", "test_one_name", "-p", "no:cacheprovider"],
+        [*command, "-q", "-k", "test_every_module_has_one_name", "-p", "no:cacheprovider"],
         cwd=ROOT / folder if folder else tmp_path,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
@@ -73,7 +73,7 @@ def test_pytest_gives_every_module_one_name_wherever_it_is_started(folder, comma
     assert "1 passed" in ended.stdout
 
 
-def test_the_rooms_of_the_package_are_on_no_path_of_pytest(pytestconfig):
+def test_pytest_adds_no_folder_of_the_package_to_sys_path(pytestconfig):
     assert pytestconfig.getini("pythonpath") == []
     assert "$(BIN)/pytest" in (ROOT / "Makefile").read_text()
     assert "-m pytest" not in (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""The pipeline on files other than the demo's: paragraphs of speeches, reviews, and GPT-2's vocabulary."""
+"""The pipeline on other files than the demo's: paragraphs of speeches, reviews, GPT-2's vocabulary."""
 
 import json
 import math

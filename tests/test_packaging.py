@@ -1,4 +1,4 @@
-"""A wheel, a source distribution and an editable install hold what the repository holds."""
+"""A wheel, a source distribution and an editable install have the files of the repository."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_INSTALLED = {".ci", "benchmarks", "docs", "tests"}
-# Runs in a copy of the repository, because a build writes build/ and mt.egg-info/ beside pyproject.toml.
+# Builds run in a copy of the repository, because they write build/ and mt.egg-info/ beside pyproject.toml.
 BUILD = """
 import json, sys
 from setuptools import build_meta
@@ -32,7 +32,7 @@ def tracked() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def installed(tracked) -> set[str]:
-    """What an install of the package `mt` holds: its modules and the data files beside them."""
+    """The files of an install of the package `mt`: modules, and data files beside them."""
     inside = [p for p in tracked if p.parts[0] not in NOT_INSTALLED]
     return {f"mt/{p}" for p in inside if len(p.parts) > 1 or p.suffix == ".py"}
 
@@ -98,10 +98,10 @@ def test_an_editable_install_imports_the_repository_and_finds_its_data_files(cop
         "print(importlib.util.find_spec('mt.train.model.gpt').origin)\n"
         "print(importlib.util.find_spec('mt.dataprep.filters').submodule_search_locations[0])\n"
     )
-    # -S: without the site-packages of this Python, where the repository may be installed already
+    # -S: without site-packages, where the repository may be installed already
     command = [sys.executable, "-S", "-E", "-P", "-c", code, str(tmp_path / "site")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    module, folder = said.splitlines()
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    module, folder = output.splitlines()
     assert Path(module) == copy / "train/model/gpt.py"
     assert (Path(folder) / "presets/prose.yaml").read_text() == (
         copy / "dataprep/filters/presets/prose.yaml"

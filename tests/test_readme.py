@@ -1,4 +1,4 @@
-"""The README: its commands run as they stand, and the commands, files and folders that it names exist."""
+"""The README: its commands run unchanged, and the commands, files and folders that it names exist."""
 
 import pydoc_data.topics
 import re
@@ -22,13 +22,13 @@ def blocks(language=""):
 
 
 def layout():
-    """The files and folders in the block that shows how the repository is laid out."""
+    """The files and folders in the block that shows the layout of the repository."""
     body = next(b for b in blocks() if "one table of commands" in b)
     return re.findall(r"^([a-z]+(?:\.py|/)) ", body, re.MULTILINE)
 
 
-@pytest.mark.slow  # a minute; tests/test_demo.py runs the same stages
-def test_the_commands_for_ones_own_text_work_as_they_stand(tmp_path):
+@pytest.mark.slow  # takes a minute; tests/test_demo.py runs the same stages
+def test_the_commands_for_ones_own_text_run_unchanged(tmp_path):
     (tmp_path / "my").mkdir()
     prose = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
     pieces = [prose[i : i + 1500] for i in range(0, len(prose), 1500)]
@@ -61,5 +61,5 @@ def test_every_file_that_the_readme_links_to_exists():
 
 
 @pytest.mark.parametrize("name", layout())
-def test_the_layout_is_as_the_readme_says(name):
+def test_every_file_and_folder_of_the_layout_exists(name):
     assert (ROOT / name).exists()

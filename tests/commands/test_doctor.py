@@ -48,7 +48,7 @@ def test_every_optional_package_has_its_version_or_the_command_that_installs_it(
             assert f"{package:<{max(map(len, parts))}}  {parts[package]['version']}" in facts["text"]
 
 
-def test_without_torch_gpus_are_unknown(monkeypatch):
+def test_gpus_are_unknown_if_torch_is_missing(monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else there(name))
     assert doctor(DoctorConfig())["gpu"] == "unknown: torch is missing"
@@ -73,5 +73,5 @@ def test_the_extras_and_their_packages_are_those_of_pyproject():
 
 
 def test_the_command_prints_json():
-    said = subprocess.run([sys.executable, "-m", "mt", "doctor", "--json"], capture_output=True, text=True)
-    assert {part["package"] for part in json.loads(said.stdout)["parts"]} >= {"torch", "faiss"}
+    ended = subprocess.run([sys.executable, "-m", "mt", "doctor", "--json"], capture_output=True, text=True)
+    assert {part["package"] for part in json.loads(ended.stdout)["parts"]} >= {"torch", "faiss"}

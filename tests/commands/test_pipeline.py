@@ -1,4 +1,4 @@
-"""Stages chained by their manifests: what runs, what is skipped, and what a killed pipeline leaves."""
+"""Pipelines of stages: what runs, what is skipped, refused files, and pipelines that were killed."""
 
 import json
 import os
@@ -75,11 +75,11 @@ def two_stages(documents, **clean):
 
 
 def finished(tmp_path):
-    """(stage -> time of its manifest)"""
+    """Stage -> modification time of its manifest."""
     return {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/manifest.json")}
 
 
-def test_a_second_run_does_nothing_and_a_changed_setting_reruns_its_stage_and_those_after(
+def test_a_second_run_does_nothing_and_a_changed_setting_reruns_its_stage_and_the_later_ones(
     tmp_path, documents
 ):
     pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, two_stages(documents))))
@@ -92,7 +92,7 @@ def test_a_second_run_does_nothing_and_a_changed_setting_reruns_its_stage_and_th
     pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
     second = finished(tmp_path)
     assert [s for s in first if second[s] != first[s]] == [s for s in first if s != "clean"]
-    stages["clean"]["workers"] = 1  # cannot change a byte
+    stages["clean"]["workers"] = 1  # a runtime setting
     pipeline.run(pipeline.RunConfig(pipeline=write(tmp_path, stages)))
     assert finished(tmp_path) == second
     documents.write_text(
@@ -129,7 +129,7 @@ def test_the_summary_has_the_table_and_the_report(tmp_path, documents):
         (lambda s: s["clean"].update(run="doctor"), "writes no output: it cannot be a stage"),
     ],
 )
-def test_mistakes_in_the_file_are_said_before_anything_runs(tmp_path, documents, change, message):
+def test_mistakes_in_the_file_are_reported_before_anything_runs(tmp_path, documents, change, message):
     stages = two_stages(documents)
     change(stages)
     with pytest.raises(UserError, match=message):
@@ -165,7 +165,7 @@ def test_a_launched_stage_gives_the_same_bytes(tmp_path, documents):
 
 
 def digests(folder):
-    """name -> digest of every file that is data: not the bookkeeping, whose times differ."""
+    """Name -> digest of every data file; manifests and reports contain times and are left out."""
     skip = ("manifest.json", "run.json", "pipeline.json", "report.html", ".launch.yaml")
     return {
         str(p.relative_to(folder)): file_digest(p)
@@ -174,7 +174,7 @@ def digests(folder):
     }
 
 
-def test_rejects_set_aside_in_a_stage_make_exit_code_3(tmp_path, documents):
+def test_records_set_aside_in_a_stage_give_exit_code_3(tmp_path, documents):
     with open(documents, "a") as file:
         file.write('{"text": null}\n')
     path = write(tmp_path, two_stages(documents, on_error="skip"))
@@ -211,6 +211,6 @@ def test_a_pipeline_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, 
     assert digests(other) == whole
 
 
-def test_the_report_of_no_run_is_refused(tmp_path):
+def test_a_report_of_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run of `mt run`"):
         report.report(report.ReportConfig(run_dir=str(tmp_path)))

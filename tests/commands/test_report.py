@@ -93,7 +93,7 @@ class Balance(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_rows_bring_documents_tokens_losses_and_scores_together():
+def test_rows_have_documents_tokens_losses_and_scores():
     rows = {r["stage"]: r for r in report.rows(STAGES)}
     assert (rows["clean"]["documents"], rows["clean"]["tokens"]) == (90, 12345)
     assert (
@@ -102,7 +102,7 @@ def test_rows_bring_documents_tokens_losses_and_scores_together():
     assert rows["lambada"]["result"] == "accuracy 0.25"
 
 
-def test_the_table_is_aligned_and_the_page_is_whole_and_escaped():
+def test_the_table_is_aligned_and_the_page_is_valid_and_escaped():
     lines = report.text_table(report.rows(STAGES)).split("\n")
     assert lines[0].split() == ["stage", "documents", "tokens", "seconds", "result"]
     column = lines[0].index("result")

@@ -15,7 +15,7 @@ def square(item):
 
 
 def die(item):
-    """Kills a worker; the process that shares its work out takes time meanwhile."""
+    """Kills a worker process; takes half a second in the main process, which must notice the death."""
     if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), 9)
     time.sleep(0.5)

@@ -58,17 +58,17 @@ class Train:
     "tree",
     [{"model": {"num_layers": 4}}, {"model.num_layers": 4}, {"model.num_layers": "4"}, {"num_layers": 4}],
 )
-def test_nested_dotted_and_short_keys_and_texts_of_numbers_mean_the_same(tree):
+def test_nested_dotted_and_short_keys_and_numbers_as_text_mean_the_same(tree):
     assert build(Train, ("x", tree)).model.num_layers == 4
 
 
-def test_later_layers_win_and_a_configuration_survives_the_way_through_plain_values():
+def test_later_sources_override_earlier_ones_and_a_configuration_is_rebuilt_from_its_dict():
     config = build(Train, ("file", {"lr": "1e-4", "data_path": [0.7, "a", 0.3, "b"]}), ("flags", {"lr": 2}))
     assert (config.lr, config.data_path) == (2.0, ("0.7", "a", "0.3", "b"))
     assert build(Train, ("again", to_dict(config))) == config
 
 
-def test_all_mistakes_are_reported_at_once_with_the_nearest_name_and_the_place():
+def test_all_mistakes_are_reported_at_once_with_file_and_nearest_name():
     with pytest.raises(UserError) as caught:
         build(
             Train,
@@ -91,7 +91,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name_and_the_place()
     ]
 
 
-def test_rules_of_a_group_are_all_reported():
+def test_all_broken_rules_of_a_group_are_reported():
     with pytest.raises(UserError) as caught:
         build(Train, ("x", {"model": {"hidden_size": 3, "num_layers": 0}}))
     assert len(str(caught.value).split("\n")) == 2
@@ -101,12 +101,12 @@ def test_rules_of_a_group_are_all_reported():
     ("value", "number"),
     [("1e6", 1_000_000), (3, 3), ("12345678901234567890", 12345678901234567890), ("1_000", 1000)],
 )
-def test_whole_numbers_are_exact_however_they_are_spelt(value, number):
+def test_whole_numbers_are_exact_in_any_notation(value, number):
     assert build(Train, ("x", {"train_iters": value})).train_iters == number
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", True, [1], {}])
-def test_what_is_no_whole_number_is_refused(value):
+def test_a_value_that_is_no_whole_number_is_refused(value):
     with pytest.raises(UserError, match="whole number"):
         build(Train, ("x", {"train_iters": value}))
 
@@ -134,7 +134,7 @@ def test_a_missing_yaml_file_is_named(tmp_path):
 
 
 def every_configuration() -> list[type]:
-    """Every configuration class of the package, those of all commands and those that they are made of."""
+    """Every configuration class of the package: those of all commands, and the groups within them."""
     pytest.importorskip("torch", reason="the configurations of training need the extra `train`")
     for module, _, _ in cli.VERBS.values():
         importlib.import_module(f"mt.{module}")
@@ -184,7 +184,7 @@ def test_every_field_of_every_configuration_refuses_values_that_its_annotation_f
     assert fields > 700
 
 
-def test_every_default_of_every_configuration_is_what_its_annotation_allows():
+def test_every_default_of_every_configuration_fits_its_annotation():
     for cls in every_configuration():
         kinds = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
@@ -194,7 +194,7 @@ def test_every_default_of_every_configuration_is_what_its_annotation_allows():
                 assert type(field.default_factory()) is kinds[field.name]
 
 
-def test_the_names_in_messages_are_those_of_the_flags_and_of_the_yaml_keys():
+def test_groups_in_messages_are_those_of_flags_and_yaml_keys():
     for cls in every_configuration():
         for name, kind in typing.get_type_hints(cls).items():
             if dataclasses.is_dataclass(kind):
@@ -204,7 +204,7 @@ def test_the_names_in_messages_are_those_of_the_flags_and_of_the_yaml_keys():
             assert kind.GROUP == "", path
 
 
-def test_wrong_values_are_named_together_and_before_the_rules_of_the_class():
+def test_values_of_wrong_type_are_named_together_before_rules_are_checked():
     with pytest.raises(UserError) as caught:
         Model(num_layers=0, hidden_size="8", kind="brt")
     assert str(caught.value).split("\n") == [
@@ -222,7 +222,7 @@ def test_wrong_values_are_named_together_and_before_the_rules_of_the_class():
         (("a", Path("b")), "must be a text, such as 'b'"),
     ],
 )
-def test_what_is_no_tuple_is_refused_with_the_tuple_to_write(value, remedy):
+def test_a_value_that_is_no_tuple_is_refused_with_the_tuple_to_write(value, remedy):
     with pytest.raises(UserError) as caught:
         Train(data_path=value)
     assert str(caught.value) == f"data_path = {value!r}: {remedy}"
@@ -233,8 +233,8 @@ def test_a_replaced_value_is_checked_too():
         dataclasses.replace(Train(), lr=math.nan)
 
 
-def test_a_whole_number_stands_for_a_float_and_stays_as_it_was_given():
-    assert repr(Train(lr=1).lr) == "1"  # the key of a finished run depends on how a number is written
+def test_a_whole_number_is_accepted_as_a_float_and_kept_as_given():
+    assert repr(Train(lr=1).lr) == "1"  # the key of a run depends on the notation of numbers
     assert repr(build(Train, ("x", {"lr": 1})).lr) == "1.0"
 
 
@@ -249,7 +249,7 @@ KINDS = (*dict.fromkeys(s.type for s in settings(Train)), dict, dict | None, tup
 
 @hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(value=VALUES, kind=st.sampled_from(KINDS))
-def test_a_value_is_allowed_where_pydantic_in_strict_mode_takes_it(value, kind):
+def test_a_value_is_allowed_if_pydantic_allows_it_in_strict_mode(value, kind):
     pydantic = pytest.importorskip("pydantic", reason="pydantic comes with the extra `serve`")
     adapter = pydantic.TypeAdapter(kind, config={"strict": True, "allow_inf_nan": False})
     try:
@@ -262,7 +262,7 @@ def test_a_value_is_allowed_where_pydantic_in_strict_mode_takes_it(value, kind):
 
 @hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(value=VALUES, kind=st.sampled_from(KINDS))
-def test_what_comes_from_yaml_or_a_flag_is_refused_or_becomes_what_python_may_give(value, kind):
+def test_a_value_of_yaml_or_a_flag_is_refused_or_converted_to_an_allowed_value(value, kind):
     try:
         converted = convert(value, kind)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Work over shards: order, resume, and workers that die."""
+"""Work over shards: order, resuming, dead workers, and Ray."""
 
 import socket
 import subprocess
@@ -14,7 +14,7 @@ from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_w
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_shards_and_finished_ones_are_not_redone(tmp_path, workers):
+def test_results_are_in_the_order_of_the_shards_and_finished_shards_are_not_repeated(tmp_path, workers):
     shards = [(str(tmp_path), n) for n in range(5)]
     first = map_shards(square, shards, done=tmp_path / "parts", workers=workers, label="x")
     assert [r["value"] for r in first] == [0, 1, 4, 9, 16]
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_shards_and_finished_ones_are_not_redon
     assert [p.name for p in tmp_path.glob("ran-*")] == ["ran-3"]
 
 
-def test_a_killed_worker_ends_the_run_with_a_message_and_no_hang(tmp_path):
+def test_a_killed_worker_ends_the_run_with_a_message(tmp_path):
     with pytest.raises(Failure, match="a worker process died"):
         map_shards(die, [1, 2, 3], done=tmp_path, workers=2, label="x")
 
@@ -36,7 +36,7 @@ def test_a_users_mistake_in_a_worker_reaches_the_user(function, tmp_path):
         map_shards(function, [1, 2, 3], done=tmp_path, workers=2, label="x")
 
 
-def test_a_result_that_cannot_be_kept_ends_the_run(tmp_path, monkeypatch):
+def test_a_result_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(28, "No space left on device")
 
@@ -47,10 +47,10 @@ def test_a_result_that_cannot_be_kept_ends_the_run(tmp_path, monkeypatch):
         )
 
 
-def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistakes_reach_the_user(
+def test_on_ray_results_are_in_order_finished_shards_are_not_repeated_and_mistakes_reach_the_user(
     tmp_path, ray_cluster
 ):
-    # a cluster has the package installed, not its tests
+    # Ray's workers may not import the tests, so the functions are sent by value
     ray_cluster.cloudpickle.register_pickle_by_value(shard_functions)
     on_ray = {"workers": 2, "label": "x", "ray_address": "local"}
     with pytest.raises(UserError, match=r"^line 3 is bad$"):
@@ -73,11 +73,11 @@ def test_on_ray_results_come_in_order_finished_shards_are_not_redone_and_mistake
         map_shards(die_on_ray, [1], done=tmp_path / "dead", **on_ray)
 
 
-def test_an_address_where_no_cluster_is_is_refused_and_auto_finds_one_that_runs(tmp_path, ray_cluster):
+def test_an_address_without_a_cluster_is_refused_and_auto_finds_the_running_cluster(tmp_path, ray_cluster):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"127.0.0.1:{server.getsockname()[1]}"
-    # In a process of its own: this one is connected to the tests' cluster already.
+    # in another process, because this one is connected to the tests' cluster already
     code = (
         "import sys; from mt.core.config import UserError; from mt.dataprep.stats import StatsConfig,"
         " stats\nfor address in sys.argv[3:]:\n  try: stats(StatsConfig(input=(sys.argv[1],),"
@@ -90,15 +90,15 @@ def test_an_address_where_no_cluster_is_is_refused_and_auto_finds_one_that_runs(
         capture_output=True,
         text=True,
     )
-    said = ended.stdout.splitlines()
-    assert len(said) == 3, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 3, ended.stderr
     assert (tmp_path / "out/manifest.json").exists()
-    for line, address in zip(said, addresses):
+    for line, address in zip(lines, addresses):
         assert line.startswith(f"ray_address = {address}: no Ray cluster answers (")
         assert line.endswith("start one with `ray start --head`, or use local")
 
 
-def test_ray_that_is_missing_and_an_address_without_it_are_refused(monkeypatch):
+def test_a_missing_ray_and_an_address_without_executor_ray_are_refused(monkeypatch):
     with pytest.raises(
         UserError, match="ray_address = auto has no effect with executor = local; pass --executor ray"
     ):
@@ -110,7 +110,7 @@ def test_ray_that_is_missing_and_an_address_without_it_are_refused(monkeypatch):
         StatsConfig(input=("x",), output="y", executor="ray")
 
 
-def test_progress_counts_in_the_unit_it_is_given(tmp_path, capsys, monkeypatch):
+def test_progress_is_counted_in_the_given_unit(tmp_path, capsys, monkeypatch):
     clock = iter([0.0, 11.0, 12.0, 13.0, 25.0])
     monkeypatch.setattr("mt.core.progress.time.monotonic", lambda: next(clock))
     map_shards(

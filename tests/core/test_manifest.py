@@ -1,4 +1,4 @@
-"""Claims, keys and seals of outputs."""
+"""Manifests: locks of outputs, keys of runs, and digests of outputs."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ class Config:
 
 
 def make(output, source, size=1, **runtime):
-    """One stage: copies its input `size` times."""
+    """A command that writes its input `size` times."""
     config = Config(str(output), size, **runtime)
     run = manifest.begin("copy", config, [source])
     if run.finished:
@@ -84,10 +84,10 @@ def test_a_directory_with_files_of_another_program_is_refused(tmp_path, source):
     assert (tmp_path / "a" / "thesis.txt").exists()
 
 
-def test_an_unfinished_run_goes_on_with_the_same_settings_and_is_refused_with_others(tmp_path, source):
+def test_an_unfinished_run_resumes_with_the_same_settings_and_is_refused_with_others(tmp_path, source):
     run = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
     (tmp_path / "a" / "part").write_text("work done")
-    run.lock.close()  # as the end of the process does
+    run.lock.close()  # as at the end of the process
     again = manifest.begin("copy", Config(str(tmp_path / "a")), [source])
     assert not again.finished
     assert (tmp_path / "a" / "part").exists()
@@ -111,16 +111,16 @@ def test_two_processes_do_not_write_the_same_output(tmp_path, source):
         "try: manifest.begin('copy', Config(sys.argv[2]), [Path(sys.argv[3])])\n"
         "except UserError as error: print(error)\n"
     )
-    said = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "a"), str(source)],
         capture_output=True,
         text=True,
     )
-    assert "another mt process is writing it" in said.stdout, said.stderr
+    assert "another mt process is writing it" in ended.stdout, ended.stderr
     run.release()
 
 
-def test_a_failed_write_leaves_nothing_under_the_name(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     def stop_halfway():
         with manifest.atomic_write(tmp_path / "f") as file:
             file.write(b"half")
@@ -131,14 +131,14 @@ def test_a_failed_write_leaves_nothing_under_the_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_cut_short_is_named(tmp_path, source):
+def test_a_truncated_manifest_is_named(tmp_path, source):
     make(tmp_path / "a", source)
     (tmp_path / "a" / "manifest.json").write_text('{"verb": "co')
     with pytest.raises(UserError, match="not whole JSON"):
         make(tmp_path / "a", source)
 
 
-def test_sampled_identity_sees_a_change_in_the_middle_of_a_large_file_by_its_time(tmp_path):
+def test_the_identity_of_a_large_file_changes_with_its_modification_time(tmp_path):
     path = tmp_path / "large"
     path.write_bytes(bytes(8 << 20))
     before = manifest.identity(path)
@@ -149,7 +149,7 @@ def test_sampled_identity_sees_a_change_in_the_middle_of_a_large_file_by_its_tim
     assert manifest.identity(path) != before
 
 
-def test_another_programs_manifest_in_an_input_is_one_file_more_and_in_an_output_is_refused(tmp_path):
+def test_another_programs_manifest_is_a_plain_file_of_an_input_and_is_refused_in_an_output(tmp_path):
     for name in ("in", "out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text('{"name": "extension", "outputs": ["a"]}')
@@ -171,7 +171,7 @@ def test_a_missing_input_is_named(tmp_path):
         manifest.identity(tmp_path / "none")
 
 
-def test_a_setting_that_was_added_later_is_part_of_the_key_only_where_it_is_given(tmp_path):
+def test_a_setting_added_later_is_part_of_the_key_only_if_it_is_not_its_default(tmp_path):
     before = dataclasses.make_dataclass(
         "Before", [("output", str, option(help="", role="output")), ("n", int, option(1))], frozen=True
     )

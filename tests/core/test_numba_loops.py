@@ -1,4 +1,4 @@
-"""Loops compiled by numba give what Python gives, and are compiled once."""
+"""Loops compiled by numba give the results of Python, and are compiled once."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from mt.core.numba_loops import compile_loop
 
 
 def collatz_steps(numbers):
-    """Steps of every number down to 1; a loop that numpy cannot vectorise."""
+    """Collatz steps from every number to 1: a loop that numpy cannot vectorise."""
     steps = np.zeros(len(numbers), np.int64)
     for i in range(len(numbers)):
         n = numbers[i]
@@ -30,10 +30,10 @@ def long_sum(values, times):
     return total
 
 
-def test_a_compiled_loop_gives_what_python_gives():
+def test_a_compiled_loop_gives_the_results_of_python():
     numbers = np.arange(1, 300)
     assert np.array_equal(compile_loop(collatz_steps)(numbers), collatz_steps(numbers))
-    assert compile_loop(collatz_steps)(np.array([27])).tolist() == [111]  # the known length of 27's sequence
+    assert compile_loop(collatz_steps)(np.array([27])).tolist() == [111]  # published for 27
 
 
 def test_a_function_is_compiled_once_for_each_set_of_flags():
@@ -44,11 +44,11 @@ def test_a_function_is_compiled_once_for_each_set_of_flags():
     assert compile_loop(long_sum).targetoptions["fastmath"] == set()
 
 
-def test_other_threads_run_while_a_compiled_loop_does():
+def test_other_threads_run_during_a_compiled_loop():
     loop, values = compile_loop(long_sum), np.ones(1000)
     loop(values, 1)  # compiles
     ticks = []
-    worker = threading.Thread(target=loop, args=(values, 300_000))  # a third of a second
+    worker = threading.Thread(target=loop, args=(values, 300_000))  # takes a third of a second
     worker.start()
     while worker.is_alive():
         ticks.append(time.monotonic())
@@ -56,7 +56,7 @@ def test_other_threads_run_while_a_compiled_loop_does():
     assert len(ticks) > 5
 
 
-def test_a_cache_that_cannot_be_written_does_not_stop_it(monkeypatch):
+def test_a_loop_is_compiled_without_a_cache_if_it_cannot_be_written(monkeypatch):
     numba = pytest.importorskip("numba")
     compile_here = numba.njit
 

@@ -10,7 +10,7 @@ from mt.core.progress import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """clock(0, 11, 12): the times that the clock shows, one after another."""
+    """clock(0, 11, 12) sets the times that time.monotonic returns, one after another."""
 
     def set_times(*times):
         left = iter(map(float, times))
@@ -19,7 +19,7 @@ def clock(monkeypatch):
     return set_times
 
 
-def test_without_a_terminal_a_line_tells_what_is_done_the_rate_and_the_time_left(capsys, clock):
+def test_without_a_terminal_a_line_has_the_work_done_the_rate_and_the_time_left(capsys, clock):
     clock(0, 11, 12, 30)
     with progress("clean", 4_000_000, "B") as advance:
         advance(1_000_000)
@@ -42,7 +42,7 @@ def test_a_line_is_printed_every_ten_seconds_and_not_before(capsys, clock):
     ]
 
 
-def test_work_that_is_over_soon_prints_nothing(capsys):
+def test_short_work_prints_nothing(capsys):
     with progress("clean", 10, "documents") as advance:
         advance(10)
     assert capsys.readouterr() == ("", "")
@@ -67,6 +67,6 @@ def test_on_a_terminal_a_bar_is_drawn_on_standard_error_and_removed_at_the_end(
     assert capsys.readouterr().out == ""
 
 
-def test_an_exception_in_the_work_passes_through():
+def test_an_exception_in_the_work_is_raised():
     with pytest.raises(ValueError, match="broken"), progress("clean", 10, "documents"):
         raise ValueError("broken")

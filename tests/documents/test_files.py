@@ -20,7 +20,7 @@ quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scop
 
 
 def lines_of(blocks):
-    """The lines of all blocks, after a look at each block's offset."""
+    """The lines of all blocks; checks the offset of each block."""
     blocks = list(blocks)
     for (start, _, lines), (after, _, _) in itertools.pairwise(blocks):
         assert after == start + sum(map(len, lines))
@@ -29,7 +29,7 @@ def lines_of(blocks):
 
 @quick
 @given(text=TEXTS, piece=st.sampled_from([1, 2, 3, 41, 1000]), block=st.sampled_from([1, 7, 1 << 17]))
-def test_pieces_of_a_file_give_every_line_once_and_in_order(tmp_path, text, piece, block):
+def test_byte_ranges_of_a_file_give_every_line_once_and_in_order(tmp_path, text, piece, block):
     (tmp_path / "a").write_bytes(text)
     edges = [*range(0, len(text), piece), len(text)]
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def test_a_compressed_file_gives_the_lines_of_its_text_with_their_offsets_and_nu
         assert text[start:].startswith(b"".join(lines))
 
 
-def test_a_file_of_no_bytes_gives_one_empty_line(tmp_path):
+def test_an_empty_file_gives_one_empty_line(tmp_path):
     (tmp_path / "a").touch()
     assert list(files.lines_between(str(tmp_path / "a"), 0, 0)) == [(0, None, [b""])]
     assert list(files.packed_lines(str(tmp_path / "a"))) == [(0, 1, [b""])]
@@ -78,7 +78,7 @@ def test_frames_of_zstd_are_read_one_after_another_in_reads_of_any_size(tmp_path
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_zstd_frame_that_is_cut_short_is_an_error_at_every_place(tmp_path, frames):
+def test_a_zstd_frame_truncated_at_any_byte_is_an_error(tmp_path, frames):
     frame = zstandard.ZstdCompressor().compress(b"some text that is long enough\n" * 3)
     for end in range(1, len(frame)):
         (tmp_path / "a.zst").write_bytes(frame * (frames - 1) + frame[:end])
@@ -150,7 +150,7 @@ def test_the_sizes_of_row_groups_are_those_of_the_files_own_metadata(tables):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.parquet", "Parquet file"), ("a.arrow", "Arrow stream")])
-def test_a_file_cut_short_or_absent_is_named(tables, name, kind):
+def test_a_truncated_or_missing_file_is_named(tables, name, kind):
     path = tables / name
     path.write_bytes(path.read_bytes()[:50])
     read = {"a.parquet": files.row_group_bytes, "a.arrow": files.arrow_batches}[name]

@@ -1,4 +1,4 @@
-"""Readers and writers of documents: every format, every kind of broken input."""
+"""Reading documents: every format, shards of any size, every kind of broken input."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_a_file_cut_into_shards_of_any_size_gives_every_line_once(tmp_path, shar
 
 
 @pytest.mark.parametrize("lines", [1, 2, 10, 7000])
-def test_a_cut_between_two_lines_gives_neither_twice(tmp_path, lines):
+def test_shards_that_end_between_two_lines_give_every_line_once(tmp_path, lines):
     row = b'{"text": "%07d"}\n'
     (tmp_path / "a.jsonl").write_bytes(b"".join(row % i for i in range(14_000)))
     shards = plan([str(tmp_path / "a.jsonl")], shard_bytes=lines * len(row % 0))[:50]
@@ -57,7 +57,7 @@ def test_a_cut_between_two_lines_gives_neither_twice(tmp_path, lines):
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 300, 10**6])
-def test_parquet_cut_by_row_groups_gives_every_row_once(tmp_path, shard_bytes):
+def test_parquet_divided_by_row_groups_gives_every_row_once(tmp_path, shard_bytes):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=7)
     assert texts(tmp_path / "a.parquet", shard_bytes=shard_bytes) == [r["text"] for r in ROWS]
 
@@ -126,7 +126,7 @@ def test_several_zstd_frames_are_one_text(tmp_path):
     assert texts(tmp_path / "a.jsonl.zst") == [r["text"] for r in ROWS]
 
 
-def test_parquet_without_the_column_or_cut_short_is_named(tmp_path):
+def test_parquet_without_the_column_or_truncated_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
     with pytest.raises(UserError, match=r"has no column 'text' \(it has body\)"):
@@ -153,7 +153,7 @@ def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
         expand([str(tmp_path / "c.csv")])
 
 
-def test_lines_with_and_without_ids_blank_ones_and_bad_ones_all_get_their_own_place(tmp_path):
+def test_ids_and_places_count_blank_and_bad_lines(tmp_path):
     lines = [
         b'{"text": "a", "n": 1}',
         b"",
@@ -180,7 +180,7 @@ def test_lines_with_and_without_ids_blank_ones_and_bad_ones_all_get_their_own_pl
     ]
 
 
-def test_far_into_a_large_file_a_bad_line_is_named_by_its_offset(tmp_path, monkeypatch):
+def test_a_bad_line_far_into_a_large_file_is_named_by_its_offset(tmp_path, monkeypatch):
     monkeypatch.setattr("mt.documents.reader.COUNTED_BYTES", 20)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n7\n{"text": "b"}\n7\n')
     rejects = []
@@ -199,7 +199,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 @pytest.mark.parametrize("line_bytes", [1, 100, 70_000])
-def test_blocks_of_lines_lose_none_whatever_their_length(tmp_path, name, line_bytes):
+def test_no_line_of_any_length_is_lost_between_blocks(tmp_path, name, line_bytes):
     rows = [{"id": str(i), "text": "x" * line_bytes} for i in range(300)] + [
         {"id": "y", "text": "é" * 200_000}
     ]
@@ -214,8 +214,8 @@ def test_blocks_of_lines_lose_none_whatever_their_length(tmp_path, name, line_by
         assert [v for s in shards for v in read_values(s, ("id",))] == [(r["id"],) for r in rows]
 
 
-def test_a_stage_reads_the_output_of_a_shard_that_kept_nothing(tmp_path):
-    """A shard of which nothing stays leaves an empty file, which is no mistake of anybody's."""
+def test_the_empty_output_of_a_stage_is_read_without_an_error(tmp_path):
+    """A shard of which no document is kept leaves an empty file, which is not an error."""
     from mt.dataprep.filters.clean import CleanConfig, clean
 
     rows = [{"id": str(i), "text": "short" if i < 4000 else "long enough " * 20} for i in range(4700)]

@@ -1,4 +1,4 @@
-"""Inputs that are no files: standard input, and Hugging Face datasets against the library itself."""
+"""Inputs that are not files: standard input, and Hugging Face datasets compared with the library."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def clean(output, *more):
     return ["data", "clean", "--input", "-", "--output", output, "--workers", 1, *more]
 
 
-def test_a_stream_gives_what_the_same_file_gives_and_leaves_nothing_behind(tmp_path):
+def test_a_stream_gives_the_output_of_the_same_file_and_leaves_no_copy(tmp_path):
     ended = mt(*clean(tmp_path / "a/piped"), stdin=LINES)
     assert ended.returncode == 0, ended.stderr
     (tmp_path / "in.jsonl").write_bytes(LINES)
@@ -49,13 +49,13 @@ def test_a_stream_gives_what_the_same_file_gives_and_leaves_nothing_behind(tmp_p
     assert (entry["path"], entry["name"], entry["bytes"]) == ("-", "stdin", len(LINES))
     sealed = (tmp_path / "a/piped/manifest.json").read_bytes()
     assert mt(*clean(tmp_path / "a/piped"), stdin=LINES).returncode == 0
-    assert (tmp_path / "a/piped/manifest.json").read_bytes() == sealed, "the same stream again is up to date"
+    assert (tmp_path / "a/piped/manifest.json").read_bytes() == sealed, "the same stream is up to date"
     other = mt(*clean(tmp_path / "a/piped"), stdin=LINES[:1000].rpartition(b"\n")[0])
     assert other.returncode == 2
     assert b"holds another run of `mt data clean` (of other inputs)" in other.stderr
 
 
-def test_ids_and_messages_of_a_stream_do_not_tell_where_its_copy_lay(tmp_path):
+def test_ids_and_messages_of_a_stream_name_stdin_and_not_its_copy(tmp_path):
     lines = b'{"text": "no id here"}\n{"text": 7}\n'
     failed = mt(*clean(tmp_path / "out"), stdin=lines)
     assert failed.returncode == 2
@@ -65,7 +65,7 @@ def test_ids_and_messages_of_a_stream_do_not_tell_where_its_copy_lay(tmp_path):
     assert json.loads((tmp_path / "out/rejects.jsonl").read_text())["file"] == "stdin"
 
 
-def test_a_killed_run_leaves_a_copy_that_the_next_one_removes_and_the_same_stream_goes_on(tmp_path):
+def test_the_next_run_removes_the_copy_of_a_killed_run(tmp_path):
     command = [sys.executable, "-m", "mt", *map(str, clean(tmp_path / "out", "--shard-bytes", 65536))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process.stdin.write(LINES)
@@ -95,7 +95,7 @@ def test_a_terminal_and_an_empty_stream_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The rows as `datasets` saves them: a dataset, one of two splits, a folder of Parquet as on the Hub."""
+    """ROWS saved by `datasets`: `one` dataset, a `dict` of two splits, Parquet files as on the `hub`."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
     datasets.disable_progress_bars()
     folder = tmp_path_factory.mktemp("hf")
@@ -123,7 +123,7 @@ def saved(tmp_path_factory):
         "hf:{}/hub:default:train",
     ],
 )
-def test_a_dataset_gives_the_rows_that_the_library_gives_in_their_order(saved, name):
+def test_a_dataset_gives_its_rows_in_order(saved, name):
     name = name.format(saved)
     found = read_all(name)
     assert [(d.id, d.text, d.meta) for d in found] == [
@@ -134,12 +134,12 @@ def test_a_dataset_gives_the_rows_that_the_library_gives_in_their_order(saved, n
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 50_000])
-def test_saved_datasets_are_cut_between_record_batches(saved, shard_bytes):
+def test_saved_datasets_are_divided_between_record_batches(saved, shard_bytes):
     assert len(plan([str(saved / "one")], shard_bytes=shard_bytes)) == 3
     assert [d.id for d in read_all(str(saved / "one"), shard_bytes=shard_bytes)] == [r["id"] for r in ROWS]
 
 
-def test_a_streamed_dataset_has_its_files_as_shards_and_in_its_identity(saved):
+def test_the_files_of_a_streamed_dataset_are_its_shards_and_part_of_its_identity(saved):
     name = f"hf:{saved}/hub:train"
     shards = plan([name], key="nothing")
     assert [(s.start, s.end) for s in shards] == [(0, 1), (1, 2)]
@@ -156,7 +156,7 @@ def test_a_streamed_dataset_has_its_files_as_shards_and_in_its_identity(saved):
     assert next(read_raw(plan([name])[1])) == ("shard 1, row 1", ROWS[1000])
 
 
-def test_documents_of_a_dataset_without_ids_get_one_each(tmp_path):
+def test_documents_of_a_dataset_without_ids_get_ids(tmp_path):
     pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
@@ -180,7 +180,7 @@ def test_documents_of_a_dataset_without_ids_get_one_each(tmp_path):
         ("hf:a:b:c:d", "not a dataset; write hf:NAME"),
     ],
 )
-def test_a_dataset_that_is_not_one_is_named(saved, name, message):
+def test_a_dataset_that_cannot_be_opened_is_named(saved, name, message):
     with pytest.raises(UserError, match=message):
         plan([name.format(saved)])
 
@@ -198,7 +198,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
         plan(["hf:some/set"])
 
 
-def test_a_saved_dataset_cut_short_or_without_the_column_is_named(saved, tmp_path):
+def test_a_saved_dataset_truncated_or_without_the_column_is_named(saved, tmp_path):
     whole = (saved / "dict/test/data-00000-of-00001.arrow").read_bytes()
     path = Path(tmp_path, "a.arrow")
     path.write_bytes(whole)

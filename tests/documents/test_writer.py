@@ -1,4 +1,4 @@
-"""Writing documents: every field is read back, a full file is followed by another, no partial file stays."""
+"""Writing documents: fields, sizes of files, failures, and types of Parquet columns."""
 
 import datetime
 import decimal
@@ -33,7 +33,7 @@ def read_back(*paths):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_read_back_with_every_field(tmp_path, name):
+def test_written_documents_are_read_back_with_every_field(tmp_path, name):
     writer = write(tmp_path / name, ROWS)
     assert read_back(tmp_path / name) == ROWS
     assert writer.records[0]["xxh3"] == file_digest(tmp_path / name)
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back_with_every_field(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_file_is_followed_by_another_whose_name_sorts_behind_it(tmp_path, name):
+def test_a_full_file_is_followed_by_one_whose_name_sorts_after_it(tmp_path, name):
     writer = write(tmp_path / name, ROWS, max_bytes=300)
     files = sorted(p for p in tmp_path.iterdir())
     stem, _, ending = name.partition(".")
@@ -54,7 +54,7 @@ def test_a_full_file_is_followed_by_another_whose_name_sorts_behind_it(tmp_path,
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.zst", "parquet"])
-def test_a_stage_cuts_even_a_compressed_input_into_files_of_the_given_size(tmp_path, form):
+def test_a_stage_divides_a_compressed_input_into_files_of_the_given_size(tmp_path, form):
     import gzip
 
     rows = [
@@ -96,14 +96,14 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_documents_make_an_empty_file_of_the_right_columns(tmp_path, name):
+def test_an_output_without_documents_is_an_empty_file_with_the_right_columns(tmp_path, name):
     writer = write(tmp_path / name, [])
     assert writer.records[0]["rows"] == 0
     if name.endswith("parquet"):
         assert pyarrow.parquet.read_table(tmp_path / name).schema.names == ["id", "text"]
 
 
-def test_parquet_takes_columns_from_all_documents_and_not_from_the_first(tmp_path, monkeypatch):
+def test_parquet_columns_are_those_of_all_documents(tmp_path, monkeypatch):
     monkeypatch.setattr("mt.documents.writer.BATCH_DOCUMENTS", 2)
     metas = [
         {},
@@ -136,7 +136,7 @@ def test_values_without_a_common_type_cannot_be_parquet(tmp_path, monkeypatch, b
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_of_parquet_that_json_has_no_type_for_become_text(tmp_path):
+def test_values_without_a_json_type_become_text_in_jsonl(tmp_path):
     meta = {
         "raw": b"\xff\x00",
         "price": decimal.Decimal("1.50"),

@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, made once for the tests of a file."""
+"""Small tokenizers of every kind, made once for each test file."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def bpe(trained):
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def model(request, tmp_path_factory):
-    """A small sentencepiece model file, with <pad> among its pieces for one of the two kinds."""
+    """A small sentencepiece model file; the BPE model has the piece <pad>, the unigram model has not."""
     import sentencepiece
 
     folder = tmp_path_factory.mktemp(request.param)
@@ -58,13 +58,13 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, gpt2):
-    """GPT-2's tokens as the JSON list of Megatron-LM's TikTokenizer: first the bytes, then by rank."""
+    """GPT-2's tokens as the JSON list of Megatron-LM's TikTokenizer: the bytes, then tokens by rank."""
 
     import gigatoken
 
     known = gigatoken.Tokenizer.from_json(gpt2._json).vocab
     tokens = [bytes([b]) for b in range(256)] + [known[i] for i in range(256, 19999)]
-    tokens.insert(300, b" qzjqzxj")  # no merge gives it: only a whole word can become it
+    tokens.insert(300, b" qzjqzxj")  # no merge makes it: only a whole word can become this token
     path = tmp_path_factory.mktemp("ranks") / "tekken.json"
     path.write_text(
         json.dumps(

@@ -1,4 +1,4 @@
-"""Tokenizers: both backends, sentencepiece, the trivial ones, their settings, saving and loading."""
+"""Tokenizers: both backends, sentencepiece, trivial tokenizers, settings, saving and loading."""
 
 import importlib.metadata
 import pickle
@@ -24,10 +24,12 @@ def test_ids_do_not_depend_on_the_backend_and_decode_to_the_text(bpe, text):
     assert bpe.decode(ids) == text
 
 
-def test_that_the_backends_agree_is_noted_and_asked_again_of_another_version(trained, tmp_path, monkeypatch):
-    asked = lambda: "_reference_encoder" in vars(load_directory(trained))
+def test_agreement_of_the_backends_is_cached_and_checked_again_for_another_version(
+    trained, tmp_path, monkeypatch
+):
+    backends_are_compared = lambda: "_reference_encoder" in vars(load_directory(trained))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert [asked(), asked()] == [True, False]
+    assert [backends_are_compared(), backends_are_compared()] == [True, False]
     assert load_directory(trained).encode("some text") == reference(load_directory(trained)).encode(
         "some text"
     )
@@ -35,10 +37,10 @@ def test_that_the_backends_agree_is_noted_and_asked_again_of_another_version(tra
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: version(name) + (".1" if name == "gigatoken" else "")
     )
-    assert [asked(), asked()] == [True, False]
+    assert [backends_are_compared(), backends_are_compared()] == [True, False]
 
 
-def test_what_the_backends_disagree_about_is_not_noted_and_a_cache_that_cannot_be_written_is_no_obstacle(
+def test_disagreement_of_the_backends_is_not_cached_and_an_unwritable_cache_is_ignored(
     trained, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -66,7 +68,7 @@ def test_gpt2_ids_do_not_depend_on_the_backend(gpt2, text):
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
-def test_a_special_token_written_in_a_text_is_text(gpt2, bpe):
+def test_a_special_token_in_a_text_is_plain_text(gpt2, bpe):
     for tokenizer in (gpt2, bpe, reference(gpt2), reference(bpe)):
         ids = tokenizer.encode("one<|endoftext|>two")
         assert tokenizer.eod not in ids
@@ -99,7 +101,7 @@ def test_the_trivial_tokenizers_follow_megatron():
     assert other.fingerprint != null.fingerprint
 
 
-def test_a_batch_is_its_texts_one_by_one(bpe):
+def test_a_batch_gives_the_ids_of_each_text(bpe):
     for tokenizer in (bpe, reference(bpe), load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer"))):
         texts = ["", *TEXTS, "", PROBE]
         flat, lengths = tokenizer.encode_batch(texts)
@@ -110,7 +112,7 @@ def test_a_batch_is_its_texts_one_by_one(bpe):
         assert [len(a) for a in tokenizer.encode_batch([])] == [0, 0]
 
 
-def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, bert_vocabulary, gpt2, bpe):
+def test_a_saved_tokenizer_loads_as_the_same_tokenizer(tmp_path, bert_vocabulary, gpt2, bpe):
     bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=bert_vocabulary))
     trivial = [
         load(TokenizerConfig(tokenizer_type=t, tokenizer_vocab_size=300))
@@ -128,7 +130,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, bert_vocabulary, gpt2
     assert len({t.fingerprint for t in (gpt2, bpe, bert, *trivial)}) == 5
 
 
-def test_transformers_reads_what_is_saved(tmp_path, bpe):
+def test_transformers_reads_a_saved_tokenizer(tmp_path, bpe):
     from transformers import AutoTokenizer
 
     bpe.save(tmp_path)
@@ -204,7 +206,7 @@ def test_sentencepiece_gives_the_ids_of_megatrons_wrapper(model):
         assert ours.decode(ours.encode(TEXTS[0])) == TEXTS[0]
 
 
-def test_the_legacy_sentencepiece_adds_its_special_tokens_after_the_pieces(model):
+def test_legacy_sentencepiece_adds_special_tokens_after_the_pieces(model):
     from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
 
     plain = sentencepiece_of(model)
@@ -225,7 +227,7 @@ def test_the_legacy_sentencepiece_adds_its_special_tokens_after_the_pieces(model
     for text in TEXTS:
         assert ours.encode(text) == plain.encode(text)
     text = "one<EOD>two <extra_id_1> three</s><SEP>"
-    assert max(ours.encode(text)) < size, "by default a literal is text"
+    assert max(ours.encode(text)) < size, "special tokens in a text are plain text by default"
     theirs = SentencePieceTokenizer(
         str(model),
         legacy=True,
@@ -247,7 +249,7 @@ def test_the_legacy_sentencepiece_adds_its_special_tokens_after_the_pieces(model
     ) == theirs.text_to_ids(text)
 
 
-def test_spaces_beyond_the_first_are_kept_where_that_is_asked_as_megatrons_wrapper_keeps_them(model):
+def test_repeated_spaces_are_kept_on_request_as_by_megatrons_wrapper(model):
     from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
 
     keep = {"tokenizer_sentencepiece_ignore_extra_whitespaces": False}
@@ -255,7 +257,7 @@ def test_spaces_beyond_the_first_are_kept_where_that_is_asked_as_megatrons_wrapp
     texts = ["  two  spaces ", "a   b", "one space", "", " ", *TEXTS]
     assert ours.decode(ours.encode("a   b")) == "a   b" != plain.decode(plain.encode("a   b"))
     assert ours.fingerprint != plain.fingerprint
-    # where bytes stand for unknown characters, the original leaves two bytes of its sign in
+    # with byte fallback, Megatron-LM's wrapper leaves two bytes of its marker for spaces in the ids
     if "unigram" in str(model):
         theirs = SentencePieceTokenizer(str(model), ignore_extra_whitespaces=False)
         assert [ours.encode(t) for t in texts] == [theirs.text_to_ids(t) for t in texts]
@@ -266,7 +268,7 @@ def test_spaces_beyond_the_first_are_kept_where_that_is_asked_as_megatrons_wrapp
     assert legacy.decode([legacy.vocab_size - 2, legacy.vocab_size - 1]) == "<a><b>"
 
 
-def test_a_saved_sentencepiece_model_is_the_same_tokenizer(tmp_path, model):
+def test_a_saved_sentencepiece_model_loads_as_the_same_tokenizer(tmp_path, model):
     special = {
         "tokenizer_special_tokens": ("<a>",),
         "tokenizer_sentencepiece_ignore_extra_whitespaces": False,
@@ -292,7 +294,7 @@ def test_a_saved_sentencepiece_model_is_the_same_tokenizer(tmp_path, model):
         assert lengths.tolist() == [len(ours.encode(TEXTS[0])), 0, len(ours.encode("x"))]
 
 
-def test_special_tokens_in_a_text_are_control_ids_where_that_is_allowed(gpt2_files, gpt2, ranks):
+def test_special_tokens_in_a_text_become_their_ids_if_allowed(gpt2_files, gpt2, ranks):
     allowed = load(TokenizerConfig(**gpt2_files), allow_special=True)
     assert allowed.encode("one<|endoftext|>two") == [*gpt2.encode("one"), gpt2.eod, *gpt2.encode("two")]
     assert reference(allowed).encode("one<|endoftext|>two") == allowed.encode("one<|endoftext|>two")

@@ -1,4 +1,4 @@
-"""Training a tokenizer: the same files every time, beside the library `tokenizers`."""
+"""Training a tokenizer: reproducible files, compared with the library `tokenizers`."""
 
 import json
 
@@ -11,7 +11,7 @@ from mt.tokenizer.tokenizer import PROBE, TokenizerConfig, load, load_directory
 from mt.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 
 
-def test_training_gives_the_same_bytes_again_and_both_forms_give_the_same_ids(tmp_path, documents, trained):
+def test_training_is_reproducible_and_both_file_formats_give_the_same_ids(tmp_path, documents, trained):
     train_tokenizer(
         TrainTokenizerConfig(input=(str(documents),), output=str(tmp_path / "again"), vocab_size=400)
     )
@@ -21,10 +21,10 @@ def test_training_gives_the_same_bytes_again_and_both_forms_give_the_same_ids(tm
     b = load(TokenizerConfig(vocab_file=str(trained / "vocab.json"), merge_file=str(trained / "merges.txt")))
     assert a.encode(PROBE) == b.encode(PROBE)
     assert (a.eod, a.vocab_size) == (b.eod, b.vocab_size) == (0, 400)
-    assert len(a.encode(TEXTS[0])) < len(TEXTS[0]) / 2, "it has learnt the text"
+    assert len(a.encode(TEXTS[0])) < len(TEXTS[0]) / 2, "merges have been learned from the text"
 
 
-def test_a_sample_of_the_input_is_spread_over_it(tmp_path):
+def test_a_sample_is_drawn_from_the_whole_input(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"text": f"number {i} " * 20}) + "\n" for i in range(2000)))
     made = train_tokenizer(
@@ -59,7 +59,7 @@ def test_the_ids_are_those_of_the_library_trained_on_the_same_texts(trained):
         assert ours.encode(text) == theirs.encode(text).ids
 
 
-def test_the_manifest_counts_what_was_read_and_a_second_run_is_up_to_date(tmp_path, documents, trained):
+def test_the_manifest_counts_documents_and_bytes_and_a_second_run_is_up_to_date(tmp_path, documents, trained):
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["counts"] == {
         "documents": len(TEXTS),
@@ -75,7 +75,7 @@ def test_the_manifest_counts_what_was_read_and_a_second_run_is_up_to_date(tmp_pa
     assert (trained / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_records_that_cannot_be_read_end_the_run_or_are_set_aside(tmp_path):
+def test_unreadable_records_end_the_run_or_are_set_aside(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "some text, some text"}\n{"body": 1}\n')
     config_of = lambda **how: TrainTokenizerConfig(
         input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "tok"), **how

@@ -1,4 +1,4 @@
-"""Vocabulary files of every kind, beside transformers, tiktoken and `tokenizers`."""
+"""Vocabulary files of every kind, compared with transformers, tiktoken and `tokenizers`."""
 
 import json
 
@@ -13,7 +13,7 @@ from mt.tokenizer.tokenizer import PROBE, TokenizerConfig, load, load_directory
 from mt.tokenizer.vocabulary import TIKTOKEN_SPECIALS
 
 
-def test_gpt2_gives_the_ids_that_transformers_gives(gpt2_files, gpt2, speeches):
+def test_gpt2_gives_the_ids_of_transformers(gpt2_files, gpt2, speeches):
     from transformers import GPT2Tokenizer
 
     theirs = GPT2Tokenizer(vocab=gpt2_files["vocab_file"], merges=gpt2_files["merge_file"])
@@ -22,7 +22,7 @@ def test_gpt2_gives_the_ids_that_transformers_gives(gpt2_files, gpt2, speeches):
     assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
 
 
-def test_a_unigram_vocabulary_does_not_take_its_special_pieces_from_a_text(tmp_path):
+def test_a_special_piece_of_a_unigram_vocabulary_in_a_text_is_plain_text(tmp_path):
     from tokenizers import models, pre_tokenizers
 
     pieces = [("<unk>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁abc</s>")]
@@ -30,7 +30,7 @@ def test_a_unigram_vocabulary_does_not_take_its_special_pieces_from_a_text(tmp_p
     tree.pre_tokenizer = pre_tokenizers.Metaspace()
     tree.add_special_tokens(["</s>"])
     tree.save(str(tmp_path / "tokenizer.json"))
-    assert 1 in tree.encode("a</s>b").ids, "the trap is there"
+    assert 1 in tree.encode("a</s>b").ids, "the library reads the special piece"
     ours = load_directory(tmp_path)
     assert ours.eod == 1
     assert 1 not in ours.encode("a</s>b")
@@ -50,7 +50,7 @@ def test_added_tokens_that_are_not_special_keep_their_ids(tmp_path, bpe):
     assert ours.vocab_size == tree.get_vocab_size()
 
 
-def test_a_tokenizer_that_cuts_or_pads_cuts_and_pads_no_document(tmp_path, bpe):
+def test_truncation_and_padding_of_a_tokenizer_file_are_ignored(tmp_path, bpe):
     tree = tokenizers.Tokenizer.from_str(bpe._json)
     tree.enable_truncation(4)
     tree.enable_padding(length=16)
@@ -61,7 +61,7 @@ def test_a_tokenizer_that_cuts_or_pads_cuts_and_pads_no_document(tmp_path, bpe):
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_bert_gives_raw_pieces_as_transformers_does_without_special_tokens(bert_vocabulary, lower):
+def test_bert_gives_the_pieces_of_transformers_without_special_tokens(bert_vocabulary, lower):
     from transformers import BertTokenizer
 
     kind = "BertWordPieceLowerCase" if lower else "BertWordPieceCase"
@@ -133,7 +133,7 @@ def test_tiktokens_special_tokens_come_first(tiktokens):
         assert ours.encode(text) == theirs.tokenizer.encode_ordinary(text)
 
 
-def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path, gpt2_files, gpt2, ranks):
+def test_named_special_tokens_are_added_and_are_plain_text_in_a_text(tmp_path, gpt2_files, gpt2, ranks):
     names = {"tokenizer_special_tokens": ("<think>", "<|endoftext|>")}
     ours = load(TokenizerConfig(**gpt2_files, **names))
     assert (ours.vocab_size, ours.decode([gpt2.vocab_size]), ours.eod) == (
@@ -168,7 +168,7 @@ def test_special_tokens_that_are_named_are_added_and_are_text_in_a_text(tmp_path
     assert ours.encode(TEXTS[0]) == theirs.tokenizer.encode_ordinary(TEXTS[0])
 
 
-def test_the_beginning_token_is_known_where_the_files_tell_it(tmp_path, bert_vocabulary, gpt2, bpe):
+def test_bos_is_known_if_the_files_define_it(tmp_path, bert_vocabulary, gpt2, bpe):
     bert = load(TokenizerConfig(tokenizer_type="BertWordPieceCase", vocab_file=bert_vocabulary))
     assert (gpt2.bos, bert.bos, bpe.bos) == (50256, 101, None)
     bert.save(tmp_path)
@@ -186,7 +186,7 @@ def test_the_beginning_token_is_known_where_the_files_tell_it(tmp_path, bert_voc
         ([7], "entry 0 is not token 0 in base64"),
     ],
 )
-def test_ranks_that_are_not_tiktokens_are_named(tmp_path, entries, message):
+def test_files_of_ranks_that_are_not_tiktokens_are_named(tmp_path, entries, message):
     (tmp_path / "r.json").write_text(json.dumps(entries))
     with pytest.raises(config.UserError, match=message):
         load(TokenizerConfig(tokenizer_type="TikTokenizer", tokenizer_model=str(tmp_path / "r.json")))
@@ -211,7 +211,7 @@ def test_token_ids_are_those_of_the_library(gpt2, bpe, bert_vocabulary):
         assert vocabulary.token_ids(tree) == tokenizers.Tokenizer.from_str(tokenizer._json).get_vocab()
 
 
-def test_hidden_special_tokens_keep_their_ids_and_all_other_tokens_their_names(bpe):
+def test_hidden_special_tokens_keep_their_ids_and_other_tokens_their_names(bpe):
     tree = json.loads(bpe._json)
     vocabulary.add_specials(tree, ["<a>", "<b>"])
     tree["added_tokens"].append({**tree["added_tokens"][-1], "id": 402, "content": "<tab>", "special": False})

@@ -1,4 +1,4 @@
-"""Texts that tokenizers are compared on, and helpers that the tests of several files use."""
+"""Texts on which tokenizers are compared, and helpers of several test files."""
 
 import functools
 import pickle
@@ -15,7 +15,7 @@ TEXTS = [
 ] * 5
 
 
-SPICE = st.sampled_from(
+RARE_TEXTS = st.sampled_from(
     [
         " " * 40,
         "\n\n \t",
@@ -40,7 +40,7 @@ SPICE = st.sampled_from(
 
 ANY_TEXT = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-    | SPICE
+    | RARE_TEXTS
     | st.text("0123456789 ", max_size=20),
     max_size=8,
 ).map("".join)
@@ -48,7 +48,7 @@ ANY_TEXT = st.lists(
 
 @functools.lru_cache
 def reference(tokenizer: VocabularyTokenizer):
-    """The same vocabulary, read by the other backend."""
+    """The same tokenizer with the other backend."""
     twin = pickle.loads(pickle.dumps(tokenizer))
     twin.backend = "tokenizers"
     return twin
