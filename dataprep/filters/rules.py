@@ -24,6 +24,7 @@ from .boilerplate import unique_lines as drop_repeated_lines
 from .boilerplate import without_boilerplate, without_symbol_lines
 from .language import language as detect_language
 from .language import languages
+from .phone_numbers import phone_regions
 from .punctuation import standardize
 from .quality import Drop, c4, c4_paragraphs, fineweb, gopher_quality, gopher_repetition
 from .redact import redact as redact_text
@@ -97,6 +98,13 @@ def _compile_item(
                 raise UserError(
                     f"rules: {item!r}: {code!r} is not a known language{nearest(code, languages())}; write"
                     " ISO codes, as in keep=en,de"
+                )
+    if name == "redact":
+        for region in filter(None, str(parameters.get("phone_regions", "")).upper().split(",")):
+            if region not in phone_regions():
+                raise UserError(
+                    f"rules: {item!r}: {region!r} is not a known region{nearest(region, phone_regions())};"
+                    " write ISO 3166 codes, as in phone_regions=DE,AT"
                 )
     bound = functools.partial(function, **parameters)
     if name == "tokens":
@@ -249,13 +257,23 @@ def symbol_lines(view: TextStats) -> str:
 
 
 def redact(
-    view: TextStats, *, email: bool = True, ip: bool = True, phone: bool = True, private_ip: bool = False
+    view: TextStats,
+    *,
+    email: bool = True,
+    ip: bool = True,
+    phone: bool = True,
+    private_ip: bool = False,
+    phone_regions: str = "",
 ) -> str:
     """Replaces email addresses, IP addresses and telephone numbers by ones reserved for examples.
 
-    private_ip: also replace private and reserved IP addresses.
+    private_ip: also replace private and reserved IP addresses. phone_regions: regions (ISO 3166, as in
+    `DE,AT`) whose national telephone numbers need no word such as `Tel.` before them.
     """
-    return redact_text(view.text, email=email, ip=ip, phone=phone, private_ip=private_ip)
+    regions = tuple(phone_regions.upper().split(",")) if phone_regions else ()
+    return redact_text(
+        view.text, email=email, ip=ip, phone=phone, private_ip=private_ip, phone_regions=regions
+    )
 
 
 def join_lines(view: TextStats) -> str:

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from mt.dataprep.filters.redact import redact
 from mt.dataprep.filters.rules import compile_rules
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,46 @@ def test_search_time_is_linear_in_the_text():
         "x@" + "a." * 400_000,
     ):
         redact(text)
+
+
+def test_the_labelled_sample_is_redacted_as_labelled():
+    lines = [
+        json.loads(line)
+        for line in (FIXTURES / "redaction.jsonl").read_text(encoding="utf-8").split("\n")
+        if line
+    ]
+    for line in lines:
+        wanted = line["text"]
+        for string in line["private"]:
+            wanted = wanted.replace(string, placeholder(string), 1)
+        assert redact(line["text"]) == wanted
+
+
+def placeholder(string):
+    if "@" in string:
+        return "email@example.com"
+    try:
+        return "192.0.2.1" if ipaddress.ip_address(string).version == 4 else "2001:db8::1"
+    except ValueError:
+        return "555-0100"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["::", ":", "[", "]", "(", ")", "a", "f", "e0", "xs", "-1", "1", "10", " ", ".", ","]
+        ),
+        max_size=20,
+    )
+)
+def test_slices_and_scopes_of_code_are_no_addresses(pieces):
+    text = "".join(pieces)
+    assert redact(text, phone=False) == text
+
+
+@given(
+    st.sampled_from(["js", "jsx", "tsx", "json", "yaml", "html", "css", "txt", "toml", "latest", "v2", "x64"])
+)
+def test_an_email_address_must_end_in_a_top_level_domain(label):
+    text = f"npm i react@next.{label} and a.b@c-d.{label}"
+    assert redact(text) == text
