@@ -23,6 +23,6 @@ def sleep_and_return_bytes(batch: InputBatch) -> int:
 
 
 def end_process(batch: InputBatch) -> None:
-    """Ends a worker process as the kernel does when memory is short; does nothing in the parent."""
+    """Kills a worker process, as the kernel does when memory is short; does nothing in the parent."""
     if multiprocessing.parent_process() is not None:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Inputs that several tests of the token files share."""
+"""Inputs of several test files of this folder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Small corpora of random words, and `mt data tokenize` over them."""
+"""Small corpora of random words, and `mt data tokenize` on them."""
 
 import json
 import random

@@ -67,7 +67,7 @@ def test_datasets_of_a_split_are_cached_and_blended(sentences_prefix, bert_token
     assert t5[0]["text_enc"].shape == (64,)
 
 
-def test_settings_and_vocabularies_that_cannot_work_are_refused(sentences_prefix):
+def test_impossible_settings_and_vocabularies_are_refused(sentences_prefix):
     with pytest.raises(UserError, match=r"mask_prob = 1\.5 must lie between 0 and 1"):
         BertConfig(data_path=("p",), mask_prob=1.5)
     with pytest.raises(UserError, match=r"short_seq_prob = -0\.1 must lie in \[0, 1\]"):

@@ -39,7 +39,7 @@ def test_orders_equal_those_of_megatrons_compiled_helper(monkeypatch, seed, comp
     assert np.array_equal(ours[1], samples)
 
 
-def test_every_prefix_of_a_blend_keeps_the_weights():
+def test_every_prefix_of_a_blend_has_samples_by_the_weights():
     weights = [0.61, 0.3, 0.09]
     datasets, _ = blending_indices(weights, 5000)
     for end in (10, 100, 1000, 5000):

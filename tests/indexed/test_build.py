@@ -28,14 +28,14 @@ from mt.tests.indexed.small_corpora import BYTES, files, prose, run, write
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Batches of a few documents and a commit after each, so that small inputs have many."""
+    """Batches of a few documents with a commit after each, so that small inputs have many batches."""
     monkeypatch.setattr(build, "SHARD_BYTES", 2000)
     monkeypatch.setattr(build, "START_SECONDS", -1.0)
     monkeypatch.setattr(build, "BATCH_BYTES", 2000)
     monkeypatch.setattr(build, "COMMIT_SECONDS", -1.0)
 
 
-def test_tokens_are_the_documents_bytes_in_order_with_one_eod_each(tmp_path):
+def test_tokens_are_the_bytes_of_the_documents_in_order_with_one_eod_each(tmp_path):
     records = [{"text": "ab"}, {"text": ""}, {"text": "cde"}]
     summary, data = run(tmp_path, records, append_eod=True)
     assert [s.tolist() for s in data] == [[97, 98, 0], [99, 100, 101, 0]]
@@ -84,7 +84,7 @@ def test_every_key_gives_its_own_pair(tmp_path):
     assert [s.tolist() for s in IndexedDataset(tmp_path / "p_text_document")] == [[98, 99], [100]]
 
 
-def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_batches):
+def test_workers_batches_and_file_formats_do_not_change_a_byte(tmp_path, small_batches):
     records = prose(300)
     _, _ = run(tmp_path, records, "one", append_eod=True)
     wanted = files(tmp_path / "one_text_document")
@@ -103,12 +103,12 @@ def test_workers_batches_and_containers_do_not_change_a_byte(tmp_path, small_bat
         assert files(tmp_path / "workers_text_document") == wanted, name
 
 
-def test_results_come_in_order_however_long_each_takes(small_batches):
+def test_results_are_in_order_whatever_time_each_takes(small_batches):
     batches = iter([build.InputBatch((), bytes=n) for n in range(100)])
     assert list(build._in_order(sleep_and_return_bytes, batches, 3, 4950)) == list(range(100))
 
 
-def test_other_processes_are_started_only_where_enough_is_left_to_do(monkeypatch):
+def test_other_processes_are_started_only_if_enough_work_is_left(monkeypatch):
     alone = [os.getpid()] * 100
     batches = [build.InputBatch((), bytes=10)] * 100
     assert list(build._in_order(sleep_and_return_pid, iter(batches), 3, 1000)) == alone
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_ends_the_run_with_one_line(small_batches):
 
 
 def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(tmp_path, small_batches, monkeypatch):
-    """Stopped before each of its batches, and between the renames at the end."""
+    """It stops before each batch, and between the renames at the end."""
     bad = b'{"text": null}\n'
     lines = (json.dumps(r).encode() + b"\n" for r in prose(60))
     (tmp_path / "in.jsonl").write_bytes(
@@ -165,7 +165,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(tmp_path, small_bat
 
     stopped(build._TokenizeRun, "add", 0)
     for _ in range(3):
-        stopped(build._TokenizeRun, "add", 1)  # each run does one batch more
+        stopped(build._TokenizeRun, "add", 1)  # each run completes one more batch
     stopped(build.shutil, "copyfile", 0)
     stopped(build.manifest, "record", 1)  # .bin and .idx are in place, the manifest is not
     stopped(build.manifest, "record", 0)
@@ -174,7 +174,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(tmp_path, small_bat
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
     assert (tmp_path / "p_rejects.jsonl").read_bytes() == (tmp_path / "whole_rejects.jsonl").read_bytes()
     assert not (tmp_path / ".p.partial").exists()
-    assert tokenize(config_)["finished"] == sealed["finished"], "a finished run is not run again"
+    assert tokenize(config_)["finished"] == sealed["finished"], "a finished run is up to date"
 
 
 def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
@@ -205,8 +205,8 @@ def test_processes_killed_at_random_moments_end_with_the_same_bytes(tmp_path):
     assert files(tmp_path / "p_text_document") == files(tmp_path / "whole_text_document")
 
 
-# Runs the command in forks and kills so many of them; an output that is finished before is compared, removed
-# and begun again.
+# Runs the command in forks until that many were killed. An output that finished before its kill is compared
+# and removed, and the next fork begins again.
 KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
@@ -238,8 +238,8 @@ print("killed", killed, "times; ended", ended, "times")
 """
 
 
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    # as in KILLER, or the journal would count other batches
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    # as in KILLER, because the journal counts batches
     monkeypatch.setattr(build, "BATCH_BYTES", 100_000)
     path = write(tmp_path / "in.jsonl", prose(20000))
     flags = ["--input", path, "--append-eod", "--tokenizer-type", "ByteLevelTokenizer", "--workers", "1"]
@@ -249,8 +249,8 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, m
         )
     )
     killer = [sys.executable, "-c", KILLER, "20", str(tmp_path / "whole"), str(tmp_path / "p"), *flags]
-    said = subprocess.run(killer, capture_output=True, text=True)
-    assert "killed 20 times" in said.stdout, said.stderr
+    ended = subprocess.run(killer, capture_output=True, text=True)
+    assert "killed 20 times" in ended.stdout, ended.stderr
     tokenize(
         TokenizeConfig(input=(path,), output_prefix=str(tmp_path / "p"), append_eod=True, workers=1, **BYTES)
     )
@@ -260,7 +260,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path, m
 def test_truncated_unfinished_work_is_refused_with_the_folder_to_remove(tmp_path, small_batches, monkeypatch):
     path = write(tmp_path / "in.jsonl", prose(200))
     with monkeypatch.context() as patch:
-        patch.setattr(build._TokenizeRun, "finish", None)  # stops at the end of the work
+        patch.setattr(build._TokenizeRun, "finish", None)  # fails at the end of the work
         with pytest.raises(TypeError):
             run(tmp_path, path)
     (tmp_path / ".p.partial/p_text_document.bin").unlink()

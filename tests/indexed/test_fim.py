@@ -20,7 +20,7 @@ SPLIT_NAMES = {
 
 
 class Words:
-    """Tokens are letters, or one of 26 pairs "aa", "bb", ...: a text cut inside a pair has other tokens."""
+    """A token is a letter or a pair "aa", "bb" ...: a text divided inside a pair has other tokens."""
 
     vocab_size, eod, fingerprint = 306, EOD, "words"
 
@@ -67,18 +67,18 @@ def samples():
     return Samples(letters)
 
 
-def made(samples, **settings):
+def fim_dataset(samples, **settings):
     return FimDataset(samples, Words(), FimConfig(**settings), seed=7)
 
 
-def undone(tokens):
-    """The text of a rearranged piece, and how it was rearranged."""
+def restored(tokens):
+    """(the original text of a piece, its order: psm, spm or as it was)."""
     if not tokens or tokens[0] != PRE:
         return Words().decode(tokens), "as it was"
     suffix, middle = tokens.index(SUF), tokens.index(MID)
     decode = Words().decode
     if suffix == 1 and middle:
-        # prefix and middle follow one another in both orders where the prefix is empty
+        # with an empty prefix, both orders begin with the suffix token
         return decode(tokens[middle + 1 :]) + decode(tokens[suffix + 1 : middle]), "spm"
     return (
         decode(tokens[1:suffix]) + decode(tokens[middle + 1 :]) + decode(tokens[suffix + 1 : middle]),
@@ -107,7 +107,7 @@ def pieces(tokens, *ends):
     ],
 )
 def test_every_piece_is_a_document_of_the_sample_in_three_parts(samples, settings):
-    dataset = made(samples, **settings)
+    dataset = fim_dataset(samples, **settings)
     kinds = {"spm": 0, "psm": 0, "as it was": 0}
     for k in range(len(samples)):
         found, before = dataset[k].tolist(), samples[k].tolist()
@@ -115,13 +115,13 @@ def test_every_piece_is_a_document_of_the_sample_in_three_parts(samples, setting
         assert dataset[k].dtype == np.int64
         ends = (EOD, SPLIT) if "fim_split_sample" in settings else (EOD,)
         now, then = pieces(found, *ends), pieces(before, *ends)
-        whole = len(now) - 1  # the last piece that is there may be cut off or filled up
+        whole = len(now) - 1  # the last piece may be truncated or padded
         for piece, original in zip(now[:whole], then[:whole]):
-            text, kind = undone(piece)
+            text, kind = restored(piece)
             assert text == Words().decode(original)
             kinds[kind] += 1
         if len(now) == len(then) and found[-1] == PAD:
-            assert undone(pieces(found, *ends)[-1][: -sum(t == PAD for t in found)])[0] == Words().decode(
+            assert restored(pieces(found, *ends)[-1][: -sum(t == PAD for t in found)])[0] == Words().decode(
                 then[-1]
             )
     total = sum(kinds.values())
@@ -133,7 +133,7 @@ def test_every_piece_is_a_document_of_the_sample_in_three_parts(samples, setting
         assert 0.35 < kinds["as it was"] / total < 0.65
 
 
-def by_hand(sample, k):
+def transformed_by_loop(sample, k):
     """The transformation at fim_rate 0.5 and fim_spm_rate 0.5 as a plain loop over a sample."""
     words, random, out, document = Words(), np.random.RandomState([7, k, 0]), [], []
     for token in [*sample.tolist(), None]:
@@ -169,39 +169,39 @@ def by_hand(sample, k):
 
 
 def test_samples_are_those_of_a_plain_loop_in_any_order_and_batch(samples):
-    dataset = made(samples, fim_rate=0.5)
-    wanted = [by_hand(samples[k], k) for k in range(len(samples))]
+    dataset = fim_dataset(samples, fim_rate=0.5)
+    wanted = [transformed_by_loop(samples[k], k) for k in range(len(samples))]
     assert [dataset[k].tolist() for k in range(len(samples))] == wanted
     order = np.random.RandomState(1).permutation(len(samples))
     assert dataset.batch(order).tolist() == [wanted[k] for k in order]
     assert dataset[-1].tolist() == wanted[-1]
-    assert made(samples, fim_rate=0.0).batch(range(9)).tolist() == samples.batch(range(9)).tolist()
+    assert fim_dataset(samples, fim_rate=0.0).batch(range(9)).tolist() == samples.batch(range(9)).tolist()
     assert (
         len(
             {
-                made(samples, fim_rate=0.5).fingerprint,
+                fim_dataset(samples, fim_rate=0.5).fingerprint,
                 dataset.fingerprint,
-                made(samples, fim_rate=0.4).fingerprint,
+                fim_dataset(samples, fim_rate=0.4).fingerprint,
             }
         )
         == 2
     )
 
 
-def test_consecutive_ends_of_documents_stay(samples):
-    found = made(samples, fim_rate=1.0)[3].tolist()
+def test_consecutive_end_of_document_tokens_are_kept(samples):
+    found = fim_dataset(samples, fim_rate=1.0)[3].tolist()
     assert any(found[i : i + 3] == [EOD] * 3 for i in range(len(found)))
 
 
-def test_texts_that_begin_with_the_given_words_are_left_alone():
+def test_texts_that_begin_with_the_given_words_are_unchanged():
     words = Words()
     rows = np.array([words.encode("keep me as I am, please") + [EOD] + words.encode("change me")])
-    found = made(Samples(rows), fim_rate=1.0, fim_no_prefix="keep")[0].tolist()
+    found = fim_dataset(Samples(rows), fim_rate=1.0, fim_no_prefix="keep")[0].tolist()
     assert found[:23] == rows[0, :23].tolist()
     assert PRE in found[23:]
 
 
-def test_a_text_cut_within_a_character_is_left_alone(gpt2_files):
+def test_a_text_truncated_within_a_character_is_unchanged(gpt2_files):
     from mt.tokenizer.tokenizer import TokenizerConfig, load
 
     gpt2 = load(TokenizerConfig(**gpt2_files))
@@ -229,7 +229,7 @@ def test_mistakes_are_named(samples):
     with pytest.raises(config.UserError, match="fim_fragment_rate needs fim_split_sample"):
         FimConfig(fim_rate=0.5, fim_fragment_rate=0.5)
     with pytest.raises(config.UserError, match="needs a split token, and the tokenizer has none of <none>"):
-        made(samples, fim_split_sample="<none>")
+        fim_dataset(samples, fim_split_sample="<none>")
     from mt.tokenizer.tokenizer import ByteLevelTokenizer
 
     with pytest.raises(

@@ -39,7 +39,7 @@ def test_the_bytes_are_those_of_the_golden_example(megatron_golden, monkeypatch,
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_megatron_core_reads_what_is_written_however_it_was_added(tmp_path, dtype):
+def test_megatron_core_reads_a_pair_written_in_one_call_or_several(tmp_path, dtype):
     from megatron.core.datasets.indexed_dataset import IndexedDataset as Theirs
 
     random = np.random.RandomState(0)
@@ -86,7 +86,7 @@ def test_a_pair_that_megatron_core_wrote_is_read(tmp_path, dtype):
     assert [s.tolist() for s in data] == [s.tolist() for sequences in documents for s in sequences]
 
 
-def test_no_documents_make_an_index_of_42_bytes(tmp_path):
+def test_an_index_without_documents_has_42_bytes(tmp_path):
     IndexedWriter(tmp_path / "p", np.uint16, tmp_path / "work").finish()
     assert (tmp_path / "p.idx").stat().st_size == 42
     empty = IndexedDataset(tmp_path / "p")
@@ -110,7 +110,7 @@ def test_a_read_beyond_a_sequence_is_an_error(pair):
         dataset[0][0] = 1
 
 
-def test_the_fingerprint_is_that_of_the_content_not_of_the_place(tmp_path, pair):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(tmp_path, pair):
     first = IndexedDataset(pair).fingerprint
     for suffix in (".bin", ".idx"):
         (tmp_path / f"copy{suffix}").write_bytes(pair.with_suffix(suffix).read_bytes())
@@ -130,7 +130,7 @@ def refusal(prefix):
 
 
 def test_every_flipped_bit_of_the_index_is_refused(pair):
-    """But one, which makes another index in good order; only a digest tells it (test_build.py: verify)."""
+    """Except one, which gives another valid index. Only a digest finds it: `mt data verify`."""
     good = pair.with_suffix(".idx").read_bytes()
     accepted = []
     for position in range(len(good)):
@@ -138,13 +138,13 @@ def test_every_flipped_bit_of_the_index_is_refused(pair):
             data = bytearray(good)
             data[position] ^= 1 << bit
             pair.with_suffix(".idx").write_bytes(data)
-            said = refusal(pair)
-            if said is None:
+            message = refusal(pair)
+            if message is None:
                 accepted.append((position, bit))
             else:
-                assert said.startswith(str(pair))
-                assert "\n" not in said
-    # Documents [0, 1, 1, 2] become [0, 0, 1, 2]: the empty document changes its place.
+                assert message.startswith(str(pair))
+                assert "\n" not in message
+    # Documents [0, 1, 1, 2] become [0, 0, 1, 2]: the empty document has another position.
     assert accepted == [(34 + 12 * len(LENGTHS) + 8, 0)]
 
 
@@ -190,7 +190,7 @@ def test_a_refusal_says_what_is_wrong(pair, monkeypatch, block, position, value,
     assert message in str(error.value)
 
 
-def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
+def test_a_multimodal_index_is_refused_as_text_and_read_as_multimodal(pair):
     from megatron.core.datasets.indexed_dataset import IndexedDataset as Theirs
 
     path = pair.with_suffix(".idx")
@@ -220,9 +220,7 @@ def test_a_multimodal_index_is_read_where_it_is_said_to_be_one(pair):
 
 
 def legacy_index(lengths, per_document, *, code=4, item=4) -> bytes:
-    """An index as Megatron-LM's `lazy` and `cached` builders wrote it until 2023 (their
-    IndexedDatasetBuilder.finalize).
-    """
+    """An index of Megatron-LM's `lazy` and `cached` builders until 2023: IndexedDatasetBuilder.finalize."""
     out = (
         b"TNTIDX\0\0"
         + struct.pack("<QQQ", 1, code, item)
@@ -259,13 +257,13 @@ def test_every_flipped_bit_and_every_truncation_of_an_index_of_before_2023_is_re
             data = bytearray(good)
             data[position] ^= 1 << bit
             path.write_bytes(data)
-            said = refusal(legacy)
-            if said is None:
+            message = refusal(legacy)
+            if message is None:
                 accepted.append((position, bit))
             else:
-                assert said.startswith(str(legacy))
-                assert "\n" not in said
-    # As in test_every_flipped_bit_of_the_index_is_refused: the empty document changes its place.
+                assert message.startswith(str(legacy))
+                assert "\n" not in message
+    # As in test_every_flipped_bit_of_the_index_is_refused: the empty document has another position.
     assert accepted == [(56 + 8 * (3 + 3 + 2 + 1), 0)]
     for size in range(len(good)):
         path.write_bytes(good[:size])
@@ -299,7 +297,7 @@ def test_a_refusal_of_an_index_of_before_2023_says_what_is_wrong(legacy, index, 
     assert message in refusal(legacy)
 
 
-def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_by_verify(tmp_path):
+def test_every_changed_byte_of_a_pair_is_found_by_verify(tmp_path):
     from mt.indexed.build import TokenizeConfig, tokenize
     from mt.indexed.check import VerifyConfig, verify
 
@@ -320,16 +318,14 @@ def test_every_byte_of_an_index_that_is_not_what_mt_wrote_is_refused_at_open_or_
         for position in range(len(good)):
             for value in {0, 1, 7, 255, good[position] ^ 1, good[position] ^ 128} - {good[position]}:
                 path.write_bytes(good[:position] + bytes([value]) + good[position + 1 :])
-                # a disk that errs does not change the time
+                # a disk error does not change the modification time
                 os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
                 with pytest.raises(config.UserError, match=r"^" + re.escape(str(prefix))):
                     verify(VerifyConfig(prefix=str(prefix)))
         path.write_bytes(good)
 
 
-def test_a_file_that_changed_after_it_was_tokenized_is_noticed_at_open_and_a_copy_is_not_read_through_twice(
-    tmp_path, monkeypatch
-):
+def test_a_file_changed_after_tokenization_is_refused_and_a_copy_is_hashed_once(tmp_path, monkeypatch):
     from mt.indexed.build import TokenizeConfig, tokenize
 
     (tmp_path / "in.jsonl").write_text('{"text": "some text"}\n{"text": "and more"}\n')
@@ -366,7 +362,7 @@ def test_a_file_that_changed_after_it_was_tokenized_is_noticed_at_open_and_a_cop
         IndexedDataset(prefix)
 
 
-def test_a_manifest_of_another_program_beside_the_data_is_no_obstacle(pair):
+def test_a_manifest_of_another_program_beside_the_data_is_ignored(pair):
     for content in ("[1]", '{"outputs": 3}', '{"outputs": [4]}', "{}"):
         (pair.parent / "manifest.json").write_text(content)
         assert len(IndexedDataset(pair)) == 2
@@ -380,11 +376,11 @@ def test_a_missing_file_is_named_with_the_prefix_rule(tmp_path):
         IndexedDataset(tmp_path / "none")
 
 
-def test_a_writer_goes_on_from_a_commit_whatever_was_written_after_it(tmp_path, pair):
+def test_a_writer_resumes_from_a_commit_and_drops_later_writes(tmp_path, pair):
     writer = IndexedWriter(tmp_path / "q", np.uint16, tmp_path / "work")
     writer.add(np.array(TOKENS[:3]), LENGTHS[:1], PER_DOCUMENT[:2])
     state = writer.commit()
-    writer.add(np.arange(50), [20, 30], [1, 0, 1, 0])  # more than is still to come
+    writer.add(np.arange(50), [20, 30], [1, 0, 1, 0])  # more than will be added again
     writer.commit()
     again = IndexedWriter(tmp_path / "q", np.uint16, tmp_path / "work", json.loads(json.dumps(state)))
     again.add(np.array(TOKENS[3:]), LENGTHS[1:], PER_DOCUMENT[2:])

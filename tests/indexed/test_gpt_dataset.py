@@ -75,10 +75,10 @@ def test_sample_indices_equal_those_of_megatrons_compiled_helper(monkeypatch, se
     assert np.array_equal(found[1], theirs)
 
 
-def test_lengths_as_they_lie_in_a_file_make_the_same_compiled_index(monkeypatch):
+def test_unaligned_read_only_lengths_give_the_same_compiled_index(monkeypatch):
     monkeypatch.setattr(blend, "COMPILE_FROM", 0)
     sizes = np.random.RandomState(1).randint(1, 300, size=5000).astype(np.int32)
-    # read-only, and at no multiple of four bytes
+    # read-only, and not aligned to four bytes
     mapped = np.frombuffer(b"ab" + sizes.tobytes(), "<i4", offset=2)
     whole, same = (build_indices(s, np.arange(5000), 20_000, 64, 5) for s in (sizes, mapped))
     assert np.array_equal(whole[1], same[1])
@@ -86,7 +86,7 @@ def test_lengths_as_they_lie_in_a_file_make_the_same_compiled_index(monkeypatch)
 
 
 @pytest.mark.parametrize(("extra", "drop_last"), [(1, True), (1, False), (0, True), (0, False)])
-# 1068 and 1123: 0.76 and 0.85 of a second epoch
+# 1068 and 1123 samples need 0.76 and 0.85 of a second epoch
 @pytest.mark.parametrize("num_samples", [None, 100, 1068, 1123, 2000])
 def test_samples_equal_those_of_megatron_core(make, lengths, num_samples, extra, drop_last):
     from megatron.core.datasets.gpt_dataset import GPTDataset as Theirs
@@ -140,8 +140,8 @@ def test_document_layouts_equal_those_of_megatron_core():
         assert found.position_ids[row].tolist() == positions.tolist()
         assert (tokens[row] != eod).tolist() == loss_mask.bool().tolist()
         ids = found.document_ids[row]
-        sees = (ids[:, None] == ids[None, :]) & (np.arange(32)[:, None] >= np.arange(32)[None, :])
-        assert np.array_equal(~sees, mask[0].numpy())
+        attended = (ids[:, None] == ids[None, :]) & (np.arange(32)[:, None] >= np.arange(32)[None, :])
+        assert np.array_equal(~attended, mask[0].numpy())
 
 
 def test_cumulative_lengths_equal_those_of_a_plain_loop():
@@ -159,7 +159,7 @@ def test_cumulative_lengths_equal_those_of_a_plain_loop():
     assert (found.document_ids.dtype, found.position_ids.dtype) == (np.int32, np.int64)
 
 
-def test_a_batch_holds_its_samples_and_an_epoch_has_every_token_once(make, lengths):
+def test_a_batch_has_its_samples_and_an_epoch_has_every_token_once(make, lengths):
     dataset = GPTDataset(IndexedDataset(make("p", lengths)), (0, 500), None, 16, 1)
     batch = dataset.batch(range(len(dataset)))
     assert (batch.dtype, batch.shape) == (np.int64, (len(dataset), 17))
@@ -171,7 +171,7 @@ def test_a_batch_holds_its_samples_and_an_epoch_has_every_token_once(make, lengt
     assert (seen == 0).sum() < 17 + 1
 
 
-def test_the_splits_share_no_token_and_none_is_built_for_no_samples(make, lengths):
+def test_the_splits_share_no_token_and_a_split_without_samples_is_not_built(make, lengths):
     train, valid, test = build_datasets(data(make("p", lengths)), (None, None, 0))
     assert test is None
     seen = [set(d.batch(range(len(d))).ravel().tolist()) for d in (train, valid)]
@@ -179,7 +179,7 @@ def test_the_splits_share_no_token_and_none_is_built_for_no_samples(make, length
     assert max(seen[0]) < min(seen[1]), "validation is the tail"
 
 
-def test_a_cache_is_used_again_and_never_for_other_data_or_settings(make, lengths, tmp_path):
+def test_a_cache_is_reused_but_not_for_other_data_or_settings(make, lengths, tmp_path):
     prefix = make("p", lengths)
     first, *_ = build_datasets(data(prefix), (100, 0, 0))
     files = sorted((tmp_path / "cache").glob("*.npy"))
@@ -218,7 +218,7 @@ def test_processes_that_build_the_same_cache_at_once_agree(make, lengths):
     assert all(f == found[0] for f in found)
 
 
-def test_a_blend_draws_from_each_source_by_its_weight_and_repeats_the_small_one(make, lengths):
+def test_a_blend_draws_from_each_source_by_its_weight_and_repeats_small_ones(make, lengths):
     large, small = make("large", lengths * 4), make("small", lengths[:20])
     train, *_ = build_datasets(data("3", large, "1", small, split="1"), (1000, 0, 0))
     assert len(train) >= 1000
@@ -278,7 +278,7 @@ def test_prefixes_without_weights_are_used_for_one_epoch(make, lengths):
         build_datasets(data(*paths, split="1"), (9999, 0, 0))
 
 
-def test_a_batch_of_a_blend_holds_its_samples_in_order(make, lengths):
+def test_a_batch_of_a_blend_has_its_samples_in_order(make, lengths):
     train, *_ = build_datasets(
         data(
             "3", make("a", lengths), "1", make("b", lengths[:20]), "2", make("c", lengths[7:300]), split="1"
@@ -321,7 +321,7 @@ def test_splits_with_their_own_paths_use_all_of_them(make, lengths):
         DataConfig(train_data_path=(a,), valid_data_path=("0.5", a, "x", b))
 
 
-def test_an_empty_split_is_an_error_that_says_so(make):
+def test_an_empty_split_is_refused(make):
     prefix = make("p", [20] * 10)
     with pytest.raises(config.UserError, match="split = 969,30,1 of its 10 sequences leaves none for valid"):
         build_datasets(data(prefix, split="969,30,1"), (5, 5, 0))
@@ -342,7 +342,7 @@ def test_an_empty_split_is_an_error_that_says_so(make):
         ((), "must name at least one prefix"),
     ],
 )
-def test_a_data_path_that_makes_no_sense_is_refused(path, message):
+def test_an_invalid_data_path_is_refused(path, message):
     with pytest.raises(config.UserError, match=message):
         DataConfig(data_path=path)
 
@@ -354,7 +354,7 @@ def test_an_extension_or_a_missing_pair_is_refused(make, tmp_path):
         build_datasets(data(str(tmp_path / "nowhere")), (1, 0, 0))
 
 
-def test_training_finds_indices_that_were_built_before(make, lengths, tmp_path):
+def test_training_uses_indices_that_were_built_before(make, lengths, tmp_path):
     prefix = make("p", lengths)
     made = index(
         IndexConfig(

@@ -24,7 +24,7 @@ def write(prefix, random, per_document, lengths):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """(text of 150 documents of 0 to 12 sentences, one of them too long, their titles of 0 to 2 sentences)"""
+    """(150 documents of 0 to 12 sentences, their titles of 0 to 2 sentences). One sentence is too long."""
     random = np.random.RandomState(11)
     per_document = random.randint(0, 13, size=150)
     lengths = random.randint(1, 20, size=per_document.sum())
@@ -40,7 +40,7 @@ def pairs(tmp_path):
 @pytest.mark.parametrize("num_samples", [None, 1, 1000])
 def test_the_mapping_equals_megatron_cores(pairs, one_sentence, num_samples):
     helpers = pytest.importorskip(
-        "megatron.core.datasets.helpers_cpp", reason="its compiled helper is not there"
+        "megatron.core.datasets.helpers_cpp", reason="megatron-core's compiled helper is missing"
     )
     text, titles = pairs
     sizes = ict_dataset.title_lengths(titles, 150, 64).astype(np.int32)
@@ -60,7 +60,7 @@ def test_the_mapping_equals_megatron_cores(pairs, one_sentence, num_samples):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_mapping_is_the_same_in_pieces_and_compiled(pairs, monkeypatch):
+def test_the_mapping_is_the_same_in_parts_and_compiled(pairs, monkeypatch):
     text, titles = pairs
     make = lambda: build_blocks_mapping(
         text.document_indices, text.lengths, ict_dataset.title_lengths(titles, 150, 64), 1000, 40, 5
@@ -106,7 +106,7 @@ def test_a_sample_is_a_sentence_and_the_block_it_was_taken_from(pairs, share, ti
     dataset = IctDataset(
         text, titles, (0, 150), 2000, WORDS, 48, 3, query_in_block_prob=share, use_one_sent_docs=True
     )
-    kept, asked = 0, 0
+    kept, queries = 0, 0
     for k in range(500):
         first, end, document, _ = dataset.sample_index[k].tolist()
         sample = {name: array.tolist() for name, array in dataset[k].items()}
@@ -124,8 +124,8 @@ def test_a_sample_is_a_sentence_and_the_block_it_was_taken_from(pairs, share, ti
         context = unpadded(sample, "context")
         assert context in [whole, *without]
         if len(sentences) > 1 and len(whole) < 48:
-            asked, kept = asked + 1, kept + (context == whole)
-    assert kept / asked == pytest.approx(share, abs=0.07)
+            queries, kept = queries + 1, kept + (context == whole)
+    assert kept / queries == pytest.approx(share, abs=0.07)
 
 
 def unpadded(sample, name):
@@ -136,7 +136,7 @@ def unpadded(sample, name):
     return tokens[:used]
 
 
-def test_a_title_longer_than_half_a_block_leaves_room_for_sentences(tmp_path):
+def test_a_title_is_truncated_to_half_a_block(tmp_path):
     random = np.random.RandomState(0)
     text = write(tmp_path / "text", random, np.array([4]), np.array([5, 6, 5, 6]))
     titles = write(tmp_path / "title", random, np.array([1]), np.array([100]))
@@ -146,7 +146,7 @@ def test_a_title_longer_than_half_a_block_leaves_room_for_sentences(tmp_path):
     assert 18 < mask.sum() <= 32
 
 
-def test_batches_do_not_depend_on_what_was_read_before_and_on_nothing_global(pairs):
+def test_a_batch_does_not_depend_on_earlier_batches_or_global_state(pairs):
     dataset = IctDataset(*pairs, (0, 150), 100, WORDS, 48, 3)
     batch = dataset.batch([4, 9])
     again = dataset.batch([9])

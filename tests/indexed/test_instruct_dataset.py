@@ -16,8 +16,8 @@ from mt.indexed.instruct_dataset import (
 )
 from mt.indexed.questions import Question
 
-# As the published code lays a prompt out (tools/retro/sft/dataset_conv.py), for a set with short answers and
-# for one with full ones.
+# Prompts of the published code (tools/retro/sft/dataset_conv.py): of a dataset with short answers, and of one
+# with full answers.
 SYSTEM = (
     "System: This is a chat between a user and an artificial intelligence assistant. The assistant gives"
     " helpful, detailed, and polite answers to the user's questions based on the context. The assistant"
@@ -45,7 +45,7 @@ class Bytes:
 
 
 class Pairs(Bytes):
-    """Two equal letters are one token, so the tokens of a text are not those of its parts."""
+    """Two equal letters are one token, so the tokens of a text differ from those of its parts."""
 
     def encode(self, text):
         ids = []
@@ -64,7 +64,7 @@ def write(folder, name, questions, split="train"):
     return place / f"{name}_QA_{split}.json"
 
 
-def test_a_sample_is_the_published_prompt_the_answer_and_an_end(tmp_path):
+def test_a_sample_is_the_published_prompt_the_answer_and_the_end_of_document(tmp_path):
     record = {
         "question": "who?",
         "answers": ["Anne ", "Bob"],
@@ -99,7 +99,7 @@ def test_every_dataset_has_its_own_instruction(name, turn):
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), Pairs()])
-def test_passages_are_truncated_to_fit_as_closely_as_possible(tokenizer):
+def test_passages_are_truncated_no_more_than_needed(tokenizer):
     question = Question("1", "f", "who?", ("Anne",))
     passages = ("title: T, source: " + "aabbccdde\u00e9" * 20, "second")
     whole = encode_prompt(tokenizer, question, "nq", passages, None)
@@ -120,7 +120,7 @@ def test_passages_are_truncated_to_fit_as_closely_as_possible(tokenizer):
         encode_prompt(tokenizer, question, "nq", passages, least - 1)
 
 
-def test_epochs_are_permutations_and_a_batch_holds_its_samples(tmp_path):
+def test_epochs_are_permutations_and_a_batch_has_its_samples(tmp_path):
     path = write(tmp_path, "nq", [{"question": f"q{i}", "answer": i} for i in range(7)])
     dataset = QuestionDataset(path, 21, tokenizer=Bytes(), seq_length=450, seed=1, passages=0)
     answers = [
@@ -136,7 +136,7 @@ def test_epochs_are_permutations_and_a_batch_holds_its_samples(tmp_path):
     )
 
 
-def test_datasets_are_blended_by_weight_and_those_without_a_dev_file_are_not_validated(tmp_path):
+def test_datasets_are_blended_by_weight_and_validated_if_they_have_a_dev_file(tmp_path):
     write(tmp_path, "nq", [{"question": "short", "answer": "s"}])
     write(tmp_path, "dolly", [{"question": "full", "answer": "f"}])
     write(tmp_path, "nq", [{"question": "dev", "answer": "d"}], "dev")

@@ -69,7 +69,7 @@ def test_documents_without_enough_sentences_raise():
         build_mapping(np.array([0, 1, 2, 4]), np.array([5, 5, 5, 600], np.int32), 100, 125, 0.1, 1, 2)
 
 
-def test_a_batch_holds_its_samples_whatever_was_read_before(sentences_prefix):
+def test_a_batch_has_its_samples_whatever_was_read_before(sentences_prefix):
     dataset = MaskedDataset(
         IndexedDataset(sentences_prefix), (0, 150), None, BertObjective(WORDS, 64), 0.1, 5
     )
@@ -85,7 +85,7 @@ def test_a_batch_holds_its_samples_whatever_was_read_before(sentences_prefix):
         }
 
 
-def test_a_split_is_of_documents_and_describe_counts_its_epochs(sentences_prefix):
+def test_splits_are_ranges_of_documents_and_describe_counts_epochs(sentences_prefix):
     indexed = IndexedDataset(sentences_prefix)
     whole = MaskedDataset(indexed, (0, 150), None, T5Objective(WORDS, 64, 60), 0.1, 5)
     (row,) = whole.describe()

@@ -74,7 +74,7 @@ def test_offsets_of_documents_count_every_token_before_them(data):
     assert document_offsets(data[1], np.array([2, 0, 1])).tolist() == [10, 0, 10]
 
 
-def test_a_fact_is_read_only_from_a_finished_directory_whose_files_have_their_sizes(tmp_path):
+def test_facts_are_read_only_from_a_finished_directory_with_files_of_the_right_size(tmp_path):
     with pytest.raises(UserError, match=r"none: is not there$"):
         read_fact(tmp_path / "none", "thing", "not there")
     manifest = {
@@ -98,7 +98,7 @@ def test_a_fact_is_read_only_from_a_finished_directory_whose_files_have_their_si
         read_fact(tmp_path, "another", "not there")
 
 
-def test_data_are_found_beside_the_database_or_where_they_have_moved_and_compared(data, tmp_path):
+def test_data_is_found_beside_the_database_or_at_a_new_path_and_compared(data, tmp_path):
     known = [{"prefix": f"../d{i}", "fingerprint": d.fingerprint} for i, d in enumerate(data)]
     folder = tmp_path / "db"
     assert [d.fingerprint for d in open_data(folder, known)] == [k["fingerprint"] for k in known]

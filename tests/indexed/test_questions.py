@@ -1,4 +1,4 @@
-"""Files of questions in every form, and the records that are refused."""
+"""Files of questions in every format, and the records that are refused."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ def fail(reject):
     raise AssertionError(reject)
 
 
-def test_every_form_of_a_file_gives_the_same_questions(tmp_path):
+def test_every_format_of_a_file_gives_the_same_questions(tmp_path):
     records = [
         {"question": 'who is "he"?', "answers": ["Anne's", 'a "b"']},
         {"question": "where?", "answers": ["Paris"]},
@@ -70,7 +70,7 @@ GOOD = {"question": "q", "answers": ["a"]}
         ({**GOOD, "qa_type": "multi_choice_qa", "multichoice_options": [1]}, "is of qa_type multi_choice_qa"),
     ],
 )
-def test_a_record_that_is_no_question_is_rejected_with_its_place_and_reason(tmp_path, record, reason):
+def test_an_invalid_record_is_rejected_with_its_place_and_reason(tmp_path, record, reason):
     (tmp_path / "a.json").write_text(json.dumps([GOOD, record, GOOD]))
     rejects = []
     assert len(list(read_questions(tmp_path / "a.json", rejects.append))) == 2
@@ -89,7 +89,7 @@ def test_lines_that_cannot_be_parsed_are_rejected_and_the_others_read(tmp_path):
         assert [r.place for r in rejects] == places
 
 
-def test_a_title_and_two_more_paragraphs_give_the_first_one(tmp_path):
+def test_the_first_of_several_paragraphs_is_used(tmp_path):
     record = {**GOOD, "sub-paragraphs": ["T", "S", "more"], "id": 5}
     (tmp_path / "a.json").write_text(json.dumps([record]))
     (question,) = read_questions(tmp_path / "a.json", fail)

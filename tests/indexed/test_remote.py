@@ -1,4 +1,4 @@
-"""Data on other file systems: fsspec's in memory, its local one, and an S3 server on this machine."""
+"""Data on other file systems: fsspec's memory and local file systems, and an S3 server on this machine."""
 
 import os
 import socket
@@ -64,7 +64,7 @@ def test_remote_data_equal_local_data_and_the_index_is_copied_once(pair, memory,
     assert (list(settings.folder.rglob("p.idx")), copies[0].stat().st_mtime_ns) == (copies, stamp)
 
 
-def test_a_copy_on_the_local_file_system_behind_a_protocol(pair, settings):
+def test_data_on_the_local_file_system_by_its_protocol_equal_local_data(pair, settings):
     same(IndexedDataset(f"file://{pair}", remote=settings), IndexedDataset(pair))
 
 
@@ -85,7 +85,7 @@ def test_slices_and_positions_equal_those_of_an_array_and_few_blocks_stay_in_mem
         tokens[:3][0] = 1
 
 
-def test_a_block_is_read_once_while_it_is_kept_and_the_longest_unused_goes_first(
+def test_a_block_is_read_once_while_it_is_cached_and_the_least_recently_used_is_dropped(
     memory, settings, monkeypatch
 ):
     reads = []
@@ -139,7 +139,7 @@ def test_samples_and_their_order_equal_those_of_local_data(pair, memory, tmp_pat
         assert np.array_equal(ours.batch(range(10)), theirs.batch(range(10)))
 
 
-def test_indices_of_remote_data_can_be_built_before_and_a_change_is_noticed(pair, memory, tmp_path):
+def test_indices_of_remote_data_can_be_built_before_and_changed_data_is_refused(pair, memory, tmp_path):
     settings = IndexConfig(
         data_path=("memory://bucket/p",),
         seq_length=64,
@@ -171,7 +171,7 @@ def test_a_changed_or_truncated_remote_file_is_refused(pair, memory, settings):
         IndexedDataset("memory://bucket/p", remote=settings)
 
 
-def test_a_failing_read_is_tried_again_and_then_reported(memory, settings, monkeypatch):
+def test_a_failing_read_is_retried_and_then_reported(memory, settings, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.0)
     tokens = RemoteTokens("memory://bucket/p.bin", np.dtype("<u2"), settings)
     original, failures = type(memory).cat_file, [ConnectionResetError("gone")] * 3
@@ -212,7 +212,7 @@ def test_a_path_that_cannot_be_read_is_refused(memory, settings, prefix, message
         IndexedDataset(prefix, remote=settings)
 
 
-def test_block_sizes_that_make_no_sense_are_refused():
+def test_impossible_block_sizes_are_refused():
     with pytest.raises(config.UserError, match="remote_block_bytes = 5 must be at least 4096"):
         DataConfig(data_path=("s3://b/p",), remote_block_bytes=5)
     with pytest.raises(

@@ -58,7 +58,7 @@ ATOMS = [
 
 
 class KeepingNewlines(PunktLanguageVars):
-    """Megatron-LM's expression for --keep-newlines."""
+    """Megatron-LM's regular expression for --keep-newlines."""
 
     _period_context_fmt = r"""
         \S*%(SentEndChars)s\s*
@@ -67,7 +67,7 @@ class KeepingNewlines(PunktLanguageVars):
 
 @pytest.fixture(scope="module")
 def pairs(punkt):
-    """(ours, NLTK's), with white space dropped and kept."""
+    """Pairs (our splitter, NLTK's): one that drops white space, one that keeps it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nltk.data.path", [str(punkt.parents[2])])
         theirs = PunktTokenizer("english")
@@ -102,7 +102,7 @@ def test_reviews_and_tokenised_text_give_the_sentences_of_nltk(pairs, shared):
             assert ours(text) == theirs(text)
 
 
-def test_every_table_decides_as_in_nltk(pairs, punkt):
+def test_every_table_of_parameters_decides_as_in_nltk(pairs, punkt):
     """Each collocation, with abbreviations, initials and numbers before words that may start a sentence."""
     rows = {name: (punkt / name).read_text().splitlines() for name in sentences.FILES}
     firsts = [row.split("\t")[0] for row in rows["collocations.tab"]]
@@ -136,7 +136,7 @@ def test_every_table_decides_as_in_nltk(pairs, punkt):
             assert ours(text) == theirs(text)
 
 
-def test_a_collocation_of_plain_words_crosses_a_period(tmp_path):
+def test_a_collocation_of_plain_words_is_not_split_at_its_period(tmp_path):
     for name, rows in zip(sentences.FILES, ("", "foo\tbar\n", "", "")):
         (tmp_path / name).write_text(rows)
     assert SentenceSplitter(tmp_path)("It is foo. Bar so. Foo. Baz.") == [
@@ -156,7 +156,7 @@ def test_white_space_is_dropped_or_kept(punkt):
     ]
 
 
-def test_long_texts_are_cut_into_slabs_first(punkt, monkeypatch):
+def test_long_texts_are_split_into_slabs_first(punkt, monkeypatch):
     monkeypatch.setattr(sentences, "SLAB_CHARACTERS", 10)
     assert SentenceSplitter(punkt)("One two. Three four. Five") == [
         "One two.",
@@ -171,7 +171,7 @@ def test_long_words_take_linear_time_with_newlines_kept(punkt):
     assert splitter("x" * 300_000 + " end. Next.") == ["x" * 300_000 + " end. ", "Next."]
 
 
-def test_a_document_is_its_sentences_with_one_end_of_document_token(tmp_path, punkt):
+def test_a_document_is_stored_as_its_sentences_with_one_end_of_document_token(tmp_path, punkt):
     records = [
         {"text": "Mr. Fox ran. He slept!"},
         {"text": ""},
@@ -199,7 +199,7 @@ def test_a_document_is_its_sentences_with_one_end_of_document_token(tmp_path, pu
     assert made["counts"]["sequences"] == 4
 
 
-def test_missing_parameters_are_refused_with_the_commands_that_make_them(tmp_path, punkt, monkeypatch):
+def test_missing_parameters_are_refused_with_the_commands_that_provide_them(tmp_path, punkt, monkeypatch):
     monkeypatch.setenv("NLTK_DATA", str(tmp_path))
     with pytest.raises(
         config.UserError,
@@ -223,7 +223,7 @@ def test_missing_parameters_are_refused_with_the_commands_that_make_them(tmp_pat
             TokenizeConfig(input=("x",), output_prefix="y", **wrong)
 
 
-def test_other_parameters_are_another_run(tmp_path, punkt):
+def test_other_parameters_give_another_run(tmp_path, punkt):
     shutil.copytree(punkt, tmp_path / "punkt")
     (tmp_path / "in.jsonl").write_text('{"text": "Mr. Fox ran."}\n')
     settings_ = TokenizeConfig(

@@ -18,8 +18,8 @@ def test_mt19937_64_gives_the_10000th_number_of_the_c_plus_plus_standard():
     ]
 
 
-def test_mt19937_64_is_that_of_the_reference_recurrence():
-    """Nishimura's scalar loop, word by word."""
+def test_mt19937_64_follows_the_reference_recurrence():
+    """Compared with Nishimura's scalar loop."""
     full, state = (1 << 64) - 1, [77]
     for i in range(1, 312):
         state.append((6364136223846793005 * (state[-1] ^ (state[-1] >> 62)) + i) & full)

@@ -20,7 +20,7 @@ def test_ranges_equal_megatrons(megatron_golden):
         ("1", 7, ((0, 7), None, None)),
         ("0,1", 7, (None, (0, 7), None)),
         ("969,30,1", 10, ((0, 10), (10, 10), (10, 10))),
-        ("1,1", 5, ((0, 2), (2, 5), None)),  # a half goes to the even number
+        ("1,1", 5, ((0, 2), (2, 5), None)),  # a half is rounded to the even number
     ],
 )
 def test_ranges_worked_by_hand(split, count, wanted):

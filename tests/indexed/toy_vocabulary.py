@@ -1,4 +1,4 @@
-"""A vocabulary of 100 pieces, some sentences of it, and Megatron-LM's datasets over them."""
+"""A vocabulary of 100 pieces, some sentences of it, and Megatron-LM's datasets of them."""
 
 import types
 
@@ -28,7 +28,7 @@ def as_lists(sample):
 
 
 def megatron_dataset(kind, prefix, sample_index, **settings):
-    """Megatron's dataset, made without its constructor, which wants torch.distributed."""
+    """Megatron's dataset, made without its constructor, which needs torch.distributed."""
     from megatron.core.datasets import bert_dataset, t5_dataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset as TheirIndexed
 

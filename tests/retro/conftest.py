@@ -1,4 +1,4 @@
-"""Small datasets and corpora for the retrieval database's tests."""
+"""Small datasets and databases for the tests of this folder."""
 
 import numpy as np
 import pytest

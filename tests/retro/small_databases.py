@@ -1,4 +1,4 @@
-"""Small databases and neighbours of samples: texts, settings and data. Tokens are the bytes of the texts."""
+"""Texts and settings of small databases and of neighbours of samples. Tokens are the bytes of the texts."""
 
 from pathlib import Path
 

@@ -74,7 +74,7 @@ def test_training_reads_each_neighbour_with_its_continuation(built):
         neighbors.tokens(chosen, 5)
 
 
-def test_a_second_run_returns_the_first_ones_manifest_and_other_settings_are_refused(built):
+def test_a_second_run_is_up_to_date_and_other_settings_are_refused(built):
     assert build_db(database_settings(built, workers=2)) == manifest.manifest_of(built / "db")
     with pytest.raises(
         UserError, match=r"db: holds another run of `mt retro build-db` \(num_neighbors was 4, is 5\)"
@@ -82,13 +82,13 @@ def test_a_second_run_returns_the_first_ones_manifest_and_other_settings_are_ref
         build_db(database_settings(built, num_neighbors=5))
 
 
-def test_the_bytes_are_the_same_for_two_workers(built, tmp_path, monkeypatch):
+def test_two_workers_write_the_same_bytes(built, tmp_path, monkeypatch):
     monkeypatch.setattr(row_blocks, "block_size", lambda chunks: 128)
     build_db(database_settings(built, output=tmp_path / "again", workers=2))
     assert contents(tmp_path / "again") == contents(built / "db")
 
 
-def test_the_bytes_are_the_same_on_ray(built, tmp_path, monkeypatch, ray_cluster):
+def test_ray_writes_the_same_bytes(built, tmp_path, monkeypatch, ray_cluster):
     monkeypatch.setattr(row_blocks, "block_size", lambda chunks: 128)
     build_db(database_settings(built, output=tmp_path / "again", workers=2, executor="ray"))
     assert contents(tmp_path / "again") == contents(built / "db")
@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 
 class QuickEmbedder:
-    """Counts letters: the test of killed runs needs no particular vectors."""
+    """Counts letters instead of running a model; tests of interrupted runs may use any vectors."""
 
     digest, dimension = "letters", 26
 
@@ -111,7 +111,7 @@ class QuickEmbedder:
 
 
 def test_a_run_interrupted_in_any_of_its_writes_resumes_to_the_same_bytes(built, tmp_path, monkeypatch):
-    """The n-th write dies and leaves half a file under its working name, for every n."""
+    """For every n: the n-th write fails and leaves half a file under its temporary name."""
     whole_write, left = manifest.atomic_write, [10**9]
 
     @contextlib.contextmanager
@@ -137,7 +137,7 @@ def test_a_run_interrupted_in_any_of_its_writes_resumes_to_the_same_bytes(built,
         with pytest.raises(Killed):
             build_db(database_settings(built, output=db))
         assert not (db / "manifest.json").exists()
-        # finished writes are not repeated, except the one that died and those of its step
+        # only the failed write and the other writes of its step are repeated
         left[0] = writes - allowed + 3
         build_db(database_settings(built, output=db))
         assert contents(db) == contents(tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(built, tmp_path):
     assert plan["seconds"]["neighbours"] > 0
 
 
-def test_a_limit_counts_what_is_left_out(built, tmp_path):
+def test_chunks_beyond_max_chunks_are_counted(built, tmp_path):
     counts = build_db(database_settings(built, output=tmp_path / "db", max_chunks=30))["counts"]
     assert 20 <= counts["chunks"] <= 30
     assert counts["chunks_left_out"] == counts["chunks_in"] - counts["chunks"]
@@ -242,14 +242,14 @@ def test_an_extended_database_equals_one_built_from_all_data_at_once(
 ):
     for module in (build, row_blocks, embed):
         monkeypatch.setattr(module, "Embedder", QuickEmbedder)
-    asked = []
-    counting = lambda self, pieces: (asked.append(len(pieces)), plain(self, pieces))[1]
+    counts = []
+    counting = lambda self, pieces: (counts.append(len(pieces)), plain(self, pieces))[1]
     plain = QuickEmbedder.__call__
     monkeypatch.setattr(QuickEmbedder, "__call__", counting)
     write_texts("old", texts(60))
     write_texts("new", texts(25, seed=1))
     build_db(database_settings(tmp_path, output="first", data=("old",), index=index))
-    asked.clear()
+    counts.clear()
     sealed = build_db(
         database_settings(
             tmp_path,
@@ -262,9 +262,9 @@ def test_an_extended_database_equals_one_built_from_all_data_at_once(
     )
     assert sealed["database"]["num_neighbors"] == 4
     old = sealed["counts"]["chunks_extended"]
-    assert sum(asked) == sealed["counts"]["chunks"] - (0 if index == "SQ8" else old)
+    assert sum(counts) == sealed["counts"]["chunks"] - (0 if index == "SQ8" else old)
     build_db(database_settings(tmp_path, output="whole", data=("old", "new"), index=index))
-    # others are trained on the first data alone
+    # indices that need training are trained on the first data only
     names = ("chunks.npy", "neighbors.npy", "index.faiss") if index == "Flat" else ("chunks.npy",)
     for name in names:
         assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -275,7 +275,7 @@ def test_an_extended_database_equals_one_built_from_all_data_at_once(
     assert len(np.load(tmp_path / "first" / "chunks.npy")) == old, "the old database stays as it is"
 
 
-def test_only_documents_of_the_training_share_go_into_the_database(built, tmp_path, monkeypatch):
+def test_only_documents_of_the_training_split_are_in_the_database(built, tmp_path, monkeypatch):
     for module in (build, row_blocks):
         monkeypatch.setattr(module, "Embedder", QuickEmbedder)
     counts = build_db(database_settings(built, output=tmp_path / "db", split="50,50"))["counts"]
@@ -286,7 +286,7 @@ def test_only_documents_of_the_training_share_go_into_the_database(built, tmp_pa
     assert counts["documents_in"] == 60
 
 
-def test_settings_that_cannot_work_are_refused_before_anything_is_written(write_data, write_texts, tmp_path):
+def test_impossible_settings_are_refused_before_anything_is_written(write_data, write_texts, tmp_path):
     write_data("ids", [[[1, 2, 600]]])
     write_texts("empty", ["", ""])
     write_texts("data", ["a text"])
@@ -322,7 +322,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(write_
         assert not (tmp_path / "db").exists()
 
 
-def test_data_that_another_tokenizer_made_are_refused(write_texts, tmp_path):
+def test_data_of_another_tokenizer_is_refused(write_texts, tmp_path):
     data = write_texts("data", ["a text"])
     run = manifest.Run(tmp_path / "data", True, "data tokenize", "key", {}, [], False, None, time.time())
     run.finish(
@@ -335,14 +335,14 @@ def test_data_that_another_tokenizer_made_are_refused(write_texts, tmp_path):
 
 
 def copy_of(built, folder):
-    """The database and its data, moved together."""
+    """A copy of the database and its data in another folder."""
     for name in ("data.bin", "data.idx", "db/manifest.json", *(f"db/{f}" for f in FILES)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((built / name).read_bytes())
     return folder / "db"
 
 
-def test_a_database_moves_with_its_data_and_refuses_other_data(built, write_texts, tmp_path):
+def test_a_database_can_be_moved_with_its_data_and_refuses_other_data(built, write_texts, tmp_path):
     db = copy_of(built, tmp_path)
     assert len(Neighbors(db)) == len(Neighbors(built / "db"))
     (tmp_path / "data.idx").rename(tmp_path / "moved.idx")
@@ -374,7 +374,7 @@ def test_a_database_with_a_truncated_file_is_refused(built, tmp_path, name):
         read_database(db)
 
 
-def test_a_model_that_did_not_make_the_vectors_is_refused(built, tmp_path):
+def test_another_embedding_model_than_that_of_the_database_is_refused(built, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors", "vocab.txt"):
@@ -387,7 +387,7 @@ def test_a_model_that_did_not_make_the_vectors_is_refused(built, tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"max_chunks": 3}, {"split": "90,10"}, {"extend": "old"}])
-def test_chunks_from_hdf5_leave_no_choice_of_chunks(tmp_path, more):
+def test_settings_of_chunks_are_refused_with_chunks_from_hdf5(tmp_path, more):
     given = {"chunks_hdf5": "train.hdf5", "chunk_length": None}
     assert database_settings(tmp_path, **given).chunks_hdf5 == "train.hdf5"
     with pytest.raises(UserError, match="chunks_hdf5 determines all chunks; leave out --extend"):

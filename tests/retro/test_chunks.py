@@ -19,7 +19,7 @@ def table_of(path, data, chunk_length=4, max_chunks=None, eod=EOD):
 
 
 def by_loop(datasets, chunk_length, eod=EOD):
-    """datasets: lists of documents, lists of sequences."""
+    """datasets: each a list of documents; each document a list of sequences."""
     rows = []
     for number, documents in enumerate(datasets):
         for document, sequences in enumerate(documents):
@@ -44,7 +44,7 @@ def random_documents(seed, count):
     ]
 
 
-def test_an_example_is_cut_as_by_hand(write_data, tmp_path):
+def test_an_example_has_the_chunks_worked_out_by_hand(write_data, tmp_path):
     data = write_data("a", [[[1, 2, 3, 4, 5, EOD]], [], [[EOD]], [[6, 7], [8, 9, EOD]]])
     rows, selection = table_of(tmp_path, [data])
     assert rows == [(0, 0, 0, 4), (0, 0, 4, 5), (0, 3, 0, 4)]
@@ -52,7 +52,7 @@ def test_an_example_is_cut_as_by_hand(write_data, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_random_documents_of_several_datasets_are_cut_as_by_a_loop(
+def test_random_documents_of_several_datasets_have_the_chunks_of_a_loop(
     write_data, tmp_path, monkeypatch, at_once
 ):
     monkeypatch.setattr(chunks, "DOCUMENTS_AT_ONCE", at_once)
@@ -62,7 +62,7 @@ def test_random_documents_of_several_datasets_are_cut_as_by_a_loop(
     assert table_of(tmp_path, data, chunk_length=5, eod=None)[0] == by_loop(documents, 5, eod=None)
 
 
-def test_only_one_trailing_end_of_document_is_stripped(write_data, tmp_path):
+def test_only_one_end_of_document_token_is_removed(write_data, tmp_path):
     data = write_data("a", [[[1, EOD, EOD]], [[EOD, 1]]])
     assert table_of(tmp_path, [data])[0] == [(0, 0, 0, 2), (0, 1, 0, 2)]
 
@@ -72,7 +72,7 @@ def test_a_dataset_without_a_token_has_no_chunk(write_data, tmp_path):
     assert table_of(tmp_path, data)[0] == [(1, 0, 0, 1)]
 
 
-def test_a_limit_takes_whole_documents_from_all_over_the_data(write_data, tmp_path):
+def test_a_limit_chooses_whole_documents_from_all_of_the_data(write_data, tmp_path):
     documents = [[[1] * (4 * (1 + i % 3))] for i in range(300)]
     data = [write_data("a", documents[:200]), write_data("b", documents[200:])]
     everything, _ = table_of(tmp_path, data)
@@ -83,11 +83,11 @@ def test_a_limit_takes_whole_documents_from_all_over_the_data(write_data, tmp_pa
     assert selection.documents == len(numbers)
     assert max(np.diff(numbers)) <= 11
     assert numbers[-1] >= 285
-    for number in numbers[:-1]:  # the last may be cut off
+    for number in numbers[:-1]:  # the last document may be truncated
         assert sum(200 * r[0] + r[1] == number for r in rows) == len(documents[number][0]) // 4
 
 
-def test_a_limit_smaller_than_the_only_document_cuts_it_off(write_data, tmp_path):
+def test_a_limit_smaller_than_the_only_document_truncates_it(write_data, tmp_path):
     rows, selection = table_of(tmp_path, [write_data("a", [[[1] * 100]])], max_chunks=3)
     assert rows == [(0, 0, 0, 4), (0, 0, 4, 8), (0, 0, 8, 12)]
     assert (selection.chunks_in, selection.chunks) == (25, 3)
@@ -113,16 +113,16 @@ def test_the_range_of_a_chunks_own_document_equals_that_of_a_loop(write_data, tm
 def test_the_chunks_of_a_document_are_found_by_its_number_and_none_where_it_has_none(write_data, tmp_path):
     data = [write_data("a", random_documents(5, 30)), write_data("b", random_documents(6, 30))]
     rows, _ = table_of(tmp_path, data, chunk_length=2, max_chunks=70)
-    asked = [(d, n) for d in range(3) for n in range(32)]
-    found = document_ranges(np.load(tmp_path / "chunks.npy", mmap_mode="r"), np.array(asked))
-    for document, (first, past) in zip(asked, found.tolist()):
+    wanted_documents = [(d, n) for d in range(3) for n in range(32)]
+    found = document_ranges(np.load(tmp_path / "chunks.npy", mmap_mode="r"), np.array(wanted_documents))
+    for document, (first, past) in zip(wanted_documents, found.tolist()):
         assert list(range(first, past)) == [i for i, row in enumerate(rows) if row[:2] == document]
 
 
 @pytest.mark.parametrize(
     ("tokens", "wanted"), [(3, 1), (LENGTH, 1), (3 * LENGTH + 1, 3), (1000 * LENGTH, 64)]
 )
-def test_sample_texts_are_full_chunks_from_the_start_of_the_longest_data(write_data, tokens, wanted):
+def test_sample_texts_are_full_chunks_from_the_start_of_the_longest_dataset(write_data, tokens, wanted):
     letters = [97 + i % 26 for i in range(tokens)]
     data = [write_data("short", [[[120]]]), write_data("long", [[letters]])]
     selection = select_chunks(data, LENGTH, None, None)
@@ -133,7 +133,7 @@ def test_sample_texts_are_full_chunks_from_the_start_of_the_longest_data(write_d
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1000])
-def test_a_table_goes_on_from_that_of_other_datasets(write_data, tmp_path, monkeypatch, at_once):
+def test_a_table_is_extended_by_other_datasets(write_data, tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(chunks, "CHUNKS_AT_ONCE", at_once)
     old, new = (random_documents(seed, 20) for seed in (5, 6))
     data = [write_data("old", old), write_data("new", new)]

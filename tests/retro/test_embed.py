@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The oracle's threads would wait for one another where other processes have the processors."""
+    """Several threads of the oracle are slow while other processes use the processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def minilm():
 
 
 def hidden_states(directory, texts, tokenizer):
-    """Per text (tokens, D) last hidden states by transformers, one text at a time."""
+    """The last hidden states of each text by transformers, (tokens, D), one text at a time."""
     model = transformers.BertModel.from_pretrained(directory).eval()
     with torch.inference_mode():
         for text in texts:
@@ -114,11 +114,11 @@ def test_a_vector_does_not_depend_on_its_batch_nor_on_torchs_threads(minilm, mon
     np.testing.assert_allclose(minilm(TEXTS[::-1])[::-1], vectors, atol=1e-6)
 
 
-def test_no_text_gives_no_vector(minilm):
+def test_a_list_without_texts_gives_no_vectors(minilm):
     assert minilm([]).shape == (0, 384)
 
 
-def test_the_digest_is_of_what_decides_vectors_and_not_of_the_place(tiny_bert, tmp_path):
+def test_the_digest_depends_on_settings_and_not_on_the_path(tiny_bert, tmp_path):
     before = Embedder(tiny_bert).digest
     moved = tmp_path / "elsewhere"
     moved.mkdir()
@@ -129,7 +129,7 @@ def test_the_digest_is_of_what_decides_vectors_and_not_of_the_place(tiny_bert, t
     assert Embedder(moved).digest != before
 
 
-def test_a_checkpoint_of_our_own_embeds_as_the_same_bert_of_hugging_face(tiny_bert, tmp_path):
+def test_a_checkpoint_of_mt_gives_the_vectors_of_the_same_bert_of_hugging_face(tiny_bert, tmp_path):
     (tiny_bert / "tokenizer_config.json").write_text(
         json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
     )
@@ -154,14 +154,14 @@ def test_a_checkpoint_of_our_own_embeds_as_the_same_bert_of_hugging_face(tiny_be
     assert embedder.digest != Embedder(tiny_bert).digest
 
 
-def test_bfloat16_keeps_the_direction_of_the_vectors_and_has_a_digest_of_its_own(minilm):
+def test_bfloat16_keeps_the_direction_of_vectors_and_has_another_digest(minilm):
     narrow = Embedder(bf16=True)
     vectors = narrow(TEXTS)
     assert (vectors * minilm(TEXTS)).sum(1).min() > 0.9995
     assert narrow.digest != minilm.digest
 
 
-def test_a_directory_that_is_no_bert_or_embeds_by_another_rule_is_refused(tiny_bert, tmp_path):
+def test_a_directory_without_a_bert_or_with_another_pooling_is_refused(tiny_bert, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such checkpoint; check the path"):
         Embedder(tmp_path / "nowhere")
     modules = [{"type": f"sentence_transformers.models.{n}"} for n in ("Transformer", "Pooling")]

@@ -35,7 +35,7 @@ def write(prefix, random, per_document, longest):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder with two texts of sentences, their titles, and a biencoder `model` of one step."""
+    """A folder with two datasets of sentences, their titles, and a biencoder `model` trained for one step."""
     folder, random = tmp_path_factory.mktemp("blocks"), np.random.default_rng(0)
     (folder / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n"
@@ -80,7 +80,7 @@ def joined(dataset, first, end):
 
 
 def blocks_by_loop(data, titles, one_sentence):
-    """Rows (dataset, document, first, end): sentences until SEQ - 3 tokens with the title, at least two."""
+    """Rows (dataset, document, first, end): at least two sentences, up to SEQ - 3 tokens with the title."""
     least = 1 if one_sentence else 2
     for number, dataset in enumerate(data):
         starts = dataset.document_indices.tolist()
@@ -143,7 +143,7 @@ def test_the_best_blocks_are_those_with_the_largest_of_all_inner_products(corpus
     np.testing.assert_allclose(np.take_along_axis(products, found, 1), scores, rtol=1e-4)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus, embedded, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_bytes(corpus, embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "block_size", lambda blocks: 16)
 
     def die(*_, **__):

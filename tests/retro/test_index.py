@@ -60,7 +60,7 @@ def by_loop(vectors, queries, own, k):
 
 
 def documents_of(count, size):
-    """Own ranges of documents of `size` vectors."""
+    """The range of its own document for each vector; documents have `size` vectors."""
     first = np.arange(count) // size * size
     return np.stack([np.arange(count), first, np.minimum(first + size, count)], axis=1)
 
@@ -77,7 +77,7 @@ def test_neighbours_equal_those_of_a_loop_and_are_never_from_the_own_document(tm
     assert all(len(set(row)) == 10 for row in ids.tolist())
 
 
-def test_a_vector_whose_document_fills_the_first_places_still_finds_all_its_neighbours(tmp_path, monkeypatch):
+def test_a_vector_with_a_long_document_finds_all_its_neighbours(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "RESULTS_AT_ONCE", 64)
     rng = np.random.default_rng(0)
     book = np.ones((300, DIMENSION), np.float32) + 1e-3 * rng.normal(size=(300, DIMENSION)).astype(np.float32)
@@ -88,7 +88,7 @@ def test_a_vector_whose_document_fills_the_first_places_still_finds_all_its_neig
     np.testing.assert_allclose(distances, by_loop(vectors, vectors, own, 5), atol=1e-4)
 
 
-def test_there_are_minus_ones_where_other_documents_have_too_few_chunks(tmp_path):
+def test_missing_neighbours_are_minus_one(tmp_path):
     vectors = clustered(12)
     distances, ids = nearest(built(tmp_path, vectors, "Flat"), vectors, 20, documents_of(12, 5))
     assert ((ids >= 0).sum(1) == [7] * 10 + [10] * 2).all()
@@ -97,7 +97,7 @@ def test_there_are_minus_ones_where_other_documents_have_too_few_chunks(tmp_path
     assert not np.isinf(distances[:10, :7]).any()
 
 
-def test_a_vector_may_have_several_documents_of_its_own_or_none(tmp_path):
+def test_a_vector_may_have_several_own_documents_or_none(tmp_path):
     vectors = clustered(200)
     rng = np.random.default_rng(1)
     own = np.array(
@@ -143,7 +143,7 @@ def test_an_index_has_the_same_bytes_on_any_number_of_threads(tmp_path, spec):
 
 
 def test_an_index_that_learns_a_rotation_has_the_same_bytes_on_any_number_of_threads(tmp_path):
-    """Faiss itself gives other bytes at three threads than at one, in 384 dimensions."""
+    """Faiss itself gives other bytes with three threads than with one, in 384 dimensions."""
     vectors = np.random.default_rng(0).normal(size=(1000, 384)).astype(np.float32)
     seen = set()
     for threads in (1, 3):
@@ -163,7 +163,7 @@ def test_an_index_resumes_from_its_training_with_the_same_bytes(tmp_path):
     assert (tmp_path / "trained.faiss").stat().st_mtime_ns == trained
 
 
-def test_every_default_index_has_chunks_enough_for_its_training():
+def test_every_default_index_has_enough_chunks_for_its_training():
     for count in [1, 49_999, 50_000, 70_000, 131_071, 10**6, 10**7, 10**8, 10**10]:
         check_index(choose_index(count, 384), count, 384)
     assert choose_index(49_999, 384) == "Flat"
@@ -176,7 +176,7 @@ def test_every_default_index_has_chunks_enough_for_its_training():
     assert [choose_nprobe(f"OPQ64_256,IVF{n},PQ64") for n in (512, 65536)] == [64, 1024]
 
 
-def test_an_index_is_trained_on_a_random_sample_with_as_much_of_each_dataset_as_its_weight_says():
+def test_an_index_is_trained_on_a_random_sample_of_the_datasets_by_weight():
     sample = training_sample("IVF4,Flat", [(1000, 3), (2000, 1), (10, 1)], 100, seed=1)
     assert (np.diff(sample) > 0).all()
     assert [
@@ -208,7 +208,7 @@ def test_a_graph_search_uses_the_requested_candidate_list(tmp_path):
             path.unlink()
 
 
-def test_an_index_that_the_chunks_are_too_few_for_is_refused_with_a_smaller_one():
+def test_an_index_that_needs_more_chunks_is_refused_with_a_smaller_one():
     with pytest.raises(
         UserError,
         match=(
@@ -225,7 +225,7 @@ def test_an_index_that_the_chunks_are_too_few_for_is_refused_with_a_smaller_one(
         check_index("PQ48", 100, 384)
 
 
-def test_an_index_string_that_faiss_does_not_know_is_refused_with_its_reason():
+def test_an_index_string_that_faiss_does_not_know_is_refused_with_faiss_reason():
     with pytest.raises(
         UserError,
         match=(
@@ -255,7 +255,7 @@ def test_the_estimated_size_is_about_that_of_the_file(tmp_path, spec):
 
 
 def test_the_number_of_threads_is_restored(tmp_path):
-    """It may be torch's too: a pipeline that builds a database would train on one thread afterwards."""
+    """Faiss and torch may share it; a pipeline would otherwise train on one thread after the database."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(3)
     try:

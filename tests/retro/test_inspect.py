@@ -39,7 +39,7 @@ def test_a_database_shows_its_facts_and_a_chunk_with_its_neighbours(folder):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
         ({"directory": "near", "chunk": (1,)}, "has the neighbours of samples; use --sample here"),
         ({"directory": "db", "sample": 1}, "is not the finished neighbours of samples"),
@@ -52,6 +52,6 @@ def test_a_database_shows_its_facts_and_a_chunk_with_its_neighbours(folder):
         ({"directory": "nowhere"}, "is not a finished retrieval database"),
     ],
 )
-def test_numbers_and_directories_that_cannot_be_shown_are_refused(folder, asked, message):
+def test_numbers_and_directories_that_cannot_be_shown_are_refused(folder, settings, message):
     with pytest.raises(UserError, match=message):
-        inspect(InspectRetrievalConfig(**(asked | {"directory": str(folder / asked["directory"])})))
+        inspect(InspectRetrievalConfig(**(settings | {"directory": str(folder / settings["directory"])})))

@@ -16,7 +16,7 @@ LENGTH = 16
 
 
 class QuickEmbedder(embed.Embedder):
-    """Counts letters; its tokenizer is the default embedder's."""
+    """Counts letters instead of running a model; its tokenizer is that of the default embedder."""
 
     def __call__(self, pieces):
         return np.array(
@@ -50,7 +50,7 @@ def settings(tmp_path, **more):
 
 
 def by_the_specification(path):
-    """db/merged/train.hdf5 by a loop over documents: strip one end of document, cut, tokenise for BERT."""
+    """db/merged/train.hdf5 by a loop over documents: remove one end of document, cut, tokenize for BERT."""
     chunks, offsets = [], []
     words = tokenizers.BertWordPieceTokenizer(str(minilm_directory() / "vocab.txt"))
     for dataset, texts in enumerate((TEXTS[:7], TEXTS[7:])):
@@ -108,11 +108,11 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
     for name in ("chunks.npy", "index.faiss", "neighbors.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "db" / name).read_bytes()
 
-    # In blocks, as a long run has them.
+    # in several blocks, as in a long run
     with h5py.File(folder / f"000-0{rows}.hdf5") as file:
         found = file["neighbors"][:]
     (folder / f"000-0{rows}.hdf5").unlink()
-    rows -= 2  # of the 21st sample, which the blend has besides the 20 and Megatron-LM does not search for
+    rows -= 2  # the 21st sample of the blend, for which Megatron-LM does not search
     for start, stop in ((0, 13), (13, rows)):
         with h5py.File(folder / f"{start:03d}-{stop:03d}.hdf5", "w") as file:
             file.create_dataset("neighbors", data=found[start:stop])
@@ -139,7 +139,7 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
             )
     dataset, table = rebuild_dataset(made["draws"], "train"), np.load(tmp_path / "again" / "chunks.npy")
     for name, row in (("000-013", 0), ("000-013", 12), ("013-040", 0), ("013-040", 26)):
-        sample = (row + int(name[:3])) // 2  # samples have two chunks; sample 6 lies in both blocks
+        sample = (row + int(name[:3])) // 2  # a sample has two chunks; sample 6 is in both blocks
         pair, documents = sample_documents(dataset, sample)
         number = "ab".index(pair.prefix[-1])
         (own, *_) = np.flatnonzero((table["dataset"] == number) & (table["document"] == documents[-1]))

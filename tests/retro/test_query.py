@@ -57,7 +57,7 @@ def test_the_last_chunk_is_found_and_numbers_beyond_it_are_refused(built):
             query(QueryConfig(db=str(built / "db"), chunk=(wrong,)))
 
 
-def test_a_search_visits_as_many_cells_as_requested(built, tmp_path):
+def test_a_search_visits_the_requested_number_of_cells(built, tmp_path):
     build_db(database_settings(built, output=tmp_path / "cells", index="IVF4,Flat", nprobe=4))
     count = lambda **how: len(
         query(QueryConfig(db=str(tmp_path / "cells"), chunk=(17,), num_neighbors=10_000, **how))["queries"][
@@ -82,7 +82,7 @@ def test_a_query_prints_a_table_and_returns_its_data(built):
     assert len(shown) == 2
 
 
-def test_token_ids_are_searched_as_their_text(built):
+def test_a_query_of_token_ids_is_the_query_of_their_text(built):
     spaced, commas = " ".join(map(str, b"a river falls")), ", ".join(map(str, b"a river falls"))
     settings = QueryConfig(db=str(built / "db"), text=("a river falls",), tokens=(spaced, commas))
     by_text, by_spaced, by_commas = query(settings)["queries"]

@@ -16,7 +16,7 @@ BYTES = {"tokenizer_type": "ByteLevelTokenizer"}
 def test_neighbours_are_the_nearest_chunks_of_a_brute_force_search_with_their_continuations(built):
     retrieve = Retriever(built / "db", load(TokenizerConfig(**BYTES)), chunk_length=LENGTH, num_neighbors=3)
     texts = ["a river falls. th", "the violin sings", "winter"]
-    ids = np.zeros((3, LENGTH), np.int64)  # 0 ends a document and is no text
+    ids = np.zeros((3, LENGTH), np.int64)  # 0 is the end of a document and not part of the text
     for row, text in zip(ids, texts):
         row[: len(text)] = list(text.encode()[:LENGTH])
     tokens, mask = retrieve(ids)

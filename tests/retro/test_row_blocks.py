@@ -64,7 +64,7 @@ def test_missing_entries_are_counted_in_every_row_of_a_large_file(tmp_path):
     assert count_missing(tmp_path / "ids.npy") == 6
 
 
-def test_what_a_worker_opened_is_kept_until_its_blocks_are_done(tmp_path, where):
+def test_resources_of_a_worker_stay_open_until_its_blocks_are_done(tmp_path, where):
     opened = []
 
     @cached_in_worker

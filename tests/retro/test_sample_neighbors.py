@@ -26,7 +26,7 @@ from mt.tests.retro.small_databases import (
 
 
 def documents_by_loop(dataset, k):
-    """(pair, document) of every token of a sample, by a walk along the stream."""
+    """(pair, document) of every token of a sample, by a loop over the stream of tokens."""
     inner, j = dataset.datasets[dataset.dataset_index[k]], dataset.sample_index[k]
     lengths, starts = inner.indexed.lengths, inner.indexed.document_indices
     owner = [
@@ -105,7 +105,7 @@ def test_training_reads_the_neighbours_of_a_sample_with_their_continuations(fold
         read.tokens(7, 4)
 
 
-def test_a_sample_whose_own_document_is_all_the_database_finds_nothing_and_it_is_masked(tmp_path):
+def test_a_sample_whose_document_is_the_whole_database_has_masked_neighbours(tmp_path):
     write(tmp_path / "a", ["the river falls and the garden grows while the violin sings in winter " * 3])
     common = {"data_path": [str(tmp_path / "a")], "workers": 1}
     build_db(
@@ -168,9 +168,7 @@ def test_neighbours_of_other_samples_are_refused(folder, changed, message):
         SampleNeighbors(folder / "near", train)
 
 
-def test_a_run_that_draws_fewer_of_the_same_samples_can_use_them_and_one_that_draws_more_cannot(
-    folder, tmp_path
-):
+def test_neighbours_serve_runs_with_fewer_of_the_same_samples_but_not_with_more(folder, tmp_path):
     alone = {"data_path": (str(folder / "a"),), "split": "80,20"}
     given = alone | {
         "data_path": [str(folder / "a")],
@@ -246,7 +244,7 @@ def test_bytes_do_not_depend_on_blocks_workers_and_interruptions(folder, tmp_pat
     ) == manifest.manifest_of(tmp_path / "near")
 
 
-def test_settings_that_cannot_work_are_refused_before_anything_is_written(folder, tmp_path):
+def test_impossible_settings_are_refused_before_anything_is_written(folder, tmp_path):
     for changed, message in [
         (
             {"seq_length": 60},
