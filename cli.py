@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import yaml
 
 from . import __version__
+from .core import terminal
 from .core.config import Failure, Setting, UserError, build, nearest, read_yaml, settings
 
 # (group, verb) or (verb,) -> (module, function, one line of help). The annotation of the function's parameter
@@ -107,6 +108,8 @@ VERBS: dict[tuple[str, ...], tuple[str, str, str]] = {
         "check this machine: installed and missing packages, GPUs, and how to install what is missing"),
 }
 # fmt: on
+# Commands whose output is a text for other programs: it is escaped on a terminal, and nowhere else.
+PRINTS_TEXT = {("generate",)}
 # The packages that only some commands need, under the extra of pyproject.toml that installs them.
 EXTRAS = {
     "train": ("torch", "safetensors", "tensorboard"),
@@ -261,7 +264,13 @@ ALIASES = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command line and exits with its code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with terminal.escape_output():
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs one command line, prints its error if it ends with one, and returns the exit code."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other by spinning are ten times slower on a busy machine; threads that
         # sleep at once are a sixth slower on an idle one. So spin for about 50 microseconds, then sleep.
@@ -282,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _print_error("interrupted; finished work is kept: run the same command again to continue", 130)
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    return code
 
 
 def command(arguments: list[str]) -> int:
@@ -297,7 +306,12 @@ def command(arguments: list[str]) -> int:
     summary = call(path, [a for a in rest if a != "--json"])
     if summary is None:
         return 0
-    print(json.dumps(summary, ensure_ascii=False, default=str) if as_json else format_summary(summary))
+    if as_json:
+        print(terminal.escape_json(json.dumps(summary, ensure_ascii=False, default=str)))
+    elif path in PRINTS_TEXT and not sys.stdout.isatty():
+        print(format_summary(summary), file=terminal.unescaped(sys.stdout))
+    else:
+        print(format_summary(summary))
     return 3 if summary.get("counts", {}).get("rejected") else 0
 
 
@@ -425,7 +439,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 def _number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return terminal.escape_line(str(value))
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
@@ -562,7 +576,9 @@ def _mapping(text: str) -> dict[str, Any]:
 def _print_error(message: object, code: int) -> int:
     """Prints a message on standard error, in red on a terminal; returns the exit code."""
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{red}mt: {message}{plain}", file=sys.stderr)
+    # further lines are indented, so that none passes for a message of its own
+    shown = terminal.escape(str(message)).replace("\n", "\n    ")
+    print(f"{red}mt: {shown}{plain}", file=terminal.unescaped(sys.stderr))
     return code
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from .terminal import escape_output, unescaped
+
 LINE_SECONDS = 10  # between two plain lines
 
 
@@ -44,8 +46,11 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], N
         count = (DownloadColumn(), TransferSpeedColumn())
     else:
         count = (MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}"))
+    # the bar moves the cursor, so it writes to the terminal itself
+    console = Console(file=unescaped(sys.stderr))
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # The bar takes what is printed meanwhile and writes it above itself, so it gets it escaped.
+    with Progress(*columns, console=console, transient=True) as bar, escape_output():
         task = bar.add_task(label, total=total, rate="")
 
         def advance(amount: int = 1) -> None:
