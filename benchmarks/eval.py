@@ -205,16 +205,14 @@ def generate(arguments) -> None:
 
 def serve(arguments) -> None:
     import torch
-    import uvicorn
 
     from mt.eval.lm import LanguageModel
     from mt.eval.server.app import ServeConfig, assemble, listen
     from mt.train.prepacked_weights import prepare_for_inference
 
     model = LanguageModel(prepare_for_inference(gpt2()[1]()), NoTokenizer(), 1024)
-    engine, _, app = assemble(model, "gpt2", ServeConfig(load="gpt2", port=0))
+    engine, _, server = assemble(model, "gpt2", ServeConfig(load="gpt2", port=0))
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
 
     def work() -> None:
         torch.set_num_threads(arguments.threads)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,9 +65,11 @@ class HuggingFaceClassifier:
             )
         transformers.utils.logging.disable_progress_bar()
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            # without the last argument transformers asks on the terminal whether to run the folder's code
+            only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **only_data)
             self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                directory, local_files_only=True
+                directory, **only_data
             ).eval()
         except (OSError, ValueError) as error:
             raise UserError(

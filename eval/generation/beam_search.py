@@ -11,6 +11,8 @@ K beams, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -94,7 +96,7 @@ class BeamSearch:
             if ended[i]:
                 ids = (*self._running[parents[i]], tokens[i])
                 logprobs_of_ids = (*self._logprobs[parents[i]], token_logprobs[i])
-                score = scores[i] / length**self.length_penalty
+                score = length_penalized(scores[i], length, self.length_penalty)
                 self.found.append(
                     Beam(ids, logprobs_of_ids, score, "eod" if tokens[i] == self.end else "length")
                 )
@@ -108,7 +110,7 @@ class BeamSearch:
         self._logprobs = [(*self._logprobs[parents[i]], token_logprobs[i]) for i in going]
         self._scores = torch.tensor([scores[i] for i in going], device=self.device)
         self._select_rows([parents[i] for i in going])
-        best_running = scores[going[0]] / length**self.length_penalty
+        best_running = length_penalized(scores[going[0]], length, self.length_penalty)
         if len(self.found) == self.width and best_running <= self.found[-1].score:
             self.done, self._cache = True, None
 
@@ -140,3 +142,12 @@ class BeamSearch:
         if parents != list(range(self.width)):
             index = torch.tensor(parents, device=self.device)
             self._cache = map_rows(self._cache, self.width, lambda tensor: tensor[index])
+
+
+def length_penalized(logprob: float, length: int, length_penalty: float) -> float:
+    """logprob / length^length_penalty, or the nearest float64 where it is out of the range."""
+    try:
+        power = float(length**length_penalty)
+    except OverflowError:
+        power = math.inf
+    return max(logprob / power, -sys.float_info.max) if power else -sys.float_info.max

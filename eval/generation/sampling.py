@@ -246,7 +246,8 @@ def candidates(
     top_p: the most probable tokens until their sum exceeds top_p, including the one that crosses it (Holtzman
     et al. 2019). 0 disables either.
     """
-    logits = logits / torch.tensor(temperatures, device=logits.device)[:, None]
+    # a smaller temperature would divide by zero, or give infinity, in float32; it is greedy as this one is
+    logits = logits / torch.tensor(temperatures, device=logits.device).clamp(min=1e-30)[:, None]
     if rows := [i for i, k in enumerate(top_ks) if k]:
         ks = [min(top_ks[i], logits.shape[1]) for i in rows]
         best = logits[rows].topk(max(ks), dim=1).values

@@ -9,14 +9,16 @@
     GET  /openapi.json     the description of this API
 
 The model runs in the main thread (engine.py), HTTP in another. Nothing waits without bound: the queue, the
-bodies, the tokens and the times have limits. After SIGTERM or Ctrl-C no request is accepted. Running requests
-have `shutdown_grace` seconds to finish; those that do not are answered with an error.
+bodies, the tokens, the times and the connections (connections.py) have limits; access.py says who may ask.
+After SIGTERM or Ctrl-C no request is accepted. Running requests have `shutdown_grace` seconds to finish;
+those that do not are answered with an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -31,12 +34,15 @@ from ...core.config import UserError, check, configuration, option
 from ...train.checkpoint.open import open_checkpoint
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, open_generator
+from .access import Access, check_hosts, hosts_of
 from .client import read_keys
+from .connections import Connections, Limits, protocol
 from .engine import Engine
-from .middleware import Metrics, RequestMiddleware
+from .middleware import Metrics
 from .routes import build_app
 
-CONNECTIONS = 1000  # at the same time; further ones get HTTP 503
+OTHER_FILES = 200  # that the process may have open beside connections
+LONGEST_S = 1e6  # of every timeout
 
 
 @configuration()
@@ -55,6 +61,12 @@ class ServeConfig:
         "file of API keys, one a line; a request must have one: Authorization: Bearer KEY",
         role="runtime",
     )
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        "names that a request may ask for (its Host header), such as llm.example.com or *.example.com; *:"
+        " any. Addresses, localhost and --host are always allowed",
+        role="runtime",
+    )
     max_batch_size: int = option(64, "texts generated at the same time")
     max_tokens_to_oom: int = option(
         12000, "limit of rows times positions, for all running texts and for one request"
@@ -63,6 +75,21 @@ class ServeConfig:
         256, "texts that may wait in the queue; further requests are refused with HTTP 503"
     )
     max_body_bytes: int = option(1_000_000, "largest request body")
+    max_connections: int = option(1000, "connections at the same time", role="runtime")
+    max_connections_per_client: int = option(
+        256,
+        "of them from one address (IPv6: from one /64 network); behind a proxy all have the proxy's",
+        role="runtime",
+    )
+    reserved_connections: int = option(
+        16, "further connections when there is no room, which are answered at /health only", role="runtime"
+    )
+    header_timeout: float = option(10.0, "seconds that the header of a request may take", role="runtime")
+    body_timeout: float = option(60.0, "seconds that the body of a request may take", role="runtime")
+    idle_timeout: float = option(60.0, "seconds that a connection may wait for a request", role="runtime")
+    write_timeout: float = option(
+        30.0, "seconds that a client may take to read 16 KiB of its response", role="runtime"
+    )
     request_timeout: float = option(600.0, "seconds that a request may take, waiting included")
     shutdown_grace: float = option(30.0, "seconds that running requests have to finish after SIGTERM")
     retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
@@ -72,30 +99,46 @@ class ServeConfig:
             (0 <= self.port <= 65535, f"port = {self.port} must be from 0 to 65535"),
             *(
                 (getattr(self, n) >= 1, f"{n} = {getattr(self, n)} must be at least 1")
-                for n in ("max_batch_size", "max_tokens_to_oom", "max_queue", "max_body_bytes")
+                for n in (
+                    "max_batch_size",
+                    "max_tokens_to_oom",
+                    "max_queue",
+                    "max_body_bytes",
+                    "max_connections",
+                    "max_connections_per_client",
+                    "reserved_connections",
+                )
             ),
-            (self.request_timeout > 0, f"request_timeout = {self.request_timeout:g} must be above 0"),
-            (self.shutdown_grace >= 0, f"shutdown_grace = {self.shutdown_grace:g} must be at least 0"),
+            *(
+                (
+                    0 < getattr(self, n) <= LONGEST_S,
+                    f"{n} = {getattr(self, n):g} must be above 0 and at most {LONGEST_S:g}",
+                )
+                for n in (
+                    "header_timeout",
+                    "body_timeout",
+                    "idle_timeout",
+                    "write_timeout",
+                    "request_timeout",
+                )
+            ),
+            (
+                0 <= self.shutdown_grace <= LONGEST_S,
+                f"shutdown_grace = {self.shutdown_grace:g} must be from 0 to {LONGEST_S:g}",
+            ),
         )
+        check_hosts(self.allowed_hosts)
 
 
 def serve(config: ServeConfig) -> dict:
     """Serves until SIGTERM or Ctrl-C; returns the summary of `mt serve`."""
     keys = read_keys(config.api_key_file) if config.api_key_file else []
+    allow_open_files(config.max_connections + config.reserved_connections)
     listener = listen(config.host, config.port)
     model = open_generator(open_checkpoint(config.load), config.max_batch_size, config.retrieval)
     prepare_for_inference(model.model, bf16=config.bf16)
     name = config.model_name or Path(config.load).resolve().name
-    engine, metrics, app = assemble(model, name, config, keys)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            lifespan="off",
-            limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=int(config.shutdown_grace) + 5,
-        )
-    )
+    engine, metrics, server = assemble(model, name, config, keys)
 
     def stop(number, frame) -> None:
         server.should_exit = True
@@ -125,8 +168,8 @@ def serve(config: ServeConfig) -> dict:
 
 def assemble(
     model: LanguageModel, name: str, config: ServeConfig, keys: Sequence[str] = ()
-) -> tuple[Engine, Metrics, RequestMiddleware]:
-    """The engine, the metrics and the ASGI application of one server, none of them started."""
+) -> tuple[Engine, Metrics, uvicorn.Server]:
+    """The engine, the metrics and the HTTP server of one model, none of them started."""
     engine = Engine(
         model,
         max_batch_size=config.max_batch_size,
@@ -134,16 +177,62 @@ def assemble(
         max_queue=config.max_queue,
     )
     metrics = Metrics(engine)
+    hosts = hosts_of(config.host, loopback=_is_loopback(config.host))
     app = build_app(
         engine,
         metrics,
         name,
-        keys=keys,
+        access=Access(keys, {*hosts, *config.allowed_hosts}),
         max_tokens=config.max_tokens_to_oom,
         max_body_bytes=config.max_body_bytes,
+        body_timeout_s=config.body_timeout,
         timeout_s=config.request_timeout,
     )
-    return engine, metrics, app
+    return engine, metrics, http_server(app, config)
+
+
+def http_server(app: Any, config: ServeConfig) -> uvicorn.Server:
+    """The server of an ASGI application, with the limits of `config` on connections."""
+    limits = Limits(
+        total=config.max_connections,
+        per_client=config.max_connections_per_client,
+        reserved=config.reserved_connections,
+        header_s=config.header_timeout,
+        body_s=config.body_timeout,
+        idle_s=config.idle_timeout,
+        write_s=config.write_timeout,
+    )
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=protocol(Connections(limits)),
+            loop="asyncio",
+            ws="none",  # a WebSocket would have none of the limits
+            log_level="error",  # not a line for each request that is not HTTP
+            use_colors=False,
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(config.shutdown_grace) + 5,
+        )
+    )
+
+
+def allow_open_files(connections: int) -> None:
+    """Raises this process's limit of open files if so many connections need it.
+
+    Raises UserError where the system does not allow as many: the server would no longer accept connections,
+    also those that would replace others.
+    """
+    needed = connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(
+                f"max_connections: {connections} connections need {needed} open files, but this process may"
+                f" have {hard} (ulimit -Hn); choose fewer --max-connections or raise the limit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -166,6 +255,14 @@ def _announce(name: str, listener: socket.socket, *, with_keys: bool) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"mt: {name} at {url}; Ctrl-C ends", file=sys.stderr, flush=True)
-    if not with_keys and not ipaddress.ip_address(host).is_loopback:
+    if not with_keys and not _is_loopback(host):
         warning = "mt: anybody who can reach this address can use it; require a key with --api-key-file FILE"
         print(warning, file=sys.stderr, flush=True)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address or a name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from ...core.config import Failure, UserError
 
 PROMPTS_AT_ONCE = 64
+MAX_REPLY_BYTES = 1 << 28  # 64 prompts with log-probabilities are some megabytes
+MAX_MESSAGE = 2000  # characters
+SILENCE_S = 3600.0  # how long the server may say nothing; its own --request-timeout is shorter by default
 PATIENCE_S = 600.0  # how long to retry while the server is busy
 
 
@@ -25,7 +31,9 @@ class ServerModel:
             raise UserError(f"url = {url} must begin with http:// or https://, as in http://127.0.0.1:5000")
         self._headers = {"Content-Type": "application/json"}
         if api_key_file is not None:
-            self._headers["Authorization"] = f"Bearer {read_keys(api_key_file)[0]}"
+            # a header is bytes, which urllib takes as latin-1
+            key = read_keys(api_key_file)[0].encode().decode("latin-1")
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def problem(self, text: str, config) -> str | None:
         """None: the server checks the prompts."""
@@ -48,14 +56,16 @@ class ServerModel:
             **{name: getattr(config, name) for name in SAME_NAME if getattr(config, name) is not None},
         }
         reply = self._post("/v1/completions", body)
-        for choice in reply["choices"]:
-            answer = {
-                "prompt_tokens": choice["prompt_tokens"],
-                "text": choice["text"],
-                "tokens": choice["token_ids"],
-            }
-            answer |= {"logprobs": choice["logprobs"]["token_logprobs"], "ended": choice["ended"]}
-            yield answer | ({"beams": choice["beams"]} if "beams" in choice else {})
+        try:
+            answers = [_answer(choice) for choice in reply["choices"]]
+            if len(answers) != len(texts):
+                raise ValueError(f"{len(answers)} texts for {len(texts)} prompts")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.url}: the answer is not one of `mt serve` ({type(error).__name__}: {error});"
+                " check the address"
+            ) from None
+        yield from answers
 
     def _post(self, path: str, body: dict) -> dict:
         """The server's reply; retries while it is busy. Raises UserError where the server refuses."""
@@ -65,22 +75,59 @@ class ServerModel:
                 self.url + path, json.dumps(body).encode(), self._headers, method="POST"
             )
             try:
-                with urllib.request.urlopen(request) as reply:
-                    return json.load(reply)
+                with OPENER.open(request, timeout=SILENCE_S) as reply:
+                    return json.loads(_whole(reply))
             except urllib.error.HTTPError as error:
                 wait = error.headers.get("Retry-After", "")
                 message = _message(error)
-                if error.code == 503 and wait.isdigit() and time.monotonic() + int(wait) < give_up:
+                if (
+                    error.code == 503
+                    and re.fullmatch("[0-9]{1,4}", wait)
+                    and time.monotonic() + int(wait) < give_up
+                ):
                     time.sleep(int(wait))
                     continue
                 kind = UserError if error.code < 500 else Failure
                 raise kind(f"{self.url}: {message} (HTTP {error.code})") from None
-            except (urllib.error.URLError, ConnectionError, TimeoutError, json.JSONDecodeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
                 reason = getattr(error, "reason", error)
                 raise UserError(
                     f"{self.url}: no answer of `mt serve` ({reason}); check the address, and that the server"
                     " runs"
                 ) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Treats a redirection as an error: the key and the prompts are for the server that the user named."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _whole(reply: IO[bytes]) -> bytes:
+    """The body of a response; raises ValueError for one that no request of ours gets."""
+    body = reply.read(MAX_REPLY_BYTES + 1)
+    if len(body) > MAX_REPLY_BYTES:
+        raise ValueError(f"more than {MAX_REPLY_BYTES} bytes")
+    return body
+
+
+def _answer(choice: Any) -> dict[str, Any]:
+    """A choice of the server as `mt generate` gives it; raises KeyError, TypeError or ValueError."""
+    answer = {
+        "prompt_tokens": choice["prompt_tokens"],
+        "text": choice["text"],
+        "tokens": choice["token_ids"],
+        "logprobs": choice["logprobs"]["token_logprobs"],
+        "ended": choice["ended"],
+    }
+    for name, kind in {"prompt_tokens": int, "text": str, "tokens": list, "logprobs": list}.items():
+        if not isinstance(answer[name], kind):
+            raise ValueError(f"{name} is a {type(answer[name]).__name__}")
+    return answer | ({"beams": choice["beams"]} if "beams" in choice else {})
 
 
 # Settings of `mt generate` that have the same name in a request to the server.
@@ -100,10 +147,10 @@ SAME_NAME = (
 
 def _message(error: urllib.error.HTTPError) -> str:
     try:
-        body = json.load(error)
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError):
-        return str(error.reason)
-    return body["error"]["message"] if isinstance(body, dict) and "error" in body else str(body)
+        body = json.loads(_whole(error))
+        return str(body["error"]["message"])[:MAX_MESSAGE]
+    except (ValueError, RecursionError, OSError, http.client.HTTPException, LookupError, TypeError):
+        return str(error.reason)[:MAX_MESSAGE]
 
 
 def read_keys(path: str) -> list[str]:
@@ -114,4 +161,10 @@ def read_keys(path: str) -> list[str]:
         raise UserError(f"{path}: is not text; give a file with one key a line") from None
     if not keys:
         raise UserError(f"{path}: holds no key; give a file with one key a line")
+    for number, key in enumerate(keys, 1):
+        if not key.isprintable():
+            raise UserError(
+                f"{path}: key {number} holds a character that no HTTP header can carry (a control character"
+                " or an invisible one); write another key"
+            )
     return keys

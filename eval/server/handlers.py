@@ -26,7 +26,7 @@ from ..lm import LanguageModel
 from .engine import Engine, Job, QueueFull, ShuttingDown
 from .middleware import Metrics
 from .requests import GenerationRequest, RequestError, completion_request, megatron_request
-from .responses import CompletionChoice, error_body
+from .responses import CompletionChoice, error_body, error_headers, finite
 
 T = TypeVar("T")
 POLL_S = 0.25  # how often to check for a client that has gone while nothing is generated for it
@@ -60,8 +60,8 @@ class RequestHandler:
         try:
             return await endpoint(request, await read_json(request))
         except RequestError as error:
-            headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
-            return JSONResponse(error.message if error_as_text else error_body(error), error.status, headers)
+            body = error.message if error_as_text else error_body(error)
+            return JSONResponse(body, error.status, error_headers(error))
 
     async def megatron(self, request: Request, body: Any) -> Response:
         """Megatron-LM's `PUT /api`."""
@@ -83,7 +83,7 @@ class RequestHandler:
             "segments": [[decode([i]) for i in ids] for ids in sequences],
         }
         if logprobs:
-            reply["logprobs"] = [[*c.prompt_logprobs, *c.logprobs] for c in job.continuations]
+            reply["logprobs"] = [finite([*c.prompt_logprobs, *c.logprobs]) for c in job.continuations]
         return JSONResponse(reply | {"tokens": sequences})
 
     async def completions(self, request: Request, body: Any) -> Response:
@@ -246,8 +246,29 @@ async def read_json(request: Request) -> Any:
             f"the body must be JSON; send Content-Type: application/json{f', not {kind}' if kind else ''}",
         )
     try:
-        return json.loads(await request.body())
+        return parse_json(await request.body())
     except UnicodeDecodeError:
         raise RequestError(400, "the body is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not valid JSON ({error})") from None
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON as RFC 8259 defines it; raises ValueError or RecursionError.
+
+    Python would also take NaN and Infinity, other encodings, and the last of several values of one key. Which
+    of them the client means is not known, and a field that is not honoured is refused.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the key {name[:100]!r} is given twice")
+            found[name] = value
+        return found
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not a JSON value")
+
+    return json.loads(body.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=refuse)

@@ -1,12 +1,10 @@
-"""ASGI middleware before every request: API key, limits of the body's size and time, and metrics."""
+"""ASGI middleware before every request: who may ask, limits of the body's size and time, and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from prometheus_client import (
@@ -18,17 +16,16 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .access import WITHOUT_KEY, Access
 from .engine import Engine
 from .requests import RequestError
-from .responses import error_body
+from .responses import error_messages
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-WITHOUT_KEY = ("/", "/health")
 PATHS = (*WITHOUT_KEY, "/api", "/v1/completions", "/v1/models", "/metrics", "/openapi.json")
-READ_S = 60.0  # time for a whole body
 # A body that is too large is read and discarded up to this multiple of the limit, because most clients read
 # the response only after they have sent the body.
 DISCARDED_BODIES = 64
@@ -82,11 +79,12 @@ class RequestMiddleware:
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         metrics: Metrics,
-        keys: Sequence[str],
+        access: Access,
         max_body_bytes: int,
+        body_timeout_s: float,
     ):
-        self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
-        self.keys = [key.encode() for key in keys]
+        self.app, self.metrics, self.access = app, metrics, access
+        self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,10 +110,10 @@ class RequestMiddleware:
 
         try:
             try:
-                self._check_key(scope)
-                body = await asyncio.wait_for(self._body(receive), READ_S)
+                self.access.check(scope["method"], path, scope["headers"])
+                body = await asyncio.wait_for(self._body(receive), self.body_timeout_s)
             except TimeoutError:
-                late = RequestError(408, f"the body did not arrive within {READ_S:g} s")
+                late = RequestError(408, f"the body did not arrive within {self.body_timeout_s:g} s")
                 await _refuse(late, path, counting_send)
             except RequestError as error:
                 await _refuse(error, path, counting_send)
@@ -123,16 +121,6 @@ class RequestMiddleware:
                 await self.app(scope, _replay(body, receive), counting_send)
         finally:
             count()  # also a response that was cut off or failed
-
-    def _check_key(self, scope: Scope) -> None:
-        if not self.keys or scope["path"] in WITHOUT_KEY:
-            return
-        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
-        # compares every key in full, so that the time does not depend on the given key
-        if not any([hmac.compare_digest(given, key) for key in self.keys]):
-            raise RequestError(
-                401, "an API key is missing or wrong; send the header Authorization: Bearer KEY"
-            )
 
     async def _body(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -168,10 +156,5 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(error: RequestError, path: str, send: Send) -> None:
-    """Sends an error response; for Megatron-LM's path a bare JSON string."""
-    body = json.dumps(error.message if path == "/api" else error_body(error)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    for message in error_messages(error, path):
+        await send(message)

@@ -14,18 +14,24 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from ...core.config import UserError, nearest
+from ...core.terminal import escape
 from ..encoder_decoder import EncoderDecoder
 from ..generation.sampling import Sampling
 from ..lm import LanguageModel
 
 MAX_PROMPTS = 128
 MAX_SEED = 2**63 - 1
+MAX_MESSAGE = 2000  # characters
 
 
 class RequestError(Exception):
-    """A request that is refused or that failed: HTTP status and message."""
+    """A request that is refused or that failed: HTTP status and message.
+
+    The message may quote the request: it is escaped, because no UTF-8 spells a lone surrogate, and cut.
+    """
 
     def __init__(self, status: int, message: str, retry_after_s: int | None = None):
+        message = escape(message)[:MAX_MESSAGE]
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
 
@@ -120,7 +126,12 @@ MEGATRON_FIELDS: dict[str, MegatronField] = {
         "stop_token must be an integer",
         "stop_token must be an id of the vocabulary",
     ),
-    "length_penalty": MegatronField(1.0, {"type": "number"}, "length_penalty must be a float"),
+    "length_penalty": MegatronField(
+        1.0,
+        {"type": "number", "minimum": -100, "maximum": 100},
+        "length_penalty must be a float",
+        "length_penalty must be from -100 to 100",
+    ),
 }
 RENAMED_FIELDS = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
@@ -157,8 +168,10 @@ def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[
         raise RequestError(400, "prompts is empty")
     if len(prompts) > MAX_PROMPTS:
         raise RequestError(400, f"Maximum number of prompts is {MAX_PROMPTS}")
-    if unknown := next((name for name in body if name not in MEGATRON_SCHEMA["properties"]), None):
-        raise RequestError(400, f"{unknown} is not known{nearest(unknown, MEGATRON_SCHEMA['properties'])}")
+    unknown = next((name for name in body if name not in MEGATRON_SCHEMA["properties"]), None)
+    if unknown is not None:
+        hint = nearest(unknown[:100], MEGATRON_SCHEMA["properties"])
+        raise RequestError(400, f"{unknown[:100]} is not known{hint}")
     given = {}
     for name, field in MEGATRON_FIELDS.items():
         given[name] = value = body.get(name, field.default)
@@ -249,7 +262,6 @@ def _check_megatron_combinations(given: Mapping, body: Mapping, model: LanguageM
             given["stop_token"] is None or given["stop_token"] < model.tokenizer.vocab_size,
             "stop_token must be an id of the vocabulary",
         ),
-        (abs(given["length_penalty"]) <= 100, "length_penalty must be from -100 to 100"),
     )
     for holds, message in rules:
         if not holds:

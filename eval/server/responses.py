@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from ..generation.beam_search import BeamSearch
 from ..generation.sampling import Continuation
 from ..lm import LanguageModel
 from .requests import RequestError
 
+LOWEST = -9999.0  # the log-probability of what is impossible, as other servers of OpenAI's API say it
+
 
 def error_body(error: RequestError) -> dict:
     """The body of a refused request in OpenAI's form."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     return {"error": {"message": error.message, "type": kind, "code": error.status}}
+
+
+def error_messages(error: RequestError, path: str) -> list[dict[str, Any]]:
+    """The ASGI messages of an error response; for Megatron-LM's path a bare JSON string."""
+    body = json.dumps(error.message if path == "/api" else error_body(error)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    start = {"type": "http.response.start", "status": error.status, "headers": headers}
+    return [start, {"type": "http.response.body", "body": body}]
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.status == 408:  # what arrives later is not the next request
+        headers["connection"] = "close"
+    return headers
+
+
+def finite(logprobs: Sequence[float | None]) -> list[float | None]:
+    """Log-probabilities as JSON can hold them: minus infinity becomes LOWEST.
+
+    NaN stays: there is no answer of a model that is broken.
+    """
+    return [LOWEST if value == -math.inf else value for value in logprobs]
 
 
 class CompletionChoice:
@@ -90,16 +121,16 @@ class CompletionChoice:
         alternatives = [one and self._by_text(one) for one in top] if self.logprobs else None
         return {
             "tokens": [self.decode([i]) for i in ids],
-            "token_logprobs": list(logprobs),
+            "token_logprobs": finite(logprobs),
             "top_logprobs": alternatives,
         }
 
-    def _by_text(self, top: dict[int, float]) -> dict[str, float]:
+    def _by_text(self, top: dict[int, float]) -> dict[str, float | None]:
         """Log-probabilities by the tokens' text.
 
         Of tokens with the same text (parts of characters) the most probable one counts, which comes first.
         """
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         for token, logprob in top.items():
-            found.setdefault(self.decode([token]), logprob)
+            found.setdefault(self.decode([token]), finite([logprob])[0])
         return found

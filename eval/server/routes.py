@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from .access import Access
 from .engine import Engine
 from .handlers import RequestHandler
 from .middleware import Metrics, RequestMiddleware
@@ -38,15 +38,17 @@ ERROR_SCHEMA = {
 STATUSES = {
     400: "the request is invalid",
     401: "the API key is missing or wrong",
+    403: "another site's page sent the request",
     404: "the server has no such model",
     408: "the body did not arrive in time",
     413: "the body is too large",
     415: "the body is not JSON",
+    421: "the Host header has a name that is not allowed",
     500: "the model failed",
     503: "the queue is full, or the server is shutting down; see Retry-After",
     504: "the request took too long",
 }
-GENERATION_ERRORS = (400, 408, 413, 415, 500, 503, 504)
+GENERATION_ERRORS = (400, 403, 408, 413, 415, 500, 503, 504)
 
 
 def build_app(
@@ -54,16 +56,17 @@ def build_app(
     metrics: Metrics,
     name: str,
     *,
-    keys: Sequence[str],
+    access: Access,
     max_tokens: int,
     max_body_bytes: int,
+    body_timeout_s: float,
     timeout_s: float,
 ) -> RequestMiddleware:
-    """The ASGI application. name: of the model. max_tokens, timeout_s: limits of one request."""
+    """The ASGI application. name: of the model. The rest: who may ask, and the limits of one request."""
     app = FastAPI(title="mt serve", version="1", docs_url=None, redoc_url=None)
     handler = RequestHandler(engine, metrics, name, max_tokens=max_tokens, timeout_s=timeout_s)
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    key_errors = (401,) if keys else ()
+    access_errors = (401, 421) if access.with_keys else (421,)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -77,12 +80,12 @@ def build_app(
             return JSONResponse({"status": "shutting down"}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", **_openapi({"text/plain": TEXT}, key_errors))
+    @app.get("/metrics", **_openapi({"text/plain": TEXT}, access_errors))
     async def prometheus() -> Response:
         """Metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
-    @app.get("/v1/models", **_openapi({"application/json": OBJECT}, key_errors))
+    @app.get("/v1/models", **_openapi({"application/json": OBJECT}, access_errors))
     async def models() -> dict:
         """The model of this server."""
         model = {
@@ -96,7 +99,7 @@ def build_app(
         return {"object": "list", "data": [model]}
 
     megatron_openapi = _openapi(
-        {"application/json": OBJECT}, (*GENERATION_ERRORS, *key_errors), MEGATRON_SCHEMA, TEXT["schema"]
+        {"application/json": OBJECT}, (*GENERATION_ERRORS, *access_errors), MEGATRON_SCHEMA, TEXT["schema"]
     )
 
     @app.put("/api", **megatron_openapi)
@@ -106,7 +109,7 @@ def build_app(
 
     completions_openapi = _openapi(
         {"application/json": OBJECT, "text/event-stream": TEXT},
-        (404, *GENERATION_ERRORS, *key_errors),
+        (404, *GENERATION_ERRORS, *access_errors),
         _completion_schema(),
     )
 
@@ -115,7 +118,7 @@ def build_app(
         """OpenAI's completions."""
         return await handler.answer(request, handler.completions)
 
-    return RequestMiddleware(app, metrics, keys, max_body_bytes)
+    return RequestMiddleware(app, metrics, access, max_body_bytes, body_timeout_s)
 
 
 def _openapi(

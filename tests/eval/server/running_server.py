@@ -15,7 +15,6 @@ for package in ("httpx", "uvicorn", "fastapi", "prometheus_client"):
     pytest.importorskip(package, reason="the server's extra `serve` is not installed")
 
 import httpx
-import uvicorn
 
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
@@ -45,14 +44,12 @@ class Running:
     """The HTTP application and the engine in two threads, at `url`. They end with the `with` block."""
 
     def __init__(self, model, keys=(), **settings):
-        config = ServeConfig(load="none", port=0, **settings)
+        config = ServeConfig(load="none", port=0, **{"shutdown_grace": 0.0, **settings})
         self.model = model
-        self.engine, self.metrics, app = assemble(model, "small", config, keys)
+        self.engine, self.metrics, self._server = assemble(model, "small", config, keys)
         listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
-        )
+        self.address = listener.getsockname()
         self._threads = [
             threading.Thread(target=self._server.run, args=([listener],)),
             threading.Thread(target=self._work),

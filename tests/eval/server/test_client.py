@@ -1,6 +1,10 @@
 """`mt generate --url`, compared with `mt generate --load` of the same model."""
 
+import contextlib
+import http.server
+import json
 import socket
+import threading
 
 import pytest
 
@@ -51,3 +55,86 @@ def test_a_wrong_address_or_request_is_named_by_the_client(server):
         generate(GenerateConfig(url="localhost:5000", prompts=("a",)))
     with pytest.raises(UserError, match=r"the model has 128 positions \(HTTP 400\)"):
         generate(GenerateConfig(url=server.url, prompts=("a",), tokens_to_generate=500))
+
+
+@contextlib.contextmanager
+def stranger():
+    """A server that gives `answer` (status, body, headers) to everything and keeps requests in `seen`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.server.seen.append(dict(self.headers))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body, headers = self.server.answer
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.url, server.seen, server.answer = f"http://127.0.0.1:{server.server_port}", [], (200, b"", {})
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+GOOD = {
+    "prompt_tokens": 1,
+    "text": "b",
+    "token_ids": [1],
+    "logprobs": {"token_logprobs": [-1.0]},
+    "ended": "eod",
+}
+
+
+def answers():
+    for value in (None, True, "x", [], {}, -1, 1e30, 10**4000):
+        yield json.dumps(value)
+        yield json.dumps({"choices": value})
+        yield json.dumps({"choices": [value]})
+        for name in GOOD:
+            if name != "ended" and not isinstance(value, type(GOOD[name])):
+                yield json.dumps({"choices": [GOOD | {name: value}]})
+    yield from (
+        "",
+        "{",
+        "[" * 10**6,
+        "[" * 10**5 + "]" * 10**5,
+        "9" * 5000,
+        json.dumps({"choices": [GOOD] * 2}),
+    )
+
+
+def test_a_stranger_in_place_of_the_server_gets_one_line_whatever_it_answers():
+    with stranger() as server:
+        ask = GenerateConfig(url=server.url, prompts=("a",))
+        for answer in answers():
+            server.answer = (200, answer.encode(), {})
+            with pytest.raises(UserError, match=r"no answer of `mt serve`|not one of `mt serve`") as said:
+                generate(ask)
+            assert len(str(said.value)) < 5000
+        for answer in (b"", b"\xff", b"[]", b'{"error": []}', b'{"error": {"message": "it"}}'):
+            server.answer = (418, answer, {"Retry-After": "9" * 5000})
+            with pytest.raises(UserError, match=r"\(HTTP 418\)"):
+                generate(ask)
+
+
+def test_the_key_does_not_follow_a_redirection(tmp_path):
+    (tmp_path / "key").write_text("secret")
+    with stranger() as elsewhere, stranger() as server:
+        for status in (301, 302, 303, 307, 308):
+            server.answer = (status, b"", {"Location": elsewhere.url})
+            with pytest.raises(UserError, match=f"HTTP {status}"):
+                generate(GenerateConfig(url=server.url, prompts=("a",), api_key_file=str(tmp_path / "key")))
+        assert len(server.seen) == 5
+        assert elsewhere.seen == []

@@ -1,9 +1,18 @@
 """Both APIs over HTTP: responses, request time limits, clients that disconnect."""
 
+import json
+import logging
+import re
+import socket
+
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mt.eval.server.handlers import parse_json
+from mt.eval.server.requests import MEGATRON_SCHEMA, CompletionRequest
 from mt.tests.eval.server.running_server import greedy, slow_server, until
 
 
@@ -120,3 +129,189 @@ def test_a_client_that_disconnects_frees_its_row(streamed):
                     )
         until(lambda: server.engine.running == 0, 5)
         assert server.complete(prompt="a", max_tokens=1).status_code == 200
+
+
+# Values that a field should not have, and that a JSON text can have all the same: lone surrogates, numbers
+# that no float64 or int64 holds, NaN, deep trees.
+TEXTS = st.text(st.characters(codec=None), max_size=6)
+NUMBERS = st.sampled_from(
+    [0, 1, -1, 0.5, 1e-300, 5e-324, 1e300, 10**400, -(10**30), 2**63, 2**31, 97, 255, 256, 257]
+)
+LEAVES = st.none() | st.booleans() | NUMBERS | st.floats(width=64) | st.integers() | TEXTS
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=2)
+)
+FIELDS = {"/v1/completions": [*CompletionRequest.model_fields], "/api": [*MEGATRON_SCHEMA["properties"]]}
+
+
+def bodies(path):
+    """(pairs of field and value); most have a prompt that is right, so that later checks are reached."""
+    name, good = {"/v1/completions": ("prompt", ["ab", [97]]), "/api": ("prompts", [["ab"]])}[path]
+    fields = st.sampled_from(FIELDS[path])
+    pairs = st.tuples(fields | TEXTS, VALUES) | st.tuples(fields, st.booleans() | NUMBERS)
+    prompt = st.tuples(st.just(name), st.sampled_from(good) | VALUES)
+    few = st.tuples(st.just("max_tokens" if path != "/api" else "tokens_to_generate"), st.integers(1, 4))
+    return st.tuples(prompt, few).flatmap(
+        lambda two: st.lists(pairs, max_size=3).map(lambda more: [*two, *more])
+    )
+
+
+def encoded(pairs):
+    """The JSON of an object, in which a key may be there twice."""
+    return "{" + ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs) + "}"
+
+
+@pytest.mark.parametrize("path", sorted(FIELDS))
+def test_no_body_makes_the_server_fail(server, path, caplog):
+    statuses = set()
+
+    @settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(bodies(path))
+    def fuzz(pairs):
+        reply = server.client.request(
+            {"/api": "PUT"}.get(path, "POST"),
+            path,
+            content=encoded(pairs),
+            headers={"Content-Type": "application/json"},
+        )
+        statuses.add(reply.status_code)
+        assert reply.status_code in (200, 400, 404), (reply.status_code, reply.text)
+        if "event-stream" not in reply.headers["content-type"]:
+            parse_json(reply.content)
+        assert len(reply.content) < 20_000
+
+    with caplog.at_level(logging.ERROR):
+        fuzz()
+    assert statuses >= {200, 400}
+    assert not caplog.records, "no traceback in the server's log"
+    assert server.engine.running == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a", "\\ud800": 1}',
+        b'{"prompts": ["a"], "\\ud800": 1}',
+        b'{"prompt": "a", "": 1}',
+        b'{"prompts": ["a"], "": 1}',
+        b'{"prompt": "a", "model": "\\udfff"}',
+        b'{"prompt": "a", "stop": "\\udfff"}',
+        b'{"prompt": "a", "prompt": "b"}',
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": -Infinity}',
+        b'{"prompt": "a", "temperature": 1e999}',
+        b'{"prompt": "a", "max_tokens": 1' + b"0" * 4299 + b"}",
+        b'{"prompt": "a", "max_tokens": 1' + b"0" * 5000 + b"}",
+        b'{"prompt": "a", "seed": 1' + b"0" * 4299 + b"}",
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"x": ' * 100_000,
+        b"{" + b",".join(b'"%d": 1' % n for n in range(90_000)) + b"}",
+        b"{" + b",".join(b'"k%d": 1' % (n % 70_000) for n in range(80_000)) + b"}",
+        b'{"' + b"x" * 900_000 + b'": 1}',
+        b"\xef\xbb\xbf{}",
+        b'{"prompt": "a"}'.decode().encode("utf-16"),
+        b"\xff\xfe",
+        b"",
+        b"null",
+    ],
+    ids=lambda body: repr(body[:40]) + str(len(body)),
+)
+def test_bodies_that_are_hard_to_read_are_refused_in_few_words(server, body):
+    for path in FIELDS:
+        reply = server.client.request(
+            {"/api": "PUT"}.get(path, "POST"),
+            path,
+            content=body,
+            headers={"Content-Type": "application/json"},
+        )
+        assert reply.status_code in (400, 404), reply.text[:300]
+        parse_json(reply.content)
+        assert len(reply.content) < 6000
+
+
+def test_a_key_given_twice_is_refused_and_so_is_what_json_does_not_have(server):
+    ask = lambda text: server.client.post(
+        "/v1/completions", content=text, headers={"Content-Type": "application/json"}
+    ).json()["error"]["message"]
+    assert "the key 'max_tokens' is given twice" in ask('{"prompt": "a", "max_tokens": 1, "max_tokens": 2}')
+    assert "NaN is not a JSON value" in ask('{"prompt": "a", "temperature": NaN}')
+
+
+@given(VALUES)
+def test_json_is_read_as_pythons_reader_reads_it_where_both_take_it(value):
+    text = json.dumps(value)
+    try:
+        mine = parse_json(text.encode())
+    except ValueError:
+        assert re.search("NaN|Infinity|[0-9]{4300}", text)
+    else:
+        assert json.dumps(mine) == text
+
+
+def test_a_token_that_is_impossible_has_a_log_probability_that_json_can_hold():
+    """SlowModel gives minus infinity to the end of a document."""
+    with slow_server(0) as server:
+        (choice,) = server.complete(prompt=[97, 256, 98], max_tokens=1, echo=True, logprobs=20).json()[
+            "choices"
+        ]
+        assert choice["logprobs"]["token_logprobs"][1] == -9999.0
+        pieces = server.events(prompt=[97, 256, 98], max_tokens=1, echo=True, logprobs=20)
+        assert pieces[0]["choices"][0]["logprobs"]["token_logprobs"][1] == -9999.0
+        body = server.api(prompts=["a"], tokens_to_generate=1, logprobs=True)
+        assert body.status_code == 200
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-300, 5e-324])
+def test_the_smallest_temperatures_are_greedy(server, temperature):
+    reply = server.complete(prompt="the cat", max_tokens=8, temperature=temperature)
+    assert reply.json()["choices"][0]["text"] == greedy(server, "the cat", 8).text
+
+
+@pytest.mark.parametrize("penalty", [-100, 100])
+def test_beams_have_finite_scores_at_every_length_penalty(server, penalty):
+    with slow_server(0) as long:  # of 1,024 positions: 1,200 to the power of 100 is no float64
+        body = long.api(prompts=["a"], beam_width=2, length_penalty=penalty, tokens_to_generate=9)
+        assert body.status_code == 200
+
+
+JSON = b"Content-Type: application/json\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n\r\n"
+UPGRADE = b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+
+
+@settings(suppress_health_check=list(HealthCheck), max_examples=150, derandomize=True)
+@given(st.data())
+def test_no_bytes_make_the_server_fail(server, caplog, data):
+    """Requests with bytes replaced, removed or put in, and bytes that are no request."""
+    whole = data.draw(
+        st.sampled_from(
+            [
+                b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"PUT /api HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Content-Length: 2\r\n\r\n{}",
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + JSON + CHUNKED,
+                b"GET http://localhost/v1/models HTTP/1.0\r\n" + UPGRADE,
+                b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n",
+                b"",
+            ]
+        )
+    )
+    for _ in range(data.draw(st.integers(0, 4))):
+        start = data.draw(st.integers(0, len(whole)))
+        end = data.draw(st.integers(start, min(len(whole), start + 3)))
+        new = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"\r\n", b"\0", b"%", b"\xff", b": ", b" HTTP/1.1\r\n"])
+        )
+        whole = whole[:start] + new + whole[end:]
+    with caplog.at_level(logging.ERROR), socket.create_connection(server.address) as client:
+        client.sendall(whole)
+        client.shutdown(socket.SHUT_WR)
+        said = b""
+        try:
+            while piece := client.recv(65536):
+                said += piece
+        except ConnectionError:
+            pass
+    for status in re.findall(rb"HTTP/1.1 (\d{3})", said):
+        assert status != b"500", (whole, said)
+    assert not caplog.records, (whole, caplog.records[0].getMessage(), caplog.records[0].exc_text)

@@ -7,6 +7,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.eval.generation.generate import GenerateConfig, generate
+from mt.eval.server.access import Access
 from mt.eval.server.middleware import Metrics, RequestMiddleware
 from mt.tests.eval.server.running_server import Running, small_model
 
@@ -56,8 +57,8 @@ def test_a_request_is_counted_once_and_before_the_end_of_its_response(server, cu
 
     with contextlib.suppress(ConnectionResetError):
         asyncio.run(
-            RequestMiddleware(app, metrics, [], 100)(
-                {"type": "http", "path": "/api", "headers": []}, receive, send
+            RequestMiddleware(app, metrics, Access([], []), 100, 60)(
+                {"type": "http", "method": "PUT", "path": "/api", "headers": []}, receive, send
             )
         )
     assert counted == ([0, 0] if cut else [0, 0, 1])
