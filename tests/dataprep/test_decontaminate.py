@@ -1,4 +1,4 @@
-"""Decontamination: planted n-grams against a search by loops, cuts worked out by hand, and errors."""
+"""Decontamination, compared with a search by loops and cuts worked out by hand; errors."""
 
 import json
 import random
@@ -55,8 +55,8 @@ def folded(text):
     return [w.lower() for w in re.findall(r"\w+", text)]
 
 
-def holds(document, texts, longest=13, shortest=8):
-    """Whether a document holds an n-gram of the texts, by loops over strings."""
+def contains_ngram(document, texts, longest=13, shortest=8):
+    """Whether a document contains an n-gram of the texts, by loops over strings."""
     own = folded(document)
     for text in texts:
         theirs = folded(text)
@@ -92,7 +92,7 @@ def test_the_removed_documents_are_those_that_a_loop_finds(tmp_path):
             }
         )
     _, kept, removed = run(tmp_path, records, {"task.jsonl": tests}, mode="document", key_threshold=0)
-    expected = {r["id"] for r in records if holds(r["text"], tests)}
+    expected = {r["id"] for r in records if contains_ngram(r["text"], tests)}
     assert {r["id"] for r in removed} == expected
     assert [r for r in records if r["id"] not in expected] == kept
     assert 50 < len(expected) < 250
@@ -230,7 +230,7 @@ def test_workers_and_shards_do_not_change_the_result_and_evaluation_files_enter_
         ([], ["One. Two. Three. Four. Five."]),
         ([(5, 8)], ["Four. Five."]),
         ([(24, 27)], ["One. Two. Three."]),
-        ([(5, 8), (6, 14)], ["Four. Five."]),  # the second lies in what went with the first
+        ([(5, 8), (6, 14)], ["Four. Five."]),  # the second match is within the first cut
         ([(5, 8), (24, 27)], []),
         ([(0, 28)], []),
     ],

@@ -1,4 +1,4 @@
-"""Evaluation files of every layout: their texts, and planted copies that are found and reported."""
+"""Evaluation files of every published format: their texts, and planted copies that are found."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def mnli(premise, hypothesis):
 
 @pytest.fixture
 def files(tmp_path):
-    """Every published layout, with texts that only it has."""
+    """A file of every published format, with texts that no other file has."""
     folder = tmp_path / "tasks"
     (folder / "RACE/test/high").mkdir(parents=True)
     (folder / "RACE/test/high/1.txt").write_text(json.dumps(RACE) + "\n")

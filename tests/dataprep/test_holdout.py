@@ -47,7 +47,9 @@ def test_every_document_is_either_kept_or_held_out(tmp_path):
     assert sorted(r["id"] for r in kept + aside) == sorted(r["id"] for r in rows())
     assert 20 < len(aside) == manifest["counts"]["removed"]["held_out"] < 60
     assert all(r in rows() for r in aside)
-    assert [p.name for p in expand([str(tmp_path / "out")])] == ["00000.jsonl"]  # what a later stage reads
+    assert [p.name for p in expand([str(tmp_path / "out")])] == [
+        "00000.jsonl"
+    ]  # later stages read only this file
 
 
 def test_the_choice_depends_only_on_id_and_seed(tmp_path):
@@ -92,7 +94,7 @@ def test_a_passage_ends_in_a_content_word_that_occurs_earlier_in_it():
 @pytest.mark.parametrize(
     "ending",
     [
-        "and nobody knew the reason.",  # stands there once
+        "and nobody knew the reason.",  # occurs once
         "and the keeper had seen them before.",  # a function word
         "and read in the book_2.",  # not a word of letters
     ],
@@ -113,13 +115,13 @@ def test_passages_of_the_speeches_follow_lambadas_definition(tmp_path, speeches_
     )
     passages = [r["text"] for r in lines(tmp_path / "out/lambada.jsonl")]
     assert len(passages) == 50
-    held = " ".join(" ".join(r["text"].split()) for r in lines(tmp_path / "out/heldout.jsonl"))
+    heldout_text = " ".join(" ".join(r["text"].split()) for r in lines(tmp_path / "out/heldout.jsonl"))
     for passage in passages:
         *context, target = passage.split()
         assert target.isalpha()
         assert target.lower() not in FUNCTION_WORDS
         assert target.lower() in re.findall("[a-z]+", " ".join(context).lower())
-        assert passage.split(". ")[0] in held
+        assert passage.split(". ")[0] in heldout_text
 
 
 def test_a_kill_during_the_removal_of_work_files_leaves_a_finished_output(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_documents_are_kept_split_or_removed_and_everything_is_counted(tmp_path)
     assert not (tmp_path / "out/parts").exists()
 
 
-def test_unreadable_records_are_counted_and_joined_in_order(tmp_path):
+def test_unreadable_records_are_counted_and_written_in_order(tmp_path):
     rows = [ROWS[0], "{broken 1\n", ROWS[2], '{"id": "x"}\n']
     manifest = run(tmp_path, rows, on_error="skip")
     assert (manifest["counts"]["rows_in"], manifest["counts"]["rejected"]) == (4, 2)

@@ -47,12 +47,12 @@ def ran(tmp_path):
     return run
 
 
-def ask(run, name):
+def trace_of(run, name):
     return why(WhyConfig(id=name, run_dir=(str(run),)))
 
 
 def test_a_duplicate_is_followed_to_the_survivor_of_its_survivor(ran):
-    found = ask(ran, "short copy ✓")
+    found = trace_of(ran, "short copy ✓")
     assert [(s["id"], s["stage"], s["reason"], s.get("survivor")) for s in found["steps"]] == [
         ("short copy ✓", "data dedup", "exact", "copy"),
         ("copy", "data dedup", "near", "near"),
@@ -68,19 +68,19 @@ def test_a_duplicate_is_followed_to_the_survivor_of_its_survivor(ran):
 
 
 def test_contamination_and_unreadable_records_are_reported(ran):
-    (step,) = ask(ran, "secret")["steps"]
+    (step,) = trace_of(ran, "secret")["steps"]
     assert (step["stage"], step["reason"], step["against"]) == (
         "data decontaminate",
         "contaminated",
         ["test.jsonl"],
     )
-    (step,) = ask(ran, "7")["steps"]
+    (step,) = trace_of(ran, "7")["steps"]
     assert (step["reason"], step["place"]) == ("could not be read", "line 7")
     assert "has no key 'text'" in step["why"]
 
 
 def test_the_pieces_of_a_document_that_was_cut_are_found(ran):
-    found = ask(ran, "cut")
+    found = trace_of(ran, "cut")
     assert [k["id"] for k in found["kept"]] == ["cut#1", "cut#2"]
     (step,) = found["steps"]
     assert (step["id"], step["reason"], step["pieces"], step["against"], step["example"]) == (
@@ -95,7 +95,7 @@ def test_the_pieces_of_a_document_that_was_cut_are_found(ran):
 
 def test_stages_named_one_by_one_give_the_same_in_any_order(ran):
     named = why(WhyConfig(id="copy", run_dir=tuple(str(ran / n) for n in ("a-clean", "b-near", "c-exact"))))
-    assert named == ask(ran, "copy")
+    assert named == trace_of(ran, "copy")
 
 
 def test_a_repeated_url_is_both_removed_and_kept(tmp_path):
@@ -103,10 +103,10 @@ def test_a_repeated_url_is_both_removed_and_kept(tmp_path):
         "http://example.org/a\nhttp://example.org/b\nhttp://example.org/a\nhttp://imgur.com/c\n"
     )
     urls(UrlsConfig(input=(str(tmp_path / "urls.txt"),), output=str(tmp_path / "out"), workers=1))
-    found = ask(tmp_path / "out", "http://example.org/a")
+    found = trace_of(tmp_path / "out", "http://example.org/a")
     assert [s["reason"] for s in found["steps"]] == ["duplicate"]
     assert found["kept"] == [{"id": "http://example.org/a", "file": str(tmp_path / "out/00000.txt")}]
-    assert ask(tmp_path / "out", "http://imgur.com/c")["kept"] == []
+    assert trace_of(tmp_path / "out", "http://imgur.com/c")["kept"] == []
 
 
 @pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
@@ -119,13 +119,13 @@ def test_every_file_format_of_documents_is_searched(ran, tmp_path, form):
 
 def test_an_unknown_id_and_a_folder_without_a_run_are_refused(ran, tmp_path):
     with pytest.raises(UserError, match=r"nobody: no document with this id is in .*; check the id"):
-        ask(ran, "nobody")
+        trace_of(ran, "nobody")
     with pytest.raises(UserError, match="a: no document with this id"):
-        ask(ran, "a")
+        trace_of(ran, "a")
     with pytest.raises(UserError, match="none: no such directory"):
-        ask(tmp_path / "none", "copy")
+        trace_of(tmp_path / "none", "copy")
     with pytest.raises(UserError, match="neither a finished stage that removes documents nor a run"):
-        ask(ran.parent, "copy")
+        trace_of(ran.parent, "copy")
 
 
 def test_the_command_takes_the_id_as_its_argument_and_prints_json(ran, capsys):
@@ -140,6 +140,6 @@ def test_only_documents_are_searched_not_the_other_files_of_a_stage(tmp_path):
     source = write(tmp_path / "in.jsonl", rows)
     holdout(HoldoutConfig(input=(source,), output=str(tmp_path / "out"), fraction=0.5, workers=1))
     assert f" {sentence} \n" in (tmp_path / "out/wikitext.txt").read_text()
-    assert ask(tmp_path / "out", sentence)["kept"] == [
+    assert trace_of(tmp_path / "out", sentence)["kept"] == [
         {"id": sentence, "file": str(tmp_path / "out/00000.jsonl")}
     ]

@@ -1,4 +1,4 @@
-"""Every stage gives the same bytes from one process, from two, and from Ray."""
+"""Every stage writes the same bytes in one process, in two, and on Ray."""
 
 import bz2
 import gzip
@@ -22,7 +22,7 @@ SECRET = " ".join(f"secret{i}" for i in range(13))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Documents with copies and planted evaluation text, URLs, a dump and a crawl, each in several shards."""
+    """Documents with copies and planted evaluation texts, URLs, a dump, a crawl, each in several shards."""
     folder = tmp_path_factory.mktemp("files")
     body = lambda i: (
         f"Words of document {i}. "
@@ -80,7 +80,9 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_gives_the_same_bytes_wherever_it_runs(files, tmp_path, monkeypatch, ray_cluster, name):
+def test_a_stage_writes_the_same_bytes_in_one_process_in_two_and_on_ray(
+    files, tmp_path, monkeypatch, ray_cluster, name
+):
     run, kind, more = STAGES[name]
     monkeypatch.chdir(files)  # relative paths mean the same to Ray's workers
     if issubclass(kind, ExtractConfig | UrlsConfig):

@@ -1,4 +1,4 @@
-"""Survivors of clusters: against merged sets, and the number of rounds for long chains."""
+"""Survivors of clusters, compared with merged sets; the number of rounds for long chains."""
 
 import itertools
 
@@ -63,4 +63,4 @@ def test_a_chain_of_a_thousand_takes_few_rounds(tmp_path, shuffled):
     order = np.random.default_rng(0).permutation(1000).tolist() if shuffled else list(range(1000))
     found, rounds = survivors(tmp_path, [1] * 1000, list(itertools.pairwise(order)), [300, 700])
     assert set(found) == {0}
-    assert rounds <= 20  # two for every doubling
+    assert rounds <= 20  # two rounds for each doubling of the length

@@ -1,4 +1,4 @@
-"""Deduplication: against all pairs, against planted copies, and the same bytes after a kill."""
+"""Deduplication, compared with all pairs and planted copies; killed runs; saved signatures."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def run(tmp_path, records, name="out", rewrite=True, **settings):
 
 def test_clusters_are_those_of_exact_jaccard_over_all_pairs(tmp_path):
     rows = corpus()
-    _, kept, removed = run(tmp_path, rows, bands=60, rows=3)  # bands enough that no pair at 0.7 is missed
+    _, kept, removed = run(tmp_path, rows, bands=60, rows=3)  # enough bands to miss no pair at 0.7
     sets = {r["id"]: shingles(r["text"]) for r in rows}
     text = {r["id"]: r["text"] for r in rows}
     bare = {i: "".join(t.split()) for i, t in text.items()}
@@ -176,17 +176,17 @@ def test_tasks_finished_before_a_kill_are_not_run_again(tmp_path, step):
     assert not (tmp_path / "killed/manifest.json").exists()
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed/parts").rglob("*.json")}
     assert len(done) > 1
-    seen = {}
+    at_the_end = {}
     discard = stage.discard_parts
 
-    def look_and_discard(run):
-        seen.update({p: p.stat().st_mtime_ns for p in done})
+    def record_and_discard(run):
+        at_the_end.update({p: p.stat().st_mtime_ns for p in done})
         discard(run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "discard_parts", look_and_discard)
+        patch.setattr(stage, "discard_parts", record_and_discard)
         run(tmp_path, rows, "killed", rewrite=False, **settings)
-    assert seen == done  # no task that was done was done again
+    assert at_the_end == done  # no finished task ran again
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "killed")
     assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "whole"))
 
@@ -218,7 +218,7 @@ def test_saved_signatures_remove_what_the_old_text_would_remove(tmp_path, settin
     new = {r["id"] for r in rows[half:]}
     assert [r for r in together if r["id"] in new] == kept
     assert removed
-    # who was removed is stood for by its own survivor
+    # a removed document names its own survivor
     assert {r["survivor"] for r in removed} <= {r["id"] for r in old_kept + kept}
     if settings.get("ngram_unit") != "char":
         text, of = {r["id"]: r["text"] for r in rows}, {r["id"]: r["survivor"] for r in gone}
@@ -318,8 +318,9 @@ def test_many_documents_with_one_template_are_not_all_paired(tmp_path):
 
 
 def test_the_pair_window_finds_nearly_all_near_duplicates_within_a_large_template(tmp_path, monkeypatch):
-    # 400 pages, most of each the same words: at 0.64 they are no duplicates, but share every band by the
-    # dozen. Of 100 of them there is a copy with some words edited (0.74), hundreds of pages away.
+    # 400 pages with the same template: their similarity of 0.64 makes them no duplicates, but each band has
+    # dozens of pages with the same key. 100 pages have a copy with some edited words (0.74), hundreds of
+    # pages away.
     rng = random.Random(0)
     vocabulary = [f"w{i}" for i in range(5000)]
     template = rng.choices(vocabulary, k=220)

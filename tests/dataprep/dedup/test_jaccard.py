@@ -1,4 +1,4 @@
-"""Similarities of pairs: against Python sets, in any blocks, and from sketches where a document is old."""
+"""Similarities of pairs, compared with Python sets, in blocks of any size, and from sketches."""
 
 import itertools
 
@@ -52,7 +52,7 @@ def save(folder, sets, cuts, num_old):
         if part < num_old:
             signatures.save_sketches(folder / f"{part:05d}", [signatures.sketch(a) for a in own])
             continue
-        # two batches, and the rows of empty sets are there too
+        # two batches, with rows for empty sets
         half = len(own) // 2
         batches = [own[:half], own[half:]]
         jaccard.save_sets(

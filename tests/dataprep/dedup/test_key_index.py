@@ -1,4 +1,4 @@
-"""Equal keys on disk: against dictionaries in memory, for any parts, ranges and groups."""
+"""Equal keys on disk, compared with dictionaries in memory, for any parts, ranges and groups."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from mt.dataprep.dedup import key_index
 from mt.dataprep.dedup.key_index import BandSearch, Corpus, ShardKeys, save_array
 
 
-@settings(deadline=None, max_examples=30)  # of files
+@settings(deadline=None, max_examples=30)  # examples write files
 @given(st.lists(st.text() | st.just("\ud800é"), max_size=8), st.data())
 def test_strings_are_read_back_by_row(tmp_path_factory, texts, data):
     stem = tmp_path_factory.mktemp("strings") / "00000"
@@ -99,7 +99,7 @@ def test_copies_are_the_later_documents_with_an_equal_key_except_for_the_zero_ke
 
 
 def paired(documents, window):
-    """The pairs of documents with the same key: each with the `window` before it and with the first one."""
+    """Pairs of documents with the same key: each with the `window` documents before it and with the first."""
     found = set()
     for i, later in enumerate(documents):
         found |= {

@@ -1,4 +1,4 @@
-"""Repeated lines: against a loop with a set, and the same bytes for any workers, shards and ranges."""
+"""Repeated lines, compared with a loop over a set; the same bytes for any workers, shards and ranges."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The steps between keys and decisions, on a corpus small enough to work out by hand."""
+"""The steps from keys to decisions, compared with a small corpus worked out by hand."""
 
 import json
 
@@ -14,7 +14,7 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 
 def text(*changes, extra=""):
-    """Ten words, of which some are replaced."""
+    """A text of ten words, some of them replaced."""
     return " ".join("new" if i in changes else w for i, w in enumerate(WORDS)) + extra
 
 
@@ -47,13 +47,13 @@ def run(tmp_path, monkeypatch, **settings):
             **settings,
         )
     )
-    seen = {}
+    recorded = {}
     original = lsh.find_duplicates
 
     def find_duplicates(tasks, shards):
-        seen["counts"] = original(tasks, shards)
-        seen["decisions"] = [np.load(p) for p in sorted((tasks.folder / "decide").glob("*.npy"))]
-        return seen["counts"]
+        recorded["counts"] = original(tasks, shards)
+        recorded["decisions"] = [np.load(p) for p in sorted((tasks.folder / "decide").glob("*.npy"))]
+        return recorded["counts"]
 
     monkeypatch.setattr(dedup_module.lsh, "find_duplicates", find_duplicates)
     manifest = dedup(
@@ -64,7 +64,7 @@ def run(tmp_path, monkeypatch, **settings):
             **settings,
         )
     )
-    return seen["decisions"], seen["counts"], manifest
+    return recorded["decisions"], recorded["counts"], manifest
 
 
 def test_decisions_and_counts_are_those_worked_out_by_hand(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_decisions_and_counts_are_those_worked_out_by_hand(tmp_path, monkeypatch
     assert manifest["counts"]["removed"] == {"exact": 1, "near": 3}
 
 
-def test_the_first_document_of_a_cluster_survives_where_that_is_chosen(tmp_path, monkeypatch):
+def test_the_first_document_of_a_cluster_survives_if_configured(tmp_path, monkeypatch):
     (decided,), _, _ = run(tmp_path, monkeypatch, survivor="first")
     assert decided[["row", "near", "survivor"]].tolist() == [
         (1, False, 0),

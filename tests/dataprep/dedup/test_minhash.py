@@ -1,4 +1,4 @@
-"""MinHash signatures and bands: against exact similarities, datasketch and loops in Python."""
+"""MinHash signatures and bands, compared with exact similarities, datasketch and loops in Python."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ def test_the_fraction_of_equal_signature_values_estimates_the_similarity(similar
             np.concatenate((a, b)), np.array([0, size, 2 * size]), permutations
         )
         errors.append((signature[0] == signature[1]).mean() - common / len(base))
-    expected = np.sqrt(similarity * (1 - similarity) / permutations)  # of a binomial variable
+    expected = np.sqrt(
+        similarity * (1 - similarity) / permutations
+    )  # the standard deviation of a binomial variable
     assert abs(np.mean(errors)) < 4 * expected / np.sqrt(60)
     assert np.std(errors) < 1.3 * expected
 
@@ -71,9 +73,7 @@ TWO_TEXTS = st.lists(st.text("ab \t") | st.text("aé \u3000", max_size=20), max_
 
 @settings(deadline=None)  # the first call compiles
 @given(TWO_TEXTS, st.sampled_from(["word", "char"]), st.booleans())
-def test_shingles_of_texts_come_with_the_bytes_of_ascii_texts_where_the_loops_are_compiled(
-    texts, unit, compiled
-):
+def test_shingles_of_texts_come_with_the_bytes_of_ascii_texts_if_loops_are_compiled(texts, unit, compiled):
     hashes, first, nonspace = minhash.text_shingles(texts, 2, unit, compiled)
     units = shingles.batch_characters(texts) if unit == "char" else shingles.batch_words(texts)
     expected, expected_first = shingles.shingle(*units, 2)
@@ -85,7 +85,7 @@ def test_shingles_of_texts_come_with_the_bytes_of_ascii_texts_where_the_loops_ar
             assert data is None
 
 
-def test_a_signature_is_the_least_of_each_permutation_by_hand():
+def test_a_signature_is_the_minimum_of_each_permutation():
     factors, offsets = (a.tolist() for a in minhash.permutations(3))
     assert all(factor % 2 for factor in factors), "an odd factor makes a permutation"
     values = [[7, 1 << 31], [123456789]]

@@ -35,8 +35,8 @@ def test_compiled_loops_give_the_same_numbers(texts, n):
         ).all()
 
 
-def test_compiled_loops_do_not_import_what_other_packages_add_to_numba():
-    """awkward, which gigatoken needs, registers with numba and takes a quarter of a second to import."""
+def test_compiled_loops_do_not_import_extensions_of_numba():
+    """gigatoken needs awkward, which registers with numba and takes a quarter of a second to import."""
     pytest.importorskip("awkward", reason="nothing else on this machine adds to numba")
     code = (
         "import sys; from mt.dataprep.dedup import minhash; minhash.text_shingles(['some words'], 5, 'word',"

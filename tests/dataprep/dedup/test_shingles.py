@@ -1,4 +1,4 @@
-"""Words and shingles as hashes: against regular expressions and loops over Python strings."""
+"""Words and shingles as hashes, compared with regular expressions and loops over Python strings."""
 
 import itertools
 import re
@@ -66,8 +66,11 @@ def test_shingles_are_those_of_a_loop(texts, n):
     [
         (["A b-c_D", "a B c_d"], True),  # case and punctuation do not count, underscores do
         (["a bc", "ab c"], False),
-        (["ΑΣ ΣΑ", "ας σα"], True),  # a final sigma
-        (["\u0130x", "i\u0307x"], False),  # split before İ becomes two characters, one of which is no letter
+        (["ΑΣ ΣΑ", "ας σα"], True),  # one has a final sigma
+        (
+            ["\u0130x", "i\u0307x"],
+            False,
+        ),  # words are split before İ becomes two characters, one of them no letter
     ],
 )
 def test_words_are_compared_in_lower_case(texts, same):

@@ -1,4 +1,4 @@
-"""Sketches against the similarity of whole sets, and saved keys that cannot be compared."""
+"""Sketches, compared with the similarity of whole sets, and saved signatures that cannot be compared."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Docstrings of source files: against Python's own `__doc__`, and files that do not parse."""
+"""Docstrings of source files, compared with Python's `__doc__`; files that do not parse."""
 
 import ast
 import importlib

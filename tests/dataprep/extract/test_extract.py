@@ -1,4 +1,4 @@
-"""The extract command with --source python, and what it refuses before it reads anything."""
+"""The extract command with --source python, and settings that it refuses before it reads anything."""
 
 import json
 import pydoc_data.topics
@@ -15,7 +15,9 @@ def test_the_language_reference_is_complete_and_any_number_of_workers_gives_the_
     tmp_path, monkeypatch
 ):
     files, versions = docstrings.python_files(("xxhash",))
-    some = [f for i, f in enumerate(files) if i % 8 == 0 or f[0] == "pydoc_data/topics.py"]  # all take long
+    some = [
+        f for i, f in enumerate(files) if i % 8 == 0 or f[0] == "pydoc_data/topics.py"
+    ]  # all files take long
     monkeypatch.setattr(docstrings, "python_files", lambda packages: (some, versions))
     monkeypatch.setattr(sys.modules["mt.dataprep.extract.extract"], "SHARD_FILES", 30)
     one = extract(ExtractConfig(output=str(tmp_path / "1"), packages=("xxhash",), workers=1))

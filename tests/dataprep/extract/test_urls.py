@@ -1,4 +1,4 @@
-"""URL lists: each reason, the order, duplicates against a set, and replaced lists."""
+"""URL lists: each reason to remove a URL, order, duplicates, replaced lists, and errors."""
 
 import json
 import random
@@ -25,7 +25,7 @@ DOMAINS, EXTENSIONS = read_list(LISTS / "domains.txt"), read_list(LISTS / "exten
         ("https://www.youtube.com/watch?v=1", "domain"),
         ("https://youtube.co.uk/", "domain"),
         ("http://m.YouTube.com:80/a.jpg", "domain"),  # the first reason counts
-        ("https://youtube.example.org/", None),  # a name somewhere inside another's site is not the site
+        ("https://youtube.example.org/", None),  # the name of a site within another site's name
         ("https://notyoutube.com/", None),
         ("https://sub.last.fm/x", "domain"),
         ("https://glast.fm/x", None),

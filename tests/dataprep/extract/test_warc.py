@@ -1,4 +1,4 @@
-"""WARC files: the main text of their pages, and files that are cut short."""
+"""WARC files: the main text of their pages, and truncated files."""
 
 import gzip
 import json
@@ -148,7 +148,7 @@ def test_the_text_of_a_large_crawl_file_is_written_to_several_files(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path, share):
+def test_a_truncated_file_is_refused_in_one_line(tmp_path, share):
     data = response("last", page(STORY * 9))
     write(tmp_path, b"".join(RECORDS) + data[: int(len(data) * share)])
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Wikipedia dumps: removed markup, removed pages, and dumps that are cut short."""
+"""Wikipedia dumps: removed markup, removed pages, and truncated dumps."""
 
 import bz2
 import gzip
@@ -97,7 +97,7 @@ def test_articles_have_url_and_title_and_every_other_page_has_a_reason(tmp_path)
 
 
 def pack_streams(data, size=5_000):
-    """As a parallel bzip2 compresses: streams that begin anywhere, even inside tags."""
+    """Compressed as by a parallel bzip2: streams begin anywhere, also within tags."""
     return b"".join(bz2.compress(data[i : i + size]) for i in range(0, len(data), size))
 
 
@@ -191,7 +191,7 @@ def test_visible_text_is_kept_and_markup_is_removed(wikitext, text):
     assert plain_text(wikitext) == text
 
 
-def test_a_dump_that_is_cut_short_and_other_files_are_refused_in_one_line(tmp_path):
+def test_truncated_dumps_and_other_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.xml.bz2").write_bytes((tmp_path / dump(tmp_path)).read_bytes()[:-40])
     (tmp_path / "bad.xml.bz2").write_bytes(b"no bzip2 at all")
     (tmp_path / "short.xml").write_text(HEAD + PAGES[0] + "  <page>\n    <title>Ha")

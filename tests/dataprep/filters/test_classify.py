@@ -1,4 +1,4 @@
-"""Documents scored by a program, of which those with low scores are kept."""
+"""Documents scored by a program; those with low scores are kept."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def test_of_documents_with_equal_scores_the_first_are_kept(corpus):
     ]
 
 
-def test_two_workers_give_the_bytes_of_one(corpus):
+def test_two_workers_write_the_bytes_of_one(corpus):
     run(corpus, "one", keep_fraction=0.3, shard_bytes=1 << 16)
     run(corpus, "two", keep_fraction=0.3, workers=2)
     for name in ("00000.jsonl", "00001.jsonl", "removed/00001.jsonl"):

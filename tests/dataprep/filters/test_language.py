@@ -93,8 +93,8 @@ def test_another_process_gives_the_same_scores():
         "from mt.dataprep.filters.language import language; print([language(t) for t in"
         f" {list(ARTICLE.values())!r}])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == str([language(t) for t in ARTICLE.values()])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == str([language(t) for t in ARTICLE.values()])
 
 
 def test_the_rule_keeps_the_named_languages_and_reports_the_others():

@@ -1,4 +1,4 @@
-"""Detached punctuation: against NLTK, and a table worked by hand."""
+"""Detached punctuation, compared with NLTK and a table worked out by hand."""
 
 import pytest
 from hypothesis import given, settings
@@ -40,9 +40,9 @@ PIECES = [
 LINE = st.lists(st.sampled_from(PIECES) | st.characters(exclude_characters="\n\r"), max_size=20).map("".join)
 
 
-@settings(deadline=None)  # of the first, which loads NLTK
+@settings(deadline=None)  # the first example loads NLTK
 @given(st.lists(LINE, max_size=4))
-def test_lines_with_detached_punctuation_equal_nltks_and_others_are_unchanged(lines):
+def test_lines_with_detached_punctuation_are_those_of_nltk_and_others_are_unchanged(lines):
     bare = [line.strip() for line in lines]
     tokens = [tokenize(line) if '"' in line and "``" not in line else [line] for line in bare]
     assert standardize("\n".join(bare)) == "\n".join(

@@ -1,4 +1,4 @@
-"""The published filters against datatrove: the same result on the same words, at every threshold."""
+"""The published filters, compared with datatrove: the same results on the same words, for every parameter."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from mt.dataprep.filters.quality import Drop
 from mt.dataprep.filters.rules import compile_rules
 from mt.dataprep.filters.text_stats import TextStats
 
-# The reasons, ours and datatrove's.
+# our reason -> datatrove's reason
 REASONS = {
     "gopher_too_few_words": "gopher_short_doc",
     "gopher_too_many_words": "gopher_long_doc",
@@ -44,7 +44,7 @@ REASONS = {
 
 @pytest.fixture(scope="module")
 def datatrove():
-    """datatrove's filters with our words and sentences, since its own need spaCy."""
+    """datatrove's filters with our words and sentences, because its own need spaCy."""
     filters = pytest.importorskip(
         "datatrove.pipeline.filters", reason="datatrove is not installed: pip install 'mt[dev]'"
     )
@@ -66,7 +66,7 @@ def datatrove():
 
 
 def theirs(filters, text):
-    """(what is left of a text, or the reason) after datatrove's filters in turn."""
+    """What datatrove's filters, one after another, leave of a text; or the reason to drop it."""
     from datatrove.data import Document
 
     document = Document(text=text, id="")
@@ -101,7 +101,7 @@ def pairs(filters):
 
 
 def varied(texts: list[str]) -> list[str]:
-    """380 texts and some made worse: of few lines and many, repeated, cut, with marks and numbers."""
+    """380 texts and worse ones made of them: few or many lines, repeated, truncated, with symbols."""
     worse = [t[:200] + "\n" + t[:700] + t[100:300] for t in texts[:80]]
     worse += [f"{t[:150]}\n{t[:150]}\n\n{t[:150]}" for t in texts[:50]]
     listed = ["\n".join(f"- {s}" for s in re.split(r"[.,] ", t)) for t in texts[150:250]]
@@ -115,14 +115,14 @@ def varied(texts: list[str]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def texts(speeches):
-    """Real texts of 50 to 2,000 characters, the speeches' beginnings, and some made worse."""
+    """Texts of 50 to 2,000 characters from the speeches, and worse ones made of them."""
     pieces = [t[i : i + 50 + 130 * (i % 16)] for t in speeches for i in range(0, len(t) - 50, 700)]
     return varied(pieces[:500]) + [t[:4000] for t in speeches]
 
 
 @pytest.fixture(scope="session")
 def shared_texts(shared):
-    """The same of film reviews, and pages of WikiText."""
+    """The same of film reviews and of pages of WikiText."""
     rows = (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()[:500]
     lines = (shared / "data/wikitext/valid.txt").read_text(encoding="utf-8").split("\n")
     pages = ["\n".join(lines[i : i + 12]) for i in range(0, 1200, 12)]
@@ -158,7 +158,7 @@ def test_the_fineweb_preset_agrees_with_datatroves_chain_of_filters(datatrove, t
             assert_same(rules, chain, text)
 
 
-# Every parameter away from its default: ours, and datatrove's.
+# Every parameter with another value than its default: our rule, then datatrove's.
 PARAMETERS = [
     (
         "gopher_quality min_words=20 max_words=60",

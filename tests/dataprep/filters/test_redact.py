@@ -50,8 +50,8 @@ def test_text_that_resembles_an_address_is_unchanged(text):
 
 @given(st.ip_addresses(v=4), st.text(alphabet="ab ,;()", max_size=3))
 def test_public_addresses_are_replaced_and_others_kept(address, around):
-    said = redact(f"{around} {address} x", phone=False)
-    assert (str(address) in said) == (not ipaddress.ip_address(address).is_global)
+    redacted = redact(f"{around} {address} x", phone=False)
+    assert (str(address) in redacted) == (not ipaddress.ip_address(address).is_global)
 
 
 @given(

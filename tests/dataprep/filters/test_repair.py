@@ -1,4 +1,4 @@
-"""Repair: the same result as ftfy, and ftfy changes nothing that needs no repair."""
+"""Repair: the result is that of ftfy, and ftfy does not change text that needs no repair."""
 
 import json
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mt.dataprep.filters.repair import SEGMENT_CHARS, needs_repair, repair
 
-# Every character that takes part in mojibake, and what the other fixes look for, so that faults are common.
+# Every character of mojibake, and the characters that other fixes look for, so that faults are common.
 CLUES = sorted(
     {c for c in badness.BADNESS_RE.pattern if ord(c) > 127}
     | {chr(c) for c in (*range(0x80, 0x100), *range(0x370, 0x460))}
@@ -52,7 +52,7 @@ def test_repair_equals_ftfy_on_any_text(text):
     assert repair(text) == ftfy.fix_text(text)
 
 
-# Runs of ASCII long enough that their middles are taken out, with what could notice.
+# Runs of ASCII so long that repair skips their middles, with text whose repair could depend on them.
 RUNS = st.sampled_from(
     [
         "a" * 200,
@@ -95,10 +95,10 @@ def test_ftfy_does_not_change_what_needs_no_repair(segment):
         ("voilÃ le travail", "voilà le travail"),
         ("good Â day", "good \xa0day"),
         ("“quotes” and ’s", '"quotes" and \'s'),
-        ("aп¬ЃЕ“a", "afiœa"),  # Cyrillic letters, which ftfy's expression has as a range
-        ("x" * 250 + " РґРµРЅСЊ", "x" * 250 + " день"),  # a pair far from all else
+        ("aп¬ЃЕ“a", "afiœa"),  # Cyrillic letters, a range in ftfy's regular expression
+        ("x" * 250 + " РґРµРЅСЊ", "x" * 250 + " день"),  # a pair far from other mojibake
         ("x" * 250 + "a\x07", "x" * 250 + "a"),
-        ("fÃ quele" + "x" * 80, "fàquele" + "x" * 80),  # as far as ftfy looks around
+        ("fÃ quele" + "x" * 80, "fàquele" + "x" * 80),  # the distance to which ftfy looks
         ("x" * 80 + " Ã " + "y" * 80, "x" * 80 + " à " + "y" * 80),
         ("a\r\nb", "a\nb"),
         ("AT&amp;T", "AT&T"),

@@ -1,4 +1,4 @@
-"""Word splitters and counts: against Python's own splitting and a table worked by hand."""
+"""Word splitters and counts, compared with Python's splitting and a table worked out by hand."""
 
 import json
 
