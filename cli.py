@@ -21,11 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from . import __version__
 from .core import terminal
-from .core.config import Failure, Setting, UserError, build, nearest, read_yaml, settings
+from .core.config import Failure, Setting, UserError, build, nearest, settings
+from .core.parsing import check_value, parse_yaml, read_yaml
 
 # (group, verb) or (verb,) -> (module, function, one line of help). The annotation of the function's parameter
 # is the class of its configuration.
@@ -335,7 +334,7 @@ def call(path: tuple[str, ...], arguments: list[str]) -> dict[str, Any] | None:
     else:
         given |= dict(zip(names, words))
     flags = {".".join(leaves[name].path): value for name, value in given.items()}
-    layers = [(f, read_yaml(f)) for f in files] + [("command line", flags)]
+    layers = [(f, read_yaml(f, may_be_pipe=True)) for f in files] + [("command line", flags)]
     return function(configure(cls, layers, preset, hf))
 
 
@@ -375,7 +374,11 @@ def configure(
     named: dict[str, list[Any]] = {"preset": [], "hf": []}
     for name in named:
         if getattr(cls, {"preset": "PRESETS", "hf": "read_hf"}[name], False):
-            named[name] = [tree.pop(name) for _, tree in layers if name in tree]
+            named[name] = [
+                check_value(tree.pop(name), str, f"{origin}: {name}", "name one")
+                for origin, tree in layers
+                if name in tree
+            ]
     if directory := hf or (named["hf"] or [None])[-1]:
         layers.insert(0, (f"--hf {directory}", cls.read_hf(directory)))
     if chosen := preset or (named["preset"] or [None])[-1]:
@@ -570,7 +573,10 @@ def _mapping(text: str) -> dict[str, Any]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if not all(key.strip() and equals for key, equals, _ in pairs):
         raise argparse.ArgumentTypeError(f"{text} must be key=value pairs, separated by commas")
-    return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    try:
+        return {key.strip(): parse_yaml(value) for key, _, value in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: not valid YAML: {error}") from None
 
 
 def _print_error(message: object, code: int) -> int:

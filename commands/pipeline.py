@@ -31,10 +31,12 @@ from typing import Any
 import yaml
 
 from .. import cli
-from ..core.config import Failure, UserError, configuration, nearest, option, read_yaml, settings
+from ..core.config import Failure, UserError, configuration, nearest, option, settings, shown
 from ..core.manifest import Json, atomic_write, read_json, write_json
+from ..core.parsing import check_value, read_yaml
 from . import report
 
+NAME = r"[A-Za-z0-9_-]+"
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -144,6 +146,7 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
     folder = run_dir or tree.get("run_dir")
     if not folder:
         raise UserError(f"{path}: needs run_dir, the directory for all outputs (or pass --run-dir)")
+    check_value(folder, str, f"{path}: run_dir", "name a directory")
     stages: list[Stage] = []
     errors: list[str] = []
     outputs = {"run_dir": str(folder)}
@@ -151,7 +154,8 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
         try:
             stage = _stage(str(name), body, Path(folder), outputs)
         except UserError as error:
-            errors += [f"{path}: stage {name}: {line}" for line in str(error).split("\n")]
+            label = name if re.fullmatch(NAME, str(name)) else shown(name)
+            errors += [f"{path}: stage {label}: {line}" for line in str(error).split("\n")]
             outputs[str(name)] = f"{folder}/{name}"  # so that later references to it are not mistakes too
             continue
         outputs[stage.name] = stage.output
@@ -163,7 +167,7 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
 
 def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> Stage:
     """A stage of a pipeline file; raises UserError for an invalid one."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not re.fullmatch(NAME, name):
         raise UserError("the name of a stage must consist of letters, digits, - and _")
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
         raise UserError("needs `run:`, the command of mt that it runs (`run: data clean`)")
@@ -171,7 +175,8 @@ def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> S
     if verb not in cli.VERBS:
         known = [" ".join(v) for v in cli.VERBS]
         raise UserError(
-            f"run: {body['run']!r} is not a command of mt{nearest(body['run'], known)}; `mt --help` lists all"
+            f"run: {shown(body['run'])} is not a command of mt{nearest(body['run'], known)};"
+            " `mt --help` lists all"
         )
     _, cls = cli.verb(verb)
     output = next((s for s in settings(cls) if s.role == "output"), None)
@@ -182,11 +187,21 @@ def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> S
     if place is None:
         place = str(run_dir / name / name if output.name.endswith("prefix") else run_dir / name)
         given[output.name] = place
+    check_value(place, str, output.name, "name a directory or a prefix")
+    launch = check_value(_resolve(body.get("launch", ""), outputs), str, "launch", "give a command")
     overwrite = next((s for s in settings(cls) if s.path[-1] == "overwrite"), None)
     if overwrite is not None:
         # the output belongs to the stage: what an older version of the file left there is replaced
         given[overwrite.name] = True
-    return Stage(name, verb, given, place, shlex.split(_resolve(body.get("launch", ""), outputs)))
+    return Stage(name, verb, given, place, _words(launch))
+
+
+def _words(launch: str) -> list[str]:
+    """The words of a launcher's command."""
+    try:
+        return shlex.split(launch)
+    except ValueError as error:
+        raise UserError(f"launch = {shown(launch)}: {error}; close the quotation") from None
 
 
 def _lookup(tree: Any, path: tuple[str, ...]) -> Any:

@@ -13,13 +13,70 @@ import math
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from ..core import manifest
 from ..core.config import UserError, configuration, option
 from ..core.manifest import Json, atomic_write, read_json
+from ..core.parsing import MADE_BY_MT, AnyFloat, Count, check_value
 
 COLUMNS = ("stage", "documents", "tokens", "seconds", "result")
 NUMBERS = ("documents", "tokens", "seconds")  # columns that are aligned at the right
+
+MOST_PLOTTED = 1e9  # losses beyond it have no place in a curve
+
+
+class ListedStage(TypedDict):
+    """A stage in a pipeline.json."""
+
+    name: str
+    verb: str
+    output: str
+
+
+class Counts(TypedDict, total=False):
+    """`counts` of a manifest, as far as the page shows them."""
+
+    documents: Count | None
+    tokens: Count | None
+    removed: dict[str, Count] | None
+    rejected: Count | None
+    vocab_size: Count
+    chunks: Count
+    train_samples: Count
+
+
+class StatsRow(TypedDict):
+    """A row of `mt data stats`."""
+
+    name: str
+    tokens: NotRequired[Count | None]
+
+
+class Sample(TypedDict):
+    """A text that a model wrote."""
+
+    prompt: str
+    text: str
+
+
+class StageFacts(TypedDict):
+    """What the page shows of a stage's manifest."""
+
+    verb: str
+    settings: dict[str, Any]
+    counts: NotRequired[Counts]
+    seconds: AnyFloat
+    rows: NotRequired[list[StatsRow]]
+    train_loss: NotRequired[AnyFloat | None]
+    valid_loss: NotRequired[AnyFloat | None]
+    unigram_entropy: NotRequired[AnyFloat | None]
+    tokens_per_second: NotRequired[AnyFloat | None]
+    curve: NotRequired[list[tuple[Count, AnyFloat]] | None]
+    valid_curve: NotRequired[list[tuple[Count, AnyFloat]] | None]
+    scores: NotRequired[dict[str, Any] | None]
+    samples: NotRequired[list[Sample] | None]
+
 
 Finished = tuple[str, str, Json]  # a finished stage: its name, its output, its manifest
 Series = Sequence[tuple[int, float]]  # (step, value) points of a curve
@@ -45,7 +102,7 @@ def report(config: ReportConfig) -> Json:
     page = output / "report.html"
     if run.finished:
         return run.manifest
-    finished = [(name, place, read_json(path)) for name, place, path in stages]
+    finished = [(name, place, _facts_of(path)) for name, place, path in stages]
     with atomic_write(page, "w") as file:
         file.write(render(run_dir.resolve().name, finished))
     return run.finish([manifest.record(page, output)], {"stages": len(finished)}, page=str(page))
@@ -57,7 +114,7 @@ def _stages(run_dir: Path, output: Path) -> list[tuple[str, str, Path]]:
     if not listing.exists():
         raise UserError(f"{run_dir}: holds no run of `mt run` (no pipeline.json); check the path")
     found = []
-    for stage in read_json(listing):
+    for stage in check_value(read_json(listing), list[ListedStage], listing, MADE_BY_MT):
         place = Path(stage["output"])
         for path in (place / "manifest.json", place.with_name(f"{place.name}.manifest.json")):
             if path.exists() and path.parent != output and stage["verb"] != "report":
@@ -65,6 +122,12 @@ def _stages(run_dir: Path, output: Path) -> list[tuple[str, str, Path]]:
     if not found:
         raise UserError(f"{run_dir}: no stage has finished yet; run `mt run` first")
     return found
+
+
+def _facts_of(path: Path) -> Json:
+    """A manifest; raises UserError for a value that mt does not write."""
+    facts: Json = check_value(read_json(path), StageFacts, path, MADE_BY_MT)
+    return facts
 
 
 def rows(stages: Sequence[Finished]) -> list[Json]:
@@ -101,7 +164,8 @@ def _result(m: Json) -> str:
         words.append(f"set aside {counts['rejected']:,}")
     if m.get("valid_loss") is not None:
         entropy = f", unigram entropy {m['unigram_entropy']:.3f}" if m.get("unigram_entropy") else ""
-        words.append(f"train loss {m['train_loss']:.3f}, validation {m['valid_loss']:.3f}{entropy}")
+        trained = f"train loss {m['train_loss']:.3f}, " if m.get("train_loss") is not None else ""
+        words.append(f"{trained}validation {m['valid_loss']:.3f}{entropy}")
     if m.get("tokens_per_second"):
         words.append(f"{m['tokens_per_second']:,.0f} tokens/s")
     words += [
@@ -225,7 +289,10 @@ def _facts(facts: Json) -> str:
 
 def _chart(lines: Mapping[str, Series], level: float | None) -> str:
     """An SVG line chart of curves, with a dashed line at the unigram entropy `level`."""
-    points = [p for series in lines.values() for p in series if math.isfinite(p[1])]
+    # of the points that have a place on the page: NaN has none
+    lines = {name: [p for p in series if abs(p[1]) <= MOST_PLOTTED] for name, series in lines.items()}
+    level = level if level and abs(level) <= MOST_PLOTTED else None
+    points = [p for series in lines.values() for p in series]
     if not points:
         return ""
     wide, high = 860, 320
@@ -250,7 +317,7 @@ def _chart(lines: Mapping[str, Series], level: float | None) -> str:
             f" x={wide - 14} y={y(level) - 6:.1f} text-anchor=end>unigram entropy {level:.2f}</text>"
         )
     for number, (name, series) in enumerate(lines.items()):
-        at = [(x(step), y(value)) for step, value in series if math.isfinite(value)]
+        at = [(x(step), y(value)) for step, value in series]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
         dots = ""
         if len(series) < 40:

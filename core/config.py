@@ -15,14 +15,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 
 class UserError(Exception):
@@ -80,7 +79,7 @@ def configuration(*, group: str = "") -> Callable[[type[T]], type[T]]:
         def __init__(self: T, **values: Any) -> None:
             kinds = _annotations(made)
             wrong = [
-                f"{'.'.join(filter(None, (group, name)))} = {value!r}: {problem}"
+                f"{'.'.join(filter(None, (group, name)))} = {shown(value)}: {problem}"
                 for name, value in values.items()
                 if name in kinds and (problem := mistake(value, kinds[name]))
             ]
@@ -170,7 +169,7 @@ def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
         try:
             values[path] = convert(value, known[path].type)
         except ValueError as error:
-            errors.append(f"{origins[path]}: {known[path].name} = {value!r}: {error}")
+            errors.append(f"{origins[path]}: {known[path].name} = {shown(value)}: {error}")
     for path, setting in known.items():
         if setting.default is dataclasses.MISSING and path not in merged:
             errors.append(f"{setting.name} must be given ({setting.flag}): {setting.help}")
@@ -226,7 +225,8 @@ def convert(value: Any, kind: Any) -> Any:
 def mistake(value: object, kind: Any) -> str | None:
     """The rule that a value breaks ("must be a number"), or None if it has the annotated type.
 
-    A bool is not a number; a text or a list is not a tuple; a float must be finite. An int is a valid float.
+    A bool is not a number; a text or a list is not a tuple; an int must fit into 64 bits, signed or unsigned;
+    a float must be finite. An int is a valid float.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -252,11 +252,14 @@ def mistake(value: object, kind: Any) -> str | None:
             return f"must be a text, such as {str(value)!r}"
         return None if isinstance(value, str) else "must be a text"
     if kind is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
+        if not isinstance(value, int) or isinstance(value, bool):
+            return "must be a whole number"
+        return None if -(1 << 63) <= value < 1 << 64 else "must be a whole number of 64 bits"
     if kind is float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return "must be a number"
-        return None if math.isfinite(value) else "must be a finite number"
+        # an int beyond the largest float is no finite number either; math.isfinite raises there
+        return None if abs(value) <= sys.float_info.max else "must be a finite number"
     assert dataclasses.is_dataclass(kind), f"a setting cannot have the type {kind}"
     assert isinstance(kind, type)
     return None if isinstance(value, kind) else f"must be a {kind.__name__}"
@@ -296,6 +299,27 @@ def _number(value: Any, kind: type[int] | type[float]) -> Any:
     return int(number) if number.is_integer() else value
 
 
+class _Shown(reprlib.Repr):
+    """repr, shortened where a value is long, wide or deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlong = 40
+        self.maxlist = self.maxtuple = self.maxdict = 12
+
+    def repr_int(self, number: int, level: int) -> str:
+        try:
+            return super().repr_int(number, level)  # type: ignore[attr-defined, no-any-return, unused-ignore]
+        except ValueError:  # Python writes no more than 4,300 digits
+            return f"a number of {number.bit_length():,} bits"
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr, in which control characters are escaped, shortened if it is long."""
+    return _Shown().repr(value)
+
+
 def check(*rules: tuple[bool, str]) -> None:
     """Raises one UserError with the messages of all broken rules, for `__post_init__`.
 
@@ -328,39 +352,3 @@ def to_dict(config: Any) -> dict[str, Any]:
             value = to_dict(value)
         tree[field.name] = list(value) if isinstance(value, tuple) else value
     return tree
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises UserError with file and line for anything else."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    try:
-        tree = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: must hold `name: value` lines, not a {type(tree).__name__}")
-    return tree
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; PyYAML silently takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

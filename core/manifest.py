@@ -32,14 +32,64 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
 
 import xxhash
 
 from .. import __version__
-from .config import UserError, settings, to_dict
+from . import parsing
+from .config import UserError, settings, shown, to_dict
+from .parsing import Count
 
 Json = dict[str, Any]  # a JSON object, such as a manifest
+
+
+class FileRecord(TypedDict):
+    """An output file in a manifest: see `record`."""
+
+    name: str
+    bytes: Count
+    mtime_ns: int
+    xxh3: str
+    documents: NotRequired[bool]
+    rows: NotRequired[Count]
+
+
+class InputRecord(TypedDict, total=False):
+    """An input in a manifest: its path, and its identity."""
+
+    path: str
+    key: str
+
+
+class TokenizerFacts(TypedDict):
+    """The tokenizer that wrote a .bin/.idx pair."""
+
+    fingerprint: str
+    vocab_size: Count
+
+
+class Manifest(TypedDict):
+    """What other stages read of a manifest.json; each stage adds facts of its own."""
+
+    verb: str
+    key: str
+    settings: Json
+    inputs: list[InputRecord]
+    outputs: list[FileRecord]
+    counts: Json
+    finished: NotRequired[str]
+    tokenizer: NotRequired[TokenizerFacts]
+
+
+class Claim(TypedDict):
+    """A run.json."""
+
+    verb: str
+    key: str
+    settings: Json
+
+
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536  # of sample_digest
 
 
@@ -87,12 +137,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file that mt wrote; raises UserError if the file is not whole."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not whole JSON ({error}); remove the output it belongs to and run its command again"
-        ) from None
+    return parsing.read_json(path, remedy=parsing.MADE_BY_MT)
 
 
 def record(path: str | Path, root: str | Path, digest: str | None = None) -> Json:
@@ -168,18 +213,19 @@ def _read_manifest(path: Path, mtime_ns: int) -> tuple[Json | None, dict[str, Js
     Cached, because a manifest can list many files. mtime_ns: of the file, so that a new one is read again.
     """
     manifest = read_json(path)
-    ours = _is_ours(manifest)
+    ours = _is_ours(manifest, path)
     return manifest if ours else None, {o["name"]: o for o in manifest["outputs"]} if ours else {}
 
 
-def _is_ours(manifest: Any) -> bool:
-    """Whether mt wrote this manifest.json, which is a common name."""
-    keys = {"verb", "key", "settings", "inputs", "outputs", "counts"}
-    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+def _is_ours(manifest: Any, path: Path) -> bool:
+    """Whether mt wrote this manifest.json, which is a common name.
+
+    Raises UserError if it has all keys of one of ours, and values that mt does not write.
+    """
+    if not isinstance(manifest, dict) or not parsing.required_keys(Manifest) <= manifest.keys():
         return False
-    return isinstance(manifest["outputs"], list) and all(
-        isinstance(o, dict) and "name" in o for o in manifest["outputs"]
-    )
+    parsing.check_value(manifest, Manifest, path, parsing.MADE_BY_MT)
+    return True
 
 
 def identity(path: str | Path) -> Json:
@@ -314,7 +360,7 @@ def begin(
     goes_on = False  # whether it continues from a finished output of which a file is damaged
     if sealed.exists():
         manifest = read_json(sealed)
-        if not _is_ours(manifest):
+        if not _is_ours(manifest, sealed):
             raise UserError(
                 f"{sealed}: is there already, and mt did not write it; choose another output, or move it away"
                 " yourself"
@@ -345,11 +391,13 @@ def begin(
             f"{target}: is not empty and mt did not write it; choose another output, or empty it yourself"
         )
     run.lock = _lock(unfinished, target)
-    before = unfinished.read_text(encoding="utf-8")
+    before = parsing.read_bytes(unfinished, parsing.SETTINGS_BYTES, parsing.MADE_BY_MT)
     try:
-        earlier = json.loads(before) if before else None
-    except json.JSONDecodeError:
+        earlier = parsing.parse_json(before, str(unfinished)) if before else None
+    except UserError:
         earlier = None  # killed while run.json itself was being written: there is nothing else yet
+    if earlier is not None:
+        parsing.check_value(earlier, Claim, unfinished, parsing.MADE_BY_MT)
     stale = sealed.exists() or (earlier is not None and earlier["key"] != key)
     if stale:
         if (
@@ -397,7 +445,7 @@ def _intact(output: Json, root: Path) -> bool:
 def _difference(before: Json, now: Json) -> str:
     """The first three settings that differ between two runs, for a message."""
     changed = [
-        f"{k} was {before.get(k)!r}, is {now.get(k)!r}"
+        f"{k} was {shown(before.get(k))}, is {shown(now.get(k))}"
         for k in sorted({*before, *now})
         if before.get(k) != now.get(k)
     ]
@@ -431,7 +479,8 @@ def _holds_work(run: Run) -> bool:
 def _clear(target: Path, sealed: Path, unfinished: Path, prefix: bool) -> None:
     """Removes an earlier run's files, its manifest first: a kill leaves no manifest without files."""
     if prefix:
-        outputs = read_json(sealed)["outputs"] if sealed.exists() else []
+        manifest = read_json(sealed) if sealed.exists() else None
+        outputs = manifest["outputs"] if manifest and _is_ours(manifest, sealed) else []
         sealed.unlink(missing_ok=True)
         for output in outputs:
             (sealed.parent / output["name"]).unlink(missing_ok=True)

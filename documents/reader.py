@@ -23,12 +23,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import orjson
 
 from ..core import manifest
 from ..core.config import UserError
+from ..core.parsing import SETTINGS_BYTES, check_value, read_json
 from . import files, sources
 
 PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
@@ -131,19 +132,38 @@ def _files_in(folder: Path) -> list[Path]:
             f"{folder}: holds an unfinished run of mt; run the command that writes it again first"
         )
     if (folder / "dataset_dict.json").exists():
-        splits = manifest.read_json(folder / "dataset_dict.json")["splits"]
-        raise UserError(
-            f"{folder}: holds the splits {', '.join(splits)} of a dataset; name one, as in"
-            f" {folder / splits[0]}"
-        )
+        listing = folder / "dataset_dict.json"
+        splits = check_value(read_json(listing, SETTINGS_BYTES), SavedSplits, listing)["splits"]
+        example = f"; name one, as in {folder / splits[0]}" if splits else "; check the path"
+        raise UserError(f"{folder}: holds the splits {', '.join(splits)} of a dataset{example}")
     if _is_saved_dataset(folder):
-        return [folder / f["filename"] for f in manifest.read_json(folder / "state.json")["_data_files"]]
+        state = folder / "state.json"
+        saved = check_value(read_json(state), SavedDataset, state)
+        return [folder / file["filename"] for file in saved["_data_files"]]
     # Another program's manifest.json does not hold documents.
     return sorted(
         p
         for p in folder.rglob("*")
         if p.is_file() and _known(p.name) and not p.name.startswith(".") and p.name != "manifest.json"
     )
+
+
+class DataFile(TypedDict):
+    """A file of a dataset that `datasets` saved."""
+
+    filename: str
+
+
+class SavedDataset(TypedDict):
+    """The state.json of such a dataset."""
+
+    _data_files: list[DataFile]
+
+
+class SavedSplits(TypedDict):
+    """The dataset_dict.json beside such datasets."""
+
+    splits: list[str]
 
 
 def _is_saved_dataset(folder: Path) -> bool:

@@ -22,18 +22,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import xxhash
 
 from ..core.config import UserError
 from ..core.manifest import manifest_of
+from ..core.parsing import MADE_BY_MT, Count, Range, check_value
 from .format import IndexedDataset
 from .gpt_dataset import BlendedDataset, Dataset, GPTDataset
 
 # Tokens [start, end) of a document of a dataset (its number in the order of --data-path).
 CHUNK = np.dtype([("dataset", "<u4"), ("document", "<u4"), ("start", "<u4"), ("end", "<u4")])
+
+
+Length = Annotated[int, Range(1, 1 << 24)]
 
 
 class DataInfo(TypedDict):
@@ -55,12 +59,12 @@ class DatabaseInfo(TypedDict):
     """`database` in the manifest of a retrieval database."""
 
     data: list[DataInfo]
-    chunk_length: int  # tokens
-    pad_id: int  # token of padding, in short chunks and missing neighbours
-    num_neighbors: int  # of every chunk
+    chunk_length: Length  # tokens
+    pad_id: Annotated[int, Range(0)]  # token of padding, in short chunks and missing neighbours
+    num_neighbors: Length  # of every chunk
     index: str  # Faiss factory string
-    nprobe: int  # cells that a search visits, for an index with cells
-    ef_search: int  # size of the candidate list of a search, for an index with a graph
+    nprobe: Length  # cells that a search visits, for an index with cells
+    ef_search: Length  # size of the candidate list of a search, for an index with a graph
     embedder: EmbedderInfo
 
 
@@ -102,10 +106,10 @@ class Neighbors:
 class SplitInfo(TypedDict):
     """The samples of a split that have neighbours; a training run must have the same, or fewer of them."""
 
-    samples: int
+    samples: Count
     data: list[str]  # fingerprints of the .bin/.idx pairs
     sequences: list[list[int]]  # [first, one past the last] of every pair
-    seq_length: int  # tokens of a sample
+    seq_length: Length  # tokens of a sample
     order: str  # digest of the order of the samples
 
 
@@ -114,7 +118,7 @@ class SamplesInfo(TypedDict):
 
     database: str  # relative to the directory of the neighbours
     database_key: str  # key in the database's manifest
-    num_neighbors: int  # of every chunk
+    num_neighbors: Length  # of every chunk
     splits: dict[str, SplitInfo]
 
 
@@ -132,6 +136,7 @@ class SampleNeighbors:
             "samples",
             "not the finished neighbours of samples; make them with `mt retro neighbors --output"
             f" {directory}`",
+            SamplesInfo,
         )
         self.split = _find_split(directory, self.info["splits"], describe_samples(dataset))
         root = Path(os.path.normpath(directory / self.info["database"]))
@@ -322,12 +327,13 @@ def read_database(directory: Path) -> DatabaseInfo:
         directory,
         "database",
         f"not a finished retrieval database; make one with `mt retro build-db --output {directory}`",
+        DatabaseInfo,
     )
     return info
 
 
-def read_fact(directory: Path, name: str, otherwise: str) -> Any:
-    """The value of a name in a directory's manifest.
+def read_fact(directory: Path, name: str, otherwise: str, kind: Any = Any) -> Any:
+    """The value of a name in a directory's manifest, of the type `kind` (parsing.check_value).
 
     Raises UserError (`otherwise`) if there is none, and for a file whose size is not the recorded one.
     """
@@ -342,7 +348,7 @@ def read_fact(directory: Path, name: str, otherwise: str) -> Any:
                 f"{path}: has {size:,} bytes where the manifest records {output['bytes']:,}; run the command"
                 " that made it again"
             )
-    return manifest[name]
+    return check_value(manifest[name], kind, f"{directory / 'manifest.json'}: {name}", MADE_BY_MT)
 
 
 def open_data(

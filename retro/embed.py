@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 import tokenizers
@@ -21,9 +21,11 @@ import torch
 import xxhash
 
 from ..core.config import UserError
-from ..core.manifest import file_digest, read_json
+from ..core.manifest import file_digest
+from ..core.parsing import SETTINGS_BYTES, Range, check_value, read_json
 from ..indexed.neighbors import DatabaseInfo
 from ..indexed.word_pieces import word_pieces
+from ..tokenizer.vocabulary import read_tokenizer_json
 from ..train.checkpoint.base import Checkpoint
 from ..train.checkpoint.huggingface import HuggingFaceCheckpoint, minilm_directory
 from ..train.checkpoint.native import NativeCheckpoint
@@ -197,15 +199,39 @@ def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         order = order[size:]
 
 
+class SentenceModule(TypedDict):
+    """An entry of the modules.json of sentence-transformers."""
+
+    type: str
+
+
+class SentenceSettings(TypedDict, total=False):
+    """A sentence_bert_config.json."""
+
+    max_seq_length: Annotated[int | None, Range(2, 1 << 20)]  # [CLS] and [SEP] included
+
+
+class TokenizerSettings(TypedDict, total=False):
+    """What is read of a BERT's tokenizer_config.json."""
+
+    do_lower_case: bool
+
+
+def _checked(file: Path, kind: Any) -> Any:
+    """The value of a JSON file, which has the type `kind`."""
+    return check_value(read_json(file, SETTINGS_BYTES), kind, file)
+
+
 def _pooling(directory: Path) -> tuple[bool, bool]:
     """(mean over all tokens, vectors are normalized) of a model; raises UserError for any other pooling."""
     if not (directory / "modules.json").exists():
         return False, False
-    modules = [m["type"].rsplit(".", 1)[-1] for m in read_json(directory / "modules.json")]
+    listed: list[SentenceModule] = _checked(directory / "modules.json", list[SentenceModule])
+    modules = [module["type"].rsplit(".", 1)[-1] for module in listed]
     settings = directory / "1_Pooling" / "config.json"
     modes = sorted(
         name
-        for name, value in (read_json(settings) if settings.exists() else {}).items()
+        for name, value in (_checked(settings, dict[str, Any]) if settings.exists() else {}).items()
         if name.startswith("pooling_mode") and value not in (False, "mean")
     )
     known = modules in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
@@ -220,10 +246,18 @@ def _pooling(directory: Path) -> tuple[bool, bool]:
 def _tokenizer(directory: Path, max_positions: int) -> tokenizers.Tokenizer:
     """The WordPiece tokenizer of a directory; it adds [CLS] and [SEP] and truncates long texts."""
     if (directory / "tokenizer.json").exists():
-        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        read_tokenizer_json(directory / "tokenizer.json")  # the library crashes on some of what it refuses
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # its Rust code raises bare Exception
+            raise UserError(
+                f"{directory / 'tokenizer.json'}: cannot be read ({str(error)[:200]}); fetch the file again"
+            ) from None
     elif (directory / "vocab.txt").exists():
         settings = directory / "tokenizer_config.json"
-        lowercase = read_json(settings).get("do_lower_case", True) if settings.exists() else True
+        lowercase = (
+            _checked(settings, TokenizerSettings).get("do_lower_case", True) if settings.exists() else True
+        )
         tokenizer = tokenizers.BertWordPieceTokenizer(
             str(directory / "vocab.txt"), lowercase=lowercase
         )._tokenizer
@@ -233,7 +267,7 @@ def _tokenizer(directory: Path, max_positions: int) -> tokenizers.Tokenizer:
             " BERT model"
         )
     limits = directory / "sentence_bert_config.json"
-    longest = read_json(limits).get("max_seq_length") if limits.exists() else None
+    longest = _checked(limits, SentenceSettings).get("max_seq_length") if limits.exists() else None
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(longest or MAX_TOKENS, max_positions))
     return tokenizer

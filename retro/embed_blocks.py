@@ -37,7 +37,7 @@ from ..indexed.ict_dataset import (
     title_lengths,
     title_of,
 )
-from ..indexed.neighbors import DataInfo, open_data, read_fact
+from ..indexed.neighbors import DataInfo, Length, open_data, read_fact
 from ..indexed.word_pieces import word_pieces
 from ..train.checkpoint.native import NativeCheckpoint
 from ..train.checkpoint.open import open_checkpoint
@@ -67,9 +67,9 @@ class BlocksInfo(TypedDict):
 
     data: list[DataInfo]
     titles: list[DataInfo]  # empty if blocks have no titles
-    seq_length: int  # tokens of a block
+    seq_length: Length  # tokens of a block
     index: str
-    nprobe: int
+    nprobe: Length
     model: str  # digest of the biencoder's weights
 
 
@@ -319,7 +319,10 @@ class BlockSearcher:
     ):
         root = Path(db)
         evidence: BlocksInfo = read_fact(
-            root, "evidence", f"not finished blocks; make them with `mt retro embed-blocks --output {db}`"
+            root,
+            "evidence",
+            f"not finished blocks; make them with `mt retro embed-blocks --output {db}`",
+            BlocksInfo,
         )
         if evidence["model"] != encoder.digest:
             raise UserError(

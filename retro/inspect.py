@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import manifest_of
+from ..core.parsing import MADE_BY_MT, check_value
 from ..indexed.neighbors import Neighbors, SampleNeighbors, SamplesInfo
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, texts_of
@@ -92,7 +93,9 @@ def _inspect_database(config: InspectRetrievalConfig, root: Path, manifest: dict
 
 
 def _inspect_samples(config: InspectRetrievalConfig, root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    info: SamplesInfo = manifest["samples"]
+    info: SamplesInfo = check_value(
+        manifest["samples"], SamplesInfo, f"{root / 'manifest.json'}: samples", MADE_BY_MT
+    )
     facts = {**{k: v for k, v in info.items() if k != "splits"}, **manifest["counts"]}
     if config.sample is None:
         return {"text": "\n".join(_rows(facts)), "facts": facts}

@@ -21,12 +21,13 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ..core import manifest
 from ..core.config import UserError, configuration, option
+from ..core.parsing import SETTINGS_BYTES, check_value, read_json
 from ..indexed.format import IndexedDataset
 from ..indexed.neighbors import (
     CHUNK,
@@ -70,7 +71,9 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
     _h5py()
     samples: SamplesInfo | None = None
     if config.neighbors:
-        samples = read_fact(Path(config.neighbors), "samples", "not the finished neighbours of samples")
+        samples = read_fact(
+            Path(config.neighbors), "samples", "not the finished neighbours of samples", SamplesInfo
+        )
     several = next(
         (d for d in data if d.num_documents != len(d) or (np.diff(d.document_indices) != 1).any()), None
     )
@@ -164,6 +167,12 @@ def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
         yield path
 
 
+class RetroProject(TypedDict, total=False):
+    """The config.json of a project of Megatron-LM's Retro, as far as mt reads it."""
+
+    retro_neighbor_dirs: dict[str, str | None] | None
+
+
 class MegatronNeighbors:
     """The neighbours of a split in the query/ of a project; iterating yields blocks (rows, k) int64.
 
@@ -179,9 +188,9 @@ class MegatronNeighbors:
                 f"{project}: has no config.json; give the project of Megatron-LM's Retro that has query/"
                 " and db/"
             )
-        settings = manifest.read_json(project / "config.json")
-        folders = settings.get("retro_neighbor_dirs") if isinstance(settings, dict) else None
-        folder = folders.get(split) if isinstance(folders, dict) else None
+        file = project / "config.json"
+        settings = check_value(read_json(file, SETTINGS_BYTES), RetroProject, file)
+        folder = (settings.get("retro_neighbor_dirs") or {}).get(split)
         if not folder:
             raise UserError(
                 f"{project / 'config.json'}: has no neighbours of {split} in retro_neighbor_dirs; request no"

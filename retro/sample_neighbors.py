@@ -20,13 +20,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ..core import manifest
 from ..core.config import UserError, build, check, configuration, option, to_dict
 from ..core.executor import Workers
+from ..core.parsing import MADE_BY_MT, Count, check_value
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets
 from ..indexed.neighbors import DatabaseInfo, SamplesInfo, describe_samples, read_database, sample_documents
@@ -212,8 +213,16 @@ def _draws(config: NeighborsConfig) -> dict[str, Any]:
     return {"data": data | absolute, "num_samples": list(config.num_samples)}
 
 
+class Draws(TypedDict):
+    """`draws` in the manifest of the neighbours of samples."""
+
+    data: dict[str, Any]
+    num_samples: list[Count]
+
+
 def rebuild_dataset(draws: dict[str, Any], split: str) -> Dataset:
     """The dataset of a split whose neighbours were found, from `draws` in their manifest."""
+    check_value(draws, Draws, "`draws` of the neighbours' manifest.json", MADE_BY_MT)
     counts = [count if name == split else 0 for name, count in zip(SPLIT_NAMES, draws["num_samples"])]
     datasets = build_datasets(build(DataConfig, ("samples", draws["data"])), counts)
     dataset = datasets[SPLIT_NAMES.index(split)]

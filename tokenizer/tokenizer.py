@@ -23,15 +23,16 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import orjson
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, configuration, option
+from ..core.config import UserError, check, configuration, option, shown
 from ..core.manifest import cache_folder
+from ..core.parsing import JSON_BYTES, Range, check_value, read_bytes, read_json
 from .vocabulary import (
     TIKTOKEN_SPECIALS,
     Delimiters,
@@ -41,7 +42,6 @@ from .vocabulary import (
     gpt2_tree,
     hide_specials,
     hugging_face_tree,
-    read_json_file,
     tiktoken_tree,
     token_ids,
 )
@@ -303,15 +303,57 @@ def _given(value: T | None) -> T:
     return value
 
 
+Size = Annotated[int, Range(1, (1 << 31) - 1)]
+
+
+class NullFacts(TypedDict):
+    """tokenizer_config.json of a NullTokenizer."""
+
+    vocab_size: Size
+    eod: NotRequired[Annotated[int | None, Range(0)]]
+
+
+class ByteLevelFacts(TypedDict):
+    """tokenizer_config.json of a ByteLevelTokenizer."""
+
+    vocab_size: Size
+
+
+class SentencePieceFacts(TypedDict):
+    """tokenizer_config.json of a SentencePieceTokenizer."""
+
+    vocab_extra_ids: Annotated[int | None, Range(0, 1 << 20)]
+    special_tokens: NotRequired[list[str]]
+    keep_spaces: NotRequired[bool]
+
+
+# What `save` writes, by `mt_tokenizer`.
+SAVED_FACTS: dict[str, Any] = {
+    "NullTokenizer": NullFacts,
+    "ByteLevelTokenizer": ByteLevelFacts,
+    "SentencePieceTokenizer": SentencePieceFacts,
+}
+
+
 def load_directory(path: str | Path) -> Tokenizer:
     """The tokenizer in a directory that `save`, `mt data train-tokenizer` or Hugging Face wrote."""
     path = Path(path)
-    facts = (
-        read_json_file(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    )
+    file = path / "tokenizer_config.json"
+    facts: dict[str, Any] = check_value(read_json(file), dict[str, Any], file) if file.exists() else {}
     kind = facts.get("mt_tokenizer")
+    if kind is not None:
+        if not isinstance(kind, str) or kind not in SAVED_FACTS:
+            raise UserError(
+                f"{file}: mt_tokenizer = {shown(kind)}: must be one of {', '.join(SAVED_FACTS)}; fetch the"
+                " file again"
+            )
+        check_value(facts, SAVED_FACTS[kind], file)
     if kind == "NullTokenizer":
-        return NullTokenizer(facts["vocab_size"], facts.get("eod"))
+        if (eod := facts.get("eod")) is not None and eod >= facts["vocab_size"]:
+            raise UserError(
+                f"{file}: eod = {eod} is not below vocab_size = {facts['vocab_size']}; fetch the file again"
+            )
+        return NullTokenizer(facts["vocab_size"], eod)
     if kind == "ByteLevelTokenizer":
         return ByteLevelTokenizer(facts["vocab_size"])
     if kind == "SentencePieceTokenizer":
@@ -335,10 +377,10 @@ class VocabularyTokenizer:
         ids = token_ids(tree)
         self.vocab_size = max(ids.values(), default=-1) + 1
         self.bos, self.eod = (None if token is None else ids.get(token) for token in delimiters)
-        self._json = orjson.dumps(tree).decode()
+        self._json = _dumped(tree)
         self._delimiters, self._allow_special = delimiters, allow_special
         encoding = {**tree, "post_processor": None} if allow_special else hide_specials(tree)
-        self._encoding = orjson.dumps(encoding).decode()
+        self._encoding = _dumped(encoding)
         self.fingerprint = xxhash.xxh3_128(f"{delimiters.end}\n{self._json}".encode()).hexdigest()
         self.backend = self._choose_backend([token["content"] for token in tree["added_tokens"]])
 
@@ -351,15 +393,28 @@ class VocabularyTokenizer:
         if self.backend == "gigatoken":
             ids = self._gigatoken_encoder.encode(text).tolist()
         else:
-            ids = self._reference_encoder.encode(text, add_special_tokens=False).ids
+            try:
+                ids = self._reference_encoder.encode(text, add_special_tokens=False).ids
+            except BaseException as error:
+                raise _library_error(error) from None
         return ids
 
     def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.backend == "gigatoken":
             # A call for each text is as fast as the batch call, which imports awkward (0.2 s) for its result.
             return list(map(self._gigatoken_encoder.encode, texts))
-        encodings = self._reference_encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encode_by_reference(texts)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def _encode_by_reference(self, texts: Sequence[str]) -> list[Any]:
+        """The encodings of the library `tokenizers`."""
+        try:
+            encodings: list[Any] = self._reference_encoder.encode_batch_fast(
+                list(texts), add_special_tokens=False
+            )
+        except BaseException as error:
+            raise _library_error(error) from None
+        return encodings
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return _flat(self.encode_pieces(texts))
@@ -419,7 +474,7 @@ class VocabularyTokenizer:
         name = compared.hexdigest()
         if _is_noted(name):
             return "gigatoken"
-        encodings = self._reference_encoder.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._encode_by_reference(texts)
         try:
             ids = [self._gigatoken_encoder.encode(text).tolist() for text in texts]
         except Exception:  # a model that gigatoken does not know; its Rust code raises bare exceptions
@@ -452,10 +507,7 @@ class SentencePieceTokenizer:
         self._extra_ids = extra_ids
         self._allow_special = allow_special
         self._added = list(special_tokens)
-        try:
-            self._model = Path(path).read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; check the path") from None
+        self._model = read_bytes(path, JSON_BYTES)
         library = self._library
         self._keep_spaces = keep_spaces and library.encode_as_ids("x  y") == library.encode_as_ids("x y")
         self._mark_ids = len(library.encode_as_ids(f"x{MARK}")) - len(library.encode_as_ids("x"))
@@ -663,8 +715,29 @@ def _reference_backend(text: str) -> Any:
 
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # its Rust code raises bare Exception
+    except BaseException as error:
+        raise _library_error(error) from None
+
+
+def _library_error(error: BaseException) -> BaseException:
+    """A UserError for an error of the library `tokenizers`; any other error itself.
+
+    Its Rust code raises bare Exception, and where it panics a PanicException, which is none.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    version = importlib.metadata.version("tokenizers")
+    said = " ".join(str(error).split())[:300]
+    return UserError(
+        f"the tokenizer cannot be built from its files ({said}); give files that `tokenizers` {version} reads"
+    )
+
+
+def _dumped(tree: Tree) -> str:
+    """The text of a tree; raises UserError for what JSON cannot hold."""
+    try:
+        return orjson.dumps(tree).decode()
+    except TypeError as error:  # numbers of more than 64 bits, lone surrogates
         raise UserError(
-            f"the tokenizer cannot be built from its files ({error}); give files that `tokenizers`"
-            f" {tokenizers.__version__} reads"
+            f"the tokenizer's files hold a value that is not JSON ({error}); fetch them again"
         ) from None

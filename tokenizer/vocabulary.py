@@ -11,16 +11,17 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
-import orjson
-
-from ..core.config import UserError
+from ..core.config import UserError, shown
+from ..core.parsing import Range, check_value, read_json, read_text
 
 Tree = dict[str, Any]  # the JSON object in a tokenizer.json
+Id = Annotated[int, Range(0, (1 << 31) - 1)]
+# The greatest id of a vocabulary may be this many times its number of tokens, and this much more.
+MOST_IDS_PER_TOKEN, MOST_GAP = 4, 1 << 20
 Merge = str | list[str]  # "a b" in a tokenizer.json, since 2024 also ["a", "b"]
 # The token that ends a document in a tokenizer.json that does not name one: the first of these that it has.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<EOD>", "<EOT>", "[SEP]")
@@ -46,10 +47,12 @@ class Delimiters(NamedTuple):
 
 def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[Tree, Delimiters]:
     """GPT-2's byte-level BPE. `<|endoftext|>` both begins and ends a document, as in transformers."""
-    vocab = read_json_file(Path(vocab_file))
-    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+    vocab = read_json(vocab_file)
+    if not isinstance(vocab, dict):
         raise UserError(f"{vocab_file}: must be a JSON object of token: id; give GPT-2's vocab.json")
-    lines = _text_file(merge_file).replace("\r\n", "\n").split("\n")
+    check_value(vocab, dict[str, Id], vocab_file, "give GPT-2's vocab.json")
+    check_ids(vocab, vocab_file)
+    lines = read_text(merge_file).split("\n")
     skip = 1 if lines[0].startswith("#version") else 0
     merges = [line.split(" ") for line in lines[skip:] if line and not line.isspace()]
     if not all(len(pair) == 2 and pair[0] + pair[1] in vocab for pair in merges):
@@ -79,7 +82,7 @@ def _wrong_merge(
 
 def bert_tree(vocab_file: str, lowercase: bool) -> tuple[Tree, Delimiters]:
     """BERT's WordPiece. [CLS] begins a document and [SEP] ends it."""
-    words = _text_file(vocab_file).splitlines()
+    words = read_text(vocab_file).splitlines()
     vocab = {word.strip(): i for i, word in enumerate(words)}
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     missing = [s for s in specials if s not in vocab]
@@ -128,12 +131,7 @@ def hugging_face_tree(path: Path) -> tuple[Tree, Delimiters]:
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     if not file.exists() and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return gpt2_tree(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tree = read_json_file(file)
-    if not isinstance(tree, dict) or "model" not in tree:
-        raise UserError(
-            f"{file}: is not a tokenizer.json (it has no `model`); give the file that Hugging Face's"
-            " `tokenizers` writes"
-        )
+    tree = read_tokenizer_json(file)
     model = tree["model"]
     if isinstance(model.get("vocab"), dict):
         merges = model.get("merges") or ()
@@ -153,13 +151,82 @@ def hugging_face_tree(path: Path) -> tuple[Tree, Delimiters]:
     return tree, Delimiters(begin, end)
 
 
+class AddedToken(TypedDict):
+    """A token of a tokenizer.json beside its vocabulary."""
+
+    id: Id
+    content: str
+    single_word: NotRequired[bool]
+    lstrip: NotRequired[bool]
+    rstrip: NotRequired[bool]
+    normalized: NotRequired[bool]
+    special: NotRequired[bool]
+
+
+class TokenizerModel(TypedDict, total=False):
+    """`model` of a tokenizer.json, as far as mt reads it."""
+
+    type: str | None
+    vocab: dict[str, Id] | list[tuple[str, float]] | None
+    merges: list[tuple[str, str]] | list[str] | None
+    unk_token: str | None
+
+
+class TokenizerJson(TypedDict):
+    """A tokenizer.json, as far as mt reads it; the library `tokenizers` checks the rest."""
+
+    model: TokenizerModel
+    added_tokens: NotRequired[list[AddedToken] | None]
+
+
+def read_tokenizer_json(file: Path) -> Tree:
+    """The tree of a tokenizer.json; raises UserError for what the library would crash on, or mt misread."""
+    tree = read_json(file)
+    if not isinstance(tree, dict) or "model" not in tree:
+        raise UserError(
+            f"{file}: is not a tokenizer.json (it has no `model`); give the file that Hugging Face's"
+            " `tokenizers` writes"
+        )
+    check_value(tree, TokenizerJson, file)
+    check_ids(token_ids(tree), file)
+    return tree
+
+
+def check_ids(ids: Mapping[str, int], place: str | Path) -> None:
+    """Raises UserError for ids with wide gaps: the tables by id of libraries would need all the memory."""
+    most = max(ids.values(), default=-1)
+    if most >= MOST_IDS_PER_TOKEN * len(ids) + MOST_GAP:
+        token = next(token for token, i in ids.items() if i == most)
+        raise UserError(
+            f"{place}: gives the token {shown(token)} the id {most:,}, and has only {len(ids):,} tokens;"
+            " fetch the file again"
+        )
+
+
+class NamedToken(TypedDict):
+    """A special token as transformers writes it."""
+
+    content: str
+
+
+class SpecialTokens(TypedDict, total=False):
+    """The tokens that a tokenizer_config.json or special_tokens_map.json names."""
+
+    bos_token: str | NamedToken | None
+    cls_token: str | NamedToken | None
+    eos_token: str | NamedToken | None
+    sep_token: str | NamedToken | None
+
+
 def _named(folder: Path, *roles: str) -> list[str]:
     """The tokens that have these roles ("eos_token") in the files beside a tokenizer.json."""
+    files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    named = [check_value(read_json(file), SpecialTokens, file) for file in files if file.exists()]
     return [
         value["content"] if isinstance(value, dict) else value
         for role in roles
-        for name in ("tokenizer_config.json", "special_tokens_map.json")
-        if (folder / name).exists() and (value := read_json_file(folder / name).get(role)) is not None
+        for tokens in named
+        if (value := tokens.get(role)) is not None
     ]
 
 
@@ -228,7 +295,7 @@ def tiktoken_tree(
 
 def _tiktoken_ranks(path: str) -> list[bytes]:
     """The tokens in the order of their ranks; raises UserError if the file is not such a list."""
-    entries = read_json_file(Path(path))
+    entries = read_json(path)
     remedy = (
         'give the JSON list of {"rank", "token_bytes", "token_str"} that Megatron-LM\'s TikTokenizer reads'
     )
@@ -344,27 +411,3 @@ def _results_of_merges(contents: set[str], model: Tree) -> set[str]:
     ):
         return set()
     return contents & set(map(_merged, model.get("merges") or ()))
-
-
-def read_json_file(path: Path) -> Any:
-    """The JSON value in a user's file; raises UserError with file and line if it is not JSON."""
-    try:
-        return orjson.loads(text := _text_file(path))
-    except orjson.JSONDecodeError:
-        pass  # json names the line, and accepts NaN and lone surrogates, which some programs write
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); check the path, or fetch the file"
-            " again"
-        ) from None
-
-
-def _text_file(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; fetch the file again") from None

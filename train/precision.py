@@ -10,12 +10,13 @@ instead of 5.3 CPU seconds. Checkpoints hold the float32 weights, whatever the m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ..core.config import UserError, check, configuration, option
+from ..core.parsing import MADE_BY_MT, Count, Range, check_value
 from .float8 import Recipe, float8_obstacle
 from .model.dtensor import local_shard
 
@@ -129,6 +130,14 @@ def _add_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     return move
 
 
+class LossScaleState(TypedDict):
+    """The result of `LossScale.state`, in a checkpoint."""
+
+    value: Annotated[float, Range(0)]
+    good_steps: Count
+    patience: int
+
+
 class LossScale:
     """Dynamic loss scale for float16 (Micikevicius et al. 2018), by Megatron-LM's rules; else 1.
 
@@ -142,6 +151,7 @@ class LossScale:
         self.value = config.initial_loss_scale if config.fp16 else 1.0
         self.good_steps, self.patience = 0, config.hysteresis
         if state and config.fp16:
+            check_value(state, LossScaleState, "loss_scale of the checkpoint's state.json", MADE_BY_MT)
             self.value = state["value"]
             self.good_steps, self.patience = state["good_steps"], state["patience"]
 

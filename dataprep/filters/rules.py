@@ -16,9 +16,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import yaml
-
 from ...core.config import UserError, nearest
+from ...core.parsing import parse_yaml
 from ...tokenizer.tokenizer import Tokenizer
 from .boilerplate import unique_lines as drop_repeated_lines
 from .boilerplate import without_boilerplate, without_symbol_lines
@@ -122,8 +121,8 @@ def _parse_value(item: str, key: str, text: str, default: Parameter, choices: tu
         return text
     value: Any
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        value = parse_yaml(text) if text else None
+    except ValueError:
         value = None
     if isinstance(default, bool):
         fits = isinstance(value, bool)

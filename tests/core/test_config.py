@@ -22,7 +22,6 @@ from mt.core.config import (
     convert,
     mistake,
     option,
-    read_yaml,
     settings,
     to_dict,
 )
@@ -109,28 +108,6 @@ def test_whole_numbers_are_exact_in_any_notation(value, number):
 def test_a_value_that_is_no_whole_number_is_refused(value):
     with pytest.raises(UserError, match="whole number"):
         build(Train, ("x", {"train_iters": value}))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"a: 1\na: 2\n", "line 2: not valid YAML: 'a' is given twice"),
-        (b"a: [1\n", "not valid YAML"),
-        (b"- 1\n", "must hold `name: value` lines"),
-        (b"a: \xff\n", "not UTF-8"),
-    ],
-)
-def test_a_bad_yaml_file_is_refused_with_its_place(tmp_path, text, message):
-    path = tmp_path / "c.yaml"
-    path.write_bytes(text)
-    with pytest.raises(UserError, match=message) as caught:
-        read_yaml(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_missing_yaml_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        read_yaml(tmp_path / "none.yaml")
 
 
 def every_configuration() -> list[type]:

@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_no_file(tmp_path):
 def test_a_truncated_manifest_is_named(tmp_path, source):
     make(tmp_path / "a", source)
     (tmp_path / "a" / "manifest.json").write_text('{"verb": "co')
-    with pytest.raises(UserError, match="not whole JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         make(tmp_path / "a", source)
 
 

@@ -151,9 +151,9 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
             file["neighbors"][row, 0] = kept
     (folder / "old-notes.hdf5").write_bytes(b"none of ours")
     for text, message in (
-        ("[]", "has no neighbours of train"),
-        ('{"retro_neighbor_dirs": 3}', "has no neighbours of train"),
-        ("{", "not whole JSON"),
+        ("[]", "must be a mapping"),
+        ('{"retro_neighbor_dirs": 3}', "must be a mapping"),
+        ("{", "not valid JSON"),
         (None, r"has no config\.json"),
     ):
         other = tmp_path / "other"

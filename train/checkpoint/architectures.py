@@ -44,9 +44,7 @@ def weights_from_hf(
         for theirs in _hf_names(name, weights, config):
             short = theirs.removeprefix(weights.base)
             if theirs not in available and short not in available:
-                raise UserError(
-                    f"{place}: has no weight {theirs}; give a whole {architecture} model's directory"
-                )
+                raise _missing(theirs, architecture, place)
             names.append(theirs if theirs in available else short)
         tensor = _join([read(n) for n in names], name, weights, config)
         if _has_vocabulary_rows(name) and len(tensor) == config.vocab_size:
@@ -57,6 +55,42 @@ def weights_from_hf(
                 " model again"
             )
         yield name, tensor
+
+
+def check_stored(
+    architecture: str,
+    shapes: Mapping[str, torch.Size],
+    config: ResolvedModelConfig,
+    stored: Mapping[str, tuple[int, ...]],
+    place: str,
+    *,
+    may_lack: Callable[[str], bool],
+) -> None:
+    """Compares the settings with the shapes of the stored tensors, before anything is allocated.
+
+    shapes: of our weights. stored: Hugging Face's name -> shape. may_lack: whether our weight of a name may
+    be missing. A vocabulary may have more rows than the settings say. Raises UserError as weights_from_hf.
+    """
+    base = ARCHITECTURES[architecture].weights.base
+    for name, shape in shapes.items():
+        ours = [(name, torch.empty(shape, device="meta"))]
+        for theirs, tensor in weights_to_hf(architecture, ours, config):
+            found = stored.get(theirs, stored.get(theirs.removeprefix(base)))
+            if found is None:
+                if may_lack(name):
+                    continue
+                raise _missing(theirs, architecture, place)
+            wanted = tuple(tensor.shape)
+            if _has_vocabulary_rows(name) and found[1:] == wanted[1:] and found[:1] > wanted[:1]:
+                continue
+            if found != wanted:
+                raise UserError(
+                    f"{place}: {theirs} has shape {found}, config.json says {wanted}; fetch the model again"
+                )
+
+
+def _missing(theirs: str, architecture: str, place: str) -> UserError:
+    return UserError(f"{place}: has no weight {theirs}; give a whole {architecture} model's directory")
 
 
 def weights_to_hf(

@@ -247,6 +247,39 @@ def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in build_model(config).named_parameters()}
 
 
+def shapes_within(
+    config: ResolvedModelConfig, tensors: int, numbers: int, place: object
+) -> dict[str, torch.Size]:
+    """As weight_shapes, for settings of others; raises UserError if they need more than their files hold.
+
+    tensors, numbers: in all files of the checkpoint, from their headers. Settings may say 10^7 layers, or a
+    width of 10^9: such a model takes hours to build, even without memory for its values.
+    """
+    layers = {"num_layers": config.num_layers, "decoder_num_layers": config.decoder_num_layers or 0}
+    if config.retro_add_retriever:
+        layers["retro_encoder_layers"] = config.retro_encoder_layers
+    for name, count in layers.items():
+        if count > tensors:
+            raise UserError(
+                f"{place}: its settings have {name} = {count:,}, and its files only {tensors:,} tensors;"
+                " fetch it again"
+            )
+    try:
+        shapes = weight_shapes(config)
+    except (RuntimeError, OverflowError):  # torch: the product of a weight's sizes has more than 63 bits
+        raise UserError(
+            f"{place}: its settings ask for weights of more than 2^63 bytes, and its files hold"
+            f" {numbers:,} numbers; fetch it again"
+        ) from None
+    for name, shape in shapes.items():
+        if shape.numel() > numbers:
+            raise UserError(
+                f"{place}: its settings give {name} the shape {tuple(shape)}, and all of its files hold"
+                f" {numbers:,} numbers; fetch it again"
+            )
+    return shapes
+
+
 def pad_vocabulary(weight: Tensor, rows: int, vocab_size: int) -> Tensor:
     """A weight of (vocabulary rows, ...) with `rows` rows: zeros after vocab_size are added or removed."""
     if len(weight) == rows:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ...core.config import UserError
-from ...core.manifest import read_json
+from ...core.config import UserError, shown
+from ...core.parsing import SETTINGS_BYTES, Range, check_value, read_json
 from ..model.config import ModelConfig, ResolvedModelConfig, expert_layers, resolve
 from ..model.family import family_of
-from ..model.foreign_names import moe_layer_freq
+from ..model.foreign_names import MOST_LAYERS, OTHER_KEYS, Architecture, moe_layer_freq
 from .architectures import ARCHITECTURES
 
 
@@ -20,7 +21,7 @@ def read_hf_config(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
     file = Path(directory) / "config.json"
     if not file.exists():
         raise UserError(f"{directory}: has no config.json; give the directory of a Hugging Face model")
-    raw = read_json(file)
+    raw = read_json(file, SETTINGS_BYTES)
     if not isinstance(raw, dict):
         raise UserError(
             f"{file}: must hold a model's settings, not a {type(raw).__name__}; give a Hugging Face model's"
@@ -48,43 +49,73 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
     Raises UserError for a model that mt does not have.
     """
     name = raw.get("model_type")
-    if name not in ARCHITECTURES:
-        raise UserError(f"{place}: model_type is {name!r}; only {', '.join(ARCHITECTURES)} can be loaded")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UserError(
+            f"{place}: model_type is {shown(name)}; only {', '.join(ARCHITECTURES)} can be loaded"
+        )
     architecture = ARCHITECTURES[name]
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise UserError(
             f"{place}: quantization_config: the weights are quantised; give the model as it was before that"
         )
     for key, needed in architecture.requires.items():
         if raw.get(key, needed) != needed:
-            raise UserError(f"{place}: {key} is {raw[key]!r}; only {needed!r} can be loaded as {name}")
-    raw = {**architecture.absent, **{key: value for key, value in raw.items() if value is not None}}
-    found = {ours: raw[key] for ours, key in architecture.keys.items() if key in raw}
+            raise UserError(f"{place}: {key} is {shown(raw[key])}; only {needed!r} can be loaded as {name}")
+    _check_types(raw, architecture, place)
+    raw = {**architecture.absent, **raw}  # a null stays: sliding_window has a default, and null is none
+    found = {ours: raw[key] for ours, key in architecture.keys.items() if raw.get(key) is not None}
     # the name that transformers 5 writes for every mixture
     if "num_experts" in architecture.keys and "num_local_experts" in raw:
         found["num_experts"] = raw["num_local_experts"]
-    needed = (
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "vocab_size",
-        "num_experts",
-        "mamba_num_heads",
-        "mamba_head_dim",
-    )
-    for ours in needed:
+    for ours in NEEDED:
         if ours in architecture.keys and ours not in found:
             raise UserError(f"{place}: has no {architecture.keys[ours]}; give a model's config.json")
     if "activation" in found:
         theirs = found["activation"]
         if theirs not in architecture.activations:
             raise UserError(
-                f"{place}: {architecture.keys['activation']} is {theirs!r}; only"
+                f"{place}: {architecture.keys['activation']} is {shown(theirs)}; only"
                 f" {' or '.join(map(repr, architecture.activations))} can be loaded as {name}"
             )
         found["activation"] = architecture.activations[theirs]
     found |= {**architecture.always, **architecture.read(raw, place), "make_vocab_size_divisible_by": 1}
-    return resolve(ModelConfig(**found), vocab_size=found["vocab_size"], seq_length=512)
+    try:
+        return resolve(ModelConfig(**found), vocab_size=found["vocab_size"], seq_length=512)
+    except UserError as error:
+        raise UserError("\n".join(f"{place}: {line}" for line in str(error).split("\n"))) from None
+
+
+NEEDED = (
+    "num_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_experts", "mamba_num_heads",
+    "mamba_head_dim",
+)  # fmt: skip
+# Keys whose null stands for a default: transformers computes it from other keys as `resolve` does.
+NULLABLE = ("n_inner", "num_key_value_heads", "head_dim", "num_decoder_layers", "attention_dropout")
+
+
+def _check_types(raw: Mapping[str, Any], architecture: Architecture, place: str) -> None:
+    """Raises UserError for a value of another type than transformers takes; it would change the model."""
+    # those that are needed are missed below
+    nullable = (*NULLABLE, *(architecture.keys.get(ours) for ours in NEEDED))
+    settings = typing.get_type_hints(ModelConfig)
+    kinds = {key: settings[ours] for ours, key in architecture.keys.items()}
+    kinds |= {key: _without_none(kind) for key, kind in kinds.items()}
+    kinds |= {key: Annotated[kinds[key], Range(1, MOST_LAYERS)] for key in _counting_layers(architecture)}
+    if "activation" in architecture.keys:
+        kinds[architecture.keys["activation"]] = str
+    for key, kind in {**OTHER_KEYS, **kinds}.items():
+        if key in raw and not (raw[key] is None and key in nullable):
+            check_value({key: raw[key]}, dict[str, kind], place)  # type: ignore[valid-type]
+
+
+def _without_none(kind: Any) -> Any:
+    """An annotation `X | None` as X."""
+    inner = [k for k in typing.get_args(kind) if k is not type(None)]
+    return inner[0] if type(None) in typing.get_args(kind) else kind
+
+
+def _counting_layers(architecture: Architecture) -> list[str]:
+    return [key for ours, key in architecture.keys.items() if ours in ("num_layers", "decoder_num_layers")]
 
 
 def config_to_hf(config: ResolvedModelConfig) -> tuple[str, dict[str, Any]]:
@@ -98,9 +129,8 @@ def config_to_hf(config: ResolvedModelConfig) -> tuple[str, dict[str, Any]]:
     architecture = ARCHITECTURES[name]
     written = {key: getattr(config, ours) for ours, key in architecture.keys.items()}
     if activation := architecture.keys.get("activation"):
-        written[activation] = next(
-            (theirs for theirs, ours in architecture.activations.items() if ours == config.activation), None
-        )
+        theirs = [name for name, ours in architecture.activations.items() if ours == config.activation]
+        written[activation] = theirs[0] if theirs else None
     tied = not config.untie_embeddings_and_output_weights
     written = {
         "model_type": name,
@@ -139,8 +169,11 @@ def _check_same(config: ResolvedModelConfig, name: str, written: dict[str, Any])
         if all(sparse):
             not_compared.append("ffn_hidden_size")  # of dense layers, and there is none
     same = {field: getattr(config, field) for field in not_compared}
+    activation = ARCHITECTURES[name].keys.get("activation")
     try:
-        read = dataclasses.replace(config_from_hf(written, name), **same)
+        # without an activation that they lack, the default is read, which is another one
+        raw = {key: value for key, value in written.items() if key != activation or value}
+        read = dataclasses.replace(config_from_hf(raw, name), **same)
     except UserError as error:
         raise UserError(f"this model is near to Hugging Face's {name}, but not the same: {error}") from None
     for field in dataclasses.fields(config):

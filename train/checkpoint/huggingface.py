@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from ...core import manifest
 from ...core.config import UserError
-from ...core.manifest import read_json
+from ...core.parsing import check_value, read_json
 from ...indexed.word_pieces import word_pieces
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
-from .architectures import ARCHITECTURES, hf_names, weights_from_hf, weights_to_hf
-from .base import weight_shapes
+from .architectures import ARCHITECTURES, check_stored, hf_names, weights_from_hf, weights_to_hf
+from .base import shapes_within, weight_shapes
 from .foreign import ForeignCheckpoint
 from .hf_settings import config_to_hf, read_hf_config
 
@@ -65,6 +66,10 @@ DTYPES = {
 }
 
 
+READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+EXPERT_WEIGHTS = ("ffn.experts.gate", "ffn.experts.up", "ffn.experts.down")
+
+
 class HuggingFaceCheckpoint(ForeignCheckpoint):
     """A Hugging Face directory.
 
@@ -77,7 +82,8 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         super().__init__(path)
         self.architecture, self.config = read_hf_config(path)
         self.tensors = SafetensorsDirectory(path)
-        expected = hf_names(self.architecture, weight_shapes(self.config), self.config)
+        shapes = self._shapes()
+        expected = hf_names(self.architecture, shapes, self.config)
         prefix = ARCHITECTURES[self.architecture].weights.base
         for name in self.tensors.files:
             if name not in expected and prefix + name not in expected and not name.endswith(IGNORED_TENSORS):
@@ -85,10 +91,36 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
                     f"{path}: holds {name}, which no {self.architecture} of its config.json has; this model"
                     " cannot be loaded"
                 )
+        self._check_stored(shapes)
         positions = self.config.max_position_embeddings
         positions = (self.config.rope_scaling or {}).get("original_max_position_embeddings", positions)
-        self.seq_length = min(positions, MOST_ASSUMED_SEQ_LENGTH)
+        self.seq_length = min(int(positions), MOST_ASSUMED_SEQ_LENGTH)
         self.step = 0
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        """The shapes of our weights; raises UserError if the settings need more than the files hold."""
+        stored, config = self.tensors.stored, self.config
+        shapes = shapes_within(config, len(stored), sum(t.numbers for t in stored.values()), self.path)
+        experts = sum(name.endswith(EXPERT_WEIGHTS) for name in shapes) * (config.num_experts or 0)
+        if experts > len(stored):  # each is a tensor of its own there
+            raise UserError(
+                f"{self.path}: its config.json has {config.num_experts:,} experts, and its files only"
+                f" {len(stored):,} tensors; fetch the model again"
+            )
+        return shapes
+
+    def _check_stored(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Raises UserError for a weight that is missing, or whose header does not fit config.json."""
+        needed = self._encoder_shapes() if self.architecture == "bert" else shapes
+        stored = {name: tensor.shape for name, tensor in self.tensors.stored.items()}
+        lacks = lambda name: name not in needed
+        check_stored(self.architecture, shapes, self.config, stored, str(self.path), may_lack=lacks)
+        for name, tensor in self.tensors.stored.items():
+            if tensor.dtype not in READABLE_DTYPES and not name.endswith(IGNORED_TENSORS):
+                raise UserError(
+                    f"{self.tensors.files[name]}: {name} has dtype {tensor.dtype}; only weights of"
+                    f" {', '.join(READABLE_DTYPES)} can be loaded"
+                )
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -123,13 +155,16 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
                 f"{self.path / 'config.json'}: model_type is {self.architecture!r}; only 'bert' can be loaded"
                 " as a BERT encoder"
             )
-        with torch.device("meta"):
-            encoder = Bert(self.config, heads=False)
-        shapes = {name: parameter.shape for name, parameter in encoder.named_parameters()}
+        shapes = self._encoder_shapes()
         if any(name.endswith("pooler.dense.weight") for name in self.tensors.files):
             D = self.config.hidden_size
             shapes |= {"pooler.weight": torch.Size((D, D)), "pooler.bias": torch.Size((D,))}
         return self._read(shapes)
+
+    def _encoder_shapes(self) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            encoder = Bert(self.config, heads=False)
+        return {name: parameter.shape for name, parameter in encoder.named_parameters()}
 
     def load_encoder(self) -> Bert:
         """A BERT's encoder in eval mode, float32. Raises as encoder_weights does."""
@@ -139,16 +174,35 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         return model.eval()
 
 
+class StoredTensor(NamedTuple):
+    """What the header of a file says about a tensor."""
+
+    dtype: str  # "F32"
+    shape: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
+class SafetensorsIndex(TypedDict):
+    """A model.safetensors.index.json."""
+
+    weight_map: dict[str, str]  # name of a tensor -> its file
+
+
 class SafetensorsDirectory:
     """The tensors in the safetensors files of a directory, each read on demand.
 
-    Raises UserError if a file is missing or truncated.
+    files: name of a tensor -> its file. stored: name -> its dtype and shape, from the file's header. Raises
+    UserError if a file is missing or truncated.
     """
 
     def __init__(self, path: Path):
         index = path / "model.safetensors.index.json"
         if index.exists():
-            files = [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            listed = check_value(read_json(index), SafetensorsIndex, index)
+            files = [path / name for name in sorted(set(listed["weight_map"].values()))]
             if missing := [f.name for f in files if not f.exists()]:
                 raise UserError(
                     f"{path}: has no {missing[0]}, which {index.name} names; fetch the model again"
@@ -162,11 +216,14 @@ class SafetensorsDirectory:
                 raise UserError(
                     f"{path}: has no model.safetensors{old}; give the directory of a Hugging Face model"
                 )
-        self.files = {name: file for file in files for name in self._names(file)}
-
-    def _names(self, file: Path) -> list[str]:
-        with _opened(file) as tensors:
-            return list(tensors.keys())
+        self.files: dict[str, Path] = {}
+        self.stored: dict[str, StoredTensor] = {}
+        for file in files:
+            with _opened(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    part = tensors.get_slice(name)
+                    self.files[name] = file
+                    self.stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
 
     def read(self, name: str) -> Tensor:
         # The file is opened for each tensor, so that only the pages of one tensor stay mapped into memory.

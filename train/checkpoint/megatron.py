@@ -14,26 +14,33 @@ placeholders, and a file that names anything else is refused.
 from __future__ import annotations
 
 import argparse
+import itertools
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from ...core import manifest
-from ...core.config import UserError
+from ...core.config import UserError, shown
+from ...core.parsing import Count, Range, check_value, read_text
 from ...tokenizer.tokenizer import Tokenizer
-from ..model.config import GATED, ModelConfig, ResolvedModelConfig, resolve
+from ..model.config import GATED, MOST_SIZE, ModelConfig, ResolvedModelConfig, resolve
 from ..model.family import family_of
 from ..model.foreign_names import MEGATRON_GPT
-from .base import pad_vocabulary, weight_shapes
+from .base import pad_vocabulary, shapes_within, weight_shapes
 from .foreign import ForeignCheckpoint
+from .safe_reader import check_stored_zip
 
 FILE = "model_optim_rng.pt"
+REMEDY = "copy it again"
 TRACKER = "latest_checkpointed_iteration.txt"
+TRACKER_BYTES = 4096
+MOST_RANKS = 1 << 20  # of a layout
+MOST_ENTRIES = 1_000_000  # of the mappings in a file
 # Names of modules in older versions of Megatron-LM -> the names that it uses now.
 OLDER_NAMES = {
     "self_attention.query_key_value": "self_attention.linear_qkv",
@@ -94,8 +101,10 @@ class MegatronCheckpoint(ForeignCheckpoint):
         first = states[0, 0]
         self.config = _model_config(first["args"], str(self.folder))
         self.version = first.get("checkpoint_version", 0)
-        if self.version not in (0, 1, 2, 3):
-            raise UserError(f"{self.folder}: checkpoint_version is {self.version}; only 0 to 3 are known")
+        if not isinstance(self.version, int | float) or self.version not in (0, 1, 2, 3):
+            raise UserError(
+                f"{self.folder}: checkpoint_version is {shown(self.version)}; only 0 to 3 are known"
+            )
         if self.version < 2 and self.config.num_query_groups != self.config.num_attention_heads:
             raise UserError(
                 f"{self.folder}: checkpoint_version {self.version} has no groups of queries, but"
@@ -103,14 +112,34 @@ class MegatronCheckpoint(ForeignCheckpoint):
                 " Megatron-LM"
             )
         self.shards = _shards(states, self.config, str(self.folder))
-        for name in weight_shapes(self.config):
+        self._check_sizes()
+        positions = self.config.max_position_embeddings
+        self.seq_length = min(getattr(first["args"], "seq_length", None) or positions, positions)
+        self.step = check_value(first.get("iteration") or 0, Count, f"{self.folder}: its iteration", REMEDY)
+
+    def _check_sizes(self) -> None:
+        """Raises UserError if a weight is missing or has another shape than the settings say; reads none."""
+        every = [shard for shards in self.shards.values() for shard in shards]
+        numbers = sum(shard.numel() for shard in every)
+        for name, shape in shapes_within(self.config, len(every), numbers, self.folder).items():
             if _stored_in(name) not in self.shards:
                 raise UserError(
                     f"{self.folder}: has no weight for {name}; its settings do not fit its weights"
                 )
-        positions = self.config.max_position_embeddings
-        self.seq_length = min(getattr(first["args"], "seq_length", None) or positions, positions)
-        self.step = int(first.get("iteration") or 0)
+            shards = [shard.to("meta") for shard in self.shards[_stored_in(name)]]
+            try:
+                found: tuple[Any, ...] = tuple(_merge(name, shards, self.config, self.version).shape)
+            except (RuntimeError, ValueError, IndexError):  # shards that do not fit together
+                found = tuple(tuple(shard.shape) for shard in shards)
+            rows = name in ("embedding.weight", "output.weight")
+            if found != tuple(shape) and not (rows and found[1:] == shape[1:] and found[0] > shape[0]):
+                raise self._wrong_shape(name, found, shape)
+
+    def _wrong_shape(self, name: str, found: tuple[Any, ...], shape: torch.Size) -> UserError:
+        return UserError(
+            f"{self.folder}: {name} has shape {found}, its settings say {tuple(shape)}; its files do not"
+            " belong together"
+        )
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -132,10 +161,7 @@ class MegatronCheckpoint(ForeignCheckpoint):
         if name in ("embedding.weight", "output.weight"):
             tensor = pad_vocabulary(tensor, shape[0], self.config.vocab_size)
         if tensor.shape != shape:
-            raise UserError(
-                f"{self.folder}: {name} has shape {tuple(tensor.shape)}, its settings say {tuple(shape)}; its"
-                " files do not belong together"
-            )
+            raise self._wrong_shape(name, tuple(tensor.shape), shape)
         return tensor
 
 
@@ -145,9 +171,11 @@ def _iteration(path: Path) -> Path:
     if not tracker.exists():
         folder = path
     else:
-        said = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        if said != "release" and not said.isdigit():
-            raise UserError(f"{tracker}: must hold a number or `release`, not {said[:40]!r}")
+        said = read_text(tracker, TRACKER_BYTES, "copy the checkpoint again").strip()
+        if said != "release" and not re.fullmatch(r"[0-9]{1,18}", said):
+            raise UserError(
+                f"{tracker}: must hold a number or `release`, not {shown(said)}; copy the checkpoint again"
+            )
         folder = path / ("release" if said == "release" else f"iter_{int(said):07d}")
         if not folder.exists():
             raise UserError(f"{folder}: does not exist, but {TRACKER} names it; copy the checkpoint again")
@@ -175,10 +203,11 @@ def _states(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
             f"{folder}: has no mp_rank_00/{FILE}; give a directory that Megatron-LM wrote in its torch format"
         )
     states = {(0, 0): _read(files[0, 0])}
-    args = states[0, 0]["args"]
-    size = getattr(args, "tensor_model_parallel_size", 1)
-    size = getattr(args, "model_parallel_size", size)  # the name in older versions
-    stages = getattr(args, "pipeline_model_parallel_size", 1)
+    args = vars(states[0, 0]["args"])
+    check_value(args, LayoutArguments, f"{folder}: its args", REMEDY)
+    size = args.get("tensor_model_parallel_size", 1)
+    size = args.get("model_parallel_size", size)  # the name in older versions
+    stages = args.get("pipeline_model_parallel_size", 1)
     for rank in range(size):
         for stage in range(stages):
             if (rank, stage) not in files:
@@ -216,6 +245,7 @@ def _read(file: Path) -> dict[str, Any]:
 
     Raises UserError if it is truncated, or if it names a type that Megatron-LM never writes.
     """
+    check_stored_zip(file, str(file), REMEDY)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         strange = sorted(n for n in named if not EXPECTED_GLOBALS.match(n))
@@ -229,10 +259,13 @@ def _read(file: Path) -> dict[str, Any]:
         ]
         with torch.serialization.safe_globals([argparse.Namespace, *placeholders]):
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{file}: not a whole file of torch.save ({str(error).splitlines()[0][:120]}); copy it again"
-        ) from None
+    # A broken or forged pickle makes torch's unpickler, which is written in Python, raise nearly anything.
+    except (
+        RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+        EOFError, OSError, MemoryError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        said = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{file}: not a whole file of torch.save ({said}); {REMEDY}") from None
     if not isinstance(state, dict) or not isinstance(state.get("args"), argparse.Namespace):
         raise UserError(
             f"{file}: holds no `args`: it is no checkpoint of Megatron-LM, or of a version that"
@@ -241,15 +274,65 @@ def _read(file: Path) -> dict[str, Any]:
     return state
 
 
+# What arguments must be, of those that `_model_config` reads; None stands for the default.
+Size = Annotated[int | None, Range(1, MOST_SIZE)]
+Number = Annotated[float | None, Range(0)]
+
+
+class LayoutArguments(TypedDict, total=False):
+    """The arguments that say how many ranks wrote a checkpoint."""
+
+    tensor_model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
+    model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
+    pipeline_model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
+
+
+class ModelArguments(TypedDict, total=False):
+    """The arguments that describe the model, as far as mt reads them."""
+
+    num_layers: Size
+    hidden_size: Size
+    ffn_hidden_size: Size
+    num_attention_heads: Size
+    group_query_attention: bool | None
+    num_query_groups: Size
+    kv_channels: Size
+    qk_layernorm: bool | None
+    max_position_embeddings: Size
+    seq_length: Size
+    position_embedding_type: str | None
+    use_rotary_position_embeddings: bool | None
+    rotary_base: Number
+    use_rope_scaling: bool | None
+    rope_scaling_factor: Number
+    normalization: str | None
+    norm_epsilon: Number
+    layernorm_epsilon: Number
+    swiglu: bool | None
+    squared_relu: bool | None
+    openai_gelu: bool | None
+    bias_gelu_fusion: bool | None
+    add_bias_linear: bool | None
+    add_qkv_bias: bool | None
+    untie_embeddings_and_output_weights: bool | None
+    init_method_std: Number
+    hidden_dropout: Number
+    attention_dropout: Number
+    padded_vocab_size: Size
+
+
 def _check_arguments(args: argparse.Namespace, place: str) -> None:
     """Raises UserError for arguments of a model that mt does not have, and if required ones are missing."""
+    check_value(vars(args), ModelArguments, f"{place}: its args", REMEDY)
     for name, fine in REQUIRED_ARGUMENTS.items():
         value = getattr(args, name, None)
+        if not isinstance(value, str | int | float | None):
+            raise UserError(f"{place}: {name} is {shown(value)}; a model with it cannot be loaded")
         if isinstance(fine, tuple):
             if value is not None and value not in fine:
-                raise UserError(f"{place}: {name} is {value!r}; only {' or '.join(fine)} can be loaded")
+                raise UserError(f"{place}: {name} is {shown(value)}; only {' or '.join(fine)} can be loaded")
         elif value is not None and value not in (fine, False if fine is None else fine):
-            raise UserError(f"{place}: {name} is {value!r}; a model with it cannot be loaded")
+            raise UserError(f"{place}: {name} is {shown(value)}; a model with it cannot be loaded")
     for name in ("num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size"):
         if getattr(args, name, None) is None:
             raise UserError(f"{place}: its args have no {name}; it is no checkpoint of a GPT")
@@ -278,31 +361,34 @@ def _model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
     without = get("position_embedding_type") == "none"
     scaled = rope and get("use_rope_scaling", False)
     bias = get("add_bias_linear", True)
-    config = ModelConfig(
-        num_layers=args.num_layers,
-        hidden_size=args.hidden_size,
-        ffn_hidden_size=get("ffn_hidden_size"),
-        num_attention_heads=args.num_attention_heads,
-        num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None,
-        kv_channels=get("kv_channels"),
-        qk_layernorm=get("qk_layernorm", False),
-        max_position_embeddings=get("max_position_embeddings"),
-        position_embedding_type="rope" if rope else "none" if without else "learned",
-        rotary_base=float(get("rotary_base", 10000)),
-        rope_scaling=_rope_scaling(get("rope_scaling_factor", 8.0)) if scaled else None,
-        normalization=get("normalization", "LayerNorm"),
-        layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
-        activation=_activation(get, bias),
-        add_bias_linear=bias,
-        add_qkv_bias=get("add_qkv_bias", False),
-        untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False),
-        init_method_std=get("init_method_std", 0.02),
-        hidden_dropout=get("hidden_dropout", 0.0),
-        attention_dropout=get("attention_dropout", 0.0),
-        vocab_size=args.padded_vocab_size,
-        make_vocab_size_divisible_by=args.padded_vocab_size,
-    )
-    return resolve(config, vocab_size=args.padded_vocab_size, seq_length=get("seq_length", 1024))
+    try:
+        config = ModelConfig(
+            num_layers=args.num_layers,
+            hidden_size=args.hidden_size,
+            ffn_hidden_size=get("ffn_hidden_size"),
+            num_attention_heads=args.num_attention_heads,
+            num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None,
+            kv_channels=get("kv_channels"),
+            qk_layernorm=get("qk_layernorm", False),
+            max_position_embeddings=get("max_position_embeddings"),
+            position_embedding_type="rope" if rope else "none" if without else "learned",
+            rotary_base=float(get("rotary_base", 10000)),
+            rope_scaling=_rope_scaling(get("rope_scaling_factor", 8.0)) if scaled else None,
+            normalization=get("normalization", "LayerNorm"),
+            layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
+            activation=_activation(get, bias),
+            add_bias_linear=bias,
+            add_qkv_bias=get("add_qkv_bias", False),
+            untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False),
+            init_method_std=get("init_method_std", 0.02),
+            hidden_dropout=get("hidden_dropout", 0.0),
+            attention_dropout=get("attention_dropout", 0.0),
+            vocab_size=args.padded_vocab_size,
+            make_vocab_size_divisible_by=args.padded_vocab_size,
+        )
+        return resolve(config, vocab_size=args.padded_vocab_size, seq_length=get("seq_length", 1024))
+    except UserError as error:
+        raise UserError("\n".join(f"{place}: {line}" for line in str(error).split("\n"))) from None
 
 
 def _activation(
@@ -323,14 +409,15 @@ def _shards(
     size, stages = (1 + max(numbers) for numbers in zip(*states))
     chunks = ["model"]
     if "model" not in states[0, 0]:
-        chunks = sorted((k for k in states[0, 0] if re.fullmatch(r"model\d+", k)), key=lambda k: int(k[5:]))
+        numbered = (k for k in states[0, 0] if isinstance(k, str) and re.fullmatch(r"model[0-9]{1,4}", k))
+        chunks = sorted(numbered, key=lambda k: int(k[5:]))
     shards: dict[str, list[Tensor]] = {}
     before = 0  # layers in the chunks so far: the first chunks of all stages, then their second ones ...
     for chunk in chunks:
         for stage in range(stages):
             layers: set[int] = set()
             for rank in range(size):
-                for theirs, tensor in _flatten(states[rank, stage][chunk]):
+                for theirs, tensor in _tensors(states[rank, stage], chunk, place):
                     name = _our_name(theirs, place)
                     if name is None:
                         continue
@@ -349,11 +436,42 @@ def _shards(
     return shards
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) of the tensors in nested mappings."""
+def _tensors(state: Mapping[str, Any], chunk: str, place: str) -> Iterator[tuple[str, Tensor]]:
+    """(dotted name, tensor) of the tensors of a model chunk.
+
+    A forged file may name no chunk, nest mappings without end, or have tensors larger than their bytes.
+    """
+    if not isinstance(state.get(chunk), Mapping):
+        raise UserError(f"{place}: holds no `{chunk}` with weights; {REMEDY}")
+    try:
+        for name, tensor in _flatten(state[chunk], itertools.count()):
+            if not _is_plain(tensor):
+                raise UserError(
+                    f"{place}: {shown(name)} is no plain tensor of numbers that lie in the file; {REMEDY}"
+                )
+            yield name, tensor
+    except RecursionError:  # mappings may hold themselves, or another one many times
+        raise UserError(f"{place}: its weights are nested without end; {REMEDY}") from None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's elements lie in its storage, one beside the other.
+
+    A pickle may say (10^9, 10^9) elements with strides of 0 over 4 bytes: the first copy of them would be it.
+    """
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _flatten(
+    tree: Mapping[str, Any], counter: Iterator[int], prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """(dotted name, tensor) of the tensors in nested mappings; raises RecursionError if they do not end."""
     for key, value in tree.items():
+        if next(counter) > MOST_ENTRIES:
+            raise RecursionError
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, counter, f"{prefix}{key}.")
         elif isinstance(value, Tensor):
             yield f"{prefix}{key}", value
 
@@ -367,12 +485,14 @@ def _our_name(theirs: str, place: str) -> str | None:
     for norm, prefix in FUSED_NORMS.items():
         name = name.replace(f".{prefix}", f".{norm}.")
     module, _, kind = name.rpartition(".")
-    layer = re.match(r"decoder\.layers\.(\d+)\.(.*)", module)
+    layer = re.match(r"decoder\.layers\.([0-9]{1,9})\.(.*)", module)
     module = layer[2] if layer else module
     names = MEGATRON_GPT.layer if layer else MEGATRON_GPT.top
     ours = {their: our for our, their in names.items()}.get(OLDER_NAMES.get(module, module))
     if ours is None:
-        raise UserError(f"{place}: holds {theirs}, which no GPT has; only GPT checkpoints can be loaded")
+        raise UserError(
+            f"{place}: holds {shown(theirs)}, which no GPT has; only GPT checkpoints can be loaded"
+        )
     return f"layers.{layer[1]}.{ours}.{kind}" if layer else f"{ours}.{kind}"
 
 

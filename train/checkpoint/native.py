@@ -19,30 +19,32 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import io
+import math
 import os
-import pickle
 import re
 import shutil
 import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 import torch.distributed.checkpoint as dcp
 import xxhash
 import yaml
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ...core import manifest
-from ...core.config import Failure, UserError, build, check, configuration, option, read_yaml, to_dict
+from ...core.config import Failure, UserError, build, check, configuration, option, to_dict
+from ...core.parsing import MADE_BY_MT, AnyFloat, Count, check_value, read_yaml
 from ...tokenizer.tokenizer import Tokenizer, load_directory
+from ..model.base import Model
 from ..model.config import ModelConfig, ResolvedModelConfig
+from ..model.family import build_model
 from ..parallel.mesh import Mesh
 from .base import (
     MOMENT_NAMES,
@@ -51,8 +53,10 @@ from .base import (
     dcp_errors_unwrapped,
     named_tensors,
     pad_vocabulary,
+    shapes_within,
     weight_shapes,
 )
+from .safe_reader import SafeFileSystemReader
 
 
 @configuration(group="checkpoint")
@@ -243,11 +247,43 @@ def _cause(error: CheckpointException) -> str:
     return f"rank {rank}: {str(cause).splitlines()[0]}"
 
 
+class SavedFile(TypedDict):
+    """A file of a checkpoint, in its state.json."""
+
+    name: str
+    bytes: Count
+    xxh3: str
+
+
+class State(TypedDict):
+    """The content of a state.json: the fields of Progress, `data` and `files`."""
+
+    step: Count
+    consumed_samples: Count
+    consumed_tokens: Count
+    updates: NotRequired[Count]  # these are not in older checkpoints
+    skipped_steps: NotRequired[Count]
+    skipped_samples: NotRequired[Count]
+    loss_scale: NotRequired[dict[str, float]]
+    recent: NotRequired[list[tuple[AnyFloat, AnyFloat]]]
+    pending_losses: NotRequired[list[AnyFloat]]
+    data: dict[str, Any] | None
+    files: list[SavedFile]
+
+
 @configuration(group="data")
 class SavedDataSettings:
     """The settings of the group `data` that are read from a saved configuration."""
 
     seq_length: int = option(help="tokens of a sample")
+
+
+class SavedGroups(TypedDict, total=False):
+    """The groups of a saved configuration."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
 @configuration()
@@ -268,7 +304,7 @@ class NativeCheckpoint(Checkpoint):
 
     @functools.cached_property
     def run_settings(self) -> dict[str, Any]:
-        return read_yaml(self.path / "config.yaml")
+        return check_value(read_yaml(self.path / "config.yaml"), SavedGroups, self.path / "config.yaml")
 
     @functools.cached_property
     def _settings(self) -> SavedSettings:
@@ -281,7 +317,24 @@ class NativeCheckpoint(Checkpoint):
 
     @functools.cached_property
     def config(self) -> ResolvedModelConfig:  # type: ignore[override]
-        return self._settings.model
+        config = self._settings.model
+        tensors = self._model_sizes()
+        shapes_within(config, len(tensors), sum(map(math.prod, tensors)), self.path)
+        return config
+
+    def _model_sizes(self) -> list[torch.Size]:
+        """The sizes of the model's tensors, by .metadata."""
+        described = self.reader().read_metadata().state_dict_metadata.items()
+        return [
+            tensor.size
+            for name, tensor in described
+            if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
+        ]
+
+    def load_model(self, mesh: Mesh | None = None) -> Model:
+        with torch.device("meta"):  # before anything is allocated
+            self.check_shapes(build_model(self.config))
+        return super().load_model(mesh)
 
     @functools.cached_property
     def seq_length(self) -> int:  # type: ignore[override]
@@ -289,8 +342,8 @@ class NativeCheckpoint(Checkpoint):
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:
-        """The content of state.json."""
-        return manifest.read_json(self.path / "state.json")
+        """The content of state.json; raises UserError for a value that mt does not write."""
+        return read_state(self.path)
 
     @functools.cached_property
     def step(self) -> int:  # type: ignore[override]
@@ -317,9 +370,12 @@ class NativeCheckpoint(Checkpoint):
         return load_directory(self.path / "tokenizer")
 
     def read_weight(self, name: str, shape: torch.Size) -> Tensor:
+        reader = self.reader()
+        # dcp.load logs a traceback and looks for other files if it is the first to read a broken .metadata
+        reader.read_metadata()
         weight = torch.empty(self._shapes[name])
         with dcp_errors_unwrapped():
-            dcp.load({f"model.{name}": weight}, storage_reader=self.reader(), no_dist=True)
+            dcp.load({f"model.{name}": weight}, storage_reader=reader, no_dist=True)
         return weight if weight.shape == shape else pad_vocabulary(weight, shape[0], self.config.vocab_size)
 
     @functools.cached_property
@@ -327,12 +383,22 @@ class NativeCheckpoint(Checkpoint):
         return weight_shapes(self.config)
 
     def reader(self, config: ResolvedModelConfig | None = None) -> SafeFileSystemReader:
+        return self._reader
+
+    @functools.cached_property
+    def _reader(self) -> SafeFileSystemReader:
         return SafeFileSystemReader(self.path)
 
     def weights_digest(self) -> str:
         """A digest of the files of tensors, independent of their folder."""
         files = [file for file in self.state["files"] if file["name"].endswith(".distcp")]
         return xxhash.xxh3_128(repr(files).encode()).hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of a step directory; raises UserError for a value that mt does not write."""
+    file = path / "state.json"
+    return check_value(manifest.read_json(file), State, file, MADE_BY_MT)
 
 
 def known_settings(cls: type, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -421,9 +487,9 @@ def whats_wrong(path: Path, first: int = 0, stride: int = 1) -> str | None:
     if not (path / "state.json").exists():
         return "has no state.json: not a whole checkpoint"
     try:
-        files = manifest.read_json(path / "state.json")["files"]
-    except (UserError, KeyError):
-        return "its state.json is not whole"
+        files = read_state(path)["files"]
+    except UserError as error:
+        return f"its state.json is not whole ({error})"
     for file in files[first::stride]:
         saved = path / file["name"]
         if not saved.exists():
@@ -433,51 +499,3 @@ def whats_wrong(path: Path, first: int = 0, stride: int = 1) -> str | None:
         if manifest.file_digest(saved) != file["xxh3"]:
             return f"{file['name']} has changed since it was written"
     return None
-
-
-# The names that pickle may find in a `.metadata` of torch's writer, by module; torch's dtypes come beside
-# them.
-METADATA_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
-}
-
-
-class SafeFileSystemReader(FileSystemReader):
-    """torch's reader of checkpoint directories, with a restricted unpickler.
-
-    torch itself unpickles `.metadata` without restriction, so that a checkpoint from elsewhere could run any
-    code.
-    """
-
-    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
-        file = Path(self.path) / ".metadata"
-        try:
-            metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{file}: not the metadata of a checkpoint ({error}); do not use it, take another checkpoint"
-            ) from None
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in METADATA_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")

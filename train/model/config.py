@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from typing import Any, Literal
 
 from ...core.config import check, configuration, option
@@ -11,6 +12,12 @@ from .positions import scaling_mistake
 
 GATED = ("swiglu", "geglu")  # activations of a gate, which multiplies the output of a second matrix
 LAYER_SYMBOLS = "M*-E"
+MOST_SIZE = (1 << 31) - 1  # of any number of layers, heads, channels, rows: torch's kernels count in int32
+MIXTURE_SIZES = (
+    "num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk",
+)  # fmt: skip
+MAMBA_SIZES = ("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads")
+RETRO_SIZES = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +226,23 @@ class ModelConfig:
                 for n in sizes
             ),
             *(
+                (
+                    getattr(self, n) is None or getattr(self, n) <= MOST_SIZE,
+                    f"model.{n} = {getattr(self, n)} must be at most {MOST_SIZE:,}",
+                )
+                for n in (*sizes, "num_query_groups", *MIXTURE_SIZES, *MAMBA_SIZES, *RETRO_SIZES)
+            ),
+            *(
                 (0 <= getattr(self, n) < 1, f"model.{n} = {getattr(self, n)} must be at least 0 and below 1")
                 for n in ("hidden_dropout", "attention_dropout")
+            ),
+            *(
+                (getattr(self, n) >= 0, f"model.{n} = {getattr(self, n)} must not be negative")
+                for n in ("layernorm_epsilon", "init_method_std")
+            ),
+            (
+                self.rotary_base > 1,
+                f"model.rotary_base = {self.rotary_base} must be above 1: wavelengths grow by powers of it",
             ),
             *_family_rules(self),
             *_pattern_rules(self),
@@ -413,14 +435,20 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             f" {rotated}; change --num-attention-heads, --kv-channels or --rotary-percent",
         ),
         (mistake is None, f"model.rope_scaling {mistake}"),
+        (
+            (config.rope_scaling or {}).get("rope_type") != "dynamic" or rotated > 2,
+            f"model.rope_scaling has rope_type dynamic, which needs more than {rotated} rotated channels a"
+            " head; change --num-attention-heads or --kv-channels",
+        ),
     ]
 
 
 def _divisors(number: int, near: int) -> str:
     """`4, 8 or 16`: the divisors of a number that are nearest to the given one."""
-    found = sorted(
-        sorted((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))[:4]
-    )
+    # Divisors come in pairs, one of which is at most the root: a width of 10^9 takes 31,623 steps.
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    every = {*small, *(number // d for d in small)}
+    found = sorted(sorted(every, key=lambda d: (abs(d - near), d))[:4])
     return " or ".join(
         [", ".join(map(str, found[:-1])), str(found[-1])] if len(found) > 1 else map(str, found)
     )
@@ -446,7 +474,6 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 ),
             ),
         ]
-    sizes = ("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk")
     coefficients = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")
     softmax, factor = config.moe_router_score_function == "softmax", config.moe_expert_capacity_factor
     mistake = None
@@ -460,7 +487,7 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 getattr(config, n) is None or getattr(config, n) >= 1,
                 f"model.{n} = {getattr(config, n)} must be at least 1",
             )
-            for n in sizes
+            for n in MIXTURE_SIZES
         ),
         *(
             (getattr(config, n) >= 0, f"model.{n} = {getattr(config, n)} must not be negative")
@@ -537,10 +564,7 @@ def _mamba_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             )
         ]
     channels, groups = config.mamba_head_dim, config.mamba_num_groups
-    sizes = [
-        (n, getattr(config, n))
-        for n in ("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads")
-    ]
+    sizes = [(n, getattr(config, n)) for n in MAMBA_SIZES]
     wrong = [(n, value) for n, value in sizes if value is not None and value < 1]
     if wrong:
         return [(False, f"model.{n} = {value} must be at least 1") for n, value in wrong]
@@ -576,10 +600,12 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 ),
             )
         ]
-    sizes = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
     dropouts = ("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout")
     return [
-        *((getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1") for n in sizes),
+        *(
+            (getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1")
+            for n in RETRO_SIZES
+        ),
         *(
             (0 <= getattr(config, n) < 1, f"model.{n} = {getattr(config, n)} must be at least 0 and below 1")
             for n in dropouts

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from ...core.config import UserError
+from ...core.config import UserError, shown
+from ...core.parsing import FETCH, Range, problem
 from .config import ResolvedModelConfig, expert_layers
 from .mamba import WIDTH
+from .positions import RopeScaling
 from .t5 import DISTANCE_BUCKETS, MAX_DISTANCE
 
 BlockNames = Mapping[str, str | tuple[str, ...]]
@@ -245,6 +247,33 @@ GATING = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 T5_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu_tanh", "gated-gelu": "geglu", "gated-silu": "swiglu"}
 
 
+# What the keys of a config.json must be that the functions `read` of the architectures look at. (Those of
+# `Architecture.keys` must be what our setting must be.) None where transformers takes null.
+OTHER_KEYS: dict[str, Any] = {
+    "model_type": str,
+    "architectures": list[str] | None,
+    "tie_word_embeddings": bool,
+    "scale_decoder_outputs": bool,
+    "multi_query": bool,
+    "rope_theta": float,
+    "rope_scaling": dict[str, Any] | None,
+    "rope_parameters": dict[str, Any] | None,
+    "partial_rotary_factor": float,
+    "rotary_pct": float,
+    "rotary_emb_base": float,
+    "sliding_window": int | None,
+    "use_sliding_window": bool,
+    "max_window_layers": int,
+    "num_local_experts": int,
+    "mlp_only_layers": list[int] | None,
+    "decoder_sparse_step": Annotated[int, Range(1)],
+    "norm_topk_prob": bool,
+    "expand": float,
+    "time_step_limit": list[Any],
+}
+MOST_LAYERS = 100_000  # of a config.json, whose layers are counted before any file of weights is looked at
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A `model_type` of Hugging Face's config.json: its names of our settings and weights, and its defaults.
@@ -363,10 +392,10 @@ def _mamba_in(raw: Mapping, place: str) -> dict:
             f"{place}: expand is {raw.get('expand', 2)}, which times hidden_size is not the {inner} of"
             " num_heads x head_dim; fetch the file again"
         )
-    low, high = raw.get("time_step_limit", (0.0, float("inf")))
-    if low != 0 or high not in (float("inf"), {"__float__": "Infinity"}):
+    limit = raw.get("time_step_limit", [0.0, float("inf")])
+    if limit not in ([0, float("inf")], [0, {"__float__": "Infinity"}]):
         raise UserError(
-            f"{place}: time_step_limit is {[low, high]}; only models whose time steps have no limit can be"
+            f"{place}: time_step_limit is {shown(limit)}; only models whose time steps have no limit can be"
             " loaded"
         )
     # No layer uses attention heads, and positions are unlimited.
@@ -378,7 +407,7 @@ def _mamba_in(raw: Mapping, place: str) -> dict:
 
 
 def _experts_in(raw: Mapping) -> dict:
-    dense, step = raw.get("mlp_only_layers", ()), raw.get("decoder_sparse_step", 1)
+    dense, step = set(raw.get("mlp_only_layers") or ()), raw.get("decoder_sparse_step", 1)
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(raw["num_hidden_layers"])]
     return {
         "moe_layer_freq": moe_layer_freq(sparse),
@@ -397,17 +426,25 @@ def read_rope(raw: Mapping, place: str) -> dict:
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     if (part := rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1:
         raise UserError(
-            f"{place}: partial_rotary_factor is {part}; only models that rotate all channels of a head can be"
-            " loaded"
+            f"{place}: partial_rotary_factor is {shown(part)}; only models that rotate all channels of a head"
+            " can be loaded"
         )
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or "default")
     base = rope.pop("rope_theta", raw.get("rope_theta", 10000.0))
+    if wrong := problem(rope, RopeScaling):
+        raise UserError(f"{place}: rope_scaling (or rope_parameters) {wrong}; {FETCH}")
     if rope["rope_type"] in ("llama3", "yarn", "dynamic"):
+        if "max_position_embeddings" not in raw:
+            raise UserError(
+                f"{place}: has no max_position_embeddings, which rope_type {rope['rope_type']} needs; {FETCH}"
+            )
         rope.setdefault("original_max_position_embeddings", raw["max_position_embeddings"])
     found = {"rotary_base": base, "rope_scaling": None if rope["rope_type"] == "default" else rope}
     # Theirs is the original length; the model is for longer sequences.
     if rope["rope_type"] == "dynamic":
+        if "factor" not in rope:
+            raise UserError(f"{place}: its rope_scaling (or rope_parameters) has no factor; {FETCH}")
         found["max_position_embeddings"] = int(rope["original_max_position_embeddings"] * rope["factor"])
     return found
 

@@ -6,9 +6,31 @@ Legend: B batch, T sequence, C channels of a head, H heads.
 from __future__ import annotations
 
 import math
+from typing import Annotated, TypedDict
 
 import torch
 from torch import Tensor
+
+from ...core.parsing import Range, problem
+
+Positive = Annotated[float, Range(1e-9, 1e9)]  # so that no quotient overflows
+
+
+class RopeScaling(TypedDict, total=False):
+    """The values of Hugging Face's `rope_scaling` (`rope_parameters`)."""
+
+    rope_type: str
+    factor: Positive
+    original_max_position_embeddings: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    attention_factor: Positive | None
+    beta_fast: Positive | None
+    beta_slow: Positive | None
+    mscale: Annotated[float | None, Range(0, 1e9)]
+    mscale_all_dim: Annotated[float | None, Range(0, 1e9)]
+    truncate: bool
+
 
 # Keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: required, optional.
 SCALING_KEYS = {
@@ -24,6 +46,8 @@ SCALING_KEYS = {
 
 def scaling_mistake(scaling: dict) -> str | None:
     """The error in a rope_scaling mapping, for a message, or None."""
+    if wrong := problem(scaling, RopeScaling):
+        return wrong
     kind = scaling.get("rope_type")
     if kind not in SCALING_KEYS:
         return f"has rope_type {kind!r}; use {', '.join(SCALING_KEYS)}"
@@ -32,6 +56,8 @@ def scaling_mistake(scaling: dict) -> str | None:
         return f"has no {missing[0]}, which rope_type {kind} needs"
     if unknown := [key for key in scaling if key not in ("rope_type", *needed, *allowed)]:
         return f"has {unknown[0]}, which rope_type {kind} does not know; use {', '.join((*needed, *allowed))}"
+    if kind == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+        return f"has low_freq_factor {scaling['low_freq_factor']}, which must be below high_freq_factor"
     return None
 
 

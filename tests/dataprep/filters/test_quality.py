@@ -143,7 +143,7 @@ def test_every_filter_agrees_with_datatrove_on_real_texts(datatrove, request, co
 
 
 def test_the_fineweb_preset_agrees_with_datatroves_chain_of_filters(datatrove, texts):
-    from mt.core.config import read_yaml
+    from mt.core.parsing import read_yaml
 
     listed = read_yaml(str(Path(text_stats.__file__).with_name("presets") / "fineweb.yaml"))["rules"]
     rules = compile_rules([r for r in listed if r.split()[0] not in ("language", "fix_text")])

@@ -324,7 +324,7 @@ def test_unsupported_models_and_settings_are_named(source, tmp_path):
         (source / "config.json").write_text(json.dumps(plain | settings))
         assert message in refused(source, out)
     (source / "config.json").write_text("{")
-    assert "config.json: not whole JSON" in refused(source, out)
+    assert "config.json, line 1: not valid JSON" in refused(source, out)
     (source / "config.json").write_text("[]")
     assert "config.json: must hold a model's settings, not a list" in refused(source, out)
     (source / "config.json").write_text(json.dumps(plain))
@@ -387,7 +387,7 @@ def test_a_directory_that_is_not_a_whole_bert_is_refused_with_the_reason(tmp_pat
         open_checkpoint(tmp_path).load_encoder()
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
     with pytest.raises(
-        UserError, match=r"layers\.0\.ffn\.up\.weight has shape \(1536, 384\), config.json says \(100, 384\)"
+        UserError, match=r"intermediate\.dense\.weight has shape \(1536, 384\), config.json says \(100, 384\)"
     ):
         open_checkpoint(tmp_path).load_encoder()
 

@@ -428,7 +428,7 @@ def test_missing_files_and_unsupported_models_are_named(megatron, tmp_path):
     )
     assert "its files hold 4 layers of 5" in message({"num_layers": 5})
     assert "checkpoint_version is 4; only 0 to 3 are known" in message(checkpoint_version=4)
-    assert "holds lm_head.dense.weight, which no GPT has; only GPT checkpoints can be loaded" in message(
+    assert "holds 'lm_head.dense.weight', which no GPT has; only GPT checkpoints can be loaded" in message(
         model={"lm_head.dense.weight": torch.ones(1)}
     )
     torch.save({**state, "model": {**plain, "decoder.final_layernorm.weight": torch.ones(5)}}, file)
