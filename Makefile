@@ -1,4 +1,4 @@
-# Two commands from nothing: `make demo` and `make test`. Both make .venv first and are safe to run again.
+# `make demo` and `make test` work in a fresh clone. Both make .venv first and can be repeated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ types: $(VENV)/.installed-dev
 	@mkdir -p $(VENV)/source && ln -sfn "$(CURDIR)" $(VENV)/source/mt
 	cd $(VENV)/source && $(abspath $(BIN))/mypy --config-file mt/pyproject.toml
 
-# Every parallel layout beside one process: the table of docs/parallelism.md.
+# Compares every parallel layout with one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
 	$(BIN)/python -W ignore -m mt.tests.train.layouts
 
@@ -35,8 +35,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mt needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Torch comes first and by itself: without a GPU its CPU build, so that gigabytes of CUDA libraries never arrive. pip finds
-# that build where it is configured with an index or a folder that has it; uv knows where it is published.
+# Torch is installed first: without a GPU its CPU build, which saves gigabytes of CUDA libraries. pip finds that build if
+# its configured index or folder has it; otherwise uv, which knows where it is published, installs it.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@version=$$(sed -n 's/^torch==//p' constraints.txt); \
 	if [ "$$(uname)" != Linux ] || nvidia-smi >/dev/null 2>&1; then set -x; $(BIN)/pip install -q "torch==$$version"; \

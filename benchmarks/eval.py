@@ -117,13 +117,15 @@ def gpt2():
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(initializer_range=0.05, bos_token_id=None, eos_token_id=None)
     ).eval()
-    held = theirs.state_dict()
+    weights = theirs.state_dict()
 
     def ours():
         config = config_from_hf(theirs.config.to_dict(), "gpt2")
         model = build_model(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        model.load_state_dict(dict(weights_from_hf("gpt2", shapes, config, held, held.__getitem__, "gpt2")))
+        model.load_state_dict(
+            dict(weights_from_hf("gpt2", shapes, config, weights, weights.__getitem__, "gpt2"))
+        )
         return model.eval().requires_grad_(False)
 
     return theirs, ours
@@ -166,9 +168,9 @@ def generate(arguments) -> None:
 
         return work
 
-    def mt_with(bf16, packed=True):
+    def mt_with(bf16, prepacked=True):
         model = ours()
-        if packed:
+        if prepacked:
             prepare_for_inference(model, bf16=bf16)
         language_model = LanguageModel(model, NoTokenizer(), 1024, batch_size=len(prompts))
         return lambda: [
@@ -179,7 +181,7 @@ def generate(arguments) -> None:
         "transformers, float32": transformers_with(theirs),
         "transformers, bfloat16": transformers_with(copy.deepcopy(theirs).bfloat16()),
         "mt, float32": mt_with(False),
-        "mt, float32, matrices not packed": mt_with(False, packed=False),
+        "mt, float32, weights not prepacked": mt_with(False, prepacked=False),
         "mt, bfloat16": mt_with(True),
     }
     measured = in_turns(contestants, arguments.repeat)

@@ -84,7 +84,7 @@ def main() -> None:
 
 def tokenize(arguments, folder: Path) -> None:
     path = corpus(arguments, folder)
-    apart(
+    run_in_own_process(
         "import sys; from mt.tokenizer.tokenizer import *; load(TokenizerConfig(vocab_file=sys.argv[1],"
         " merge_file=sys.argv[2])).save(sys.argv[3])",
         arguments.vocab_file,
@@ -426,7 +426,7 @@ def split(source: Path, folder: Path, count: int) -> int:
 
 def write_parquet(source: Path, target: Path) -> None:
     """Writes the same records as Parquet with pyarrow's defaults."""
-    apart(
+    run_in_own_process(
         "import sys, orjson, pyarrow, pyarrow.parquet as q;"
         " q.write_table(pyarrow.Table.from_pylist([orjson.loads(line) for line in open(sys.argv[1], 'rb')]),"
         " sys.argv[2], row_group_size=10_000)",
@@ -435,7 +435,7 @@ def write_parquet(source: Path, target: Path) -> None:
     )
 
 
-def apart(code: str, *arguments) -> None:
+def run_in_own_process(code: str, *arguments) -> None:
     """Runs Python code in its own process: peak memory of this process would count for its children."""
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 

@@ -118,7 +118,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
         make_corpus(folder, arguments.documents)
     words = {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": str(folder / "tokenizer")}
     tokenize(
-        made(
+        configured(
             TokenizeConfig,
             words,
             input=[str(folder / "corpus.jsonl")],
@@ -128,7 +128,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
     )
     data = {"data_path": [str(folder / "tokens_text_document")], "seq_length": LENGTH, "split": "90,10,0"}
     build_db(
-        made(
+        configured(
             BuildDbConfig,
             words,
             data_path=data["data_path"],
@@ -142,16 +142,21 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
     samples = {"train_samples": arguments.steps * BATCH, "valid_samples": VALID * BATCH}
     near = str(folder / f"near_{arguments.steps}")
     neighbors(
-        made(NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2, workers=1)
+        configured(
+            NeighborsConfig, data, samples, db=str(folder / "db"), output=near, num_neighbors=2, workers=1
+        )
     )
     dataset = build_samples(
-        ModelConfig(), made(SampleConfig, data), load(made(TokenizerConfig, words)), (*samples.values(), 0)
+        ModelConfig(),
+        configured(SampleConfig, data),
+        load(configured(TokenizerConfig, words)),
+        (*samples.values(), 0),
     )[1]
     found = SampleNeighbors(near, dataset)
     for k in range(1, arguments.neighbors + 1):
         print(
             f"validation chunks that go on as one of their {k} nearest neighbours does:"
-            f" {shown(dataset, found, k)[0].mean():.1%}",
+            f" {contained_in_neighbors(dataset, found, k)[0].mean():.1%}",
             flush=True,
         )
     print(f"corpus, database, neighbours: {time.process_time() - began:.0f} CPU s", flush=True)
@@ -185,7 +190,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
     results = {}
     for name, model in {"gpt": {}, "retro": retro}.items():
         began = time.process_time()
-        manifest = train(made(TrainConfig, words, data, run, model, save=str(folder / name)))
+        manifest = train(configured(TrainConfig, words, data, run, model, save=str(folder / name)))
         seconds = time.process_time() - began
         results[name] = (
             math.exp(manifest["valid_loss"]),
@@ -215,13 +220,13 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[floa
     return results
 
 
-def made(kind, *trees: dict, **more):
+def configured(kind, *trees: dict, **more):
     """A configuration from settings by name."""
     return config.build(kind, *(("benchmark", tree) for tree in (*trees, more)))
 
 
-def shown(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """What neighbours contain of every sample: (chunks, (n, l - 1) bool; tokens, (n, LENGTH) bool).
+def contained_in_neighbors(dataset, found: SampleNeighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which chunks and tokens of every sample its neighbours contain: (n, l - 1) bool and (n, LENGTH) bool.
 
     A chunk after the first counts if a neighbour of the chunk before continues with its tokens but the last.
     """
@@ -251,7 +256,7 @@ def perplexities(run: Path, dataset, found: SampleNeighbors, k: int) -> tuple[fl
             .numpy()
         )
     losses = np.concatenate(losses)[:, :-1]  # the last label belongs to the next document
-    copied = shown(dataset, found, k)[1][:, 1:]
+    copied = contained_in_neighbors(dataset, found, k)[1][:, 1:]
     return math.exp(losses[copied].mean()), math.exp(losses[~copied].mean())
 
 
