@@ -73,7 +73,7 @@ def test_every_folder_with_modules_is_a_listed_package_and_every_data_file_is_pa
     assert listed & {str(p) for p in tracked} == data
 
 
-def test_a_source_distribution_holds_the_repository_and_the_wheel_made_of_it_holds_the_package(
+def test_a_source_distribution_has_the_repository_and_its_wheel_has_the_package(
     copy, tracked, installed, tmp_path
 ):
     (sdist,) = build(copy, tmp_path / "sdist", "sdist")

@@ -42,7 +42,7 @@ def test_a_second_run_is_up_to_date_and_runtime_settings_do_not_matter(tmp_path,
     assert make(tmp_path / "a", source, workers=7)[0] == "up to date"
 
 
-def test_another_setting_is_refused_with_the_difference_unless_told_to_overwrite(tmp_path, source):
+def test_another_setting_is_refused_with_the_difference_unless_overwrite_is_given(tmp_path, source):
     make(tmp_path / "a", source)
     with pytest.raises(UserError, match=r"holds another run of `mt copy` \(size was 1, is 2\)"):
         make(tmp_path / "a", source, size=2)

@@ -79,7 +79,7 @@ CLEAN = [
 ]
 
 
-def test_planted_texts_of_every_layout_are_found_and_the_report_says_which_task_matched_what(tmp_path, files):
+def test_planted_texts_of_every_format_are_found_and_reported_by_task(tmp_path, files):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in PLANTS + CLEAN))
     named = {
         "race": "RACE",
@@ -165,7 +165,7 @@ def test_a_split_of_a_dataset_can_be_an_evaluation_set(tmp_path):
     assert texts(f"mine=hf:{tmp_path}/hub:test") == ["test"]
 
 
-def test_places_with_one_name_are_one_task_and_files_with_one_name_keep_their_paths(files, tmp_path):
+def test_files_given_one_name_are_one_task_and_equal_file_names_keep_their_paths(files, tmp_path):
     (tmp_path / "dev.tsv").write_text(QQP)
     found = evaluation_texts.tasks(
         (
@@ -219,7 +219,7 @@ def test_an_evaluation_file_that_cannot_be_read_is_named(tmp_path, name, content
         texts(str(tmp_path / name))
 
 
-def test_places_that_do_not_exist_are_named(tmp_path):
+def test_missing_paths_and_folders_without_evaluation_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none/\*\.txt: no such file or directory; check the path"):
         texts(f"race={tmp_path}/none/*.txt")

@@ -185,7 +185,7 @@ def test_a_document_of_exactly_min_chars_can_be_set_aside(tmp_path):
     assert {len(r["text"]) for r in lines(tmp_path / "out/heldout.jsonl")} == {100}
 
 
-def test_no_more_passages_than_asked_for_are_chosen_by_their_hashes_in_order(tmp_path):
+def test_at_most_the_requested_passages_are_chosen_by_their_hashes_in_order(tmp_path):
     source = write(tmp_path / "in.jsonl", rows(60))
     found = {}
     for name, lambada in (("all", 500), ("some", 7), ("none", 0)):

@@ -78,7 +78,7 @@ def test_products_in_float8_equal_those_of_torchao(recipe):
         assert (found - expected).norm() / expected.norm() < (0.004 if recipe == "tensorwise" else 1e-9)
 
 
-def test_float8_is_refused_where_the_hardware_lacks_it(settings, tmp_path):
+def test_float8_is_refused_if_the_hardware_lacks_it(settings, tmp_path):
     with pytest.raises(
         UserError,
         match=(

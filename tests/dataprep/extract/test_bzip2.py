@@ -46,7 +46,7 @@ def test_a_stream_of_many_blocks_is_divided_between_the_ranges(tmp_path):
     assert all(parts)
 
 
-def test_a_range_goes_on_with_the_blocks_of_the_next_one_until_the_end(tmp_path):
+def test_the_blocks_of_a_range_are_followed_by_the_later_ones_until_the_end(tmp_path):
     (tmp_path / "a.bz2").write_bytes(compressed := bz2.compress(text_of(400_000), 1))
     blocks = list(decompress_blocks(str(tmp_path / "a.bz2"), 0, len(compressed) // 2))
     assert b"".join(text for text, _ in blocks) == text_of(400_000)

@@ -65,7 +65,7 @@ def test_removed_documents_are_written_to_rejects_if_configured(tmp_path):
     assert again["counts"]["rows_in"] == 1, "a later stage reads what was kept alone"
 
 
-def test_openwebtext_counts_gpt2s_tokens_where_its_vocabulary_is_named(tmp_path, gpt2_files):
+def test_openwebtext_counts_gpt2s_tokens_if_its_vocabulary_is_given(tmp_path, gpt2_files):
     text = "The people of this town have seen it all before. "
     rows = [{"id": "long", "text": text * 12}, {"id": "short", "text": text * 9}]
     tokenizer = TokenizerConfig(**gpt2_files)

@@ -119,7 +119,7 @@ def test_words_are_counted_by_the_classes_of_their_characters(text, apart):
     assert words.distinct(word_hashes(["ab", "Ab", "ab", "n't"]), 9) == len({"ab", "Ab", "n't"} & set(cut))
 
 
-def test_no_letter_or_space_lies_beyond_the_table():
+def test_no_letter_or_space_is_beyond_the_table():
     table = text_stats.character_classes("")
     every = "".join(map(chr, range(0x110000)))
     assert [bool(t & text_stats.ALPHA) for t in table] == list(map(str.isalpha, every))

@@ -89,7 +89,7 @@ def test_changing_the_returned_progress_does_not_change_the_checkpoint(finished)
     assert checkpoint.step == 8
 
 
-def test_a_model_may_have_more_or_fewer_weights_where_it_is_allowed(finished):
+def test_a_model_may_have_more_or_fewer_weights_if_allowed(finished):
     checkpoint, whole = open_checkpoint(finished[0]), open_checkpoint(finished[0]).load_model()
     fewer = small(num_layers=1)
     with pytest.raises(UserError, match=r"layers.1.mixer_norm.weight is \(32,\) there and absent here"):

@@ -181,7 +181,7 @@ def test_an_async_save_writes_the_same_bytes(finished, settings, tmp_path):
     assert not list(save.glob(".*"))
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(
+def test_training_continues_while_a_checkpoint_is_written_and_the_next_save_waits(
     settings, tmp_path, monkeypatch
 ):
     steps, writes, written = [], [], []

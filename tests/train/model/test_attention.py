@@ -133,7 +133,7 @@ def test_attention_of_one_bfloat16_query_is_computed_in_float32_on_a_cpu():
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
 
 
-def test_a_mask_is_made_only_where_needed_and_once_for_all_layers():
+def test_a_mask_is_made_only_if_needed_and_once_for_all_layers():
     assert causal_mask(config(), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
     assert causal_mask(config(window_size=T), torch.zeros(B, T), torch.float32) == AttentionMask(causal=True)
     assert causal_mask(config(window_size=3), torch.zeros(B, T), torch.float32).tensor.shape == (1, 1, T, T)
