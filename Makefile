@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-all lint types layouts clean
+.PHONY: demo test test-slow test-all lint types layouts lock clean
 demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
@@ -30,6 +30,11 @@ types: $(VENV)/.installed-dev
 # Compares every parallel layout with one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
 	$(BIN)/python -W ignore -m mt.tests.train.layouts
+
+# requirements.lock again, after a change of pyproject.toml or constraints.txt.
+lock: $(VENV)/.installed-dev
+	$(BIN)/pip install -q uv
+	$(BIN)/python .ci/lock.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mt needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11"; exit 1; }
