@@ -29,6 +29,15 @@ def test_help_lists_every_command_and_imports_neither_torch_nor_numpy():
     assert all(f"mt {' '.join(path)} " in output for path in cli.VERBS)
 
 
+def test_help_marks_required_settings_and_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["data", "clean", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "directory for the result (required)" in shown
+    assert "(default 64000000)" in shown  # --shard-bytes
+    assert "MISSING" not in shown
+
+
 @pytest.mark.parametrize("path", [path for path in cli.VERBS if path != ("launch",)], ids=" ".join)
 def test_every_command_of_the_table_exists_and_every_setting_has_help(path, capsys):
     function, cls = cli.verb(path)

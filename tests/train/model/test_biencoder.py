@@ -59,3 +59,12 @@ def test_micro_batches_give_the_gradients_of_one_large_batch():
     for name, p in model.named_parameters():
         torch.testing.assert_close(ours[name], p.grad, rtol=1e-10, atol=1e-14)
     assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
+
+
+def test_gradients_are_synchronised_in_the_last_micro_batch_only():
+    model = built("ict")
+    batch = [micro_batch(model.config, index) for index in range(3)]
+    asked = []
+    factor = torch.tensor(1 / 6, dtype=torch.float64)
+    model.forward_backward(batch, factor, lambda micro: None, asked.append)
+    assert asked == [False, False, True]
