@@ -39,6 +39,8 @@ IGNORED_TENSORS = (
     "embed_tokens.weight",
     ".attn.bias",
     ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
     ".rotary_emb.inv_freq",
     "position_ids",
     "cls.predictions.decoder.weight",

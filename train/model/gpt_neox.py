@@ -60,7 +60,7 @@ NEOX_BLOCK = {
     "ffn.down": "mlp.dense_4h_to_h",
 }
 NEOX_NAMES = WeightNames(
-    {"embedding": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "output": "lm_head"},
+    {"embedding": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
     {"layers": ("gpt_neox.layers", NEOX_BLOCK)},
     "gpt_neox.",
 )

@@ -4,6 +4,8 @@ weights when converted back.
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 import transformers
 
 from mt.core.config import UserError
-from mt.tests.train.checkpoint.transformers_models import DECODERS, LLAMA, TOLERANCE, T, V
+from mt.tests.train.checkpoint.transformers_models import DECODERS, IN_FILES, LLAMA, MODELS, TOLERANCE, T, V
 from mt.train.checkpoint.architectures import ARCHITECTURES, weights_from_hf, weights_to_hf
 from mt.train.checkpoint.hf_settings import config_from_hf
 from mt.train.model.family import build_model
@@ -34,6 +36,12 @@ def random(shape, high=V, low=0, seed=1):
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def named_parameters(model):
+    """By the names that they have in files."""
+    renamed = IN_FILES.get(model.config.model_type, ("", ""))
+    return {name.replace(*renamed): parameter for name, parameter in model.named_parameters()}
+
+
 def converted(config, kind):
     """(ours, theirs): a random model of transformers, and our model with its weights.
 
@@ -48,7 +56,7 @@ def converted(config, kind):
     config.architectures = [kind.__name__]
     shape = config_from_hf(config.to_dict(), "config.json")
     ours = build_model(shape).eval()
-    weights = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in named_parameters(theirs).items()}
     shapes = {name: parameter.shape for name, parameter in ours.named_parameters()}
     ours.load_state_dict(
         dict(
@@ -66,15 +74,24 @@ def check_the_same(ours, theirs, our_loss, their_loss):
     their_loss.backward()
     name = theirs.config.model_type
     found = dict(weights_to_hf(name, [(n, p.grad) for n, p in ours.named_parameters()], ours.config))
-    expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in named_parameters(theirs).items() if p.grad is not None}
     assert found.keys() == expected.keys()
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     for n, gradient in expected.items():  # the gradient of a key bias is 0 except for rounding
         assert (found[n] - gradient).norm() <= TOLERANCE * max(gradient.norm(), 1e-3 * whole), n
-    weights = dict(theirs.named_parameters())
+    weights = named_parameters(theirs)
     back = dict(weights_to_hf(name, ours.named_parameters(), ours.config))
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[n], weights[n]) for n in weights)
+
+
+def test_every_architecture_goes_through_directories_and_is_documented():
+    """An architecture is added in three places; this names the one that was forgotten."""
+    assert {name.split()[0] for name in MODELS} == set(ARCHITECTURES)
+    page = (Path(__file__).parents[3] / "docs" / "conversion.md").read_text(encoding="utf-8")
+    table = page.split("| `model_type` | models |")[1].split("\n\n")[0]
+    first_column = " ".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_column)) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", DECODERS)

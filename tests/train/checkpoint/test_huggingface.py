@@ -67,6 +67,19 @@ def test_a_model_of_transformers_is_converted_and_exported_bit_for_bit(name, tmp
     assert_same_weights(open_checkpoint(tmp_path / "ours again").load_model(), ours)
 
 
+def test_pythias_files_are_read_with_the_names_and_the_buffers_that_they_were_published_with(tmp_path):
+    """The files of EleutherAI's Pythia: the output layer is `embed_out`, and masks are stored."""
+    theirs = random_model("gpt_neox")
+    source = write(theirs, tmp_path)
+    held = load_file(source / "model.safetensors")
+    assert "embed_out.weight" in held
+    for layer in range(theirs.config.num_hidden_layers):
+        for buffer in ("bias", "masked_bias", "rotary_emb.inv_freq"):
+            held[f"gpt_neox.layers.{layer}.attention.{buffer}"] = torch.ones(2)
+    save_file(held, source / "model.safetensors")
+    assert_near(our_logits(open_checkpoint(source).load_model()), their_logits(theirs))
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "mamba2"])
 def test_a_mixture_and_a_mamba_give_the_gradients_of_transformers(name, tmp_path):
     """transformers writes its gradients in place of weights, so that we read them under our names."""

@@ -1,5 +1,6 @@
 """Small models of transformers, their tokenizer, and comparisons of our models with them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 V, T = 61, 24
 
 TOLERANCE = 1e-5
+
+# model_type -> (name in transformers 5, name in files) of weights that it renames on the way
+IN_FILES = {"gpt_neox": ("lm_head.", "embed_out.")}
 
 TEXT = "w5 w17 w3 w40 w5"
 
@@ -70,16 +74,43 @@ MAMBA = {k: v for k, v in COMMON.items() if k != "attn_implementation"} | {
     "chunk_size": 8,
 }
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+
+NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+}
+
+DECODERS = {
+    "gpt2": transformers.GPT2Config(**GPT2),
+    "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
+    "gpt_bigcode with a key for every query": transformers.GPTBigCodeConfig(**GPT2, multi_query=False),
+    "llama": transformers.LlamaConfig(**LLAMA),
+    "llama with positions divided by 4": transformers.LlamaConfig(
+        **LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+    ),
+    "llama 3.1": transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "llama with a base that grows": transformers.LlamaConfig(
+        **{**LLAMA, "max_position_embeddings": 16},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
+    ),
+    "llama with yarn": transformers.LlamaConfig(**LLAMA, rope_parameters=YARN),
+    "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
+    "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
+    "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**LLAMA),
+    "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
+}
+
+# Models that go through directories and back: of every `model_type`, those of DECODERS under its bare name.
 MODELS = {
-    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
-    "gpt_bigcode": lambda: transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**GPT2)),
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+    **{
+        name: functools.partial(transformers.AutoModelForCausalLM.from_config, config)
+        for name, config in DECODERS.items()
+        if name == config.model_type
+    },
     "llama 3.2": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True)
     ),
-    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**LLAMA, sliding_window=7)),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**LLAMA)),
-    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**LLAMA, head_dim=16)),
     "mixtral": lambda: transformers.MixtralForCausalLM(
         transformers.MixtralConfig(**LLAMA, num_local_experts=4)
     ),
@@ -179,31 +210,3 @@ def assert_same_weights(found, expected):
     found_weights = dict(found.named_parameters())
     assert found_weights.keys() == dict(expected.named_parameters()).keys()
     assert all(torch.equal(found_weights[n], p) for n, p in expected.named_parameters())
-
-
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-
-NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
-}
-
-DECODERS = {
-    "gpt2": transformers.GPT2Config(**GPT2),
-    "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
-    "gpt_bigcode with a key for every query": transformers.GPTBigCodeConfig(**GPT2, multi_query=False),
-    "llama": transformers.LlamaConfig(**LLAMA),
-    "llama with positions divided by 4": transformers.LlamaConfig(
-        **LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
-    ),
-    "llama 3.1": transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=True),
-    "llama with a base that grows": transformers.LlamaConfig(
-        **{**LLAMA, "max_position_embeddings": 16},
-        rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
-    ),
-    "llama with yarn": transformers.LlamaConfig(**LLAMA, rope_parameters=YARN),
-    "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
-    "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
-    "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
-    "qwen2": transformers.Qwen2Config(**LLAMA),
-    "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
-}

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from mt.core.config import UserError
+from mt.tests.train.checkpoint.transformers_models import IN_FILES
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import FAMILIES, build_model
 from mt.train.model.foreign_names import gpt_architecture, moe_layer_freq
@@ -70,7 +71,7 @@ def test_the_table_has_every_weight_of_a_model_of_transformers(name):
     known |= {n.removesuffix(suffix) for n in known for suffix in names.gated_suffix.values()}
     unknown = []
     for full in library_model(name).state_dict():
-        inner = full
+        inner = full = full.replace(*IN_FILES.get(name, ("", "")))
         for stack in blocks:
             inner = re.sub(rf"^{re.escape(stack)}\.\d+\.", "", inner)
         forms = [rf"{n}(?:\.\w+)?" for n in known]
