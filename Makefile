@@ -29,7 +29,7 @@ types: $(VENV)/.installed-dev
 
 # Compares every parallel layout with one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
-	$(BIN)/python -W ignore -m mt.tests.train.layouts
+	$(BIN)/python -W ignore -m mt.tests.train.layouts $(NAMES)
 
 # requirements.lock again, after a change of pyproject.toml or constraints.txt.
 lock: $(VENV)/.installed-dev

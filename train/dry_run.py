@@ -60,7 +60,7 @@ def dry_run(config: TrainConfig) -> dict:
             check_layout(config.parallel, shape, sequence_lengths(shape, config.data))
             schedule = training_schedule(config, mesh)
             found.append({"rank": rank, **_step(config, shape, mesh)})
-            sizes = {name: getattr(mesh, name).size for name in ("tp", "cp", "ep", "pp", "dp")}
+            sizes = {name: axis.size for name, axis in mesh.axes.items() if name != "dp_cp"}
     facts = max(found, key=lambda facts: facts["local_parameters"])
     facts |= {
         "world_size": config.world_size,

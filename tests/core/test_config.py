@@ -144,6 +144,7 @@ def wrong_values(kind: Any) -> list:
         int: [True, 1.0, 1.5, "3", None, [1], math.nan],
         float: [True, "0.5", None, [0.5], math.nan, math.inf, -math.inf],
         tuple[str, ...]: ["a.jsonl", ["a"], {"a"}, None, ("a", 3), (None,), 3],
+        tuple[float, ...]: [1.0, [1.0], "1", None, (1.0, "2"), (True,), (math.nan,)],
         tuple[int, ...]: [1, [1], "1", None, (1, "2"), (1.0,), (True,)],
     }[kind]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mt.core.config import build
+from mt.core.config import settings as leaves
 from mt.indexed.format import IndexedWriter
 
 VOCABULARY = 60  # 59 words and the end of a document
@@ -75,86 +76,13 @@ def _tree(corpus: str, save: Path, **settings) -> dict:
         "checkpoint": {"save": str(save), "save_interval": 3},
         "log": {"log_interval": 2},
     }
-    groups = {leaf: group for group, leaves in GROUPS.items() for leaf in leaves}
+    from mt.train.config import TrainConfig
+
+    groups = {leaf.path[-1]: leaf.path[:-1] for leaf in leaves(TrainConfig)}
     for name, value in settings.items():
-        if name in groups:
-            base.setdefault(groups[name], {})[name] = value
-        else:
-            base[name] = value
+        group = groups.get(name, ())  # () of what is no leaf of a group: `dry_run`, or a whole group
+        (base.setdefault(*group, {}) if group else base)[name] = value
     return base
-
-
-GROUPS = {
-    "parallel": (
-        "tensor_model_parallel_size",
-        "sequence_parallel",
-        "context_parallel_size",
-        "expert_model_parallel_size",
-        "data_parallel_sharding",
-        "pipeline_model_parallel_size",
-        "num_layers_per_virtual_pipeline_stage",
-        "pipeline_schedule",
-        "distributed_timeout_minutes",
-    ),
-    "model": (
-        "num_layers",
-        "hidden_size",
-        "hidden_dropout",
-        "attention_dropout",
-        "vocab_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_experts",
-        "moe_router_enable_expert_bias",
-        "moe_router_score_function",
-    ),
-    "data": ("seq_length", "data_path", "seed", "split"),
-    "tokenizer": ("tokenizer_vocab_size",),
-    "optimizer": (
-        "lr",
-        "lr_warmup_iters",
-        "lr_warmup_fraction",
-        "lr_decay_style",
-        "optimizer",
-        "weight_decay",
-    ),
-    "train": (
-        "micro_batch_size",
-        "global_batch_size",
-        "rampup_batch_size",
-        "train_iters",
-        "train_samples",
-        "eval_iters",
-        "eval_interval",
-        "compile",
-        "deterministic_mode",
-    ),
-    "precision": ("bf16", "fp16", "fp8_format", "initial_loss_scale", "loss_scale_window", "hysteresis"),
-    "recompute": ("recompute_granularity", "recompute_method", "recompute_num_layers"),
-    "guard": ("exit_interval", "exit_duration_in_mins", "on_nan", "on_spike", "spike_factor"),
-    "checkpoint": (
-        "save",
-        "load",
-        "finetune",
-        "save_interval",
-        "keep_last",
-        "save_retain_interval",
-        "async_save",
-        "no_save_optim",
-        "no_load_optim",
-        "ckpt_step",
-        "exit_on_missing_checkpoint",
-        "use_checkpoint_opt_param_scheduler",
-    ),
-    "log": (
-        "log_interval",
-        "wandb_project",
-        "profile",
-        "profile_step_start",
-        "profile_step_end",
-        "profile_ranks",
-    ),
-}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The table of docs/parallelism.md: differences of ten steps at each layout from those of one process.
 
-Run by `make layouts`.
+make layouts                        all of them
+make layouts NAMES="neox EP2"       those whose names contain one of these words
 """
 
 import functools
@@ -15,7 +16,9 @@ def main() -> None:
     alone = functools.cache(lambda family, how: pool.run(train, 1, family, **dict(how))[0])
     print("| layout | processes | loss | gradient norm | weights |\n|---|---|---|---|---|")
     worst = 0.0
-    for name, (family, world, parallel, *how) in CASES.items():
+    words = sys.argv[1:] or [""]
+    for name in [name for name in CASES if any(word in name for word in words)]:
+        family, world, parallel, *how = CASES[name]
         how = dict(*how)
         found = differences(
             alone(family, tuple(how.items())), pool.run(train, world, family, parallel, **how)[0]

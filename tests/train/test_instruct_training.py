@@ -14,7 +14,7 @@ from mt.train.checkpoint.open import open_checkpoint
 from mt.train.loop import TrainConfig, train
 from mt.train.model.config import ModelConfig
 from mt.train.model.datasets import SampleConfig
-from mt.train.model.family import build_samples
+from mt.train.model.family import build_samples, families_with
 from mt.train.model.inputs import PackingConfig
 from mt.train.parallel.mesh import Mesh
 
@@ -137,7 +137,7 @@ def test_settings_that_do_not_fit_questions_are_refused(folder, tmp_path):
     for changes, message in (
         (
             {"model": {"family": "bert"}},
-            r"data.data_folder is for model.family = gpt or gpt_neox, not bert",
+            f"data.data_folder is for {families_with(lambda f: 'data_folder' in f.data)}, not bert",
         ),
         (
             {"packing": {"reset_position_ids": True}},

@@ -15,6 +15,7 @@ from mt.core.config import UserError, build
 from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
 from mt.tests.train.plan_jobs import bytes_of_a_step
 from mt.train.memory_estimate import Cut
+from mt.train.parallel.mesh import SIZES
 from mt.train.parallel.stages import divide
 from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
 
@@ -71,6 +72,29 @@ def test_ranks_use_the_estimated_memory(pool, family, layout):
     assert estimate.gradients == 4 * local + 4 * estimate.parameters, (
         "divided sums of a step, and whole gradients until its last micro-batch"
     )
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_of_a_group_is_in_the_layout_and_changes_what_it_costs(name):
+    """A new axis of the mesh is a field of Layout, and a part of the estimates."""
+    tree = {
+        "model": {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": VOCABULARY},
+        "data": {"seq_length": 64},
+        "train": {"micro_batch_size": 1, "global_batch_size": 16},
+        "world_size": 8,
+    }
+    tree["model"]["num_experts"] = 4
+    estimates = []
+    for size in (1, 2):
+        config = build(PlanConfig, ("test", {**tree, "parallel": {name: size}}))
+        planner = Planner(config, resolve_shape(config))
+        estimates.append(planner.estimate(planner.given()))
+    one, two = estimates
+    with_its_data = dataclasses.replace(
+        two.layout, data=one.layout.data, num_micro_batches=one.layout.num_micro_batches
+    )
+    assert with_its_data != one.layout, "Layout has no such field"
+    assert (one.memory, one.communication) != (two.memory, two.communication)
 
 
 # Megatron-LM's README, MCore r0.8 on H100: heads, hidden size, layers, TP, PP, GPUs, global batch, MFU in %.

@@ -28,24 +28,14 @@ class FamilySettings:
     takes: frozenset[str]  # those of the settings (or groups of settings) that other families do not take
 
 
-CAUSAL = frozenset(
-    {
-        "window_size",
-        "hybrid_override_pattern",
-        "attention_backend",
-        "untie_embeddings_and_output_weights",
-        "num_experts",
-        "retro_add_retriever",
-    }
-)
+# what every decoder takes: settings of causal attention and of the output layer
+DECODER = frozenset({"window_size", "attention_backend", "untie_embeddings_and_output_weights"})
 FAMILY_SETTINGS = {
-    "gpt": FamilySettings(("learned", "rope", "none"), CAUSAL),
-    "gpt_neox": FamilySettings(
-        ("rope",),
-        frozenset(
-            {"window_size", "attention_backend", "untie_embeddings_and_output_weights", "rotary_percent"}
-        ),
+    "gpt": FamilySettings(
+        ("learned", "rope", "none"),
+        DECODER | {"hybrid_override_pattern", "num_experts", "retro_add_retriever"},
     ),
+    "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
     "bert": FamilySettings(("learned",), frozenset({"post_norm"})),
     "t5": FamilySettings(
         ("learned", "relative", "none"),
@@ -328,11 +318,6 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             f" model.family = {family} is bidirectional; leave it out",
         ),
         (
-            "hybrid_override_pattern" in takes or config.hybrid_override_pattern is None,
-            f"model.hybrid_override_pattern is for {_families('hybrid_override_pattern')}, not {family};"
-            " leave it out",
-        ),
-        (
             "attention_backend" in takes or config.attention_backend in ("auto", "sdpa"),
             f"model.attention_backend = {config.attention_backend} computes causal attention only; leave it"
             f" out for model.family = {family}",
@@ -360,27 +345,31 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             f"model.untie_embeddings_and_output_weights: the output layer of model.family = {family} is its"
             " embedding; leave it out",
         ),
-        (
-            "rotary_percent" in takes or config.rotary_percent == 1,
-            f"model.rotary_percent is for {_families('rotary_percent')}, not {family}; leave it out",
-        ),
-        (
-            "num_experts" in takes or config.num_experts is None,
-            f"model.num_experts is for {_families('num_experts')}, not {family}; leave it out",
-        ),
-        (
-            "retro_add_retriever" in takes or not config.retro_add_retriever,
-            f"model.retro_add_retriever is for {_families('retro_add_retriever')}, not {family};"
-            " leave it out",
+        *(
+            (
+                field.name in takes or getattr(config, field.name) == field.default,
+                f"model.{field.name} is for {_families(field.name)}, not {family}; leave it out",
+            )
+            for field in dataclasses.fields(ModelConfig)
+            if _families(field.name) and field.name not in WITH_REASONS
         ),
     ]
 
 
+# the settings of FAMILY_SETTINGS for which `_family_rules` has a message of its own
+WITH_REASONS = (
+    "window_size",
+    "attention_backend",
+    "post_norm",
+    "decoder_num_layers",
+    "untie_embeddings_and_output_weights",
+)
+
+
 def _families(setting: str) -> str:
-    """`model.family = bert or ict`: the families that take a setting."""
-    return "model.family = " + " or ".join(
-        n for n, family in FAMILY_SETTINGS.items() if setting in family.takes
-    )
+    """`model.family = bert or ict`: the families that take a setting; empty if it is not one of `takes`."""
+    names = [name for name, family in FAMILY_SETTINGS.items() if setting in family.takes]
+    return f"model.family = {' or '.join(names)}" if names else ""
 
 
 def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:

@@ -34,6 +34,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from ...core.config import Failure, UserError, check, configuration, option
 from .watchdog import Watchdog
 
+# The settings that are sizes of groups, in the order in which `_sizes` returns them.
+SIZES = (
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "pipeline_model_parallel_size",
+)
+
 
 @configuration(group="parallel")
 class ParallelConfig:
@@ -90,16 +98,10 @@ class ParallelConfig:
     )
 
     def __post_init__(self):
-        sizes = (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "context_parallel_size",
-            "expert_model_parallel_size",
-        )
         check(
             *(
                 (getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1")
-                for n in sizes
+                for n in SIZES
             ),
             (
                 self.distributed_timeout_minutes > 0,
@@ -151,11 +153,11 @@ class Mesh:
     world_size: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # None: torch.distributed's own, of all ranks
-    dp: Axis = ALONE  # replicas of the model, each with its own samples; default: all ranks
-    cp: Axis = ALONE
     tp: Axis = ALONE
+    cp: Axis = ALONE
     ep: Axis = ALONE
     pp: Axis = ALONE
+    dp: Axis = ALONE  # replicas of the model, each with its own samples; default: all ranks
     dp_cp: Axis = ALONE  # data x context: the ranks that divide the tokens of a global batch
     dense: DeviceMesh | None = None  # "pp", "dp_cp", "tp"; None at world size 1
     sparse: DeviceMesh | None = None  # "pp", "edp", "ep", "tp"
@@ -166,6 +168,12 @@ class Mesh:
             self.dp = Axis(self.world_size, self.rank)
         if self.dp_cp is ALONE:
             self.dp_cp = self.dp
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """Every axis by its name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Axis)}
 
     def with_gloo_group(self) -> Mesh:
         """The same ranks with another group, on the CPU (gloo), for a thread that runs during training."""
@@ -342,14 +350,9 @@ def check_sizes(config: ParallelConfig, world: int) -> None:
     )
 
 
-def _sizes(config: ParallelConfig) -> tuple[int, int, int, int]:
-    """Tensor-, context-, expert- and pipeline-parallel size."""
-    return (
-        config.tensor_model_parallel_size,
-        config.context_parallel_size,
-        config.expert_model_parallel_size,
-        config.pipeline_model_parallel_size,
-    )
+def _sizes(config: ParallelConfig) -> list[int]:
+    """The sizes that SIZES names: tensor-, context-, expert- and pipeline-parallel."""
+    return [getattr(config, name) for name in SIZES]
 
 
 def _make_mesh(config: ParallelConfig, rank: int, world: int, device: torch.device) -> Mesh:
@@ -390,7 +393,8 @@ def _shut_down(mesh: Mesh) -> None:
     # called without an active exception"): 12 of 26 runs with torch 2.13 and gloo on 4 processes, 0 of 36
     # after the mesh is dropped.
     mesh.dense = mesh.sparse = None
-    mesh.dp = mesh.cp = mesh.tp = mesh.ep = mesh.pp = mesh.dp_cp = ALONE
+    for name in mesh.axes:
+        setattr(mesh, name, ALONE)
     gc.collect()
     dist.destroy_process_group()
 

@@ -2,7 +2,10 @@
 layouts that are refused.
 """
 
+import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from mt.tests.train.parallel_jobs import (
     random_numbers_of_a_rank,
     train,
 )
-from mt.train.parallel.mesh import ParallelConfig
+from mt.train.parallel.mesh import SIZES, ParallelConfig
 from mt.train.parallel.parallelize import check_layout
 
 
@@ -50,6 +53,19 @@ def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case
     assert loss < 1e-12
     assert norm < 1e-12
     assert weights < 1e-10
+
+
+def test_every_size_of_a_group_has_layouts_in_cases_and_all_are_in_the_docs():
+    for name in SIZES:
+        assert any(parallel.get(name, 1) > 1 for _, _, parallel, *_ in CASES.values()), name
+    page = (Path(__file__).parents[3] / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(ParallelConfig):
+        assert f"`--{field.name.replace('_', '-')}" in page, field.name
+    table = page.split("| layout | processes | loss |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]*) \| (\d+) \|", table, re.MULTILINE)
+    assert rows == [(name, str(world)) for name, (_, world, *_) in CASES.items()], (
+        "make layouts prints the table; NAMES=... only some rows of it"
+    )
 
 
 def test_in_float32_and_bfloat16_losses_differ_by_rounding_only(pool, alone):
