@@ -1,4 +1,4 @@
-"""The README: its commands run unchanged, and the commands, files and folders that it names exist."""
+"""README and CONTRIBUTING: commands run unchanged; the commands, files and names that they tell exist."""
 
 import pydoc_data.topics
 import re
@@ -12,12 +12,14 @@ import pytest
 from mt import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CONTRIBUTING = (
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "CONTRIBUTING.md")
+)
 
 
-def blocks(language=""):
+def blocks(language="", page=README):
     """The fenced blocks of a language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return [body for name, body in fenced if name == language]
 
 
@@ -63,3 +65,42 @@ def test_every_file_that_the_readme_links_to_exists():
 @pytest.mark.parametrize("name", layout())
 def test_every_file_and_folder_of_the_layout_exists(name):
     assert (ROOT / name).exists()
+
+
+def texts_of_the_repository():
+    """Every file that contributors read, with its text."""
+    folders = [p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+    files = [p for p in ROOT.iterdir() if p.is_file()] + [
+        p for f in folders for p in f.rglob("*") if p.is_file()
+    ]
+    known = (".py", ".md", ".toml", ".txt", ".yaml", "")
+    return {p: p.read_text(encoding="utf-8", errors="replace") for p in files if p.suffix in known}
+
+
+# the recipes' placeholders for a name of one's own
+PLACEHOLDERS = re.compile(r"NAME|\bX/Y|\btest_Y|\bout/|\bmy\b|^my_|\bhf$")
+
+
+def test_every_file_and_every_name_in_the_code_that_contributing_mentions_exists():
+    texts = texts_of_the_repository()
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in texts]
+    words = {
+        word for path, text in texts.items() if path.suffix != ".md" for word in re.findall(r"\w+", text)
+    }
+    prose = re.sub(r"^```.*?^```$", "", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    mentioned = [m for m in re.findall(r"`([^`\n]+)`", prose) if not PLACEHOLDERS.search(m)]
+    files = [m for m in mentioned if re.fullmatch(r"[\w./]+(/|\.(py|md|txt|toml))", m)]
+    names = [m for m in mentioned if re.fullmatch(r"[A-Za-z_]\w*(\.[a-z_]\w*)*", m) and m not in files]
+    assert len(files) > 40
+    assert len(names) > 60
+    assert [f for f in files if not any(p.endswith(f"/{f}") or f"/{f}" in p for p in paths)] == []
+    assert [n for n in names if n.rpartition(".")[2] not in words] == []
+
+
+@pytest.mark.slow  # 10 s of a CPU: two commands, and torch is imported twice
+def test_the_small_run_of_contributing_runs_unchanged(tmp_path):
+    script = next(b for b in blocks(page=CONTRIBUTING) if "mt data tokenize" in b)
+    script = f"set -e\nmt() {{ '{sys.executable}' -m mt \"$@\"; }}\n{script}"
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out" / "model" / "step_00000003").exists()
