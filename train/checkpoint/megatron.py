@@ -115,7 +115,7 @@ class MegatronCheckpoint(ForeignCheckpoint):
         self._check_sizes()
         positions = self.config.max_position_embeddings
         self.seq_length = min(getattr(first["args"], "seq_length", None) or positions, positions)
-        self.step = check_value(first.get("iteration") or 0, Count, f"{self.folder}: its iteration", REMEDY)
+        self.step = check_value(first.get("iteration", 0), Count, f"{self.folder}: its iteration", REMEDY)
 
     def _check_sizes(self) -> None:
         """Raises UserError if a weight is missing or has another shape than the settings say; reads none."""
