@@ -206,7 +206,7 @@ def read_ngrams(
     texts, too_short = [0] * len(tasks), [0] * len(tasks)
     for number, task in enumerate(tasks):
         task_ngrams = 0
-        for pieces in evaluation_texts.texts(task, config.evaluation_key):
+        for pieces in evaluation_texts.texts(task, config.evaluation_key, config.max_record_bytes):
             texts[number] += 1
             words, first = batch_words(pieces)
             long_enough = [(a, b) for a, b in itertools.pairwise(first) if b - a >= config.min_ngram]

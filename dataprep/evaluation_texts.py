@@ -27,7 +27,7 @@ import orjson
 
 from ..core import manifest
 from ..core.config import UserError
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 
 RECORD_FILES = tuple(e for e in reader.EXTENSIONS if e != ".txt")
 TEXT_FILES = (".txt", ".tokens", ".raw")
@@ -72,16 +72,19 @@ def inputs(all_tasks: list[EvaluationTask]) -> list[str]:
     )
 
 
-def texts(task: EvaluationTask, key: str) -> Iterator[list[str]]:
+def texts(
+    task: EvaluationTask, key: str, max_record_bytes: int = files.MAX_RECORD_BYTES
+) -> Iterator[list[str]]:
     """Yields the texts of a task, each as the list of pieces that may occur in a document.
 
-    key: of the text, in records of no known task. Raises UserError for a record without texts. Rows of tables
-    with too few columns (QQP has some) are skipped and counted in task.skipped.
+    key: of the text, in records of no known task. max_record_bytes: a longer record is refused. Raises
+    UserError for a record without texts. Rows of tables with too few columns (QQP has some) are skipped and
+    counted in task.skipped.
     """
     for place in task.places:
         for path in _resolved(place):
             for file in _files(path):
-                yield from _texts_in(file, key, task)
+                yield from _texts_in(file, key, max_record_bytes, task)
 
 
 def _resolved(place: str) -> list[str]:
@@ -109,11 +112,11 @@ def _files(path: str) -> list[str]:
     return found
 
 
-def _texts_in(path: str, key: str, task: EvaluationTask) -> Iterator[list[str]]:
+def _texts_in(path: str, key: str, max_record_bytes: int, task: EvaluationTask) -> Iterator[list[str]]:
     rows: Iterable[tuple[str, dict[str, Any]]]
     if path.startswith(sources.HUB) or path.endswith(RECORD_FILES):
         refuse = lambda reject: _refuse(reject.file, reject.place, reject.reason)
-        shards = reader.plan([path], key=key, on_error="skip")
+        shards = reader.plan([path], key=key, on_error="skip", max_record_bytes=max_record_bytes)
         rows = (row for shard in shards for row in reader.read_raw(shard, refuse))
     elif path.endswith(".tsv"):
         rows = _table(path, task)

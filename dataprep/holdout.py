@@ -22,6 +22,7 @@ import functools
 import heapq
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,11 @@ def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
     chosen: list[tuple[int, int, str]] = []  # heap of the passages of least hash: (-hash, -order, text)
     order = 0
     with manifest.atomic_write(folder / "wikitext.txt", "w") as file:
-        for shard in reader.plan([str(folder / "heldout.jsonl")], key=config.text_key):
+        # A record has more bytes as JSON, with escapes, than it had in Parquet.
+        shards = reader.plan(
+            [str(folder / "heldout.jsonl")], key=config.text_key, max_record_bytes=sys.maxsize
+        )
+        for shard in shards:
             for document in reader.read(shard):
                 file.write(wikitext(document))
                 for passage in passages_of(document.text):

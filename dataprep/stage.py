@@ -28,7 +28,7 @@ from typing import Any, Literal, TextIO
 from ..core import manifest
 from ..core.config import Failure, UserError, check, configuration, option
 from ..core.executor import Workers, map_shards
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 from ..documents.reader import Document, Shard
 from ..documents.writer import Writer
 
@@ -56,6 +56,7 @@ class DocumentStage(Workers):
     on_error: Literal["fail", "skip"] = option(
         "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     rejects: bool = option(
         False, "also write every removed document, with its text, fields and reason, to rejects/"
     )
@@ -65,6 +66,7 @@ class DocumentStage(Workers):
         super().__post_init__()
         check(
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
         )
 
 
@@ -104,6 +106,7 @@ def begin(
         key=config.text_key,
         shard_bytes=config.shard_bytes,
         on_error=config.on_error,
+        max_record_bytes=config.max_record_bytes,
         output=config.output,
     )
     inputs = list(dict.fromkeys(s.path for s in shards))

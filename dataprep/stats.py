@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..core.executor import Workers, map_shards
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 from ..documents.reader import Shard
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from .stage import RejectLog, discard_parts, write_rejects
@@ -38,12 +38,14 @@ class StatsConfig(Workers):
     on_error: Literal["fail", "skip"] = option(
         "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (bool(self.input), "input is empty: name files or directories"),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (len(set(self.input)) == len(self.input), "input names the same place twice; name each once"),
         )
 
@@ -51,7 +53,13 @@ class StatsConfig(Workers):
 def stats(config: StatsConfig) -> dict[str, Any]:
     """Counts every input; returns the manifest, with the counts in `rows` and as a table in `text`."""
     plans = [
-        reader.plan([name], key=config.text_key, on_error=config.on_error, output=config.output)
+        reader.plan(
+            [name],
+            key=config.text_key,
+            on_error=config.on_error,
+            max_record_bytes=config.max_record_bytes,
+            output=config.output,
+        )
         for name in config.input
     ]
     shards = [s for plan in plans for s in plan]

@@ -19,7 +19,7 @@ import orjson
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from ..documents.files import open_binary
+from ..documents.files import packed_lines
 
 CUT = "cut"  # the reason of a step after which the pieces of a document go on
 
@@ -205,8 +205,8 @@ def _kept(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with open_binary(path) as file:
-            yield from file
+        for _, _, lines in packed_lines(str(path)):
+            yield from (line for line in lines if isinstance(line, bytes))
     except FileNotFoundError:
         raise UserError(
             f"{path}: is listed in the manifest of its directory, but does not exist; run the stage's command"

@@ -20,6 +20,7 @@ import glob
 import itertools
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,8 +35,10 @@ from . import files, sources
 
 PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 EXTENSIONS = (*PLAIN_LINES, *PACKED_LINES, ".parquet", ".arrow", ".txt")
-BATCHES_AHEAD = 3  # batches of Parquet rows that are decoded before they are needed
-BATCH_ROWS = 1024  # rows of one: with 256 the decoding thread waits for Python's lock four times as often
+BATCHES_AHEAD = 3  # lists of batches of Parquet rows that are decoded before they are needed
+BATCH_BYTES = 8 << 20  # of one list, from which it is not made longer
+VALUE_BYTES, MIN_VALUES = 32, 1_000_000  # a value of JSON takes 8 to 200 bytes in memory
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 COUNTED_BYTES = (
     64 << 20
 )  # messages give the number of a line up to this offset in a JSONL file, then the offset
@@ -64,6 +67,7 @@ class Shard:
     bytes: int
     key: str  # of the text in a record
     on_error: Literal["fail", "skip"]
+    max_record_bytes: int = files.MAX_RECORD_BYTES
 
     @property
     def name(self) -> str:
@@ -75,7 +79,8 @@ class Shard:
 class Reject:
     """A record that could not be read.
 
-    place: "line 3" or "row 3". raw: its bytes as text if they are UTF-8, else in base64.
+    place: "line 3" or "row 3". raw: its bytes as text if they are UTF-8, else in base64; of a record that is
+    too long, the first 1,000.
     """
 
     file: str
@@ -177,10 +182,12 @@ def plan(
     key: str = "text",
     shard_bytes: int = 64 << 20,
     on_error: Literal["fail", "skip"] = "fail",
+    max_record_bytes: int = files.MAX_RECORD_BYTES,
     output: str | Path | None = None,
 ) -> list[Shard]:
     """The shards of the inputs, in order. An empty file gives a shard of no bytes; `read` refuses it.
 
+    max_record_bytes: a longer record is one that cannot be read.
     output: the directory or prefix that the stage writes. Standard input is copied beside it, or to the
     system's folder for temporary files if there is no output.
     """
@@ -189,10 +196,15 @@ def plan(
         saved = _saved(item) if item.startswith(sources.HUB) else item
         if saved is None:
             count, size = sources.hub_shards(item)
-            shards += [Shard(item, i, i + 1, size // count, key, on_error) for i in range(count)]
+            shards += [
+                Shard(item, i, i + 1, size // count, key, on_error, max_record_bytes) for i in range(count)
+            ]
             continue
         for path in [Path(sources.spool_stdin(output))] if item == "-" else expand([saved]):
-            shards += [Shard(str(path), a, b, n, key, on_error) for a, b, n in _pieces(path, shard_bytes)]
+            shards += [
+                Shard(str(path), a, b, n, key, on_error, max_record_bytes)
+                for a, b, n in _pieces(path, shard_bytes, max_record_bytes)
+            ]
     return shards
 
 
@@ -203,7 +215,7 @@ def _saved(item: str) -> str | None:
     return str(folder) if _is_saved_dataset(folder) or (folder / "dataset_dict.json").exists() else None
 
 
-def _pieces(path: Path, shard_bytes: int) -> Iterator[tuple[int, int, int]]:
+def _pieces(path: Path, shard_bytes: int, max_record_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(start, end, bytes) of the shards of a file."""
     size = path.stat().st_size
     if path.name.endswith(PLAIN_LINES):
@@ -212,7 +224,8 @@ def _pieces(path: Path, shard_bytes: int) -> Iterator[tuple[int, int, int]]:
             (a, b, b - a) for a, b in itertools.pairwise(size * i // pieces for i in range(pieces + 1))
         )
     elif path.suffix in (".parquet", ".arrow") and size:
-        batch_bytes = (batch.nbytes for batch in files.arrow_batches(path))
+        batches = files.arrow_batches(path, max_record_bytes)
+        batch_bytes = (0 if isinstance(batch, files.Refused) else batch.nbytes for batch in batches)
         sizes = files.row_group_bytes(path) if path.suffix == ".parquet" else batch_bytes
         yield from _groups(sizes, shard_bytes)
     else:
@@ -244,13 +257,31 @@ def _is_lines(path: str) -> bool:
     return path.endswith((*PLAIN_LINES, *PACKED_LINES)) and not path.startswith(sources.HUB)
 
 
-def _lines(shard: Shard) -> Iterator[tuple[int, int | None, list[bytes]]]:
+def _lines(shard: Shard) -> Iterator[tuple[int, int | None, files.Lines]]:
     """(offset of the first, its number if that is known, some lines) of the JSON lines of a shard."""
-    return (
-        files.lines_between(shard.path, shard.start, shard.end)
+    for start, number, lines in (
+        files.lines_between(shard.path, shard.start, shard.end, shard.max_record_bytes)
         if shard.path.endswith(PLAIN_LINES)
-        else files.packed_lines(shard.path)
-    )
+        else files.packed_lines(shard.path, shard.max_record_bytes)
+    ):
+        if len(last := lines[-1]) > files.LINES_BYTES and isinstance(last, bytes):  # no other is that long
+            lines[-1] = _not_dense(last, shard.max_record_bytes)
+        yield start, number, lines
+
+
+def _not_dense(line: bytes, max_bytes: int) -> bytes | files.Refused:
+    """The line, or a Refused if it has more values than one for VALUE_BYTES of max_bytes.
+
+    `[[],[],[],...]` takes thirty times as much memory as a text of its length.
+    """
+    most = max(MIN_VALUES, max_bytes // VALUE_BYTES)
+    if sum(map(line.count, (b",", b"[", b"{"))) <= most:
+        return line
+    values = sum(map(STRING.sub(b"", line).count, (b",", b"[", b"{")))  # a text may have these characters
+    if values <= most:
+        return line
+    reason = f"has {values:,} values, more than --max-record-bytes {max_bytes} / {VALUE_BYTES}"
+    return files.Refused(len(line), files.too_long(len(line), max_bytes, line).beginning, reason)
 
 
 def _read_lines(shard: Shard, reject: Rejecter | None) -> Iterator[Document]:
@@ -322,7 +353,7 @@ def read_values(
     """
     fast: Iterable[tuple[str, ...]] | None = None
     if shard.path.endswith(".parquet") and not shard.path.startswith(sources.HUB):
-        fast = _parquet_values(shard, keys)
+        fast = _parquet_values(shard, keys, reject)
     elif not shard.path.startswith(sources.HUB):
         fast = _json_values(shard, keys)
     if fast is not None:
@@ -350,7 +381,7 @@ def _json_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | N
                 picked += [pick(record) for record in map(loads, lines)]
             except orjson.JSONDecodeError:  # blank lines, or a mistake
                 picked += [pick(loads(line)) for line in lines if line.strip()]
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
         return None
     columns: list[Any] = [picked] if len(keys) == 1 else list(zip(*picked))
     if any(set(map(type, column)) - {str} for column in columns):
@@ -358,7 +389,9 @@ def _json_values(shard: Shard, keys: Sequence[str]) -> list[tuple[str, ...]] | N
     return list(zip(*columns))
 
 
-def _parquet_values(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ...]] | None:
+def _parquet_values(
+    shard: Shard, keys: Sequence[str], reject: Rejecter | None
+) -> Iterator[tuple[str, ...]] | None:
     """What `read_values` yields for Parquet; None unless schema and statistics say that all are texts.
 
     It reads no other column and makes no dictionary of a row.
@@ -381,13 +414,45 @@ def _parquet_values(shard: Shard, keys: Sequence[str]) -> Iterator[tuple[str, ..
             statistics = file.metadata.row_group(group).column(columns[key]).statistics
             if statistics is None or not statistics.has_null_count or statistics.null_count:
                 return None
-    # With threads pyarrow takes twice the processor time, which the other workers need.
-    batches = file.iter_batches(
-        batch_size=BATCH_ROWS, row_groups=groups, columns=list(keys), use_threads=False
+    return _values_of_batches(shard, keys, file, reject)
+
+
+def _values_of_batches(
+    shard: Shard, keys: Sequence[str], file: Any, reject: Rejecter | None
+) -> Iterator[tuple[str, ...]]:
+    batches = files.parquet_batches(
+        file, shard.path, shard.start, shard.end, shard.max_record_bytes, list(keys)
     )
-    return itertools.chain.from_iterable(
-        zip(*(batch.column(key).to_pylist() for key in keys)) for batch in _prefetch(batches)
-    )
+    for row, batch in itertools.chain.from_iterable(_prefetch(_grouped(batches))):
+        try:
+            if not isinstance(batch, files.Refused):
+                yield from zip(*[batch.column(key).to_pylist() for key in keys])
+                continue
+        except UnicodeDecodeError:
+            pass
+        for number, record in files.rows_of(iter([(row, batch)])):
+            if isinstance(record, files.Refused):
+                _set_aside(shard, _Row(number)(), record.reason, record.beginning, reject)
+            else:
+                yield tuple(record[key] for key in keys)
+
+
+def _grouped(batches: Iterator[files.Rows]) -> Iterator[list[files.Rows]]:
+    """The batches in lists of about BATCH_ROWS rows, or fewer where they are long.
+
+    With 256 rows the thread of `_prefetch` waits for Python's lock four times as often.
+    """
+    group: list[files.Rows] = []
+    rows = size = 0
+    for row, batch in batches:
+        group.append((row, batch))
+        rows += len(batch)
+        size += 0 if isinstance(batch, files.Refused) else batch.nbytes
+        if rows >= files.BATCH_ROWS or size >= BATCH_BYTES:
+            yield group
+            group, rows, size = [], 0, 0
+    if group:
+        yield group
 
 
 def _prefetch(items: Iterator[Any]) -> Iterator[Any]:
@@ -516,7 +581,12 @@ def _records(shard: Shard) -> Iterator[tuple[Place, Any, Any, str]]:
     if path.startswith(sources.HUB):
         for index in range(shard.start, shard.end):
             for row, record in enumerate(sources.hub_records(path, index)):
-                yield _Row(row, index), record, record, ""
+                text = record.get(shard.key)
+                if isinstance(text, str) and len(text) > shard.max_record_bytes:
+                    long = files.too_long(len(text), shard.max_record_bytes, text[:1000].encode())
+                    yield _Row(row, index), long.beginning, None, long.reason
+                else:
+                    yield _Row(row, index), record, record, ""
     elif _is_lines(path):
         for start, number, lines in _lines(shard):
             offsets = itertools.accumulate(map(len, lines), initial=start)
@@ -528,10 +598,19 @@ def _records(shard: Shard) -> Iterator[tuple[Place, Any, Any, str]]:
         yield _Line(shard, 0, 1), b"", None, "the file is empty"
     elif path.endswith((".parquet", ".arrow")):
         rows = files.parquet_rows if path.endswith(".parquet") else files.arrow_rows
-        for row, record in rows(path, shard.start, shard.end, shard.key):
-            yield _Row(row), record, record, ""
+        for row, record in rows(path, shard.start, shard.end, shard.key, shard.max_record_bytes):
+            if isinstance(record, files.Refused):
+                yield _Row(row), record.beginning, None, record.reason
+            else:
+                yield _Row(row), record, record, ""
     else:
-        raw = Path(path).read_bytes()
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            raw = file.read(min(size, shard.max_record_bytes) + 1)
+        if len(raw) > shard.max_record_bytes:
+            long = files.too_long(size, shard.max_record_bytes, raw)
+            yield _Line(shard, 0, 1), long.beginning, None, long.reason
+            return
         try:
             yield _Line(shard, 0, 1), raw, {shard.key: raw.decode("utf-8-sig"), "id": Path(path).name}, ""
         except UnicodeDecodeError as error:
@@ -543,8 +622,10 @@ def _records(shard: Shard) -> Iterator[tuple[Place, Any, Any, str]]:
             )
 
 
-def _parsed(line: bytes, place: _Line) -> tuple[bytes, Any, str]:
+def _parsed(line: bytes | files.Refused, place: _Line) -> tuple[bytes, Any, str]:
     """(the line without white space around it, its record, "" or what is wrong); a blank line gives b""."""
+    if isinstance(line, files.Refused):
+        return line.beginning, None, line.reason
     if place.position == 0 and line.startswith(b"\xef\xbb\xbf"):
         line = line[3:]
     line = line.strip()

@@ -36,7 +36,7 @@ from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import default_workers, processes, without_collector
 from ..core.progress import progress
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 from ..documents.reader import Shard
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from .format import IndexedWriter, refuse_pairs_of_others, token_dtype, work_folder
@@ -49,7 +49,7 @@ BATCH_BYTES = (
     1_000_000  # of input that a worker encodes at a time: it fits the processor's cache (8 MB: 1/5 slower)
 )
 BLOCK_ROWS = (
-    reader.BATCH_ROWS
+    files.BATCH_ROWS
 )  # documents encoded at once: a Parquet row group may be larger than a JSONL batch
 COMMIT_SECONDS = 1.0  # between two commits
 START_SECONDS = 2.0  # of remaining work from which other processes pay: each takes a second to start
@@ -91,6 +91,7 @@ class TokenizeConfig(TokenizerConfig):
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be read: stop, or write it to PREFIX_rejects.jsonl", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     workers: int = option(default_workers(), "number of processes", role="runtime")
     log_interval: int | None = option(
         None, "print a line after every so many documents, besides the progress bar", role="runtime"
@@ -103,6 +104,7 @@ class TokenizeConfig(TokenizerConfig):
         check(
             (bool(self.json_keys), "json_keys must name at least one key"),
             (not double, f"json_keys names {', '.join(double)} twice; each key gives one pair of files"),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
                 self.split_sentences or not self.keep_newlines,
@@ -176,6 +178,7 @@ def tokenize(config: TokenizeConfig) -> dict[str, Any]:
         key=config.json_keys[0],
         shard_bytes=SHARD_BYTES,
         on_error=config.on_error,
+        max_record_bytes=config.max_record_bytes,
         output=config.output_prefix,
     )
     depends = {

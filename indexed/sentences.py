@@ -27,7 +27,7 @@ import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 from ..tokenizer.train import sample_texts
 
 SLAB_CHARACTERS = 1_000_000  # Megatron-LM cuts longer texts before it splits them
@@ -272,10 +272,12 @@ class TrainPunktConfig:
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be read: stop, or skip it", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
         check(
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
             (self.lang.isidentifier(), f"lang = {self.lang!r} must be one word"),
         )
@@ -283,7 +285,13 @@ class TrainPunktConfig:
 
 def train_punkt(config: TrainPunktConfig) -> dict[str, Any]:
     """Trains Punkt's parameters on documents with NLTK's trainer; OUTPUT/LANG/ gets the four files."""
-    shards = reader.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
+    shards = reader.plan(
+        config.input,
+        key=config.text_key,
+        on_error=config.on_error,
+        max_record_bytes=config.max_record_bytes,
+        output=config.output,
+    )
     run = manifest.begin(
         "data train-punkt", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
     )

@@ -37,6 +37,7 @@ BAD_LINES = {
     "missing key": (b'{"body": "x"}', "has no key 'text'"),
     "null": (b'{"text": null}', "'text' is null"),
     "not UTF-8": (b'{"text": "caf\xe9"}', "not UTF-8"),
+    "too long": (b'{"text": "%s"}' % (b"x" * 10_000), "has 10,013 bytes, more than --max-record-bytes 9000"),
 }
 GPT2 = ["--tokenizer-type", "GPT2BPETokenizer"]
 
@@ -110,7 +111,7 @@ COMMANDS = ["clean", "dedup", "holdout", "decontaminate", "train-tokenizer", "to
 def test_a_bad_line_is_named_or_set_aside(tmp_path, vocabulary, capsys, name, kind):
     line, reason = BAD_LINES[kind]
     path = write(tmp_path / "in.jsonl", line)
-    command = [*reads_documents(tmp_path, vocabulary)[name], "--input", path]
+    command = [*reads_documents(tmp_path, vocabulary)[name], "--input", path, "--max-record-bytes", 9000]
     assert run(*command) == 2
     message = capsys.readouterr().err.strip().split("\n")[-1]
     assert message.startswith(f"mt: {path}, line 31: ")

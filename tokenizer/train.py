@@ -13,7 +13,7 @@ from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import Json
 from ..core.progress import progress
-from ..documents import reader, sources
+from ..documents import files, reader, sources
 from .vocabulary import END_NAMES, Tree
 
 
@@ -33,6 +33,7 @@ class TrainTokenizerConfig:
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class TrainTokenizerConfig:
                 self.vocab_size > 257,
                 f"vocab_size = {self.vocab_size} must be more than the 256 bytes and the special token",
             ),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
         )
 
@@ -52,7 +54,13 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
     transformers) and vocab.json and merges.txt (for --vocab-file and --merge-file). Both give the same ids.
     Returns the manifest.
     """
-    shards = reader.plan(config.input, key=config.text_key, on_error=config.on_error, output=config.output)
+    shards = reader.plan(
+        config.input,
+        key=config.text_key,
+        on_error=config.on_error,
+        max_record_bytes=config.max_record_bytes,
+        output=config.output,
+    )
     run = manifest.begin(
         "data train-tokenizer", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
     )
@@ -84,13 +92,13 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
         raise
     counts["rejected"] = len(rejects)
     counts["vocab_size"] = learner.get_vocab_size()
-    files = _write(run.output, json.loads(learner.to_str()))
+    written = _write(run.output, json.loads(learner.to_str()))
     if rejects:
         path = run.output / "rejects.jsonl"
         with manifest.atomic_write(path, "w") as file:
             file.writelines(json.dumps(r.as_json(), ensure_ascii=False) + "\n" for r in rejects)
-        files.append(path)
-    return run.finish([{**manifest.record(f, run.output), "documents": False} for f in files], counts)
+        written.append(path)
+    return run.finish([{**manifest.record(f, run.output), "documents": False} for f in written], counts)
 
 
 def sample_texts(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ...core import manifest
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
+from ...documents import files
 from ...documents.reader import Document, Reject
 from ...documents.writer import Writer
 from ..stage import STEMS, RejectLog, Removed, finish
@@ -48,6 +49,7 @@ class ExtractConfig(Workers):
         64_000_000,
         "bytes of XML in a shard of a dump, and bytes of text from which a new output file begins",
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     packages: tuple[str, ...] = option(
         ("numpy", "torch"),
         "python: installed distributions whose docstrings to extract, in addition to the standard library",
@@ -67,6 +69,7 @@ class ExtractConfig(Workers):
         check(
             (self.max_chars >= 1, f"max_chars = {self.max_chars} must be at least 1"),
             (self.shard_bytes >= 1 << 10, f"shard_bytes = {self.shard_bytes} must be at least {1 << 10}"),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (bool(self.input) == (self.source != "python"), f"source = {self.source} {remedy}"),
         )
 
@@ -90,14 +93,16 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         read = functools.partial(_module_documents, config=config)
     elif config.source == "warc":
         shards = list(map(str, inputs))
-        read, sizes = warc.documents, [f.stat().st_size for f in inputs]
+        read = functools.partial(warc.documents, max_bytes=config.max_record_bytes)
+        sizes = [f.stat().st_size for f in inputs]
     else:
         try:
             shards = [part for file in inputs for part in wikipedia.split_dump(str(file), config.shard_bytes)]
         except UserError:
             run.abandon()  # so that the output is free for a run with another file
             raise
-        read, sizes = wikipedia.documents, [part.end - part.start for part in shards]
+        read = functools.partial(wikipedia.documents, max_bytes=config.max_record_bytes)
+        sizes = [part.end - part.start for part in shards]
     work = functools.partial(write_shard, read=read, config=config)
     results = map_shards(
         work,

@@ -33,6 +33,7 @@ import xxhash
 from ...core import manifest
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
+from ...documents import files
 from ..stage import finish
 
 LISTS = Path(__file__).parent / "lists"
@@ -194,15 +195,12 @@ def _split_files(files: list[Path], shard_bytes: int) -> list[FileRange]:
 
 
 def _lines(file_range: FileRange) -> Iterator[bytes]:
-    """The lines of a range that are not blank, stripped."""
-    path, start, end = file_range
-    with open(path, "rb", buffering=1 << 20) as file:
-        if start:
-            file.seek(start - 1)
-            file.readline()
-        while file.tell() < end and (line := file.readline()):
-            if line := line.strip():
-                yield line
+    """The lines of a range that are not blank, stripped; of one too long to be read, its beginning."""
+    if file_range[2]:
+        for _, _, lines in files.lines_between(*file_range):
+            for line in lines:
+                if line := (line.beginning if isinstance(line, files.Refused) else line).strip():
+                    yield line
 
 
 def _classify_shard(

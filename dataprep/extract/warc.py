@@ -10,10 +10,12 @@ plain. Format: WARC 1.1, ISO 28500:2017.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ...core.config import UserError
+from ...documents import files
 from ...documents.reader import Document, Reject
 from ..stage import Removed
 
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
 EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
+READ_BYTES = 1 << 18
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
-def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
+def documents(
+    path: str, max_bytes: int = files.MAX_RECORD_BYTES
+) -> Iterator[tuple[str, Document | Removed | Reject]]:
     """Yields (record id, document or why there is none) for the responses and conversions of a file.
 
-    Raises UserError if the file is cut short or damaged, or has no WARC record.
+    max_bytes: a longer page or text, decompressed, is one that cannot be read. Raises UserError if the file
+    is cut short or damaged, or has no WARC record.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -36,14 +42,16 @@ def documents(path: str) -> Iterator[tuple[str, Document | Removed | Reject]]:
         with open(path, "rb") as file:
             for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
                 found = True
-                raw = record.reader.read()
-                if "Content-Length" not in record.headers or len(raw) < int(record.headers["Content-Length"]):
+                length = int(record.headers.get("Content-Length") or sys.maxsize)
+                raw = record.reader.read() if length <= max_bytes else b""
+                size, raw = (len(raw), raw) if length <= max_bytes else _skip(record)
+                if size < length:
                     raise EOFError(f"record {_identity(record) or 'without a name'} is cut short")
                 if record.record_type == WarcRecordType.response:
                     record.set_bytes_content(raw)
-                    yield _identity(record), _from_response(record, path)
+                    yield _identity(record), _from_response(record, path, size, max_bytes)
                 elif record.record_type == WarcRecordType.conversion:
-                    yield _identity(record), _from_conversion(record, raw, path)
+                    yield _identity(record), _from_conversion(record, raw, path, size, max_bytes)
     except (EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -58,15 +66,36 @@ def _identity(record: WarcRecord) -> str:
     return (record.headers.get("WARC-Record-ID") or "").strip("<>").removeprefix("urn:uuid:")
 
 
-def _from_response(record: WarcRecord, path: str) -> Document | Removed | Reject:
-    """The main text of the HTML page in an HTTP response."""
+def _skip(record: WarcRecord) -> tuple[int, bytes]:
+    """(bytes of the content of a record, the first of them); reads it without keeping it."""
+    beginning = piece = record.reader.read(READ_BYTES)
+    size = len(piece)
+    while piece := record.reader.read(READ_BYTES):
+        size += len(piece)
+    return size, beginning
+
+
+def _too_long(record: WarcRecord, path: str, size: int, max_bytes: int) -> Reject:
+    url = record.headers.get("WARC-Target-URI") or ""
+    return Reject(path, f"record {_identity(record)}", files.too_long(size, max_bytes).reason, url)
+
+
+def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> Document | Removed | Reject:
+    """The main text of the HTML page in an HTTP response.
+
+    size: bytes of the response; the record has only the first of them if they are more than max_bytes.
+    """
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     url = record.headers.get("WARC-Target-URI") or ""
     try:
-        record.parse_http(auto_decode="all")
-        body = record.reader.read()
+        record.parse_http(auto_decode="all" if size <= max_bytes else "none")
+        decoded = bytearray()  # the body, decompressed if the server compressed it
+        while size <= max_bytes and (piece := record.reader.read(READ_BYTES)):
+            decoded += piece
+            size = max(size, len(decoded))
+        body = bytes(decoded)
     except (OSError, ValueError) as error:
         return Reject(path, f"record {_identity(record)}", f"not a complete HTTP response ({error})", url)
     status = record.http_headers.status_code if record.http_headers is not None else None
@@ -74,6 +103,8 @@ def _from_response(record: WarcRecord, path: str) -> Document | Removed | Reject
         return Removed(f"http_status_{status}", {"url": url})
     if (record.http_content_type or "text/html") not in HTML_TYPES:
         return Removed("not_html", {"url": url, "type": record.http_content_type})
+    if size > max_bytes:
+        return _too_long(record, path, size, max_bytes)
     try:
         page = body.decode(record.http_charset or "utf-8")
     except (LookupError, UnicodeDecodeError):  # an unknown charset, or bytes that are not valid in it
@@ -84,8 +115,12 @@ def _from_response(record: WarcRecord, path: str) -> Document | Removed | Reject
     return Document(_identity(record), text, {"url": url, "date": record.headers.get("WARC-Date") or ""})
 
 
-def _from_conversion(record: WarcRecord, raw: bytes, path: str) -> Document | Removed | Reject:
+def _from_conversion(
+    record: WarcRecord, raw: bytes, path: str, size: int, max_bytes: int
+) -> Document | Removed | Reject:
     """The text of a WET record; `language` is the one that the crawler identified."""
+    if size > max_bytes:
+        return _too_long(record, path, size, max_bytes)
     url = record.headers.get("WARC-Target-URI") or ""
     try:
         text = raw.decode().strip()

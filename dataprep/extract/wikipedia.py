@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.config import UserError
+from ...documents import files
 from ...documents.reader import Document, Reject
 from ..stage import Removed
 from . import bzip2
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 20
 HEADER_BYTES = 16 << 20  # the first <page> must begin within these
+MAX_TAGS = 1_000_000  # of a page: it has about thirty, and a tag takes some hundred bytes in memory
+PAGE_EDGE = re.compile(rb"</?page>")
 COMPRESSION_RATIO = 4  # bytes of XML for one byte of .bz2, slightly underestimated
 EXTENSIONS = (".xml", ".xml.bz2", ".xml.gz")
 # Tags that are removed with their content.
@@ -107,30 +110,49 @@ def _read_xml(path: str, start: int, end: int) -> Iterator[tuple[bytes, bool]]:
         ) from None
 
 
-def _pages(part: DumpPart) -> Iterator[bytes]:
-    """Yields the XML of the pages that begin in a part; raises UserError if the dump is cut short."""
+def _pages(part: DumpPart, max_bytes: int) -> Iterator[bytes | files.Refused]:
+    """Yields the XML of the pages that begin in a part; raises UserError if the dump is cut short.
+
+    A page of more than max_bytes is a Refused, and ends where another one begins if it has no end.
+    """
     buffer = bytearray()
     own_bytes = 0  # bytes at the beginning of the buffer that lie in the part
-    any_own = closed = False
+    searched = 0  # bytes at the beginning of the buffer without the end of its first page
+    any_own = closed = skipping = False  # skipping: the buffer continues a page that is too long
     for xml, is_own in _read_xml(part.path, part.start, part.end):
         buffer += xml
         if is_own:
             own_bytes, any_own = len(buffer), True
-        while 0 <= (begin := buffer.find(b"<page>")) < own_bytes:
-            end = buffer.find(b"</page>", begin) + 7
-            if end < 7:
+        if skipping:
+            edge = PAGE_EDGE.search(buffer)
+            passed = edge.start() if edge else max(0, len(buffer) - len(b"</page"))
+            del buffer[:passed]
+            own_bytes -= min(own_bytes, passed)
+            skipping = edge is None
+        while not skipping and 0 <= (begin := buffer.find(b"<page>")) < own_bytes:
+            end = buffer.find(b"</page>", max(begin, searched)) + 7
+            searched = max(begin, len(buffer) - 6)
+            if (end if end >= 7 else len(buffer)) - begin > max_bytes:
+                yield files.too_long(0, max_bytes, buffer[begin : begin + files.BEGINNING_BYTES + 1])
+                edge = PAGE_EDGE.search(buffer, begin + 6)
+                end = edge.start() if edge else len(buffer) - len(b"</page")
+                skipping = edge is None
+            elif end < 7:
                 break
-            yield bytes(buffer[begin:end])
+            else:
+                yield bytes(buffer[begin:end])
             del buffer[:end]
             own_bytes = max(0, own_bytes - end)
+            searched = 0
         else:
             if not is_own:
                 return
             closed = closed or b"</mediawiki>" in buffer
-            scanned = max(0, len(buffer) - len(b"</mediawiki>"))  # a tag may continue in the next read
-            del buffer[:scanned]
-            own_bytes -= min(own_bytes, scanned)
-    if any_own and not closed:
+            if not skipping:
+                scanned = max(0, len(buffer) - len(b"</mediawiki>"))  # a tag may continue in the next read
+                del buffer[:scanned]
+                own_bytes -= min(own_bytes, scanned)
+    if any_own and not closed and not skipping:
         raise UserError(f"{part.path}: ends before its </mediawiki>; download the file again")
 
 
@@ -144,10 +166,20 @@ def _parse_site(header: bytes, path: str) -> Site:
     return Site(html.unescape(base[1]).rsplit("/", 1)[0] if base else "", prefixes)
 
 
-def documents(part: DumpPart) -> Iterator[tuple[str, Document | Removed | Reject]]:
-    """Yields (page id, its document or the reason there is none) for every page of a part, in order."""
-    for xml in _pages(part):
+def documents(
+    part: DumpPart, max_bytes: int = files.MAX_RECORD_BYTES
+) -> Iterator[tuple[str, Document | Removed | Reject]]:
+    """Yields (page id, its document or the reason there is none) for every page of a part, in order.
+
+    max_bytes: a longer page is one that cannot be read.
+    """
+    for xml in _pages(part, max_bytes):
+        if isinstance(xml, files.Refused):
+            yield "", Reject(part.path, "a page", xml.reason, xml.beginning.decode("utf-8", "replace"))
+            continue
         try:
+            if xml.count(b"<") > MAX_TAGS:
+                raise ElementTree.ParseError(f"more than {MAX_TAGS:,} tags")
             page = ElementTree.fromstring(xml)
         except ElementTree.ParseError as error:
             raw = xml[:2000].decode("utf-8", "replace")

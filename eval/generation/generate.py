@@ -15,7 +15,7 @@ from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents import reader
+from ...documents import files, reader
 from ...train.checkpoint.open import open_checkpoint
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, batched, open_generator
@@ -68,6 +68,7 @@ class GenerateConfig:
     on_error: Literal["fail", "skip"] = option(
         "fail", "a prompt that cannot be read or continued: stop, or set it aside", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
     retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
 
@@ -86,6 +87,7 @@ class GenerateConfig:
             ),
             (self.url is None or not self.bf16, "bf16 has no effect with --url; pass it to `mt serve`"),
             (bool(self.prompts) != bool(self.input), "give either --prompts TEXT... or --input FILE..."),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
             (
                 self.tokens_to_generate >= 1,
                 f"tokens_to_generate = {self.tokens_to_generate} must be at least 1",
@@ -158,7 +160,13 @@ def generate(config: GenerateConfig) -> dict:
     predictions.jsonl, and the summary keeps the first SAMPLES_SHOWN.
     """
     shards = (
-        reader.plan(config.input, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error)
+        reader.plan(
+            config.input,
+            key=config.text_key,
+            shard_bytes=sys.maxsize,
+            on_error=config.on_error,
+            max_record_bytes=config.max_record_bytes,
+        )
         if config.input
         else []
     )

@@ -17,7 +17,7 @@ from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents import reader
+from ...documents import files, reader
 from ...train.checkpoint.open import open_checkpoint
 from ..lm import LanguageModel, open_scorer
 from ..metrics import RunningMean, perplexity
@@ -44,17 +44,25 @@ class LambadaConfig(TaskConfig):
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be scored: stop, or set it aside", role="runtime"
     )
+    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
 
     def __post_init__(self):
         super().__post_init__()
-        check((bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."))
+        check(
+            (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
+            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+        )
 
 
 def lambada(config: LambadaConfig) -> dict | None:
     """The summary of `mt eval lambada` on rank 0, None on the other ranks."""
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
         shards = reader.plan(
-            config.valid_data, key=config.text_key, shard_bytes=sys.maxsize, on_error=config.on_error
+            config.valid_data,
+            key=config.text_key,
+            shard_bytes=sys.maxsize,
+            on_error=config.on_error,
+            max_record_bytes=config.max_record_bytes,
         )
         inputs = [config.load, *config.retrieval.inputs, *(shard.path for shard in shards)]
         with Results("eval lambada", config, inputs, mesh) as results:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents.files import open_binary
+from ...documents.files import read_whole
 from ...train.checkpoint.open import open_checkpoint
 from ...train.parallel.mesh import Mesh
 from ..lm import LanguageModel, open_scorer
@@ -185,8 +184,7 @@ def _read_text(path: str) -> str:
     if path.endswith((".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")):
         raise UserError(f"{path}: holds records, but WikiText is one plain text file; give the text itself")
     try:
-        with open_binary(Path(path)) as file:
-            text = file.read().decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():

@@ -4,6 +4,7 @@ import functools
 import gzip
 import io
 import itertools
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -58,6 +59,111 @@ def test_a_compressed_file_gives_the_lines_of_its_text_with_their_offsets_and_nu
     for start, number, lines in blocks:
         assert wanted[number - 1 : number - 1 + len(lines)] == lines
         assert text[start:].startswith(b"".join(lines))
+
+
+LIMITS = st.sampled_from([1, 2, 3, 39, 40, 1000])
+
+
+def with_stand_ins(lines, limit):
+    """The lines, with the length of each that is longer than the limit in place of it."""
+    return [line if len(line.removesuffix(b"\n")) <= limit else len(line) for line in lines]
+
+
+def found_lines(blocks):
+    return [len(line) if isinstance(line, files.Refused) else line for line in lines_of(blocks)]
+
+
+@quick
+@given(
+    text=TEXTS,
+    piece=st.sampled_from([1, 2, 3, 41, 1000]),
+    block=st.sampled_from([1, 7, 1 << 17]),
+    limit=LIMITS,
+)
+def test_a_line_that_is_too_long_is_replaced_once_whatever_the_cuts(tmp_path, text, piece, block, limit):
+    (tmp_path / "a").write_bytes(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "LINES_BYTES", block)
+        found = [
+            line
+            for start, end in itertools.pairwise([*range(0, len(text), piece), len(text)])
+            for line in found_lines(files.lines_between(str(tmp_path / "a"), start, end, limit))
+        ]
+    assert found == with_stand_ins(text.splitlines(keepends=True), limit)
+
+
+@quick
+@given(text=TEXTS, block=st.sampled_from([1, 7, 1 << 17]), limit=LIMITS)
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_compressed_line_that_is_too_long_keeps_the_places_of_the_others(
+    tmp_path, ending, text, block, limit
+):
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    (tmp_path / f"a{ending}").write_bytes(pack(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "LINES_BYTES", block)
+        blocks = list(files.packed_lines(str(tmp_path / f"a{ending}"), limit))
+    wanted = list(io.BytesIO(text))
+    assert found_lines(blocks) == with_stand_ins(wanted, limit)
+    for start, number, lines in blocks:
+        assert text[start:].startswith(b"".join(wanted[number - 1 : number - 1 + len(lines)]))
+
+
+def test_the_stand_in_of_a_long_line_has_its_size_and_whole_characters_of_its_beginning(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" + "ü".encode() * 3000 + b"\n")
+    ((_, _, [line]),) = files.lines_between(str(tmp_path / "a"), 0, 6002, 5000)
+    assert (len(line), line.reason) == (6002, "has 6,002 bytes, more than --max-record-bytes 5000")
+    assert line.beginning.decode() == "x" + "ü" * 499
+
+
+def test_shards_inside_a_long_line_do_not_read_it_again_and_again(tmp_path, monkeypatch):
+    size, counts = 4 << 20, []
+    (tmp_path / "a").write_bytes(b"a" * size + b"\nlast\n")
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer):
+            counts.append(super().readinto(buffer))
+            return counts[-1]
+
+    monkeypatch.setattr(files, "READ_BYTES", 4096)
+    monkeypatch.setattr(files, "LINES_BYTES", 4096)
+    monkeypatch.setattr(
+        files,
+        "open",
+        lambda path, mode, buffering: io.BufferedReader(Counting(path), buffering),
+        raising=False,
+    )
+    edges = [*range(0, size, 1 << 14), size + 6]
+    found = [
+        line
+        for start, end in itertools.pairwise(edges)
+        for line in found_lines(files.lines_between(str(tmp_path / "a"), start, end, 1000))
+    ]
+    assert found == [size + 1, b"last\n"]
+    assert sum(counts) < 3 * size
+
+
+def test_a_line_of_utf8_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_RECORD_BYTES", 5)
+    (tmp_path / "a").write_bytes(b"1234\n123456\n")
+    with pytest.raises(UserError, match=r"a, line 2: has more than 5 bytes; check the file"):
+        list(files.utf8_lines(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_a_file_read_whole_may_not_become_much_larger_than_it_is(tmp_path, monkeypatch, ending):
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    path = tmp_path / f"a.txt{ending}"
+    monkeypatch.setattr(files.column_sizes, "WHOLE_BYTES", 100_000)
+    for text in (b"", b"some text", bytes(100_000), random.Random(0).randbytes(200_000)):
+        path.write_bytes(pack(text))
+        assert files.read_whole(path) == text
+    path.write_bytes(pack(bytes(1_000_000)))
+    if ending:
+        with pytest.raises(UserError, match=r"becomes more than [0-9,]+ bytes; decompress it yourself"):
+            files.read_whole(path)
+    else:
+        assert len(files.read_whole(path)) == 1_000_000
 
 
 def test_an_empty_file_gives_one_empty_line(tmp_path):

@@ -9,7 +9,10 @@ import pytest
 import zstandard
 
 from mt.core.config import UserError
-from mt.documents.reader import Document, expand, plan, read, read_values
+from mt.documents.files import MAX_RECORD_BYTES
+from mt.documents.reader import STRING, Document, expand, plan, read, read_values
+from mt.tests.documents import bombs
+from mt.tests.memory import peak_growth
 
 ROWS = [{"id": str(i), "text": f"document {i} ✓\nline", "n": i} for i in range(50)]
 
@@ -242,3 +245,107 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.parquet: (row group 0 cannot be read|not a whole Parquet file)"):
         texts(path)
+
+
+MEGABYTE = 1 << 20
+KINDS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow", "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("a.jsonl", False),
+        ("a.jsonl", True),
+        ("a.jsonl.gz", False),
+        ("a.jsonl.zst", True),
+        ("a.parquet", False),
+        ("a.parquet", True),
+        ("a.arrow", False),
+    ],
+)
+def test_a_long_record_is_one_reject_in_little_memory_and_the_rest_comes_out(tmp_path, name, values):
+    small = bombs.write(tmp_path / f"small.{name}", 0)
+    large = bombs.write(tmp_path / f"large.{name}", 64 * MEGABYTE)
+    (texts, rejects), grown = peak_growth(
+        "mt.tests.documents.bombs", "read", (small, large), (MEGABYTE, MEGABYTE), (values, values)
+    )
+    assert texts == [f"document {i}" for i in range(6)]
+    ((place, reason, raw),) = rejects
+    assert place == ("line 4" if "jsonl" in name else "row 4")
+    assert "has 67,108,8" in reason
+    assert "more than --max-record-bytes 1048576" in reason
+    assert len(raw) <= 1000
+    # A page of Parquet and a batch of Arrow are decoded whole, and a row of them is copied.
+    assert grown < (40 if "jsonl" in name else 300) * MEGABYTE
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_an_entry_of_a_dictionary_in_every_row_takes_its_memory_once(tmp_path, values):
+    small = bombs.write(tmp_path / "small.parquet", 0)
+    large = bombs.write_repeated(tmp_path / "large.parquet", 4 * MEGABYTE, 500)
+    assert large.stat().st_size < 10_000
+    (texts, rejects), grown = peak_growth(
+        "mt.tests.documents.bombs", "read", (small, large), (MEGABYTE, MEGABYTE), (values, values)
+    )
+    assert texts == ["first", "last"]
+    assert [place for place, _, _ in rejects] == [f"row {2 + i}" for i in range(500)]
+    assert grown < 150 * MEGABYTE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("a.jsonl.zst", 4 << 30), ("a.jsonl.gz", 2 << 30)])
+def test_a_record_of_gigabytes_takes_a_few_hundred_megabytes(tmp_path, name, size):
+    small, large = bombs.write(tmp_path / f"small.{name}", 0), bombs.write(tmp_path / f"large.{name}", size)
+    limit = MAX_RECORD_BYTES
+    (texts, rejects), grown = peak_growth("mt.tests.documents.bombs", "read", (small, large), (limit, limit))
+    assert (len(texts), len(rejects)) == (6, 1)
+    assert grown < 350 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("shard_bytes", [1000, 1 << 30])
+def test_a_limit_between_two_lengths_divides_the_records_and_changes_none(tmp_path, name, shard_bytes):
+    rows = [{"id": str(i), "text": "ä" * (3000 if i % 7 == 3 else i)} for i in range(60)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=11)
+    elif name == "a.arrow":
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table, max_chunksize=11)
+    elif name == "a.txt":
+        path.write_text("ä" * 3000)
+    else:
+        pack = {"a.jsonl": bytes, "a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstandard.compress}[name]
+        path.write_bytes(pack(jsonl(rows)))
+    rejects, kept = [], []
+    for shard in plan([str(path)], shard_bytes=shard_bytes, max_record_bytes=1000, on_error="skip"):
+        kept += read(shard, rejects.append)
+    long = [] if name == "a.txt" else [row for row in rows if len(row["text"]) == 3000]
+    assert [d.text for d in kept] == [] if name == "a.txt" else [r["text"] for r in rows if r not in long]
+    word = "line" if "jsonl" in name else "row"
+    assert [r.place for r in rejects] == [f"{word} {int(r['id']) + 1}" for r in long] or name == "a.txt"
+    assert all("more than --max-record-bytes 1000" in r.reason for r in rejects)
+    assert len(rejects) == (1 if name == "a.txt" else len(long))
+    with pytest.raises(UserError, match=r"a\.\S+, (line|row) \d+: has [\d,]+ bytes, more than --max-record-"):
+        [d for s in plan([str(path)], shard_bytes=shard_bytes, max_record_bytes=1000) for d in read(s)]
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", "17,", '"",'])
+def test_a_line_of_millions_of_values_is_one_reject_and_a_text_of_commas_is_not(tmp_path, monkeypatch, value):
+    monkeypatch.setattr("mt.documents.reader.MIN_VALUES", 10_000)
+    dense = b'{"text": "a", "x": [' + value.encode() * 50_000 + b"0]}\n"
+    text = b'{"text": "' + b'\\"[],' * 50_000 + b'"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\n' + dense + text + b'{"text": "last"}\n')
+    rejects = []
+    (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip", max_record_bytes=300_000)
+    assert [d.text[:9] for d in read(shard, rejects.append)] == ["first", '"[],"[],"', "last"]
+    ((place, reason),) = [(r.place, r.reason) for r in rejects]
+    assert place == "line 2"
+    assert "values, more than --max-record-bytes 300000 / 32" in reason
+
+
+def test_a_quotation_mark_that_is_not_closed_is_searched_once():
+    for end in (b"", b"\\"):
+        line = b'{"text": "' + b'\\"' * 1_000_000 + end
+        assert len(STRING.sub(b"", line)) <= len(b'{"text": ') + 2

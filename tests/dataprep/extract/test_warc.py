@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import zlib
 
 import pytest
 
 from mt.core.config import UserError
 from mt.dataprep.extract.extract import ExtractConfig, extract
+from mt.tests.memory import peak_growth
 
 STORY = (
     "The old house stood at the end of the lane, and nobody who lived in the village could say who had built"
@@ -172,3 +174,73 @@ def test_a_response_that_is_not_http_is_logged(tmp_path):
     summary = extract(config(tmp_path))
     assert summary["counts"]["documents"] == 1
     assert summary["counts"]["rejected"] + sum(summary["counts"]["removed"].values()) == 1
+
+
+def endless(identity, size, kind="text/html", more=""):
+    """A response of `size` bytes in a gzip member, made without having it in memory."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{more}\r\n".encode()
+    whole = record("response", b"", identity, f"http://a.org/{identity}", bytes)
+    before, after = (
+        whole.replace(b"Content-Length: 0", b"Content-Length: %d" % (len(head) + size)),
+        b"\r\n\r\n",
+    )
+    pack = zlib.compressobj(1, wbits=31)
+    data = [pack.compress(before[:-4] + head)]
+    data += [pack.compress(b"a" * min(MEGABYTE, size - start)) for start in range(0, size, MEGABYTE)]
+    return b"".join(data) + pack.compress(after) + pack.flush()
+
+
+MEGABYTE = 1 << 20
+
+
+def test_long_records_and_pages_are_rejects_in_little_memory_and_the_rest_comes_out(tmp_path):
+    squeezed = gzip.compress(b"<html><p>" + b"a " * (32 * MEGABYTE))
+    small, large = tmp_path / "small.warc.gz", tmp_path / "large.warc.gz"
+    small.write_bytes(RECORDS[0] + RECORDS[2])
+    large.write_bytes(
+        b"".join(
+            [
+                RECORDS[2],
+                endless("page", 64 * MEGABYTE),
+                endless("film", 64 * MEGABYTE, "video/mp4"),
+                record("request", b"a" * (4 * MEGABYTE)),
+                response("bomb", squeezed, more="Content-Encoding: gzip\r\n"),
+                response("picture", squeezed, "image/png", more="Content-Encoding: gzip\r\n"),
+                converted("text", b"a" * (4 * MEGABYTE)),
+                RECORDS[5],
+            ]
+        )
+    )
+    kinds, grown = peak_growth(
+        "mt.tests.dataprep.extract.readers", "kinds_of_crawl", (small, large), (MEGABYTE, MEGABYTE)
+    )
+    assert kinds == [
+        ("plain", "Document"),
+        ("page", "Reject"),
+        ("film", "Removed"),
+        ("bomb", "Reject"),
+        ("picture", "Removed"),
+        ("text", "Reject"),
+        ("squeezed", "Document"),
+    ]
+    assert grown < 40 * MEGABYTE
+
+
+def test_a_limit_names_the_record_and_changes_no_other(tmp_path):
+    write(tmp_path, b"".join(RECORDS) + response("long", page(STORY * 90)))
+    extract(config(tmp_path))
+    whole = [json.loads(line) for line in (tmp_path / "out/00000.jsonl").open()]
+    summary = extract(config(tmp_path, max_record_bytes=10_000, overwrite=True))
+    assert [json.loads(line) for line in (tmp_path / "out/00000.jsonl").open()] == whole[:-1]
+    assert summary["counts"]["removed"] == {"empty": 1, "http_status_404": 1, "not_html": 1}
+    (reject,) = map(json.loads, (tmp_path / "out/rejects.jsonl").open())
+    assert (reject["place"], reject["raw"]) == ("record long", "http://a.org/long")
+    assert reject["reason"].endswith("bytes, more than --max-record-bytes 10000")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_a_long_record_that_is_cut_short_is_still_noticed(tmp_path, pack):
+    whole, data = response("whole", page(STORY), pack=pack), response("long", page(STORY * 90), pack=bytes)
+    write(tmp_path, whole + pack(data[:-3000]), "a.warc.gz" if pack is gzip.compress else "a.warc")
+    with pytest.raises(UserError, match="record long is cut short"):
+        extract(config(tmp_path, max_record_bytes=10_000))

@@ -9,12 +9,16 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mt import cli
 from mt.core.config import UserError
 from mt.dataprep.extract import wikipedia
 from mt.dataprep.extract.extract import ExtractConfig, extract
 from mt.dataprep.extract.wikipedia import plain_text
+from mt.documents import files
+from mt.tests.memory import peak_growth
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
   <siteinfo>
@@ -244,3 +248,86 @@ def test_input_and_source_must_match(tmp_path):
         ExtractConfig(source="wikipedia", output=str(tmp_path))
     with pytest.raises(UserError, match="source = python reads this installation: omit input"):
         ExtractConfig(input=("a",), output=str(tmp_path))
+
+
+def long_page(number, size, end="</text></revision></page>\n"):
+    """A page whose text has `size` bytes, and which ends as given."""
+    head = f"  <page><title>Long {number}</title><ns>0</ns><id>{number}</id><revision><text>"
+    return head + "a " * (size // 2) + end
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.xml.bz2", "a.xml.gz"])
+@pytest.mark.parametrize("read_bytes", [7, 100, 1 << 20])
+@pytest.mark.parametrize("end", ["</text></revision></page>\n", "", "</text>"])
+def test_a_page_that_is_too_long_or_never_ends_is_one_reject(tmp_path, monkeypatch, name, read_bytes, end):
+    monkeypatch.setattr(wikipedia, "READ_BYTES", read_bytes)
+    pack = {
+        "a.xml": bytes,
+        "a.xml.gz": gzip.compress,
+        "a.xml.bz2": lambda d: pack_streams(d, max(read_bytes, 500)),
+    }
+    pages = [PAGES[0], long_page(5, 3000, end), PAGES[4], PAGES[5], long_page(6, 4000, end), PAGES[6]]
+    source = dump(tmp_path, pages, name, pack[name])
+    for shard_bytes in (1 << 10, 1 << 20):
+        out = tmp_path / f"{shard_bytes}"
+        summary = extract(config(source, out, shard_bytes=shard_bytes, max_record_bytes=2000))
+        assert [d["id"] for d in read(out)] == ["1", "10", "11", "12"]
+        assert summary["counts"]["rejected"] == 2
+        rejects = [json.loads(line) for line in (out / "rejects.jsonl").open()]
+        assert {r["reason"] for r in rejects} == {"has more bytes than --max-record-bytes 2000"}
+        assert ["<title>Long 5</title>" in r["raw"] for r in rejects] == [True, False]
+
+
+@pytest.mark.parametrize("closing", ["</mediawiki>\n", ""])
+def test_a_dump_that_ends_within_a_page_that_is_too_long_gives_the_pages_before_it(tmp_path, closing):
+    text = (HEAD + PAGES[0] + long_page(5, 60_000, closing)).encode()
+    (tmp_path / "a.xml.bz2").write_bytes(bz2.compress(text))
+    summary = extract(config(str(tmp_path / "a.xml.bz2"), tmp_path / "out", max_record_bytes=5000))
+    assert (summary["counts"]["documents"], summary["counts"]["rejected"]) == (1, 1)
+
+
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    limit=st.integers(30, 90),
+    block=st.integers(7, 40),  # the tag <page> fits in a block, as it does in those of a megabyte
+    part_bytes=st.integers(20, 400),
+)
+def test_pages_and_the_long_ones_do_not_depend_on_blocks_and_parts(
+    tmp_path_factory, sizes, limit, block, part_bytes
+):
+    pages = [b"<page>%s</page>" % (b"%d" % (i % 10) * size) for i, size in enumerate(sizes)]
+    path = tmp_path_factory.mktemp("pages") / "a.xml"
+    path.write_bytes(b"<mediawiki>" + b"\n".join(pages) + b"</mediawiki>")
+    size, found = path.stat().st_size, []
+    count = -(-size // part_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wikipedia, "READ_BYTES", block)
+        for i in range(count):
+            site = wikipedia.Site("", frozenset())
+            part = wikipedia.DumpPart(str(path), size * i // count, size * (i + 1) // count, site)
+            found += [b"" if isinstance(p, files.Refused) else p for p in wikipedia._pages(part, limit)]
+    assert found == [page if len(page) <= limit else b"" for page in pages]
+
+
+def test_a_page_of_many_tags_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "MAX_TAGS", 100)
+    source = dump(tmp_path, [PAGES[0], "<page>" + "<a/>" * 100 + "</page>", PAGES[4]])
+    summary = extract(config(source, tmp_path / "out"))
+    assert (summary["counts"]["documents"], summary["counts"]["rejected"]) == (2, 1)
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert reject["reason"] == "not valid XML (more than 100 tags)"
+
+
+def test_a_page_that_never_ends_takes_little_memory(tmp_path):
+    piece = bz2.compress(b"a " * (8 << 20))  # 16 MB of text, 600 bytes
+    small, large = tmp_path / "small.xml.bz2", tmp_path / "large.xml.bz2"
+    start = bz2.compress((HEAD + PAGES[0] + long_page(5, 10, "")).encode())
+    end = bz2.compress((PAGES[4] + "</mediawiki>").encode())
+    small.write_bytes(start + end)
+    large.write_bytes(start + piece * 4 + end)
+    (kinds, grown) = peak_growth(
+        "mt.tests.dataprep.extract.readers", "kinds_of_dump", (small, large), (1 << 20, 1 << 20)
+    )
+    assert kinds == ["Document", "Reject", "Document"]
+    assert grown < 30 << 20
