@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mt.core.progress import progress
+from mt.core.terminal import escape_output
 
 
 @pytest.fixture
@@ -65,6 +66,22 @@ def test_on_a_terminal_a_bar_is_drawn_on_standard_error_and_removed_at_the_end(
     assert shown in terminal.getvalue()
     assert terminal.getvalue().rstrip("\r").endswith("\x1b[2K")  # the line is erased
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_printed_while_a_bar_is_drawn_cannot_move_the_cursor(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with escape_output(), progress("clean", 10, "documents") as advance:
+        print("name\x1b]0;owned\x07\x9b2J\u202e", file=sys.stderr)
+        advance(3)
+        print("another\x1b[31m", file=sys.stderr)
+    assert r"name\x1b]0;owned\x07\x9b2J\u202e" in terminal.getvalue()
+    assert r"another\x1b[31m" in terminal.getvalue()
+    assert not set("\x07\x9b\u202e") & set(terminal.getvalue())
 
 
 def test_an_exception_in_the_work_is_raised():
