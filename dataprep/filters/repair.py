@@ -1,6 +1,7 @@
 """Repair text as ftfy does, but skip ftfy wherever a fast check proves that it would change nothing.
 
-`repair(text)` equals `ftfy.fix_text(text)` for every text. ftfy processes 4 MB/s; most texts never reach it.
+`repair(text)` equals `ftfy.fix_text(text)`, except in texts that are encoded more than MAX_STEPS times, one
+encoding within the other. ftfy processes 4 MB/s; most texts never reach it.
 ftfy works on segments, which are lines of at most a million characters. By its list of fixes (ftfy 6.3), it
 leaves a segment unchanged if all of these hold; `needs_repair` tests them, the cheapest first:
 
@@ -30,10 +31,26 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...core.unicode import normalize
+
 SEGMENT_CHARS = 1_000_000  # TextFixerConfig.max_decode_length
 CONTEXT_CHARS = 16  # kept on either side of a removed middle
 LONG_RUN = re.compile(f"[ -~]{{{2 * CONTEXT_CHARS + 8},}}")
+# ftfy undoes one layer of entities or of mojibake a step, and repeats until nothing changes:
+# `&amp;amp;amp;...` takes as many steps as it has layers, and quadratic time. Real texts have three at most.
+MAX_STEPS = 32
 SHORT_CHARS = 200  # in shorter segments a regular expression is faster than numpy
+# in the order in which ftfy applies them, after the fixes of entities and of mojibake
+FIXERS = (
+    "fix_c1_controls",
+    "fix_latin_ligatures",
+    "fix_character_width",
+    "uncurl_quotes",
+    "fix_line_breaks",
+    "fix_surrogates",
+    "remove_terminal_escapes",
+    "remove_control_chars",
+)
 MARKER = "<~>"  # replaces a removed middle; cannot overlap with itself
 ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 # the control characters that ftfy removes or replaces by a newline
@@ -87,9 +104,30 @@ def _fix(segment: str, unescape: bool) -> str:
         and not needs_repair(straightened, unescape)
     ):
         return straightened
+    return _apply_ftfy(segment, unescape)
+
+
+def _apply_ftfy(segment: str, unescape: bool) -> str:
+    """The loops of ftfy.fix_and_explain (ftfy 6.3), with at most MAX_STEPS steps and our `normalize`."""
     import ftfy
 
-    return ftfy.fix_and_explain(segment, ftfy.TextFixerConfig(explain=False, unescape_html=unescape)).text
+    config = ftfy.TextFixerConfig(explain=False)
+    fixers = [getattr(ftfy.fixes, name) for name in FIXERS]
+    steps = 0
+    while steps < MAX_STEPS:
+        before = segment
+        if unescape:
+            segment = ftfy.fixes.unescape_html(segment)
+        mojibake = ""
+        while segment != mojibake and steps < MAX_STEPS:
+            mojibake, segment = segment, ftfy._fix_encoding_one_step_and_explain(segment, config).text
+            steps += 1
+        for fixer in fixers:
+            segment = fixer(segment)
+        segment = normalize("NFC", segment)
+        if segment == before:
+            break
+    return segment
 
 
 def needs_repair(segment: str, unescape: bool = True) -> bool:

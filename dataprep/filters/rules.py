@@ -12,12 +12,12 @@ import functools
 import inspect
 import re
 import typing
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from ...core.config import UserError, nearest
 from ...core.parsing import parse_yaml
+from ...core.unicode import normalize
 from ...tokenizer.tokenizer import Tokenizer
 from .boilerplate import unique_lines as drop_repeated_lines
 from .boilerplate import without_boilerplate, without_symbol_lines
@@ -220,14 +220,15 @@ def punctuation(view: TextStats) -> str:
 
 def normalize_unicode(view: TextStats, *, form: Literal["NFC", "NFKC", "NFD", "NFKD"] = "NFC") -> str:
     """Applies a Unicode normalization form; `fix_text` includes NFC."""
-    return unicodedata.normalize(form, view.text)
+    return normalize(form, view.text)
 
 
 def whitespace(view: TextStats) -> str:
     """Removes whitespace at the ends of lines and of the text, and all but one of consecutive empty lines."""
     text = view.text
     if _TRAILING.search(text) is not None:
-        text = re.sub(r"[^\S\n]+(?=\n|\Z)", "", text)
+        # an expression for the runs before newlines would read each run inside a line from each of its spaces
+        text = "\n".join([line.rstrip() for line in text.split("\n")])
     if "\n\n\n" in text:
         text = re.sub(r"\n{3,}", "\n\n", text)
     return text.strip("\n").rstrip()

@@ -8,7 +8,7 @@ from ftfy import badness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.dataprep.filters.repair import SEGMENT_CHARS, needs_repair, repair
+from mt.dataprep.filters.repair import MAX_STEPS, SEGMENT_CHARS, needs_repair, repair
 
 # Every character of mojibake, and the characters that other fixes look for, so that faults are common.
 CLUES = sorted(
@@ -132,3 +132,18 @@ def test_repaired_reviews_equal_ftfys(shared):
     mended = [repair(t) for t in texts]
     assert mended == [ftfy.fix_text(t) for t in texts]
     assert mended != texts
+
+
+@given(st.text("e\u0315\u0301\u0327\uff9e\u3099\xe9 ", min_size=25, max_size=90))
+def test_repair_equals_ftfy_where_many_marks_follow_a_letter(text):
+    assert repair(text) == ftfy.fix_text(text)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 8, MAX_STEPS - 2])
+def test_entities_within_entities_are_undone_as_by_ftfy(layers):
+    for text in ("&" + "amp;" * layers + "lt;", "&amp" + "&semi" * layers + ";", "\xc2" * layers + "\xb3"):
+        assert repair(text) == ftfy.fix_text(text)
+
+
+def test_more_layers_than_any_real_text_has_stay():
+    assert repair("&" + "amp;" * 100_000) == "&" + "amp;" * (100_000 - MAX_STEPS)

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt.core.config import UserError
 from mt.dataprep.filters import rules
@@ -210,3 +212,10 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
 def test_a_wrong_item_is_refused_with_the_nearest_name(item, message):
     with pytest.raises(UserError, match=message):
         compile_rules([item])
+
+
+@given(st.text(" \t\r\x0b\xa0\na", max_size=30))
+def test_whitespace_at_ends_of_lines_goes_as_by_an_expression_that_reads_runs_of_spaces_again(text):
+    lines = re.sub(r"[^\S\n]+(?=\n|\Z)", "", text)
+    wanted = re.sub(r"\n{3,}", "\n\n", lines).strip("\n").rstrip()
+    assert compile_rules(["whitespace"])(text) == wanted
