@@ -24,8 +24,11 @@ END_PUNCTUATION = (".", "!", "?", '"', "'")
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 # The boundary between two sentences, but not after an initial or inside an ellipsis. The number of sentences
 # is that of spaCy's sentencizer, which datatrove uses, in 9 of 10 lines; C4's own code uses NLTK.
+# A match without the group is no boundary: it takes a long run such as `!!!!!!!!!` in one piece, which would
+# otherwise be read again from each of its marks.
 SENTENCE_END = re.compile(
-    r"[.!?](?:(?<=[!?])|(?<![A-Z.]\.)|(?<=[A-Z][A-Z]\.))[!?\"'”’)\]]*(?:\s+(?=\S)|(?=(?<=[a-z]\.)[A-Z]))"
+    r"[.!?](?:(?<=[!?])|(?<![A-Z.]\.)|(?<=[A-Z][A-Z]\.))"
+    r"(?:[!?\"'”’)\]]*+(\s++(?=\S)|(?=(?<=[a-z]\.)[A-Z]))|[!?\"'”’)\]]{8,}+)"
 )
 
 
@@ -249,10 +252,11 @@ def _has_longer_word(line: str, chars: int) -> bool:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, each with the whitespace after it."""
-    cuts = [0, *(end.end() for end in SENTENCE_END.finditer(text)), len(text)]
+    cuts = [0, *(end.end() for end in SENTENCE_END.finditer(text) if end.lastindex), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def count_sentences(line: str, enough: int) -> int:
     """The number of sentences in a line without surrounding whitespace; stops counting at `enough`."""
-    return 1 + sum(1 for _ in itertools.islice(SENTENCE_END.finditer(line), enough - 1))
+    ends = (1 for end in SENTENCE_END.finditer(line) if end.lastindex)
+    return 1 + sum(itertools.islice(ends, enough - 1))

@@ -1,5 +1,6 @@
 """The published filters, compared with datatrove: the same results on the same words, for every parameter."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -355,3 +356,17 @@ def test_symbols_and_terminal_punctuation_are_those_of_datatrove(datatrove):
     assert text_stats.terminal() == TERMINAL_PUNCTUATION
     table = text_stats.character_classes("")
     assert {chr(c) for c in range(len(table)) if table[c] & text_stats.SYMBOL} == PUNCTUATION_SET
+
+
+@given(st.text("ab AZ.!?\"')]\n", max_size=30))
+def test_sentences_end_where_an_expression_that_reads_runs_of_marks_again_ends_them(text):
+    slow = re.compile(
+        r"[.!?](?:(?<=[!?])|(?<![A-Z.]\.)|(?<=[A-Z][A-Z]\.))[!?\"'”’)\]]*"
+        r"(?:\s+(?=\S)|(?=(?<=[a-z]\.)[A-Z]))"
+    )
+    ends = [end.end() for end in slow.finditer(text)]
+    wanted = [text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])]
+    assert quality.sentences(text) == wanted
+    assert [quality.count_sentences(text, enough) for enough in (1, 3, 99)] == [
+        min(len(wanted), enough) for enough in (1, 3, 99)
+    ]
