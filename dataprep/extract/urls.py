@@ -136,10 +136,12 @@ SECOND_LEVEL = frozenset(
     ("ac", "co", "com", "edu", "go", "gob", "gov", "gv", "info", "ne", "net", "nom", "or", "org")
 )
 
+MAX_LABELS = 127  # a domain name has 255 bytes at most (RFC 1035)
+
 
 def _domain_names(host: str) -> Iterator[str]:
     """The entries that match a host: google, co.uk, google.co.uk, www.google.co.uk for the last of these."""
-    labels = host.rstrip(".").split(".")
+    labels = host.rstrip(".").split(".")[-MAX_LABELS:]
     suffix_labels = 2 if len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in SECOND_LEVEL else 1
     if len(labels) > suffix_labels:
         yield labels[-suffix_labels - 1]

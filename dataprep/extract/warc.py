@@ -10,9 +10,15 @@ plain. Format: WARC 1.1, ISO 28500:2017.
 
 from __future__ import annotations
 
+import codecs
+import functools
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ...core.config import UserError
 from ...documents import files
@@ -24,6 +30,22 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 READ_BYTES = 1 << 18
+# Codecs of Python that are no charsets of pages, but that a server may name: those of domain names take
+# quadratic time, and the others make surrogates.
+NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
+MAX_DEPTH = 512  # levels of elements below <body>, as in Chrome
+DEEP, TOO_DEEP = (" > ".join(["*"] * depth) for depth in (48, MAX_DEPTH))  # match elements at these levels
+# A page of N tags has at most N levels, and at most (N / 2)^2 nodes, which is quick enough for a small N.
+DEEP_TAGS, LARGE_TAGS = 1000, 8000
+MAX_NODES = 20_000_000  # of the tree of a page: 2 GB
+# Formatting elements, which the parser opens again in each paragraph, and elements that hide their end tags.
+FORMATS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
+_FORMAT = rf"(?:{'|'.join(FORMATS)})(?=[\s/>])"
+FORMAT_TAG = re.compile(
+    rf"<(?:/(?P<end>{_FORMAT})|(?P<start>{_FORMAT})[^<>]*+"
+    r"|(?:applet|caption|marquee|math|object|svg|table|td|template|th)(?=[\s/>])|!--)",
+    re.IGNORECASE,
+)
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
@@ -85,7 +107,6 @@ def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> 
 
     size: bytes of the response; the record has only the first of them if they are more than max_bytes.
     """
-    from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     url = record.headers.get("WARC-Target-URI") or ""
@@ -105,14 +126,87 @@ def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> 
         return Removed("not_html", {"url": url, "type": record.http_content_type})
     if size > max_bytes:
         return _too_long(record, path, size, max_bytes)
+    charset = record.http_charset or "utf-8"
     try:
-        page = body.decode(record.http_charset or "utf-8")
-    except (LookupError, UnicodeDecodeError):  # an unknown charset, or bytes that are not valid in it
+        if codecs.lookup(charset).name in NO_CHARSETS:
+            raise LookupError(charset)
+        page = body.decode(charset)
+    except (LookupError, ValueError):  # an unknown charset, or bytes that are not valid in it
         page = bytes_to_str(body, detect_encoding(body, from_html_meta=True) or "utf-8")
-    text = extract_plain_text(page, main_content=True, alt_texts=False).strip()
+    text = main_text(page)
+    if text is None:
+        return Removed("nested_too_deeply", {"url": url})
     if not text:
         return Removed("empty", {"url": url})
     return Document(_identity(record), text, {"url": url, "date": record.headers.get("WARC-Date") or ""})
+
+
+def main_text(page: str) -> str | None:
+    """The main text of an HTML page; None if its elements are nested more than MAX_DEPTH deep.
+
+    The extraction reads the ancestors of every element: 20,000 unclosed `<div>` take 15 s.
+    """
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+
+    tags = page.count("<")
+    if tags > LARGE_TAGS and _may_repeat(page) * tags > MAX_NODES and _open_formats(page) * tags > MAX_NODES:
+        return None
+    tree = HTMLTree.parse(page)
+    # nearly all pages are done with the short selector
+    if (
+        tags > DEEP_TAGS
+        and (body := tree.body) is not None
+        and body.query_selector(DEEP) is not None
+        and body.query_selector(TOO_DEEP) is not None
+    ):
+        return None
+    return extract_plain_text(tree, main_content=True, alt_texts=False).strip()
+
+
+def _may_repeat(page: str) -> int:
+    """How many tags begin with two letters of a formatting element, or its one letter and a space."""
+    data = np.frombuffer(page.encode("utf-8", "surrogatepass") + b"  ", np.uint8)
+    at = np.flatnonzero(data == ord("<"))
+    at = at[at < len(data) - 2]
+    return int(_format_beginnings()[data[at + 1], data[at + 2]].sum())
+
+
+@functools.cache
+def _format_beginnings() -> np.ndarray:
+    """bool (256, 256): whether two bytes after `<` may begin a formatting element."""
+    table = np.zeros((256, 256), bool)
+    for name in FORMATS:
+        second = name[1] if len(name) > 1 else " \t\n\f\r/"
+        for first in (name[0], name[0].upper()):
+            for byte in {*second, *second.upper()}:
+                table[ord(first), ord(byte)] = True
+    return table
+
+
+def _open_formats(page: str) -> int:
+    """An upper estimate of how many formatting elements such as `<b id=1>` are open at once.
+
+    The HTML standard repeats those that are still open in each following paragraph, so that the tree can have
+    quadratically many nodes. Of equal ones it repeats three. An end tag counts only if no element that could
+    hide it, such as a table, has begun since.
+    """
+    most = total = 0
+    started: dict[str, list[str]] = {name: [] for name in FORMATS}  # start tags since the last barrier
+    num_open: Counter[str] = Counter()  # by start tag
+    for tag in FORMAT_TAG.finditer(page):
+        if tag["start"]:
+            started[tag["start"].lower()].append(tag[0])
+            num_open[tag[0]] += 1
+            total += num_open[tag[0]] <= 3
+            most = max(most, total)
+        elif not tag["end"]:
+            started = {name: [] for name in FORMATS}
+        elif tags := started[tag["end"].lower()]:
+            last = tags.pop()
+            total -= num_open[last] <= 3
+            num_open[last] -= 1
+    return most
 
 
 def _from_conversion(

@@ -23,7 +23,7 @@ from ...core.config import UserError
 from ...documents import files
 from ...documents.reader import Document, Reject
 from ..stage import Removed
-from . import bzip2
+from . import bzip2, wikitext_markup
 
 if TYPE_CHECKING:
     from mwparserfromhell.nodes import Wikilink
@@ -158,10 +158,10 @@ def _pages(part: DumpPart, max_bytes: int) -> Iterator[bytes | files.Refused]:
 
 def _parse_site(header: bytes, path: str) -> Site:
     text = header.decode("utf-8", "replace")
-    base = re.search(r"<base>(.*?)</base>", text)
+    base = re.search(r"<base>([^<\n]*)</base>", text)
     if "<mediawiki" not in text:
         raise UserError(f"{path}: does not begin with <mediawiki>; give a Wikipedia dump")
-    namespaces = re.findall(r'<namespace key="(-2|6|14)"[^>]*>([^<]*)</namespace>', text)
+    namespaces = re.findall(r'<namespace key="(-2|6|14)"[^<>]*>([^<]*)</namespace>', text)
     prefixes = DROPPED_PREFIXES | {html.unescape(name).lower() for _, name in namespaces}
     return Site(html.unescape(base[1]).rsplit("/", 1)[0] if base else "", prefixes)
 
@@ -216,15 +216,22 @@ def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> st
     import mwparserfromhell
 
     pieces: list[str] = []
-    _flatten(mwparserfromhell.parse(wikitext, skip_style_tags=True), prefixes, pieces)
+    parsed = mwparserfromhell.parse(wikitext_markup.hide(wikitext), skip_style_tags=True)
+    _flatten(parsed, prefixes, pieces)
     text = "".join(pieces).encode("utf-8", "replace").decode()  # `&#xD800;` is not a valid character
+    text = text.translate(wikitext_markup.SHOWN)
     text = re.sub(r"'{2,5}", "", text)
     text = re.sub(r"__[A-Z]+__", "", text).replace("\u00a0", " ")
-    # Removed templates and references leave "( ; born 1912)", "word ( )" and "word , word".
-    text = re.sub(r"\(\s*[,;:]\s*", "(", text)
-    text = re.sub(r"[ \t]*\([\s,;:]*\)", "", text)
-    text = re.sub(r"[ \t]+([,.;:)])(?=\s|$)", r"\1", text, flags=re.M)
+    text = _without_remains(text)
     return _drop_empty_sections([re.sub(r"[ \t]+", " ", line).strip() for line in text.split("\n")])
+
+
+def _without_remains(text: str) -> str:
+    """Tidies what removed templates and references leave: "( ; born 1912)", "word ( )", "word , word"."""
+    text = re.sub(r"\(\s*[,;:]\s*", "(", text)
+    # The lookbehinds let a match begin only where a run of spaces begins, not at each of its spaces.
+    text = re.sub(r"(?:(?<![ \t])[ \t]++)?\([\s,;:]*\)", "", text)
+    return re.sub(r"(?<![ \t])[ \t]++([,.;:)])(?=\s|$)", r"\1", text, flags=re.M)
 
 
 HEADING = "\x02"  # marks a heading, repeated as often as its level; this character cannot occur in XML

@@ -6,9 +6,11 @@ import inspect
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt.core.config import UserError
-from mt.dataprep.extract.docstrings import docstrings, module_documents, python_files
+from mt.dataprep.extract.docstrings import cleaned, docstrings, module_documents, python_files
 
 SOURCE = '''
 """The module's own words, long enough to keep in the corpus."""
@@ -107,3 +109,8 @@ def test_files_of_the_standard_library_and_of_packages_come_in_a_fixed_order_wit
     assert versions == {"python": sys.version.split()[0], "xxhash": importlib.metadata.version("xxhash")}
     with pytest.raises(UserError, match="packages: 'no-such-package' is not installed; install it"):
         python_files(("no-such-package",))
+
+
+@given(st.text(" \t\na", max_size=30))
+def test_docstrings_are_cleaned_as_in_the_standard_library(text):
+    assert cleaned(text) == inspect.cleandoc(text)

@@ -140,3 +140,9 @@ def test_urls_of_eight_characters_are_too_short_by_default(tmp_path):
     config = UrlsConfig(input=(write(tmp_path, ["http://a", "http://ab"]),), output=str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"no document is left \(2 in: 1 too_short, 1 malformed\)"):
         urls(config)
+
+
+def test_a_host_of_more_labels_than_a_domain_name_can_have_is_matched_by_its_last_ones():
+    host = "a." * 1_000 + "bad.org"
+    assert drop_reason(f"http://{host}/", frozenset(("bad.org",)), frozenset()) == "domain"
+    assert len(list(module._domain_names(host))) == module.MAX_LABELS

@@ -8,6 +8,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.dataprep.extract.extract import ExtractConfig, extract
+from mt.dataprep.extract.warc import main_text
 from mt.tests.memory import peak_growth
 
 STORY = (
@@ -244,3 +245,38 @@ def test_a_long_record_that_is_cut_short_is_still_noticed(tmp_path, pack):
     write(tmp_path, whole + pack(data[:-3000]), "a.warc.gz" if pack is gzip.compress else "a.warc")
     with pytest.raises(UserError, match="record long is cut short"):
         extract(config(tmp_path, max_record_bytes=10_000))
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "unicode_escape", "utf-7", "nonsense", "a\0b"])
+def test_a_charset_that_is_none_of_pages_is_guessed(tmp_path, charset):
+    """Decoding 200 kB of punycode takes minutes, and the escapes make surrogates."""
+    body = page(STORY + " \\ud800 +2AA- " + "x" * 200_000)
+    write(tmp_path, response("odd", body, f"text/html; charset={charset}"))
+    extract(config(tmp_path))
+    (document,) = map(json.loads, (tmp_path / "out/00000.jsonl").open())
+    assert document["text"].startswith("A story")
+    assert document["text"].endswith("x" * 100)
+
+
+@pytest.mark.parametrize(
+    ("html", "kept"),
+    [
+        ("<div>" * 500 + STORY, True),
+        ("<div>" * 20_000 + STORY, False),
+        ("<div>" * 1_200 + STORY + "</div>" * 1_200, False),
+        ("<p><b>" * 3_000 + STORY, True),  # of equal formatting elements, three are repeated
+        ("".join(f"<b id={i}>bold</b> " for i in range(9_000)) + STORY, True),
+        ("".join(f"<b id={i}>" for i in range(5_000)) + "<p>a" * 5_000 + STORY, False),
+    ],
+)
+def test_a_page_that_is_nested_too_deeply_is_removed_with_this_reason(tmp_path, html, kept):
+    write(tmp_path, response("deep", f"<html><body><main>{html}".encode()) + response("plain", page(STORY)))
+    removed = extract(config(tmp_path))["counts"]["removed"]
+    assert removed == ({} if kept else {"nested_too_deeply": 1})
+
+
+def test_the_text_of_a_parsed_page_is_that_of_its_html():
+    from resiliparse.extract.html2text import extract_plain_text
+
+    for html in (page(STORY).decode(), "", "plain", "<p>a<table><b>b", f"<main>{STORY}</main>" * 50):
+        assert main_text(html) == extract_plain_text(html, main_content=True, alt_texts=False).strip()

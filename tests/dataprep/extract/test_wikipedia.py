@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -331,3 +332,11 @@ def test_a_page_that_never_ends_takes_little_memory(tmp_path):
     )
     assert kinds == ["Document", "Reject", "Document"]
     assert grown < 30 << 20
+
+
+@given(st.text(" \t\n(),;:.a", max_size=30))
+def test_remains_are_tidied_as_by_expressions_that_read_runs_of_spaces_again(text):
+    wanted = re.sub(r"\(\s*[,;:]\s*", "(", text)
+    wanted = re.sub(r"[ \t]*\([\s,;:]*\)", "", wanted)
+    wanted = re.sub(r"[ \t]+([,.;:)])(?=\s|$)", r"\1", wanted, flags=re.M)
+    assert wikipedia._without_remains(text) == wanted

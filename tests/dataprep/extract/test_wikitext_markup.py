@@ -1,0 +1,81 @@
+"""Hidden markup: what the parser would take for text is text, and ordinary pages are not changed."""
+
+import mwparserfromhell
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt.dataprep.extract import wikitext_markup
+from mt.dataprep.extract.wikipedia import plain_text
+from mt.dataprep.extract.wikitext_markup import MAX_UNCLOSED, SHOWN, hide
+
+UNCLOSED = [
+    "<div>",
+    "<b>",
+    "<ref>",
+    "<nowiki>",
+    "<!--",
+    "<a href=",
+    "{{",
+    "{{a|",
+    "[[",
+    "[[a|",
+    "{|\n|",
+    "[http://a ",
+]
+
+
+def shown(wikitext: str) -> str:
+    return str(
+        mwparserfromhell.parse(hide(wikitext), skip_style_tags=True).strip_code(collapse=False)
+    ).translate(SHOWN)
+
+
+@pytest.mark.parametrize("mark", UNCLOSED)
+def test_marks_that_stay_open_are_text_as_for_the_parser(mark):
+    wikitext = "Some words. " + f"{mark} and more, " * (MAX_UNCLOSED + 1)
+    assert hide(wikitext) != wikitext
+    assert len(hide(wikitext)) == len(wikitext)
+    assert shown(wikitext) == mwparserfromhell.parse(wikitext, skip_style_tags=True).strip_code(
+        collapse=False
+    )
+    assert hide(wikitext).translate(SHOWN) == wikitext
+
+
+@pytest.mark.parametrize("mark", UNCLOSED)
+def test_a_page_with_few_of_them_is_not_changed(mark):
+    wikitext = f"Some words. {mark} and [[more]], <ref>a</ref> {{{{b|c=[[d]]}}}} " * MAX_UNCLOSED
+    assert hide(wikitext) is wikitext
+
+
+@pytest.mark.parametrize(
+    "wikitext",
+    [
+        "[[a|b]] {{c|{{d}}}} <i>e</i> {|\n| f\n|} [http://g h]\n" * 300,
+        "<math>a<b \\{{ [[</math> <nowiki>[[ {{ <b></nowiki> <!-- <b> [[ -->" * 300,
+        "a <br> b <br/> c <ref name=a/> <references />\n" * 300,
+        "<ul><li>a<li>b</ul><table><tr><td>c<td>d</table>" * 300,
+    ],
+)
+def test_closed_markup_is_not_changed(wikitext):
+    assert hide(wikitext) is wikitext
+
+
+def test_marks_nested_deeper_than_the_parser_can_are_text():
+    deep = "<div>" * 2_000 + "inside" + "</div>" * 2_000
+    assert "inside" in plain_text(deep)
+    assert "<" not in shown("<div>" * 20 + "inside" + "</div>" * 20)
+    assert plain_text("[[a|" * 5_000 + "]]" * 5_000).count("[[") > 4_900
+    assert plain_text("{{" * 5_000 + "a" + "}}" * 5_000) is not None, "the parser raised RecursionError"
+
+
+def test_marks_of_lists_leave_nothing_however_many():
+    assert plain_text("*" * 100_000 + " item\n" + "#:;" * 50_000 + "next") == "item\nnext"
+
+
+@given(st.text("{}[]<>|=ab/!-\n* ", max_size=60))
+def test_hiding_changes_brackets_and_nothing_else(wikitext):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wikitext_markup, "MAX_UNCLOSED", 0)
+        patch.setattr(wikitext_markup, "MAX_DEPTH", 2)
+        assert hide(wikitext).translate(SHOWN) == wikitext
