@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import regex
 import xxhash
 
 from ..core import manifest
@@ -15,6 +17,16 @@ from ..core.manifest import Json
 from ..core.progress import progress
 from ..documents import files, reader, sources
 from .vocabulary import END_NAMES, Tree
+
+# For the training, longer words are cut into words of this length, in characters. Every merge inside a word
+# reads the whole word, so that one word of 200,000 letters takes 15 s and one of 3 million never ends. For
+# the same reason, sentencepiece leaves out lines of more than 4,192 bytes. The longest words of ordinary
+# texts, rows of `=` or of spaces, have some hundred characters.
+MAX_WORD_CHARS = 1000
+# The kinds of characters of GPT-2's pre-tokenizer, which begins a new word where the kind changes.
+KINDS = (r"\p{L}", r"\p{N}", r"\s", r"[^\s\p{L}\p{N}]")
+RUN = regex.compile("|".join(f"{kind}++" for kind in KINDS))
+HALF = regex.compile("|".join(f"{kind}{{{MAX_WORD_CHARS // 2}}}" for kind in KINDS))
 
 
 @configuration()
@@ -79,12 +91,18 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    counts = {"documents": 0, "text_bytes": 0, "rejected": 0}
+    counts = {"documents": 0, "text_bytes": 0, "rejected": 0, "long_words": 0}
     rejects: list[reader.Reject] = []
+
+    def pieces() -> Iterator[str]:
+        label = "train-tokenizer: reading"
+        for text in sample_texts(shards, config.sample_bytes, rejects, counts, label):
+            cut, long_words = cut_long_words(text)
+            counts["long_words"] += long_words
+            yield from cut
+
     try:
-        learner.train_from_iterator(
-            sample_texts(shards, config.sample_bytes, rejects, counts, "train-tokenizer: reading"), trainer
-        )
+        learner.train_from_iterator(pieces(), trainer)
         if not counts["text_bytes"]:
             raise UserError(f"{', '.join(config.input)}: holds no text to learn from; check the input")
     except UserError:
@@ -123,6 +141,23 @@ def sample_texts(
                     counts["text_bytes"] += len(raw)
                     yield document.text
             advance(shard.bytes)
+
+
+def cut_long_words(text: str) -> tuple[list[str], int]:
+    """(the text in pieces, how many words of more than MAX_WORD_CHARS characters are cut).
+
+    Nearly all texts have no such word and are one piece.
+    """
+    # a longer run contains one of the blocks of half the length that begin at its multiples
+    step = MAX_WORD_CHARS // 2
+    if not any(HALF.match(text, start) for start in range(0, len(text) - step + 1, step)):
+        return [text], 0
+    cuts, long_words = [0], 0
+    for run in RUN.finditer(text):
+        inside = range(run.start() + MAX_WORD_CHARS, run.end(), MAX_WORD_CHARS)
+        cuts += inside
+        long_words += bool(inside)
+    return [text[a:b] for a, b in itertools.pairwise([*cuts, len(text)])], long_words
 
 
 def _write(folder: Path, tree: Tree) -> list[Path]:

@@ -28,6 +28,8 @@ END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", 
 # Megatron-LM's special tokens for tiktoken, ids 0 to 6; <SPECIAL_7>, <SPECIAL_8>, ... follow.
 TIKTOKEN_SPECIALS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
 TIKTOKEN_VOCAB_SIZE = 131072
+# Characters of a token up to which all its splits in two are tried; that takes quadratic time in its length.
+LONG_TOKEN = 256
 TIKTOKEN_PATTERNS = {
     "v1": r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     "v2": (
@@ -268,12 +270,12 @@ def tiktoken_tree(
             " that has both"
         )
     known = set(tokens)
+    lengths = sorted(set(map(len, tokens)) - {0})
     merges = [
         [token[:i], token[i:]]
         for token in tokens
-        if len(token) > 1
-        for i in range(1, len(token))
-        if token[:i] in known and token[i:] in known
+        for i in (range(1, len(token)) if len(token) <= LONG_TOKEN else lengths)
+        if token[:i] in known and token[i:] in known and i < len(token)
     ]
     vocab |= {token: num_special_tokens + i for i, token in enumerate(tokens)}
     split = {
@@ -407,7 +409,9 @@ def _results_of_merges(contents: set[str], model: Tree) -> set[str]:
     """
     vocab = model.get("vocab") or {}
     if not any(
-        content[:i] in vocab and content[i:] in vocab for content in contents for i in range(1, len(content))
+        len(content) > LONG_TOKEN
+        or any(content[:i] in vocab and content[i:] in vocab for i in range(1, len(content)))
+        for content in contents
     ):
         return set()
     return contents & set(map(_merged, model.get("merges") or ()))

@@ -1,14 +1,19 @@
 """Training a tokenizer: reproducible files, compared with the library `tokenizers`."""
 
 import json
+import random
 
 import pytest
+import regex
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt.core import config
 from mt.tests.tokenizer.texts import TEXTS
+from mt.tokenizer import train
 from mt.tokenizer.tokenizer import PROBE, TokenizerConfig, load, load_directory
-from mt.tokenizer.train import TrainTokenizerConfig, train_tokenizer
+from mt.tokenizer.train import TrainTokenizerConfig, cut_long_words, train_tokenizer
 
 
 def test_training_is_reproducible_and_both_file_formats_give_the_same_ids(tmp_path, documents, trained):
@@ -65,6 +70,7 @@ def test_the_manifest_counts_documents_and_bytes_and_a_second_run_is_up_to_date(
         "documents": len(TEXTS),
         "text_bytes": sum(len(text.encode()) for text in TEXTS),
         "rejected": 0,
+        "long_words": 0,
         "vocab_size": 400,
     }
     before = (trained / "manifest.json").stat().st_mtime_ns
@@ -97,3 +103,45 @@ def test_input_without_text_and_settings_out_of_range_are_refused(tmp_path):
         TrainTokenizerConfig(**fine, vocab_size=257)
     with pytest.raises(config.UserError, match="sample_bytes = 0 must be at least 1"):
         TrainTokenizerConfig(**fine, sample_bytes=0)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a", "Z", "9", "\xb2", " ", "\n", "-", "_", "\u4e2d", "\u0e31", "\u0301", "'s"]
+        ).flatmap(lambda unit: st.integers(1, 25).map(lambda n: unit * n)),
+        max_size=12,
+    ).map("".join)
+)
+def test_only_long_words_are_cut_and_no_longer_ones_remain(text):
+    from tokenizers import pre_tokenizers
+
+    split = lambda text: [text[a:b] for _, (a, b) in by_library.pre_tokenize_str(text)]
+    by_library = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "MAX_WORD_CHARS", 10)
+        patch.setattr(train, "HALF", regex.compile(train.HALF.pattern.replace("{500}", "{5}")))
+        pieces, long_words = cut_long_words(text)
+    assert "".join(pieces) == text
+    whole, cut = split(text), [word for piece in pieces for word in split(piece)]
+    assert max(map(len, cut), default=0) <= 11, "ten characters and the space before them"
+    if max(map(len, whole), default=0) <= 10:
+        assert pieces == [text]
+        assert long_words == 0
+
+
+def test_a_word_of_three_million_letters_is_cut_and_counted(tmp_path):
+    letters = "".join(random.Random(1).choices("acgt", k=300_000))
+    records = [
+        {"text": "ordinary words, ordinary words " * 50},
+        {"text": letters * 10},
+        {"text": " " * 5_000},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = train_tokenizer(
+        TrainTokenizerConfig(
+            input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "tok"), vocab_size=300
+        )
+    )
+    assert made["counts"]["long_words"] == 2
+    assert made["counts"]["vocab_size"] == 300

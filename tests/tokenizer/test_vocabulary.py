@@ -1,5 +1,6 @@
 """Vocabulary files of every kind, compared with transformers, tiktoken and `tokenizers`."""
 
+import base64
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from mt.core import config
 from mt.tests.tokenizer.texts import ANY_TEXT, TEXTS
 from mt.tokenizer import vocabulary
 from mt.tokenizer.tokenizer import PROBE, TokenizerConfig, load, load_directory
-from mt.tokenizer.vocabulary import TIKTOKEN_SPECIALS
+from mt.tokenizer.vocabulary import TIKTOKEN_SPECIALS, add_specials, hide_specials, tiktoken_tree
 
 
 def test_gpt2_gives_the_ids_of_transformers(gpt2_files, gpt2, speeches):
@@ -220,3 +221,25 @@ def test_hidden_special_tokens_keep_their_ids_and_other_tokens_their_names(bpe):
     assert {token for token in before if token not in after} == {"<|endoftext|>", "<a>", "<b>"}
     assert all("\ufdd0" in token for token in after if token not in before)
     assert before["<tab>"] == after["<tab>"] == 402
+
+
+def test_a_token_of_a_million_characters_takes_no_quadratic_time(tmp_path):
+    ranks = [bytes([b]) for b in range(256)] + [b"ab", b"abc", b"c" * 1_000_000]
+    (tmp_path / "ranks.json").write_text(
+        json.dumps([{"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(ranks)])
+    )
+    tree, _ = tiktoken_tree(str(tmp_path / "ranks.json"), "v2", 10, None)
+    assert tree["model"]["merges"] == [["a", "b"], ["ab", "c"]]
+    add_specials(tree, ["s" * 1_000_000])
+    assert len(hide_specials(tree)["added_tokens"]) == 11
+
+
+def test_the_merges_are_the_same_however_the_splits_are_tried(tmp_path, monkeypatch):
+    ranks = [bytes([b]) for b in range(256)] + [b"ab", b"abab", b"ababab", b"ba", b"babab", b"abababab"]
+    (tmp_path / "ranks.json").write_text(
+        json.dumps([{"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(ranks)])
+    )
+    arguments = (str(tmp_path / "ranks.json"), "v2", 10, None)
+    wanted = tiktoken_tree(*arguments)[0]["model"]["merges"]
+    monkeypatch.setattr(vocabulary, "LONG_TOKEN", 1)
+    assert tiktoken_tree(*arguments)[0]["model"]["merges"] == wanted
