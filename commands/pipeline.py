@@ -232,7 +232,8 @@ def _resolve(value: Any, outputs: Mapping[str, str]) -> Any:
             )
         return outputs[match[1]]
 
-    return REFERENCE.sub(output_of, value)
+    end = value.rfind("}") + 1  # after the last bracket, every `${` would be read to the end of the value
+    return REFERENCE.sub(output_of, value[:end]) + value[end:]
 
 
 def _configure(stage: Stage, origin: str) -> tuple[Callable[[Any], Any], Any]:

@@ -33,6 +33,7 @@ RECORD_FILES = tuple(e for e in reader.EXTENSIONS if e != ".txt")
 TEXT_FILES = (".txt", ".tokens", ".raw")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"))
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
+MAX_BLANKS = 100  # blanks of a question that are filled, as in eval/tasks/race.py
 
 
 @dataclasses.dataclass
@@ -174,7 +175,8 @@ def _race(record: dict[str, Any]) -> list[str] | str:
             return "a question or an option is not a text"
         found.append(question)
         for choice in choices:
-            found.append(question.replace("_", choice) if "_" in question else f"{question} {choice}")
+            filled = question.replace("_", choice, MAX_BLANKS)
+            found.append(filled if "_" in question else f"{question} {choice}")
     return found
 
 

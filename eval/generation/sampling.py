@@ -145,9 +145,11 @@ class TextStream:
         if complete > self._emitted:
             self._add(decoded[self._emitted : complete])
             self._emitted = complete
-        if complete == len(decoded) and len(self._window) > 2 * PROMPT_TAIL:
+        # Also where a character is incomplete: its bytes, three at most, are among the last ids. Otherwise
+        # the window would grow with every byte of a text that is not UTF-8.
+        if len(self._window) > 2 * PROMPT_TAIL:
             self._window = self._window[-PROMPT_TAIL:]
-            self._emitted = len(self._tokenizer.decode(self._window))
+            self._emitted = len(self._tokenizer.decode(self._window)) - (len(decoded) - complete)
 
     def flush(self) -> None:
         """Adds the pending text after the last token."""

@@ -20,6 +20,7 @@ from .finetune import FinetuneConfig, FinetuneOptimizer, run
 from .multiple_choice import ClassificationTask
 
 CHOICES = 4
+MAX_BLANKS = 100  # blanks that are filled: without a limit, a line of 1 MB could become 100 GB
 
 
 @configuration(group="optimizer")
@@ -60,7 +61,7 @@ def read_race(path: Path, refuse: Refuse) -> Iterator[Example]:
         ):
             # An option replaces every blank of the question; without a blank it follows the question.
             filled = [
-                question.replace("_", choice) if "_" in question else f"{question} {choice}"
+                question.replace("_", choice, MAX_BLANKS) if "_" in question else f"{question} {choice}"
                 for choice in options
             ]
             yield Example(

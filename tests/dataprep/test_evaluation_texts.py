@@ -225,3 +225,9 @@ def test_missing_paths_and_folders_without_evaluation_files_are_named(tmp_path):
         texts(f"race={tmp_path}/none/*.txt")
     with pytest.raises(UserError, match=r"empty: contains no evaluation files \("):
         texts(str(tmp_path / "empty"))
+
+
+def test_blanks_of_a_question_are_filled_but_not_without_end():
+    record = {"article": "a", "questions": ["_" * 1_000], "options": [["x" * 1_000]], "answers": ["A"]}
+    filled = "x" * 1_000 * evaluation_texts.MAX_BLANKS + "_" * (1_000 - evaluation_texts.MAX_BLANKS)
+    assert evaluation_texts.record_texts(record, "text") == ["a", "_" * 1_000, filled]

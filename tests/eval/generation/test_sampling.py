@@ -194,3 +194,20 @@ def test_the_space_between_prompt_and_text_is_kept_if_the_tokenizer_drops_a_firs
         stream.push(token)
     stream.flush()
     assert stream.text == " cats the"
+
+
+def test_the_tokens_that_are_decoded_again_stay_few_where_no_character_is_complete():
+    class CountingTokenizer:
+        decoded = 0
+
+        def decode(self, ids):
+            self.decoded += len(ids)
+            return TOKENIZER.decode(ids)
+
+    for tokens in ([0x80] * 2_000, [0xF0, 0x9F] * 1_000, [0xEF, 0xBF, 0xBD] * 700):
+        stream = TextStream(counting := CountingTokenizer(), [65], ("stop",))
+        for token in tokens:
+            stream.push(token)
+        stream.flush()
+        assert stream.text == TOKENIZER.decode(tokens)
+        assert counting.decoded < 30 * len(tokens)

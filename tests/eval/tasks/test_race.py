@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mt.core.config import UserError, build
-from mt.eval.tasks.race import RaceConfig, race, read_race
+from mt.eval.tasks.race import MAX_BLANKS, RaceConfig, race, read_race
 from mt.tests.eval.labelled_data import write_race
 from mt.tests.eval.tasks.reading import read
 from mt.train.model.config import ModelConfig
@@ -140,3 +140,10 @@ def test_an_invalid_line_is_rejected_and_the_next_one_is_read(tmp_path, line, re
     assert place == "line 1"
     assert found.startswith(reason)
     assert [e.id for e in examples] == ["x.txt:2:0"]
+
+
+def test_blanks_are_filled_but_not_without_end(tmp_path):
+    line = {"article": "a", "questions": ["_" * 1_000], "options": [["x" * 1_000] * 4], "answers": ["A"]}
+    (tmp_path / "a.txt").write_text(json.dumps(line) + "\n")
+    (example,) = read(read_race, tmp_path / "a.txt")[0]
+    assert example.first[0] == "x" * 1_000 * MAX_BLANKS + "_" * (1_000 - MAX_BLANKS)

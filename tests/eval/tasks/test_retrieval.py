@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt.core.config import UserError, build
 from mt.eval.tasks.retrieval import RetrievalConfig, contains, retrieval, words
@@ -211,3 +213,12 @@ def test_data_of_another_tokenizer_and_titles_without_data_are_refused(corpus, m
     with pytest.raises(UserError, match=r"titles_data_path names 2 and data_path 1; give one for each"):
         embed(corpus, models[1], tmp_path / "db", titles_data_path=corpus[1]["titles_data_path"] * 2)
     assert not (tmp_path / "db").exists()
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "ab", "."]), max_size=8),
+    st.lists(st.sampled_from(["a", "b", "ab"]), max_size=3),
+)
+def test_an_answer_is_in_a_block_where_its_words_follow_each_other(block, answer):
+    places = range(len(block) - len(answer) + 1)
+    assert contains(block, answer) == any(block[i : i + len(answer)] == answer for i in places)
