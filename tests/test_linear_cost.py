@@ -1,0 +1,226 @@
+"""The time of everything that reads a stranger's text is linear in its length, also where one unit repeats.
+
+Each function in `PATHS` gets every text of `repeated_units.py`.
+"""
+
+import ast
+import base64
+import functools
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt.core.unicode import normalize
+from mt.dataprep import decontaminate, evaluation_texts, holdout
+from mt.dataprep.dedup import lines, minhash, shingles
+from mt.dataprep.dedup.dedup import exact_key, url_key
+from mt.dataprep.extract import docstrings, urls, warc, wikipedia
+from mt.dataprep.filters.rules import EDITS, RULES, compile_rules
+from mt.documents.reader import Document
+from mt.eval.generation.sampling import TextStream
+from mt.eval.tasks import detokenize, examples, open_qa, retrieval, wikitext
+from mt.indexed.sentences import SentenceSplitter
+from mt.tests.repeated_units import FRAMES, builders, excess
+from mt.tests.tokenizer.texts import TEXTS
+from mt.tokenizer.tokenizer import ByteLevelTokenizer, TokenizerConfig, load
+from mt.tokenizer.train import cut_long_words
+
+QUICK_FRAMES = FRAMES[2:]  # a run inside a line, where most algorithms that are not linear show it
+RULE_ITEMS = [
+    *RULES,
+    *EDITS,
+    "normalize_unicode form=NFKC",
+    "normalize_unicode form=NFD",
+    "c4 split=sentences terminal_punctuation=false min_words_per_line=0 curly_bracket=false",
+    "c4 terminal_punctuation=false min_words_per_line=0 curly_bracket=false",
+    "gopher_quality words=apart min_words=0 max_mean_word=0 min_mean_word=0",
+    "gopher_repetition words=apart max_dup_lines=0 max_dup_line_chars=0 max_dup_paragraphs=0"
+    " max_dup_paragraph_chars=0",
+    "redact private_ip=true",
+    "symbol_lines",
+]
+
+
+DOMAINS = frozenset(("example", "example.org"))
+
+
+def docstrings_of(text: str) -> list[tuple[str, str]]:
+    return list(docstrings.docstrings(ast.Module([ast.Expr(ast.Constant(text))], [])))
+
+
+# Functions of a text that need no files.
+PLAIN: dict[str, Callable[[str], object]] = {
+    **{item: compile_rules([item]) for item in RULE_ITEMS},
+    "shingles of words": lambda text: shingles.shingle(*shingles.batch_words([text]), 5),
+    "shingles of characters": lambda text: shingles.shingle(*shingles.batch_characters([text]), 5),
+    "shingles in compiled loops": lambda text: minhash.text_shingles([text], 5, "word", True),
+    "exact key": exact_key,
+    "URL key": url_key,
+    "lines": lines.SEPARATOR["line"].split,
+    "paragraphs": lines.SEPARATOR["paragraph"].split,
+    "cut of evaluation text": lambda text: decontaminate.cut(text, [(0, 1), (50, 60)], 200, 200),
+    "LAMBADA passages": lambda text: list(holdout.passages_of(text)),
+    "WikiText of a document": lambda text: holdout.wikitext(Document("a", text)),
+    "record of an evaluation": lambda text: evaluation_texts.record_texts(
+        {"article": text, "question": text, "options": [text]}, "text"
+    ),
+    "wikitext": wikipedia.plain_text,
+    "header of a dump": lambda text: wikipedia._parse_site(b"<mediawiki>" + text.encode(), "path"),
+    "HTML": warc.main_text,
+    "HTML in a body": lambda text: warc.main_text("<html><body>" + text),
+    "URL": lambda text: urls.drop_reason(text, DOMAINS, frozenset(("jpg",))),
+    "URL with a host": lambda text: urls.drop_reason(f"http://{text}.com/", DOMAINS, frozenset()),
+    "docstring": docstrings_of,
+    "WikiText detokenizer": detokenize.wikitext,
+    "Penn Treebank detokenizer": detokenize.ptb,
+    "articles of WikiText": lambda text: list(wikitext.articles(text)),
+    "score of an answer": lambda text: open_qa.score(text, (text,)),
+    "cleaned example": examples.clean,
+    "words of an answer": retrieval.words,
+    "answer in a block": lambda text: retrieval.contains([*text], [*text[: len(text) // 2], "x"]),
+    "cut of long words": cut_long_words,
+    "NFC": functools.partial(normalize, "NFC"),
+}
+TOKENIZERS = (
+    "gpt2",
+    "gpt2 by the reference",
+    "gpt2 decoded",
+    "gpt2 decoded one by one",
+    "bert",
+    "bert cased by the reference",
+    "bert decoded",
+    "tiktoken v1",
+    "tiktoken v2",
+    "sentencepiece bpe",
+    "sentencepiece bpe with all spaces",
+    "sentencepiece unigram",
+    "bytes decoded one by one",
+)
+SPLITTERS = ("sentences", "sentences with newlines")
+
+
+def decoded_one_by_one(tokenizer, text: str) -> str:
+    ids = tokenizer.encode(text)
+    stream = TextStream(tokenizer, ids[:1], ("stop here",))
+    for token in ids[1:]:
+        stream.push(token)
+    stream.flush()
+    return stream.text
+
+
+@pytest.fixture(scope="module")
+def with_files(tmp_path_factory, gpt2_files, bert_vocabulary, punkt) -> dict[str, Callable[[str], object]]:
+    """The functions TOKENIZERS and SPLITTERS."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    gpt2 = load(TokenizerConfig(**gpt2_files))
+    bert, cased = (
+        load(TokenizerConfig(tokenizer_type=f"BertWordPiece{case}", vocab_file=bert_vocabulary))
+        for case in ("LowerCase", "Case")
+    )
+    ranks = [bytes([b]) for b in range(256)] + [
+        b" th",
+        b" the",
+        b"in",
+        b"aa",
+        b"aaaa",
+        b"  ",
+        b"    ",
+        b"\n\n",
+    ]
+    entries = [
+        {"rank": i, "token_bytes": base64.b64encode(token).decode(), "token_str": ""}
+        for i, token in enumerate(ranks)
+    ]
+    (folder / "ranks.json").write_text(json.dumps(entries))
+    tiktoken = {
+        f"tiktoken {pattern}": load(
+            TokenizerConfig(
+                tokenizer_type="TikTokenizer",
+                tokenizer_model=str(folder / "ranks.json"),
+                tiktoken_num_special_tokens=10,
+                tiktoken_pattern=pattern,
+            )
+        )._reference_encoder.encode
+        for pattern in ("v1", "v2")
+    }
+    for kind in ("bpe", "unigram"):
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(TEXTS),
+            model_prefix=str(folder / kind),
+            vocab_size=400,
+            model_type=kind,
+            hard_vocab_limit=False,
+            byte_fallback=kind == "bpe",
+            minloglevel=2,
+        )
+    pieces = {
+        f"sentencepiece {kind}{' with all spaces' * all_spaces}": load(
+            TokenizerConfig(
+                tokenizer_type="SentencePieceTokenizer",
+                tokenizer_model=str(folder / f"{kind}.model"),
+                tokenizer_sentencepiece_ignore_extra_whitespaces=not all_spaces,
+            )
+        ).encode
+        for kind, all_spaces in (("bpe", False), ("bpe", True), ("unigram", False))
+    }
+    return {
+        "gpt2": gpt2.encode,
+        "gpt2 by the reference": gpt2._reference_encoder.encode,
+        "gpt2 decoded": lambda text: gpt2.decode(gpt2.encode(text)),
+        "gpt2 decoded one by one": functools.partial(decoded_one_by_one, gpt2),
+        "bert": bert.encode,
+        "bert cased by the reference": cased._reference_encoder.encode,
+        "bert decoded": lambda text: bert.decode(bert.encode(text)),
+        **tiktoken,
+        **pieces,
+        "bytes decoded one by one": functools.partial(decoded_one_by_one, ByteLevelTokenizer()),
+        "sentences": SentenceSplitter(punkt),
+        "sentences with newlines": SentenceSplitter(punkt, keep_newlines=True),
+    }
+
+
+def excesses(function: Callable[[str], object], chars: int, negligible: float, frames) -> dict[str, str]:
+    """{text: figures} of the texts on which the time of a function grows too fast."""
+    function("Warm up, compile loops, import libraries.\n\nAnd once \u201cmore\u201d: e\u0301, caf\xc3\xa9.")
+    found = {name: excess(function, make, chars, negligible) for name, make in builders(frames).items()}
+    return {name: figures for name, figures in found.items() if figures is not None}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_function_takes_linear_time_on_repeated_units(name):
+    assert excesses(PLAIN[name], 3_000, 0.008, QUICK_FRAMES) == {}
+
+
+@pytest.mark.parametrize("name", [n for n in (*TOKENIZERS, *SPLITTERS) if not n.endswith("one by one")])
+def test_a_tokenizer_takes_linear_time_on_repeated_units(name, with_files):
+    assert excesses(with_files[name], 2_000, 0.008, QUICK_FRAMES) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_function_takes_linear_time_on_longer_texts(name):
+    assert excesses(PLAIN[name], 32_000, 0.04, FRAMES) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TOKENIZERS, *SPLITTERS])
+def test_a_tokenizer_takes_linear_time_on_longer_texts(name, with_files):
+    assert excesses(with_files[name], 16_000, 0.04, QUICK_FRAMES) == {}
+
+
+@settings(max_examples=25)
+@given(
+    st.text(" \t\n()[]{}<>'\"`,.;:!?-+=|_/&@#1aA\xe9\u0301\u0327\xc2\u201d", min_size=1, max_size=4),
+    st.text(" \na1.)", max_size=2),
+)
+def test_any_unit_of_a_few_characters_takes_linear_time(unit, after):
+    def text(chars: int) -> str:
+        return "Aa " + unit * (chars // len(unit)) + after
+
+    figures = {name: excess(function, text, 3_000, 0.008) for name, function in PLAIN.items()}
+    assert {name: found for name, found in figures.items() if found is not None} == {}
