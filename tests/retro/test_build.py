@@ -328,7 +328,7 @@ def test_data_of_another_tokenizer_is_refused(write_texts, tmp_path):
     run.finish(
         [manifest.record(f"{data.prefix}.{s}", tmp_path) for s in ("bin", "idx")],
         {},
-        tokenizer={"fingerprint": "another"},
+        tokenizer={"fingerprint": "another", "vocab_size": 257, "eod": 0},
     )
     with pytest.raises(UserError, match="data: was tokenized with another tokenizer than the given one"):
         build_db(database_settings(tmp_path))
