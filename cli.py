@@ -594,7 +594,8 @@ def _another_rank_prints(error: UserError | Failure) -> bool:
     All ranks find most mistakes. Rank 0 prints at once, and then torchrun ends the others. The others wait;
     one that is still running after that prints its own error, which rank 0 did not find.
     """
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    texts = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
+    rank, local_rank = (int(text) if text.isdecimal() else 0 for text in texts)
     if rank != 0 and error.exit_code < 128:
         time.sleep(10 if local_rank else 5)
         return False

@@ -11,6 +11,9 @@ has diverged), 128 + a signal's number. Any other failure restarts the job, up t
 a row, and `mt train` resumes from the newest checkpoint. An attempt longer than LONG_ATTEMPT resets the
 count.
 
+On one machine nothing listens beyond the loopback address (rendezvous.py). On several, the rendezvous is an
+address or a file in a shared folder, which the user names. Processes end with their launcher (worker.py).
+
 The machines of a multi-node job must restart together. The batch script does that, with --max-restarts 0. It
 reads from the file named by the variable FINAL_EXIT_CODE whether an exit code is final, because srun's exit
 code does not tell. See examples/slurm.
@@ -21,12 +24,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import stat
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import NoReturn
 
 from ...core.config import UserError
+from . import worker
 
 # exit codes after which a restart would fail in the same way
 FINAL = (2, 16, *(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)))
@@ -40,6 +46,7 @@ def launch(arguments: list[str]) -> None:
     Exits with that failure's exit code. Raises UserError for wrong arguments.
     """
     parsed = _parse(arguments)
+    os.environ[worker.LAUNCHER] = str(os.getpid())
     restarts, parsed.max_restarts = parsed.max_restarts, 0
     failures = 0
     while True:
@@ -80,22 +87,99 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "mt launch: --master-port 0: processes cannot find each other at port 0; leave it out, and"
             " torchrun takes a free one"
         )
-    one_machine = parsed.nnodes in ("1", "1:1")
+    _check_numbers(parsed)
+    one_machine = parsed.nnodes in ("1", "1:1") or parsed.standalone
     if not one_machine and parsed.max_restarts:
         raise UserError(
             f"mt launch: --nnodes {parsed.nnodes}: the machines must restart together; give --max-restarts 0,"
             " and see examples/slurm/train.sbatch"
         )
-    if (
-        one_machine
-        and not parsed.rdzv_endpoint
-        and not any(a.replace("_", "-").startswith("--master-port") for a in arguments)
-    ):
-        parsed.standalone = True  # takes a free port, so that two jobs on one machine do not collide
-    if not parsed.module:
-        parsed.training_script_args = [parsed.training_script, *parsed.training_script_args]
-        parsed.module, parsed.training_script = True, __name__.split(".")[0]
+    if one_machine:
+        _meet_on_this_machine(parsed, arguments)
+    else:
+        _meet_on_several_machines(parsed, arguments)
+    if parsed.run_path or parsed.no_python:
+        return parsed
+    module = [parsed.training_script] if parsed.module else [__name__.split(".")[0], parsed.training_script]
+    parsed.training_script_args = [*module, *parsed.training_script_args]
+    parsed.module, parsed.training_script = True, worker.__name__
     return parsed
+
+
+def _check_numbers(parsed: argparse.Namespace) -> None:
+    """Raises UserError for numbers of machines and processes that cannot be."""
+    from torch.distributed.run import determine_local_world_size, parse_min_max_nnodes
+
+    try:
+        fewest, most = parse_min_max_nnodes(parsed.nnodes)
+    except (ValueError, RuntimeError):
+        fewest = most = 0
+    if not 1 <= fewest <= most:
+        raise UserError(
+            f"mt launch: --nnodes {parsed.nnodes}: the number of machines must be at least 1; give a number,"
+            " or FEWEST:MOST"
+        )
+    try:
+        processes = determine_local_world_size(parsed.nproc_per_node)
+    except ValueError as error:
+        raise UserError(
+            f"mt launch: --nproc-per-node {parsed.nproc_per_node}: {str(error).rstrip('.')}; give a number of"
+            " processes"
+        ) from None
+    if processes < 1:
+        raise UserError(
+            f"mt launch: --nproc-per-node {parsed.nproc_per_node}: a job has at least 1 process on a machine;"
+            " give a number of processes"
+        )
+
+
+def _is_given(flag: str, arguments: list[str]) -> bool:
+    """Whether a flag of torchrun is given, or its environment variable is set."""
+    variable = f"PET_{flag.strip('-').replace('-', '_').upper()}"
+    return variable in os.environ or any(a.replace("_", "-").startswith(flag) for a in arguments)
+
+
+def _meet_on_this_machine(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Sets the rendezvous of a job on one machine; an address or a kind of rendezvous has no effect there."""
+    from . import rendezvous
+
+    port = 0  # a free one, so that two jobs on one machine do not collide
+    if _is_given("--master-port", arguments):
+        if not 1 <= int(parsed.master_port) <= 65535:
+            raise UserError(f"mt launch: --master-port {parsed.master_port}: give a number from 1 to 65535")
+        port = int(parsed.master_port)
+    rendezvous.register()
+    rendezvous.keep_to_loopback(os.environ)
+    parsed.standalone, parsed.rdzv_backend = False, rendezvous.BACKEND
+    parsed.rdzv_endpoint, parsed.rdzv_id = f"127.0.0.1:{port}", str(uuid.uuid4())
+
+
+def _meet_on_several_machines(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Sets the rendezvous of a job on several machines: an address or a file, which the user names."""
+    if "/" in parsed.rdzv_endpoint:
+        _check_file(Path(parsed.rdzv_endpoint))
+        parsed.rdzv_backend = "c10d"
+        parsed.rdzv_conf = ",".join(filter(None, ["store_type=file", parsed.rdzv_conf]))
+    elif not parsed.rdzv_endpoint and not _is_given("--master-addr", arguments):
+        raise UserError(
+            f"mt launch: --nnodes {parsed.nnodes}: the machines do not know where to meet; give"
+            " --rdzv-endpoint: the path of a file in a folder that all of them mount, or HOST:PORT in a"
+            " network that you trust"
+        )
+
+
+def _check_file(path: Path) -> None:
+    """Raises UserError unless this user alone can write the file of a rendezvous: torchrun unpickles it."""
+    place = path if path.exists() else path.parent
+    if not path.parent.is_dir():
+        raise UserError(f"mt launch: --rdzv-endpoint {path}: {path.parent} is no folder; make it first")
+    found = place.stat()
+    own = found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
+    if not own or not (path.is_file() or not path.exists()):
+        raise UserError(
+            f"mt launch: --rdzv-endpoint {path}: others can write {place}, and whoever writes there can run"
+            " code in this job; name a file in a folder of your own (mode 0755 or 0700)"
+        )
 
 
 def _usage_error(message: str) -> NoReturn:

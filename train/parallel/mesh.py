@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import datetime
 import gc
+import math
 import os
 import sys
 import traceback
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ...core.config import Failure, UserError, check, configuration, option
+from .rendezvous import job_store, keep_to_loopback, on_one_machine
 from .watchdog import Watchdog
 
 # The settings that are sizes of groups, in the order in which `_sizes` returns them.
@@ -256,7 +258,7 @@ class Mesh:
 @contextlib.contextmanager
 def launch(config: ParallelConfig) -> Iterator[Mesh]:
     """The mesh of this job, inside a `with` block; shuts torch.distributed down at its end."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _world_size()
     try:
         check_sizes(config, world)
         check(
@@ -284,8 +286,16 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     os.environ.setdefault(
         "TORCH_FR_BUFFER_SIZE", "200"
     )  # entries of the flight recorder, which the watchdog reads
+    if on_one_machine(os.environ):
+        keep_to_loopback(os.environ)
+    rank = int(os.environ["RANK"])
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None
+        "nccl" if on_gpu else "gloo",
+        timeout=timeout,
+        device_id=device if on_gpu else None,
+        store=job_store(rank, timeout),
+        rank=rank,
+        world_size=world,
     )
     mesh = _make_mesh(config, dist.get_rank(), world, device)
     watch = Watchdog(mesh.rank, world, limit, lambda: mesh.activity)
@@ -304,6 +314,36 @@ def launch(config: ParallelConfig) -> Iterator[Mesh]:
     watch.stop()
     mesh.barrier()
     _shut_down(mesh)
+
+
+def _world_size() -> int:
+    """The number of processes of this job, 1 without torchrun.
+
+    Raises UserError if a variable that torchrun sets is missing or wrong.
+    """
+    remedy = "start the processes with `mt launch` or torchrun, which set it, or unset WORLD_SIZE"
+
+    def number(name: str, low: int, high: float) -> int:
+        text = os.environ.get(name)
+        if text is None:
+            raise UserError(f"WORLD_SIZE = {os.environ['WORLD_SIZE']}, but {name} is not set; {remedy}")
+        if not text.isascii() or not text.isdecimal() or not low <= int(text) <= high:
+            raise UserError(f"{name} = {text!r} must be a number from {low}{_up_to(high)}; {remedy}")
+        return int(text)
+
+    if "WORLD_SIZE" not in os.environ:
+        return 1
+    world = number("WORLD_SIZE", 1, math.inf)
+    if world > 1:
+        number("RANK", 0, world - 1)
+        number("MASTER_PORT", 0, 65535)
+        if not os.environ.get("MASTER_ADDR"):
+            raise UserError(f"WORLD_SIZE = {world}, but MASTER_ADDR is not set; {remedy}")
+    return world
+
+
+def _up_to(high: float) -> str:
+    return f" to {high}" if high < math.inf else ""
 
 
 @contextlib.contextmanager

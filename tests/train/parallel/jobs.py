@@ -1,9 +1,12 @@
 """Small jobs of several ranks for the tests of meshes and collectives: functions for processes.Pool."""
 
+import os
+
 import torch
 import torch.distributed as dist
 
 from mt.core.config import build
+from mt.tests.train.parallel.sockets import listening
 from mt.train.parallel import collectives
 from mt.train.parallel.mesh import Axis, ParallelConfig, launch
 
@@ -75,3 +78,13 @@ def vocab_parallel(
             "log_likelihood": likelihoods[0],
             "is_greedy": likelihoods[1],
         }
+
+
+def listening_sockets() -> list[tuple]:
+    """(address, port) on which this rank listens once all groups have communicated."""
+    with launch(ParallelConfig(tensor_model_parallel_size=2)) as mesh:
+        mesh.all_reduce(torch.ones(1))
+        mesh.all_gather_object(mesh.rank)
+        found = listening(os.getpid())
+        mesh.barrier()
+        return found
