@@ -27,7 +27,6 @@ import fcntl
 import functools
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,7 +36,7 @@ from typing import IO, Any, NotRequired, TypedDict
 import xxhash
 
 from .. import __version__
-from . import parsing
+from . import parsing, paths
 from .config import UserError, settings, shown, to_dict
 from .parsing import Count
 
@@ -91,19 +90,22 @@ class Claim(TypedDict):
 
 
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536  # of sample_digest
+# the remedy for a manifest with a name that mt does not write
+FOREIGN = "if you linked it, put the file itself there; else do not use what this manifest came with"
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
     """Opens a file that appears under its name only when it is whole: written beside, synced, renamed.
 
-    On an exception the partial file is removed, and what was under the name before stays.
+    On an exception the partial file is removed, and what was under the name before stays. Links under both
+    names are replaced, not followed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with paths.create(partial, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -118,6 +120,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
 def cache_folder() -> Path:
     """The directory for results that later runs can reuse; raises RuntimeError where there is no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt"
+
+
+def keep_compiled_code_private() -> None:
+    """Tells torch.compile to keep its code in the user's cache; call it before the first compilation.
+
+    torch's own place is a folder of a predictable name in the shared folder for temporary files, from which
+    it loads code: another user could make that folder first, with code in it.
+    """
+    with contextlib.suppress(RuntimeError):  # there is no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 
 
 def sync_directory(path: Path) -> None:
@@ -155,7 +167,7 @@ def record(path: str | Path, root: str | Path, digest: str | None = None) -> Jso
 def file_digest(path: str | Path) -> str:
     """xxh3-128 of all bytes of a file, in hex."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open(paths.regular(path), "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
@@ -229,10 +241,15 @@ def _is_ours(manifest: Any, path: Path) -> bool:
 
 
 def identity(path: str | Path) -> Json:
-    """What identifies an input in the key of a stage that reads it; raises UserError if it is not there."""
+    """What identifies an input in the key of a stage that reads it.
+
+    Raises UserError if it is not there, or neither a file nor a folder: stages read their input several
+    times.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; check the path")
+    paths.refuse_stream(path)
     if path.is_dir():
         manifest = manifest_of(path)
         if manifest is not None:
@@ -366,7 +383,7 @@ def begin(
                 " yourself"
             )
         if manifest["key"] == key:
-            damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed.parent)), None)
+            damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed)), None)
             if damaged is None:
                 run.finished, run.manifest = True, manifest
                 return run
@@ -417,11 +434,37 @@ def begin(
             sealed.unlink()
         else:
             _clear(target, sealed, unfinished, prefix)
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(
-            {"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}, file, indent=1, default=str
-        )
+    if not prefix:
+        try:
+            _refuse_linked_folders(target)
+        except UserError:
+            run.lock.close()
+            raise
+    claim = {"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}
+    _rewrite(run.lock, json.dumps(claim, indent=1, default=str))
     return run
+
+
+def _rewrite(file: IO[str], text: str) -> None:
+    """Replaces the content of a short file that is open and locked, and syncs it.
+
+    Over the old content, which is cut off afterwards: a kill in between never leaves an empty file.
+    """
+    data = text.encode()
+    os.pwrite(file.fileno(), data, 0)
+    os.ftruncate(file.fileno(), len(data))
+    os.fsync(file.fileno())
+
+
+def _refuse_linked_folders(target: Path) -> None:
+    """Raises UserError if a folder in an output is a link to another place, where writes would land."""
+    for folder, names, _ in os.walk(target):
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink() and not path.resolve().is_relative_to(target.resolve()):
+                raise UserError(
+                    f"{path}: is a link to another folder, and mt writes nothing through links that it finds"
+                    " in an output; put the folder itself there, or choose another output"
+                )
 
 
 def _plain(value: Any) -> Any:
@@ -433,9 +476,17 @@ def _item(tree: Any, key: str) -> Any:
     return tree[key]
 
 
-def _intact(output: Json, root: Path) -> bool:
-    """Whether an output file is as its record says."""
-    path = root / output["name"]
+def output_path(manifest: Path, name: Any) -> Path:
+    """The path of an output that a manifest names; raises UserError if the name leads out of its folder.
+
+    manifest: the path of manifest.json, or of PREFIX.manifest.json.
+    """
+    return paths.named(manifest.parent, name, f"{manifest}, outputs", remedy=FOREIGN)
+
+
+def _intact(output: Json, manifest: Path) -> bool:
+    """Whether an output file is as its record in a manifest says."""
+    path = output_path(manifest, output["name"])
     if not path.exists() or path.stat().st_size != output["bytes"]:
         return False
     unchanged: bool = path.stat().st_mtime_ns == output["mtime_ns"]
@@ -454,7 +505,7 @@ def _difference(before: Json, now: Json) -> str:
 
 def _lock(path: Path, target: Path) -> IO[str]:
     """run.json, opened and locked for as long as this process works on the output."""
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the run ends
+    file: IO[str] = paths.update(path, "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -476,22 +527,29 @@ def _holds_work(run: Run) -> bool:
     )
 
 
+def _belongs(file: Path, prefix: Path) -> bool:
+    """Whether a run could have written a file to a prefix, as PREFIX.bin or PREFIX_text_document.bin."""
+    return file.parent == prefix.parent and file.name.startswith((f"{prefix.name}.", f"{prefix.name}_"))
+
+
 def _clear(target: Path, sealed: Path, unfinished: Path, prefix: bool) -> None:
     """Removes an earlier run's files, its manifest first: a kill leaves no manifest without files."""
     if prefix:
         manifest = read_json(sealed) if sealed.exists() else None
         outputs = manifest["outputs"] if manifest and _is_ours(manifest, sealed) else []
+        files = [output_path(sealed, output["name"]) for output in outputs]
+        if strange := next((f for f in files if not _belongs(f, target)), None):
+            raise UserError(
+                f"{sealed}, outputs: {str(strange)!r} does not begin with {target}. or {target}_, as all that"
+                f" mt writes there would; nothing was removed: {FOREIGN}"
+            )
         sealed.unlink(missing_ok=True)
-        for output in outputs:
-            (sealed.parent / output["name"]).unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
         # where such a stage works
-        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
+        paths.remove(target.with_name(f".{target.name}.partial"), ignore_errors=True)
         return
     sealed.unlink(missing_ok=True)
     for path in target.iterdir():
-        if path == unfinished:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path != unfinished:
+            paths.remove(path)

@@ -54,7 +54,11 @@ class _FinishedStage:
     ids: set[str] = dataclasses.field(default_factory=set)
 
     def files(self, prefix: str) -> list[Path]:
-        return [self.folder / o["name"] for o in self.manifest["outputs"] if o["name"].startswith(prefix)]
+        return [self.path(o["name"]) for o in self.manifest["outputs"] if o["name"].startswith(prefix)]
+
+    def path(self, name: str) -> Path:
+        """The path of an output; raises UserError if its name leads out of the folder."""
+        return manifest.output_path(self.folder / "manifest.json", name)
 
 
 def why(config: WhyConfig) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _kept(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
         return
     pattern = _id_pattern(ids)
     for output in stage.manifest["outputs"]:
-        path = stage.folder / output["name"]
+        path = stage.path(output["name"])
         if stage.manifest["verb"] == "data urls" and path.suffix == ".txt":
             for url in (line.decode().strip() for line in _lines(path)):
                 if url in ids:

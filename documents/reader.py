@@ -28,7 +28,7 @@ from typing import Any, Literal, TypedDict
 
 import orjson
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError
 from ..core.parsing import SETTINGS_BYTES, check_value, read_json
 from . import files, sources
@@ -115,6 +115,7 @@ def expand(inputs: Sequence[str]) -> list[Path]:
                 raise UserError(f"{item}: no such file or directory; check the path")
         every += found
     for path in every:
+        paths.refuse_stream(path)
         if not _known(path.name):
             raise UserError(f"{path}: not a kind of file that mt reads; use one of {', '.join(EXTENSIONS)}")
     return every
@@ -128,7 +129,7 @@ def _files_in(folder: Path) -> list[Path]:
     if (written := manifest.manifest_of(folder)) is not None:
         # A stage writes one file for each shard, even if it kept no document of the shard.
         return [
-            folder / o["name"]
+            manifest.output_path(folder / "manifest.json", o["name"])
             for o in written["outputs"]
             if o.get("documents", True) and o.get("rows") != 0 and _known(o["name"])
         ]
@@ -144,7 +145,8 @@ def _files_in(folder: Path) -> list[Path]:
     if _is_saved_dataset(folder):
         state = folder / "state.json"
         saved = check_value(read_json(state), SavedDataset, state)
-        return [folder / file["filename"] for file in saved["_data_files"]]
+        names = [file["filename"] for file in saved["_data_files"]]
+        return [paths.named(folder, name, f"{state}, _data_files") for name in names]
     # Another program's manifest.json does not hold documents.
     return sorted(
         p

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from ..core import paths
 from ..core.config import UserError, check, configuration, option
+from ..train.checkpoint.huggingface import indexed_files
 from .lm import batched
 
 
@@ -63,6 +65,9 @@ class HuggingFaceClassifier:
             raise UserError(
                 f"{directory}: has no config.json; give the directory of a Hugging Face sequence classifier"
             )
+        paths.regular_files(directory)
+        for index in Path(directory).glob("*.index.json"):
+            indexed_files(index)  # refuses names that lead out of the directory
         transformers.utils.logging.disable_progress_bar()
         try:
             # without the last argument transformers asks on the terminal whether to run the folder's code

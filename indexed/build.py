@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import default_workers, processes, without_collector
 from ..core.progress import progress
@@ -239,18 +239,23 @@ class _TokenizeRun:
         self.journal = self.folder / "journal.json"
         state = manifest.read_json(self.journal) if self.journal.exists() else None
         if state is None or state["key"] != run.key:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            paths.remove(self.folder, ignore_errors=True)
             zero = {"documents": 0, "sequences": 0, "tokens": 0, "empty": 0, "text_bytes": 0, "rejected": 0}
             state = {"batches": 0, "counts": zero, "rejects": 0, "writers": [None] * len(config.json_keys)}
             if not config.overwrite:
                 refuse_pairs_of_others(run, map(self._prefix, config.json_keys))
-        self.folder.mkdir(exist_ok=True)
+        paths.make_folder(self.folder)
         self.batches, self.counts = state["batches"], state["counts"]
         self.writers = [
             IndexedWriter(self._prefix(k), dtype, self.folder, w)
             for k, w in zip(config.json_keys, state["writers"])
         ]
-        self.rejects = open(self.folder / "rejects.jsonl", "ab")  # noqa: SIM115 - closed by finish
+        self.rejects = paths.update(self.folder / "rejects.jsonl")  # closed by finish
+        if self.rejects.tell() < state["rejects"]:
+            raise UserError(
+                f"{self.folder / 'rejects.jsonl'}: has lost bytes since the run before; remove the folder"
+                f" {self.folder} and run the same command again"
+            )
         self.rejects.truncate(state["rejects"])
 
     def _prefix(self, key: str) -> Path:
@@ -304,7 +309,8 @@ class _TokenizeRun:
         self.rejects.close()
         if self.counts["rejected"]:
             path = self.run.path("rejects").with_name(f"{self.run.output.name}_rejects.jsonl")
-            shutil.copyfile(self.folder / "rejects.jsonl", path)
+            with manifest.atomic_write(path) as copy, open(self.folder / "rejects.jsonl", "rb") as rejects:
+                shutil.copyfileobj(rejects, copy)
             outputs.append(manifest.record(path, root))
         sealed = self.run.finish([{**o, "documents": False} for o in outputs], self.counts, **facts)
         shutil.rmtree(self.folder, ignore_errors=True)

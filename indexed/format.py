@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError
 from .remote import RemoteSettings, RemoteTokens, is_remote, local_copy, remote_sample_digest, remote_size
 
@@ -364,7 +364,7 @@ class IndexedWriter:
     ):
         self.prefix, self.folder = Path(prefix), Path(folder)
         self.dtype, self.multimodal = np.dtype(dtype), multimodal
-        self.folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(self.folder)
         state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
         self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
         self._ends = state["ends"]  # sequences in the documents so far
@@ -389,13 +389,13 @@ class IndexedWriter:
 
     def _open(self, suffix: str, size: int) -> BinaryIO:
         path = self._path(suffix)
-        path.touch()
-        if path.stat().st_size < size:
+        file: BinaryIO = paths.update(path, "r+b")  # closed by finish
+        if os.fstat(file.fileno()).st_size < size:
+            file.close()
             raise UserError(
                 f"{path}: has lost bytes since the run before; remove the folder {self.folder} and run the"
                 " same command again"
             )
-        file = open(path, "r+b")  # noqa: SIM115 - closed by finish
         file.truncate(size)  # drops what was written after the commit
         if suffix == "bin":
             for block in iter(lambda: file.read(1 << 22), b""):
@@ -450,7 +450,7 @@ class IndexedWriter:
         for file in self._files.values():
             file.close()
         digest = xxhash.xxh3_128()
-        with open(self._path("idx"), "wb") as file:
+        with paths.create(self._path("idx")) as file:
             for part in self._index():
                 digest.update(part)
                 file.write(part)

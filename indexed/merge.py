@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, configuration, option
 from ..core.progress import progress
 from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
@@ -68,7 +68,8 @@ def merge(config: MergeConfig) -> dict[str, Any]:
     folder = work_folder(run.output)
     if not config.overwrite and not folder.exists():
         refuse_pairs_of_others(run, [run.output])
-    shutil.rmtree(folder, ignore_errors=True)  # a killed merge starts again: it is as fast as the disk
+    # a killed merge starts again: it is as fast as the disk
+    paths.remove(folder, ignore_errors=True)
     writer = IndexedWriter(run.output, datasets[0].dtype, folder, multimodal=multimodal)
     with progress("merge", sum(d.tokens.nbytes for d in datasets), "B") as advance:
         _copy_tokens(writer, datasets, advance)

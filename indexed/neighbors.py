@@ -27,8 +27,9 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import xxhash
 
+from ..core import paths
 from ..core.config import UserError
-from ..core.manifest import manifest_of
+from ..core.manifest import manifest_of, output_path
 from ..core.parsing import MADE_BY_MT, Count, Range, check_value
 from .format import IndexedDataset
 from .gpt_dataset import BlendedDataset, Dataset, GPTDataset
@@ -139,7 +140,10 @@ class SampleNeighbors:
             SamplesInfo,
         )
         self.split = _find_split(directory, self.info["splits"], describe_samples(dataset))
-        root = Path(os.path.normpath(directory / self.info["database"]))
+        # It may lie beside this directory: its key is compared.
+        place = f"{directory / 'manifest.json'}, samples.database"
+        root = paths.named(directory, self.info["database"], place, kind="folder", outside=True)
+        root = Path(os.path.normpath(root))
         database = read_database(root)
         if (manifest_of(root) or {}).get("key") != self.info["database_key"]:
             raise UserError(
@@ -341,13 +345,14 @@ def read_fact(directory: Path, name: str, otherwise: str, kind: Any = Any) -> An
     if manifest is None or name not in manifest:
         raise UserError(f"{directory}: is {otherwise}")
     for output in manifest["outputs"]:
-        path = directory / output["name"]
+        path = output_path(directory / "manifest.json", output["name"])
         size = path.stat().st_size if path.exists() else 0
         if size != output["bytes"]:
             raise UserError(
                 f"{path}: has {size:,} bytes where the manifest records {output['bytes']:,}; run the command"
                 " that made it again"
             )
+    paths.regular_files(directory)
     return check_value(manifest[name], kind, f"{directory / 'manifest.json'}: {name}", MADE_BY_MT)
 
 
@@ -363,7 +368,7 @@ def open_data(
             f"{directory}: was built from --data-path of length {len(known)}, not {len(data_path)}; name the"
             " same data in the same order"
         )
-    prefixes = data_path or [os.path.normpath(directory / d["prefix"]) for d in known]
+    prefixes = data_path or [_data_prefix(directory, d["prefix"]) for d in known]
     data = []
     for prefix, expected in zip(prefixes, known, strict=True):
         if not Path(f"{prefix}.idx").exists():
@@ -379,3 +384,10 @@ def open_data(
             )
         data.append(dataset)
     return data
+
+
+def _data_prefix(directory: Path, prefix: str) -> str:
+    """The prefix of data that a database names. It may lie beside the database: fingerprints are compared."""
+    place = f"{directory / 'manifest.json'}, data.prefix"
+    index = paths.named(directory, f"{prefix}.idx", place, outside=True)
+    return os.path.normpath(index.with_name(index.name.removesuffix(".idx")))

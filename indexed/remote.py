@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import Failure, UserError
 from ..core.manifest import cache_folder
 
@@ -159,7 +159,7 @@ class RemoteTokens:
 def exclusive(folder: Path) -> Iterator[None]:
     """Makes a folder and locks it: one process at a time works in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
+    with paths.update(folder / ".lock") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: files are still written whole
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -23,6 +23,7 @@ import xxhash
 from ..core.config import UserError
 from ..core.manifest import file_digest
 from ..core.parsing import SETTINGS_BYTES, Range, check_value, read_json
+from ..core.paths import regular_files
 from ..indexed.neighbors import DatabaseInfo
 from ..indexed.word_pieces import word_pieces
 from ..tokenizer.vocabulary import read_tokenizer_json
@@ -67,6 +68,7 @@ class Embedder:
         self.directory, self.bf16 = Path(directory) if directory is not None else minilm_directory(), bf16
         checkpoint = open_checkpoint(self.directory)
         if isinstance(checkpoint, HuggingFaceCheckpoint):
+            regular_files(self.directory)
             self.mean_of_all_tokens, self.normalize = _pooling(self.directory)
             model = checkpoint.load_encoder()
             tokenizer = _tokenizer(self.directory, model.config.max_position_embeddings)

@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, configuration, option
 from ..core.parsing import SETTINGS_BYTES, check_value, read_json
 from ..indexed.format import IndexedDataset
@@ -196,7 +196,8 @@ class MegatronNeighbors:
                 f"{project / 'config.json'}: has no neighbours of {split} in retro_neighbor_dirs; request no"
                 f" {split} samples, or give the project that has them"
             )
-        self.folder = project / folder
+        place = f"{project / 'config.json'}, retro_neighbor_dirs"
+        self.folder = paths.named(project, folder, place, kind="folder")
         self.files = sorted(
             (p for p in self.folder.glob("*.hdf5") if re.fullmatch(r"\d+-\d+", p.stem)), key=_bounds
         )

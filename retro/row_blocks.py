@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.executor import map_shards
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .embed import Embedder
@@ -39,7 +39,7 @@ def map_blocks(
     """
     for marker in (folder / "done").glob("*.json"):
         made = manifest.read_json(marker)
-        path = folder / made["name"]
+        path = paths.named(folder, made["name"], f"{marker}, name")
         if not path.exists() or path.stat().st_size != made["bytes"]:
             marker.unlink()  # the block was truncated or removed since, and is computed again
     bounds = [(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -48,7 +48,7 @@ def map_blocks(
         made = map_shards(work, bounds, done=folder / "done", label=label, unit="blocks", **where)
     finally:
         clear_worker_caches()  # one worker is this process; a later build in it opens its own files
-    return [folder / m["name"] for m in made]
+    return [paths.named(folder, m["name"], f"{folder / 'done'}, name") for m in made]
 
 
 def _make_block(bounds: tuple[int, int], *, make: MakeRows, folder: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..core import paths
 from ..core.config import Failure, check, configuration, option
 
 EXIT_REPRODUCIBLE, EXIT_HARDWARE = 16, 17
@@ -157,7 +158,7 @@ class IncidentLog:
             "device": name,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        with open(self.path, "a", encoding="utf-8") as file:
+        with paths.update(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())

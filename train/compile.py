@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..core.config import UserError
+from ..core.manifest import keep_compiled_code_private
 from .model import moe
 from .model.base import Model
 from .model.mamba import scan_backend
@@ -99,6 +100,7 @@ def configure_compiler() -> None:
 
     Decorators on those functions would load the compiler (0.7 CPU seconds) wherever they are imported.
     """
+    keep_compiled_code_private()
     torch.compiler.assume_constant_result(scan_backend)
     torch.compiler.assume_constant_result(moe.grouped_product_works)
     moe.looped_linear = torch.compiler.disable(moe.looped_linear)  # else recompiled for each set of counts

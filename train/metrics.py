@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from .model.flops import Flops
 
@@ -85,7 +85,7 @@ class RunLog:
         self.lines = [line for line in _whole_lines(self.path) if line["step"] <= step]
         with manifest.atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.lines)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close
+        self._file = paths.update(self.path, "a", buffering=1)  # closed by close
         self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
         self._wandb = _weights_and_biases(folder, config, settings) if config.wandb_project else None
 
@@ -203,7 +203,7 @@ def _whole_lines(path: Path) -> list[dict]:
     """The lines of a log, without a last one that was not written whole."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in paths.regular(path).read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:
@@ -232,7 +232,7 @@ def _weights_and_biases(folder: Path, config: LogConfig, settings: dict):
             name=config.wandb_exp_name or folder.name,
             dir=str(folder),
             config=settings,
-            id=place.read_text(encoding="utf-8") if place.exists() else None,
+            id=paths.regular(place).read_text(encoding="utf-8") if place.exists() else None,
             resume="allow",
         )
     except wandb.errors.Error as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..core import paths
 from ..core.config import UserError
 from .metrics import LogConfig
 
@@ -59,13 +60,15 @@ class StepProfiler:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._running.stop()
-        self.folder.mkdir(exist_ok=True)
+        paths.make_folder(self.folder)
         prefix = f"{self.folder}/rank_{self.rank}_steps_{self.first}_{step}"
+        paths.remove(f"{prefix}.json.gz")  # torch would write through a link
         self._running.export_chrome_trace(f"{prefix}.json.gz")
         table = self._running.key_averages().table(
             sort_by=f"self_{self.device.type}_time_total", row_limit=ROWS, max_name_column_width=60
         )
-        Path(f"{prefix}.txt").write_text(table, encoding="utf-8")
+        with paths.create(f"{prefix}.txt", "w") as file:
+            file.write(table)
         print(
             f"mt: {prefix}.txt: where the time of steps {self.first:,} to {step:,} went;"
             f" https://ui.perfetto.dev shows {prefix}.json.gz",

@@ -88,6 +88,11 @@ def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) 
             raise UserError(
                 f"{name}: its signatures have {', '.join(differences)}; give both runs the same settings"
             )
+        for file in [
+            *old["outputs"],
+            *({"name": f"{FOLDER}/{p.name}"} for p in Path(name, FOLDER).iterdir()),
+        ]:
+            manifest.output_path(Path(name, "manifest.json"), file["name"])
         for stem in stems:
             rows = np.load(Path(name, f"{stem}.exact_rows.npy"), mmap_mode="r")
             parts.append(ShardKeys(Path(name, stem), rows.shape[0]))

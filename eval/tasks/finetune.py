@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import manifest
+from ...core import manifest, paths
 from ...core.config import Failure, UserError, check, configuration, option
 from ...core.progress import progress
 from ...train.anomalies import StopSignals
@@ -452,7 +452,7 @@ class FinetuneLog:
         self.path = path
         self.lines: list[dict] = []
         self._file: TextIO | None = None
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for text in paths.regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
             # the last line may be incomplete after a kill
             with contextlib.suppress(json.JSONDecodeError):
                 self.lines.append(json.loads(text))
@@ -460,8 +460,7 @@ class FinetuneLog:
         if writes:
             with manifest.atomic_write(path, "w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in self.lines)
-            # open until the process ends
-            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+            self._file = paths.update(path, "a", buffering=1)  # open until the process ends
 
     def write(self, **line) -> None:
         self.lines.append(line)

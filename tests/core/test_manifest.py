@@ -1,6 +1,7 @@
 """Manifests: locks of outputs, keys of runs, and digests of outputs."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -185,3 +186,80 @@ def test_a_setting_added_later_is_part_of_the_key_only_if_it_is_not_its_default(
         manifest.begin("data clean", after(output=str(tmp_path / "a"), m=0.5), [])
     with pytest.raises(UserError, match="holds another run"):
         manifest.begin("data clean", after(output=str(tmp_path / "a"), t=(1,)), [])
+
+
+@pytest.mark.parametrize("name", ["../precious.txt", "{folder}/precious.txt", "link", "pipe", "a\0b", ""])
+@pytest.mark.parametrize("settings", [{"size": 1}, {"size": 2, "overwrite": True}])
+def test_a_finished_output_whose_manifest_names_other_places_is_refused(tmp_path, source, name, settings):
+    make(tmp_path / "a", source)
+    victim = tmp_path / "precious.txt"
+    victim.write_text("abc")
+    (tmp_path / "a/link").symlink_to(victim)
+    os.mkfifo(tmp_path / "a/pipe")
+    sealed = json.loads((tmp_path / "a/manifest.json").read_text())
+    sealed["outputs"][0]["name"] = name.format(folder=tmp_path)
+    (tmp_path / "a/manifest.json").write_text(json.dumps(sealed))
+    if settings["size"] == 1:
+        with pytest.raises(UserError, match=r"a/manifest\.json, outputs: .* must be the relative path"):
+            make(tmp_path / "a", source, **settings)
+    else:  # a folder is emptied whatever the names are
+        assert make(tmp_path / "a", source, **settings)[0] == "made"
+        assert not (tmp_path / "a/pipe").exists()
+    assert victim.read_text() == "abc"
+
+
+@pytest.mark.parametrize(
+    "place", ["out.txt", ".out.txt.partial", "run.json", "manifest.json", ".manifest.json.partial"]
+)
+@pytest.mark.parametrize("target", ["victim", "nowhere"])
+def test_links_in_an_unfinished_output_are_replaced_and_not_followed(tmp_path, source, place, target):
+    victim, out = tmp_path / "victim", tmp_path / "a"
+    victim.write_text("")  # as a run.json whose writer was killed
+    manifest.begin("copy", Config(str(out)), [source]).lock.close()
+    (out / place).unlink(missing_ok=True)
+    (out / place).symlink_to(tmp_path / target)
+    refusals = {
+        ("manifest.json", "victim"): "not valid JSON",
+        ("run.json", "nowhere"): "is not empty and mt did not write it",  # the link is all that there is
+    }
+    if (place, target) in refusals:
+        with pytest.raises(UserError, match=refusals[place, target]):
+            make(out, source)
+    else:
+        assert make(out, source)[0] == "made"
+        assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "out.txt"]
+        assert not any(p.is_symlink() for p in out.iterdir())
+    assert victim.read_text() == ""
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_claim_of_a_run_that_goes_on_is_whole_at_every_moment(tmp_path, source):
+    out = tmp_path / "a"
+    manifest.begin("copy", Config(str(out), 12345678), [source]).lock.close()
+    before = json.loads((out / "run.json").read_text())
+    assert before["settings"] == {"size": 12345678}
+    run = manifest.begin("copy", Config(str(out), 2), [source])
+    now = json.loads((out / "run.json").read_text())
+    assert (now["settings"], now["key"]) == ({"size": 2}, run.key)
+    assert now["pid"] == os.getpid()
+    run.release()
+
+
+def test_pipes_and_devices_are_no_inputs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(UserError, match="which cannot be read twice"):
+            manifest.identity(path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder/pipe")
+    assert manifest.identity(tmp_path / "folder")["files"] == [], "in a folder they are passed over"
+
+
+def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for before, after in ((None, str(tmp_path / "mt/inductor")), ("/elsewhere", "/elsewhere")):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before or "")  # and so it is restored afterwards
+        if before is None:
+            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        manifest.keep_compiled_code_private()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == after

@@ -166,7 +166,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(tmp_path, small_bat
     stopped(build._TokenizeRun, "add", 0)
     for _ in range(3):
         stopped(build._TokenizeRun, "add", 1)  # each run completes one more batch
-    stopped(build.shutil, "copyfile", 0)
+    stopped(build.shutil, "copyfileobj", 0)
     stopped(build.manifest, "record", 1)  # .bin and .idx are in place, the manifest is not
     stopped(build.manifest, "record", 0)
     sealed = tokenize(config_)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from ...core import manifest
+from ...core import manifest, paths
 from ...core.config import UserError, check, configuration, option, to_dict
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from ..model.config import ModelConfig, ResolvedModelConfig
@@ -303,7 +303,9 @@ def _write_native(source: Source, folder: Path, config: ConvertConfig) -> None:
     model = _with_padding(source, config)
     shapes = {f"model.{name}": shape for name, shape in weight_shapes(model).items()}
     without_values = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    (folder / ".metadata").unlink(missing_ok=True)  # of a run that was killed: torch would warn of it
+    # Of a run that was killed: torch would warn of them, and write through links.
+    for left in (folder / ".metadata", folder / ".metadata.tmp", *folder.glob("*.distcp")):
+        paths.remove(left)
     # One file for each tensor: torch keeps the tensors of a file in memory until the file is complete.
     writer = FileSystemWriter(folder, single_file_per_rank=False)
     writer.save_id = "converted"  # by default random; so the same source gives the same bytes

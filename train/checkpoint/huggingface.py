@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from ...core import manifest
+from ...core import manifest, paths
 from ...core.config import UserError
 from ...core.parsing import check_value, read_json
 from ...indexed.word_pieces import word_pieces
@@ -203,14 +202,13 @@ class SafetensorsDirectory:
     def __init__(self, path: Path):
         index = path / "model.safetensors.index.json"
         if index.exists():
-            listed = check_value(read_json(index), SafetensorsIndex, index)
-            files = [path / name for name in sorted(set(listed["weight_map"].values()))]
+            files = indexed_files(index)
             if missing := [f.name for f in files if not f.exists()]:
                 raise UserError(
                     f"{path}: has no {missing[0]}, which {index.name} names; fetch the model again"
                 )
         else:
-            files = [path / "model.safetensors"]
+            files = [paths.regular(path / "model.safetensors")]
             if not files[0].exists():
                 old = ""
                 if any(path.glob("pytorch_model*.bin")):
@@ -233,6 +231,12 @@ class SafetensorsDirectory:
             return tensors.get_tensor(name)
 
 
+def indexed_files(index: Path) -> list[Path]:
+    """The files that the index of a model in several files names; they need not be there."""
+    names = sorted(set(check_value(read_json(index), SafetensorsIndex, index)["weight_map"].values()))
+    return [paths.named(index.parent, name, f"{index}, weight_map") for name in names]
+
+
 def _opened(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
@@ -245,9 +249,8 @@ def _opened(file: Path) -> Any:
 def _load_tokenizer(path: Path) -> Tokenizer:
     for name in ("tokenizer.model", "spiece.model"):
         if (path / name).exists() and not (path / "tokenizer.json").exists():
-            return load(
-                TokenizerConfig(tokenizer_type="GPTSentencePieceTokenizer", tokenizer_model=str(path / name))
-            )
+            model = str(paths.regular(path / name))
+            return load(TokenizerConfig(tokenizer_type="GPTSentencePieceTokenizer", tokenizer_model=model))
     if not any((path / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
         raise UserError(
             f"{path}: has no tokenizer.json; add the tokenizer's files, or name a tokenizer to `mt checkpoint"
@@ -288,10 +291,20 @@ def write_directory(
     if source is None:
         tokenizer.save(folder)
     else:
-        for file in (source / n for n in TOKENIZER_FILES):
-            if file.exists():
-                shutil.copyfile(file, folder / file.name)
+        copy_tokenizer(source, folder)
     _write_weights(folder, architecture, config, read, dtype, file_bytes)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer's files.
+
+    Raises UserError for a link out of the source: whoever made it may have linked a private file, which the
+    copy would give away.
+    """
+    for name in TOKENIZER_FILES:
+        if (file := paths.named(source, name, str(source))).exists():
+            with manifest.atomic_write(folder / name) as copy:
+                copy.write(file.read_bytes())
 
 
 def _write_weights(

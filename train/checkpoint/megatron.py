@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from ...core import manifest
+from ...core import manifest, paths
 from ...core.config import UserError, shown
 from ...core.parsing import Count, Range, check_value, read_text
 from ...tokenizer.tokenizer import Tokenizer
@@ -245,7 +245,7 @@ def _read(file: Path) -> dict[str, Any]:
 
     Raises UserError if it is truncated, or if it names a type that Megatron-LM never writes.
     """
-    check_stored_zip(file, str(file), REMEDY)
+    check_stored_zip(paths.regular(file), str(file), REMEDY)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         strange = sorted(n for n in named if not EXPECTED_GLOBALS.match(n))

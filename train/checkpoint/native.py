@@ -22,7 +22,6 @@ import functools
 import math
 import os
 import re
-import shutil
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -38,7 +37,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from ...core import manifest
+from ...core import manifest, paths
 from ...core.config import Failure, UserError, build, check, configuration, option, to_dict
 from ...core.parsing import MADE_BY_MT, AnyFloat, Count, check_value, read_yaml
 from ...tokenizer.tokenizer import Tokenizer, load_directory
@@ -183,7 +182,7 @@ class Saver:
     def _write(self, tensors: dict[str, Tensor], progress: Progress) -> None:
         final = self.folder / f"step_{progress.step:08d}"
         partial = self.folder / f".{final.name}.partial"
-        self.mesh.on_rank_0(lambda: shutil.rmtree(partial, ignore_errors=True))
+        self.mesh.on_rank_0(lambda: paths.remove(partial, ignore_errors=True))
         writer = FileSystemWriter(partial)
         writer.save_id = final.name  # by default random; so the same run writes the same bytes
         try:
@@ -210,12 +209,13 @@ class Saver:
             yaml.safe_dump(to_dict(self.config), file, sort_keys=False)
         self.tokenizer.save(partial / "tokenizer")
         seal(partial, progress, self.data, records)
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one, if this run fell back to the previous one
+        # a damaged one, if this run fell back to the previous one
+        paths.remove(final, ignore_errors=True)
         os.rename(partial, final)
         manifest.sync_directory(self.folder)
         for old in _superfluous(_steps(self.folder), progress.step, self.config.checkpoint):
             os.rename(old, doomed := self.folder / f".{old.name}.partial")
-            shutil.rmtree(doomed)
+            paths.remove(doomed)
 
 
 def seal(folder: Path, progress: Progress, data: dict | None, records: Iterable[dict] = ()) -> None:
@@ -224,8 +224,8 @@ def seal(folder: Path, progress: Progress, data: dict | None, records: Iterable[
     records: manifest.record of the files whose digests are known already.
     """
     known = {record["name"]: record for record in records}
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "state.json")]
-    files = [known.get(p.name) or manifest.record(p, folder) for p in paths]
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "state.json")]
+    files = [known.get(p.name) or manifest.record(p, folder) for p in found]
     files = [{k: f[k] for k in ("name", "bytes", "xxh3")} for f in files]
     manifest.write_json(folder / "state.json", {**dataclasses.asdict(progress), "data": data, "files": files})
 
@@ -491,7 +491,10 @@ def whats_wrong(path: Path, first: int = 0, stride: int = 1) -> str | None:
     except UserError as error:
         return f"its state.json is not whole ({error})"
     for file in files[first::stride]:
-        saved = path / file["name"]
+        try:
+            saved = paths.named(path, file["name"], f"{path / 'state.json'}, files")
+        except UserError as error:
+            return str(error)
         if not saved.exists():
             return f"{file['name']} is missing"
         if saved.stat().st_size != file["bytes"]:

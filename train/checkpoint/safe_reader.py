@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.futures import Future
 
+from ...core import paths
 from ...core.config import UserError, shown
 from ...core.parsing import read_bytes
 
@@ -332,13 +333,16 @@ def _described(
 
 
 def _check_files(storage: Mapping[MetadataIndex, _StorageInfo], folder: Path) -> None:
-    """Raises ValueError for a chunk that ends behind its file, or whose file is not there."""
+    """Raises ValueError for a chunk that ends behind its file, or whose file is not there.
+
+    Raises UserError for a file outside of the folder, or one that is not regular.
+    """
     ends: dict[str, int] = {}
     for info in storage.values():
         ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
     for name, end in ends.items():
         try:
-            size = (folder / name).stat().st_size
+            size = paths.named(folder, name, f"{folder / '.metadata'}, storage_data").stat().st_size
         except (OSError, ValueError):
             raise ValueError(f"it names {shown(name)}, which is not there") from None
         if end > size:

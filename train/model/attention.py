@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.config import UserError
+from ...core.manifest import keep_compiled_code_private
 from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import Linear, Norm
@@ -311,6 +312,7 @@ def _varlen_options() -> frozenset[str]:
 def _flex_attention():
     from torch.nn.attention.flex_attention import flex_attention
 
+    keep_compiled_code_private()
     return torch.compile(flex_attention, dynamic=False)  # uncompiled it would build all T x T scores
 
 
