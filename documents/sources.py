@@ -2,9 +2,10 @@
 
 A stream cannot be read twice, but stages read their input in several passes, in shards, and again after a
 kill. So standard input (JSONL) is first copied to a hidden folder beside the output,
-`.OUTPUT.stdin-PID/DIGEST.stdin.jsonl`, and read from there like any file. The folder is removed when the
-process ends; a folder that a killed process left is removed when the same command runs again. DIGEST is the
-digest of all bytes: the same stream piped in again continues a killed run, a different stream is a new run.
+`.OUTPUT.stdin-PID-RANDOM/DIGEST.stdin.jsonl`, and read from there like any file. Only the user can read
+the folder. It is removed when the process ends; a folder that a killed process left is removed when the same
+command runs again. DIGEST is the digest of all bytes: the same stream piped in again continues a killed run,
+a different stream is a new run.
 
 A dataset is streamed by the library `datasets`, which reads its files from the Hub or from a folder,
 `hf:/path`. A shard of the dataset (usually a file) is a shard here. A folder that `save_to_disk` wrote holds
@@ -18,8 +19,10 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import glob
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,10 +31,11 @@ from typing import IO, Any
 
 import xxhash
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError
 
 STDIN = ".stdin.jsonl"
+PRIVATE = 0o600  # the mode of files that are made from a pipe
 HUB = "hf:"
 READ_BYTES = 1 << 20
 
@@ -70,15 +74,15 @@ def spool_stdin(output: str | Path | None) -> str:
     place = Path(output) if output is not None else Path(tempfile.gettempdir(), "mt")
     place.parent.mkdir(parents=True, exist_ok=True)
     _discard_orphans(place)
-    folder = place.with_name(f".{place.name}.stdin-{os.getpid()}")
-    if folder.exists():
+    if any(_copies(place, f"{os.getpid()}-")):
         raise UserError("input = -: standard input was read already; name it once")
-    folder.mkdir()
-    lock = open(folder / "lock", "w")  # noqa: SIM115 - held while the process uses the folder
+    # Its mode is 0700, and nobody else can make it first.
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.stdin-{os.getpid()}-", dir=place.parent))
+    lock = paths.create(folder / "lock", "w", PRIVATE)  # held while the process uses the folder
     fcntl.flock(lock, fcntl.LOCK_EX)
     atexit.register(_discard, folder, os.getpid(), lock)
     digest, partial = xxhash.xxh3_128(), folder / "partial"
-    with open(partial, "wb") as file:
+    with paths.create(partial, "wb", PRIVATE) as file:
         while block := sys.stdin.buffer.read(READ_BYTES):
             digest.update(block)
             file.write(block)
@@ -95,10 +99,19 @@ def _discard(folder: Path, owner: int, lock: IO[str]) -> None:
 
 def _discard_orphans(place: Path) -> None:
     """Removes the copies that killed processes left beside the same output."""
-    for folder in place.parent.glob(f".{place.name}.stdin-*"):
-        with contextlib.suppress(OSError), open(folder / "lock", "a") as lock:
+    for folder in _copies(place, ""):
+        with contextlib.suppress(OSError), paths.update(folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copies(place: Path, process: str) -> Iterator[Path]:
+    """The folders of this user with copies of standard input; process: `PID-`, or empty for all processes."""
+    for folder in place.parent.glob(f".{glob.escape(place.name)}.stdin-{process}*"):
+        with contextlib.suppress(FileNotFoundError):
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                yield folder
 
 
 def hub_shards(name: str) -> tuple[int, int]:

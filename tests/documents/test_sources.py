@@ -1,10 +1,13 @@
 """Inputs that are not files: standard input, and Hugging Face datasets compared with the library."""
 
+import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -91,6 +94,65 @@ def test_a_terminal_and_an_empty_stream_are_refused(tmp_path):
     assert b"standard input is a terminal; pipe JSONL into the command" in ended.stderr
     ended = mt(*clean(tmp_path / "out"))
     assert (ended.returncode, ended.stderr.split(b";")[0]) == (2, b"mt: stdin, line 1: the file is empty")
+
+
+def pipe(monkeypatch, data=LINES):
+    """Makes standard input of this process a pipe with these bytes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_copy_of_a_stream_is_the_users_alone_and_its_name_cannot_be_known(
+    tmp_path, monkeypatch, umask, beside
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    folders = []
+    before = os.umask(umask)
+    try:
+        for number in range(2):
+            pipe(monkeypatch)
+            place = str(tmp_path / f"out{number}") if beside else None
+            if not beside:
+                monkeypatch.setattr(os, "getpid", lambda number=number: 100 + number)
+            copy = Path(sources.spool_stdin(place))
+            assert copy.read_bytes() == LINES
+            assert copy.parent.parent == (tmp_path if beside else tmp_path / "shared")
+            folders.append(copy.parent)
+            modes = {
+                p.name: stat.S_IMODE(p.stat().st_mode) for p in (copy.parent, copy, copy.parent / "lock")
+            }
+            assert modes == {copy.parent.name: 0o700, copy.name: 0o600, "lock": 0o600}
+    finally:
+        os.umask(before)
+    first, second = (folder.name.rpartition("-")[2] for folder in folders)
+    assert first != second
+    assert min(len(first), len(second)) >= 8
+    pipe(monkeypatch)
+    with pytest.raises(UserError, match="standard input was read already; name it once"):
+        sources.spool_stdin(place)
+
+
+def test_what_another_user_planted_for_the_copy_of_a_stream_is_left_alone(tmp_path, monkeypatch):
+    """Links and folders of others under names of copies: none is opened, entered or removed."""
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    for folder in (shared, victim, shared / ".mt.stdin-2-abcdefgh", shared / ".mt.stdin-4"):
+        folder.mkdir()
+    (victim / "precious").write_text("precious")
+    (shared / f".mt.stdin-{os.getpid()}").symlink_to(victim)
+    (shared / ".mt.stdin-1-abcdefgh").symlink_to(victim)
+    (shared / ".mt.stdin-2-abcdefgh/lock").symlink_to(victim / "precious")
+    (shared / ".mt.stdin-3-abcdefgh").write_text("a file")
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)  # so that all of it belongs to another
+    pipe(monkeypatch)
+    copy = Path(sources.spool_stdin(None))
+    assert copy.read_bytes() == LINES
+    assert (victim / "precious").read_text() == "precious"
+    assert sorted(p.name for p in victim.iterdir()) == ["precious"]
+    assert len(list(shared.iterdir())) == 6
 
 
 @pytest.fixture(scope="module")
