@@ -37,6 +37,7 @@ PLAIN_LINES, PACKED_LINES = (".jsonl", ".json"), (".jsonl.gz", ".json.gz", ".jso
 EXTENSIONS = (*PLAIN_LINES, *PACKED_LINES, ".parquet", ".arrow", ".txt")
 BATCHES_AHEAD = 3  # lists of batches of Parquet rows that are decoded before they are needed
 BATCH_BYTES = 8 << 20  # of one list, from which it is not made longer
+MAX_REJECTS, REJECT_BYTES = 1_000_000, 256 << 20
 VALUE_BYTES, MIN_VALUES = 32, 1_000_000  # a value of JSON takes 8 to 200 bytes in memory
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 COUNTED_BYTES = (
@@ -90,6 +91,27 @@ class Reject:
 
     def as_json(self) -> dict[str, str]:
         return dataclasses.asdict(self)
+
+
+class Rejects(list[Reject]):
+    """Rejects that wait in memory to be written; of those after the first REJECT_BYTES only beginnings stay.
+
+    `append` raises UserError after MAX_REJECTS.
+    """
+
+    num_bytes = 0
+
+    def append(self, reject: Reject) -> None:
+        if len(self) >= MAX_REJECTS:
+            raise UserError(f"{reject.file}: {MAX_REJECTS:,} records cannot be read; check the input")
+        self.num_bytes += len(reject.raw)
+        if self.num_bytes > REJECT_BYTES:
+            reject = dataclasses.replace(reject, raw=reject.raw[: files.BEGINNING_BYTES])
+        super().append(reject)
+
+    def clear(self) -> None:
+        self.num_bytes = 0
+        super().clear()
 
 
 Rejecter = Callable[[Reject], None]

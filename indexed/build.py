@@ -334,7 +334,7 @@ class _BatchEncoder:
     dtype: np.dtype[Any]
 
     def __call__(self, batch: InputBatch) -> EncodedBatch:
-        rejects = [reader.Reject(**r) for r in batch.rejects]
+        rejects = reader.Rejects(reader.Reject(**r) for r in batch.rejects)
         rows = itertools.chain(
             batch.values, *(reader.read_values(s, self.keys, rejects.append) for s in batch.shards)
         )
@@ -442,7 +442,7 @@ def _pieces(shard: Shard) -> Iterator[Shard]:
 
 def _read_here(shard: Shard, keys: Sequence[str]) -> Iterator[InputBatch]:
     """Batches of the values of a shard that one process must read."""
-    rejects: list[reader.Reject] = []
+    rejects = reader.Rejects()
     values: list[Sequence[Any]] = []
     size = 0
     for row in reader.read_values(shard, keys, rejects.append):

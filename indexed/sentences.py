@@ -301,7 +301,7 @@ def train_punkt(config: TrainPunktConfig) -> dict[str, Any]:
 
     trainer = PunktTrainer()
     counts = {"documents": 0, "text_bytes": 0, "rejected": 0}
-    rejects: list[reader.Reject] = []
+    rejects = reader.Rejects()
     try:
         for text in sample_texts(shards, config.sample_bytes, rejects, counts, "train-punkt: reading"):
             trainer.train(text, finalize=False)

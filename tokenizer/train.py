@@ -92,7 +92,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
         show_progress=False,
     )
     counts = {"documents": 0, "text_bytes": 0, "rejected": 0, "long_words": 0}
-    rejects: list[reader.Reject] = []
+    rejects = reader.Rejects()
 
     def pieces() -> Iterator[str]:
         label = "train-tokenizer: reading"
