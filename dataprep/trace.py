@@ -13,12 +13,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import orjson
+from typing import Any, NotRequired, TypedDict
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
+from ..core.parsing import MADE_BY_MT, check_value, parse_json
 from ..documents.files import packed_lines
 
 CUT = "cut"  # the reason of a step after which the pieces of a document go on
@@ -150,9 +149,9 @@ def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
     if not ids:
         return
     place = {"stage": stage.manifest["verb"], "folder": str(stage.folder)}
-    for facts in _logged(stage, "removed/", ids):
+    for facts in _logged(stage, "removed/", ids, LoggedRemoval):
         yield {**place, **facts}
-    for facts in _logged(stage, "cut/", ids):
+    for facts in _logged(stage, "cut/", ids, LoggedDocument):
         yield {**place, "id": facts.pop("id"), "reason": CUT, **facts}
     patterns = {
         name: re.compile(
@@ -162,7 +161,7 @@ def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
     }
     for path in stage.files("rejects.jsonl"):
         for line in _lines(path):
-            reject = orjson.loads(line)
+            reject = _parsed(line, path, LoggedReject)
             for name, pattern in patterns.items():
                 if pattern.search(reject["raw"]):
                     yield {
@@ -175,12 +174,12 @@ def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _logged(stage: _FinishedStage, folder: str, ids: set[str]) -> Iterator[dict[str, Any]]:
-    """Yields the lines about the ids in a stage's log files of one folder, parsed."""
+def _logged(stage: _FinishedStage, folder: str, ids: set[str], kind: type) -> Iterator[dict[str, Any]]:
+    """Yields the lines about the ids in a stage's log files of one folder, parsed. kind: of a line."""
     pattern = _id_pattern(ids)
     for path in stage.files(folder):
         for line in _lines(path):
-            if pattern.search(line) and _is_traced((facts := orjson.loads(line))["id"], ids):
+            if pattern.search(line) and _is_traced((facts := _parsed(line, path, kind))["id"], ids):
                 yield facts
 
 
@@ -192,7 +191,7 @@ def _kept(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
     for output in stage.manifest["outputs"]:
         path = stage.path(output["name"])
         if stage.manifest["verb"] == "data urls" and path.suffix == ".txt":
-            for url in (line.decode().strip() for line in _lines(path)):
+            for url in (line.decode(errors="replace").strip() for line in _lines(path)):
                 if url in ids:
                     yield {"id": url, "file": str(path)}
         if not output.get("documents", True):
@@ -203,8 +202,37 @@ def _kept(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(columns=["id"])
             names: Iterator[str] = (name for batch in batches for name in batch.column("id").to_pylist())
         else:
-            names = (orjson.loads(line)["id"] for line in _lines(path) if pattern.search(line))
+            lines = (line for line in _lines(path) if pattern.search(line))
+            names = (_parsed(line, path, LoggedDocument)["id"] for line in lines)
         yield from ({"id": name, "file": str(path)} for name in names if _is_traced(name, ids))
+
+
+class LoggedDocument(TypedDict):
+    """A line of a log, or of documents, as far as it is looked at."""
+
+    id: str
+
+
+class LoggedRemoval(TypedDict):
+    """A line of `removed/`."""
+
+    id: str
+    reason: str
+    survivor: NotRequired[str]
+
+
+class LoggedReject(TypedDict):
+    """A line of rejects.jsonl: reader.Reject."""
+
+    raw: str
+    reason: str
+    file: str
+    place: str
+
+
+def _parsed(line: bytes, path: Path, kind: Any) -> Any:
+    """The value of a line; raises UserError for one that mt does not write."""
+    return check_value(parse_json(line, str(path), MADE_BY_MT), kind, path, MADE_BY_MT)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import decimal
+import json
 import sys
 import types
 from pathlib import Path
@@ -21,7 +22,7 @@ import xxhash
 import zstandard
 
 from ..core import manifest
-from ..core.config import UserError
+from ..core.config import UserError, shown
 from .reader import Document
 
 BUFFER_BYTES = 1 << 20
@@ -104,7 +105,10 @@ class _Lines:
         self.zstd = zstandard.ZstdCompressor(level=3).compressobj() if compressed else None
 
     def add(self, row: dict[str, Any], size: int) -> None:
-        self.buffer += orjson.dumps(row, _plain, orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        try:
+            self.buffer += orjson.dumps(row, _plain, orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        except TypeError:
+            self.buffer += _deep_line(row)
         if len(self.buffer) >= BUFFER_BYTES:
             self._flush()
 
@@ -123,6 +127,17 @@ class _Lines:
         if self.zstd:
             self._emit(self.zstd.flush())
         return self.digest.hexdigest()
+
+
+def _deep_line(row: dict[str, Any]) -> bytes:
+    """The line of a document that orjson does not write: it reads 1,024 levels of nesting and writes 254."""
+    try:
+        return json.dumps(row, default=_plain, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except RecursionError:
+        raise UserError(
+            f"document {shown(row['id'])}: its fields are nested too deep to be written; remove them, or"
+            " flatten them"
+        ) from None
 
 
 def _plain(value: object) -> str:

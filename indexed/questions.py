@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from ..core.config import UserError
+from ..core.config import UserError, shown
 from ..documents.files import utf8_lines
 from ..documents.reader import Reject
 
@@ -57,11 +57,18 @@ def read_questions(path: Path, on_reject: OnReject) -> Iterator[Question]:
     for place, record in rows:
         found = True
         if reason := _reject_reason(record):
-            on_reject(Reject(str(path), place, reason, orjson.dumps(record).decode()[:200]))
+            on_reject(Reject(str(path), place, reason, _shortened(record)))
             continue
         yield _question(path, place, record)
     if not found:
         raise UserError(f"{path}: holds no question; check the path")
+
+
+def _shortened(record: object) -> str:
+    try:
+        return orjson.dumps(record).decode()[:200]
+    except TypeError:  # it is nested deeper than orjson writes
+        return shown(record)
 
 
 def _array(path: Path, on_reject: OnReject) -> Iterator[tuple[str, Any]]:

@@ -300,6 +300,20 @@ def test_the_manifest_of_documents(documents, tmp_path):
             kept.rename(folder)
 
 
+def test_the_logs_of_a_stage(documents, tmp_path):
+    source, _ = documents
+    folder = tmp_path / "clean"
+    rules = ["--rules", "length max_chars=50"]
+    assert run("data", "clean", *rules, "--workers", 1, "--input", source, "--output", folder) == 0
+    (file,) = (folder / "removed").iterdir()
+    line = json.loads(file.read_text().splitlines()[3])
+    command = lambda: run("data", "why", line["id"], "--run-dir", folder)
+    assert command() == 0
+    found = ((name, text + b' "id":"' + line["id"].encode() + b'"\n') for name, text in cases(line, as_json))
+    assert survive(found, file, command)[2] > 10
+    assert survive(cases(line, as_json), file, command)[2] > 10
+
+
 def test_the_manifest_of_tokens(documents, tmp_path):
     source, tokenizer = documents
     prefix = tmp_path / "p"

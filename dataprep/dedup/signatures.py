@@ -21,12 +21,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ...core import manifest
-from ...core.config import UserError
+from ...core.config import UserError, shown
+from ...core.parsing import MADE_BY_MT, check_value
 from .key_index import ShardKeys, save_array
 
 FOLDER = "signatures"
@@ -59,6 +60,12 @@ def save_sketches(stem: Path, sketches: list[np.ndarray]) -> None:
     save_array(Path(f"{stem}.sketch_ends.npy"), np.cumsum([0, *map(len, sketches)]))
 
 
+class DedupSettings(TypedDict):
+    """`settings` in the manifest of `mt data dedup`, as far as they are looked at."""
+
+    method: str
+
+
 def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) -> list[ShardKeys]:
     """The saved keys of old outputs; raises UserError if they cannot be compared with those of this run.
 
@@ -77,13 +84,18 @@ def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) 
                 f"{name}: contains no signatures; name the output of a finished `mt data dedup"
                 " --save-signatures`"
             )
-        if (old_method := old["settings"]["method"]) not in COMPARABLE[method]:
+        settings = check_value(
+            old["settings"], DedupSettings, f"{name}: the settings in its manifest.json", MADE_BY_MT
+        )
+        if (old_method := settings["method"]) not in COMPARABLE[method]:
             raise UserError(
                 f"{name}: its signatures were made with method = {old_method}, which cannot be compared with"
                 f" {method}; use --method {old_method}"
             )
         compared = facts if method == "near" else {}
-        differences = [f"{k} = {old[k]} there and {v} here" for k, v in compared.items() if old[k] != v]
+        differences = [
+            f"{k} = {shown(old.get(k))} there and {v} here" for k, v in compared.items() if old.get(k) != v
+        ]
         if differences:
             raise UserError(
                 f"{name}: its signatures have {', '.join(differences)}; give both runs the same settings"

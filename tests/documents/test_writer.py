@@ -32,6 +32,22 @@ def read_back(*paths):
     return [d for s in plan(list(map(str, paths))) for d in read(s)]
 
 
+def nested(levels):
+    value = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.jsonl.zst"])
+def test_a_field_nested_deeper_than_orjson_writes_is_written_or_refused_in_one_line(tmp_path, name):
+    deep = [Document("a", "text é", {"n": nested(500)}), Document("b", "more", {})]
+    write(tmp_path / name, deep)
+    assert read_back(tmp_path / name) == deep
+    with pytest.raises(UserError, match="document 'c': its fields are nested too deep to be written"):
+        write(tmp_path / name, [Document("c", "text", {"n": nested(100_000)})])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_written_documents_are_read_back_with_every_field(tmp_path, name):
     writer = write(tmp_path / name, ROWS)

@@ -1,14 +1,17 @@
 """Hugging Face's config.json to our settings and back, compared with transformers' configurations."""
 
 import dataclasses
+import typing
 
 import pytest
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from mt import cli
 from mt.core.config import UserError
 from mt.tests.train.checkpoint.transformers_models import (
     DECODERS,
+    LLAMA,
     MODELS,
     T5,
     T,
@@ -16,6 +19,7 @@ from mt.tests.train.checkpoint.transformers_models import (
     random_model,
     write,
 )
+from mt.train.checkpoint.architectures import ARCHITECTURES
 from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.loop import TrainConfig
 from mt.train.model.config import ModelConfig, resolve
@@ -143,3 +147,41 @@ def test_a_settings_file_may_name_the_directory_and_override_it(source):
         2,
         "swiglu",
     )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen3", "gpt_neox"])
+def test_a_value_of_another_type_is_refused_or_means_what_transformers_takes_it_for(name):
+    raw = DECODERS[name].to_dict()
+    kind = raw.pop("model_type")
+    architecture = ARCHITECTURES[kind]
+    kinds = typing.get_type_hints(ModelConfig)
+    accepted = 0
+    for ours, key in architecture.keys.items():
+        for value in (None, True, "x", "7", [], {}, -1, 2, 2.5, 1e30):
+            changed = {**raw, key: value}
+            try:
+                found = getattr(config_from_hf({**changed, "model_type": kind}, "config.json"), ours)
+            except UserError:
+                continue
+            if kinds[ours] is float and isinstance(value, int):
+                continue  # transformers wants 2.0
+            try:
+                theirs = getattr(transformers.AutoConfig.for_model(kind, **changed), key)
+            except StrictDataclassError:
+                # null, which only transformers 4 takes for some keys; a width that the heads do not divide
+                assert value is None or key in ("hidden_size", "initializer_range"), (key, value)
+                continue
+            if theirs is not None:  # they compute the default elsewhere
+                assert found == theirs, (key, value)
+                accepted += 1
+    assert accepted > 4
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_mistral_has_the_window_that_its_settings_say_or_none(window):
+    """Mistral 7B v0.2 and later say null: attention to everything before, not v0.1's window."""
+    raw = transformers.MistralConfig(**LLAMA, sliding_window=window).to_dict()
+    assert raw["sliding_window"] == window
+    assert config_from_hf(raw, "config.json").window_size == window
+    del raw["sliding_window"]
+    assert config_from_hf(raw, "config.json").window_size == transformers.MistralConfig().sliding_window
