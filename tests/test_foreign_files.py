@@ -72,7 +72,7 @@ ARCHITECTURES = [
     "mamba2",
     "bert",
     "t5",
-    "gpt_neox with one embedding",
+    "gpt_neox",
     "llama with yarn",
 ]
 
