@@ -1,6 +1,6 @@
 """The `mt data decontaminate` command: remove evaluation text from training documents.
 
-Words are runs of `\\w`, lower-cased. An evaluation text (evaluation_texts.py reads them) of at least
+Words are those of words.py, in lower case. An evaluation text (evaluation_texts.py reads them) of at least
 `max_ngram` words gives all its n-grams of `max_ngram` words. A text of at least `min_ngram` words gives one
 n-gram, the whole text. A shorter text gives none. Where a training document contains one of these n-grams,
 the match is removed with its surroundings: from the last sentence end at least `remove_chars_each_side`
@@ -24,13 +24,13 @@ import dataclasses
 import functools
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
+import regex
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
@@ -39,11 +39,12 @@ from ..documents import reader
 from ..documents.reader import Document, Shard
 from . import evaluation_texts, stage
 from .dedup.key_index import save_array
-from .dedup.shingles import WORD, batch_words, batches, ngram_hashes
+from .dedup.shingles import TEXT_RULES, batch_words, batches, ngram_hashes
 from .evaluation_texts import EvaluationTask
 from .stage import DocumentStage, Removed, Tallies, Transform
+from .words import WORD
 
-SENTENCE_END = re.compile(r"[.!?]")
+SENTENCE_END = regex.compile(r"[.!?\p{Sentence_Terminal}]")  # also 。 ！ । ؟ and their like
 
 
 @configuration()
@@ -95,7 +96,10 @@ def decontaminate(config: DecontaminateConfig) -> dict[str, Any]:
     ngrams, malformed = read_ngrams(tasks, config)
     more_inputs = evaluation_texts.inputs(tasks)
     run, shards = stage.begin(
-        "data decontaminate", config, facts={"tasks": ngrams.names}, more_inputs=more_inputs
+        "data decontaminate",
+        config,
+        facts={"tasks": ngrams.names, "text_rules": TEXT_RULES},
+        more_inputs=more_inputs,
     )
     if run.finished:
         return run.manifest

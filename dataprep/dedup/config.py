@@ -19,7 +19,7 @@ class DedupConfig(DocumentStage):
     threshold: float = option(0.7, "Jaccard similarity of n-grams from which documents are near duplicates")
     ngram: int = option(5, "words, or characters, in an n-gram")
     ngram_unit: Literal["word", "char"] = option(
-        "word", "unit of n-grams; char suits languages without spaces"
+        "word", "unit of n-grams; in scripts without spaces between words a character is a word"
     )
     num_perm: int = option(100, "maximum number of MinHash permutations, bands x rows")
     bands: int | None = option(None, "LSH bands of the signature (default: chosen for the threshold)")

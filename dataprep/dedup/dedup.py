@@ -1,10 +1,11 @@
 """The `mt data dedup` command: remove exact and near duplicates.
 
-Exact copies have the same text except for whitespace, or the same URL with --method url. Near duplicates have
-a Jaccard similarity of at least `threshold` between their sets of n-grams, of words or of characters. MinHash
-bands (minhash.py) propose candidate pairs, and `verify` compares their n-grams. Pairs and copies connect
-documents to clusters, of which one document is kept, the longest or the first. Every step is a map over
-shards or over ranges of keys, whose results lie in parts/:
+Exact copies have the same text except for Unicode normalization and runs of white space (`exact_bytes`), or
+the same URL with --method url. Near duplicates have a Jaccard similarity of at least `threshold` between
+their sets of n-grams, of words (dataprep/words.py) or of characters. MinHash bands (minhash.py) propose
+candidate pairs, and `verify` compares their n-grams. Pairs and copies connect documents to clusters, of which
+one document is kept, the longest or the first. Every step is a map over shards or over ranges of keys, whose
+results lie in parts/:
 
     sign      text      the exact keys and band keys of each shard, to sign/, or to signatures/ if they are
                         kept (key_index.py)
@@ -48,7 +49,7 @@ from . import lsh, signatures
 from .config import DedupConfig
 from .key_index import Corpus, ShardKeys, load_strings, save_array, save_exact_keys, save_strings
 from .minhash import band_keys, minhash_signatures, text_shingles
-from .shingles import COMPILE_FROM, batches, nonspace_bytes
+from .shingles import COMPILE_FROM, TEXT_RULES, batches, exact_bytes
 
 NO_KEY = bytes(16)  # of a document without a URL
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -58,8 +59,9 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
     """Removes duplicates; returns the stage's manifest."""
     bands, rows = config.banding()
     facts = {"bands": bands, "band_rows": rows, "ngram": config.ngram, "ngram_unit": config.ngram_unit}
-    old = signatures.read_old_keys(config.against, config.method, facts)
-    run, shards = stage.begin("data dedup", config, more_inputs=config.against)
+    compared = {} if config.method == "url" else {"text_rules": TEXT_RULES}
+    old = signatures.read_old_keys(config.against, config.method, facts, compared)
+    run, shards = stage.begin("data dedup", config, facts=compared, more_inputs=config.against)
     if run.finished:
         return run.manifest
     work = run.output / "parts"
@@ -111,12 +113,14 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
     make = functools.partial(_make_remover, decisions=work / "decide", ids=ids, copy_reason=copy_reason)
     if sum(sizes) <= lsh.ONE_PROCESS_BYTES:
         config = dataclasses.replace(config, workers=1)
-    return stage.map_documents(run, config, shards, make, more_outputs=files, **facts, **found, **counted)
+    return stage.map_documents(
+        run, config, shards, make, more_outputs=files, **facts, **compared, **found, **counted
+    )
 
 
 def exact_key(text: str) -> bytes:
-    """A 128-bit hash of the text without its whitespace."""
-    return xxhash.xxh3_128_digest(nonspace_bytes(text))
+    """A 128-bit hash of the text, equal for exact copies: see `exact_bytes`."""
+    return xxhash.xxh3_128_digest(exact_bytes(text))
 
 
 def url_key(url: str) -> bytes:
@@ -156,9 +160,9 @@ def _sign(
         texts = [d.text for d in batch]
         names += [d.id for d in batch]
         chars += map(len, texts)
-        nonspace: list[memoryview | None] = [None] * len(texts)
+        exact_texts: list[memoryview | None] = [None] * len(texts)
         if bands:
-            shingles, starts, nonspace = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
+            shingles, starts, exact_texts = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
             if config.save_signatures:
                 sketches += signatures.batch_sketches(shingles, starts)
             if len(with_words := np.flatnonzero(np.diff(starts) > 0)):
@@ -172,7 +176,7 @@ def _sign(
         else:
             exact += [
                 exact_key(text) if data is None else xxhash.xxh3_128_digest(data)
-                for text, data in zip(texts, nonspace)
+                for text, data in zip(texts, exact_texts)
             ]
 
     stem = folder / f"{index:05d}"

@@ -1,7 +1,7 @@
 """The `mt data dedup-lines` command: remove repeated lines or paragraphs, keeping the first one.
 
-Two lines are equal if they differ only in whitespace. Lines shorter than `min_chars` are never removed, since
-headings and closing brackets repeat in good text. Steps:
+Two lines are equal if they differ only in Unicode normalization and runs of white space. Lines shorter than
+`min_chars` are never removed, since headings and closing brackets repeat in good text. Steps:
 
     sign     write the sorted keys of each shard's lines to parts/sign/ (key_index.py): 20 bytes per line
     search   write the repeated lines of every range of keys to parts/search/: 16 bytes each
@@ -39,6 +39,7 @@ from .key_index import (
     save_array,
     save_exact_keys,
 )
+from .shingles import TEXT_RULES
 
 SEPARATOR = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n\s*\n)")}
 
@@ -67,7 +68,7 @@ class DedupLinesConfig(DocumentStage):
 
 def dedup_lines(config: DedupLinesConfig) -> dict[str, Any]:
     """Removes repeated lines; returns the stage's manifest, whose `cut` counts them and their characters."""
-    run, shards = stage.begin("data dedup-lines", config)
+    run, shards = stage.begin("data dedup-lines", config, facts={"text_rules": TEXT_RULES})
     if run.finished:
         return run.manifest
     work = run.output / "parts"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .shingles import FOLD, batch_characters, batch_words, mix64, shingle, word_bytes
+from ..words import word_bytes
+from .shingles import FOLD, batch_characters, batch_words, mix64, shingle
 
 PERMUTATION_SEED = 1
 
@@ -19,18 +20,18 @@ PERMUTATION_SEED = 1
 def text_shingles(
     texts: Sequence[str], n: int, unit: str, compiled: bool
 ) -> tuple[np.ndarray, np.ndarray, list[memoryview | None]]:
-    """(hashes of shingles, where those of each text begin, bytes of each text without whitespace or None).
+    """(hashes of shingles, where those of each text begin, shingles.exact_bytes of each text or None).
 
     The first two are as shingles.shingle returns them. unit: "word" or "char". compiled: whether to use
-    minhash_numba.py, which also returns the bytes (uint8) of ASCII texts.
+    minhash_numba.py, which also returns the exact bytes (uint8) of ASCII texts.
     """
     if unit == "char" or not compiled:
         words = (batch_characters if unit == "char" else batch_words)(texts)
         return *shingle(*words, n), [None] * len(texts)
     from . import minhash_numba
 
-    shingles, first, nonspace, bounds = minhash_numba.word_shingles([word_bytes(t) for t in texts], n)
-    view, starts = nonspace.data, bounds.tolist()
+    shingles, first, exact, bounds = minhash_numba.word_shingles([word_bytes(t) for t in texts], n)
+    view, starts = exact.data, bounds.tolist()
     of_texts = [view[a:b] if t.isascii() else None for t, a, b in zip(texts, starts, starts[1:])]
     return shingles, first, of_texts
 

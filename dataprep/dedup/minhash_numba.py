@@ -20,22 +20,23 @@ IS_WHITESPACE = np.isin(np.arange(256), list(WHITESPACE))
 SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 BITS_OF_BYTE, BITS_OF_BLOCK = np.uint64(8), np.uint64(64)
 ZERO, ONE = np.uint64(0), np.uint64(1)
+TAB, NEWLINE, RETURN, SPACE = (np.uint8(ord(c)) for c in "\t\n\r ")
 
 
 def word_shingles(encoded: Sequence[bytes], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`shingles.shingle(*shingles.batch_words(texts), n)`, and the bytes of the texts without whitespace.
+    """`shingles.shingle(*shingles.batch_words(texts), n)`, and for ASCII texts `shingles.exact_bytes`.
 
-    encoded: results of shingles.word_bytes. Returns (hashes uint64; where those of each text begin; bytes
-    without ASCII whitespace, uint8; where those of each text begin).
+    encoded: results of words.word_bytes. Returns (hashes uint64; where those of each text begin; exact bytes,
+    uint8; where those of each text begin).
     """
     data = np.frombuffer(b"".join(encoded), np.uint8)
     ends = np.cumsum([len(e) for e in encoded])
     # a word and the separator behind it have at least two bytes
     shingles = np.empty(len(data) // 2 + len(encoded) + 1, np.uint64)
-    first, nonspace_first = np.zeros(len(encoded) + 1, np.int64), np.zeros(len(encoded) + 1, np.int64)
-    nonspace = np.empty(len(data) + 1, np.uint8)
-    _word_shingles(data, ends, WORD_BYTE, IS_WHITESPACE, n, shingles, first, nonspace, nonspace_first)
-    return shingles[: first[-1]], first, nonspace, nonspace_first
+    first, exact_first = np.zeros(len(encoded) + 1, np.int64), np.zeros(len(encoded) + 1, np.int64)
+    exact = np.empty(len(data) + 1, np.uint8)
+    _word_shingles(data, ends, WORD_BYTE, IS_WHITESPACE, n, shingles, first, exact, exact_first)
+    return shingles[: first[-1]], first, exact, exact_first
 
 
 def minhash_signatures(
@@ -63,8 +64,8 @@ def _word_shingles(
     n: int,
     shingles: np.ndarray,
     first: np.ndarray,
-    nonspace: np.ndarray,
-    nonspace_first: np.ndarray,
+    exact: np.ndarray,
+    exact_first: np.ndarray,
 ) -> None:
     """Fills the last four arrays, which are `word_shingles`' results."""
     window = np.empty(n, np.uint64)  # the hashes of the last n words
@@ -74,13 +75,32 @@ def _word_shingles(
     count, filled, start = 0, 0, 0
     for text in range(len(ends)):
         num_words, slot, folded = 0, 0, ZERO
+        # of the current run of white space: characters in its last line, whether it has lines and a tab there
+        begin, white, indent, has_newline, has_tab = filled, False, 0, False, False
         blocks, hashed, block, bits = 0, ZERO, ZERO, ZERO  # of the current word, eight bytes at a time
         for i in range(start, ends[text] + 1):
             byte = ZERO
             if i < ends[text]:
-                nonspace[filled] = data[i]
-                filled += not is_whitespace[data[i]]
                 byte = np.uint64(word_byte[data[i]])
+                if is_whitespace[data[i]]:
+                    white = True
+                    if data[i] == NEWLINE or data[i] == RETURN:
+                        indent, has_newline, has_tab = 0, True, False
+                    else:
+                        indent += 1
+                        has_tab = has_tab or data[i] == TAB
+                else:
+                    if white and filled > begin:
+                        is_indented = has_newline and (indent >= 2 or has_tab)
+                        exact[filled] = NEWLINE if is_indented else SPACE
+                        filled += 1
+                        for j in range(i - indent if is_indented else i, i):
+                            exact[filled] = data[j]
+                            filled += 1
+                    if white:
+                        white, indent, has_newline, has_tab = False, 0, False, False
+                    exact[filled] = data[i]
+                    filled += 1
             if byte:
                 if bits == BITS_OF_BLOCK:
                     hashed = _mix(hashed * FOLD + block) if blocks else _mix(block)
@@ -103,7 +123,7 @@ def _word_shingles(
             shingles[count] = _mix(folded)
             count += 1
         start = ends[text]
-        first[text + 1], nonspace_first[text + 1] = count, filled
+        first[text + 1], exact_first[text + 1] = count, filled
 
 
 @compile_loop

@@ -1,26 +1,28 @@
 """Shingles (n-grams) of texts as 64-bit hashes, in numpy, one batch of texts at a time.
 
-A *word* is a run of letters, digits and underscores (`\\w+`), lower-cased. A *shingle* is n consecutive
-words; a text of fewer words has one shingle, all its words. Texts are split into words by bytes: non-ASCII
-characters are lower-cased first, and those that are not word characters are replaced by spaces. For n-grams
-of characters, each character of the lower-cased text takes the place of a word, and consecutive whitespace is
-one space. All arithmetic is on unsigned integers modulo 2^64. minhash_numba.py does the same in compiled
-loops, for large inputs.
+A *word* is that of dataprep/words.py, in lower case. A *shingle* is n consecutive words; a text of fewer
+words has one shingle, all its words. Texts are split into words by bytes, after `word_bytes` has put spaces
+around the words of other alphabets. For n-grams of characters, each character of the lower-cased text takes
+the place of a word, and consecutive whitespace is one space. All arithmetic is on unsigned integers modulo
+2^64. minhash_numba.py does the same in compiled loops, for large inputs.
 """
 
 from __future__ import annotations
 
-import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ...core.unicode import normalize
 from ...documents.reader import Document
+from ..words import word_bytes
 
-WORD = re.compile(r"\w+")
-NO_WORD = re.compile(r"\W+")
+# Part of the key of runs that compare words or exact texts: other words make other results.
+TEXT_RULES = "NFC, UAX 29, one space"
 WHITESPACE = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"  # the ASCII whitespace of str.split
+RUN = re.compile(r"\s+")
+INDENTED = re.compile(r"[\n\r](?:[^\S\n\r]{2}|[^\S\n\r]*\t)")
 SEPARATOR = b" "
 # A table for bytes.translate: ASCII word characters are lower-cased; non-ASCII bytes, which `word_bytes`
 # leaves in words only, are kept; all others become zero.
@@ -48,41 +50,24 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def word_bytes(text: str) -> bytes:
-    """UTF-8 of a text, whose words are then the runs of bytes that WORD_BYTES does not map to zero."""
-    if text.isascii():
-        return text.encode()
-    if "Σ" in text:  # its lower case depends on the next character of the word
-        return " ".join(WORD.findall(text)).lower().encode()
-    return text.encode("ascii", "mt.word_bytes")
+def exact_bytes(text: str) -> bytes:
+    """UTF-8 of a text in which what exact copies may differ in has one form: Unicode form and white space.
+
+    The text is in normalization form NFC, without white space at its ends. A run of white space is one space.
+    But the indentation of a line, of two characters or a tab at least, is kept: in code it has a meaning.
+    """
+    text = normalize("NFC", text).strip()
+    if INDENTED.search(text):
+        return RUN.sub(_one_space, text).encode()
+    return " ".join(text.split()).encode()
 
 
-def nonspace_bytes(text: str) -> bytes:
-    """`"".join(text.split())` in UTF-8."""
-    return text.encode("ascii", "mt.nonspace_bytes").translate(None, WHITESPACE)
-
-
-def _lower_word_bytes(characters: str) -> bytes:
-    """Non-ASCII characters in lower case, with a space for runs of those that are not word characters."""
-    return NO_WORD.sub(" ", characters).lower().encode()
-
-
-def _nonspace_characters(characters: str) -> bytes:
-    return "".join(characters.split()).encode()
-
-
-# str.encode("ascii") skips ASCII characters ten times as fast as a regular expression. It calls an error
-# handler with every run of other characters.
-def _register(name: str, encode: Callable[[str], bytes]) -> None:
-    def handle(error: UnicodeError) -> tuple[bytes, int]:
-        assert isinstance(error, UnicodeEncodeError), "only encoding calls this handler"
-        return encode(error.object[error.start : error.end]), error.end
-
-    codecs.register_error(name, handle)
-
-
-_register("mt.word_bytes", _lower_word_bytes)
-_register("mt.nonspace_bytes", _nonspace_characters)
+def _one_space(found: re.Match[str]) -> str:
+    run = found[0]
+    last_newline = max(run.rfind("\n"), run.rfind("\r"))
+    indentation = run[last_newline + 1 :]
+    is_indented = last_newline >= 0 and (len(indentation) >= 2 or "\t" in indentation)
+    return f"\n{indentation}" if is_indented else " "
 
 
 def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +84,9 @@ def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def batch_characters(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """`batch_words` for characters: those of the lower-cased text, consecutive whitespace as one space."""
-    normalized = [" ".join(t.lower().split()) for t in texts]
-    points = np.frombuffer("".join(normalized).encode("utf-32-le"), "<u4").astype(np.uint64)
-    return mix64(points), np.cumsum([0, *map(len, normalized)])
+    lowered = [" ".join(normalize("NFC", t).lower().split()) for t in texts]
+    points = np.frombuffer("".join(lowered).encode("utf-32-le"), "<u4").astype(np.uint64)
+    return mix64(points), np.cumsum([0, *map(len, lowered)])
 
 
 def _hash_spans(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

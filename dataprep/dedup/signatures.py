@@ -66,10 +66,13 @@ class DedupSettings(TypedDict):
     method: str
 
 
-def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) -> list[ShardKeys]:
+def read_old_keys(
+    against: tuple[str, ...], method: str, facts: dict[str, Any], rules: dict[str, str]
+) -> list[ShardKeys]:
     """The saved keys of old outputs; raises UserError if they cannot be compared with those of this run.
 
-    facts: {setting: value}; for near duplicates, both runs must have the same values.
+    facts: {setting: value}; for near duplicates, both runs must have the same values. rules: facts of the
+    program that both runs must share.
     """
     parts = []
     for name in against:
@@ -91,6 +94,11 @@ def read_old_keys(against: tuple[str, ...], method: str, facts: dict[str, Any]) 
             raise UserError(
                 f"{name}: its signatures were made with method = {old_method}, which cannot be compared with"
                 f" {method}; use --method {old_method}"
+            )
+        if any(old.get(name_of_rule) != rule for name_of_rule, rule in rules.items()):
+            raise UserError(
+                f"{name}: its signatures are of a version of mt that compared texts by other rules; make them"
+                " again: run its command with --overwrite"
             )
         compared = facts if method == "near" else {}
         differences = [

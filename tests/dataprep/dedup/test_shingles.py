@@ -1,7 +1,7 @@
 """Words and shingles as hashes, compared with regular expressions and loops over Python strings."""
 
 import itertools
-import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.dataprep.dedup import shingles
+from mt.dataprep.words import WORD
 from mt.documents.reader import Document
 
-TEXTS = st.lists(st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.", max_size=20), max_size=8)
+TEXTS = st.lists(
+    st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.\u0301\u093eका", max_size=20), max_size=8
+)
 
 
 def words_of(text):
-    return [w.lower() for w in re.findall(r"\w+", text)]
+    words = WORD.findall(unicodedata.normalize("NFC", text))
+    return " ".join(words).lower().split(" ") if words else []
 
 
 @given(TEXTS)
@@ -30,16 +34,46 @@ def test_words_are_those_of_the_regular_expression(texts):
 @given(TEXTS)
 def test_characters_are_those_of_the_lower_cased_text_with_single_spaces(texts):
     hashes, first = shingles.batch_characters(texts)
-    flat = [" ".join(t.lower().split()) for t in texts]
+    flat = [" ".join(unicodedata.normalize("NFC", t).lower().split()) for t in texts]
     assert np.diff(first).tolist() == [len(t) for t in flat]
     points = list("".join(flat))
     assert len(hashes) == len(points)
     assert len(set(hashes.tolist())) == len(set(points)) == len(set(zip(points, hashes.tolist())))
 
 
-@given(st.text() | st.text("a \x1c\u2003\u3000é\x85\xa0", max_size=30))
-def test_nonspace_bytes_are_those_of_the_text_without_the_whitespace_of_split(text):
-    assert shingles.nonspace_bytes(text) == "".join(text.split()).encode()
+@given(st.text() | st.text("a \x1c\u2003\u3000é\x85\xa0\n\u0301", max_size=30))
+def test_exact_bytes_are_those_of_the_text_with_single_spaces(text):
+    unindented = "\n".join(line.strip() for line in text.replace("\r", "\n").split("\n"))
+    spaced = " ".join(unicodedata.normalize("NFC", unindented).split()).encode()
+    assert shingles.exact_bytes(unindented) == spaced
+    # indented or not, exact copies differ in nothing else
+    assert shingles.exact_bytes(text).decode().split() == spaced.decode().split()
+
+
+@given(st.text("ab \t\n", max_size=12), st.text("ab \t\n", max_size=12))
+def test_exact_copies_have_the_same_words_and_the_same_indentation(one, two):
+    if shingles.exact_bytes(one) == shingles.exact_bytes(two):
+        assert one.split() == two.split()
+    for text in (one, two):
+        assert shingles.exact_bytes(f"\n {text}\r\n") == shingles.exact_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("a b", "a \t b\n", True),
+        ("a b", "a\r\n b", True),
+        ("a b\n\nc", "a b c", True),
+        ("e\u0301te\u0301", "\u00e9t\u00e9", True),
+        ("1 23 4", "12 34", False),
+        ("for x in a:\n    f(x)\n    g(x)\n", "for x in a:\n    f(x)\ng(x)\n", False),
+        ("if a:\n\tb", "if a:\nb", False),
+        ("now here", "nowhere", False),
+        ("A", "a", False),
+    ],
+)
+def test_exact_copies_differ_in_unicode_form_and_runs_of_white_space_only(one, two, same):
+    assert (shingles.exact_bytes(one) == shingles.exact_bytes(two)) == same
 
 
 def test_long_words_that_differ_in_any_byte_differ():
@@ -67,10 +101,9 @@ def test_shingles_are_those_of_a_loop(texts, n):
         (["A b-c_D", "a B c_d"], True),  # case and punctuation do not count, underscores do
         (["a bc", "ab c"], False),
         (["ΑΣ ΣΑ", "ας σα"], True),  # one has a final sigma
-        (
-            ["\u0130x", "i\u0307x"],
-            False,
-        ),  # words are split before İ becomes two characters, one of them no letter
+        (["\u0130x", "i\u0307x"], True),  # the lower case of İ
+        (["नमस्ते दुनिया", "नमसत दनय"], False),  # vowel signs belong to words
+        (["e\u0301t\u00e9", "\u00e9te\u0301"], True),
     ],
 )
 def test_words_are_compared_in_lower_case(texts, same):
