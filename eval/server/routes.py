@@ -108,7 +108,8 @@ def build_app(
         return await handler.answer(request, handler.megatron, error_as_text=True)
 
     completions_openapi = _openapi(
-        {"application/json": OBJECT, "text/event-stream": TEXT},
+        # no schema for events: one of OpenAPI 3.1 would describe a stream, which tools read as one event
+        {"application/json": OBJECT, "text/event-stream": {}},
         (404, *GENERATION_ERRORS, *access_errors),
         _completion_schema(),
     )

@@ -199,7 +199,7 @@ def test_while_every_connection_is_busy_health_is_answered_and_other_requests_ar
         ask = lambda: httpx.post(
             f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 5}, timeout=60
         )
-        with server.model.model.held():
+        with server.model.model.paused():
             asked = [pool.submit(ask) for _ in range(4)]
             until(lambda: server.engine.running + server.engine.waiting == 4)
             with contextlib.ExitStack() as stack:
