@@ -102,12 +102,11 @@ def read_bytes(path: str | Path, most: int, remedy: str = FETCH, *, may_be_pipe:
 
 
 def read_text(path: str | Path, most: int = JSON_BYTES, remedy: str = FETCH) -> str:
-    """The text of a regular file of UTF-8, its lines ended by \\n alone.
+    """The text of a regular file of UTF-8, its line ends as they are.
 
     Raises UserError as read_bytes does, or for another encoding.
     """
-    text = _decoded(read_bytes(path, most, remedy), str(path), remedy)
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    return _decoded(read_bytes(path, most, remedy), str(path), remedy)
 
 
 def _decoded(data: bytes, place: str, remedy: str) -> str:

@@ -54,7 +54,7 @@ def gpt2_tree(vocab_file: str, merge_file: str) -> tuple[Tree, Delimiters]:
         raise UserError(f"{vocab_file}: must be a JSON object of token: id; give GPT-2's vocab.json")
     check_value(vocab, dict[str, Id], vocab_file, "give GPT-2's vocab.json")
     check_ids(vocab, vocab_file)
-    lines = read_text(merge_file).split("\n")
+    lines = read_text(merge_file).replace("\r\n", "\n").split("\n")
     skip = 1 if lines[0].startswith("#version") else 0
     merges = [line.split(" ") for line in lines[skip:] if line and not line.isspace()]
     if not all(len(pair) == 2 and pair[0] + pair[1] in vocab for pair in merges):
@@ -82,10 +82,16 @@ def _wrong_merge(
     raise AssertionError("it is called for a file that has a wrong line")
 
 
+# Unicode's White_Space, which the package tokenizers strips from the end of a line. str.rstrip() strips more.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+
+
 def bert_tree(vocab_file: str, lowercase: bool) -> tuple[Tree, Delimiters]:
     """BERT's WordPiece. [CLS] begins a document and [SEP] ends it."""
-    words = read_text(vocab_file).splitlines()
-    vocab = {word.strip(): i for i, word in enumerate(words)}
+    lines = read_text(vocab_file).removesuffix("\n").split("\n")  # an id is the number of a line
+    vocab = {line.rstrip(WHITE_SPACE): i for i, line in enumerate(lines)}
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     missing = [s for s in specials if s not in vocab]
     if missing:

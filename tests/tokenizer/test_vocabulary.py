@@ -6,6 +6,7 @@ import json
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mt.core import config
 from mt.tests.tokenizer.texts import ANY_TEXT, TEXTS
@@ -243,3 +244,28 @@ def test_the_merges_are_the_same_however_the_splits_are_tried(tmp_path, monkeypa
     wanted = tiktoken_tree(*arguments)[0]["model"]["merges"]
     monkeypatch.setattr(vocabulary, "LONG_TOKEN", 1)
     assert tiktoken_tree(*arguments)[0]["model"]["merges"] == wanted
+
+
+LINE = st.text("ab \t\x0b\x0c\x1c\x1f\x85\xa0\u2028\u2029\u3000\r#é", max_size=4)
+
+
+@given(st.lists(LINE, max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_ids_of_a_bert_vocabulary_are_those_of_the_library(tmp_path, lines):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("".join(f"{line}\n" for line in [*BERT_SPECIALS, *lines]).encode())
+    tree, _ = vocabulary.bert_tree(str(path), lowercase=True)
+    assert tree["model"]["vocab"] == tokenizers.models.WordPiece.read_file(str(path))
+
+
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def test_special_tokens_are_no_words_in_lower_case(tmp_path):
+    """A text may hold `[sep]`; only the special token itself is one."""
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*BERT_SPECIALS, "[", "]", "sep", "a"]) + "\n")
+    tree, _ = vocabulary.bert_tree(str(path), lowercase=True)
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    assert tokenizer.encode("a[SEP]a", add_special_tokens=False).ids == [8, 3, 8]
+    assert tokenizer.encode("a[sep]a", add_special_tokens=False).ids == [8, 5, 7, 6, 8]
