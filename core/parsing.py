@@ -28,10 +28,12 @@ import functools
 import itertools
 import json
 import math
+import operator
 import os
 import stat
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -148,18 +150,21 @@ def _parse_slowly(data: bytes, place: str, remedy: str) -> Any:
 
 
 def _check_levels(value: Any, place: str, remedy: str) -> None:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MOST_LEVELS):
-        if not level:
+    """Raises UserError for more than MOST_LEVELS levels; no loop in Python goes over a level's values."""
+    inside: list[Any] = [value]
+    for _ in range(MOST_LEVELS + 1):
+        kinds = set(map(type, inside))
+        lists: Iterable[list[Any]] = inside if kinds == {list} else _of_type(list, inside)
+        mappings = _of_type(dict, inside) if dict in kinds else ()
+        if not kinds & {list, dict}:
             return
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
-    if level:
-        raise _too_deep(place, remedy)
+        values = itertools.chain.from_iterable(map(dict.values, mappings))
+        inside = list(itertools.chain(itertools.chain.from_iterable(lists), values))
+    raise _too_deep(place, remedy)
+
+
+def _of_type(kind: type[T], values: list[Any]) -> Iterator[T]:
+    return itertools.compress(values, map(operator.is_, map(type, values), itertools.repeat(kind)))
 
 
 def _too_deep(place: str, remedy: str) -> UserError:
@@ -441,6 +446,8 @@ class _TupleOf(_Kind):
     def all_fit(self, values: list[Any]) -> bool:
         if set(map(type, values)) != {list} or set(map(len, values)) != {len(self.items)}:
             return not values
+        if len(set(map(id, self.items))) == 1:  # one type: pairs of texts
+            return self.items[0].all_fit(list(itertools.chain.from_iterable(values)))
         return all(item.all_fit([v[n] for v in values]) for n, item in enumerate(self.items))
 
 
@@ -451,9 +458,9 @@ class _MappingOf(_Kind):
     def wrong(self, value: Any) -> Wrong | None:
         if not isinstance(value, dict):
             return "", value, "must be a mapping"
-        keys = next((key for key in value if type(key) is not str or not _can_be_encoded(key)), None)
-        if keys is not None:
-            return "", keys, "must have keys of text without lone surrogates"
+        if set(map(type, value)) - {str} or not _can_be_encoded("".join(value)):
+            wrong = next(key for key in value if type(key) is not str or not _can_be_encoded(key))
+            return "", wrong, "must have keys of text without lone surrogates"
         if self.item.all_fit(list(value.values())):
             return None
         places = (_inside(_key(key), self.item, element) for key, element in value.items())

@@ -143,8 +143,10 @@ def hugging_face_tree(path: Path) -> tuple[Tree, Delimiters]:
     model = tree["model"]
     if isinstance(model.get("vocab"), dict):
         merges = model.get("merges") or ()
-        wrong = next((pair for pair in merges if _merged(pair) not in model["vocab"]), None)
-        if wrong is not None:
+        # read_tokenizer_json has checked that all are texts or all are pairs
+        results = map("".join, merges) if merges and isinstance(merges[0], list) else map(_merged, merges)
+        if not all(map(model["vocab"].__contains__, results)):
+            wrong = next(pair for pair in merges if _merged(pair) not in model["vocab"])
             raise _unknown_result(wrong, f"{file}: model.merges", "model.vocab")
     # A training corpus needs whole documents, neither truncated nor padded.
     tree["truncation"] = tree["padding"] = None
