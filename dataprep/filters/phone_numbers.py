@@ -48,7 +48,10 @@ CUED_NUMBER = re.compile(
 FIVE_DIGITS = re.compile(r"\d(?:[ ().-]{0,3}\d){4}")  # every number that is looked for has them
 INTERNATIONAL = re.compile(
     # +49 (0)30 123456, +44 20 7946 0958, 0049 30 123456
-    r"(?<![\w.,/#$€£+-])(?<!\d[ ])(?P<prefix>\+|00)[1-9]\d{0,2}(?:[ .-]?\(0?\d{0,4}\))?(?:[ .-]?\d{1,6}){2,6}"
+    r"(?<![\w.,/#$€£+-])(?<!\d[ ])(?P<prefix>\+|00)[1-9]\d{0,2}(?:[ .-]?\(0?\d{0,4}\))?"
+    # Two to six groups of up to six digits. A group ends where its digits end, or has six: a long number can
+    # be cut into groups of all lengths in 6^6 ways.
+    r"(?:(?:[ .-]?(?:\d{6}(?=\d)|\d{1,6}(?!\d))){2,6}|[ .-]?\d{2,6}(?!\d))"
     r"(?![\w/-]|[.,]\d)"
 )
 NORTH_AMERICAN = re.compile(

@@ -1,12 +1,14 @@
 """Telephone numbers: libphonenumber's example numbers are found, other numbers are kept."""
 
+import re
+
 import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.core.config import UserError
-from mt.dataprep.filters.phone_numbers import replace_phone_numbers
+from mt.dataprep.filters.phone_numbers import INTERNATIONAL, replace_phone_numbers
 from mt.dataprep.filters.rules import compile_rules
 
 KINDS = (phonenumbers.PhoneNumberType.FIXED_LINE, phonenumbers.PhoneNumberType.MOBILE)
@@ -101,3 +103,24 @@ def test_the_numbers_of_given_regions_need_no_word():
 def test_an_unknown_region_is_refused():
     with pytest.raises(UserError, match=r"'UK' is not a known region.*phone_regions=DE,AT"):
         compile_rules(["redact phone_regions=UK"])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["+", "00", " ", "-", ".", "(", ")", "a", "1", "12", "0123456", "+49", "123456789012"]
+        ),
+        max_size=14,
+    ).map("".join)
+)
+def test_international_numbers_are_those_of_an_expression_that_tries_every_grouping(text):
+    slow = re.compile(
+        r"(?<![\w.,/#$€£+-])(?<!\d[ ])(?:\+|00)[1-9]\d{0,2}(?:[ .-]?\(0?\d{0,4}\))?(?:[ .-]?\d{1,6}){2,6}"
+        r"(?![\w/-]|[.,]\d)"
+    )
+    assert [m.span() for m in INTERNATIONAL.finditer(text)] == [m.span() for m in slow.finditer(text)]
+
+
+def test_a_long_number_is_read_once():
+    text = "+" + "1" * 40 + " x"  # all groupings of 36 digits take 50 ms for each
+    assert replace_phone_numbers(text * 5_000, "555-0100") == text * 5_000
