@@ -216,8 +216,8 @@ def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> st
     import mwparserfromhell
 
     pieces: list[str] = []
-    parsed = mwparserfromhell.parse(wikitext_markup.hide(wikitext), skip_style_tags=True)
-    _flatten(parsed, prefixes, pieces)
+    for piece in wikitext_markup.split(wikitext):
+        _flatten(mwparserfromhell.parse(piece, skip_style_tags=True), prefixes, pieces)
     text = "".join(pieces).encode("utf-8", "replace").decode()  # `&#xD800;` is not a valid character
     text = text.translate(wikitext_markup.SHOWN)
     text = re.sub(r"'{2,5}", "", text)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mt.dataprep.extract import wikitext_markup
 from mt.dataprep.extract.wikipedia import plain_text
-from mt.dataprep.extract.wikitext_markup import MAX_UNCLOSED, SHOWN, hide
+from mt.dataprep.extract.wikitext_markup import MAX_SPAN, MAX_UNCLOSED, SHOWN, split
 
 UNCLOSED = [
     "<div>",
@@ -23,6 +23,12 @@ UNCLOSED = [
     "{|\n|",
     "[http://a ",
 ]
+
+
+def hide(wikitext: str) -> str:
+    """The pieces joined; the wikitext itself if there is one piece that equals it."""
+    joined = "".join(split(wikitext))
+    return wikitext if joined == wikitext else joined
 
 
 def shown(wikitext: str) -> str:
@@ -79,3 +85,17 @@ def test_hiding_changes_brackets_and_nothing_else(wikitext):
         patch.setattr(wikitext_markup, "MAX_UNCLOSED", 0)
         patch.setattr(wikitext_markup, "MAX_DEPTH", 2)
         assert hide(wikitext).translate(SHOWN) == wikitext
+
+
+def test_a_page_of_hopeless_markup_is_cut_where_nothing_is_open():
+    wikitext = "<div>" * 200 + "[[link|label]] {{a|{{b}}}} <!-- {{ --> <i>c</i>\n" * 2_000
+    pieces = split(wikitext)
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < 2 * MAX_SPAN
+    assert plain_text(wikitext).count("label c") == 2_000
+
+
+def test_markup_that_spans_a_page_of_hopeless_markup_is_text():
+    wikitext = "x {{a|" + "<div>" * 200 + "[[b]] " * 5_000 + "}} y"
+    assert plain_text(wikitext).count("b ") == 5_000
+    assert max(map(len, split(wikitext))) < 2 * MAX_SPAN
