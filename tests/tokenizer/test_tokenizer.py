@@ -92,7 +92,8 @@ def test_the_trivial_tokenizers_follow_megatron():
     level, theirs = load(TokenizerConfig(tokenizer_type="ByteLevelTokenizer")), ByteLevelTokenizer()
     assert level.encode("naïve 🙂") == theirs.text_to_ids("naïve 🙂")
     assert (level.eod, level.vocab_size) == (theirs.eod, theirs.vocab_size)
-    assert level.decode([*level.encode("naïve 🙂"), level.eod, 300]) == "naïve 🙂"
+    # neither the end of a document, nor padding (1), nor an id beyond the bytes is text
+    assert level.decode([*level.encode("naïve 🙂"), level.eod, 1, 300, 2]) == "naïve 🙂\x02"
     assert null.decode([1, 2]) == "1 2"
     other = load(
         TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=100, null_tokenizer_eod_id=7)

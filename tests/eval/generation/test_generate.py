@@ -78,6 +78,17 @@ def config(checkpoint, **settings):
     )
 
 
+def test_the_summary_says_how_many_texts_it_does_not_show(checkpoint, tmp_path, monkeypatch):
+    from mt.eval.generation import generate as module
+
+    texts = {}
+    for shown in (len(PROMPTS) - 1, len(PROMPTS)):
+        monkeypatch.setattr(module, "SAMPLES_SHOWN", shown)
+        texts[shown] = generate(config(checkpoint, output=str(tmp_path / str(shown))))["text"]
+    assert texts[len(PROMPTS) - 1].endswith("... and 1 more in predictions.jsonl")
+    assert "more in predictions.jsonl" not in texts[len(PROMPTS)]
+
+
 def test_a_seed_reproduces_its_texts_at_any_batch_size(checkpoint):
     one, same, small, other = (
         [s["tokens"] for s in generate(config(checkpoint, **more))["samples"]]

@@ -18,7 +18,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
             {"hidden_size": 768, "num_attention_heads": 10},
             r"num_attention_heads = 10 does not divide model.hidden_size = 768; use 4, 6, 8 or 12",
         ),
-        ({"num_query_groups": 5}, r"num_query_groups = 5 does not divide model.num_attention_heads = 12"),
+        (
+            {"num_query_groups": 5},
+            "num_query_groups = 5 does not divide model.num_attention_heads = 12; use 2, 3, 4 or 6",
+        ),
+        (
+            {"hidden_size": 7, "num_attention_heads": 8},
+            r"num_attention_heads = 8 does not divide model.hidden_size = 7; use 1 or 7",
+        ),
         (
             {"hidden_size": 36, "num_attention_heads": 12, "position_embedding_type": "rope"},
             "rope needs an even number of rotated channels a head, not 3",
