@@ -240,6 +240,7 @@ class _ZstdFile(io.RawIOBase):
                     if self._in_frame:
                         raise EOFError("a zstd frame is cut short")
                     return 0
+            self._ready = memoryview(b"")  # an empty part would keep all of the last piece in memory
             piece = self._packed[self._next : self._next + ZSTD_BYTES]
             self._next += len(piece)
             self._ready = memoryview(self._frame.decompress(piece))
