@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 READ_BYTES = 1 << 18
+MAX_TAGS = 4_000_000  # of a page: an element takes some two hundred bytes while its text is extracted
 # Codecs of Python that are no charsets of pages, but that a server may name: those of domain names take
 # quadratic time, and the others make surrogates.
 NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
@@ -133,6 +134,9 @@ def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> 
         page = body.decode(charset)
     except (LookupError, ValueError):  # an unknown charset, or bytes that are not valid in it
         page = bytes_to_str(body, detect_encoding(body, from_html_meta=True) or "utf-8")
+    if (tags := page.count("<")) > MAX_TAGS:
+        reason = f"has {tags:,} tags, more than {MAX_TAGS:,}"
+        return Reject(path, f"record {_identity(record)}", reason, url)
     text = main_text(page)
     if text is None:
         return Removed("nested_too_deeply", {"url": url})

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 20
 HEADER_BYTES = 16 << 20  # the first <page> must begin within these
 MAX_TAGS = 1_000_000  # of a page: it has about thirty, and a tag takes some hundred bytes in memory
+# Characters of a page, of which Wikipedia allows two million. A link takes a hundred times as much memory.
+MAX_WIKITEXT = 8 << 20
 PAGE_EDGE = re.compile(rb"</?page>")
 COMPRESSION_RATIO = 4  # bytes of XML for one byte of .bz2, slightly underestimated
 EXTENSIONS = (".xml", ".xml.bz2", ".xml.gz")
@@ -197,6 +199,9 @@ def documents(
 def _article(part: DumpPart, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
     from mwparserfromhell.parser import ParserError
 
+    if len(wikitext) > MAX_WIKITEXT:
+        reason = f"has {len(wikitext):,} characters of wikitext, more than {MAX_WIKITEXT:,}"
+        return Reject(part.path, f"page {identity} ({title})", reason, wikitext[: files.BEGINNING_BYTES])
     try:
         text = plain_text(wikitext, part.site.prefixes)
     except (ParserError, RecursionError) as error:

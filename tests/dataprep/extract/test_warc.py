@@ -280,3 +280,13 @@ def test_the_text_of_a_parsed_page_is_that_of_its_html():
 
     for html in (page(STORY).decode(), "", "plain", "<p>a<table><b>b", f"<main>{STORY}</main>" * 50):
         assert main_text(html) == extract_plain_text(html, main_content=True, alt_texts=False).strip()
+
+
+def test_a_page_of_very_many_tags_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.dataprep.extract.warc.MAX_TAGS", 500)
+    write(tmp_path, RECORDS[2] + response("tags", page("<b>a</b>" * 250)))
+    extract(config(tmp_path))
+    assert [json.loads(line)["id"] for line in (tmp_path / "out/00000.jsonl").open()] == ["plain"]
+    (reject,) = map(json.loads, (tmp_path / "out/rejects.jsonl").open())
+    assert reject["place"] == "record tags"
+    assert reject["reason"].endswith(" tags, more than 500")

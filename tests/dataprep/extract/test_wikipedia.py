@@ -320,6 +320,16 @@ def test_a_page_of_many_tags_is_not_parsed(tmp_path, monkeypatch):
     assert reject["reason"] == "not valid XML (more than 100 tags)"
 
 
+def test_a_page_of_much_wikitext_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "MAX_WIKITEXT", 3000)
+    source = dump(tmp_path, [PAGES[0], page(7, "Long", "ä" * 3001), page(8, "Short", "ä" * 3000)])
+    assert extract(config(source, tmp_path / "out"))["counts"]["rejected"] == 1
+    assert [d["id"] for d in read(tmp_path / "out")] == ["1", "8"]
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert (reject["place"], reject["raw"]) == ("page 7 (Long)", "ä" * 1000)
+    assert reject["reason"] == "has 3,001 characters of wikitext, more than 3,000"
+
+
 def test_a_page_that_never_ends_takes_little_memory(tmp_path):
     piece = bz2.compress(b"a " * (8 << 20))  # 16 MB of text, 600 bytes
     small, large = tmp_path / "small.xml.bz2", tmp_path / "large.xml.bz2"
