@@ -28,7 +28,7 @@ from mt.tests.tokenizer.texts import TEXTS
 from mt.tokenizer.tokenizer import ByteLevelTokenizer, TokenizerConfig, load
 from mt.tokenizer.train import cut_long_words
 
-QUICK_FRAMES = FRAMES[2:]  # a run inside a line, where most algorithms that are not linear show it
+QUICK_FRAMES = FRAMES[1:]  # a run inside a word or a line: most algorithms that are not linear show it there
 RULE_ITEMS = [
     *RULES,
     *EDITS,
@@ -84,6 +84,16 @@ PLAIN: dict[str, Callable[[str], object]] = {
     "cut of long words": cut_long_words,
     "NFC": functools.partial(normalize, "NFC"),
 }
+# Functions that take more than a microsecond for a character get fewer and shorter texts in the quick test.
+HEAVY = (
+    "punctuation",
+    "wikitext",
+    "fix_text",
+    "shingles of words",
+    "score of an answer",
+    "words of an answer",
+)
+QUICK_TOKENIZERS = ("gpt2", "sentencepiece bpe", "sentences", "sentences with newlines")
 TOKENIZERS = (
     "gpt2",
     "gpt2 by the reference",
@@ -193,10 +203,13 @@ def excesses(function: Callable[[str], object], chars: int, negligible: float, f
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_function_takes_linear_time_on_repeated_units(name):
-    assert excesses(PLAIN[name], 3_000, 0.008, QUICK_FRAMES) == {}
+    if name in HEAVY:
+        assert excesses(PLAIN[name], 3_000, 0.012, FRAMES[2:]) == {}
+    else:
+        assert excesses(PLAIN[name], 8_000, 0.02, QUICK_FRAMES) == {}
 
 
-@pytest.mark.parametrize("name", [n for n in (*TOKENIZERS, *SPLITTERS) if not n.endswith("one by one")])
+@pytest.mark.parametrize("name", QUICK_TOKENIZERS)
 def test_a_tokenizer_takes_linear_time_on_repeated_units(name, with_files):
     assert excesses(with_files[name], 2_000, 0.008, QUICK_FRAMES) == {}
 
