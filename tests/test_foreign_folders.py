@@ -304,7 +304,7 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("command", ["clean", "tokenize", pytest.param("dedup", marks=pytest.mark.slow)])
 def test_nothing_is_written_through_links_that_lie_in_an_unfinished_output(
     tmp_path, command, monkeypatch, capsys
 ):
