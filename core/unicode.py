@@ -20,13 +20,15 @@ MAX_MARKS = 120
 SAMPLES = 4
 STEP = MAX_MARKS // SAMPLES
 FIRST_MARK = "\u0300"  # no character below it is a mark or decomposes into marks alone
+MAYBE_MARKS = re.compile(f"[{FIRST_MARK}-\U0010ffff]{{{SAMPLES}}}")  # much faster than the exact expression
 
 
 def normalize(form: Form, text: str) -> str:
     """The same as unicodedata.normalize(form, text)."""
     if not text.isascii():
         samples, long_run = _patterns("K" in form)
-        if samples.search(text[::STEP]):
+        sampled = text[::STEP]
+        if MAYBE_MARKS.search(sampled) and samples.search(sampled):
             text = long_run.sub(functools.partial(_sorted_marks, "K" in form), text)
     return unicodedata.normalize(form, text)
 

@@ -35,6 +35,7 @@ import regex
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
+from ..core.unicode import normalize
 from ..documents import reader
 from ..documents.reader import Document, Shard
 from . import evaluation_texts, stage
@@ -212,7 +213,7 @@ def read_ngrams(
         task_ngrams = 0
         for pieces in evaluation_texts.texts(task, config.evaluation_key, config.max_record_bytes):
             texts[number] += 1
-            words, first = batch_words(pieces)
+            words, first = batch_words([normalize("NFC", piece) for piece in pieces])
             long_enough = [(a, b) for a, b in itertools.pairwise(first) if b - a >= config.min_ngram]
             too_short[number] += not long_enough
             for start, end in long_enough:
@@ -271,7 +272,7 @@ def _find_in_shard(item: tuple[int, Shard], *, folder: Path, ngrams_path: Path) 
     find = _NgramFinder(EvaluationNgrams.load(ngrams_path))
     found, row = [np.empty((0, 2), np.int64)], 0
     for batch in batches(reader.read(shard, lambda reject: None)):
-        words, first = batch_words([document.text for document in batch])
+        words, first = batch_words([normalize("NFC", document.text) for document in batch])
         for n, positions, ngrams in find(words):
             text = np.searchsorted(first, positions, side="right") - 1
             inside = positions + n <= first[text + 1]  # not across two documents
@@ -330,7 +331,7 @@ def _make_cutter(
 
 def _matches(text: str, find: _NgramFinder, common: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
     """([start, end) in characters of every match, by start, the longest first; their n-gram indices)."""
-    words, _ = batch_words([text])
+    words, _ = batch_words([normalize("NFC", text)])
     word_spans = [m.span() for m in WORD.finditer(text)]
     assert len(word_spans) == len(words), "batch_words and WORD disagree on the words of a text"
     spans, matched = [], [np.empty(0, np.int64)]

@@ -19,8 +19,6 @@ from collections.abc import Callable
 
 import regex
 
-from ..core.unicode import normalize
-
 # Marks, and the joiners that stand inside words of Persian and of Indic scripts (UAX 29, rule WB4).
 _EXTEND = r"\p{M}\u200c\u200d"
 # Characters that are words by themselves: UAX 29 breaks around ideographs and hiragana, and leaves the
@@ -35,14 +33,13 @@ _ASCII_WORD = re.compile(r"[A-Za-z0-9_]")
 
 
 def word_bytes(text: str) -> bytes:
-    """UTF-8 of the lower-cased words of a text, with other characters between them.
+    """UTF-8 of the lower-cased words of a text in form NFC, with other characters between them.
 
     ASCII characters stay as they are, upper case included. Of the others only those of words are left.
     Between two words there is a byte that is neither an ASCII letter, digit or underscore nor above 0x7f.
     """
     if text.isascii():
         return text.encode()
-    text = normalize("NFC", text)
     if "Σ" in text:  # its lower case depends on the next character of the word
         return " ".join(WORD.findall(text)).lower().encode()
     return text.encode("ascii", "mt.word_bytes")
@@ -51,26 +48,30 @@ def word_bytes(text: str) -> bytes:
 def _lower_words(text: str, start: int, end: int) -> bytes:
     """A run of non-ASCII characters, text[start:end], in lower case, with spaces around its words."""
     run = text[start:end]
-    if _LEADING_MARKS.match(run) and not (start and _ASCII_WORD.match(text[start - 1])):
-        run = _LEADING_MARKS.sub("", run, 1) or " "  # marks of no word
-    return _lower_run(run) if end - start > _CACHED_CHARS else _cached_run(run)
+    encoded, has_marks = _lower_run(run) if end - start > CACHED_CHARS else _cached_run(run)
+    if has_marks and not (start and _ASCII_WORD.match(text[start - 1])):
+        return _lower_run(_LEADING_MARKS.sub("", run, 1) or " ")[0]  # marks of no word
+    return encoded
 
 
-def _lower_run(run: str) -> bytes:
+def _lower_run(run: str) -> tuple[bytes, bool]:
+    """(the run in lower case as it follows an ASCII letter, whether it begins with marks of that letter)."""
     words = WORD.findall(run)
-    marks = _LEADING_MARKS.match(run)  # of an ASCII letter
+    marks = _LEADING_MARKS.match(run)
     if not words:
-        return (marks[0] if marks else "").encode() + (b"" if marks and marks[0] == run else b" ")
+        return (marks[0] if marks else "").encode() + (b"" if marks and marks[0] == run else b" "), bool(
+            marks
+        )
     # A word at either end may go on in ASCII, unless it is a character that is a word by itself.
     before = "" if run.startswith(words[0]) and not _APART_WORD.match(words[0]) else " "
     if marks:
         goes_on = run.startswith(words[0], marks.end()) and not _APART_WORD.match(words[0])
         before = marks[0] if goes_on else f"{marks[0]} "
     after = "" if run.endswith(words[-1]) and not _APART_WORD.match(words[-1]) else " "
-    return f"{before}{' '.join(words)}{after}".lower().encode()
+    return f"{before}{' '.join(words)}{after}".lower().encode(), bool(marks)
 
 
-_CACHED_CHARS = 24  # most runs are a word, an accent or a dash, and occur again
+CACHED_CHARS = 24  # most runs are a word, an accent or a dash, and occur again
 _cached_run = functools.lru_cache(maxsize=1 << 16)(_lower_run)
 
 

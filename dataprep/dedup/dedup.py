@@ -41,6 +41,7 @@ import xxhash
 from ...core import manifest
 from ...core.config import UserError
 from ...core.executor import map_shards
+from ...core.unicode import normalize
 from ...documents import reader
 from ...documents.reader import Document, Shard
 from .. import stage
@@ -48,7 +49,7 @@ from ..stage import Removed, Tallies, Transform
 from . import lsh, signatures
 from .config import DedupConfig
 from .key_index import Corpus, ShardKeys, load_strings, save_array, save_exact_keys, save_strings
-from .minhash import band_keys, minhash_signatures, text_shingles
+from .minhash import band_keys, exact_texts, minhash_signatures, text_shingles
 from .shingles import COMPILE_FROM, TEXT_RULES, batches, exact_bytes
 
 NO_KEY = bytes(16)  # of a document without a URL
@@ -119,7 +120,7 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
 
 
 def exact_key(text: str) -> bytes:
-    """A 128-bit hash of the text, equal for exact copies: see `exact_bytes`."""
+    """A 128-bit hash of a text in form NFC, equal for exact copies: see `exact_bytes`."""
     return xxhash.xxh3_128_digest(exact_bytes(text))
 
 
@@ -157,12 +158,11 @@ def _sign(
     key_rows: list[np.ndarray] = []
     sketches: list[np.ndarray] = []
     for batch in batches(reader.read(shard, lambda reject: None)):
-        texts = [d.text for d in batch]
+        texts = [normalize("NFC", d.text) for d in batch]
         names += [d.id for d in batch]
-        chars += map(len, texts)
-        exact_texts: list[memoryview | None] = [None] * len(texts)
+        chars += [len(d.text) for d in batch]
         if bands:
-            shingles, starts, exact_texts = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
+            shingles, starts = text_shingles(texts, config.ngram, config.ngram_unit, compiled)
             if config.save_signatures:
                 sketches += signatures.batch_sketches(shingles, starts)
             if len(with_words := np.flatnonzero(np.diff(starts) > 0)):
@@ -174,10 +174,7 @@ def _sign(
         if config.method == "url":
             exact += [_url_key_of(d, config) for d in batch]
         else:
-            exact += [
-                exact_key(text) if data is None else xxhash.xxh3_128_digest(data)
-                for text, data in zip(texts, exact_texts)
-            ]
+            exact += map(xxhash.xxh3_128_digest, exact_texts(texts, compiled))
 
     stem = folder / f"{index:05d}"
     save_exact_keys(stem, exact)

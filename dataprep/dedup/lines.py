@@ -25,6 +25,7 @@ import numpy as np
 
 from ...core.config import check, configuration, option
 from ...core.executor import map_shards
+from ...core.unicode import normalize
 from ...documents import reader
 from ...documents.reader import Document, Shard
 from .. import stage
@@ -115,7 +116,7 @@ def _sign(item: tuple[int, Shard], *, config: DedupLinesConfig, folder: Path) ->
     keys: list[bytes] = []
     for document in reader.read(shard, lambda reject: None):
         pieces, compared = _split_text(document.text, config)
-        keys += [exact_key(pieces[i]) for i in compared]
+        keys += [exact_key(normalize("NFC", pieces[i])) for i in compared]
     save_exact_keys(folder / f"{index:05d}", keys)
     return {"lines": len(keys)}
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.executor import map_shards
+from ...core.unicode import normalize
 from ...documents import reader
 from ...documents.reader import Shard
 from . import components
@@ -216,8 +217,8 @@ class DedupTasks:
         compiled = self.text_bytes * share >= COMPILE_FROM * self.config.workers
         documents = reader.read(shard, lambda reject: None) if wanted else ()
         for batch in batches(d for row, d in enumerate(documents) if row in wanted):
-            shingles, first, _ = text_shingles(
-                [d.text for d in batch], self.config.ngram, self.config.ngram_unit, compiled
+            shingles, first = text_shingles(
+                [normalize("NFC", d.text) for d in batch], self.config.ngram, self.config.ngram_unit, compiled
             )
             values, end = distinct_hashes(shingles, first)
             hashes.append(values)

@@ -12,28 +12,31 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..words import word_bytes
-from .shingles import FOLD, batch_characters, batch_words, mix64, shingle
+from .shingles import FOLD, batch_characters, batch_words, encode_spaces, exact_bytes, mix64, shingle
 
 PERMUTATION_SEED = 1
 
 
-def text_shingles(
-    texts: Sequence[str], n: int, unit: str, compiled: bool
-) -> tuple[np.ndarray, np.ndarray, list[memoryview | None]]:
-    """(hashes of shingles, where those of each text begin, shingles.exact_bytes of each text or None).
+def text_shingles(texts: Sequence[str], n: int, unit: str, compiled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of shingles, where those of each text begin), as shingles.shingle returns them.
 
-    The first two are as shingles.shingle returns them. unit: "word" or "char". compiled: whether to use
-    minhash_numba.py, which also returns the exact bytes (uint8) of ASCII texts.
+    texts: in form NFC. unit: "word" or "char". compiled: whether to use minhash_numba.py.
     """
     if unit == "char" or not compiled:
         words = (batch_characters if unit == "char" else batch_words)(texts)
-        return *shingle(*words, n), [None] * len(texts)
+        return shingle(*words, n)
     from . import minhash_numba
 
-    shingles, first, exact, bounds = minhash_numba.word_shingles([word_bytes(t) for t in texts], n)
-    view, starts = exact.data, bounds.tolist()
-    of_texts = [view[a:b] if t.isascii() else None for t, a, b in zip(texts, starts, starts[1:])]
-    return shingles, first, of_texts
+    return minhash_numba.word_shingles([word_bytes(t) for t in texts], n)
+
+
+def exact_texts(texts: Sequence[str], compiled: bool) -> Sequence[bytes | memoryview]:
+    """`shingles.exact_bytes` of texts in form NFC. compiled: whether to use minhash_numba.py."""
+    if not compiled:
+        return [exact_bytes(text) for text in texts]
+    from . import minhash_numba
+
+    return minhash_numba.exact_texts([encode_spaces(text) for text in texts])
 
 
 @functools.cache

@@ -9,20 +9,22 @@ the place of a word, and consecutive whitespace is one space. All arithmetic is 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ...core.unicode import normalize
 from ...documents.reader import Document
-from ..words import word_bytes
+from ..words import CACHED_CHARS, register_encoder, word_bytes
 
 # Part of the key of runs that compare words or exact texts: other words make other results.
 TEXT_RULES = "NFC, UAX 29, one space"
 WHITESPACE = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"  # the ASCII whitespace of str.split
-RUN = re.compile(r"\s+")
-INDENTED = re.compile(r"[\n\r](?:[^\S\n\r]{2}|[^\S\n\r]*\t)")
+SPACE_RUN = re.compile(r"\s+")
+ASCII_SPACE_RUN = re.compile(rb"[ \t\n\v\f\r\x1c-\x1f]+")
+ONE_SPACE = bytes(0x20 if b in WHITESPACE else b for b in range(256))  # a table for bytes.translate
+INDENTATION = re.compile(rb"\n( *\t[ \t]*|  +)\Z")
 SEPARATOR = b" "
 # A table for bytes.translate: ASCII word characters are lower-cased; non-ASCII bytes, which `word_bytes`
 # leaves in words only, are kept; all others become zero.
@@ -51,27 +53,48 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def exact_bytes(text: str) -> bytes:
-    """UTF-8 of a text in which what exact copies may differ in has one form: Unicode form and white space.
+    """UTF-8 of a text in form NFC, with white space, in which exact copies may differ, in one form.
 
-    The text is in normalization form NFC, without white space at its ends. A run of white space is one space.
-    But the indentation of a line, of two characters or a tab at least, is kept: in code it has a meaning.
+    There is none at the ends, and a run of it is one space. But the indentation of a line, by two spaces or a
+    tab at least, is kept: in code it has a meaning. White space outside ASCII counts as a space.
     """
-    text = normalize("NFC", text).strip()
-    if INDENTED.search(text):
-        return RUN.sub(_one_space, text).encode()
-    return " ".join(text.split()).encode()
+    data = encode_spaces(text)
+    if b"\n" in data and (b"\n " in data or b"\n\t" in data):
+        return ASCII_SPACE_RUN.sub(_one_space, data.strip(WHITESPACE))
+    data = data.translate(ONE_SPACE).strip()
+    while b"  " in data:
+        data = data.replace(b"  ", b" ")
+    return data
 
 
-def _one_space(found: re.Match[str]) -> str:
-    run = found[0]
-    last_newline = max(run.rfind("\n"), run.rfind("\r"))
-    indentation = run[last_newline + 1 :]
-    is_indented = last_newline >= 0 and (len(indentation) >= 2 or "\t" in indentation)
-    return f"\n{indentation}" if is_indented else " "
+def encode_spaces(text: str) -> bytes:
+    """UTF-8 of a text with one space for each run of white space outside ASCII."""
+    return text.encode("ascii", "mt.one_space")
+
+
+def _one_space(run: re.Match[bytes]) -> bytes:
+    indentation = INDENTATION.search(run[0])
+    return indentation[0] if indentation else b" "
+
+
+def _space_run(text: str, start: int, end: int) -> bytes:
+    run = text[start:end]
+    return _space_in(run) if end - start > CACHED_CHARS else _cached_space_in(run)
+
+
+def _space_in(run: str) -> bytes:
+    return SPACE_RUN.sub(" ", run).encode()
+
+
+_cached_space_in = functools.lru_cache(maxsize=1 << 16)(_space_in)
+register_encoder("mt.one_space", _space_run)
 
 
 def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes of all words, uint64 (W,); where the words of each text begin, int64 (texts + 1,))."""
+    """(hashes of all words, uint64 (W,); where the words of each text begin, int64 (texts + 1,)).
+
+    texts: in form NFC, as for all functions here.
+    """
     encoded = [word_bytes(t) for t in texts]
     data = SEPARATOR + SEPARATOR.join(encoded) + SEPARATOR * 9  # eight bytes can be read at any word
     data = data.translate(WORD_BYTES)
@@ -84,7 +107,7 @@ def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def batch_characters(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """`batch_words` for characters: those of the lower-cased text, consecutive whitespace as one space."""
-    lowered = [" ".join(normalize("NFC", t).lower().split()) for t in texts]
+    lowered = [" ".join(t.lower().split()) for t in texts]
     points = np.frombuffer("".join(lowered).encode("utf-32-le"), "<u4").astype(np.uint64)
     return mix64(points), np.cumsum([0, *map(len, lowered)])
 
