@@ -35,7 +35,8 @@ WEAK = (
 )
 # What may stand between such a word and the number: "Phone no.: ", "call us at ".
 _BETWEEN = r"(?:no|nr|num|number|numbers|is|at|on|us|me|him|her|them|now|nº|№|#)"
-_AFTER_CUE = rf"(?![^\W_])[.:：]{{0,2}}[ \t]{{0,3}}(?:{_BETWEEN}(?![^\W_])[.:：]{{0,2}}[ \t]{{0,3}}){{0,3}}"
+_COLON = r"[ \t]{0,2}[.:：]{0,2}[ \t]{0,3}"
+_AFTER_CUE = rf"(?![^\W_]){_COLON}(?:{_BETWEEN}(?![^\W_]){_COLON}){{0,3}}"
 CUE = re.compile(
     rf"(?<![^\W_])(?:{STRONG}|(?P<weak>{WEAK})){_AFTER_CUE}\Z|[☎☏✆📞📱📠]\ufe0f?[ \t:]{{0,3}}\Z",
     re.IGNORECASE,
