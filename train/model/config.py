@@ -36,6 +36,7 @@ FAMILY_SETTINGS = {
         DECODER | {"hybrid_override_pattern", "num_experts", "retro_add_retriever"},
     ),
     "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
+    "falcon": FamilySettings(("rope",), DECODER | {"parallel_norms"}),
     "bert": FamilySettings(("learned",), frozenset({"post_norm"})),
     "t5": FamilySettings(
         ("learned", "relative", "none"),
@@ -49,11 +50,11 @@ FAMILY_SETTINGS = {
 class ModelConfig:
     """The architecture of a model. `resolve` fills in the settings that are None."""
 
-    family: Literal["gpt", "gpt_neox", "bert", "t5", "ict"] = option(
+    family: Literal["gpt", "gpt_neox", "falcon", "bert", "t5", "ict"] = option(
         "gpt",
         "gpt: decoder (GPT-2, Llama, Mistral, hybrids ...); gpt_neox: decoder with parallel attention and"
-        " feed-forward (Pythia); bert: masked language model; t5: encoder and decoder; ict: two BERTs, of"
-        " queries and of the blocks that answer them",
+        " feed-forward (Pythia); falcon: the same with one norm or two in a block; bert: masked language"
+        " model; t5: encoder and decoder; ict: two BERTs, of queries and of the blocks that answer them",
     )
     num_layers: int | None = option(
         None, "transformer layers; t5: of the encoder (default: 12, or as many as the pattern has)"
@@ -95,6 +96,9 @@ class ModelConfig:
     )
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
     rotary_percent: float = option(1.0, "gpt_neox: share of a head's channels that are rotated", added=True)
+    parallel_norms: int = option(
+        2, "falcon: 2: a norm for attention and one for the feed-forward layer; 1: one for both", added=True
+    )
     rope_scaling: dict | None = option(
         None,
         "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json"
@@ -344,6 +348,10 @@ def _family_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             "untie_embeddings_and_output_weights" in takes or not config.untie_embeddings_and_output_weights,
             f"model.untie_embeddings_and_output_weights: the output layer of model.family = {family} is its"
             " embedding; leave it out",
+        ),
+        (
+            config.parallel_norms in (1, 2),
+            f"model.parallel_norms = {config.parallel_norms} must be 1 or 2",
         ),
         *(
             (

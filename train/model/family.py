@@ -28,6 +28,7 @@ from .datasets import (
     t5_datasets,
 )
 from .decoder_blocks import layer_kinds
+from .falcon import FALCON_ARCHITECTURES, Falcon
 from .flops import (
     Flops,
     bert_head_flops,
@@ -140,6 +141,13 @@ FAMILIES = {
         build=GPTNeoX,
         huggingface=NEOX_ARCHITECTURES,
         export_as=lambda config: "gpt_neox",
+        megatron=None,
+    ),
+    "falcon": dataclasses.replace(
+        GPT_FAMILY,
+        build=Falcon,
+        huggingface=FALCON_ARCHITECTURES,
+        export_as=lambda config: "falcon",
         megatron=None,
     ),
     "bert": Family(

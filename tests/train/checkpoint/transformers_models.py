@@ -80,6 +80,8 @@ NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }
 
+FALCON = {k: v for k, v in NEOX.items() if k not in ("intermediate_size", "rope_parameters")}
+
 DECODERS = {
     "gpt2": transformers.GPT2Config(**GPT2),
     "gpt_bigcode": transformers.GPTBigCodeConfig(**GPT2),
@@ -97,6 +99,18 @@ DECODERS = {
     "mistral": transformers.MistralConfig(**LLAMA, sliding_window=7),
     "gpt_neox": transformers.GPTNeoXConfig(**NEOX),
     "gpt_neox with one embedding": transformers.GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
+    "falcon": transformers.FalconConfig(**FALCON),
+    "falcon with a key for every query": transformers.FalconConfig(**FALCON, multi_query=False, bias=True),
+    "falcon 40b": transformers.FalconConfig(
+        **FALCON, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=48
+    ),
+    "falcon 2 11b": transformers.FalconConfig(
+        **FALCON,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+        num_ln_in_parallel_attn=1,
+        tie_word_embeddings=False,
+    ),
     "qwen2": transformers.Qwen2Config(**LLAMA),
     "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
