@@ -30,6 +30,9 @@ from .responses import error_messages
 
 Phase = Literal["header", "body", "idle", "response", "write", "closed"]
 SLOWEST_READ = 16_384  # bytes
+PIECE = 8192  # bytes that are parsed at a time
+# A body of more chunks than this, of fewer bytes each on average, costs far more than its size allows for.
+MOST_SMALL_CHUNKS, SMALL_CHUNK = 1000, 16
 # The application answers a late body with an error (middleware.py). The connection is closed this much later.
 AFTER_BODY_S = 2.0
 
@@ -108,12 +111,15 @@ class Connection(H11Protocol):
     client_name = ""
     phase: Phase = "closed"
     _timer: asyncio.TimerHandle | None = None
+    _chunks = _payload = 0  # of the current request's body, and their bytes
     _unsent = 0  # bytes that the client had not read when the timer was set
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Then every byte that the client does not take calls pause_writing, and so starts the timer.
         transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
+        self._h11_next_event = self.conn.next_event
+        self.conn.next_event = self._next_event  # type: ignore[method-assign]
         self.client_name = client_name(transport.get_extra_info("peername"))
         place = self.pool.admit(self)
         if place == "refused":
@@ -130,8 +136,24 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        # In pieces: h11 takes some 10 us for each chunk of a body, and a read can hold 40,000 of them.
+        for start in range(0, len(data), PIECE):
+            super().data_received(data[start : start + PIECE])
+            if self._chunks > MOST_SMALL_CHUNKS and self._payload < self._chunks * SMALL_CHUNK:
+                self.drop()
+            if self.transport.is_closing():
+                break
         self._update()
+
+    def _next_event(self) -> Any:
+        """h11's next event; counts the chunks of a body."""
+        event = self._h11_next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._payload = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += 1
+            self._payload += len(event.data)
+        return event
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

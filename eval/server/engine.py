@@ -47,6 +47,10 @@ class Job:
         self.notify, self.streamed = notify, streamed
         self.finished = False
         self.error: str | None = None  # why it has no result
+        # Rows of the batch that it needs: a beam search one for each beam.
+        self.rows = search.width if search is not None else len(self.continuations)
+        # most positions of a row of the search
+        self.positions = 0 if search is None else len(search.prompt) + search.max_new_tokens
         self.size = len(self.continuations) + (search is not None)
 
 
@@ -73,16 +77,18 @@ class Engine:
         self._cancelled: list[Job] = []
         self._deadline: float | None = None  # set by close
         self._jobs: dict[int, Job] = {}  # by the id of each continuation
-        self._searches: list[Job] = []
+        self._searches: list[Job] = []  # running
+        self._queued_searches: collections.deque[Job] = collections.deque()
 
     @property
     def waiting(self) -> int:
         """Continuations that have not started."""
-        return sum(job.size for job in self._inbox) + len(self.batch.waiting)
+        queued = [*self._inbox, *self._queued_searches]
+        return sum(job.size for job in queued) + len(self.batch.waiting)
 
     @property
     def running(self) -> int:
-        return len(self.batch.rows) + len(self._searches)
+        return len(self.batch.rows) + sum(job.rows for job in self._searches)
 
     @property
     def closing(self) -> bool:
@@ -136,19 +142,37 @@ class Engine:
                     self._end_all(f"the model failed ({type(error).__name__}); try a shorter request")
 
     def _busy(self) -> bool:
-        return bool(self.batch.rows or self.batch.waiting or self._searches)
+        return bool(self.batch.rows or self.batch.waiting or self._searches or self._queued_searches)
 
     def _start(self, job: Job) -> None:
         if job.search is not None:
-            self._searches.append(job)
+            self._queued_searches.append(job)
         for continuation in job.continuations:
             self._jobs[id(continuation)] = job
             self.batch.add(continuation)
 
+    def _start_searches(self) -> None:
+        """Starts the beam searches, first come first served, for which there is room.
+
+        Searches together have as many rows, and as many rows times positions, as the batch may have; one
+        alone always runs, since a request that is too large was refused before.
+        """
+        while self._queued_searches:
+            running, new = self._searches, self._queued_searches[0]
+            rows = sum(job.rows for job in running) + new.rows
+            tokens = sum(job.rows * job.positions for job in running) + new.rows * new.positions
+            most = self.batch.max_tokens
+            if running and (rows > self.batch.max_rows or (most is not None and tokens > most)):
+                return
+            self._searches.append(self._queued_searches.popleft())
+
     def _step(self) -> None:
+        self._start_searches()
         grown = dict.fromkeys(self._jobs[id(c)] for c in self.batch.step())
         self.steps[self.running] += 1
         for job in list(self._searches):
+            if self._cancelled:  # a search's step takes long: the client may have gone
+                break
             assert job.search is not None, "a job in _searches has a beam search"
             job.search.step()
             if job.search.done:
@@ -167,12 +191,13 @@ class Engine:
             self._jobs.pop(id(continuation), None)
             if not continuation.ended:
                 self.batch.remove(continuation)
-        if job in self._searches:
-            self._searches.remove(job)
+        for searches in (self._searches, self._queued_searches):
+            if job in searches:
+                searches.remove(job)
         with self._changed:
             job.error, job.finished = error, True
         job.notify()
 
     def _end_all(self, error: str) -> None:
-        for job in dict.fromkeys([*self._jobs.values(), *self._searches]):
+        for job in dict.fromkeys([*self._jobs.values(), *self._searches, *self._queued_searches]):
             self._end(job, error)

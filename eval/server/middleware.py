@@ -117,6 +117,8 @@ class RequestMiddleware:
                 await _refuse(late, path, counting_send)
             except RequestError as error:
                 await _refuse(error, path, counting_send)
+            except asyncio.CancelledError:  # the server ends, and the body is not there yet
+                await _refuse(RequestError(503, "the server is shutting down"), path, counting_send)
             else:
                 await self.app(scope, _replay(body, receive), counting_send)
         finally:

@@ -187,7 +187,8 @@ def megatron_request(body: Any, model: LanguageModel, max_tokens: int) -> tuple[
     wanted = given["tokens_to_generate"]
     if any(len(ids) + wanted > model.max_length for ids in encoded):
         raise RequestError(400, "Length of prompt + tokens_to_generate longer than allowed")
-    if (tokens := len(encoded) * (max(map(len, encoded)) + wanted)) > max_tokens:
+    rows = given["beam_width"] or len(encoded)
+    if (tokens := rows * (max(map(len, encoded)) + wanted)) > max_tokens:
         raise RequestError(400, f"Too many tokens.  {tokens} is greater than {max_tokens}")
     rules = (
         "temperature",
@@ -397,11 +398,13 @@ def completion_request(
                 f"prompt: number {number} has {len(ids)} tokens; with max_tokens = {asked.max_tokens} that is"
                 f" {total}, but the model has {model.max_length} positions",
             )
-    if (total := len(encoded) * (max(map(len, encoded)) + asked.max_tokens)) > max_tokens:
+    rows = asked.beam_width or len(encoded)
+    if (total := rows * (max(map(len, encoded)) + asked.max_tokens)) > max_tokens:
         raise RequestError(
             400,
-            f"prompt: {len(encoded)} prompts of up to {total // len(encoded)} tokens each are {total}, more"
-            f" than the {max_tokens} that a request may take; send fewer at a time",
+            f"{'beam_width' if beams else 'prompt'}: {rows} {'beams' if beams else 'prompts'} of up to"
+            f" {total // rows} tokens each are {total}, more than the {max_tokens} that a request may take;"
+            " send fewer at a time",
         )
     sampling = Sampling(
         max_new_tokens=asked.max_tokens,

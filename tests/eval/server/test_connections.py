@@ -273,3 +273,28 @@ def test_a_client_is_an_ipv4_address_or_a_64_network_of_ipv6():
     assert client_name(("2001:db8::1", 1, 0, 0)) != client_name(("2001:db8:0:1::1", 1, 0, 0))
     assert client_name(("fe80::1%eth0", 1, 0, 2)) == client_name(("fe80::2", 1, 0, 2))
     assert client_name(None) == client_name("") == ""
+
+
+def test_a_body_of_tiny_chunks_ends_its_connection():
+    with Running(small_model()) as server, Client(server.address) as client:
+        head = POST.replace(b"/v1/completions", b"/health") + b"Transfer-Encoding: chunked\r\n\r\n"
+        client.write(head)
+        sent = 0
+
+        def ended():
+            nonlocal sent
+            client.write(b"1\r\nx\r\n" * 1000)
+            sent += 1000
+            return client.read()
+
+        until(ended)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_chunks_of_an_honest_size_are_taken(server):
+    body = b'{"prompt": "a", "max_tokens": 1}' + b" " * 500_000
+    pieces = (body[n : n + 100] for n in range(0, len(body), 100))
+    reply = httpx.post(
+        f"{server.url}/v1/completions", content=pieces, headers={"Content-Type": "application/json"}
+    )
+    assert reply.status_code == 200

@@ -89,6 +89,41 @@ def test_a_beam_search_counts_as_one_text():
     assert len(search.found) == 2
 
 
+def test_beam_searches_wait_for_room_and_stay_in_the_count_of_the_queue():
+    engine = engine_of(max_batch_size=4, max_queue=8)
+    model, most, jobs = engine.model, [], []
+    for _ in range(6):
+        search = BeamSearch(model.model, model.tokenizer, [97], Sampling(max_new_tokens=3), beam_width=2)
+        jobs.append(Job([], lambda: most.append(engine.running), search=search))
+        engine.submit(jobs[-1])
+    step = engine._step
+
+    def counted_step():
+        step()
+        most.append(engine.running)
+        assert engine.waiting + engine.running // 2 + sum(job.finished for job in jobs) == 6
+
+    engine._step = counted_step
+    engine.close(60)
+    engine.run()
+    assert all(job.finished and job.error is None and len(job.search.found) == 2 for job in jobs)
+    assert max(most) == 4, "two searches of two beams fill a batch of four rows"
+
+
+def test_beam_searches_together_hold_no_more_positions_than_the_limit():
+    engine = engine_of(max_batch_size=64, max_tokens=20)
+    model = engine.model
+    for _ in range(3):  # each has 2 rows of 5 positions
+        search = BeamSearch(model.model, model.tokenizer, [97, 98], Sampling(max_new_tokens=3), beam_width=2)
+        engine.submit(Job([], lambda: None, search=search))
+    with engine._changed:
+        new, engine._inbox = engine._inbox, []
+    for job in new:
+        engine._start(job)
+    engine._start_searches()
+    assert (engine.running, engine.waiting) == (4, 1)
+
+
 def test_jobs_that_finish_within_the_grace_period_are_notified_once():
     engine = engine_of()
     job, notified = job_of(engine, count=2)

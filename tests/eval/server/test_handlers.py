@@ -315,3 +315,27 @@ def test_no_bytes_make_the_server_fail(server, caplog, data):
     for status in re.findall(rb"HTTP/1.1 (\d{3})", said):
         assert status != b"500", (whole, said)
     assert not caplog.records, (whole, caplog.records[0].getMessage(), caplog.records[0].exc_text)
+
+
+@pytest.mark.parametrize("value", ["-1", "{}", "[]", "[1]", '{"":0}', '"a"', "null"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/completions"), ("PUT", "/api")])
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server, value, method, path):
+    body = f'{{"prompt":[{",".join([value] * 100_000)}]}}'
+    headers = {"Content-Type": "application/json"}
+    reply = httpx.request(method, server.url + path, content=body, headers=headers)
+    assert reply.status_code == 400
+    assert "the body has more than 25000 values; send less at a time" in reply.text
+
+
+def test_commas_and_brackets_in_texts_are_no_values(server):
+    reply = server.complete(prompt="a", max_tokens=1, stop=[',[{"\\' * 100])
+    assert reply.status_code == 200
+
+
+def test_beams_count_as_rows_of_a_request():
+    with slow_server(seconds=0, max_tokens_to_oom=150) as server:
+        refused = server.complete(prompt="a", max_tokens=2, beam_width=64)
+        assert refused.status_code == 400
+        assert "beam_width: 64 beams of up to 3 tokens each are 192" in refused.json()["error"]["message"]
+        assert server.complete(prompt="a", max_tokens=1, beam_width=64).status_code == 200
+        assert server.api(prompts=["a"], tokens_to_generate=2, beam_width=64).status_code == 400
