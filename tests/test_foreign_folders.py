@@ -56,7 +56,7 @@ def overwritten(folder: Path, name: object) -> None:
 
 def signatures(folder: Path, name: object) -> None:
     write_manifest(folder / "manifest.json", name, settings={"method": "exact"})
-    read_old_keys((str(folder),), "exact", {})
+    read_old_keys((str(folder),), "exact", {}, {})
 
 
 def trace(folder: Path, name: object) -> None:

@@ -82,7 +82,7 @@ class RunLog:
         settings: of the run, for Weights & Biases.
         """
         self.path, self.total_steps = folder / "log.jsonl", total_steps
-        self.lines = [line for line in _whole_lines(self.path) if line["step"] <= step]
+        self.lines = [line for line in whole_lines(self.path) if line["step"] <= step]
         with manifest.atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.lines)
         self._file = paths.update(self.path, "a", buffering=1)  # closed by close
@@ -199,15 +199,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _whole_lines(path: Path) -> list[dict]:
-    """The lines of a log, without a last one that was not written whole."""
-    lines = []
+def whole_lines(path: Path) -> list[dict]:
+    """The lines of a log, without a last one that was not written whole, and what follows a foreign one."""
+    lines: list[dict] = []
     if path.exists():
-        for text in paths.regular(path).read_text(encoding="utf-8").splitlines():
+        for text in paths.regular(path).read_bytes().split(b"\n"):
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):  # not whole, not UTF-8, or nobody's honest log
                 break
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                break
+            lines.append(line)
     return lines
 
 

@@ -32,6 +32,19 @@ from .key_index import ShardKeys, save_array
 
 FOLDER = "signatures"
 SKETCH_SIZE = 512
+# {name: (dtype, dimensions)} of the files of a shard
+ARRAYS: dict[str, tuple[Any, int]] = {
+    "exact": (np.uint64, 2),
+    "exact_rows": (np.uint32, 1),
+    "chars": (np.uint32, 1),
+    "names": (np.uint8, 1),
+    "name_ends": (np.int64, 1),
+    "sketch": (np.uint32, 1),
+    "sketch_ends": (np.int64, 1),
+    "keys": (np.uint64, 2),
+    "rows": (np.uint32, 1),
+}
+MADE_AGAIN = "make the signatures again: run the command of that output with --overwrite"
 # {method: the methods whose signatures it can be compared with}
 COMPARABLE = {"near": ("near",), "exact": ("exact", "near"), "url": ("url",)}
 
@@ -113,10 +126,50 @@ def read_old_keys(
             *({"name": f"{FOLDER}/{p.name}"} for p in Path(name, FOLDER).iterdir()),
         ]:
             manifest.output_path(Path(name, "manifest.json"), file["name"])
-        for stem in stems:
-            rows = np.load(Path(name, f"{stem}.exact_rows.npy"), mmap_mode="r")
-            parts.append(ShardKeys(Path(name, stem), rows.shape[0]))
+        parts += [_checked_part(Path(name, stem)) for stem in stems]
     return parts
+
+
+def _checked_part(stem: Path) -> ShardKeys:
+    """The keys of one shard of an earlier run; raises UserError if its files are not those of a run."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, (dtype, dimensions) in ARRAYS.items():
+        path = Path(f"{stem}.{name}.npy")
+        if (
+            name in ("keys", "rows", "sketch", "sketch_ends") and not path.exists()
+        ):  # of a run without near duplicates
+            continue
+        try:
+            arrays[name] = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path}: not a whole array of numpy ({error}); {MADE_AGAIN}") from None
+        if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
+            raise UserError(
+                f"{path}: has {arrays[name].ndim} dimensions of {arrays[name].dtype}, not {dimensions} of"
+                f" {np.dtype(dtype)}; {MADE_AGAIN}"
+            )
+    count = len(arrays["exact_rows"])
+    ends_fit = [
+        len(arrays[ends]) == count + 1
+        and arrays[ends][0] == 0
+        and arrays[ends][-1] == len(arrays[values])
+        and bool((arrays[ends][1:] >= arrays[ends][:-1]).all())
+        for values, ends in (("names", "name_ends"), ("sketch", "sketch_ends"))
+        if values in arrays and ends in arrays
+    ]
+    rows_fit = all(
+        not len(arrays[name]) or int(arrays[name].max()) < count
+        for name in ("exact_rows", "rows")
+        if name in arrays
+    )
+    shapes_fit = (
+        arrays["exact"].shape == (2, count)
+        and arrays["chars"].shape == (count,)
+        and ("keys" not in arrays or arrays["keys"].shape[1] == len(arrays["rows"]))
+    )
+    if not (all(ends_fit) and rows_fit and shapes_fit):
+        raise UserError(f"{stem}.*.npy: the arrays do not belong together; {MADE_AGAIN}")
+    return ShardKeys(stem, count)
 
 
 def saved_sketches(part: ShardKeys) -> Callable[[int], np.ndarray]:

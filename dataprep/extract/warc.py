@@ -24,6 +24,7 @@ from ...core.config import UserError
 from ...documents import files
 from ...documents.reader import Document, Reject
 from ..stage import Removed
+from .http_response import BodyTooLong, read_response
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
@@ -71,8 +72,7 @@ def documents(
                 if size < length:
                     raise EOFError(f"record {_identity(record) or 'without a name'} is cut short")
                 if record.record_type == WarcRecordType.response:
-                    record.set_bytes_content(raw)
-                    yield _identity(record), _from_response(record, path, size, max_bytes)
+                    yield _identity(record), _from_response(record, raw, path, size, max_bytes)
                 elif record.record_type == WarcRecordType.conversion:
                     yield _identity(record), _from_conversion(record, raw, path, size, max_bytes)
     except (EOFError, OSError, ValueError) as error:
@@ -103,31 +103,30 @@ def _too_long(record: WarcRecord, path: str, size: int, max_bytes: int) -> Rejec
     return Reject(path, f"record {_identity(record)}", files.too_long(size, max_bytes).reason, url)
 
 
-def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> Document | Removed | Reject:
+def _from_response(
+    record: WarcRecord, raw: bytes, path: str, size: int, max_bytes: int
+) -> Document | Removed | Reject:
     """The main text of the HTML page in an HTTP response.
 
-    size: bytes of the response; the record has only the first of them if they are more than max_bytes.
+    raw: the response, or its beginning if its `size` is more than max_bytes.
     """
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     url = record.headers.get("WARC-Target-URI") or ""
+    place = f"record {_identity(record)}"
     try:
-        record.parse_http(auto_decode="all" if size <= max_bytes else "none")
-        decoded = bytearray()  # the body, decompressed if the server compressed it
-        while size <= max_bytes and (piece := record.reader.read(READ_BYTES)):
-            decoded += piece
-            size = max(size, len(decoded))
-        body = bytes(decoded)
-    except (OSError, ValueError) as error:
-        return Reject(path, f"record {_identity(record)}", f"not a complete HTTP response ({error})", url)
-    status = record.http_headers.status_code if record.http_headers is not None else None
-    if status != 200:
-        return Removed(f"http_status_{status}", {"url": url})
-    if (record.http_content_type or "text/html") not in HTML_TYPES:
-        return Removed("not_html", {"url": url, "type": record.http_content_type})
-    if size > max_bytes:
-        return _too_long(record, path, size, max_bytes)
-    charset = record.http_charset or "utf-8"
+        response = read_response(raw)
+        if response.status // 100 != 2:  # 203 comes from a proxy that changed the page
+            return Removed(f"http_status_{response.status}", {"url": url})
+        if (response.type or "text/html") not in HTML_TYPES:
+            return Removed("not_html", {"url": url, "type": response.type})
+        if size > max_bytes:
+            return _too_long(record, path, size, max_bytes)
+        body, charset = response.body(max_bytes), response.charset or "utf-8"
+    except BodyTooLong:
+        return _too_long(record, path, max_bytes + 1, max_bytes)
+    except ValueError as error:
+        return Reject(path, place, f"not a complete HTTP response ({error})", url)
     try:
         if codecs.lookup(charset).name in NO_CHARSETS:
             raise LookupError(charset)
@@ -136,7 +135,7 @@ def _from_response(record: WarcRecord, path: str, size: int, max_bytes: int) -> 
         page = bytes_to_str(body, detect_encoding(body, from_html_meta=True) or "utf-8")
     if (tags := page.count("<")) > MAX_TAGS:
         reason = f"has {tags:,} tags, more than {MAX_TAGS:,}"
-        return Reject(path, f"record {_identity(record)}", reason, url)
+        return Reject(path, place, reason, url)
     text = main_text(page)
     if text is None:
         return Removed("nested_too_deeply", {"url": url})

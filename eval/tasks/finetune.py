@@ -16,7 +16,6 @@ examples of an evaluation.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -34,6 +33,7 @@ from ...train.anomalies import StopSignals
 from ...train.checkpoint.base import Checkpoint, Progress
 from ...train.checkpoint.native import CheckpointConfig, Saver, newest_whole
 from ...train.checkpoint.open import open_checkpoint
+from ...train.metrics import whole_lines
 from ...train.model.dtensor import local_shard
 from ...train.model.family import family_of
 from ...train.model.inputs import MicroBatch
@@ -450,13 +450,8 @@ class FinetuneLog:
     def __init__(self, path: Path, step: int, *, writes: bool):
         """writes: whether this rank writes the file."""
         self.path = path
-        self.lines: list[dict] = []
         self._file: TextIO | None = None
-        for text in paths.regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            # the last line may be incomplete after a kill
-            with contextlib.suppress(json.JSONDecodeError):
-                self.lines.append(json.loads(text))
-        self.lines = [line for line in self.lines if line["step"] <= step]
+        self.lines = [line for line in whole_lines(path) if line["step"] <= step]
         if writes:
             with manifest.atomic_write(path, "w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in self.lines)

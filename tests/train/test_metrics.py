@@ -7,7 +7,7 @@ import torch
 
 from mt.core.config import UserError
 from mt.train.loop import train
-from mt.train.metrics import LogConfig, Rates, RunLog, peak_memory
+from mt.train.metrics import LogConfig, Rates, RunLog, peak_memory, whole_lines
 from mt.train.model.flops import Flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,6 +71,25 @@ def test_a_log_is_truncated_to_the_resumed_step_and_an_incomplete_line_is_remove
     assert again.curve("loss") == [[1, 2.0], [2, 2.0]]
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 1, 2, 2, 3]
     assert "loss none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"5",
+        b"null",
+        b"{}",
+        b'{"step": "1"}',
+        b"[" * 10**6,
+        b"\xff\xfe",
+        b'{"step": ' + b"1" * 5000 + b"}",
+    ],
+)
+def test_a_log_ends_at_the_first_line_that_no_run_writes(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    assert whole_lines(path) == [{"step": 1}]
 
 
 def test_a_run_logs_the_documented_fields(finished):

@@ -1,6 +1,7 @@
 """Sketches, compared with the similarity of whole sets, and saved signatures that cannot be compared."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,3 +126,53 @@ def test_exact_copies_are_found_with_the_signatures_of_near_duplicates(outputs, 
                 against=(str(outputs / "near"),),
             )
         )
+
+
+@pytest.mark.parametrize("name", [*signatures.ARRAYS])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        np.array(5),
+        np.array([1.5, 2.5]),
+        np.array(["a", "b"]),
+        np.array([[1, 2], [3, 4]], np.int64),
+        np.array([], np.uint32),
+        np.array([2**31, 5], np.uint32),
+        np.array([0, 2**62, 1], np.int64),
+        np.array([0, -1, 1], np.int64),
+    ],
+    ids=["empty file", "0-d", "floats", "texts", "2-d", "none", "large", "beyond", "falling"],
+)
+def test_saved_arrays_of_a_stranger_are_checked(saved, tmp_path, name, value):
+    """A wrong array gives one line; the same as the right one in type and shape may pass."""
+    shutil.copytree(saved, tmp_path / "old")
+    path = tmp_path / "old/signatures" / f"00000.{name}.npy"
+    before = np.load(path)
+    if value is None:
+        path.write_bytes(b"")
+    else:
+        np.save(path, value)
+        if before.dtype == value.dtype and before.shape == value.shape:
+            pytest.skip("it is like the right one")
+    with pytest.raises(UserError, match="make the signatures again") as error:
+        signatures.read_old_keys((str(tmp_path / "old"),), "exact", {}, {})
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "in.jsonl").write_text(
+        "".join(json.dumps({"text": f"words of text {n}"}) + "\n" for n in range(3))
+    )
+    config = DedupConfig(
+        input=(str(folder / "in.jsonl"),), output=str(folder / "out"), workers=1, save_signatures=True
+    )
+    dedup(config)
+    return folder / "out"
+
+
+def test_signatures_of_other_rules_for_texts_are_refused(saved):
+    with pytest.raises(UserError, match="compared texts by other rules"):
+        signatures.read_old_keys((str(saved),), "exact", {}, {"text_rules": "words of letters alone"})

@@ -1,0 +1,187 @@
+"""The HTTP response in a WARC record: status, type, charset and body, which is decompressed up to a limit.
+
+Headers of a stranger's server may lie. A body that is not in the encoding that its header names is taken as
+it is; one that ends early, or that decompresses to more than is allowed, raises an error. Source: RFC 9112
+(message, chunked), RFC 9110, section 8.4 (content codings).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable
+
+END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: |\r?$)", re.MULTILINE)
+CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"',]+)", re.IGNORECASE)
+MAX_HEAD = 1 << 18  # bytes of status line and headers
+MAX_CODINGS = 4  # a body compressed more often is no honest page
+
+
+class BodyTooLong(ValueError):
+    """The body decompresses to more than is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    status: int
+    type: str | None  # media type in lower case, without parameters
+    charset: str | None
+    codings: tuple[str, ...]  # of the body, the outer one first
+    encoded: bytes  # the body as it was sent
+
+    def body(self, max_bytes: int) -> bytes:
+        """The body without its codings; raises BodyTooLong, or ValueError where it is not whole."""
+        if len(self.codings) > MAX_CODINGS:
+            raise ValueError(f"is encoded {len(self.codings)} times")
+        body = self.encoded
+        for coding in self.codings:
+            if decode := DECODERS.get(coding):
+                body = decode(body, max_bytes)
+        return body
+
+
+def read_response(raw: bytes) -> Response:
+    """The response in a record's content; raises ValueError where there is none."""
+    end = END_OF_HEAD.search(raw, 0, MAX_HEAD)
+    head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:MAX_HEAD], b"")
+    found = STATUS_LINE.match(head)
+    if found is None:
+        raise ValueError("has no HTTP status line")
+    headers = _headers(head)
+    codings = [*_codings(headers, "transfer-encoding"), *reversed(_codings(headers, "content-encoding"))]
+    kind = headers.get("content-type", "")
+    charset = CHARSET.search(kind)
+    return Response(
+        int(found[1]),
+        kind.partition(";")[0].strip().lower() or None,
+        charset[1].lower() if charset else None,
+        tuple(codings),
+        body,
+    )
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    """The headers by their names in lower case; those of one name are joined by commas."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in head.decode("latin-1").split("\n")[1:]:
+        if line[:1] in (" ", "\t") and name:  # goes on from the line before
+            found[name] += f" {line.strip()}"
+            continue
+        name, colon, value = line.partition(":")
+        name = name.strip().lower() if colon else ""
+        if name:
+            found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
+    return found
+
+
+def _codings(headers: dict[str, str], name: str) -> list[str]:
+    return [coding.strip().lower() for coding in headers.get(name, "").split(",") if coding.strip()]
+
+
+def _dechunked(body: bytes, max_bytes: int) -> bytes:
+    """The data of the chunks; the body as it is where it does not begin with the size of a chunk."""
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(body):
+        end = body.find(b"\n", at, at + 1024)
+        size = body[at : end if end >= 0 else at].partition(b";")[0].strip()
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", size):
+            if not pieces:
+                return body
+            raise ValueError("has a chunk without a size")
+        length = int(size, 16)
+        if length == 0:
+            return b"".join(pieces)
+        if end + 1 + length > len(body):
+            raise ValueError("is cut short in a chunk")
+        pieces.append(body[end + 1 : end + 1 + length])
+        at = end + 1 + length
+        at += 2 if body[at : at + 2] == b"\r\n" else body[at : at + 1] == b"\n"
+    raise ValueError("has no last chunk")
+
+
+def _inflated(body: bytes, max_bytes: int, window_bits: int) -> bytes:
+    """The members of a gzip or zlib stream; the body as it is where it does not begin with one."""
+    pieces: list[bytes] = []
+    total, rest = 0, body
+    while rest.strip(b"\0"):
+        stream = zlib.decompressobj(window_bits)
+        try:
+            piece = stream.decompress(rest, max_bytes + 1 - total)
+        except zlib.error as error:
+            if not pieces:
+                return body
+            if window_bits > 15:
+                break  # what follows the last member of gzip is ignored, as gzip does
+            raise ValueError(str(error)) from None
+        total += len(piece)
+        if total > max_bytes:
+            raise BodyTooLong
+        if not stream.eof:
+            raise ValueError("is cut short in its compressed body")
+        pieces.append(piece)
+        if not stream.unused_data or window_bits <= 15:
+            break
+        rest = stream.unused_data
+    return b"".join(pieces) if pieces else body
+
+
+def _gunzipped(body: bytes, max_bytes: int) -> bytes:
+    return _inflated(body, max_bytes, 16 + zlib.MAX_WBITS)
+
+
+def _deflated(body: bytes, max_bytes: int) -> bytes:
+    """RFC 1950's format, or the bare one of RFC 1951 that some servers send under the same name."""
+    inflated = _inflated(body, max_bytes, zlib.MAX_WBITS)
+    return _inflated(body, max_bytes, -zlib.MAX_WBITS) if inflated is body else inflated
+
+
+def _from_brotli(body: bytes, max_bytes: int) -> bytes:
+    import brotli
+
+    stream, total = brotli.Decompressor(), 0
+    pieces: list[bytes] = []
+    try:
+        piece = stream.process(body, output_buffer_limit=1 << 20)
+        while True:
+            pieces.append(piece)
+            total += len(piece)
+            if total > max_bytes:
+                raise BodyTooLong
+            if stream.is_finished():
+                return b"".join(pieces)
+            piece = stream.process(b"", output_buffer_limit=1 << 20)
+            if not piece and not stream.is_finished():
+                raise ValueError("is cut short in its compressed body")
+    except brotli.error:
+        if total:
+            raise ValueError("has a damaged body of brotli") from None
+        return body
+
+
+def _from_zstd(body: bytes, max_bytes: int) -> bytes:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            body, read_across_frames=True
+        ) as stream:
+            found: bytes = stream.read(max_bytes + 1)
+    except zstandard.ZstdError:
+        return body
+    if len(found) > max_bytes:
+        raise BodyTooLong
+    return found
+
+
+DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "chunked": _dechunked,
+    "gzip": _gunzipped,
+    "x-gzip": _gunzipped,
+    "deflate": _deflated,
+    "br": _from_brotli,
+    "zstd": _from_zstd,
+}
