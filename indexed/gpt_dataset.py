@@ -606,7 +606,10 @@ def cached(
                     with manifest.atomic_write(path) as file:
                         np.save(file, array)
     try:
-        return [np.asarray(np.load(p, mmap_mode="r")) for p in paths]
+        arrays = [np.asarray(np.load(p, mmap_mode="r")) for p in paths]
+        if not all(a.ndim and a.dtype.kind in "iu" for a in arrays):
+            raise ValueError("no array of integers")
+        return arrays
     except (ValueError, EOFError) as error:
         raise UserError(
             f"{folder}/{stem}-*.npy: not whole ({error}); remove the file, and it is built again"

@@ -218,6 +218,7 @@ def test_a_full_disk_gives_one_line_and_the_next_run_gives_the_bytes_of_an_undis
     assert digests(tmp_path / "out") == after_failure
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_training_gives_one_line_and_the_same_command_resumes(tmp_path, vocabulary):
     tokenizer = ["--tokenizer-model", vocabulary]
     assert (

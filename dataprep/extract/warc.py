@@ -40,6 +40,10 @@ DEEP, TOO_DEEP = (" > ".join(["*"] * depth) for depth in (48, MAX_DEPTH))  # mat
 # A page of N tags has at most N levels, and at most (N / 2)^2 nodes, which is quick enough for a small N.
 DEEP_TAGS, LARGE_TAGS = 1000, 8000
 MAX_NODES = 20_000_000  # of the tree of a page: 2 GB
+# The parser takes quadratic time in the attributes of a tag and in the options of a list.
+MAX_ATTRIBUTES, MAX_OPTIONS = 2000, 10_000
+LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}")
+OPTION = re.compile(r"<option\b", re.IGNORECASE)
 # Formatting elements, which the parser opens again in each paragraph, and elements that hide their end tags.
 FORMATS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
 _FORMAT = rf"(?:{'|'.join(FORMATS)})(?=[\s/>])"
@@ -145,14 +149,19 @@ def _from_response(
 
 
 def main_text(page: str) -> str | None:
-    """The main text of an HTML page; None if its elements are nested more than MAX_DEPTH deep.
+    """The main text of an HTML page; None if its markup would take quadratic time.
 
-    The extraction reads the ancestors of every element: 20,000 unclosed `<div>` take 15 s.
+    The extraction reads the ancestors of every element: 20,000 unclosed `<div>` take 15 s, so elements may be
+    nested MAX_DEPTH deep. Likewise a tag may have MAX_ATTRIBUTES, and a page MAX_OPTIONS.
     """
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
     tags = page.count("<")
+    if any(len(tag[0].split()) > MAX_ATTRIBUTES for tag in LONG_TAG.finditer(page)):
+        return None
+    if tags > MAX_OPTIONS and sum(1 for _ in OPTION.finditer(page)) > MAX_OPTIONS:
+        return None
     if tags > LARGE_TAGS and _may_repeat(page) * tags > MAX_NODES and _open_formats(page) * tags > MAX_NODES:
         return None
     tree = HTMLTree.parse(page)

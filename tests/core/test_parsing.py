@@ -71,7 +71,7 @@ def refusal(read, *arguments, **options) -> str:
     ],
     ids=range(10),
 )
-def test_json_that_no_honest_file_holds_is_refused_in_one_line(data, message):
+def test_json_beyond_the_limits_is_refused_in_one_line(data, message):
     assert message in refusal(parse_json, data, "f")
 
 

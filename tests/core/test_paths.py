@@ -104,7 +104,7 @@ def test_a_name_whose_content_is_compared_may_lead_outside_but_not_to_another_ki
     assert not path.exists() or (path.is_file() if kind == "file" else path.is_dir())
 
 
-def test_what_is_wrong_is_said(tree):
+def test_the_message_names_the_file_the_place_and_the_rule(tree):
     folder = tree / "folder"
     for name, what in (
         ("../secret", "'../secret' contains `..`"),

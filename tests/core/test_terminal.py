@@ -32,7 +32,7 @@ def test_every_character_of_these_classes_is_escaped_and_no_other():
 
 
 @given(ANY)
-def test_an_escaped_text_obeys_nothing_and_can_be_encoded(text):
+def test_an_escaped_text_has_no_control_characters_and_can_be_encoded(text):
     for shown in (escape(text), escape_line(text), escape_json(json.dumps(text, ensure_ascii=False))):
         assert not UNSAFE & set(shown)
         assert shown.isascii() or shown.encode()

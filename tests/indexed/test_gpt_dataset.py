@@ -211,6 +211,16 @@ def test_a_truncated_cache_file_is_refused(make, lengths, tmp_path):
         build_datasets(data(prefix), (100, 0, 0))
 
 
+@pytest.mark.parametrize("value", [np.array(5), np.array([1.5]), np.array(["a"])])
+def test_a_cache_file_of_something_else_is_refused(make, lengths, tmp_path, value):
+    prefix = make("p", lengths)
+    build_datasets(data(prefix), (100, 0, 0))
+    for path in (tmp_path / "cache").glob("*shuffle_index.npy"):
+        np.save(path, value)
+    with pytest.raises(config.UserError, match="no array of integers"):
+        build_datasets(data(prefix), (100, 0, 0))
+
+
 def test_processes_that_build_the_same_cache_at_once_agree(make, lengths):
     settings = data(make("p", lengths))
     with multiprocessing.get_context("spawn").Pool(3) as pool:

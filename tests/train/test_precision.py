@@ -87,6 +87,7 @@ def test_bf16_learns_as_float32_does_and_resumes_to_the_same_losses(finished, se
     assert cut["curve"] == whole
 
 
+@pytest.mark.slow
 def test_float16_lowers_its_loss_scale_and_counts_skipped_steps(finished, settings, tmp_path):
     how = {
         "fp16": True,

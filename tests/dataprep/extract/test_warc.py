@@ -8,7 +8,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.dataprep.extract.extract import ExtractConfig, extract
-from mt.dataprep.extract.warc import main_text
+from mt.dataprep.extract.warc import MAX_ATTRIBUTES, MAX_OPTIONS, main_text
 from mt.tests.memory import peak_growth
 
 STORY = (
@@ -290,3 +290,18 @@ def test_a_page_of_very_many_tags_is_not_parsed(tmp_path, monkeypatch):
     (reject,) = map(json.loads, (tmp_path / "out/rejects.jsonl").open())
     assert reject["place"] == "record tags"
     assert reject["reason"].endswith(" tags, more than 500")
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<select>" + "<option>" * (MAX_OPTIONS + 1),
+        "<p " + " ".join(f"a{n}=1" for n in range(MAX_ATTRIBUTES + 1)) + ">",
+    ],
+    ids=["options", "attributes"],
+)
+def test_markup_that_takes_quadratic_time_is_not_parsed(markup, monkeypatch):
+    story = "<p>A page of prose that is long enough to be the main text of a page.</p>"
+    assert main_text(f"<html><body>{story}</body></html>")
+    monkeypatch.setattr("resiliparse.parse.html.HTMLTree", None)  # nothing is parsed
+    assert main_text(f"<html><body>{story}{markup}</body></html>") is None

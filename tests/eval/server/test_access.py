@@ -180,7 +180,7 @@ def test_a_key_with_other_letters_than_ascii_works(tmp_path):
             assert generate(ask)["counts"]["tokens"] == 2
 
 
-def test_a_key_that_no_header_can_carry_is_said(tmp_path):
+def test_a_key_that_no_header_can_carry_is_refused(tmp_path):
     (tmp_path / "keys").write_text("good\nb\x07d\n")
     with pytest.raises(UserError, match="key 2 holds a character that no HTTP header can carry"):
         read_keys(str(tmp_path / "keys"))

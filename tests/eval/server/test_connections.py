@@ -165,7 +165,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_not(steps):
     assert connection.transport.aborted
 
 
-def test_1100_silent_connections_of_one_client_shut_nobody_out():
+def test_other_clients_are_answered_beside_1100_silent_connections_of_one_client():
     allow_open_files(2500)
     with Running(small_model()) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address)) for _ in range(1100)]
@@ -181,7 +181,7 @@ def test_1100_silent_connections_of_one_client_shut_nobody_out():
         assert not clients[-1].read(), "the longest-waiting are closed first"
 
 
-def test_silent_connections_of_many_clients_shut_nobody_out():
+def test_other_clients_are_answered_beside_silent_connections_of_many_clients():
     limits = {"max_connections": 60, "max_connections_per_client": 20, "reserved_connections": 4}
     with Running(small_model(), **limits) as server, contextlib.ExitStack() as stack:
         clients = [
