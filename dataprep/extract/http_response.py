@@ -50,7 +50,8 @@ def read_response(raw: bytes) -> Response:
     if found is None:
         raise ValueError("has no HTTP status line")
     headers = _headers(head)
-    codings = [*_codings(headers, "transfer-encoding"), *reversed(_codings(headers, "content-encoding"))]
+    # each header names the codings in the order in which they were applied, those of the transfer last
+    codings = [*_codings(headers, "content-encoding"), *_codings(headers, "transfer-encoding")][::-1]
     kind = headers.get("content-type", "")
     charset = CHARSET.search(kind)
     return Response(

@@ -44,6 +44,12 @@ def test_every_coding_is_decoded(body, coding, in_chunks, end):
     assert read.body(10_000) == body
 
 
+@pytest.mark.parametrize("name", ["Content-Encoding", "Transfer-Encoding"])
+def test_several_codings_of_a_header_were_applied_in_their_order(name):
+    sent = chunked(gzip.compress(brotli.compress(b"text")))
+    assert read_response(response(sent, f"{name}: br, gzip, chunked\r\n")).body(100) == b"text"
+
+
 @given(st.binary(max_size=60), st.lists(st.sampled_from([*ENCODE, "chunked", "what"]), max_size=5))
 def test_any_body_under_any_header_is_a_body_or_an_error(body, codings):
     for name in ("Content-Encoding", "Transfer-Encoding"):
