@@ -66,7 +66,7 @@ class DocumentStage(Workers):
         super().__post_init__()
         check(
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
         )
 
 

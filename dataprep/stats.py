@@ -45,7 +45,7 @@ class StatsConfig(Workers):
         super().__post_init__()
         check(
             (bool(self.input), "input is empty: name files or directories"),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (len(set(self.input)) == len(self.input), "input names the same place twice; name each once"),
         )
 

@@ -42,6 +42,11 @@ MAX_RECORD_HELP = (
 )
 
 
+def record_limit_rule(max_bytes: int) -> tuple[bool, str]:
+    """The rule of the setting max_record_bytes, for config.check."""
+    return max_bytes >= 1, f"max_record_bytes = {max_bytes} must be at least 1"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
     """Stands for a line, row, page or group of rows that is not read, mostly since it is too long.

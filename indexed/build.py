@@ -104,7 +104,7 @@ class TokenizeConfig(TokenizerConfig):
         check(
             (bool(self.json_keys), "json_keys must name at least one key"),
             (not double, f"json_keys names {', '.join(double)} twice; each key gives one pair of files"),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
                 self.split_sentences or not self.keep_newlines,

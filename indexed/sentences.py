@@ -277,7 +277,7 @@ class TrainPunktConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
             (self.lang.isidentifier(), f"lang = {self.lang!r} must be one word"),
         )

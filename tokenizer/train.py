@@ -54,7 +54,7 @@ class TrainTokenizerConfig:
                 self.vocab_size > 257,
                 f"vocab_size = {self.vocab_size} must be more than the 256 bytes and the special token",
             ),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
         )
 

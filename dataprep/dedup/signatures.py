@@ -28,7 +28,7 @@ import numpy as np
 from ...core import manifest
 from ...core.config import UserError, shown
 from ...core.parsing import MADE_BY_MT, check_value
-from .key_index import ShardKeys, save_array
+from .key_index import ShardKeys, open_array, save_array
 
 FOLDER = "signatures"
 SKETCH_SIZE = 512
@@ -44,6 +44,7 @@ ARRAYS: dict[str, tuple[Any, int]] = {
     "keys": (np.uint64, 2),
     "rows": (np.uint32, 1),
 }
+ONLY_NEAR = ("sketch", "sketch_ends", "keys", "rows")  # are missing where near duplicates were not searched
 MADE_AGAIN = "make the signatures again: run the command of that output with --overwrite"
 # {method: the methods whose signatures it can be compared with}
 COMPARABLE = {"near": ("near",), "exact": ("exact", "near"), "url": ("url",)}
@@ -108,7 +109,7 @@ def read_old_keys(
                 f"{name}: its signatures were made with method = {old_method}, which cannot be compared with"
                 f" {method}; use --method {old_method}"
             )
-        if any(old.get(name_of_rule) != rule for name_of_rule, rule in rules.items()):
+        if any(old.get(fact) != rule for fact, rule in rules.items()):
             raise UserError(
                 f"{name}: its signatures are of a version of mt that compared texts by other rules; make them"
                 " again: run its command with --overwrite"
@@ -135,12 +136,10 @@ def _checked_part(stem: Path) -> ShardKeys:
     arrays: dict[str, np.ndarray] = {}
     for name, (dtype, dimensions) in ARRAYS.items():
         path = Path(f"{stem}.{name}.npy")
-        if (
-            name in ("keys", "rows", "sketch", "sketch_ends") and not path.exists()
-        ):  # of a run without near duplicates
+        if name in ONLY_NEAR and not path.exists():
             continue
         try:
-            arrays[name] = np.load(path, mmap_mode="r")
+            arrays[name] = open_array(path)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path}: not a whole array of numpy ({error}); {MADE_AGAIN}") from None
         if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
@@ -152,10 +151,10 @@ def _checked_part(stem: Path) -> ShardKeys:
     ends_fit = [
         len(arrays[ends]) == count + 1
         and arrays[ends][0] == 0
-        and arrays[ends][-1] == len(arrays[values])
+        and arrays[ends][-1] == len(arrays.get(values, ()))
         and bool((arrays[ends][1:] >= arrays[ends][:-1]).all())
         for values, ends in (("names", "name_ends"), ("sketch", "sketch_ends"))
-        if values in arrays and ends in arrays
+        if ends in arrays
     ]
     rows_fit = all(
         not len(arrays[name]) or int(arrays[name].max()) < count

@@ -69,7 +69,7 @@ class ExtractConfig(Workers):
         check(
             (self.max_chars >= 1, f"max_chars = {self.max_chars} must be at least 1"),
             (self.shard_bytes >= 1 << 10, f"shard_bytes = {self.shard_bytes} must be at least {1 << 10}"),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (bool(self.input) == (self.source != "python"), f"source = {self.source} {remedy}"),
         )
 

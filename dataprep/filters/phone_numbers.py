@@ -31,7 +31,7 @@ STRONG = (
 )
 WEAK = (
     r"ph|mob|mobile|mobil|móvil|cell|cellphone|cellular|cel|celular|call|calls|dial|ring|text|sms|contact|"
-    r"contacto|llame|llama|appelez|appeler|anruf|anrufen|rufen|ligue|chiama|chiamare|bel|ring|звоните|zadzwoń"
+    r"contacto|llame|llama|appelez|appeler|anruf|anrufen|rufen|ligue|chiama|chiamare|bel|звоните|zadzwoń"
 )
 # What may stand between such a word and the number: "Phone no.: ", "call us at ".
 _BETWEEN = r"(?:no|nr|num|number|numbers|is|at|on|us|me|him|her|them|now|nº|№|#)"

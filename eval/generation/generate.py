@@ -87,7 +87,7 @@ class GenerateConfig:
             ),
             (self.url is None or not self.bf16, "bf16 has no effect with --url; pass it to `mt serve`"),
             (bool(self.prompts) != bool(self.input), "give either --prompts TEXT... or --input FILE..."),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
             (
                 self.tokens_to_generate >= 1,
                 f"tokens_to_generate = {self.tokens_to_generate} must be at least 1",

@@ -50,7 +50,7 @@ class LambadaConfig(TaskConfig):
         super().__post_init__()
         check(
             (bool(self.valid_data), "valid_data must name a file: --valid-data FILE..."),
-            (self.max_record_bytes >= 1, f"max_record_bytes = {self.max_record_bytes} must be at least 1"),
+            files.record_limit_rule(self.max_record_bytes),
         )
 
 

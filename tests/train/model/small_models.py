@@ -32,3 +32,17 @@ def gpt(seed=0, **settings) -> GPT:
 
 def random_tokens(rows=3, length=24):
     return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def assert_cached_tokens_are_those_of_one_pass(model: GPT) -> None:
+    """Hidden states of 2 x 7 tokens in one pass, in pieces with a cache, and at two places only."""
+    initialize(model, 1)
+    model.eval()
+    tokens = torch.arange(14).reshape(2, 7)
+    with torch.no_grad():
+        expected = model(tokens)
+        cache = model.new_cache(2, 7)
+        pieces = [model(tokens[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, 7))]
+        last = model(tokens, at=(torch.tensor([0, 1]), torch.tensor([3, 6])))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
+    torch.testing.assert_close(last, expected[[0, 1], [3, 6]])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mt.core.config import UserError
+from mt.tests.train.model.small_models import assert_cached_tokens_are_those_of_one_pass
 from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
-from mt.train.model.layers import initialize
 
 transformers = pytest.importorskip("transformers")
 FALCON_7B = {  # the config.json of tiiuae/falcon-7b, but for its sizes
@@ -59,17 +59,7 @@ def test_what_is_written_is_read_again_by_us_and_builds_the_same_model_of_transf
 
 @pytest.mark.parametrize("norms", [1, 2])
 def test_cached_tokens_are_those_of_one_pass(norms):
-    model = build_model(shape(parallel_norms=norms))
-    initialize(model, 1)
-    model.eval()
-    tokens = torch.arange(14).reshape(2, 7)
-    with torch.no_grad():
-        expected = model(tokens)
-        cache = model.new_cache(2, 7)
-        pieces = [model(tokens[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, 7))]
-        last = model(tokens, at=(torch.tensor([0, 1]), torch.tensor([3, 6])))
-    torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
-    torch.testing.assert_close(last, expected[[0, 1], [3, 6]])
+    assert_cached_tokens_are_those_of_one_pass(build_model(shape(parallel_norms=norms)))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mt.core.config import UserError
+from mt.tests.train.model.small_models import assert_cached_tokens_are_those_of_one_pass
 from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
-from mt.train.model.layers import initialize
 from mt.train.model.positions import rotary_table, rotate
 
 transformers = pytest.importorskip("transformers")
@@ -67,17 +67,7 @@ def test_only_the_first_channels_are_rotated(channels):
 
 
 def test_with_a_cache_the_hidden_states_are_those_of_one_pass():
-    model = build_model(shape())
-    initialize(model, 1)
-    model.eval()
-    tokens = torch.arange(14).reshape(2, 7)
-    with torch.no_grad():
-        expected = model(tokens)
-        cache = model.new_cache(2, 7)
-        pieces = [model(tokens[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, 7))]
-        last = model(tokens, at=(torch.tensor([0, 1]), torch.tensor([3, 6])))
-    torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
-    torch.testing.assert_close(last, expected[[0, 1], [3, 6]])
+    assert_cached_tokens_are_those_of_one_pass(build_model(shape()))
 
 
 @pytest.mark.parametrize(
