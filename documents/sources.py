@@ -45,7 +45,7 @@ def shown(path: str) -> str:
     return "stdin" if path.endswith(STDIN) else path
 
 
-def identity(path: str | Path) -> dict[str, Any]:
+def identity(path: str | Path, places: manifest.Places | None = None) -> dict[str, Any]:
     """manifest.identity, extended from files to standard input and Hugging Face datasets."""
     path = str(path)
     if path.endswith(STDIN):
@@ -57,7 +57,7 @@ def identity(path: str | Path) -> dict[str, Any]:
         }
     if path.startswith(HUB):
         return {"path": path, "name": path.rpartition("/")[2], "files": _dataset(path).files}
-    return manifest.identity(path)
+    return manifest.identity(path, places)
 
 
 def spool_stdin(output: str | Path | None) -> str:
@@ -197,7 +197,7 @@ def _builder(name: str, place: str, config: str) -> Any:
             ) from None
         raise UserError(
             f"{name}: datasets of Hugging Face need the package datasets; install it with: pip install"
-            " 'mt[hf]'"
+            " 'mt-lm[hf]'"
         ) from None
     except Exception as error:  # the network, the Hub and every format raise errors of their own
         raise UserError(

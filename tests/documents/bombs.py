@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from mt.documents import reader
+from mt.documents import reader, sharding
 
 PIECE = 1 << 20
 
@@ -62,7 +62,7 @@ def _pieces(size):
 def read(path, limit, values=False):
     """([the texts that are read], [(place, reason, raw)] of the rejects) of a file."""
     rejects, texts = [], []
-    for shard in reader.plan([str(path)], max_record_bytes=limit, on_error="skip", shard_bytes=64 << 20):
+    for shard in sharding.plan([str(path)], max_record_bytes=limit, on_error="skip", shard_bytes=64 << 20):
         if values:
             texts += [text for (text,) in reader.read_values(shard, ("text",), rejects.append)]
         else:

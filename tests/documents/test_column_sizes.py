@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mt.core.config import UserError
-from mt.documents import column_sizes, files
+from mt.documents import column_sizes, compression, files
 
 ROWS = st.lists(st.sampled_from(["", "a", "bb" * 20, "c" * 300, None, "ü" * 90]), min_size=1, max_size=300)
 quick = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -48,7 +48,7 @@ def test_rows_decoded_at_once_take_no_more_than_the_limit(tmp_path, texts, how, 
         how = {**how, "use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
     file = write(tmp_path / "a.parquet", table, **how)
     for group in range(file.metadata.num_row_groups):
-        rows = column_sizes.rows_at_once(file, str(tmp_path / "a.parquet"), group, None, limit, 1024)
+        rows, _ = column_sizes.rows_at_once(file, str(tmp_path / "a.parquet"), group, None, limit, 1024)
         assert 1 <= rows <= 1024
         batches = list(file.iter_batches(rows, [group]))
         assert rows == 1 or max(batch.nbytes for batch in batches) <= limit
@@ -92,23 +92,31 @@ def test_what_is_no_header_is_an_error_and_not_a_loop(noise):
         list(column_sizes.pages(io.BytesIO(noise), 0, max(1, len(noise))))
 
 
-def test_a_page_that_is_a_bomb_is_refused_and_the_other_row_groups_come_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(column_sizes, "WHOLE_BYTES", 1 << 20)
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_page_that_is_a_bomb_costs_its_long_rows_or_its_row_group_with_each_row_counted(
+    tmp_path, monkeypatch, codec
+):
+    monkeypatch.setattr(compression, "WHOLE_BYTES", 1 << 20)
     path = tmp_path / "a.parquet"
     with pyarrow.parquet.ParquetWriter(
-        path, pyarrow.schema([("text", "string")]), compression="zstd"
+        path, pyarrow.schema([("text", "string")]), compression=codec
     ) as writer:
         for texts in (["one", "two"], ["three", "a" * (2 << 20)], ["five"]):
             writer.write_table(pyarrow.table({"text": texts}))
     rows = list(files.parquet_rows(str(path), 0, 3, "text", 1000))
-    assert [(n, r if isinstance(r, files.Refused) else r["text"]) for n, r in rows if n != 2] == [
-        (0, "one"),
-        (1, "two"),
-        (4, "five"),
-    ]
-    (bomb,) = (row for number, row in rows if number == 2)
-    assert len(bomb) == 2
-    assert bomb.reason.startswith("begins row group 1, which is not read: column 'text' has a page of 2,09")
+    assert [number for number, _ in rows] == [0, 1, 2, 3, 4]
+    read = [row.reason if isinstance(row, files.Refused) else row["text"] for _, row in rows]
+    if codec == "zstd":
+        assert read == [
+            "one",
+            "two",
+            "three",
+            "has 2,097,152 bytes, more than --max-record-bytes 1000",
+            "five",
+        ]
+    else:  # it is not decompressed in pieces
+        reason = "is in row group 1, which is not read: column 'text' has a page of 2,0"
+        assert [r.startswith(reason) for r in read] == [False, False, True, True, False]
 
 
 def test_a_row_group_that_repeats_its_dictionary_without_end_is_read_in_part(tmp_path, monkeypatch):
@@ -122,13 +130,17 @@ def test_a_row_group_that_repeats_its_dictionary_without_end_is_read_in_part(tmp
     ) as writer:
         writer.write_table(pyarrow.table({"text": texts.dictionary_decode()}))
         writer.write_table(pyarrow.table({"text": ["last"]}))
-    *many, bomb, last = files.parquet_rows(str(path), 0, 2, "text")
+    *rows, last = files.parquet_rows(str(path), 0, 2, "text")
     assert last == (100_000, {"text": "last"})
-    assert {row["text"] for _, row in many} == {"a" * 1000}
-    assert 1000 < len(many) < 30_000
-    assert bomb[0] == len(many)
-    assert len(bomb[1]) == 100_000 - len(many)
-    assert "becomes more than 1000 times its" in bomb[1].reason
+    assert [number for number, _ in rows] == list(range(100_000))
+    refused = [row for _, row in rows if isinstance(row, files.Refused)]
+    assert 1000 < len(rows) - len(refused) < 30_000
+    assert {row.reason.split(" times its")[0] for row in refused} == {
+        "is among the last rows of row group 0, which becomes more than 1000"
+    }
+    monkeypatch.setattr(files, "MAX_REFUSED_ROWS", 10_000)
+    with pytest.raises(UserError, match=r"row [\d,]+ and [\d,]+ more cannot be read, since each is among"):
+        list(files.parquet_rows(str(path), 0, 2, "text"))
 
 
 def test_nested_columns_and_numbers_are_counted(tmp_path):
@@ -144,16 +156,35 @@ def test_nested_columns_and_numbers_are_counted(tmp_path):
     file = write(tmp_path / "a.parquet", table)
     of = lambda *names, limit: column_sizes.rows_at_once(
         file, str(tmp_path / "a.parquet"), 0, names or None, limit, 1024
-    )
+    )[0]
     assert of(limit=1 << 20) == 1000
     assert of("tokens", limit=100_000) < 200
     assert of("ok", "f", limit=100_000) == 1000
     assert of("f", limit=2000) < 250
 
 
+def test_a_page_that_is_read_in_pieces_does_not_make_the_batches_of_its_row_group_small(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compression, "WHOLE_BYTES", 1 << 20)
+    texts = ["a"] * 1000 + ["b" * (2 << 20)]
+    file = write(tmp_path / "a.parquet", pyarrow.table({"text": texts}))
+    with pytest.raises(column_sizes.LargePages) as error:
+        column_sizes.rows_at_once(file, str(tmp_path / "a.parquet"), 0, None, 100_000, 1024)
+    assert error.value.rows == 1001
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "gzip", "lz4", "brotli"])
+def test_a_large_dictionary_of_short_texts_does_not_make_batches_small(tmp_path, codec):
+    texts = [f"text {i}" for i in range(50_000)]
+    file = write(tmp_path / "a.parquet", pyarrow.table({"text": texts}), compression=codec)
+    rows, _ = column_sizes.rows_at_once(file, str(tmp_path / "a.parquet"), 0, None, 100_000, 1024)
+    assert rows == 1024
+
+
 @pytest.mark.parametrize("codec", ["zstd", "lz4", None])
 def test_a_batch_of_arrow_that_is_a_bomb_is_refused_and_the_others_come_out(tmp_path, monkeypatch, codec):
-    monkeypatch.setattr(column_sizes, "WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr(compression, "WHOLE_BYTES", 1 << 20)
     path = str(tmp_path / "a.arrow")
     schema = pyarrow.schema([("text", "string")])
     with pyarrow.ipc.new_stream(
@@ -166,9 +197,11 @@ def test_a_batch_of_arrow_that_is_a_bomb_is_refused_and_the_others_come_out(tmp_
         assert [n for n, row in rows if isinstance(row, files.Refused)] == [3]
         assert len(rows) == 6
         return
-    assert [n for n, _ in rows] == [0, 1, 2, 5]
-    assert rows[2][1].reason.startswith("begins a record batch that is not read: it has 2,0")
-    assert rows[3] == (5, {"text": "five"})
+    assert [n for n, _ in rows] == [0, 1, 2, 3, 4, 5]
+    assert all(
+        row.reason.startswith("is in a record batch that is not read: it has 2,0") for _, row in rows[2:5]
+    )
+    assert rows[5] == (5, {"text": "five"})
     assert list(files.arrow_rows(path, 2, 3, "text", 1000)) == [(5, {"text": "five"})]
 
 

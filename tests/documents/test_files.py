@@ -1,10 +1,8 @@
 """Lines, rows and batches of files, compared with Python, gzip, zstandard and pyarrow on the same bytes."""
 
-import functools
 import gzip
 import io
 import itertools
-import random
 
 import pyarrow
 import pyarrow.parquet
@@ -54,11 +52,57 @@ def test_a_compressed_file_gives_the_lines_of_its_text_with_their_offsets_and_nu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "LINES_BYTES", block)
         blocks = list(files.packed_lines(str(tmp_path / f"a{ending}")))
-    wanted = list(io.BytesIO(text)) or ([b""] if not (tmp_path / f"a{ending}").stat().st_size else [])
-    assert lines_of(blocks) == wanted
+    assert lines_of(blocks) == list(io.BytesIO(text))
     for start, number, lines in blocks:
-        assert wanted[number - 1 : number - 1 + len(lines)] == lines
+        assert list(io.BytesIO(text))[number - 1 : number - 1 + len(lines)] == lines
         assert text[start:].startswith(b"".join(lines))
+
+
+BLANKS = st.sampled_from([b"\n", b" \n", b"\r\n", b" " * 70 + b"\n", b"\t", b"  "])
+FLOODS = st.lists(
+    st.one_of(
+        st.sampled_from([b"", b"a", b"x" * 40, b"a b\n", b"{}\n"]),
+        st.tuples(BLANKS, st.integers(1, 200)).map(lambda many: many[0] * many[1]),
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@quick
+@given(text=FLOODS, block=st.sampled_from([1, 7, 100, 1 << 17]), piece=st.sampled_from([50, 1 << 17]))
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_only_blank_lines_are_left_out_and_the_others_keep_their_offsets_and_numbers(
+    tmp_path, ending, text, block, piece
+):
+    (tmp_path / f"a{ending}").write_bytes(gzip.compress(text) if ending else text)
+    wanted = list(io.BytesIO(text))
+    starts = [0, *itertools.accumulate(map(len, wanted))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "LINES_BYTES", block)
+        if ending:
+            blocks = list(files.packed_lines(str(tmp_path / f"a{ending}")))
+        else:
+            edges = itertools.pairwise([*range(0, len(text), piece), len(text)])
+            blocks = [b for some in edges for b in files.lines_between(str(tmp_path / "a"), *some)]
+    found = {}
+    for start, number, lines in blocks:
+        index = starts.index(start)
+        assert number in (None, index + 1)
+        found |= dict(enumerate(lines, index))
+    assert found == {i: wanted[i] for i in found}
+    assert all(wanted[i].isspace() for i in set(range(len(wanted))) - found.keys())
+
+
+@pytest.mark.parametrize("unit", [b"\n", b" \n", b"\r\n"])
+@pytest.mark.parametrize("between", [b"", b"{}\n"])
+def test_many_blank_lines_are_not_made(tmp_path, unit, between):
+    (tmp_path / "a.gz").write_bytes(gzip.compress((unit * 100_000 + between) * 3))
+    made = lines_count(files.packed_lines(str(tmp_path / "a.gz")))
+    assert 3 * bool(between) <= made <= 3 * bool(between) + 8  # a line at the end of a block is not whole
+
+
+def lines_count(blocks):
+    return sum(len(lines) for _, _, lines in blocks)
 
 
 LIMITS = st.sampled_from([1, 2, 3, 39, 40, 1000])
@@ -109,6 +153,38 @@ def test_a_compressed_line_that_is_too_long_keeps_the_places_of_the_others(
         assert text[start:].startswith(b"".join(wanted[number - 1 : number - 1 + len(lines)]))
 
 
+@quick
+@given(text=TEXTS, sizes=st.lists(st.integers(1, 9), min_size=1), limit=st.one_of(st.just(10**6), LIMITS))
+def test_a_stream_gives_its_lines_as_soon_as_they_have_arrived(text, sizes, limit):
+    stream, given, number, seen = io.BytesIO(text), itertools.cycle(sizes), 1, 0
+
+    def read(size):
+        return stream.read(next(given))
+
+    wanted, blocks = list(io.BytesIO(text)), []
+    for start, first, lines in files.arriving_lines(read, limit):
+        blocks.append((start, first, lines))
+        assert (start, first) == (seen, number)
+        seen, number = seen + sum(map(len, lines)), number + len(lines)
+        # no whole line waits
+        assert seen == text.rfind(b"\n", 0, stream.tell()) + 1 or stream.tell() == len(text)
+    assert found_lines(blocks) == with_stand_ins(wanted, limit)
+
+
+def test_a_line_of_a_stream_that_is_too_long_is_not_kept():
+    blocks = iter([b"x" * 10_000] * 500 + [b"y\nnext\n", b""])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "bytearray", type("Small", (bytearray,), {"__iadd__": small_sum}), raising=False)
+        [(_, _, [long, following])] = files.arriving_lines(lambda size: next(blocks), 20_000)
+    assert (len(long), len(long.beginning), following) == (5_000_002, files.BEGINNING_BYTES, b"next\n")
+
+
+def small_sum(self, more):
+    self.extend(more)
+    assert len(self) < 50_000
+    return self
+
+
 def test_the_stand_in_of_a_long_line_has_its_size_and_whole_characters_of_its_beginning(tmp_path):
     (tmp_path / "a").write_bytes(b"x" + "ü".encode() * 3000 + b"\n")
     ((_, _, [line]),) = files.lines_between(str(tmp_path / "a"), 0, 6002, 5000)
@@ -125,7 +201,7 @@ def test_shards_inside_a_long_line_do_not_read_it_again_and_again(tmp_path, monk
             counts.append(super().readinto(buffer))
             return counts[-1]
 
-    monkeypatch.setattr(files, "READ_BYTES", 4096)
+    monkeypatch.setattr(files, "BUFFER_BYTES", 4096)
     monkeypatch.setattr(files, "LINES_BYTES", 4096)
     monkeypatch.setattr(
         files,
@@ -150,37 +226,11 @@ def test_a_line_of_utf8_that_is_too_long_is_refused(tmp_path, monkeypatch):
         list(files.utf8_lines(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_a_file_read_whole_may_not_become_much_larger_than_it_is(tmp_path, monkeypatch, ending):
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
-    path = tmp_path / f"a.txt{ending}"
-    monkeypatch.setattr(files.column_sizes, "WHOLE_BYTES", 100_000)
-    for text in (b"", b"some text", bytes(100_000), random.Random(0).randbytes(200_000)):
-        path.write_bytes(pack(text))
-        assert files.read_whole(path) == text
-    path.write_bytes(pack(bytes(1_000_000)))
-    if ending:
-        with pytest.raises(UserError, match=r"becomes more than [0-9,]+ bytes; decompress it yourself"):
-            files.read_whole(path)
-    else:
-        assert len(files.read_whole(path)) == 1_000_000
-
-
-def test_an_empty_file_gives_one_empty_line(tmp_path):
+def test_an_empty_file_has_no_lines(tmp_path):
     (tmp_path / "a").touch()
-    assert list(files.lines_between(str(tmp_path / "a"), 0, 0)) == [(0, None, [b""])]
-    assert list(files.packed_lines(str(tmp_path / "a"))) == [(0, 1, [b""])]
-
-
-def test_frames_of_zstd_are_read_one_after_another_in_reads_of_any_size(tmp_path):
-    text = bytes(range(256)) * 5000
-    frames = [
-        zstandard.ZstdCompressor().compress(text[i : i + 300_000]) for i in range(0, len(text), 300_000)
-    ]
-    (tmp_path / "a.zst").write_bytes(b"".join(frames))
-    for size in (1000, 1 << 20):
-        with files.open_binary(tmp_path / "a.zst") as file:
-            assert b"".join(iter(functools.partial(file.read, size), b"")) == text
+    (tmp_path / "a.zst").touch()
+    assert list(files.lines_between(str(tmp_path / "a"), 0, 0)) == []
+    assert list(files.packed_lines(str(tmp_path / "a.zst"))) == []
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -255,7 +305,9 @@ def test_the_sizes_of_row_groups_are_those_of_the_files_own_metadata(tables):
     ]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "Parquet file"), ("a.arrow", "Arrow stream")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.parquet", "Parquet file"), ("a.arrow", "Arrow stream or file")]
+)
 def test_a_truncated_or_missing_file_is_named(tables, name, kind):
     path = tables / name
     path.write_bytes(path.read_bytes()[:50])
@@ -265,3 +317,54 @@ def test_a_truncated_or_missing_file_is_named(tables, name, kind):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         list(read(path))
+
+
+def test_parquet_that_gives_fewer_rows_than_its_metadata_says_is_refused(tmp_path):
+    """pyarrow ends without an error at a page that has no values, also where more pages follow."""
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"text {i}" for i in range(10)]})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    whole = path.read_bytes()
+    header = b"\x2c\x15\x14"  # a data page begins, of 10 values (field 1, zigzag)
+    assert whole.count(header) == 1
+    path.write_bytes(whole.replace(header, b"\x2c\x15\x00"))
+    assert pyarrow.parquet.read_table(path).num_rows < 10
+    with pytest.raises(
+        UserError, match=r"a\.parquet: row group 0 cannot be read \(10 of its rows are missing"
+    ):
+        list(files.parquet_rows(str(path), 0, 1, "text"))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("with_dictionary", [False, True])
+def test_a_file_of_arrow_has_the_rows_of_its_stream_and_no_part_of_it_is_taken_for_the_whole(
+    tmp_path, compression, with_dictionary
+):
+    """`datasets` writes streams, polars and pandas write files."""
+    table = pyarrow.Table.from_pylist(ROWS[:50])
+    if with_dictionary:
+        table = table.append_column("label", pyarrow.array(["a", "b"] * 25).dictionary_encode())
+    for name, new in (("stream.arrow", pyarrow.ipc.new_stream), ("file.arrow", pyarrow.ipc.new_file)):
+        options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+        with new(tmp_path / name, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=7)
+    rows, expected = (
+        list(files.arrow_rows(str(tmp_path / name), 0, 99, "text")) for name in ("file.arrow", "stream.arrow")
+    )
+    assert rows == expected
+    assert [row for _, row in rows] == table.to_pylist()
+    for name in ("stream.arrow", "file.arrow"):
+        whole = (tmp_path / name).read_bytes()
+        for size in range(0, len(whole), 8):  # every message, and so every end of a batch, has such a place
+            (tmp_path / "cut.arrow").write_bytes(whole[:size])
+            with pytest.raises(UserError, match=r"cut\.arrow: not a whole Arrow stream or file"):
+                list(files.arrow_rows(str(tmp_path / "cut.arrow"), 0, 99, "text"))
+
+
+def test_a_stream_of_early_arrow_may_end_with_its_shorter_mark(tmp_path):
+    table = pyarrow.Table.from_pylist(ROWS[:20])
+    old = pyarrow.ipc.IpcWriteOptions(use_legacy_format=True)
+    with pyarrow.ipc.new_stream(tmp_path / "old.arrow", table.schema, options=old) as writer:
+        writer.write_table(table, max_chunksize=7)
+    rows = [row for _, row in files.arrow_rows(str(tmp_path / "old.arrow"), 0, 99, "text")]
+    assert rows == table.to_pylist()

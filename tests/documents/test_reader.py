@@ -1,16 +1,23 @@
 """Reading documents: every format, shards of any size, every kind of broken input."""
 
+import dataclasses
 import gzip
+import io
+import itertools
 import json
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mt.core.config import UserError
 from mt.documents.files import MAX_RECORD_BYTES
-from mt.documents.reader import STRING, Document, Reject, Rejects, expand, plan, read, read_values
+from mt.documents.reader import Document, batches, read, read_arriving, read_values
+from mt.documents.records import STRING
+from mt.documents.sharding import plan
 from mt.tests.documents import bombs
 from mt.tests.memory import peak_growth
 
@@ -40,6 +47,26 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
         )
     found = [d for s in plan([str(path)]) for d in read(s)]
     assert [(d.id, d.text, d.meta) for d in found] == [(r["id"], r["text"], {"n": r["n"]}) for r in ROWS]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"])
+def test_an_id_as_long_as_a_url_may_be_is_kept_and_a_longer_one_is_set_aside(tmp_path, name):
+    rows = [{"id": "i" * size, "text": "a"} for size in (8192, 8193, 1)]
+    table = pyarrow.Table.from_pylist(rows)
+    path = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif name == "a.arrow":
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+    elif name == "a.csv":
+        path.write_text("id,text\n" + "".join(f"{row['id']},a\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows) if name == "a.json" else "".join(json.dumps(r) + "\n" for r in rows))
+    rejects = []
+    found = [d for s in plan([str(path)], on_error="skip") for d in read(s, rejects.append)]
+    assert [len(d.id) for d in found] == [8192, 1]
+    assert [r.reason for r in rejects] == ["has an 'id' of 8,193 characters, more than 8,192"]
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 37, 100, 1000, 10**6])
@@ -75,6 +102,8 @@ BAD = [
     (b'{"text": "\\ud800"}', "malformed JSON"),
     (b'{"text": NaN}', "malformed JSON"),
     (b"7", "is a number, not a JSON object"),
+    (b'{"text": "a", "id": "%s"}' % (b"i" * 8193), "has an 'id' of 8,193 characters, more than 8,192"),
+    (b'{"text": "a", "id": [%s]}' % (b"12," * 3000 + b"1"), "has an 'id' of 9,003 characters"),
 ]
 
 
@@ -97,13 +126,6 @@ def test_a_bad_line_is_named_with_its_number_or_set_aside(tmp_path, line, reason
     assert kept == ["one", "four"]
     assert [(r.file, r.place) for r in rejects] == [(str(path), "line 3")]
     assert reason in rejects[0].reason
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
-def test_an_empty_file_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="the file is empty"):
-        texts(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
@@ -144,16 +166,24 @@ def test_a_line_of_a_hundred_megabytes_is_one_document(tmp_path):
     assert [len(t) for t in texts(tmp_path / "a.jsonl")] == [100_000_000, 1]
 
 
-def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
-    for name in ("b.jsonl", "a.txt", "c.csv", "sub/d.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    assert [p.name for p in expand([str(tmp_path)])] == ["a.txt", "b.jsonl", "d.jsonl"]
-    assert [p.name for p in expand([str(tmp_path / "*.jsonl")])] == ["b.jsonl"]
-    with pytest.raises(UserError, match="no such file"):
-        expand([str(tmp_path / "*.zip")])
-    with pytest.raises(UserError, match="not a kind of file that mt reads"):
-        expand([str(tmp_path / "c.csv")])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(st.sampled_from([b"\n" * 100, b" \r\n" * 90, b"\n", b'{"text": "a"}\n', b"bad\n"])),
+    ending=st.sampled_from(["", ".gz"]),
+)
+def test_documents_and_places_are_those_of_one_line_after_another(tmp_path, pieces, ending):
+    path = tmp_path / f"a.jsonl{ending}"
+    text = b"".join(pieces)
+    path.write_bytes(gzip.compress(text) if ending else text)
+    (shard,) = plan([str(path)], on_error="skip") or [None]
+    if shard is None:
+        return
+    rejects = []
+    found = [d.id for d in read(shard, rejects.append)]
+    lines = list(io.BytesIO(text))
+    starts = dict(zip(itertools.accumulate(map(len, lines), initial=0), lines))
+    assert found == [f"{path.name}:{at}" for at, line in starts.items() if line.startswith(b"{")]
+    assert [r.place for r in rejects] == [f"line {n}" for n, line in enumerate(lines, 1) if line == b"bad\n"]
 
 
 def test_ids_and_places_count_blank_and_bad_lines(tmp_path):
@@ -184,7 +214,7 @@ def test_ids_and_places_count_blank_and_bad_lines(tmp_path):
 
 
 def test_a_bad_line_far_into_a_large_file_is_named_by_its_offset(tmp_path, monkeypatch):
-    monkeypatch.setattr("mt.documents.reader.COUNTED_BYTES", 20)
+    monkeypatch.setattr("mt.documents.records.COUNTED_BYTES", 20)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n7\n{"text": "b"}\n7\n')
     rejects = []
     (shard,) = plan([str(tmp_path / "a.jsonl")], on_error="skip")
@@ -336,7 +366,7 @@ def test_a_limit_between_two_lengths_divides_the_records_and_changes_none(tmp_pa
 
 @pytest.mark.parametrize("value", ["[],", "{},", "17,", '"",'])
 def test_a_line_of_millions_of_values_is_one_reject_and_a_text_of_commas_is_not(tmp_path, monkeypatch, value):
-    monkeypatch.setattr("mt.documents.reader.MIN_VALUES", 10_000)
+    monkeypatch.setattr("mt.documents.records.MIN_VALUES", 10_000)
     dense = b'{"text": "a", "x": [' + value.encode() * 50_000 + b"0]}\n"
     text = b'{"text": "' + b'\\"[],' * 50_000 + b'"}\n'
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\n' + dense + text + b'{"text": "last"}\n')
@@ -348,22 +378,50 @@ def test_a_line_of_millions_of_values_is_one_reject_and_a_text_of_commas_is_not(
     assert "values, more than --max-record-bytes 300000 / 32" in reason
 
 
-def test_rejects_in_memory_are_bounded(monkeypatch):
-    monkeypatch.setattr("mt.documents.reader.MAX_REJECTS", 5)
-    monkeypatch.setattr("mt.documents.reader.REJECT_BYTES", 5000)
-    for _ in range(2):
-        rejects = Rejects()
-        for number in range(5):
-            rejects.append(Reject("a", f"line {number}", "why", "x" * 2000))
-        assert [len(r.raw) for r in rejects] == [2000, 2000, 1000, 1000, 1000]
-        with pytest.raises(UserError, match=r"^a: 5 records cannot be read; check the input$"):
-            rejects.append(Reject("a", "line 6", "why", ""))
-        rejects.clear()
-        rejects.append(Reject("a", "line 7", "why", "x" * 2000))
-        assert [len(r.raw) for r in rejects] == [2000]
-
-
 def test_a_quotation_mark_that_is_not_closed_is_searched_once():
     for end in (b"", b"\\"):
         line = b'{"text": "' + b'\\"' * 1_000_000 + end
         assert len(STRING.sub(b"", line)) <= len(b'{"text": ') + 2
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_stream_gives_the_documents_and_rejects_of_a_file(tmp_path, on_error):
+    rows = [
+        b'{"id": 1, "text": "a"}',
+        b"",
+        b"{",
+        b'{"text": "b", "n": 12345678901234567890123}',
+        b'{"id": "c"}',
+    ]
+    (tmp_path / "stdin").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
+    [shard] = plan([str(tmp_path / "stdin")], include=["stdin"], on_error=on_error)
+    shard = dataclasses.replace(shard, kind="lines")
+    outcomes = []
+    for stream in (False, True):
+        found, rejects, error = [], [], None
+        with open(tmp_path / "stdin", "rb") as file:
+            lists = (
+                read_arriving(file.read, shard, rejects.append) if stream else [read(shard, rejects.append)]
+            )
+            try:
+                for some in lists:
+                    found += some
+            except UserError as failed:
+                error = str(failed)
+        outcomes.append((found[:1] if error else found, rejects, error))
+    assert outcomes[0] == outcomes[1]
+    assert len(found) == (1 if on_error == "fail" else 2)
+    if on_error == "skip":
+        assert [r.place for r in rejects] == ["line 3", "line 5"]
+
+
+@given(st.lists(st.integers(0, 400), max_size=30))
+def test_batches_keep_all_documents_in_order_and_end_at_a_number_of_characters(sizes):
+    documents = [Document(str(i), "x" * size) for i, size in enumerate(sizes)]
+    found = list(batches(documents, 500))
+    assert [d for batch in found for d in batch] == documents
+    for batch in found[:-1]:
+        *before, total = itertools.accumulate(len(d.text) for d in batch)
+        assert total >= 500
+        assert all(size < 500 for size in before)
+    assert all(found)

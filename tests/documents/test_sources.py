@@ -16,16 +16,12 @@ import pytest
 from mt.core import manifest
 from mt.core.config import UserError
 from mt.documents import sources
-from mt.documents.reader import plan, read, read_raw, read_values
+from mt.documents.reader import read, read_raw, read_values
+from mt.documents.sharding import plan
+from mt.tests import forked
 
 ROWS = [{"id": f"d{i}", "text": f"document {i} ✓", "n": i, "deep": {"a": [i]}} for i in range(2500)]
 LINES = b"".join(json.dumps(r).encode() + b"\n" for r in ROWS)
-
-
-def mt(*arguments, stdin=b"", **how):
-    return subprocess.run(
-        [sys.executable, "-m", "mt", *map(str, arguments)], input=stdin, capture_output=True, **how
-    )
 
 
 def read_all(*inputs, **how):
@@ -37,11 +33,11 @@ def clean(output, *more):
 
 
 def test_a_stream_gives_the_output_of_the_same_file_and_leaves_no_copy(tmp_path):
-    ended = mt(*clean(tmp_path / "a/piped"), stdin=LINES)
+    ended = forked.run(*clean(tmp_path / "a/piped"), stdin=LINES)
     assert ended.returncode == 0, ended.stderr
     (tmp_path / "in.jsonl").write_bytes(LINES)
     assert (
-        mt(
+        forked.run(
             "data", "clean", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "read", "--workers", 1
         ).returncode
         == 0
@@ -51,19 +47,19 @@ def test_a_stream_gives_the_output_of_the_same_file_and_leaves_no_copy(tmp_path)
     (entry,) = manifest.manifest_of(tmp_path / "a/piped")["inputs"]
     assert (entry["path"], entry["name"], entry["bytes"]) == ("-", "stdin", len(LINES))
     sealed = (tmp_path / "a/piped/manifest.json").read_bytes()
-    assert mt(*clean(tmp_path / "a/piped"), stdin=LINES).returncode == 0
+    assert forked.run(*clean(tmp_path / "a/piped"), stdin=LINES).returncode == 0
     assert (tmp_path / "a/piped/manifest.json").read_bytes() == sealed, "the same stream is up to date"
-    other = mt(*clean(tmp_path / "a/piped"), stdin=LINES[:1000].rpartition(b"\n")[0])
+    other = forked.run(*clean(tmp_path / "a/piped"), stdin=LINES[:1000].rpartition(b"\n")[0])
     assert other.returncode == 2
     assert b"holds another run of `mt data clean` (of other inputs)" in other.stderr
 
 
 def test_ids_and_messages_of_a_stream_name_stdin_and_not_its_copy(tmp_path):
     lines = b'{"text": "no id here"}\n{"text": 7}\n'
-    failed = mt(*clean(tmp_path / "out"), stdin=lines)
+    failed = forked.run(*clean(tmp_path / "out"), stdin=lines)
     assert failed.returncode == 2
     assert failed.stderr.startswith(b"mt: stdin, line 2: 'text' is a number, not a text; mend it")
-    assert mt(*clean(tmp_path / "out", "--on-error", "skip"), stdin=lines).returncode == 3
+    assert forked.run(*clean(tmp_path / "out", "--on-error", "skip"), stdin=lines).returncode == 3
     assert json.loads((tmp_path / "out/00000.jsonl").read_text()) == {"id": "stdin:0", "text": "no id here"}
     assert json.loads((tmp_path / "out/rejects.jsonl").read_text())["file"] == "stdin"
 
@@ -78,7 +74,7 @@ def test_the_next_run_removes_the_copy_of_a_killed_run(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(list(tmp_path.glob(".out.stdin-*"))) == 1
-    ended = mt(*command[3:], stdin=LINES)
+    ended = forked.run(*command[3:], stdin=LINES)
     assert ended.returncode == 0, ended.stderr
     assert os.listdir(tmp_path) == ["out"]
 
@@ -92,8 +88,9 @@ def test_a_terminal_and_an_empty_stream_are_refused(tmp_path):
     os.close(terminal)
     assert ended.returncode == 2
     assert b"standard input is a terminal; pipe JSONL into the command" in ended.stderr
-    ended = mt(*clean(tmp_path / "out"))
-    assert (ended.returncode, ended.stderr.split(b";")[0]) == (2, b"mt: stdin, line 1: the file is empty")
+    ended = forked.run(*clean(tmp_path / "out"))
+    assert ended.returncode == 2
+    assert b"stdin is empty; give files with documents" in ended.stderr
 
 
 def pipe(monkeypatch, data=LINES):
@@ -158,7 +155,7 @@ def test_what_another_user_planted_for_the_copy_of_a_stream_is_left_alone(tmp_pa
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """ROWS saved by `datasets`: `one` dataset, a `dict` of two splits, Parquet files as on the `hub`."""
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt-lm[hf]'")
     datasets.disable_progress_bars()
     folder = tmp_path_factory.mktemp("hf")
     whole = datasets.Dataset.from_list(ROWS)
@@ -219,7 +216,7 @@ def test_the_files_of_a_streamed_dataset_are_its_shards_and_part_of_its_identity
 
 
 def test_documents_of_a_dataset_without_ids_get_ids(tmp_path):
-    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt-lm[hf]'")
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     assert [d.id.rpartition("/")[2] for d in read_all(f"hf:{tmp_path}")] == [
@@ -254,7 +251,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
         UserError,
         match=(
             r"hf:some/set: datasets of Hugging Face need the package datasets; install it with: pip install"
-            r" 'mt\[hf\]'"
+            r" 'mt-lm\[hf\]'"
         ),
     ):
         plan(["hf:some/set"])

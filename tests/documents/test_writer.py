@@ -11,8 +11,9 @@ import pytest
 from mt.core.config import UserError
 from mt.core.manifest import file_digest
 from mt.dataprep.filters.clean import CleanConfig, clean
-from mt.documents.reader import Document, plan, read
-from mt.documents.writer import Writer
+from mt.documents.reader import Document, read
+from mt.documents.sharding import plan
+from mt.documents.writer import Unwritable, Writer, json_line
 
 NAMES = ["o.jsonl", "o.jsonl.zst", "o.parquet"]
 ROWS = [
@@ -44,8 +45,65 @@ def test_a_field_nested_deeper_than_orjson_writes_is_written_or_refused_in_one_l
     deep = [Document("a", "text é", {"n": nested(500)}), Document("b", "more", {})]
     write(tmp_path / name, deep)
     assert read_back(tmp_path / name) == deep
-    with pytest.raises(UserError, match="document 'c': its fields are nested too deep to be written"):
+    with pytest.raises(Unwritable, match=r"^document 'c': is nested deeper than 500 levels; mend it"):
         write(tmp_path / name, [Document("c", "text", {"n": nested(100_000)})])
+
+
+def test_a_line_is_that_of_the_file_or_refused_in_the_same_words(tmp_path):
+    documents = [Document("a", "text é", {"n": nested(500), "b": 1}), Document("b", "more\n", {})]
+    write(tmp_path / "o.jsonl", documents)
+    assert b"".join(map(json_line, documents)) == (tmp_path / "o.jsonl").read_bytes()
+    for meta in ({"n": nested(100_000)}, {"text": "other"}, {"b": "\ud800"}):
+        with pytest.raises(Unwritable) as file:
+            write(tmp_path / "o.jsonl", [Document("c", "text", meta)])
+        with pytest.raises(Unwritable) as line:
+            json_line(Document("c", "text", meta))
+        assert str(line.value) == str(file.value)
+
+
+def test_what_is_nested_deeper_than_pyarrow_reads_is_not_written_to_parquet(tmp_path):
+    write(tmp_path / "o.parquet", [Document("a", "text", {"n": nested(49)})])
+    assert read_back(tmp_path / "o.parquet")[0].meta == {"n": nested(49)}
+    with pytest.raises(Unwritable, match=r"^document 'c': is nested deeper than the 49 levels of a Pa"):
+        write(tmp_path / "o.parquet", [Document("c", "text", {"n": nested(50)})])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_named_text_is_not_written_over_the_text(tmp_path, name):
+    with pytest.raises(Unwritable, match=r"^document 'a': has a field 'text' beside its text"):
+        write(tmp_path / name, [Document("a", "one", {"text": "other"})])
+    with pytest.raises(Unwritable, match=r"^document 'a': has half a surrogate pair"):
+        write(tmp_path / "o.jsonl", [Document("a", "one", {"b": "\ud800"})])
+
+
+def test_a_dictionary_gets_wider_numbers_where_files_together_have_too_many_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.documents.writer.BATCH_DOCUMENTS", 100)
+    kind = pyarrow.dictionary(pyarrow.int8(), pyarrow.string())
+    documents = [Document(str(i), "t", {"n": f"entry {i}"}) for i in range(300)]
+    write(tmp_path / "o.parquet", documents, fields={"n": pyarrow.field("n", kind)})
+    column = pyarrow.parquet.read_table(tmp_path / "o.parquet")["n"]
+    assert column.to_pylist() == [f"entry {i}" for i in range(300)]
+    assert column.type == pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+
+
+def test_a_column_with_other_values_than_its_input_gets_another_type(tmp_path):
+    fields = {
+        "n": pyarrow.field("n", pyarrow.int8()),
+        "f": pyarrow.field("f", pyarrow.float32(), metadata={"unit": "m"}),
+        "d": pyarrow.field("d", pyarrow.float32()),
+    }
+    write(tmp_path / "o.parquet", [Document("1", "t", {"n": 300, "f": 0.5, "d": 0.1})], fields=fields)
+    table = pyarrow.parquet.read_table(tmp_path / "o.parquet")
+    assert table.to_pylist() == [{"id": "1", "text": "t", "n": 300, "f": 0.5, "d": 0.1}]
+    assert [str(table.schema.field(name).type) for name in "nfd"] == ["int64", "float", "double"]
+    assert table.schema.field("f").metadata[b"unit"] == b"m"
+
+
+def test_integers_that_only_unsigned_types_hold_are_written(tmp_path):
+    meta = {"n": 2**64 - 1, "deep": {"list": [[1, 2**63], []], "small": 1}}
+    write(tmp_path / "o.parquet", [Document("1", "t", meta), Document("2", "t", {"n": 5})])
+    (one, two) = read_back(tmp_path / "o.parquet")
+    assert (one.meta, two.meta) == (meta, {"n": 5, "deep": None})
 
 
 @pytest.mark.parametrize("name", NAMES)
