@@ -13,8 +13,8 @@ This is the lowest layer of the package. It also defines the two exceptions that
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
+import re
 import reprlib
 import sys
 import types
@@ -25,18 +25,19 @@ from typing import Any, Literal
 
 
 class UserError(Exception):
-    """A mistake of the user: shown as one red line (file, place, value, rule, remedy), with exit code 2."""
+    """A mistake in the input or the settings. The command line shows it in one red line; exit code 2."""
 
     exit_code = 2
 
 
 class Failure(Exception):
-    """A failure outside the settings, such as a killed worker: shown as one red line, with exit code 1."""
+    """A failure of mt or the machine, such as a killed worker, shown in one red line; exit code 1."""
 
     exit_code = 1
 
 
 T = typing.TypeVar("T")
+Hint = Callable[[str, list[str]], str]
 Group = tuple[str, ...]  # a place in a configuration tree: () for the whole, ("model",) for a group in it
 
 
@@ -139,31 +140,15 @@ def settings(cls: Any, prefix: Group = ()) -> Iterator[Setting]:
             )
 
 
-def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
+def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]], hint: Hint | None = None) -> T:
     """A configuration from layers of settings, where a later layer wins.
 
-    layers: (origin, tree) pairs. Messages name the origin ("demo.yaml", "command line"). Raises one UserError
-    that names every mistake.
+    layers: (origin, tree) pairs. Messages name the origin ("demo.yaml", "command line").
+    hint: of an unknown name and the known ones, the end of the message: `; did you mean X?`.
+    Raises one UserError that names every mistake.
     """
-    merged: dict[Group, Any] = {}
-    origins: dict[Group, str] = {}
-    errors: list[str] = []
+    merged, origins, errors = merge(cls, layers, hint)
     known = {s.path: s for s in settings(cls)}
-    short = {path[-1:]: path for path in known}
-    groups = {path[:n] for path in known for n in range(1, len(path))}
-    for origin, tree in layers:
-        for path, value in _leaves(tree, groups):
-            path = path if path in known or path in groups else short.get(path, path)
-            if path not in known:
-                name = ".".join(map(str, path))
-                if path in groups:
-                    errors.append(f"{origin}: {name} is a group of settings, not a value")
-                else:
-                    errors.append(
-                        f"{origin}: unknown setting {name}{nearest(name, [s.name for s in known.values()])}"
-                    )
-                continue
-            merged[path], origins[path] = value, origin
     values: dict[Group, Any] = {}
     for path, value in merged.items():
         try:
@@ -179,6 +164,31 @@ def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
     if config is None:
         raise UserError("\n".join(errors))
     return config
+
+
+def merge(
+    cls: Any, layers: Iterable[tuple[str, Mapping[str, Any]]], hint: Hint | None = None
+) -> tuple[dict[Group, Any], dict[Group, str], list[str]]:
+    """(value of each setting that a layer gives, the layer's origin, a message for each unknown name)."""
+    merged: dict[Group, Any] = {}
+    origins: dict[Group, str] = {}
+    errors: list[str] = []
+    known = {s.path: s for s in settings(cls)}
+    short = {path[-1:]: path for path in known}
+    groups = {path[:n] for path in known for n in range(1, len(path))}
+    for origin, tree in layers:
+        for path, value in _leaves(tree, groups):
+            path = path if path in known or path in groups else short.get(path, path)
+            if path in known:
+                merged[path], origins[path] = value, origin
+                continue
+            name = ".".join(map(str, path))
+            if path in groups:
+                errors.append(f"{origin}: {name} is a group of settings, not a value")
+            else:
+                told = (hint or nearest)(name, [s.name for s in known.values()])
+                errors.append(f"{origin}: unknown setting {name}{told}")
+    return merged, origins, errors
 
 
 def _construct(cls: Any, values: Mapping[Group, Any], prefix: Group, errors: list[str]) -> Any:
@@ -330,14 +340,56 @@ def check(*rules: tuple[bool, str]) -> None:
         raise UserError("\n".join(broken))
 
 
+def check_each(*checks: Callable[[], None]) -> None:
+    """Calls all; raises one UserError with the messages of those that raise it."""
+    broken = []
+    for each in checks:
+        try:
+            each()
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        raise UserError("\n".join(broken))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the closest known name, or an empty text if none is close."""
+    """`; did you mean X?` for the closest known name, or an empty text: a wrong guess is worse than none.
+
+    Names are compared without case, leading dashes, and the groups before the last dot. Some characters may
+    differ (a wrong, missing or additional one, or two in the wrong order): one in short names, three in long.
+    A name that only one known name begins with is an abbreviation.
+    """
     known = list(known)
-    leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-    found = difflib.get_close_matches(name, known, 1, 0.6)
-    if not found:
-        found = [leaf[k] for k in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaf, 1, 0.7)]
-    return f"; did you mean {found[0]}?" if found else ""
+    written = _spelling(name)
+    most = 0 if len(written) < 3 else 1 if len(written) < 6 else 2 if len(written) < 12 else 3
+    found = [(_distance(written, _spelling(k), most), k) for k in known]
+    distance, best = min(found, key=lambda pair: pair[0], default=(most + 1, ""))
+    if distance > most:
+        longer = [k for k in known if len(written) > 3 and _spelling(k).startswith(written + "-")]
+        best = longer[0] if len(longer) == 1 else ""
+    return f"; did you mean {best}?" if best else ""
+
+
+def _spelling(name: str) -> str:
+    if re.fullmatch(r"\w+(\.\w+)+", name):  # a setting with its group; `llama3.2-1b` is none
+        name = name.rsplit(".", 1)[1]
+    return name.lstrip("-").replace("_", "-").lower()
+
+
+def _distance(one: str, other: str, most: int) -> int:
+    """The optimal string alignment distance of two texts, or a number above `most` if it is above that."""
+    if abs(len(one) - len(other)) > most:
+        return most + 1
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        earlier, before, row = before, row, [i]
+        for j, b in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                cost = min(cost, earlier[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,29 +5,39 @@ beside the output as soon as the shard is finished, so a run that was killed and
 unfinished shards only. Results come back in the order of the shards, whatever the number of workers and
 wherever they run. On Ray every shard is a task; its input and output must lie on a file system that all nodes
 mount at the same paths, and `mt` must be installed on all of them.
+
+While local processes work, each tells by a small file, mapped into memory, how far it is (`working_on`).
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import importlib.util
 import itertools
 import logging
-import multiprocessing
+import mmap
 import os
+import shutil
+import signal
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .config import Failure, UserError, check, configuration, option
 from .manifest import read_json, write_json
-from .progress import progress
+from .progress import duration, progress
+from .terminal import escape_line
 
+NAMED_SECONDS = 5.0  # of work on one document, after which progress names it
 S = TypeVar("S")  # a shard, of any type that can be pickled
 Result = dict[str, Any]  # a JSON value
 Work = Callable[[S], Result]
@@ -60,7 +70,7 @@ class Workers:
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
                 self.executor == "local" or importlib.util.find_spec("ray") is not None,
-                "executor = ray needs the package ray; install it with: pip install 'mt[ray]'",
+                "executor = ray needs the package ray; install it with: pip install 'mt-lm[ray]'",
             ),
             (
                 self.executor == "ray" or self.ray_address == "local",
@@ -105,7 +115,17 @@ def map_shards(
             results[index] = read_json(marker)
     unfinished = [i for i in range(len(shards)) if i not in results]
     weight = sizes if sizes is not None else [1] * len(shards)
-    with progress(label, sum(weight), "B" if sizes is not None else unit) as advance:
+    places = done / "at"
+    if sizes is not None and ray_address is None:
+        shutil.rmtree(places, ignore_errors=True)  # of a run that was killed
+        places.mkdir()
+        function = functools.partial(_told, function, places)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, places, ignore_errors=True)
+        begun = functools.partial(_begun, places)
+        advance = cleanup.enter_context(
+            progress(label, sum(weight), "B" if sizes is not None else unit, begun)
+        )
         advance(sum(weight[i] for i in results))
 
         def keep(index: int, result: Result) -> None:
@@ -121,6 +141,53 @@ def map_shards(
         else:
             _map_processes(function, shards, unfinished, min(workers, len(unfinished)), keep)
     return [results[i] for i in range(len(shards))]
+
+
+def working_on(name: str, done: int) -> None:
+    """Tells the process that shows progress what the shard of this process has come to.
+
+    name: what is worked on from now on. done: of the shard's size in bytes, how much is done.
+    """
+    global _name
+    if _place is not None:
+        if name != _name:
+            _NAME.pack_into(_place, _STATE.size, name.encode("utf-8", "replace"))
+            _name = name
+        _STATE.pack_into(_place, 0, done, time.time())
+
+
+_STATE, _NAME = struct.Struct("<qd"), struct.Struct("240s")  # bytes done, time; what is worked on
+_place: mmap.mmap | None = None  # of this process, while it works on a shard
+_name = ""
+
+
+def _told(function: Work[S], places: Path, shard: S) -> Result:
+    """Runs the function, while `working_on` writes to a file of this process."""
+    global _place, _name
+    path = places / str(os.getpid())
+    with open(path, "w+b") as file:
+        file.write(bytes(_STATE.size + _NAME.size))
+        file.flush()
+        _place, _name = mmap.mmap(file.fileno(), 0), ""
+    try:
+        return function(shard)
+    finally:
+        _place = None
+        path.unlink(missing_ok=True)
+
+
+def _begun(places: Path) -> tuple[int, str]:
+    """(bytes done of the shards that processes work on, what takes longest now, if it takes long)."""
+    done, longest, text = 0, NAMED_SECONDS, ""
+    for path in places.glob("*"):
+        with contextlib.suppress(OSError, struct.error):
+            state = path.read_bytes()
+            size, since = _STATE.unpack_from(state)
+            done += size
+            if since and (seconds := time.time() - since) > longest:
+                name = _NAME.unpack_from(state, _STATE.size)[0].rstrip(b"\0").decode("utf-8", "ignore")
+                longest, text = seconds, f"{duration(seconds)} on {escape_line(name)}"
+    return done, text
 
 
 def _map_processes(
@@ -232,15 +299,32 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
+class _Process(SpawnProcess):
+    """A process that never sees Ctrl-C, not even while it starts: its parent does, and ends it."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits it
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    """Spawns, does not fork: the parent may have threads (torch, pyarrow), and a fork would copy their locks,
+    some of them taken.
+    """
+
+    Process = _Process
+
+
 @contextlib.contextmanager
 def processes(workers: int, **how: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool of processes that ends with the block, whatever ends the block.
 
     how: further arguments of ProcessPoolExecutor. Raises Failure where a worker died.
     """
-    # spawn, not fork: the parent may have threads (torch, pyarrow), and a fork would copy their locks as they
-    # are, some of them taken.
-    context = multiprocessing.get_context("spawn")
+    context = _Context()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, **how) as pool:
         try:
             yield pool
@@ -249,6 +333,11 @@ def processes(workers: int, **how: Any) -> Iterator[concurrent.futures.ProcessPo
                 "a worker process died, possibly killed for want of memory. Finished work is kept: run the"
                 " same command again, with fewer --workers if memory was short"
             ) from None
+        except KeyboardInterrupt:
+            # The workers do not see Ctrl-C. What they write is whole or absent.
+            for process in list(pool._processes.values()):
+                process.terminate()
+            raise
         except BaseException:
             # Wait for the running tasks. A pool that is not shut down can leave processes that nothing ends,
             # and an interpreter that waits for them for ever at exit.

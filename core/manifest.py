@@ -25,20 +25,22 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NotRequired, TypedDict
+from typing import IO, Annotated, Any, NotRequired, TypedDict
 
 import xxhash
 
 from .. import __version__
-from . import parsing, paths
+from . import parsing, paths, provenance
 from .config import UserError, settings, shown, to_dict
-from .parsing import Count
+from .parsing import Count, Range
 
 Json = dict[str, Any]  # a JSON object, such as a manifest
 
@@ -77,8 +79,11 @@ class Manifest(TypedDict):
     inputs: list[InputRecord]
     outputs: list[FileRecord]
     counts: Json
+    seconds: NotRequired[Annotated[float, Range(0)]]
     finished: NotRequired[str]
     tokenizer: NotRequired[TokenizerFacts]
+    command: NotRequired[list[str]]
+    directory: NotRequired[str]
 
 
 class Claim(TypedDict):
@@ -90,6 +95,9 @@ class Claim(TypedDict):
 
 
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536  # of sample_digest
+OF_PREFIX = ".manifest.json"  # ends the name of the manifest of a prefix
+MOST_INPUTS = 500_000  # of a run: a larger manifest would be refused where it is read (core/parsing.py)
+LONG_LIST = 100  # entries, as of the inputs of a run, above which each is written on one line
 # the remedy for a manifest with a name that mt does not write
 FOREIGN = "if you linked it, put the file itself there; else do not use what this manifest came with"
 
@@ -142,9 +150,30 @@ def sync_directory(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON file that is indented for people; a long list in an object has one entry per line."""
     with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.writelines(_json_text(value))
         file.write("\n")
+
+
+def _json_text(value: Any) -> Iterator[str]:
+    """The pieces of an indented JSON text. Python's encoder for it takes 50 us for an input of a manifest."""
+    if not isinstance(value, dict) or not any(map(_is_long, value.values())):
+        yield json.dumps(value, indent=1, ensure_ascii=False)
+        return
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    for number, (key, item) in enumerate(value.items()):
+        yield f"{',' if number else '{'}\n {encode(key)}: "
+        if _is_long(item):
+            yield from (f"{',' if i else '['}\n  {encode(entry)}" for i, entry in enumerate(item))
+            yield "\n ]"
+        else:
+            yield json.dumps(item, indent=1, ensure_ascii=False).replace("\n", "\n ")
+    yield "\n}"
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > LONG_LIST
 
 
 def read_json(path: str | Path) -> Any:
@@ -155,11 +184,11 @@ def read_json(path: str | Path) -> Any:
 def record(path: str | Path, root: str | Path, digest: str | None = None) -> Json:
     """A manifest's entry for an output file: name relative to root, size, mtime, xxh3-128 of its bytes."""
     path = Path(path)
-    stat = path.stat()
+    status = path.stat()
     return {
         "name": os.path.relpath(path, root),
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
         "xxh3": digest or file_digest(path),
     }
 
@@ -171,6 +200,16 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_digest(path: str | Path, output: Json, manifest: Json) -> None:
+    """Raises UserError if a file is not, byte for byte, what its entry in a manifest says."""
+    if os.path.getsize(path) != output["bytes"] or file_digest(path) != output["xxh3"]:
+        when = f" on {manifest['finished']}" if "finished" in manifest else ""
+        raise UserError(
+            f"{path}: its bytes are not those that `mt {manifest['verb']}` wrote{when}; fetch it again, or"
+            " run that command again"
+        )
 
 
 def sample_digest(path: str | Path, open: Callable[..., IO[bytes]] = open) -> str:
@@ -201,21 +240,55 @@ def manifest_of(path: str | Path) -> Json | None:
     return found[0] if found else None
 
 
-def _listing(path: Path) -> tuple[Json, Json] | None:
-    """(manifest, its entry for the file) of the stage that wrote a file, None if no stage wrote it."""
-    # An output lies at most two folders below the manifest of a directory, or beside that of a prefix with
-    # which its name begins. Trying these names takes a few dozen calls a file; listing the folder would take
-    # as many calls for each file as there are files in it.
-    folders = [(folder, folder / "manifest.json") for folder in list(path.parents)[:3]]
-    prefixes = [
-        (path.parent, path.with_name(f"{path.name[:n]}.manifest.json")) for n in range(1, len(path.name))
-    ]
-    for folder, candidate in folders + prefixes:
-        if candidate.exists():
-            manifest, outputs = _read_manifest(candidate, candidate.stat().st_mtime_ns)
-            if manifest is not None and (entry := outputs.get(os.path.relpath(path, folder))):
-                return manifest, entry
+def read_manifest(path: str | Path) -> Json | None:
+    """The manifest in a file; None where another program wrote it. Raises UserError for a damaged one."""
+    path = Path(path)
+    return _read_manifest(path, path.stat().st_mtime_ns)[0]
+
+
+# {folder: (manifests of the folder and those above it, names of the manifests of prefixes in the folder)}
+Places = dict[str, tuple[list[Path], set[str]]]
+
+
+def _listing(path: Path, places: Places | None = None) -> tuple[Json, Json] | None:
+    """(manifest, its entry for the file) of the stage that wrote a file, None if no stage wrote it.
+
+    places: what was found about the folders of other files; the caller has one dict for many files.
+    """
+    for candidate in _candidates(path, places):
+        manifest, outputs = _read_manifest(candidate, candidate.stat().st_mtime_ns)
+        if manifest is not None and (entry := outputs.get(os.path.relpath(path, candidate.parent))):
+            return manifest, entry
     return None
+
+
+def _candidates(path: Path, places: Places | None) -> Iterator[Path]:
+    """The manifests that may list a file.
+
+    An output lies at most two folders below the manifest of a directory, or beside that of a prefix with
+    which its name begins. For one file, trying these names takes a few dozen calls; listing the folder would
+    take as many as there are files in it. With `places` each folder is listed once for all of its files.
+    """
+    folder, name = os.path.split(path)
+    beside = (f"{name[:n]}{OF_PREFIX}" for n in range(1, len(name)))
+    if places is None:
+        above = (place / "manifest.json" for place in list(path.parents)[:3])
+        yield from (p for p in itertools.chain(above, map(path.with_name, beside)) if p.exists())
+        return
+    if folder not in places:
+        try:
+            names = os.listdir(folder or ".")
+        except PermissionError:  # files in it may be open to those who know their names
+            yield from _candidates(path, None)
+            return
+        places[folder] = (
+            [p for place in list(path.parents)[:3] if (p := place / "manifest.json").exists()],
+            {n for n in names if n.endswith(OF_PREFIX)},
+        )
+    found, prefixes = places[folder]
+    yield from found
+    if prefixes:
+        yield from (path.with_name(n) for n in beside if n in prefixes)
 
 
 @functools.lru_cache(maxsize=64)
@@ -240,31 +313,48 @@ def _is_ours(manifest: Any, path: Path) -> bool:
     return True
 
 
-def identity(path: str | Path) -> Json:
+def identity(path: str | Path, places: Places | None = None) -> Json:
     """What identifies an input in the key of a stage that reads it.
+
+    places: an empty dict in the first call for many files, and the same dict in the others.
 
     Raises UserError if it is not there, or neither a file nor a folder: stages read their input several
     times.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or directory; check the path")
-    paths.refuse_stream(path)
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UserError(f"{path}: no such file or directory; check the path") from None
+    if stat.S_ISDIR(status.st_mode):
         manifest = manifest_of(path)
         if manifest is not None:
             return {"key": manifest["key"]}
-        return {"name": path.name, "files": [identity(p) for p in sorted(path.rglob("*")) if p.is_file()]}
-    stat = path.stat()
-    found = _listing(path)
-    if found and (found[1]["bytes"], found[1]["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+        places = {} if places is None else places
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        return {"name": path.name, "files": [identity(p, places) for p in inside]}
+    if not stat.S_ISREG(status.st_mode):
+        paths.refuse_stream(path)
+    found = _listing(path, places)
+    if found and (found[1]["bytes"], found[1]["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
         return {"name": path.name, "key": found[0]["key"]}
     return {
         "name": path.name,
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
         "sample": sample_digest(path),
     }
+
+
+class Sealed(dict[str, Any]):
+    """The manifest of a finished output as a command's summary; equal to the dict that is in the file.
+
+    output: its directory, or its prefix. up_to_date: whether it was there before the command.
+    """
+
+    def __init__(self, manifest: Json, output: Path, *, up_to_date: bool):
+        super().__init__(manifest)
+        self.output, self.up_to_date = output, up_to_date
 
 
 @dataclasses.dataclass
@@ -281,6 +371,9 @@ class Run:
     manifest: Json  # empty until the output is finished
     started: float  # time.time()
     lock: IO[str] | None = None  # on run.json, held while this process works on the output
+    notes: Json = dataclasses.field(default_factory=dict)  # what the manifest tells besides, under its names
+    command: list[str] = dataclasses.field(default_factory=list)  # the words of a command that makes it again
+    directory: str = ""  # where that command ran: its relative paths start there
 
     def path(self, name: str) -> Path:
         """The path of this output's file `name`: manifest.json or run.json."""
@@ -300,12 +393,17 @@ class Run:
             "inputs": self.inputs,
             "outputs": list(outputs),
             "counts": dict(counts),
+            **self.notes,
             **facts,
+            "command": self.command,
+            "directory": self.directory,
+            "machine": provenance.machine(),
             "seconds": round(time.time() - self.started, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         write_json(self.path("manifest.json"), self.manifest)
         self.release()
+        self.manifest = Sealed(self.manifest, self.output, up_to_date=False)
         return self.manifest
 
     def abandon(self) -> None:
@@ -359,6 +457,15 @@ def begin(
         for s in known
         if s.role == "setting" and not (s.added and values[s.name] == _plain(s.default))
     }
+    inputs = list(inputs)
+    if len(inputs) > MOST_INPUTS:
+        raise UserError(
+            f"{target}: {len(inputs):,} inputs are more than the {MOST_INPUTS:,} that its manifest can list;"
+            " join small files, as with `find FOLDER -name '*.jsonl' -exec cat {} + > all.jsonl`"
+        )
+    for path in map(str, inputs):
+        if not path.isascii() and path.encode("utf-8", "ignore").decode() != path:
+            raise UserError(f"{path}: its name is not UTF-8, as all text in a manifest; rename it")
     identified = [{"path": str(p), **identify(p)} for p in inputs]
     content = [{k: v for k, v in i.items() if k != "path"} for i in identified]
     key_of = {
@@ -372,7 +479,19 @@ def begin(
     overwrite = any(value for name, value in values.items() if name.split(".")[-1] == "overwrite")
 
     (target.parent if prefix else target).mkdir(parents=True, exist_ok=True)
-    run = Run(target, prefix, verb, key, relevant, identified, False, {}, time.time())
+    run = Run(
+        target,
+        prefix,
+        verb,
+        key,
+        relevant,
+        identified,
+        False,
+        {},
+        time.time(),
+        command=provenance.command_line(verb, config),
+        directory=provenance.directory(),
+    )
     sealed, unfinished = run.path("manifest.json"), run.path("run.json")
     goes_on = False  # whether it continues from a finished output of which a file is damaged
     if sealed.exists():
@@ -385,7 +504,7 @@ def begin(
         if manifest["key"] == key:
             damaged = next((o["name"] for o in manifest["outputs"] if not _intact(o, sealed)), None)
             if damaged is None:
-                run.finished, run.manifest = True, manifest
+                run.finished, run.manifest = True, Sealed(manifest, target, up_to_date=True)
                 return run
             goes_on = resumes and not overwrite
             print(
@@ -440,7 +559,14 @@ def begin(
         except UserError:
             run.lock.close()
             raise
-    claim = {"verb": verb, "key": key, "settings": relevant, "pid": os.getpid()}
+    claim = {
+        "verb": verb,
+        "key": key,
+        "settings": relevant,
+        "command": run.command,
+        "directory": run.directory,
+        "pid": os.getpid(),
+    }
     _rewrite(run.lock, json.dumps(claim, indent=1, default=str))
     return run
 

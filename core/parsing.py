@@ -41,6 +41,7 @@ import orjson
 import yaml
 
 from .config import UserError, mistake, shown
+from .unicode import without_mark
 
 JSON_BYTES = 128 << 20
 SETTINGS_BYTES = 16 << 20  # of JSON; the largest config.json known, with the names of all labels, have 1 MB
@@ -104,11 +105,11 @@ def read_bytes(path: str | Path, most: int, remedy: str = FETCH, *, may_be_pipe:
 
 
 def read_text(path: str | Path, most: int = JSON_BYTES, remedy: str = FETCH) -> str:
-    """The text of a regular file of UTF-8, its line ends as they are.
+    """The text of a regular file of UTF-8 without a byte-order mark, its line ends as they are.
 
     Raises UserError as read_bytes does, or for another encoding.
     """
-    return _decoded(read_bytes(path, most, remedy), str(path), remedy)
+    return _decoded(without_mark(read_bytes(path, most, remedy)), str(path), remedy)
 
 
 def _decoded(data: bytes, place: str, remedy: str) -> str:
@@ -120,7 +121,7 @@ def _decoded(data: bytes, place: str, remedy: str) -> str:
 
 def read_json(path: str | Path, most: int = JSON_BYTES, remedy: str = FETCH) -> Any:
     """The value in a JSON file; raises UserError if it is not a whole one, or larger than any honest one."""
-    return parse_json(read_bytes(path, most, remedy), str(path), remedy)
+    return parse_json(without_mark(read_bytes(path, most, remedy)), str(path), remedy)
 
 
 def parse_json(data: bytes, place: str, remedy: str = FETCH) -> Any:
@@ -175,7 +176,7 @@ def read_yaml(path: str | Path, *, may_be_pipe: bool = False) -> dict[str, Any]:
     """The mapping in a YAML file; raises UserError with file and line for anything else."""
     remedy = "mend the file, or fetch it again"
     try:
-        text = read_bytes(path, YAML_BYTES, remedy, may_be_pipe=may_be_pipe).decode()
+        text = without_mark(read_bytes(path, YAML_BYTES, remedy, may_be_pipe=may_be_pipe)).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:

@@ -24,6 +24,13 @@ REMEDY = "fetch it again, from a source that you trust"
 SHOWN = 80  # characters of a name in a message
 
 
+def check_exists(*places: str | Path | None) -> None:
+    """Raises UserError that names those that are not there. None is no place."""
+    missing = [place for place in places if place is not None and not os.path.exists(place)]
+    if missing:
+        raise UserError("\n".join(f"{place}: no such file or directory; check the path" for place in missing))
+
+
 def named(
     folder: str | Path,
     name: object,
@@ -132,7 +139,7 @@ def regular_files(folder: str | Path) -> None:
 
 def refuse_stream(path: str | Path) -> None:
     """Raises UserError if an input that a user names is neither a file nor a folder; it need not be there."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    if not os.path.isfile(path) and not os.path.isdir(path) and os.path.exists(path):
         raise UserError(
             f"{path}: is {_kind(os.stat(path).st_mode)}, which cannot be read twice; save it as a file first,"
             f" or where the command reads standard input, give --input - < {path}"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from mt.core.config import UserError
+from mt.core.executor import _begun, working_on
 
 
 def square(item):
@@ -35,3 +36,11 @@ def refuse_in_a_worker(item):
         refuse(item)
     time.sleep(0.5)
     return {}
+
+
+def show_progress(item):
+    """Tells that 70 of 100 bytes of a shard are done, and what the first process then sees."""
+    folder, name = item
+    working_on("another", 10)
+    working_on(name, 70)
+    return {"seen": list(_begun(Path(folder)))}

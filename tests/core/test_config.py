@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt import cli
+from mt.commands import table
 from mt.core.config import (
     UserError,
     build,
@@ -113,7 +113,7 @@ def test_a_value_that_is_no_whole_number_is_refused(value):
 def every_configuration() -> list[type]:
     """Every configuration class of the package: those of all commands, and the groups within them."""
     pytest.importorskip("torch", reason="the configurations of training need the extra `train`")
-    for module, _, _ in cli.VERBS.values():
+    for module in {command.module for command in table.COMMANDS.values()}:
         importlib.import_module(f"mt.{module}")
     found = {
         kind: None
@@ -133,7 +133,7 @@ def wrong_values(kind: Any) -> list:
     if type(None) in arguments:
         return [v for v in wrong_values(next(k for k in arguments if k is not type(None))) if v is not None]
     if typing.get_origin(kind) is Literal:
-        return [f"{arguments[0]}x", "", 0, True, None, [arguments[0]], arguments]
+        return [f"{arguments[0]}x", "", -1, True, None, [arguments[0]], arguments]
     if kind is dict:
         return ["a=1", [("a", 1)], 1, None]
     if dataclasses.is_dataclass(kind):
@@ -177,8 +177,8 @@ def test_groups_in_messages_are_those_of_flags_and_yaml_keys():
         for name, kind in typing.get_type_hints(cls).items():
             if dataclasses.is_dataclass(kind):
                 assert name == kind.GROUP, (cls, kind)
-    for path in cli.VERBS:
-        if dataclasses.is_dataclass(kind := cli.verb(path)[1]):  # `mt launch` takes torchrun's flags
+    for path in table.COMMANDS:
+        if dataclasses.is_dataclass(kind := table.load(path)[1]):  # `mt launch` takes torchrun's flags
             assert kind.GROUP == "", path
 
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from mt.core.config import Failure, UserError
-from mt.core.executor import map_shards
+from mt.core.executor import map_shards, working_on
 from mt.dataprep.stats import StatsConfig
 from mt.tests.core import shard_functions
-from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_worker, square
+from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_worker, show_progress, square
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -26,6 +26,21 @@ def test_results_are_in_the_order_of_the_shards_and_finished_shards_are_not_repe
     assert [p.name for p in tmp_path.glob("ran-*")] == ["ran-3"]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_tell_how_far_they_are_and_on_what_they_work_long(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("mt.core.executor.NAMED_SECONDS", -1.0)
+    done = tmp_path / "parts"
+    (done / "at").mkdir(parents=True)
+    (done / "at" / "1").write_bytes(bytes(256))  # of a run that was killed
+    items = [(str(done / "at"), "big.html")] * 2
+    found = map_shards(show_progress, items, done=done, workers=workers, label="x", sizes=[100, 100])
+    assert all(r["seen"][0] in (70, 80, 140) for r in found)
+    if workers == 1:
+        assert [r["seen"] for r in found] == [[70, "0 s on big.html"]] * 2
+    assert sorted(p.name for p in done.iterdir()) == ["00000.json", "00001.json"]
+    working_on("nothing", 1)  # outside of a shard it does nothing
+
+
 def test_a_killed_worker_ends_the_run_with_a_message(tmp_path):
     with pytest.raises(Failure, match="a worker process died"):
         map_shards(die, [1, 2, 3], done=tmp_path, workers=2, label="x")
@@ -35,6 +50,12 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path):
 def test_a_users_mistake_in_a_worker_reaches_the_user(function, tmp_path):
     with pytest.raises(UserError, match="line 3 is bad"):
         map_shards(function, [1, 2, 3], done=tmp_path, workers=2, label="x")
+
+
+def test_a_failed_run_leaves_nothing_but_results(tmp_path):
+    with pytest.raises(UserError, match="line 3 is bad"):
+        map_shards(refuse, [1], done=tmp_path / "parts", workers=1, label="x", sizes=[100])
+    assert list((tmp_path / "parts").iterdir()) == []
 
 
 def test_a_result_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
@@ -106,7 +127,7 @@ def test_a_missing_ray_and_an_address_without_executor_ray_are_refused(monkeypat
         StatsConfig(input=("x",), output="y", ray_address="auto")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"executor = ray needs the package ray; install it with: pip install 'mt\[ray\]'"
+        UserError, match=r"executor = ray needs the package ray; install it with: pip install 'mt-lm\[ray\]'"
     ):
         StatsConfig(input=("x",), output="y", executor="ray")
 

@@ -20,6 +20,11 @@ class Config:
     overwrite: bool = option(False, "replace", role="runtime")
 
 
+@dataclasses.dataclass(frozen=True)
+class PrefixConfig:
+    output_prefix: str = option(help="where", role="output")
+
+
 def make(output, source, size=1, **runtime):
     """A command that writes its input `size` times."""
     config = Config(str(output), size, **runtime)
@@ -263,3 +268,36 @@ def test_compiled_code_is_kept_in_the_users_cache_unless_told_otherwise(monkeypa
             monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
         manifest.keep_compiled_code_private()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == after
+
+
+def test_many_inputs_are_identified_as_each_alone_and_listed_one_a_line(tmp_path, source, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    make(made / "a", source)
+    (made / "p_text.bin").write_text("tokens")
+    prefix = manifest.begin("tokens", PrefixConfig(output_prefix=str(made / "p")), [], output=made / "p")
+    prefix.finish([manifest.record(made / "p_text.bin", made)], {})
+    for number in range(300):
+        (made / f"{number}.txt").write_text(f'"{number}" \n' * (number % 3))
+    inputs = sorted(p for p in made.rglob("*") if p.is_file() and "manifest" not in p.name)
+    places = {}
+    together = [manifest.identity(p, places) for p in inputs]
+    assert together == [manifest.identity(p) for p in inputs]
+    assert {"out.txt", "p_text.bin"} == {i["name"] for i in together if "key" in i}
+    run = manifest.begin("copy", Config(str(tmp_path / "many")), inputs)
+    sealed = run.finish([], {"names": {"é": [1.5, None]}}, rows=[{"n": [i, "é\n"]} for i in range(150)])
+    text = (tmp_path / "many/manifest.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(sealed)) == manifest.read_json(run.path("manifest.json"))
+    assert len(text.splitlines()) < 302 + 150 + 40
+    monkeypatch.setattr(manifest, "MOST_INPUTS", 301)
+    with pytest.raises(UserError, match="302 inputs are more than the 301 that its manifest can list; join"):
+        manifest.begin("copy", Config(str(tmp_path / "more")), inputs)
+    assert not (tmp_path / "more").exists()
+
+
+def test_an_input_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.jsonl")
+    path.write_bytes(b"{}\n")
+    with pytest.raises(UserError, match="its name is not UTF-8, as all text in a manifest; rename it"):
+        manifest.begin("copy", Config(str(tmp_path / "out")), [path])
+    assert not (tmp_path / "out").exists()

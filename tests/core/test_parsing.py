@@ -246,3 +246,10 @@ def test_the_limits_are_above_what_honest_files_hold():
     values = 262_144 + 3 * 514_906
     assert 2 * values < parsing.MOST_VALUES
     assert parsing.JSON_BYTES > 3 * 33_000_000
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_before_a_file_is_dropped(tmp_path, mark):
+    (tmp_path / "f").write_bytes(mark + b'{"a": 1}')
+    assert parsing.read_json(tmp_path / "f") == read_yaml(tmp_path / "f") == {"a": 1}
+    assert parsing.read_text(tmp_path / "f") == '{"a": 1}'

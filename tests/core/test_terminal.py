@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt.core.terminal import EscapedStream, escape, escape_json, escape_line, escape_output, unescaped
+from mt.core.terminal import (
+    EscapedStream,
+    Screen,
+    escape,
+    escape_json,
+    escape_line,
+    escape_output,
+    screen,
+    unescaped,
+)
 
 ANY = st.text(st.characters(codec=None))
 # PropList.txt of Unicode: Bidi_Control
@@ -105,3 +114,29 @@ def test_a_process_without_standard_streams_keeps_having_none(monkeypatch):
     with escape_output():
         print("a")
         assert sys.stdout is None
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "variables", "colours"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"NO_COLOR": "0"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(monkeypatch, is_terminal, variables, colours):
+    for name, value in ({"TERM": "xterm", "COLUMNS": "77", "NO_COLOR": ""} | variables).items():
+        monkeypatch.setenv(name, value)
+    stream = Terminal() if is_terminal else io.StringIO()
+    assert screen(stream) == Screen(77 if is_terminal else 100, colours)
+
+
+def test_the_end_of_colours_that_a_library_writes_reaches_only_terminals():
+    terminal_, pipe = io.StringIO(), io.StringIO()
+    terminal_.isatty = lambda: True
+    for stream in (terminal_, pipe):
+        EscapedStream(stream).write("\x1b[0m")
+        EscapedStream(stream).write("a\x1b[0m")
+    assert (terminal_.getvalue(), pipe.getvalue()) == ("\x1b[0ma\\x1b[0m", "a\\x1b[0m")

@@ -1,12 +1,13 @@
 """Normalization: the forms of the standard library, also where many marks follow a letter, in linear time."""
 
+import codecs
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt.core.unicode import MAX_MARKS, normalize
+from mt.core.unicode import MAX_MARKS, normalize, without_mark
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Marks of several classes, marks that decompose into two, letters that become marks in NFKC and NFKD.
@@ -37,3 +38,11 @@ def test_forty_thousand_marks_are_sorted():
     text = "e" + "\u0315\u0301\u0327" * 13_333
     assert normalize("NFD", text) == "e" + "\u0327" * 13_333 + "\u0301" * 13_333 + "\u0315" * 13_333
     assert normalize("NFC", text) == "\u0229" + "\u0327" * 13_332 + "\u0301" * 13_333 + "\u0315" * 13_333
+
+
+@given(st.binary(max_size=6))
+def test_one_byte_order_mark_is_dropped_as_python_drops_it(data):
+    for start in (b"", codecs.BOM_UTF8):
+        assert without_mark(start + data).decode(errors="replace") == (start + data).decode(
+            "utf-8-sig", "replace"
+        )
