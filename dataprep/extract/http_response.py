@@ -16,6 +16,8 @@ END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: |\r?$)", re.MULTILINE)
 CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"',]+)", re.IGNORECASE)
 MAX_HEAD = 1 << 18  # bytes of status line and headers
+FIRST_BYTES = 512  # of a member or frame that are decompressed at first
+GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"  # no page begins with these
 MAX_CODINGS = 4  # a body compressed more often is no honest page
 
 
@@ -39,7 +41,9 @@ class Response:
         for coding in self.codings:
             if decode := DECODERS.get(coding):
                 body = decode(body, max_bytes)
-        return body
+        if body.startswith(GZIP):  # the header says something else, or nothing
+            return _gunzipped(body, max_bytes)
+        return _from_zstd(body, max_bytes) if body.startswith(ZSTD) else body
 
 
 def read_response(raw: bytes) -> Response:
@@ -107,26 +111,30 @@ def _dechunked(body: bytes, max_bytes: int) -> bytes:
 def _inflated(body: bytes, max_bytes: int, window_bits: int) -> bytes:
     """The members of a gzip or zlib stream; the body as it is where it does not begin with one."""
     pieces: list[bytes] = []
-    total, rest = 0, body
-    while rest.strip(b"\0"):
-        stream = zlib.decompressobj(window_bits)
-        try:
-            piece = stream.decompress(rest, max_bytes + 1 - total)
-        except zlib.error as error:
-            if not pieces:
-                return body
-            if window_bits > 15:
-                break  # what follows the last member of gzip is ignored, as gzip does
-            raise ValueError(str(error)) from None
-        total += len(piece)
-        if total > max_bytes:
-            raise BodyTooLong
+    total = at = 0
+    while at < len(body):
+        stream, start, size = zlib.decompressobj(window_bits), at, FIRST_BYTES
+        while not stream.eof and at < len(body):
+            fed = body[at : at + size]
+            try:
+                piece = stream.decompress(fed, max_bytes + 1 - total)
+            except zlib.error as error:
+                is_gzip = window_bits > zlib.MAX_WBITS and body.startswith(GZIP, start)
+                if is_gzip or (window_bits == zlib.MAX_WBITS and at > 0):
+                    raise ValueError(f"has a damaged body: {error}") from None
+                # what follows the last member of gzip is ignored, as gzip does
+                return b"".join(pieces) if start else body
+            pieces.append(piece)
+            total += len(piece)
+            if total > max_bytes:
+                raise BodyTooLong
+            # The stream copies what it does not use: all members that follow, if they are fed.
+            at += len(fed) - len(stream.unused_data)
+            size = min(2 * size, 1 << 20)
         if not stream.eof:
             raise ValueError("is cut short in its compressed body")
-        pieces.append(piece)
-        if not stream.unused_data or window_bits <= 15:
+        if window_bits <= zlib.MAX_WBITS:
             break
-        rest = stream.unused_data
     return b"".join(pieces) if pieces else body
 
 
@@ -166,16 +174,27 @@ def _from_brotli(body: bytes, max_bytes: int) -> bytes:
 def _from_zstd(body: bytes, max_bytes: int) -> bytes:
     import zstandard
 
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-            body, read_across_frames=True
-        ) as stream:
-            found: bytes = stream.read(max_bytes + 1)
-    except zstandard.ZstdError:
-        return body
-    if len(found) > max_bytes:
-        raise BodyTooLong
-    return found
+    unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    pieces: list[bytes] = []
+    total = at = 0
+    while at < len(body):
+        frame = unpack.decompressobj()
+        while not frame.eof and at < len(body):
+            fed = body[at : at + FIRST_BYTES]  # becomes 16 MiB at most
+            try:
+                piece = frame.decompress(fed)
+            except zstandard.ZstdError as error:
+                if body.startswith(ZSTD):
+                    raise ValueError(f"has a damaged body: {error}") from None
+                return body
+            pieces.append(piece)
+            total += len(piece)
+            if total > max_bytes:
+                raise BodyTooLong
+            at += len(fed) - len(frame.unused_data)
+        if not frame.eof:
+            raise ValueError("is cut short in its compressed body")
+    return b"".join(pieces) if pieces else body
 
 
 DECODERS: dict[str, Callable[[bytes, int], bytes]] = {

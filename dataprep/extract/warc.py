@@ -1,73 +1,62 @@
 """Extract the main text of the pages in WARC and WET files: id, url, date, text.
 
 A crawl is thousands of `.warc.gz` files of about a gigabyte, so one file is one shard. Every `response`
-record with an HTML page becomes a document; resiliparse's main-content rules remove navigation, headers and
-footers. The encoding is the one in the HTTP header (UTF-8 if there is none) if the bytes are valid in it;
-otherwise it is the one that the page declares, or a guess. A WET file (`.warc.wet.gz`) has extracted text
-already, in `conversion` records, which is kept unchanged. Files may be compressed with gzip or zstandard, or
-plain. Format: WARC 1.1, ISO 28500:2017.
+record with an HTML page becomes a document: its main text without navigation, headers and footers
+(documents/html.py), decoded as documents/html_encoding.py finds. A WET file (`.warc.wet.gz`) has extracted
+text already, in `conversion` records, which is kept unchanged. Files may be compressed with gzip or
+zstandard, or plain. Format: WARC 1.1, ISO 28500:2017.
 """
 
 from __future__ import annotations
 
-import codecs
-import functools
+import gzip
+import io
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ...core.config import UserError
-from ...documents import files
-from ...documents.reader import Document, Reject
+from ...documents import compression, files
+from ...documents.html import MAX_TAGS, Extractor, main_text
+from ...documents.html_encoding import decode_page
+from ...documents.reader import Document
+from ...documents.rejects import Reject
 from ..stage import Removed
 from .http_response import BodyTooLong, read_response
+from .url_filter import UrlFilter
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
 EXTENSIONS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
+# Changes wherever this module or http_response.py makes other documents of the same records, and wherever a
+# file has other records. html.PAGE_RULES is that of the text of a page.
+RECORD_RULES = "bodies by their magic numbers"
 READ_BYTES = 1 << 18
-MAX_TAGS = 4_000_000  # of a page: an element takes some two hundred bytes while its text is extracted
-# Codecs of Python that are no charsets of pages, but that a server may name: those of domain names take
-# quadratic time, and the others make surrogates.
-NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7")
-MAX_DEPTH = 512  # levels of elements below <body>, as in Chrome
-DEEP, TOO_DEEP = (" > ".join(["*"] * depth) for depth in (48, MAX_DEPTH))  # match elements at these levels
-# A page of N tags has at most N levels, and at most (N / 2)^2 nodes, which is quick enough for a small N.
-DEEP_TAGS, LARGE_TAGS = 1000, 8000
-MAX_NODES = 20_000_000  # of the tree of a page: 2 GB
-# The parser takes quadratic time in the attributes of a tag and in the options of a list.
-MAX_ATTRIBUTES, MAX_OPTIONS = 2000, 10_000
-LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}")
-OPTION = re.compile(r"<option\b", re.IGNORECASE)
-# Formatting elements, which the parser opens again in each paragraph, and elements that hide their end tags.
-FORMATS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
-_FORMAT = rf"(?:{'|'.join(FORMATS)})(?=[\s/>])"
-FORMAT_TAG = re.compile(
-    rf"<(?:/(?P<end>{_FORMAT})|(?P<start>{_FORMAT})[^<>]*+"
-    r"|(?:applet|caption|marquee|math|object|svg|table|td|template|th)(?=[\s/>])|!--)",
-    re.IGNORECASE,
-)
+LENGTH_NAME = re.compile(rb"^Content-Length[ \t]*:", re.IGNORECASE | re.MULTILINE)
+LENGTH = re.compile(rb"^Content-Length:[ \t]*\+?([0-9]{1,18})[ \t]*\r?$", re.MULTILINE)
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
 def documents(
-    path: str, max_bytes: int = files.MAX_RECORD_BYTES
+    path: str,
+    max_bytes: int = files.MAX_RECORD_BYTES,
+    extractor: Extractor = "trafilatura",
+    url_filter: UrlFilter | None = None,
 ) -> Iterator[tuple[str, Document | Removed | Reject]]:
     """Yields (record id, document or why there is none) for the responses and conversions of a file.
 
-    max_bytes: a longer page or text, decompressed, is one that cannot be read. Raises UserError if the file
+    max_bytes: a longer page or text, decompressed, is one that cannot be read. url_filter: leaves pages and
+    texts out before their text is extracted. Raises UserError if the file
     is cut short or damaged, or has no WARC record.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     found = False
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
                 found = True
                 length = int(record.headers.get("Content-Length") or sys.maxsize)
@@ -75,11 +64,14 @@ def documents(
                 size, raw = (len(raw), raw) if length <= max_bytes else _skip(record)
                 if size < length:
                     raise EOFError(f"record {_identity(record) or 'without a name'} is cut short")
-                if record.record_type == WarcRecordType.response:
-                    yield _identity(record), _from_response(record, raw, path, size, max_bytes)
-                elif record.record_type == WarcRecordType.conversion:
-                    yield _identity(record), _from_conversion(record, raw, path, size, max_bytes)
-    except (EOFError, OSError, ValueError) as error:
+                # fastwarc takes no type from a header in lower case
+                kind = (record.headers.get("WARC-Type") or "").strip().lower()
+                if kind == "response":
+                    outcome = _from_response(record, raw, path, size, max_bytes, extractor, url_filter)
+                    yield _identity(record), outcome
+                elif kind == "conversion":
+                    yield _identity(record), _from_conversion(record, raw, path, size, max_bytes, url_filter)
+    except (*compression.BROKEN, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
@@ -89,8 +81,73 @@ def documents(
         raise UserError(f"{path}: contains no WARC record; check the file")
 
 
+def _open(path: str) -> IO[bytes]:
+    """The plain text of the file, with the names of headers as fastwarc needs them."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic.startswith(b"\x1f\x8b"):  # fastwarc would end at a member of gzip that is empty
+        plain: IO[bytes] = io.BufferedReader(gzip.GzipFile(path), READ_BYTES)
+    elif magic == b"\x28\xb5\x2f\xfd" or magic[1:] == b"\x2a\x4d\x18":
+        plain = io.BufferedReader(_Zstd(path), READ_BYTES)
+    else:
+        plain = open(path, "rb")  # noqa: SIM115 - _UsualNames closes it
+    return io.BufferedReader(_UsualNames(plain), READ_BYTES)
+
+
+class _Zstd(compression.PieceReader):
+    """The plain text of a zstd file, whose first frame may be the dictionary of the others."""
+
+    def __init__(self, path: str):
+        from fastwarc.stream_io import ZstdReader
+
+        super().__init__(open(path, "rb"))  # noqa: SIM115 - closed with this object
+        self._reader = ZstdReader(self._file)
+
+    def next_piece(self) -> bytes | None:
+        return self._reader.read(READ_BYTES) or None
+
+
+class _UsualNames(compression.PieceReader):
+    """A WARC whose headers with the length are called Content-Length: fastwarc sees no other case.
+
+    WARC 1.1, section 4: names are case-insensitive. What is not a record stays as it is.
+    """
+
+    _left = 0  # bytes of the content of the current record
+    _given = 0  # bytes of all pieces
+
+    def next_piece(self) -> bytes | None:
+        piece = self._file.read(min(self._left, READ_BYTES)) if self._left else self._next_header()
+        self._left = max(0, self._left - len(piece))
+        self._given += len(piece)
+        return piece or None
+
+    def tell(self) -> int:  # fastwarc asks before it reads
+        return self._given - len(self._ready)
+
+    def _next_header(self) -> bytes:
+        """The header of a record with the blank line at its end, or a line outside of records."""
+        lines = [line := self._file.readline(READ_BYTES)]
+        size = len(line)
+        if line.startswith(b"WARC/"):
+            while line.strip() and size < READ_BYTES:
+                lines.append(line := self._file.readline(READ_BYTES))
+                size += len(line)
+        header = LENGTH_NAME.sub(b"Content-Length:", b"".join(lines))
+        if found := LENGTH.search(header):
+            self._left = len(header) + int(found[1])  # next_piece takes the header off
+        return header
+
+
 def _identity(record: WarcRecord) -> str:
     return (record.headers.get("WARC-Record-ID") or "").strip("<>").removeprefix("urn:uuid:")
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _skip(record: WarcRecord) -> tuple[int, bytes]:
@@ -107,15 +164,24 @@ def _too_long(record: WarcRecord, path: str, size: int, max_bytes: int) -> Rejec
     return Reject(path, f"record {_identity(record)}", files.too_long(size, max_bytes).reason, url)
 
 
+def _blocked(url: str, url_filter: UrlFilter | None) -> Removed | None:
+    reason = None if url_filter is None else url_filter.block_reason(url)
+    return None if reason is None else Removed(reason, {"url": url})
+
+
 def _from_response(
-    record: WarcRecord, raw: bytes, path: str, size: int, max_bytes: int
+    record: WarcRecord,
+    raw: bytes,
+    path: str,
+    size: int,
+    max_bytes: int,
+    extractor: Extractor,
+    url_filter: UrlFilter | None,
 ) -> Document | Removed | Reject:
     """The main text of the HTML page in an HTTP response.
 
     raw: the response, or its beginning if its `size` is more than max_bytes.
     """
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-
     url = record.headers.get("WARC-Target-URI") or ""
     place = f"record {_identity(record)}"
     try:
@@ -124,23 +190,20 @@ def _from_response(
             return Removed(f"http_status_{response.status}", {"url": url})
         if (response.type or "text/html") not in HTML_TYPES:
             return Removed("not_html", {"url": url, "type": response.type})
+        if blocked := _blocked(url, url_filter):
+            return blocked
         if size > max_bytes:
             return _too_long(record, path, size, max_bytes)
-        body, charset = response.body(max_bytes), response.charset or "utf-8"
+        body = response.body(max_bytes)
     except BodyTooLong:
         return _too_long(record, path, max_bytes + 1, max_bytes)
     except ValueError as error:
         return Reject(path, place, f"not a complete HTTP response ({error})", url)
-    try:
-        if codecs.lookup(charset).name in NO_CHARSETS:
-            raise LookupError(charset)
-        page = body.decode(charset)
-    except (LookupError, ValueError):  # an unknown charset, or bytes that are not valid in it
-        page = bytes_to_str(body, detect_encoding(body, from_html_meta=True) or "utf-8")
+    page = decode_page(body, response.charset, _host(url))
     if (tags := page.count("<")) > MAX_TAGS:
         reason = f"has {tags:,} tags, more than {MAX_TAGS:,}"
         return Reject(path, place, reason, url)
-    text = main_text(page)
+    text = main_text(page, extractor)
     if text is None:
         return Removed("nested_too_deeply", {"url": url})
     if not text:
@@ -148,86 +211,15 @@ def _from_response(
     return Document(_identity(record), text, {"url": url, "date": record.headers.get("WARC-Date") or ""})
 
 
-def main_text(page: str) -> str | None:
-    """The main text of an HTML page; None if its markup would take quadratic time.
-
-    The extraction reads the ancestors of every element: 20,000 unclosed `<div>` take 15 s, so elements may be
-    nested MAX_DEPTH deep. Likewise a tag may have MAX_ATTRIBUTES, and a page MAX_OPTIONS.
-    """
-    from resiliparse.extract.html2text import extract_plain_text
-    from resiliparse.parse.html import HTMLTree
-
-    tags = page.count("<")
-    if any(len(tag[0].split()) > MAX_ATTRIBUTES for tag in LONG_TAG.finditer(page)):
-        return None
-    if tags > MAX_OPTIONS and sum(1 for _ in OPTION.finditer(page)) > MAX_OPTIONS:
-        return None
-    if tags > LARGE_TAGS and _may_repeat(page) * tags > MAX_NODES and _open_formats(page) * tags > MAX_NODES:
-        return None
-    tree = HTMLTree.parse(page)
-    # nearly all pages are done with the short selector
-    if (
-        tags > DEEP_TAGS
-        and (body := tree.body) is not None
-        and body.query_selector(DEEP) is not None
-        and body.query_selector(TOO_DEEP) is not None
-    ):
-        return None
-    return extract_plain_text(tree, main_content=True, alt_texts=False).strip()
-
-
-def _may_repeat(page: str) -> int:
-    """How many tags begin with two letters of a formatting element, or its one letter and a space."""
-    data = np.frombuffer(page.encode("utf-8", "surrogatepass") + b"  ", np.uint8)
-    at = np.flatnonzero(data == ord("<"))
-    at = at[at < len(data) - 2]
-    return int(_format_beginnings()[data[at + 1], data[at + 2]].sum())
-
-
-@functools.cache
-def _format_beginnings() -> np.ndarray:
-    """bool (256, 256): whether two bytes after `<` may begin a formatting element."""
-    table = np.zeros((256, 256), bool)
-    for name in FORMATS:
-        second = name[1] if len(name) > 1 else " \t\n\f\r/"
-        for first in (name[0], name[0].upper()):
-            for byte in {*second, *second.upper()}:
-                table[ord(first), ord(byte)] = True
-    return table
-
-
-def _open_formats(page: str) -> int:
-    """An upper estimate of how many formatting elements such as `<b id=1>` are open at once.
-
-    The HTML standard repeats those that are still open in each following paragraph, so that the tree can have
-    quadratically many nodes. Of equal ones it repeats three. An end tag counts only if no element that could
-    hide it, such as a table, has begun since.
-    """
-    most = total = 0
-    started: dict[str, list[str]] = {name: [] for name in FORMATS}  # start tags since the last barrier
-    num_open: Counter[str] = Counter()  # by start tag
-    for tag in FORMAT_TAG.finditer(page):
-        if tag["start"]:
-            started[tag["start"].lower()].append(tag[0])
-            num_open[tag[0]] += 1
-            total += num_open[tag[0]] <= 3
-            most = max(most, total)
-        elif not tag["end"]:
-            started = {name: [] for name in FORMATS}
-        elif tags := started[tag["end"].lower()]:
-            last = tags.pop()
-            total -= num_open[last] <= 3
-            num_open[last] -= 1
-    return most
-
-
 def _from_conversion(
-    record: WarcRecord, raw: bytes, path: str, size: int, max_bytes: int
+    record: WarcRecord, raw: bytes, path: str, size: int, max_bytes: int, url_filter: UrlFilter | None
 ) -> Document | Removed | Reject:
     """The text of a WET record; `language` is the one that the crawler identified."""
+    url = record.headers.get("WARC-Target-URI") or ""
+    if blocked := _blocked(url, url_filter):
+        return blocked
     if size > max_bytes:
         return _too_long(record, path, size, max_bytes)
-    url = record.headers.get("WARC-Target-URI") or ""
     try:
         text = raw.decode().strip()
     except UnicodeDecodeError as error:

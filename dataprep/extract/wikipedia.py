@@ -2,9 +2,7 @@
 
 A dump is `.xml`, `.xml.bz2` (one stream or several) or `.xml.gz`: a `<siteinfo>`, then millions of `<page>`.
 It is split into byte ranges, each of which is decompressed independently (bzip2.py); a page belongs to the
-range in which its `<page>` begins. Only `.gz` cannot be split. Of the wikitext of a page, the visible words
-are kept. Templates, tables, references, files, categories, links to other languages and markup are removed,
-and so are sections without remaining text. Formulas are kept as TeX.
+range in which its `<page>` begins. Only `.gz` cannot be split. wikitext.py makes the text of a page.
 """
 
 from __future__ import annotations
@@ -15,19 +13,17 @@ import html
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...core.config import UserError
 from ...documents import files
-from ...documents.reader import Document, Reject
+from ...documents.reader import Document
+from ...documents.rejects import Reject
 from ..stage import Removed
-from . import bzip2, wikitext_markup
-
-if TYPE_CHECKING:
-    from mwparserfromhell.nodes import Wikilink
-    from mwparserfromhell.wikicode import Wikicode
+from . import bzip2, editions
+from .wikitext import PREFIXES, plain_text
 
 READ_BYTES = 1 << 20
 HEADER_BYTES = 16 << 20  # the first <page> must begin within these
@@ -37,23 +33,17 @@ MAX_WIKITEXT = 8 << 20
 PAGE_EDGE = re.compile(rb"</?page>")
 COMPRESSION_RATIO = 4  # bytes of XML for one byte of .bz2, slightly underestimated
 EXTENSIONS = (".xml", ".xml.bz2", ".xml.gz")
-# Tags that are removed with their content.
-_DROPPED_TAGS = """
-ref references table gallery timeline imagemap source syntaxhighlight score graph hiero mapframe maplink
-style templatestyles includeonly templatedata section indicator hr
-"""
-DROPPED_TAGS = frozenset(_DROPPED_TAGS.split())
-# Link prefixes that every Wikipedia accepts in addition to those in its own language.
-DROPPED_PREFIXES = frozenset(("file", "image", "media", "category"))
-OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple")
+# Namespaces of a dump and the kind of their pages.
+NAMESPACES = {"-2": "file", "6": "file", "14": "category", "10": "template"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """The header of a dump. prefixes: lower-case link prefixes of files and categories in its language."""
+    """The header of a dump. prefixes: {lower-case prefix: kind of page} in its language; language: a code."""
 
     base: str
-    prefixes: frozenset[str]
+    prefixes: dict[str, str]
+    language: str = editions.DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,21 +150,27 @@ def _pages(part: DumpPart, max_bytes: int) -> Iterator[bytes | files.Refused]:
 
 def _parse_site(header: bytes, path: str) -> Site:
     text = header.decode("utf-8", "replace")
-    base = re.search(r"<base>([^<\n]*)</base>", text)
+    base = re.search(r"<base>([^<\n]{,1000})</base>", text)
     if "<mediawiki" not in text:
         raise UserError(f"{path}: does not begin with <mediawiki>; give a Wikipedia dump")
-    namespaces = re.findall(r'<namespace key="(-2|6|14)"[^<>]*>([^<]*)</namespace>', text)
-    prefixes = DROPPED_PREFIXES | {html.unescape(name).lower() for _, name in namespaces}
-    return Site(html.unescape(base[1]).rsplit("/", 1)[0] if base else "", prefixes)
+    namespaces = re.findall(r'<namespace key="(-2|6|10|14)"[^<>]*>([^<]*)</namespace>', text)
+    prefixes = PREFIXES | {html.unescape(name).lower(): NAMESPACES[key] for key, name in namespaces}
+    address = html.unescape(base[1]).rsplit("/", 1)[0] if base else ""
+    host = re.match(r"https?://([a-z-]{2,12})\.(?:m\.)?wikipedia\.", address)
+    language = re.search(r"<mediawiki[^<>]*\sxml:lang=[\"']([A-Za-z-]+)", text)
+    code = host[1] if host else language[1].lower() if language else editions.DEFAULT
+    return Site(address, prefixes, code)
 
 
 def documents(
-    part: DumpPart, max_bytes: int = files.MAX_RECORD_BYTES
+    part: DumpPart, max_bytes: int = files.MAX_RECORD_BYTES, dropped: Counter[str] | None = None
 ) -> Iterator[tuple[str, Document | Removed | Reject]]:
     """Yields (page id, its document or the reason there is none) for every page of a part, in order.
 
-    max_bytes: a longer page is one that cannot be read.
+    max_bytes: a longer page is one that cannot be read. dropped: gets the counts, by kind, of what the texts
+    of articles leave out.
     """
+    dropped = Counter() if dropped is None else dropped
     for xml in _pages(part, max_bytes):
         if isinstance(xml, files.Refused):
             yield "", Reject(part.path, "a page", xml.reason, xml.beginning.decode("utf-8", "replace"))
@@ -193,17 +189,20 @@ def documents(
         elif page.find("redirect") is not None:
             yield identity, Removed("redirect", {"title": title})
         else:
-            yield identity, _article(part, identity, title, page.findtext("revision/text") or "")
+            yield identity, _article(part, identity, title, page.findtext("revision/text") or "", dropped)
 
 
-def _article(part: DumpPart, identity: str, title: str, wikitext: str) -> Document | Removed | Reject:
+def _article(
+    part: DumpPart, identity: str, title: str, wikitext: str, dropped: Counter[str]
+) -> Document | Removed | Reject:
     from mwparserfromhell.parser import ParserError
 
     if len(wikitext) > MAX_WIKITEXT:
         reason = f"has {len(wikitext):,} characters of wikitext, more than {MAX_WIKITEXT:,}"
         return Reject(part.path, f"page {identity} ({title})", reason, wikitext[: files.BEGINNING_BYTES])
     try:
-        text = plain_text(wikitext, part.site.prefixes)
+        site = part.site
+        text = plain_text(wikitext, site.prefixes, language=site.language, title=title, dropped=dropped)
     except (ParserError, RecursionError) as error:
         return Reject(
             part.path, f"page {identity} ({title})", f"the wikitext cannot be parsed ({error})", wikitext
@@ -211,87 +210,3 @@ def _article(part: DumpPart, identity: str, title: str, wikitext: str) -> Docume
     if not text:
         return Removed("empty", {"title": title})
     return Document(identity, text, {"url": f"{part.site.base}?curid={identity}", "title": title})
-
-
-def plain_text(wikitext: str, prefixes: frozenset[str] = DROPPED_PREFIXES) -> str:
-    """The visible text of a page, one line for each paragraph, heading and list item.
-
-    prefixes: lower-case link prefixes of files and categories.
-    """
-    import mwparserfromhell
-
-    pieces: list[str] = []
-    for piece in wikitext_markup.split(wikitext):
-        _flatten(mwparserfromhell.parse(piece, skip_style_tags=True), prefixes, pieces)
-    text = "".join(pieces).encode("utf-8", "replace").decode()  # `&#xD800;` is not a valid character
-    text = text.translate(wikitext_markup.SHOWN)
-    text = re.sub(r"'{2,5}", "", text)
-    text = re.sub(r"__[A-Z]+__", "", text).replace("\u00a0", " ")
-    text = _without_remains(text)
-    return _drop_empty_sections([re.sub(r"[ \t]+", " ", line).strip() for line in text.split("\n")])
-
-
-def _without_remains(text: str) -> str:
-    """Tidies what removed templates and references leave: "( ; born 1912)", "word ( )", "word , word"."""
-    text = re.sub(r"\(\s*[,;:]\s*", "(", text)
-    # The lookbehinds let a match begin only where a run of spaces begins, not at each of its spaces.
-    text = re.sub(r"(?:(?<![ \t])[ \t]++)?\([\s,;:]*\)", "", text)
-    return re.sub(r"(?<![ \t])[ \t]++([,.;:)])(?=\s|$)", r"\1", text, flags=re.M)
-
-
-HEADING = "\x02"  # marks a heading, repeated as often as its level; this character cannot occur in XML
-
-
-def _flatten(code: Wikicode, prefixes: frozenset[str], pieces: list[str]) -> None:
-    """Appends the visible text of parsed wikitext."""
-    from mwparserfromhell import nodes
-
-    for node in code.nodes:
-        if isinstance(node, nodes.Text):
-            pieces.append(node.value)
-        elif isinstance(node, nodes.Wikilink):
-            _flatten_link(node, prefixes, pieces)
-        elif isinstance(node, nodes.ExternalLink):
-            if not node.brackets:
-                pieces.append(str(node.url))
-            elif node.title is not None:
-                _flatten(node.title, prefixes, pieces)
-        elif isinstance(node, nodes.HTMLEntity):
-            pieces.append(node.normalize())
-        elif isinstance(node, nodes.Heading):
-            pieces.append(HEADING * node.level)
-            _flatten(node.title, prefixes, pieces)
-        elif isinstance(node, nodes.Tag):
-            name = str(node.tag).strip().lower()
-            if name == "br":
-                pieces.append("\n")
-            elif name not in DROPPED_TAGS and node.contents is not None:
-                _flatten(node.contents, prefixes, pieces)
-
-
-def _flatten_link(node: Wikilink, prefixes: frozenset[str], pieces: list[str]) -> None:
-    """Appends the label of `[[page|label]]`; nothing for files, categories and pages in other languages."""
-    target = str(node.title).strip()
-    prefix, colon, _ = target.partition(":")
-    if colon and prefix and (prefix.strip().lower() in prefixes or OTHER_LANGUAGE.fullmatch(prefix)):
-        return
-    if node.text is not None:
-        _flatten(node.text, prefixes, pieces)
-    else:
-        _flatten(node.title, prefixes, pieces)
-        if target.startswith(":"):
-            pieces[-1] = pieces[-1].lstrip().removeprefix(":")
-
-
-def _drop_empty_sections(lines: list[str]) -> str:
-    """Joins lines; drops remains of tables and templates, and headings without text under them."""
-    kept: list[str] = []
-    pending: list[str] = []  # headings, outermost first, under which there is no text yet
-    for line in lines:
-        if line.startswith(HEADING):
-            level = len(line) - len(line.lstrip(HEADING))
-            pending = [h for h in pending if len(h) - len(h.lstrip(HEADING)) < level] + [line]
-        elif line and not line.startswith(("{", "|", "}")) and not line.endswith("}}"):
-            kept += [h.lstrip(HEADING).strip() for h in pending] + [line]
-            pending = []
-    return "\n".join(kept)

@@ -42,7 +42,8 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, 
     with pytest.raises(
         UserError,
         match=(
-            r"--source warc needs the package no-such-library; install it with: pip install 'mt\[extract\]'"
+            r"--source warc needs the package no-such-library; install it with: pip install"
+            r" 'mt-lm\[extract\]'"
         ),
     ):
         extract(ExtractConfig(source="warc", input=(str(tmp_path / "a.warc"),), output=str(tmp_path / "out")))
@@ -53,6 +54,10 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, 
     [
         ({"max_chars": 0}, "max_chars = 0 must be at least 1"),
         ({"shard_bytes": 1023}, "shard_bytes = 1023 must be at least 1024"),
+        (
+            {"extractor": "resiliparse"},
+            "extractor = resiliparse needs source = warc; omit it with source = python",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -10,7 +10,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt.dataprep.extract.http_response import BodyTooLong, read_response
+from mt.dataprep.extract.http_response import GZIP, ZSTD, BodyTooLong, read_response
+from mt.tests.repeated_units import excess
 
 ENCODE = {
     "gzip": gzip.compress,
@@ -20,7 +21,10 @@ ENCODE = {
     "zstd": zstandard.compress,
     "identity": bytes,
 }
-BODIES = st.binary(max_size=200) | st.sampled_from([b"", b"a" * 5000, b"<p>text</p>" * 50])
+# what begins as gzip or zstd is decompressed once more
+BODIES = st.binary(max_size=200).filter(lambda body: not body.startswith((GZIP, ZSTD))) | st.sampled_from(
+    [b"", b"a" * 5000, b"<p>text</p>" * 50]
+)
 
 
 def chunked(body, size=7):
@@ -82,6 +86,9 @@ def test_the_bare_format_of_deflate_is_read():
     ("body", "headers"),
     [
         (gzip.compress(b"text" * 100)[:-20], "Content-Encoding: gzip\r\n"),
+        (zstandard.compress(bytes(range(256)) * 9)[:-20], "Content-Encoding: zstd\r\n"),
+        (gzip.compress(b"text") + gzip.compress(b"text" * 100)[:-20], "Content-Encoding: gzip\r\n"),
+        (gzip.compress(b"text" * 100)[:-20], ""),
         (chunked(b"text" * 100)[:-20], "Transfer-Encoding: chunked\r\n"),
         (b"4\r\ntextno size\r\n", "Transfer-Encoding: chunked\r\n"),
         (b"4\r\ntext\r\nFFFFFFFFFFFFFFFF\r\n", "Transfer-Encoding: chunked\r\n"),
@@ -91,6 +98,44 @@ def test_the_bare_format_of_deflate_is_read():
 def test_a_body_that_is_not_whole_is_an_error(body, headers):
     with pytest.raises(ValueError, match=r"cut short|without a size|times"):
         read_response(response(body, headers)).body(1000)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("said", ["", *sorted(ENCODE), "what"])
+def test_a_compressed_body_is_known_by_its_first_bytes_whatever_the_header_says(coding, said):
+    page = b"<html><body><p>This server lies about its encoding.</p></body></html>" * 20
+    sent = ENCODE[coding](page[:500]) + ENCODE[coding](page[500:])
+    headers = f"Content-Encoding: {said}\r\n" if said else ""
+    assert read_response(response(sent, headers)).body(10_000) == page
+    with pytest.raises(BodyTooLong):
+        read_response(response(sent, headers)).body(len(page) - 1)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@given(st.binary(min_size=1, max_size=30), st.integers(0, 99), st.integers(1, 255))
+def test_a_damaged_body_is_an_error_or_the_page(coding, text, place, change):
+    page = b"<p>" + text * 40
+    sent = bytearray(ENCODE[coding](page))
+    sent[4 + place % (len(sent) - 4)] ^= change
+    with contextlib.suppress(ValueError):
+        found = read_response(response(bytes(sent), f"Content-Encoding: {coding}\r\n")).body(10_000)
+        assert not found.startswith(bytes(sent[:4]))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("text", [b"", b"a"])
+def test_a_body_of_many_short_members_takes_linear_time(coding, text):
+    member = ENCODE[coding](text)
+
+    def body(size):
+        return member * (size // len(member))
+
+    assert not excess(
+        lambda sent: read_response(response(sent, f"Content-Encoding: {coding}\r\n")).body(10**8),
+        body,
+        400_000,
+        0.1,
+    )
 
 
 def test_what_is_no_response_is_an_error():

@@ -3,14 +3,18 @@
 import json
 import random
 
+import idna
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt import cli
 from mt.core.config import UserError
 from mt.dataprep.extract import urls as module
 from mt.dataprep.extract.urls import LISTS, UrlsConfig, drop_reason, read_list, urls
 
-DOMAINS, EXTENSIONS = read_list(LISTS / "domains.txt"), read_list(LISTS / "extensions.txt")
+DOMAINS, EXTENSIONS = read_list(LISTS / "domains.txt", hosts=True), read_list(LISTS / "extensions.txt")
 
 
 @pytest.mark.parametrize(
@@ -145,4 +149,71 @@ def test_urls_of_eight_characters_are_too_short_by_default(tmp_path):
 def test_a_host_of_more_labels_than_a_domain_name_can_have_is_matched_by_its_last_ones():
     host = "a." * 1_000 + "bad.org"
     assert drop_reason(f"http://{host}/", frozenset(("bad.org",)), frozenset()) == "domain"
-    assert len(list(module._domain_names(host))) == module.MAX_LABELS
+    assert len(list(module.domain_names(host))) == module.MAX_LABELS
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_belongs_to_no_url_and_to_no_list(tmp_path, mark):
+    (tmp_path / "u.txt").write_bytes(
+        mark + b"http://example.org/first\r\nhttp://bad.org/\r\nhttp://a.org/i.jpg\r\n"
+    )
+    (tmp_path / "d.txt").write_bytes(mark + b"bad.org\r\n")
+    (tmp_path / "e.txt").write_bytes(mark + b"jpg\r\n")
+    lists = {"domains": str(tmp_path / "d.txt"), "extensions": str(tmp_path / "e.txt")}
+    urls(UrlsConfig(input=(str(tmp_path / "u.txt"),), output=str(tmp_path / "out"), **lists))
+    assert (tmp_path / "out/00000.txt").read_bytes() == b"http://example.org/first\n"
+
+
+def test_a_list_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "u.txt").write_bytes("http://example.org/".encode("utf-16"))
+    with pytest.raises(UserError, match=r"u\.txt: is UTF-16; save the file as UTF-8"):
+        urls(UrlsConfig(input=(str(tmp_path / "u.txt"),), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("host", "entry"),
+    [
+        ("münchen.de", "xn--mnchen-3ya.de"),
+        ("xn--mnchen-3ya.de", "münchen.de"),
+        ("www.MÜNCHEN.de", "münchen.de"),
+        ("mu\u0308nchen.de", "münchen.de"),  # the mark by itself
+        ("ｍünchen。de", "münchen.de"),
+        ("straße.example", "straße.example"),
+        ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+        ("☕.example.org", "xn--53h.example.org"),
+    ],
+)
+def test_hosts_and_entries_are_compared_as_idna(tmp_path, host, entry):
+    (tmp_path / "d.txt").write_text(entry)
+    domains = read_list(tmp_path / "d.txt", hosts=True)
+    assert drop_reason(f"http://{host}/page", domains, frozenset()) == "domain"
+    assert drop_reason("http://munchen.de/page", domains, frozenset()) is None
+
+
+@given(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=20))
+def test_a_host_is_what_idna_encodes(label):
+    try:
+        wanted = idna.encode(f"{label}.org", uts46=True).decode()
+    except idna.IDNAError:
+        return
+    assert module.ascii_host(f"{label}.org".lower() if label.isascii() else f"{label}.org") == wanted
+
+
+def test_the_files_of_a_folder_that_are_no_lists_are_counted(tmp_path, capsys):
+    for name in ("in/a.txt", "in/b/c.TXT", "in/.hidden.txt", "in/d.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"http://example.org/{name}\n")
+    summary = urls(UrlsConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out")))
+    assert summary["counts"]["rows_in"] == 2
+    assert summary["not_read"]["endings"] == {"hidden": 1, ".csv": 1}
+    assert capsys.readouterr().err.startswith("mt: not read: 2 files (hidden 1, .csv 1): ")
+    again = urls(UrlsConfig(input=(str(tmp_path / "out"),), output=str(tmp_path / "again")))
+    assert (again["counts"]["rows_in"], "not_read" in again) == (2, False)
+
+
+@given(st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**64 - 1)), min_size=1, max_size=300))
+def test_all_but_the_first_row_of_a_hash_are_repeated(hashes):
+    hashes = np.array(hashes, np.uint64)
+    rows = np.arange(len(hashes)) * 3 + 1
+    others = np.delete(rows, np.unique(hashes, return_index=True)[1])
+    assert sorted(module._repeated(hashes, rows).tolist()) == others.tolist()

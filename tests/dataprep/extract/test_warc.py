@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import struct
 import zlib
 
 import pytest
+import zstandard
 
 from mt.core.config import UserError
 from mt.dataprep.extract.extract import ExtractConfig, extract
-from mt.dataprep.extract.warc import MAX_ATTRIBUTES, MAX_OPTIONS, main_text
 from mt.tests.memory import peak_growth
 
 STORY = (
@@ -78,7 +79,7 @@ def test_the_main_text_of_pages_is_extracted_and_other_records_are_counted(tmp_p
     assert list(found) == ["plain", "latin", "liar", "squeezed"]
     assert found["plain"] == {
         "id": "plain",
-        "text": f"A story\n\n{STORY.strip()}",
+        "text": f"A story\n{STORY.strip()}",
         "url": "http://a.org/plain",
         "date": "2024-05-01T00:00:00Z",
     }
@@ -87,6 +88,49 @@ def test_the_main_text_of_pages_is_extracted_and_other_records_are_counted(tmp_p
     assert found["squeezed"]["text"] == found["plain"]["text"]
     assert summary["counts"]["removed"] == {"empty": 1, "http_status_404": 1, "not_html": 1}
     assert summary["counts"]["rows_in"] == 7
+
+
+@pytest.mark.parametrize(
+    ("case", "pack", "ending"),
+    [
+        (str.lower, bytes, "warc"),
+        (str.upper, gzip.compress, "warc.gz"),
+        (str.title, zstandard.compress, "warc.zst"),
+        (str.swapcase, bytes, "warc"),
+    ],
+)
+def test_names_of_headers_and_types_of_records_may_be_in_any_case(tmp_path, case, pack, ending):
+    """WARC 1.1, section 4: names are case-insensitive."""
+    names = ["WARC-Type", "WARC-Record-ID", "WARC-Date", "WARC-Target-URI", "Content-Length"]
+    data = b"".join(response(name, page(STORY), pack=bytes) for name in ("one", "two"))
+    for name in names:
+        data = data.replace(name.encode(), case(name).encode())
+    write(tmp_path, pack(data.replace(b": response", case(": response").encode())), f"a.{ending}")
+    extract(config(tmp_path))
+    found = [json.loads(line) for line in (tmp_path / "out/00000.jsonl").open()]
+    assert [(d["id"], d["url"]) for d in found] == [(x, f"http://a.org/{x}") for x in ("one", "two")]
+
+
+def test_a_page_that_looks_like_a_header_stays_as_it_is(tmp_path):
+    """The content of a record is as long as its header says."""
+    inside = "WARC/1.1\r\ncontent-length: 999999\r\n\r\n"
+    data = b"".join(response(name, page(f"{inside} {STORY}"), pack=bytes) for name in ("one", "two"))
+    write(tmp_path, data, "a.warc")
+    extract(config(tmp_path))
+    found = [json.loads(line) for line in (tmp_path / "out/00000.jsonl").open()]
+    assert [d["id"] for d in found] == ["one", "two"]
+    assert all("content-length: 999999" in d["text"] for d in found)
+
+
+def test_a_dictionary_of_zstd_may_come_first(tmp_path):
+    """As in the files of Archive Team: a frame to skip has the dictionary of the frames after it."""
+    pages = [response(str(i), page(f"{i} {STORY}"), pack=bytes) for i in range(100)]
+    dictionary = zstandard.train_dictionary(4096, pages)
+    raw = dictionary.as_bytes()
+    packer = zstandard.ZstdCompressor(dict_data=dictionary)
+    head = struct.pack("<II", 0x184D2A5D, len(raw)) + raw
+    write(tmp_path, head + b"".join(map(packer.compress, pages)), "a.warc.zst")
+    assert extract(config(tmp_path))["counts"]["rows_kept"] == 100
 
 
 def test_every_file_is_a_shard_and_compression_does_not_matter(tmp_path):
@@ -146,7 +190,7 @@ def test_the_text_of_a_wet_file_is_unchanged(tmp_path):
 def test_the_text_of_a_large_crawl_file_is_written_to_several_files(tmp_path):
     write(tmp_path, b"".join(converted(f"{i}", f"{i} {STORY}".encode()) for i in range(20)), "a.warc.wet.gz")
     summary = extract(config(tmp_path, shard_bytes=2000))
-    files = [(o["name"], o["rows"]) for o in summary["outputs"] if "rows" in o]
+    files = [(o["name"], o["rows"]) for o in summary["outputs"] if o.get("documents", True)]
     assert files == [("00000.jsonl", 7), ("00000_001.jsonl", 7), ("00000_002.jsonl", 6)]
 
 
@@ -157,11 +201,25 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path, share):
     with pytest.raises(
         UserError,
         match=(
-            r"a\.warc\.gz: is cut short or damaged inside a record \(record .* is cut short\);"
+            r"a\.warc\.gz: is cut short or damaged inside a record"
+            r" \((Compressed file ended|record .* is cut short).*\);"
             r" download the file again"
         ),
     ):
         extract(config(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+@pytest.mark.parametrize("empty", [b"", b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    ("pack", "name"), [(gzip.compress, "a.warc.gz"), (zstandard.compress, "a.warc.zst")], ids=["gzip", "zstd"]
+)
+def test_empty_members_hide_no_record(tmp_path, pack, name, empty, count):
+    one, two = (response(identity, page(STORY), pack=pack) for identity in ("one", "two"))
+    nothing = pack(empty) * count
+    write(tmp_path, nothing + one + nothing + two + nothing, name)
+    extract(config(tmp_path))
+    assert [json.loads(line)["id"] for line in (tmp_path / "out/00000.jsonl").open()] == ["one", "two"]
 
 
 def test_a_file_without_records_is_refused(tmp_path):
@@ -275,13 +333,6 @@ def test_a_page_that_is_nested_too_deeply_is_removed_with_this_reason(tmp_path, 
     assert removed == ({} if kept else {"nested_too_deeply": 1})
 
 
-def test_the_text_of_a_parsed_page_is_that_of_its_html():
-    from resiliparse.extract.html2text import extract_plain_text
-
-    for html in (page(STORY).decode(), "", "plain", "<p>a<table><b>b", f"<main>{STORY}</main>" * 50):
-        assert main_text(html) == extract_plain_text(html, main_content=True, alt_texts=False).strip()
-
-
 def test_a_page_of_very_many_tags_is_not_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("mt.dataprep.extract.warc.MAX_TAGS", 500)
     write(tmp_path, RECORDS[2] + response("tags", page("<b>a</b>" * 250)))
@@ -292,16 +343,51 @@ def test_a_page_of_very_many_tags_is_not_parsed(tmp_path, monkeypatch):
     assert reject["reason"].endswith(" tags, more than 500")
 
 
-@pytest.mark.parametrize(
-    "markup",
-    [
-        "<select>" + "<option>" * (MAX_OPTIONS + 1),
-        "<p " + " ".join(f"a{n}=1" for n in range(MAX_ATTRIBUTES + 1)) + ">",
-    ],
-    ids=["options", "attributes"],
-)
-def test_markup_that_takes_quadratic_time_is_not_parsed(markup, monkeypatch):
-    story = "<p>A page of prose that is long enough to be the main text of a page.</p>"
-    assert main_text(f"<html><body>{story}</body></html>")
-    monkeypatch.setattr("resiliparse.parse.html.HTMLTree", None)  # nothing is parsed
-    assert main_text(f"<html><body>{story}{markup}</body></html>") is None
+def test_on_error_fail_stops_at_the_first_page_that_cannot_be_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("mt.dataprep.extract.warc.MAX_TAGS", 500)
+    write(tmp_path, RECORDS[2] + response("tags", page("<b>a</b>" * 250)))
+    with pytest.raises(UserError, match=r"record tags: .* tags, more than 500; pass --on-error skip"):
+        extract(config(tmp_path, on_error="fail"))
+    assert extract(config(tmp_path, on_error="skip"))["counts"]["rejected"] == 1
+
+
+def test_another_extractor_is_another_run(tmp_path):
+    write(tmp_path, response("one", page(STORY)))
+    texts = []
+    for extractor in ("trafilatura", "resiliparse"):
+        summary = extract(config(tmp_path, extractor=extractor, overwrite=True))
+        assert ("trafilatura" in summary["versions"]) == (extractor == "trafilatura")
+        texts += [json.loads(line)["text"] for line in (tmp_path / "out/00000.jsonl").open()]
+    assert texts == [f"A story\n{STORY.strip()}", f"A story\n\n{STORY.strip()}"]
+
+
+def test_pages_are_decoded_by_mark_header_meta_and_guess(tmp_path):
+    words = "Größe “und” Übermut – 5 €, sagte er ganz leise."
+    russian = "Вся деревня смотрела на это молча, и никто не знал почему."
+    body = lambda text, encoding, meta="": f"<html><head>{meta}</head><body><p>{text}</p>".encode(encoding)
+    pages = [
+        (words, "text/html; charset=ISO-8859-1", body(words, "cp1252")),
+        (words, "text/html; charset=latin1", b"\xef\xbb\xbf" + body(words, "utf-8")),
+        (words, "text/html; charset=utf-8", body(words, "cp1252")),
+        (words, "text/html", body(words, "utf-16-le")),
+        (russian, "text/html; charset=utf-8", body(russian, "koi8-r", "<meta charset=koi8-r>")),
+        (russian, "text/html; charset=nonsense", body(russian, "cp1251")),
+    ]
+    write(tmp_path, b"".join(response(f"{n}", page, kind) for n, (_, kind, page) in enumerate(pages)))
+    extract(config(tmp_path))
+    assert [json.loads(line)["text"] for line in (tmp_path / "out/00000.jsonl").open()] == [
+        p[0] for p in pages
+    ]
+
+
+@pytest.mark.parametrize("rules", ["dataprep.extract.warc.RECORD_RULES", "documents.html.PAGE_RULES"])
+def test_other_rules_of_records_or_pages_make_an_output_stale(rules, tmp_path, monkeypatch):
+    file = tmp_path / "crawl.warc.gz"
+    file.write_bytes(b"".join(RECORDS))
+    settings = {"source": "warc", "input": (str(file),), "output": str(tmp_path / "out"), "workers": 1}
+    first = extract(ExtractConfig(**settings))["key"]
+    assert extract(ExtractConfig(**settings))["key"] == first
+    monkeypatch.setattr(f"mt.{rules}", "others")
+    with pytest.raises(UserError, match="overwrite"):
+        extract(ExtractConfig(**settings))
+    assert extract(ExtractConfig(**settings, overwrite=True))["key"] != first

@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import random
-import re
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -29,6 +28,7 @@ HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="
       <namespace key="0" case="first-letter" />
       <namespace key="1" case="first-letter">Diskussion</namespace>
       <namespace key="6" case="first-letter">Datei</namespace>
+      <namespace key="10" case="first-letter">Vorlage</namespace>
       <namespace key="14" case="first-letter">Kategorie</namespace>
     </namespaces>
   </siteinfo>
@@ -172,7 +172,7 @@ def test_an_interrupted_run_continues_with_the_missing_shards(tmp_path, monkeypa
     [
         ("{{Infobox|a={{b}}|c=[[d]]}}Text.", "Text."),
         ("A<ref name=x>{{cite}} hidden</ref> b<ref name=y /> c<!-- no -->.", "A b c."),
-        ("'''Ada''' ({{lang|el|x}}; born 1815) was ({{small}}) ''here''.", "Ada (born 1815) was here."),
+        ("'''Ada''' ({{lang|el|x}}; born 1815) was ({{small}}) ''here''.", "Ada (x; born 1815) was here."),
         ("{| class=wikitable\n|-\n| a || b\n|}\nAfter.", "After."),
         (
             "[[File:a.jpg|thumb|The [[b]] caption]]In [[2001: A Space Odyssey]],"
@@ -189,7 +189,7 @@ def test_an_interrupted_run_continues_with_the_missing_shards(tmp_path, monkeypa
         ("1&nbsp;000 &lt;b&gt; <b>bold</b><br/>next __NOTOC__", "1 000 <b> bold\nnext"),
         ("Euler: <math>e^{i\\pi} = -1</math>.", "Euler: e^{i\\pi} = -1."),
         ("== {{only}} ==\n'''", ""),
-        ("No &#xD800; character", "No ? character"),
+        ("No &#xD800; character", "No &#xD800; character"),
     ],
 )
 def test_visible_text_is_kept_and_markup_is_removed(wikitext, text):
@@ -305,7 +305,7 @@ def test_pages_and_the_long_ones_do_not_depend_on_blocks_and_parts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wikipedia, "READ_BYTES", block)
         for i in range(count):
-            site = wikipedia.Site("", frozenset())
+            site = wikipedia.Site("", {})
             part = wikipedia.DumpPart(str(path), size * i // count, size * (i + 1) // count, site)
             found += [b"" if isinstance(p, files.Refused) else p for p in wikipedia._pages(part, limit)]
     assert found == [page if len(page) <= limit else b"" for page in pages]
@@ -344,9 +344,45 @@ def test_a_page_that_never_ends_takes_little_memory(tmp_path):
     assert grown < 30 << 20
 
 
-@given(st.text(" \t\n(),;:.a", max_size=30))
-def test_remains_are_tidied_as_by_expressions_that_read_runs_of_spaces_again(text):
-    wanted = re.sub(r"\(\s*[,;:]\s*", "(", text)
-    wanted = re.sub(r"[ \t]*\([\s,;:]*\)", "", wanted)
-    wanted = re.sub(r"[ \t]+([,.;:)])(?=\s|$)", r"\1", wanted, flags=re.M)
-    assert wikipedia._without_remains(text) == wanted
+def test_what_articles_leave_out_is_counted_in_the_manifest(tmp_path):
+    pages = [
+        page(1, "A", "{{Infobox|a}}Words.<ref>b</ref>"),
+        page(2, "B", "{{infobox}}More<ref>c</ref> words."),
+    ]
+    for workers in (1, 2):
+        summary = extract(
+            config(dump(tmp_path, pages), tmp_path / f"{workers}", workers=workers, shard_bytes=1024)
+        )
+        assert summary["dropped"] == {"reference": 2, "template:Infobox": 2}
+
+
+def test_the_language_of_a_dump_decides_how_templates_are_read(tmp_path):
+    pages = [
+        page(1, "A", "{{formatnum:1234567}} {{enS|house}} [[Datei:a]][[Kategorie:b]]{{Vorlage:Nowrap|c}}")
+    ]
+    summary = extract(config(dump(tmp_path, pages), tmp_path / "out"))
+    assert read(tmp_path / "out")[0]["text"] == "1.234.567 englisch house c"
+    assert summary["dropped"] == {"category": 1, "file": 1}
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ('<mediawiki xml:lang="fr"><siteinfo></siteinfo>', "fr"),
+        ('<mediawiki xml:lang="fr"><base>https://de.wikipedia.org/wiki/A</base>', "de"),
+        ("<mediawiki><base>https://zh-yue.wikipedia.org/wiki/A</base>", "zh-yue"),
+        ("<mediawiki>", "en"),
+    ],
+)
+def test_the_header_tells_the_language(header, language):
+    assert wikipedia._parse_site(header.encode(), "path").language == language
+
+
+def test_other_rules_of_text_make_an_output_stale(tmp_path, monkeypatch):
+    source = dump(tmp_path)
+    first = extract(config(source, tmp_path / "out"))["key"]
+    assert extract(config(source, tmp_path / "out"))["key"] == first
+    monkeypatch.setattr("mt.dataprep.extract.wikitext.TEXT_RULES", "others")
+    with pytest.raises(UserError, match="overwrite"):
+        extract(config(source, tmp_path / "out"))
+    assert extract(config(source, tmp_path / "out", overwrite=True))["key"] != first

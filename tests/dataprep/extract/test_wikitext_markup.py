@@ -6,23 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt.dataprep.extract import wikitext_markup
-from mt.dataprep.extract.wikipedia import plain_text
-from mt.dataprep.extract.wikitext_markup import MAX_SPAN, MAX_UNCLOSED, SHOWN, split
+from mt.dataprep.extract.wikitext import plain_text
+from mt.dataprep.extract.wikitext_markup import MAX_SPAN, MAX_UNCLOSED, split
+from mt.dataprep.extract.wikitext_tags import SHOWN
 
-UNCLOSED = [
-    "<div>",
-    "<b>",
-    "<ref>",
-    "<nowiki>",
-    "<!--",
-    "<a href=",
-    "{{",
-    "{{a|",
-    "[[",
-    "[[a|",
-    "{|\n|",
-    "[http://a ",
-]
+UNCLOSED = ["{{", "{{a|", "[[", "[[a|", "{|\n|", "[http://a "]
 
 
 def hide(wikitext: str) -> str:
@@ -58,9 +46,7 @@ def test_a_page_with_few_of_them_is_not_changed(mark):
     "wikitext",
     [
         "[[a|b]] {{c|{{d}}}} <i>e</i> {|\n| f\n|} [http://g h]\n" * 300,
-        "<math>a<b \\{{ [[</math> <nowiki>[[ {{ <b></nowiki> <!-- <b> [[ -->" * 300,
-        "a <br> b <br/> c <ref name=a/> <references />\n" * 300,
-        "<ul><li>a<li>b</ul><table><tr><td>c<td>d</table>" * 300,
+        "{{a|}} {{b|c=}}\n{|\n| {{d|}}\n|}\n[[e]]\n" * 300,
     ],
 )
 def test_closed_markup_is_not_changed(wikitext):
@@ -69,8 +55,7 @@ def test_closed_markup_is_not_changed(wikitext):
 
 def test_marks_nested_deeper_than_the_parser_can_are_text():
     deep = "<div>" * 2_000 + "inside" + "</div>" * 2_000
-    assert "inside" in plain_text(deep)
-    assert "<" not in shown("<div>" * 20 + "inside" + "</div>" * 20)
+    assert plain_text(deep) == "inside"
     assert plain_text("[[a|" * 5_000 + "]]" * 5_000).count("[[") > 4_900
     assert plain_text("{{" * 5_000 + "a" + "}}" * 5_000) is not None, "the parser raised RecursionError"
 
@@ -88,7 +73,7 @@ def test_hiding_changes_brackets_and_nothing_else(wikitext):
 
 
 def test_a_page_of_hopeless_markup_is_cut_where_nothing_is_open():
-    wikitext = "<div>" * 200 + "[[link|label]] {{a|{{b}}}} <!-- {{ --> <i>c</i>\n" * 2_000
+    wikitext = "{{" * 200 + "[[link|label]] {{a|{{b}}}} c\n" * 2_000
     pieces = split(wikitext)
     assert len(pieces) > 5
     assert max(map(len, pieces)) < 2 * MAX_SPAN
@@ -96,6 +81,6 @@ def test_a_page_of_hopeless_markup_is_cut_where_nothing_is_open():
 
 
 def test_markup_that_spans_a_page_of_hopeless_markup_is_text():
-    wikitext = "x {{a|" + "<div>" * 200 + "[[b]] " * 5_000 + "}} y"
+    wikitext = "x {{a|" + "{{" * 200 + "[[b]] " * 5_000 + "}} y"
     assert plain_text(wikitext).count("b ") == 5_000
     assert max(map(len, split(wikitext))) < 2 * MAX_SPAN
