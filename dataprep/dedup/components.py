@@ -25,6 +25,7 @@ then by number.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,42 +60,65 @@ def rank_numbers(rank: np.ndarray) -> np.ndarray:
 
 
 def find_survivors(
-    folder: Path, corpus: Corpus, new: int, longest: bool, *, label: str, **where: Any
+    folder: Path,
+    corpus: Corpus,
+    new: int,
+    longest: bool,
+    reached: Sequence[Sequence[int]],
+    *,
+    label: str,
+    **where: Any,
 ) -> Path:
     """Runs the rounds until no label changes; returns the folder of the last labels, `labels/K`.
 
-    new, longest: as for `document_ranks`. label, where: arguments of map_shards.
+    new, longest: as for `document_ranks`. reached: for each part, the parts of the earlier nodes of its
+    edges. label, where: arguments of map_shards.
     """
-    parts = range(len(corpus.parts))
     begin = functools.partial(_write_first_labels, folder=folder, corpus=corpus, new=new, longest=longest)
-    map_shards(begin, list(parts), done=folder / "labels/0", label=label, unit="parts", **where)
+    map_shards(
+        begin,
+        _with_senders(reached),
+        done=folder / "labels/0",
+        label=label,
+        unit="parts",
+        **where,
+    )
     number, changed = 0, True
-    senders: list[int] = []
+    told: list[Sequence[int]] = [()] * len(corpus.parts)
     while changed:
-        step = functools.partial(
-            _write_next_labels, folder=folder, corpus=corpus, number=number, senders=senders
-        )
         results = map_shards(
-            step,
-            list(parts),
+            functools.partial(_write_next_labels, folder=folder, corpus=corpus, number=number),
+            _with_senders(told),
             done=folder / f"labels/{number + 1}",
             label=f"{label}, round {number + 1}",
             unit="parts",
             **where,
         )
         changed = any(r["changed"] for r in results)
-        senders = [part for part in parts if results[part]["told"]]
+        told = [r["receivers"] for r in results]
         number += 1
     return folder / f"labels/{number}"
 
 
+def _with_senders(reached: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """(part, the parts that reach it) of every part, so that none opens the files of all others."""
+    senders: list[list[int]] = [[] for _ in reached]
+    for sender, receivers in enumerate(reached):
+        for receiver in receivers:
+            senders[receiver].append(sender)
+    return list(enumerate(senders))
+
+
 def _write_first_labels(
-    part: int, *, folder: Path, corpus: Corpus, new: int, longest: bool
+    item: tuple[int, list[int]], *, folder: Path, corpus: Corpus, new: int, longest: bool
 ) -> dict[str, int]:
-    """Writes the neighbours and the first labels of a part's nodes."""
+    """Writes the neighbours and the first labels of a part's nodes.
+
+    item: (part, the parts with an edge from a later node to one of its nodes).
+    """
+    part, later_parts = item
     nodes = np.load(folder / f"nodes/{part:05d}.npy")
     low, high = corpus.document_range(part)
-    later_parts = range(part, len(corpus.parts)) if nodes.shape[1] else ()
     paths = [folder / f"edges/{part:05d}.npy", *(folder / f"edges/{p:05d}.reverse.npy" for p in later_parts)]
     edges = columns_between(paths, low, high)
     edges = edges[:, np.argsort(edges[1], kind="stable")]
@@ -105,12 +129,14 @@ def _write_first_labels(
 
 
 def _write_next_labels(
-    part: int, *, folder: Path, corpus: Corpus, number: int, senders: list[int]
-) -> dict[str, int]:
-    """Writes a part's labels and messages after round `number` + 1; returns how many of each are new.
+    item: tuple[int, list[int]], *, folder: Path, corpus: Corpus, number: int
+) -> dict[str, Any]:
+    """Writes a part's labels and messages after round `number` + 1.
 
-    senders: the parts that sent messages in round `number`.
+    item: (part, the parts that sent it messages in round `number`). Returns how many of each are new,
+    and the parts that get messages.
     """
+    part, senders = item
     labels = functools.partial(read_labels, folder / "nodes", folder / f"labels/{number}", corpus)
     before = np.load(folder / f"labels/{number}/{part:05d}.npy")
     neighbours = open_array(folder / f"labels/{part:05d}.npy")
@@ -133,7 +159,8 @@ def _write_next_labels(
     messages = messages[:, np.lexsort((rank[better], messages[0]))]
     messages = messages[:, np.unique(messages[0], return_index=True)[1]]  # the best one for each receiver
     save_array(folder / f"labels/{number + 1}/{part:05d}.told.npy", messages)
-    return {"changed": len(better), "told": messages.shape[1]}
+    receivers = corpus.parts_of(messages[0])
+    return {"changed": len(better), "receivers": receivers}
 
 
 def _take_better(

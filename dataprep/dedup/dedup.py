@@ -24,13 +24,15 @@ lsh.py has the steps from `exact` to `decide`. `--against` adds the saved signat
 read. If such a document had itself been removed, its survivor is named, and the similarity is that to the
 removed document. docs/deduplication_cost.md lists the disk space and memory of every step; memory does not
 grow with the corpus.
+
+With --method semantic vectors of the texts are compared instead (semantic.py). With --stream documents are
+decided one by one (stream.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,22 +44,25 @@ from ...core import manifest
 from ...core.config import UserError
 from ...core.executor import map_shards
 from ...core.unicode import normalize
-from ...documents import reader
-from ...documents.reader import Document, Shard
+from ...documents.reader import Document, batches
+from ...documents.shard_groups import ShardGroup
 from .. import stage
 from ..stage import Removed, Tallies, Transform
-from . import lsh, signatures
+from . import lsh, semantic, signatures, stream
 from .config import DedupConfig
+from .exact_keys import NO_KEY, document_url_key
 from .key_index import Corpus, ShardKeys, load_strings, save_array, save_exact_keys, save_strings
 from .minhash import band_keys, exact_texts, minhash_signatures, text_shingles
-from .shingles import COMPILE_FROM, TEXT_RULES, batches, exact_bytes
-
-NO_KEY = bytes(16)  # of a document without a URL
-DEFAULT_PORTS = {"http": 80, "https": 443}
+from .shingles import BATCH_CHARS, COMPILE_FROM, TEXT_RULES
 
 
 def dedup(config: DedupConfig) -> dict[str, Any]:
-    """Removes duplicates; returns the stage's manifest."""
+    """Removes duplicates; returns the stage's manifest, or with --stream its counts."""
+    if config.stream:
+        return stream.dedup_stream(config)
+    config = dataclasses.replace(config, survivor=config.survivor or "longest")
+    if config.method == "semantic":
+        return _dedup_semantic(config)
     bands, rows = config.banding()
     facts = {"bands": bands, "band_rows": rows, "ngram": config.ngram, "ngram_unit": config.ngram_unit}
     compared = {} if config.method == "url" else {"text_rules": TEXT_RULES}
@@ -114,33 +119,24 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
     make = functools.partial(_make_remover, decisions=work / "decide", ids=ids, copy_reason=copy_reason)
     if sum(sizes) <= lsh.ONE_PROCESS_BYTES:
         config = dataclasses.replace(config, workers=1)
-    return stage.map_documents(
-        run, config, shards, make, more_outputs=files, **facts, **compared, **found, **counted
-    )
+    told: dict[str, Any] = {**facts, **compared, **found, **counted}
+    return stage.map_documents(run, config, shards, make, more_outputs=files, **told)
 
 
-def exact_key(text: str) -> bytes:
-    """A 128-bit hash of a text in form NFC, equal for exact copies: see `exact_bytes`."""
-    return xxhash.xxh3_128_digest(exact_bytes(text))
-
-
-def url_key(url: str) -> bytes:
-    """A 128-bit hash of a URL without scheme, default port, fragment, final slash and case of the host."""
-    url = url.strip()
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port
-    except ValueError:  # not a URL: compare the string as it is
-        return xxhash.xxh3_128_digest(url.encode())
-    if parts.netloc:
-        port_suffix = f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
-        query = f"?{parts.query}" if parts.query else ""
-        url = f"{parts.hostname or ''}{port_suffix}{parts.path.rstrip('/')}{query}"
-    return xxhash.xxh3_128_digest(url.encode())
+def _dedup_semantic(config: DedupConfig) -> dict[str, Any]:
+    """Removes documents that say what another one says; returns the stage's manifest."""
+    run, shards = stage.begin("data dedup", config, more_inputs=semantic.model_files(config))
+    if run.finished:
+        return run.manifest
+    work = run.output / "parts"
+    corpus, facts = semantic.find_semantic(config, work, shards)
+    ids = functools.partial(_load_ids, corpus=corpus, num_old=0, folder=work / "sign")
+    make = functools.partial(_make_remover, decisions=work / "decide", ids=ids, copy_reason="semantic")
+    return stage.map_documents(run, config, shards, make, **facts)
 
 
 def _sign(
-    item: tuple[int, Shard],
+    item: tuple[int, ShardGroup],
     *,
     config: DedupConfig,
     folder: Path,
@@ -157,7 +153,7 @@ def _sign(
     keys: list[np.ndarray] = []
     key_rows: list[np.ndarray] = []
     sketches: list[np.ndarray] = []
-    for batch in batches(reader.read(shard, lambda reject: None)):
+    for batch in batches(shard.read(lambda reject: None), BATCH_CHARS):
         texts = [normalize("NFC", d.text) for d in batch]
         names += [d.id for d in batch]
         chars += [len(d.text) for d in batch]
@@ -172,7 +168,7 @@ def _sign(
                 keys.append(band_keys(minhashes, bands, rows))
                 key_rows.append((len(exact) + with_words).astype(np.uint32))
         if config.method == "url":
-            exact += [_url_key_of(d, config) for d in batch]
+            exact += [document_url_key(d, config.url_key) for d in batch]
         else:
             exact += map(xxhash.xxh3_128_digest, exact_texts(texts, compiled))
 
@@ -186,11 +182,6 @@ def _sign(
         if config.save_signatures:
             signatures.save_sketches(stem, sketches)
     return {"documents": len(exact), "without_url": exact.count(NO_KEY)}
-
-
-def _url_key_of(document: Document, config: DedupConfig) -> bytes:
-    url = document.id if config.url_key == "id" else document.meta.get(config.url_key)
-    return url_key(url) if isinstance(url, str) and url.strip() else NO_KEY
 
 
 def _load_ids(numbers: np.ndarray, *, corpus: Corpus, num_old: int, folder: Path) -> list[str]:

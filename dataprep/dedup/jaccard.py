@@ -44,6 +44,19 @@ def distinct_hashes(shingles: np.ndarray, first: np.ndarray) -> tuple[np.ndarray
     return shingles[is_first], np.concatenate(([0], np.cumsum(is_first)))[first[1:]]
 
 
+def distinct_in_place(shingles: np.ndarray) -> np.ndarray:
+    """The sorted distinct hashes of one text, in the memory of all its hashes, which are lost."""
+    shingles.sort()
+    count, before = 0, None
+    for start in range(0, len(shingles), BLOCK_HASHES):
+        block = shingles[start : start + BLOCK_HASHES]
+        is_first = np.append(before is None or block[0] != before, block[1:] != block[:-1])
+        before, block = block[-1].copy(), block[is_first]
+        shingles[count : count + len(block)] = block
+        count += len(block)
+    return shingles[:count] if 2 * count > len(shingles) else shingles[:count].copy()
+
+
 def jaccard_similarities(hashes: Sequence[np.ndarray], a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The Jaccard similarities of pairs of sets, float64 (P,); that of two empty sets is 1.
 

@@ -57,7 +57,11 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def save_exact_keys(stem: Path, keys: list[bytes]) -> None:
     """Writes STEM.exact.npy and STEM.exact_rows.npy; keys: 16 bytes for each document."""
-    every = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+    save_sorted_keys(stem, np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2))
+
+
+def save_sorted_keys(stem: Path, every: np.ndarray) -> None:
+    """The same for keys as uint64 (N, 2)."""
     order = np.argsort(every[:, 0], kind="stable")
     save_array(Path(f"{stem}.exact.npy"), np.ascontiguousarray(every[order].T))
     save_array(Path(f"{stem}.exact_rows.npy"), order.astype(np.uint32))
@@ -100,6 +104,11 @@ class Corpus:
     def document_range(self, part: int) -> tuple[int, int]:
         """[start, end): the numbers of a part's documents."""
         return int(self.first[part]), int(self.first[part + 1])
+
+    def parts_of(self, numbers: np.ndarray) -> list[int]:
+        """The parts of documents, each once, in order."""
+        parts: list[int] = np.unique(np.searchsorted(self.first, numbers, side="right") - 1).tolist()
+        return parts
 
     def by_part(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (part, indices into `numbers`, rows in the part) for each part with any of them."""
@@ -153,13 +162,42 @@ def exact_copies(corpus: Corpus, low: int, high: int) -> np.ndarray:
         keys.append(exact[:, chosen][:, has_key])
         numbers.append(part.load("exact_rows")[chosen][has_key] + first)
     key, number = np.concatenate(keys, axis=1), np.concatenate(numbers)
-    order = np.lexsort((number, key[1], key[0]))
+    # The parts are sorted, and a stable sort merges them; equal keys stay in the order of their documents.
+    order = np.argsort(key[0], kind="stable")
+    if ((key[0, order[1:]] == key[0, order[:-1]]) & (key[1, order[1:]] != key[1, order[:-1]])).any():
+        order = np.lexsort((number, key[1], key[0]))  # some keys have one half in common
     key, number = key[:, order], number[order]
     same = np.zeros(len(number), bool)
     same[1:] = (key[:, 1:] == key[:, :-1]).all(axis=0)
     leader = number[np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))]
     copies = np.stack((number[same], leader[same]))
     return copies[:, np.argsort(copies[0])]
+
+
+def equal_keys(corpus: Corpus, low: int, high: int) -> np.ndarray:
+    """int64 (N,), sorted: the rows whose 64-bit key, in the range, another row has too.
+
+    The parts have sorted arrays `keys` and `rows`.
+    """
+    keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for part, first in zip(corpus.parts, corpus.first):
+        part_keys = part.load("keys")
+        chosen = slice(*_key_slice(part_keys, low, high))
+        keys.append(part_keys[chosen])
+        numbers.append(part.load("rows")[chosen] + first)
+    key, number = np.concatenate(keys), np.concatenate(numbers)
+    order = np.argsort(key, kind="stable")  # the parts are sorted, which a stable sort is fast at
+    found: np.ndarray = np.sort(number[order[_has_equal_neighbour(key[order])]])
+    return found
+
+
+def _has_equal_neighbour(keys: np.ndarray) -> np.ndarray:
+    """bool (N,): whether the key before or after is the same. keys: sorted."""
+    equal = keys[1:] == keys[:-1]
+    found = np.zeros(len(keys), bool)
+    found[1:] |= equal
+    found[:-1] |= equal
+    return found
 
 
 class BandSearch:
@@ -276,11 +314,7 @@ def _pairs_with_equal_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     bands, with the most similar ones next to each other, found no more of them.
     """
     order = np.argsort(keys)
-    equal = keys[order[1:]] == keys[order[:-1]]
-    is_shared = np.zeros(len(keys), bool)
-    is_shared[1:] |= equal
-    is_shared[:-1] |= equal
-    order = order[is_shared]  # few documents: only these are sorted by number
+    order = order[_has_equal_neighbour(keys[order])]  # few documents: only these are sorted by number
     order = order[np.lexsort((numbers[order], keys[order]))]
     keys, numbers = keys[order], numbers[order]
     found = [np.empty((2, 0), np.int64)]

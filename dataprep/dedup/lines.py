@@ -26,11 +26,12 @@ import numpy as np
 from ...core.config import check, configuration, option
 from ...core.executor import map_shards
 from ...core.unicode import normalize
-from ...documents import reader
-from ...documents.reader import Document, Shard
+from ...documents.reader import Document
+from ...documents.shard_groups import ShardGroup
 from .. import stage
-from ..stage import DocumentStage, Removed, Tallies, Transform
-from .dedup import exact_key
+from ..stage import Removed, Tallies, Transform
+from .config import KeyComparison
+from .exact_keys import exact_key
 from .key_index import (
     Corpus,
     ShardKeys,
@@ -46,24 +47,18 @@ SEPARATOR = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n\s*\n)")}
 
 
 @configuration()
-class DedupLinesConfig(DocumentStage):
+class DedupLinesConfig(KeyComparison):
     """The settings of `mt data dedup-lines`."""
 
     unit: Literal["line", "paragraph"] = option(
         "line", "what to remove: lines, or paragraphs between empty lines"
     )
     min_chars: int = option(30, "never remove shorter lines or paragraphs")
-    range_keys: int = option(
-        1 << 23,
-        "keys that a task compares, with 60 bytes of memory each; a large corpus is faster with more",
-        role="runtime",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (self.min_chars >= 1, f"min_chars = {self.min_chars} must be at least 1"),
-            (self.range_keys >= 1, f"range_keys = {self.range_keys} must be at least 1"),
         )
 
 
@@ -99,23 +94,23 @@ def dedup_lines(config: DedupLinesConfig) -> dict[str, Any]:
     return stage.map_documents(run, config, shards, make)
 
 
-def _split_text(text: str, config: DedupLinesConfig) -> tuple[list[str], list[int]]:
+def split_text(text: str, unit: str, min_chars: int) -> tuple[list[str], list[int]]:
     """([line, separator, line, separator, ...], the indices of the lines that are compared)."""
-    pieces = SEPARATOR[config.unit].split(text)
+    pieces = SEPARATOR[unit].split(text)
     compared = [
         i
         for i in range(0, len(pieces), 2)
-        if len(pieces[i]) >= config.min_chars and len(pieces[i].strip()) >= config.min_chars
+        if len(pieces[i]) >= min_chars and len(pieces[i].strip()) >= min_chars
     ]
     return pieces, compared
 
 
-def _sign(item: tuple[int, Shard], *, config: DedupLinesConfig, folder: Path) -> dict[str, int]:
+def _sign(item: tuple[int, ShardGroup], *, config: DedupLinesConfig, folder: Path) -> dict[str, int]:
     """Writes the keys of one shard's compared lines."""
     index, shard = item
     keys: list[bytes] = []
-    for document in reader.read(shard, lambda reject: None):
-        pieces, compared = _split_text(document.text, config)
+    for document in shard.read(lambda reject: None):
+        pieces, compared = split_text(document.text, config.unit, config.min_chars)
         keys += [exact_key(normalize("NFC", pieces[i])) for i in compared]
     save_exact_keys(folder / f"{index:05d}", keys)
     return {"lines": len(keys)}
@@ -139,7 +134,7 @@ def _make_cutter(
 
     def change(document: Document) -> Document | Removed:
         nonlocal line
-        pieces, compared = _split_text(document.text, config)
+        pieces, compared = split_text(document.text, config.unit, config.min_chars)
         repeated_pieces = [i for n, i in enumerate(compared, line) if n in cut]
         line += len(compared)
         if not repeated_pieces:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...core.executor import map_shards
 from ...core.unicode import normalize
-from ...documents import reader
-from ...documents.reader import Shard
+from ...documents.reader import batches
+from ...documents.shard_groups import ShardGroup
 from . import components
 from .config import DedupConfig
 from .jaccard import JaccardSimilarity, distinct_hashes, save_sets
@@ -39,7 +40,7 @@ from .key_index import (
     unique_columns,
 )
 from .minhash import text_shingles
-from .shingles import COMPILE_FROM, batches
+from .shingles import BATCH_CHARS, COMPILE_FROM
 
 # Up to these sizes one process is faster than starting others.
 ONE_PROCESS_DOCUMENTS = 1 << 20  # whose keys are searched
@@ -48,7 +49,7 @@ ONE_PROCESS_BYTES = 250_000_000  # of input, which one process reads in two seco
 DECISION = np.dtype([("row", np.uint32), ("near", bool), ("survivor", np.int64), ("similarity", np.float64)])
 
 
-def find_duplicates(tasks: DedupTasks, shards: list[Shard]) -> dict[str, int]:
+def find_duplicates(tasks: DedupTasks, shards: list[ShardGroup]) -> dict[str, int]:
     """Runs all steps, the last of which writes decide/; returns counts of clusters and pairs.
 
     They are {"clusters", "candidate_pairs", "near_pairs"}.
@@ -104,6 +105,7 @@ def find_duplicates(tasks: DedupTasks, shards: list[Shard]) -> dict[str, int]:
         tasks.corpus,
         tasks.new,
         tasks.config.survivor == "longest",
+        [v["reached"] for v in verified],
         label="data dedup: clusters",
         **on_keys,
     )
@@ -188,7 +190,7 @@ class DedupTasks:
             save_array(self._path("copies", part, target), found[:, np.argsort(found[0])])
         return {}
 
-    def gather(self, item: tuple[int, Shard | None]) -> dict[str, int]:
+    def gather(self, item: tuple[int, ShardGroup | None]) -> dict[str, int]:
         """Collects a part's pairs and nodes, and writes the n-gram sets of its documents in a pair.
 
         item: (part, its shard, None for an old part). Returns the number of pairs.
@@ -209,14 +211,14 @@ class DedupTasks:
             self._save_sets(part, shard, compared - low)
         return {"pairs": pairs.shape[1]}
 
-    def _save_sets(self, part: int, shard: Shard, rows: np.ndarray) -> None:
+    def _save_sets(self, part: int, shard: ShardGroup, rows: np.ndarray) -> None:
         """Writes the n-gram sets of a shard's rows, int64, sorted."""
         hashes, ends = [], []
         wanted = set(rows.tolist())
         share = len(rows) / max(1, self.corpus.parts[part].documents)
         compiled = self.text_bytes * share >= COMPILE_FROM * self.config.workers
-        documents = reader.read(shard, lambda reject: None) if wanted else ()
-        for batch in batches(d for row, d in enumerate(documents) if row in wanted):
+        documents = shard.read(lambda reject: None) if wanted else ()
+        for batch in batches((d for row, d in enumerate(documents) if row in wanted), BATCH_CHARS):
             shingles, first = text_shingles(
                 [normalize("NFC", d.text) for d in batch], self.config.ngram, self.config.ngram_unit, compiled
             )
@@ -225,8 +227,11 @@ class DedupTasks:
             ends.append(end)
         save_sets(self.folder / "sets" / f"{part:05d}", rows, hashes, ends)
 
-    def verify(self, part: int) -> dict[str, int]:
-        """Writes a part's pairs of near duplicates, sorted by the later and by the earlier document."""
+    def verify(self, part: int) -> dict[str, Any]:
+        """Writes a part's pairs of near duplicates, sorted by the later and by the earlier document.
+
+        Returns their number, and the parts of the earlier documents.
+        """
         pairs = np.load(self._path("pairs", part))
         if self.config.verify:
             pairs = pairs[:, self.similarity(*pairs) >= self.config.threshold]
@@ -234,7 +239,7 @@ class DedupTasks:
         save_array(
             self._path("clusters/edges", part, ".reverse"), pairs[::-1, np.argsort(pairs[1], kind="stable")]
         )
-        return {"near": pairs.shape[1]}
+        return {"near": pairs.shape[1], "reached": self.corpus.parts_of(pairs[1])}
 
     def decide(self, part: int, *, labels: Path) -> dict[str, int]:
         """Writes the DECISIONs of a shard; counts the clusters whose survivor is represented in the part.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..words import word_bytes
-from .shingles import FOLD, batch_characters, batch_words, encode_spaces, exact_bytes, mix64, shingle
+from ..words import texts_word_bytes
+from .shingles import BLOCK, FOLD, batch_characters, batch_words, encode_spaces, exact_bytes, mix64, shingle
 
 PERMUTATION_SEED = 1
 
@@ -27,7 +27,7 @@ def text_shingles(texts: Sequence[str], n: int, unit: str, compiled: bool) -> tu
         return shingle(*words, n)
     from . import minhash_numba
 
-    return minhash_numba.word_shingles([word_bytes(t) for t in texts], n)
+    return minhash_numba.word_shingles(texts_word_bytes(texts, minhash_numba.separate_words), n)
 
 
 def exact_texts(texts: Sequence[str], compiled: bool) -> Sequence[bytes | memoryview]:
@@ -59,6 +59,11 @@ def minhash_signatures(
 
         return minhash_numba.minhash_signatures(shingles, first, *permutations(num_perm))
     factors, offsets = permutations(num_perm)
+    if len(shingles) > BLOCK and len(first) == 2:  # a long text
+        blocks = (shingles[i : i + BLOCK] for i in range(0, len(shingles), BLOCK))
+        found = [minhash_signatures(block, np.array([0, len(block)]), num_perm) for block in blocks]
+        least: np.ndarray = np.min(found, axis=0)
+        return least
     values = (shingles >> np.uint64(32)).astype(np.uint32)
     result = np.empty((num_perm, len(first) - 1), np.uint32)
     permuted = np.empty_like(values)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...core.numba_loops import compile_loop
+from ..words import MARK, OUTSIDE, SINGLE
 from .shingles import FOLD, MIX_A, MIX_B, WHITESPACE, WORD_BYTES
 
 WORD_BYTE = np.frombuffer(WORD_BYTES, np.uint8)  # uint8 (256,): the byte that represents each in a word, or 0
@@ -22,6 +23,12 @@ SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_32 = np.uint64(30), np.uint64(27), np.uint64
 BITS_OF_BYTE, BITS_OF_BLOCK = np.uint64(8), np.uint64(64)
 ZERO, ONE = np.uint64(0), np.uint64(1)
 TAB, NEWLINE, SPACE = (np.uint8(ord(c)) for c in "\t\n ")
+
+
+def separate_words(points: np.ndarray, ends: np.ndarray, kind_of: np.ndarray) -> np.ndarray:
+    """The same words as words.separate_words."""
+    separated = np.empty(2 * len(points) + len(ends), np.uint32)
+    return separated[: _separate_words(points, ends, kind_of, separated)]
 
 
 def word_shingles(encoded: Sequence[bytes], n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,10 +63,46 @@ def minhash_signatures(
 
 
 @compile_loop
-def _mix(x: np.uint64) -> np.uint64:
+def power(base: np.uint64, exponent: int) -> np.uint64:
+    """Modulo 2^64."""
+    result = ONE
+    for _ in range(exponent):
+        result *= base
+    return result
+
+
+@compile_loop
+def mix(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> SHIFT_30)) * MIX_A
     x = (x ^ (x >> SHIFT_27)) * MIX_B
     return x ^ (x >> SHIFT_31)
+
+
+@compile_loop
+def _separate_words(points: np.ndarray, ends: np.ndarray, kind_of: np.ndarray, separated: np.ndarray) -> int:
+    """Fills `separated`; returns how many code points it has."""
+    filled, start = 0, 0
+    for text in range(len(ends)):
+        if text:
+            separated[filled] = NEWLINE
+            filled += 1
+        before = OUTSIDE
+        for i in range(start, ends[text]):
+            kind = kind_of[points[i]]
+            if kind == OUTSIDE or (kind == MARK and before == OUTSIDE):
+                before = OUTSIDE
+                separated[filled] = SPACE
+                filled += 1
+                continue
+            if kind != MARK:
+                if before != OUTSIDE and (kind == SINGLE or kind != before):
+                    separated[filled] = SPACE
+                    filled += 1
+                before = kind
+            separated[filled] = points[i]
+            filled += 1
+        start = ends[text]
+    return filled
 
 
 @compile_loop
@@ -130,9 +173,7 @@ def _word_shingles(
 ) -> None:
     """Fills the last two arrays, which are `word_shingles`' results."""
     window = np.empty(n, np.uint64)  # the hashes of the last n words
-    oldest = ONE  # the factor of the first of n words in the rolling hash
-    for _ in range(n - 1):
-        oldest *= FOLD
+    oldest = power(FOLD, n - 1)  # the factor of the first of n words in the rolling hash
     count, start = 0, 0
     for text in range(len(ends)):
         num_words, slot, folded = 0, 0, ZERO
@@ -141,12 +182,12 @@ def _word_shingles(
             byte = np.uint64(word_byte[data[i]]) if i < ends[text] else ZERO
             if byte:
                 if bits == BITS_OF_BLOCK:
-                    hashed = _mix(hashed * FOLD + block) if blocks else _mix(block)
+                    hashed = mix(hashed * FOLD + block) if blocks else mix(block)
                     blocks, block, bits = blocks + 1, ZERO, ZERO
                 block |= byte << bits
                 bits += BITS_OF_BYTE
             elif bits:
-                word = _mix(hashed * FOLD + block) if blocks else _mix(block)
+                word = mix(hashed * FOLD + block) if blocks else mix(block)
                 blocks, block, bits = 0, ZERO, ZERO
                 if num_words >= n:
                     folded -= window[slot] * oldest
@@ -155,10 +196,10 @@ def _word_shingles(
                 folded = folded * FOLD + word
                 num_words += 1
                 if num_words >= n:
-                    shingles[count] = _mix(folded)
+                    shingles[count] = mix(folded)
                     count += 1
         if 0 < num_words < n:
-            shingles[count] = _mix(folded)
+            shingles[count] = mix(folded)
             count += 1
         start = ends[text]
         first[text + 1] = count

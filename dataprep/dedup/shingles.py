@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ...documents.reader import Document
-from ..words import CACHED_CHARS, register_encoder, word_bytes
+from ..words import CACHED_CHARS, has_many_runs, register_encoder, texts_word_bytes
 
 # Part of the key of runs that compare words or exact texts: other words make other results.
 TEXT_RULES = "NFC, UAX 29, one space"
 WHITESPACE = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"  # the ASCII whitespace of str.split
 SPACE_RUN = re.compile(r"\s+")
+# A list of characters is searched for three times as fast as their property.
+OTHER_SPACE = re.compile(f"[{''.join(c for c in map(chr, range(0x80, 0x3001)) if c.isspace())}]")
+OTHER_SPACE_RUN = re.compile(f"{OTHER_SPACE.pattern}+")
 ASCII_SPACE_RUN = re.compile(rb"[ \t\n\v\f\r\x1c-\x1f]+")
 ONE_SPACE = bytes(0x20 if b in WHITESPACE else b for b in range(256))  # a table for bytes.translate
 INDENTATION = re.compile(rb"\n( *\t[ \t]*|  +)\Z")
@@ -32,24 +34,12 @@ WORD_BYTES = bytes(
     ord(chr(b).lower()) if b < 0x80 and (chr(b).isalnum() or chr(b) == "_") else b if b >= 0x80 else 0
     for b in range(256)
 )
+OUTSIDE_WORDS = re.compile(r"[\0-/:-@\[-^`{-\x7f\u3000-\u3002\uff0c]")  # common characters that end any word
+BLOCK = 1 << 20  # characters or hashes of a long text at a time
 MIX_A, MIX_B, FOLD = (np.uint64(c) for c in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15))
 LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks of the first n bytes
 BATCH_CHARS = 500_000  # of a batch of texts: its arrays fit into the second-level cache
 COMPILE_FROM = 32_000_000  # characters in a process from which loading numba (half a second) pays off
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of about BATCH_CHARS characters."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def exact_bytes(text: str) -> bytes:
@@ -69,6 +59,8 @@ def exact_bytes(text: str) -> bytes:
 
 def encode_spaces(text: str) -> bytes:
     """UTF-8 of a text with one space for each run of white space outside ASCII."""
+    if has_many_runs(text):
+        return (OTHER_SPACE_RUN.sub(" ", text) if OTHER_SPACE.search(text) else text).encode()
     return text.encode("ascii", "mt.one_space")
 
 
@@ -95,7 +87,7 @@ def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     texts: in form NFC, as for all functions here.
     """
-    encoded = [word_bytes(t) for t in texts]
+    encoded = texts_word_bytes(texts)
     data = SEPARATOR + SEPARATOR.join(encoded) + SEPARATOR * 9  # eight bytes can be read at any word
     data = data.translate(WORD_BYTES)
     is_word = np.frombuffer(data, np.uint8) != 0
@@ -103,6 +95,24 @@ def batch_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     starts, lengths = edges[0::2], edges[1::2] - edges[0::2]
     text_starts = np.cumsum([1, *(len(e) + 1 for e in encoded)])
     return _hash_spans(data, starts, lengths), np.searchsorted(starts, text_starts)
+
+
+def long_text_shingles(text: str, n: int) -> np.ndarray:
+    """The hashes of all shingles of one text, as `shingle` returns them, in 8 bytes of memory for a word."""
+    words = np.empty(len(text) + 1, np.uint64)  # what is not filled takes no memory
+    count = start = 0
+    while start < len(text):
+        cut = OUTSIDE_WORDS.search(text, start + BLOCK)
+        end = cut.start() if cut else len(text)
+        hashes, _ = batch_words([text[start:end]])
+        words[count : count + len(hashes)] = hashes
+        count, start = count + len(hashes), end
+    n = min(n, count)
+    total = count - n + 1 if count else 0
+    for first in range(0, total, BLOCK):
+        last = min(first + BLOCK, total)
+        words[first:last] = ngram_hashes(words[first : last + n - 1], n)
+    return words[:total]
 
 
 def batch_characters(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,9 +26,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ...core import manifest
+from ...core.arrays import open_array
 from ...core.config import UserError, shown
 from ...core.parsing import MADE_BY_MT, check_value
-from .key_index import ShardKeys, open_array, save_array
+from .key_index import ShardKeys, save_array
 
 FOLDER = "signatures"
 SKETCH_SIZE = 512
@@ -138,15 +139,8 @@ def _checked_part(stem: Path) -> ShardKeys:
         path = Path(f"{stem}.{name}.npy")
         if name in ONLY_NEAR and not path.exists():
             continue
-        try:
-            arrays[name] = open_array(path)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: not a whole array of numpy ({error}); {MADE_AGAIN}") from None
-        if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
-            raise UserError(
-                f"{path}: has {arrays[name].ndim} dimensions of {arrays[name].dtype}, not {dimensions} of"
-                f" {np.dtype(dtype)}; {MADE_AGAIN}"
-            )
+        shape = [None] * dimensions
+        arrays[name] = open_array(path, dtype, shape, remedy=MADE_AGAIN)
     count = len(arrays["exact_rows"])
     ends_fit = [
         len(arrays[ends]) == count + 1

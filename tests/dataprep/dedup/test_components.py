@@ -25,6 +25,7 @@ def survivors(folder, lengths, edges, cuts, new=0, longest=True):
         [ShardKeys(folder / f"keys/{i:05d}", b - a) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
     )
     pairs = np.array([(max(e), min(e)) for e in edges if e[0] != e[1]], np.int64).reshape(-1, 2).T
+    reached = []
     for part, (low, high) in enumerate(itertools.pairwise(bounds)):
         save_array(folder / f"keys/{part:05d}.chars.npy", np.array(lengths[low:high], np.uint32))
         own = pairs[:, (pairs[0] >= low) & (pairs[0] < high)]
@@ -33,7 +34,10 @@ def survivors(folder, lengths, edges, cuts, new=0, longest=True):
         save_array(folder / f"clusters/edges/{part:05d}.reverse.npy", own[::-1, np.argsort(own[1])])
         nodes = np.arange(low, high)
         save_array(folder / f"clusters/nodes/{part:05d}.npy", np.stack((nodes, nodes)))
-    last = components.find_survivors(folder / "clusters", corpus, new, longest, label="test", workers=1)
+        reached.append(corpus.parts_of(own[1]))
+    last = components.find_survivors(
+        folder / "clusters", corpus, new, longest, reached, label="test", workers=1
+    )
     rank, node = np.concatenate(
         [np.load(last / f"{part:05d}.npy") for part in range(len(bounds) - 1)], axis=1
     )

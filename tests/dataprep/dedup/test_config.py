@@ -49,3 +49,32 @@ def test_bands_are_those_given_or_chosen_or_none_without_near_duplicates():
     assert make().banding() == (20, 5)  # the documented default
     assert make(method="exact", bands=7, rows=2).banding() == (0, 0)
     assert make(method="url").banding() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output": "out"}, r"input must be given \(--input\)"),
+        ({"input": ("a",)}, r"output must be given \(--output\)"),
+        (
+            {"input": ("a",), "output": "b", "index": "redis://h/0"},
+            "index = redis://h/0 has no effect without --st",
+        ),
+        ({"stream": True, "input": ("a",)}, "input = a: a stream reads standard input alone"),
+        ({"stream": True, "survivor": "longest"}, "survivor = longest: a stream keeps the first"),
+        ({"stream": True, "bands": 1, "rows": 9}, "bands = 1 of rows = 9: a stream needs at least 2 bands"),
+        ({"stream": True, "index": "redis://h"}, "must be redis://HOST"),
+        ({"stream": True, "index": "redis://h/0?db=1"}, "must be redis://HOST"),
+        ({"stream": True, "save_signatures": True}, "save_signatures = True has no effect with --stream"),
+        ({"stream": True, "against": ("a",)}, "against = .* has no effect with --stream"),
+        ({"stream": True, "encoding": "cp1252"}, "encoding = cp1252 has no effect with --stream"),
+    ],
+)
+def test_a_stream_and_a_batch_refuse_the_settings_of_the_other(settings, message):
+    with pytest.raises(UserError, match=message):
+        DedupConfig(**settings)
+
+
+def test_a_stream_takes_its_own_settings():
+    DedupConfig(stream=True)
+    DedupConfig(stream=True, input=("-",), output="logs", survivor="first", index="rediss://me:secret@h:1/12")

@@ -18,7 +18,8 @@ from mt.dataprep import stage
 from mt.dataprep.dedup import dedup as dedup_module
 from mt.dataprep.dedup import key_index, lsh
 from mt.dataprep.dedup.config import DedupConfig
-from mt.dataprep.dedup.dedup import dedup, url_key
+from mt.dataprep.dedup.dedup import dedup
+from mt.dataprep.dedup.exact_keys import url_key
 
 
 def write(path, rows):

@@ -30,7 +30,7 @@ def test_compiled_loops_give_the_same_numbers(texts, n):
     minhash_numba = pytest.importorskip("mt.dataprep.dedup.minhash_numba", reason="numba is missing")
     texts = [unicodedata.normalize("NFC", t) for t in texts]
     hashes, first = shingles.shingle(*shingles.batch_words(texts), n)
-    compiled, starts = minhash_numba.word_shingles([shingles.word_bytes(t) for t in texts], n)
+    compiled, starts = minhash_numba.word_shingles(shingles.texts_word_bytes(texts), n)
     assert (hashes.tolist(), first.tolist()) == (compiled.tolist(), starts.tolist())
     exact = minhash.exact_texts(texts, compiled=True)
     assert [bytes(data) for data in exact] == [shingles.exact_bytes(t) for t in texts]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt.dataprep.dedup import shingles
+from mt.dataprep.dedup import jaccard, minhash, shingles
 from mt.dataprep.words import WORD
-from mt.documents.reader import Document
+from mt.tests.memory import peak_growth
 
 TEXTS = st.lists(
     st.text() | st.text("ab _1.\n", max_size=60) | st.text("aé中Σ İ.\u0301\u093eका", max_size=20), max_size=8
@@ -124,15 +124,32 @@ def test_hashes_are_those_of_splitmix64():
     assert shingles.mix64(state).tolist() == [0xE220A8397B1DCDAF, 6457827717110365317]
 
 
-@given(st.lists(st.integers(0, 400), max_size=30))
-def test_batches_keep_all_documents_in_order_and_end_at_a_number_of_characters(sizes):
-    documents = [Document(str(i), "x" * size) for i, size in enumerate(sizes)]
+@given(st.text() | st.text("aé中Σ İ.\u0301\u093eका,", max_size=20), st.integers(1, 7), st.integers(1, 9))
+def test_a_long_text_has_the_shingles_and_the_signature_of_a_short_one(text, n, block):
+    """Blocks end anywhere: between words, and within a text without spaces."""
+    text = unicodedata.normalize("NFC", text)
+    expected, first = shingles.shingle(*shingles.batch_words([text]), n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shingles, "BATCH_CHARS", 500)
-        batches = list(shingles.batches(documents))
-    assert [d for batch in batches for d in batch] == documents
-    for batch in batches[:-1]:
-        *before, total = np.cumsum([len(d.text) for d in batch]).tolist()
-        assert total >= 500
-        assert all(size < 500 for size in before)
-    assert all(batches)
+        for module, name in ((shingles, "BLOCK"), (minhash, "BLOCK"), (jaccard, "BLOCK_HASHES")):
+            patch.setattr(module, name, block)
+        found = shingles.long_text_shingles(text, n)
+        assert found.tolist() == expected.tolist()
+        if len(found):
+            signature = minhash.minhash_signatures(found, first, 8)
+        assert jaccard.distinct_in_place(found).tolist() == sorted(set(expected.tolist()))
+    if len(found):
+        assert signature.tolist() == minhash.minhash_signatures(expected, first, 8).tolist()
+
+
+def distinct_of(text):
+    return len(jaccard.distinct_in_place(shingles.long_text_shingles(text, 5)))
+
+
+def test_a_long_text_takes_eight_bytes_of_memory_for_a_word():
+    """And those of blocks: 60 MB. All words at once took 560 MB."""
+    unit = "ab cd ef gh "
+    found, growth = peak_growth(
+        "mt.tests.dataprep.dedup.test_shingles", "distinct_of", (unit, unit * 1_000_000)
+    )
+    assert found == 4
+    assert growth < 8 * 4_000_000 + 100_000_000

@@ -160,6 +160,22 @@ def test_saved_arrays_of_a_stranger_are_checked(saved, tmp_path, name, value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["archive", "objects", "too long"])
+def test_a_saved_file_that_is_no_array_of_numbers_is_refused(saved, tmp_path, kind):
+    shutil.copytree(saved, tmp_path / "old")
+    path = next((tmp_path / "old/signatures").glob("*.exact.npy"))
+    values = np.load(path)
+    if kind == "archive":
+        with path.open("wb") as file:
+            np.savez(file, values)
+    elif kind == "objects":
+        np.save(path, values.astype(object), allow_pickle=True)
+    else:
+        path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"exact\.npy: .*make the signatures again"):
+        signatures.read_old_keys((str(tmp_path / "old"),), "exact", {}, {})
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
