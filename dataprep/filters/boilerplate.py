@@ -14,7 +14,15 @@ POLICY_PHRASES = (
     "use of cookies",
     "use cookies",
 )
+COOKIE = "cookie"  # in most of them: a text without it is searched for the others alone
+WITHOUT_COOKIE = tuple(phrase for phrase in POLICY_PHRASES if COOKIE not in phrase)
 BOILERPLATE = ("javascript", "lorem ipsum", *POLICY_PHRASES)
+
+
+def policy_phrases(lower: str) -> list[str]:
+    """The POLICY_PHRASES in a lower-case text."""
+    phrases = POLICY_PHRASES if COOKIE in lower else WITHOUT_COOKIE
+    return [phrase for phrase in phrases if phrase in lower]
 
 
 def unique_lines(text: str, min_chars: int) -> str:

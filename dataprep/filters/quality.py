@@ -5,21 +5,23 @@ Thresholds are those of the papers named below and of datatrove 0.10, whose para
 here; where the two differ, datatrove's value is the default and the paper's is documented. Ratios are
 computed by the same divisions, so that a text exactly on a threshold gets the same result. In the Gopher
 filters a threshold of 0 disables its test. `words` is the word splitter (text_stats.py).
+
+The defaults are those for English. For other languages rules.py replaces them (thresholds.py), and the
+functions get a `ScriptStats`, which counts words, lines and sentences of any script.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
-
-from .boilerplate import POLICY_PHRASES
-from .text_stats import TextStats, duplicates, word_hashes
+from .boilerplate import policy_phrases
+from .script_stats import ScriptStats
+from .text_stats import TextStats, duplicates
 
 WordSplitter = Literal["space", "apart"]
+SHORT_LINE_CHARS = 30
 END_PUNCTUATION = (".", "!", "?", '"', "'")
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 # The boundary between two sentences, but not after an initial or inside an ellipsis. The number of sentences
@@ -71,21 +73,16 @@ def gopher_quality(
         return "gopher_hashes"
     if max_symbols_per_word and (text.count("...") + text.count("…")) / found.count > max_symbols_per_word:
         return "gopher_ellipses"
-    lines, bullets, ellipses = view.line_counts("", 0)[:3]
+    lines, bullets, ellipses = view.line_counts("", SHORT_LINE_CHARS)[:3]  # as `fineweb` asks, so once
     if max_bullet_lines and bullets / lines > max_bullet_lines:
         return "gopher_bullet_lines"
     if max_ellipsis_lines and ellipses / lines > max_ellipsis_lines:
         return "gopher_ellipsis_lines"
     if min_alphabetic_words and (found.count - found.unlettered) / found.count < min_alphabetic_words:
         return "gopher_not_alphabetic"
-    if min_stop_words and found.distinct(_hashes(stop_words), min_stop_words) < min_stop_words:
+    if min_stop_words and view.distinct(stop_words, min_stop_words, words) < min_stop_words:
         return "gopher_stop_words"
     return None
-
-
-@functools.cache
-def _hashes(listed: str) -> np.ndarray:
-    return word_hashes(listed.split(","))
 
 
 def gopher_repetition(
@@ -154,7 +151,7 @@ def fineweb(
     allow_unpunctuated: bool = False,
     line_ends: str = "",
     max_short_lines: float = 0.67,
-    short_line_chars: int = 30,
+    short_line_chars: int = SHORT_LINE_CHARS,
     max_dup_line_chars: float = 0.01,
     max_newlines_per_word: float = 0.3,
     words: WordSplitter = "apart",
@@ -203,19 +200,23 @@ def c4(
     sentences are left. Each test can be disabled by `false` or 0. split: filter sentences instead of lines,
     and join the remaining ones with spaces. C4's list of bad words, its language filter and its
     three-sentence deduplication are not included; the latter two are separate rules and commands.
+
+    In other languages than English, words, sentences and their ends are those of the script. In a script
+    without punctuation at the ends of sentences, as Thai, neither ends nor numbers of sentences are tested.
     """
-    whole = view.text.lower()
+    text, rules = view.original, line_rules(view)
+    whole = text.lower()
     javascript, lorem_ipsum = javascript and "javascript" in whole, lorem_ipsum and "lorem ipsum" in whole
-    policies = [phrase for phrase in POLICY_PHRASES if phrase in whole] if policy else []
+    policies = policy_phrases(whole) if policy else []
     kept, count = [], 0
-    for line in view.text.splitlines() if split == "lines" else sentences(view.text):
+    for line in text.splitlines() if split == "lines" else rules.sentences(text):
         line = line.strip()
-        if 0 < max_word_chars < len(line) and _has_longer_word(line, max_word_chars):
+        if 0 < max_word_chars < len(line) and rules.has_longer_word(line, max_word_chars):
             continue
-        few = min_words_per_line > 0 and len(line.split(None, min_words_per_line - 1)) < min_words_per_line
+        few = min_words_per_line > 0 and rules.has_few_words(line, min_words_per_line)
         if citations and "[" in line:
             line = CITATION.sub("", line)
-        if terminal_punctuation and (not line.endswith(END_PUNCTUATION) or line.endswith("...")):
+        if terminal_punctuation and not rules.ends_sentence(line):
             continue
         if few:
             continue
@@ -228,7 +229,7 @@ def c4(
         if policies and any(phrase in line.lower() for phrase in policies):
             continue
         if count < min_sentences:
-            count += 1 if split == "sentences" else count_sentences(line, min_sentences)
+            count += 1 if split == "sentences" else rules.count_sentences(line, min_sentences)
         kept.append(line)
     if count < min_sentences:
         return Drop("c4_too_few_sentences")
@@ -242,10 +243,48 @@ def c4_paragraphs(view: TextStats, *, min_paragraphs: int = 3, min_chars: int = 
     return "c4_too_few_paragraphs" if count < min_paragraphs else None
 
 
+class LineRules(Protocol):
+    """What `c4` asks of a line. The lines have no white space around them."""
+
+    def has_few_words(self, line: str, count: int) -> bool: ...
+    def has_longer_word(self, line: str, chars: int) -> bool: ...
+    def ends_sentence(self, line: str) -> bool: ...
+    def sentences(self, text: str) -> list[str]: ...
+    def count_sentences(self, line: str, enough: int) -> int: ...
+
+
+class English:
+    """The `LineRules` of English: those of C4's code."""
+
+    @staticmethod
+    def has_few_words(line: str, count: int) -> bool:
+        return len(line.split(None, count - 1)) < count
+
+    @staticmethod
+    def has_longer_word(line: str, chars: int) -> bool:
+        return _has_longer_word(line, chars)
+
+    @staticmethod
+    def ends_sentence(line: str) -> bool:
+        return line.endswith(END_PUNCTUATION) and not line.endswith("...")
+
+    @staticmethod
+    def sentences(text: str) -> list[str]:
+        return sentences(text)
+
+    @staticmethod
+    def count_sentences(line: str, enough: int) -> int:
+        return count_sentences(line, enough)
+
+
+def line_rules(view: TextStats) -> LineRules:
+    return view if isinstance(view, ScriptStats) else English()
+
+
 def _has_longer_word(line: str, chars: int) -> bool:
     # A word of more than `chars` fills at least one block of half that length, and few blocks have no space.
     half = max(chars // 2, 1)
-    if all(len(line[i : i + half].split(None, 1)) != 1 for i in range(0, len(line), half)):
+    if all(line.find(" ", i, i + half) >= 0 for i in range(0, len(line), half)):
         return False
     return max(map(len, line.split())) > chars
 

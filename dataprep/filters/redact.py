@@ -18,8 +18,9 @@ from pathlib import Path
 from .phone_numbers import replace_phone_numbers
 
 # The quantifiers are bounded and a match begins at a boundary, so that search time is linear in the text.
+# `git@HOST:OWNER/REPOSITORY` is where a repository lies.
 EMAIL = re.compile(
-    r"(?<![\w.%+-])(?:[\w.%+'-]{1,64}|[\w.%+'!#$&*/=?^`{|}~-]{0,63}[!#$&*/=?^`{|}~])@"
+    r"(?<![\w.%+-])(?!(?:git|hg)@[\w.-]{1,255}:[\w~.-]{1,64}/)(?:[\w.%+'-]{1,64}|[\w.%+'!#$&*/=?^`{|}~-]{0,63}[!#$&*/=?^`{|}~])@"
     r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,126}(?:[xX][nN]--[a-zA-Z0-9-]{1,59}|[^\W\d_]{2,24})(?![\w-])"
 )
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")

@@ -2,75 +2,261 @@
 
 The items of the setting `rules` are applied from top to bottom. An item is a name, followed by parameters
 that differ from the defaults: `gopher_quality min_words=20 max_words=1_000_000`. Names and parameters are
-those of the functions below and in quality.py and their keyword arguments.
+those of the functions below and in quality.py and their keyword arguments. `lang=en,de` after a name applies
+the item to texts in these languages only. `python:my_filters.too_many_tables` is a function of the user's own
+(own_rules.py).
+
+The defaults of the rules in BY_LANGUAGE are those of the text's language (thresholds.py): the one language
+that the setting `lang` or the rule `language` names, or else the one found. Without both it is English.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 from ...core.config import UserError, nearest
 from ...core.parsing import parse_yaml
 from ...core.unicode import normalize
+from ...documents.reader import Document
 from ...tokenizer.tokenizer import Tokenizer
+from ..words import WORD_RULES, count_words
+from . import thresholds
 from .boilerplate import unique_lines as drop_repeated_lines
 from .boilerplate import without_boilerplate, without_symbol_lines
-from .language import language as detect_language
 from .language import languages
+from .own_rules import PREFIX, OwnRule
 from .phone_numbers import phone_regions
 from .punctuation import standardize
 from .quality import Drop, c4, c4_paragraphs, fineweb, gopher_quality, gopher_repetition
 from .redact import redact as redact_text
 from .repair import repair
+from .script_stats import SCRIPT_RULES, ScriptStats
 from .text_stats import TextStats
 
+ALL = "all"  # in place of codes: every language
+# An example of each parameter with items, separated by commas, and of the other one with an empty default.
+LISTS = {"keep": "en,de", "phone_regions": "DE,AT", "stop_words": "the,and"}
+EXAMPLES = {**LISTS, "line_ends": ".!?"}
+# The rules whose parameters and words depend on the language of a text.
+BY_LANGUAGE = frozenset(("gopher_quality", "gopher_repetition", "fineweb", "c4"))
 CHARS_PER_TOKEN = 4  # approximate, for English in GPT-2's vocabulary
 Parameter = bool | int | float | str  # the types that parameters of rules have
 
 
-def compile_rules(items: Sequence[str], tokenizer: Tokenizer | None = None) -> CompiledRules:
-    """Compiles rules and edits. tokenizer: for the rule `tokens`.
+def compile_rules(
+    items: Sequence[str], tokenizer: Tokenizer | None = None, lang: Sequence[str] = ()
+) -> CompiledRules:
+    """Compiles rules and edits.
 
-    Raises UserError for an unknown name or parameter.
+    tokenizer: for the rule `tokens`. lang: the languages of the texts, as in `CleanConfig.lang`. Raises
+    UserError for an unknown name, parameter or language.
     """
-    return CompiledRules([_compile_item(item, tokenizer) for item in items])
+    check_lang(lang)
+    compiled = [_parse_item(item, lang) for item in items]
+    return CompiledRules(compiled, tokenizer, kept_languages(compiled, lang))
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item of the list of rules.
+
+    parameters: those that the user gave. only: the languages of the texts that it applies to; None is all.
+    """
+
+    name: str
+    function: Callable[..., str | None]
+    parameters: dict[str, Parameter]
+    only: frozenset[str] | None
+
+    @property
+    def is_edit(self) -> bool:
+        return self.name in EDITS
+
+    @property
+    def asks_language(self) -> bool:
+        """Whether the language of a text changes what the item does."""
+        return self.name in BY_LANGUAGE or self.only is not None
+
+    def bind(self, code: str, tokenizer: Tokenizer | None) -> Callable[[TextStats], str | None]:
+        """The function with its parameters for texts in a language."""
+        parameters = {**thresholds.parameters(code).get(self.name, {}), **self.parameters}
+        bound = functools.partial(self.function, **parameters)
+        return functools.partial(bound, tokenizer=tokenizer) if self.name == "tokens" else bound
+
+
+class Step(NamedTuple):
+    """An item for texts in one language.
+
+    takes: what the function gets, a TextStats, a ScriptStats or a Document.
+    """
+
+    name: str
+    function: Callable[[Any], str | None]
+    is_edit: bool
+    takes: Literal["text", "script", "document"]
 
 
 class CompiledRules:
-    """Applies rules and edits to texts. edited: how many texts each edit has changed."""
+    """Applies rules and edits to texts.
 
-    def __init__(self, steps: Iterable[tuple[str, Callable[[TextStats], str | None], bool]]):
-        """steps: (name, function, whether it is an edit)."""
-        self.steps = list(steps)
-        self.edited = collections.Counter({name: 0 for name, _, is_edit in self.steps if is_edit})
+    kept: the languages of the texts. language: the only one of them; None if it is found for each text, when
+    the first item asks for it. edited: how many texts each edit has changed. languages: how many texts got
+    the thresholds of each language, where the language was found. other_languages: texts in languages without
+    thresholds of their own. dropped_by: the step that dropped the last text that was dropped, and this text
+    with its statistics (offending.py). reason: why it was dropped.
+    """
 
-    def __call__(self, text: str) -> str:
-        """The edited text, or the `Drop` with the reason to drop it."""
+    def __init__(self, items: Sequence[Item], tokenizer: Tokenizer | None, kept: Sequence[str]):
+        self.items, self.tokenizer = list(items), tokenizer
+        self.language = kept[0] if len(kept) == 1 and ALL not in kept else None
+        self.edited = collections.Counter({item.name: 0 for item in self.items if item.is_edit})
+        self.languages: collections.Counter[str] = collections.Counter()
+        self.other_languages: collections.Counter[str] = collections.Counter()
+        self.dropped_by: tuple[Step, TextStats] | None = None
+        self.reason: Drop | None = None
+        asking = (index for index, item in enumerate(self.items) if item.asks_language)
+        self._first_asking = next(asking, len(self.items))
+        self._before = self._steps(self.items[: self._first_asking], thresholds.ENGLISH)
+        self._after: dict[str, list[Step]] = {}  # by language
+
+    def __call__(self, text: str, document: Document | None = None) -> str:
+        """The edited text, or the `Drop` with the reason to drop it.
+
+        document: for rules of the user's own, its id and fields. They raise DocumentError where they fail.
+        """
         view = TextStats(text)
-        for name, function, is_edit in self.steps:
-            outcome = function(view)
+        if self._before:
+            outcome = self._apply(self._before, view, document)
             if isinstance(outcome, Drop):
                 return outcome
-            if not is_edit:
-                if outcome is not None:
-                    return Drop(outcome)
-            elif outcome is not None and outcome != view.text:
-                self.edited[name] += 1
-                view = TextStats(outcome)
+            view = outcome
+        if self._first_asking < len(self.items):
+            code = self._language_of(view)
+            if code not in self._after:
+                self._after[code] = self._steps(self.items[self._first_asking :], code)
+            outcome = self._apply(self._after[code], view, document)
+            return outcome if isinstance(outcome, Drop) else outcome.text
         return view.text
 
+    def _apply(self, steps: Sequence[Step], view: TextStats, document: Document | None) -> TextStats | Drop:
+        """The view of the edited text, or the reason to drop it."""
+        script: ScriptStats | None = None  # of the text as it is
+        for step in steps:
+            if step.takes == "text":
+                outcome = step.function(view)
+            elif step.takes == "script":
+                script = script or ScriptStats(view.text)
+                outcome = step.function(script)
+            else:
+                given = document or Document("", "")
+                outcome = step.function(Document(given.id, view.text, given.meta))
+            if isinstance(outcome, Drop) or (outcome is not None and not step.is_edit):
+                self.dropped_by = step, script if step.takes == "script" and script else view
+                self.reason = Drop(outcome)
+                return self.reason
+            if not step.is_edit:
+                continue
+            if outcome is not None and outcome != view.text:
+                self.edited[step.name] += 1
+                view, script = TextStats(outcome), None
+        return view
 
-def _compile_item(
-    item: str, tokenizer: Tokenizer | None
-) -> tuple[str, Callable[[TextStats], str | None], bool]:
-    """(name, function of a TextStats, whether it is an edit) of one item of the list."""
+    def _steps(self, items: Sequence[Item], code: str) -> list[Step]:
+        """The items that apply to texts in a language."""
+        return [
+            Step(
+                item.name,
+                item.bind(code, self.tokenizer),
+                item.is_edit,
+                self._takes(item, code),
+            )
+            for item in items
+            if item.only is None or code in item.only
+        ]
+
+    @staticmethod
+    def _takes(item: Item, code: str) -> Literal["text", "script", "document"]:
+        if isinstance(item.function, OwnRule):
+            return "document"
+        return "script" if item.name in BY_LANGUAGE and code != thresholds.ENGLISH else "text"
+
+    def _language_of(self, view: TextStats) -> str:
+        """The language by which a text is judged, which is counted."""
+        code = self.language
+        if code is None:
+            code = view.language[0]
+            self.languages[code] += 1
+        if code != thresholds.ENGLISH and code not in thresholds.known_languages():
+            self.other_languages[code] += 1
+        return code
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else the result depends on, for the key of a run: thresholds that are not in the rules."""
+        facts: dict[str, Any] = {}
+        if any(
+            item.name == "length" and {"min_words", "max_words"} & set(item.parameters) for item in self.items
+        ):
+            facts["word_rules"] = WORD_RULES
+        if any(item.asks_language for item in self.items) and self.language != thresholds.ENGLISH:
+            codes = [self.language] if self.language else [*thresholds.known_languages(), thresholds.OTHER]
+            facts |= {"thresholds": thresholds.digest(codes), "script_rules": SCRIPT_RULES}
+        if self.own:
+            facts["python"] = self.own
+        return facts
+
+    @property
+    def own(self) -> dict[str, str]:
+        """{name: digest of its file} of the user's own rules."""
+        rules = (item.function for item in self.items)
+        return {rule.name: rule.digest for rule in rules if isinstance(rule, OwnRule)}
+
+
+def check_lang(lang: Sequence[str]) -> None:
+    """Raises UserError for languages that are not known."""
+    if ALL in lang and len(lang) > 1:
+        raise UserError(f"lang = {', '.join(lang)}: {ALL} stands alone; name languages, or {ALL}")
+    for code in lang:
+        if code != ALL:
+            _check_code(f"lang = {', '.join(lang)}", code, "--lang en de")
+
+
+def kept_languages(items: Sequence[Item], lang: Sequence[str]) -> list[str]:
+    """The languages of the texts: those of `lang`, or else of the rule `language`, or else English."""
+    if lang:
+        return list(lang)
+    for item in items:
+        if item.name == "language":
+            return str(item.parameters.get("keep", thresholds.ENGLISH)).split(",")
+    return [thresholds.ENGLISH]
+
+
+def _check_code(place: str, code: str, example: str) -> None:
+    if code != thresholds.ENGLISH and code not in thresholds.known_languages():
+        _check_found(place, code, example)
+
+
+def _check_found(place: str, code: str, example: str) -> None:
+    """Raises UserError for a language that is never found in a text."""
+    if code not in languages():
+        raise UserError(
+            f"{place}: {code!r} is not a known language{nearest(code, languages())}; write ISO codes, as in"
+            f" {example}"
+        )
+
+
+def _parse_item(item: str, lang: Sequence[str]) -> Item:
+    """One item of the list. lang: the languages that the rule `language` keeps if it does not say."""
     name, *pairs = item.split() or [""]
+    if name.startswith(PREFIX):
+        return _parse_own(item, name, pairs)
     function = {**RULES, **EDITS}.get(name)
     if function is None:
         raise UserError(
@@ -86,29 +272,58 @@ def _compile_item(
     parameters: dict[str, Parameter] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
+        if key == "lang" and equals:
+            continue
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"rules: {item!r}: {name} has no parameter {key!r}{nearest(key, known)}; {takes}")
         choices = typing.get_args(types[key])
         parameters[key] = _parse_value(item, key, value if equals else "", known[key], choices)
+    for key in LISTS.keys() & parameters.keys():
+        if "" in (listed := str(parameters[key]).split(",")):
+            without = ",".join(filter(None, listed)) or LISTS[key]
+            raise UserError(f"rules: {item!r}: {key} has an empty item; write {key}={without}")
     if name == "language":
-        for code in str(parameters.get("keep", "en")).split(","):
-            if code not in languages():
-                raise UserError(
-                    f"rules: {item!r}: {code!r} is not a known language{nearest(code, languages())}; write"
-                    " ISO codes, as in keep=en,de"
-                )
+        parameters["keep"] = _kept(item, parameters, lang)
     if name == "redact":
-        for region in filter(None, str(parameters.get("phone_regions", "")).upper().split(",")):
+        regions = str(parameters.get("phone_regions", "")).upper()
+        for region in regions.split(",") if regions else ():
             if region not in phone_regions():
                 raise UserError(
                     f"rules: {item!r}: {region!r} is not a known region{nearest(region, phone_regions())};"
                     " write ISO 3166 codes, as in phone_regions=DE,AT"
                 )
-    bound = functools.partial(function, **parameters)
-    if name == "tokens":
-        bound = functools.partial(bound, tokenizer=tokenizer)
-    return name, bound, name in EDITS
+    return Item(name, function, parameters, _only(item, pairs))
+
+
+def _parse_own(item: str, name: str, pairs: list[str]) -> Item:
+    """An item that names a function of the user's own."""
+    own = [pair for pair in pairs if not pair.startswith("lang=")]
+    return Item(name, OwnRule(item, name, own), {}, _only(item, pairs))
+
+
+def _only(item: str, pairs: Sequence[str]) -> frozenset[str] | None:
+    """The languages of `lang=de,fr` after the name of an item."""
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key == "lang" and equals:
+            for code in value.split(","):
+                _check_code(f"rules: {item!r}", code, "lang=en,de")
+            return frozenset(value.split(","))
+    return None
+
+
+def _kept(item: str, parameters: dict[str, Parameter], lang: Sequence[str]) -> str:
+    """The parameter `keep` of the rule `language`."""
+    given = parameters.get("keep")
+    for code in str(given).split(",") if given is not None else ():
+        if code != ALL:
+            _check_found(f"rules: {item!r}", code, "keep=en,de")
+    if given is not None and lang and set(str(given).split(",")) != set(lang):
+        raise UserError(
+            f"rules: {item!r} keeps other languages than --lang {' '.join(lang)}; omit keep= or --lang"
+        )
+    return str(given) if given is not None else ",".join(lang or [thresholds.ENGLISH])
 
 
 def _parse_value(item: str, key: str, text: str, default: Parameter, choices: tuple[str, ...]) -> Parameter:
@@ -132,7 +347,8 @@ def _parse_value(item: str, key: str, text: str, default: Parameter, choices: tu
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, str) or not fits:
         rule = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[type(default)]
-        raise UserError(f"rules: {item!r}: {key} must be {rule}, as in {key}={str(default).lower() or '.!?'}")
+        example = EXAMPLES[key] if default == "" else str(default).lower()
+        raise UserError(f"rules: {item!r}: {key} must be {rule}, as in {key}={example}")
     converted: Parameter = type(default)(value)  # 3 for a parameter of floats is 3.0
     return converted
 
@@ -140,7 +356,7 @@ def _parse_value(item: str, key: str, text: str, default: Parameter, choices: tu
 def length(
     view: TextStats, *, min_chars: int = 0, max_chars: int = 0, min_words: int = 0, max_words: int = 0
 ) -> str | None:
-    """Drops texts that are too short or too long, in characters or in words between spaces; 0 is no limit.
+    """Drops texts that are too short or too long, in characters or in words (words.py); 0 is no limit.
 
     A text of only whitespace is too short. min_chars=512 is the task remove_512 of Megatron-LM's
     tools/openwebtext/cleanup_fix_dataset.py.
@@ -150,7 +366,7 @@ def length(
         return "too_short"
     if max_chars and chars > max_chars:
         return "too_long"
-    words = len(view.text.split()) if min_words or max_words else 0
+    words = count_words(view.text) if min_words or max_words else 0
     if words < min_words:
         return "too_few_words"
     if max_words and words > max_words:
@@ -190,7 +406,7 @@ def javascript(view: TextStats, *, max_chars: int = 256) -> str | None:
 
 
 def language(view: TextStats, *, keep: str = "en", min_score: float = 0.65, max_chars: int = 0) -> str | None:
-    """Drops texts in a language not in `keep` (ISO codes separated by commas), or with a low score.
+    """Drops texts in a language not in `keep` (ISO codes separated by commas, or `all`), or with a low score.
 
     FineWeb requires English with a score above 0.65 (arXiv 2406.17557, section 3.1); Megatron-LM's
     openwebtext tools require English with any score (of langdetect, whose results are not deterministic).
@@ -199,8 +415,8 @@ def language(view: TextStats, *, keep: str = "en", min_score: float = 0.65, max_
     """
     if max_chars and len(view.text) >= max_chars:
         return None
-    code, score = detect_language(view.text)
-    if code not in keep.split(","):
+    code, score = view.language
+    if keep != ALL and code not in keep.split(","):
         return f"language_{code}"
     return "language_unsure" if score < min_score else None
 

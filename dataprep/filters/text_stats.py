@@ -17,12 +17,14 @@ about 1e-14.
 from __future__ import annotations
 
 import functools
+import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ...core.numba_loops import compile_loop
+from .language import language
 
 # Unicode's property Sentence_Terminal (15.0, with the Khmer signs), which no Python module has: the
 # characters that end a line for datatrove's FineWeb filter. Hexadecimal; `a-b` is a range.
@@ -45,11 +47,16 @@ CONTROLS = [*range(9), 11, 12, *range(13, 32), *range(127, 160)]
 SPACE, ALPHA, PUNCT, SYMBOL, ENDS, UPPER, LOWER, BREAK = 1, 2, 4, 8, 16, 32, 64, 128
 LAST_CODE = 0x32400  # Unicode has no letters, spaces or punctuation beyond it, only variation selectors
 PRIME = np.uint64(0x9E3779B97F4A7C15)
-SPREAD = np.uint64(0xBF58476D1CE4E5B9)
 # Slots of the n-gram hash table per word, for texts of fewer than LARGE words; with 2 slots it takes
 # 1.5 times as long.
 SPARSE, LARGE = 8, 1 << 16
-ONE, BLANK, BITS = np.uint64(1), np.uint64(33), np.uint64(64)
+LEAST_LONG = 5  # words of the n-grams that are joined without spaces
+PREFIX_CHARS = 8
+ONE, BLANK, BITS, BYTE = np.uint64(1), np.uint64(33), np.uint64(64), np.uint64(8)
+BYTE_MASK = np.uint64(0xFF)
+# PRIME to the power of 0, 1, 2 ...: the lengths of almost all words
+POWERS = np.array([pow(int(PRIME), k, 2**64) for k in range(32)], np.uint64)
+NO_CODES, NO_STARTS = np.empty(0, np.uint32), np.empty(0, np.int32)
 
 
 class TextStats:
@@ -57,6 +64,13 @@ class TextStats:
 
     def __init__(self, text: str):
         self.text = text
+        self.original = text
+        self._line_counts: dict[tuple[str, int], list[int]] = {}
+
+    @functools.cached_property
+    def language(self) -> tuple[str, float]:
+        """(code, score) of the most likely language."""
+        return language(self.text)
 
     @functools.cached_property
     def codes(self) -> np.ndarray:
@@ -87,27 +101,44 @@ class TextStats:
         Of `self.lines`: all, those that end with a character of `ends` ("" stands for TERMINAL), those of at
         most short_line_chars characters.
         """
-        counts: list[int] = compile_loop(_line_counts)(
-            self.codes, character_classes(ends), short_line_chars
-        ).tolist()
-        return counts
+        key = ends, short_line_chars
+        if key not in self._line_counts:
+            self._line_counts[key] = compile_loop(_line_counts)(
+                self.codes, character_classes(ends), short_line_chars
+            ).tolist()
+        return self._line_counts[key]
+
+    def distinct(self, listed: str, enough: int, splitter: str) -> int:
+        """How many of the listed words, separated by commas, occur; may stop counting at `enough`."""
+        return self.words(splitter).distinct(_hashes(listed), enough)
 
 
 class WordStats:
     """The words of a text: their positions, hashes and counts.
 
     starts, ends: int32 (W,). hashes, powers: uint64 (W,), polynomial hash, and PRIME to the power of the
-    length. count: W. symbols: words of symbols only. plain_chars: characters of all other words. unlettered:
-    words without a letter.
+    length. count: W, where words are whole. symbols: words of symbols only. plain_chars: characters of all
+    other words. unlettered: words without a letter.
     """
 
     def __init__(self, codes: np.ndarray, apart: bool):
         classes = character_classes("")
-        self.starts, self.ends = compile_loop(_split_apart if apart else _split_at_spaces)(codes, classes)
-        self.count: int = len(self.starts)
+        self.codes = codes
         self.symbols: int
         self.plain_chars: int
         self.unlettered: int
+        if apart:
+            (
+                (self.starts, self.ends, self.hashes, self.powers),
+                (self.symbols, self.plain_chars, self.unlettered),
+            ) = compile_loop(_split_apart)(codes, classes)
+        else:
+            self.starts, self.ends = compile_loop(_split_at_spaces)(codes, classes)
+            self._hash(codes, classes)
+        self.count: float = len(self.starts)
+
+    def _hash(self, codes: np.ndarray, classes: np.ndarray) -> None:
+        """Sets the hashes of the words, and the counts by classes of characters."""
         self.hashes, self.powers, (self.symbols, self.plain_chars, self.unlettered) = compile_loop(_measure)(
             codes, classes, self.starts, self.ends
         )
@@ -129,10 +160,62 @@ class WordStats:
         several are equally frequent), spaces inside it included. For 5- to 10-grams: the characters in words
         of n-grams that have occurred before, without spaces, each word counted once.
         """
-        chars: list[int] = compile_loop(_repetition)(
-            self.hashes, self.powers, self.ends - self.starts
-        ).tolist()
-        return chars
+        sizes = self.ends - self.starts
+        return repetition(self.hashes, self.powers, sizes, self.stride, self.codes, self.starts)
+
+    @property
+    def stride(self) -> int:
+        """The pieces of which a word of an n-gram consists."""
+        return 1
+
+
+def repetition(
+    hashes: np.ndarray,
+    powers: np.ndarray,
+    sizes: np.ndarray,
+    stride: int,
+    codes: np.ndarray = NO_CODES,
+    starts: np.ndarray = NO_STARTS,
+) -> list[int]:
+    """The numbers of `WordStats.repetition`, for words of `stride` pieces each.
+
+    hashes, powers, sizes: (W,) of the pieces; int32 sizes in characters. codes, starts: the text, and where
+    each piece begins; they save time and change nothing.
+    """
+    if stride > 1:
+        hashes, powers = of_pieces(hashes, powers, stride)
+    chars: list[int] = compile_loop(_repetition)(
+        hashes, powers, sizes, stride, codes, starts, _spread()
+    ).tolist()
+    return chars
+
+
+@functools.cache
+def _spread() -> np.uint64:
+    """The odd number that multiplies the hash of an n-gram to give its slot; the same in a whole process.
+
+    No result depends on it. If it were known, a text could be written whose n-grams all have one slot, and
+    half a megabyte of it took two seconds, twice as much eight.
+    """
+    return np.uint64(secrets.randbits(64) | 1)
+
+
+def of_pieces(hashes: np.ndarray, powers: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, powers) of the words of `stride` pieces that begin at each piece, one overlapping the next."""
+    if stride == 1:
+        return hashes, powers
+    joined = hashes.copy()
+    for k in range(1, min(stride, len(hashes))):
+        joined[:-k] = joined[:-k] * powers[k:] + hashes[k:]
+    products = powers.copy()
+    for k in range(1, min(stride, len(powers))):
+        products[:-k] *= powers[k:]
+    return joined, products
+
+
+@functools.cache
+def _hashes(listed: str) -> np.ndarray:
+    return word_hashes(listed.split(","))
 
 
 def word_hashes(words: Iterable[str]) -> np.ndarray:
@@ -199,21 +282,60 @@ def _split_at_spaces(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray
     return starts[:count], ends[:count]
 
 
-def _split_apart(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, ends), int32 each, of the words, with punctuation split off.
+def _split_apart(
+    codes: np.ndarray, classes: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[int, int, int]]:
+    """((starts, ends, hashes, powers), (symbols, plain_chars, unlettered)) of the words of `WordStats`.
 
-    Each punctuation mark at either end of a chunk between spaces is a word (consecutive dots are one word);
-    the rest of the chunk is split at punctuation between letters.
+    Punctuation is split off: each punctuation mark at either end of a chunk between spaces is a word
+    (consecutive dots are one word); the rest of the chunk is split at punctuation between letters.
     """
     n = len(codes)
+    # the operating system allocates only the pages that are written
     starts, ends = np.empty(n, np.int32), np.empty(n, np.int32)
+    hashes, powers = np.empty(n, np.uint64), np.empty(n, np.uint64)
+    symbols = plain_chars = unlettered = 0
     count = i = end = tail = 0
     while i < n:
         if i >= end:  # a chunk [i, end) begins
             if classes[codes[i]] & SPACE:
                 i += 1
                 continue
-            end = i + 1
+            # Most chunks are letters, or letters and a mark: they are split and hashed at once.
+            value, j = np.uint64(0), i
+            while j < n and classes[codes[j]] & ALPHA:
+                value = value * PRIME + np.uint64(codes[j]) + ONE
+                j += 1
+            if j > i:
+                marks = int(j < n and not classes[codes[j]] & SPACE)
+                if not marks or (
+                    (j + 1 == n or classes[codes[j + 1]] & SPACE)
+                    and (
+                        classes[codes[j]] & PUNCT or (codes[j] == 0x2E and not classes[codes[j - 1]] & UPPER)
+                    )
+                ):
+                    starts[count], ends[count], hashes[count] = i, j, value
+                    power = ONE
+                    if j - i < len(POWERS):
+                        power = POWERS[j - i]
+                    else:
+                        for _ in range(j - i):
+                            power *= PRIME
+                    powers[count] = power
+                    plain_chars += j - i
+                    count += 1
+                    if marks:
+                        starts[count], ends[count] = j, j + 1
+                        hashes[count], powers[count] = np.uint64(codes[j]) + ONE, PRIME
+                        if classes[codes[j]] & SYMBOL:
+                            symbols += 1
+                        else:
+                            plain_chars += 1
+                        unlettered += 1
+                        count += 1
+                    i = j + marks
+                    continue
+            end = max(i + 1, j)
             while end < n and not classes[codes[end]] & SPACE:
                 end += 1
             tail = end  # where the punctuation at its end begins
@@ -243,11 +365,11 @@ def _split_apart(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np
                 j += 1
         else:
             while j < tail:
-                mark, before, after = (
-                    codes[j],
-                    classes[codes[j - 1]],
-                    classes[codes[j + 1]] if j + 1 < tail else 0,
-                )
+                mark = codes[j]
+                if classes[mark] & ALPHA:  # quick: nothing below splits at a letter
+                    j += 1
+                    continue
+                before, after = classes[codes[j - 1]], classes[codes[j + 1]] if j + 1 < tail else 0
                 first = codes[j + 1] | 0x20 if j + 1 < tail else 0
                 second = codes[j + 2] | 0x20 if j + 2 < tail else 0
                 if mark == 0x3A and before & ALPHA and first == 0x2F and second == 0x2F:  # a URL
@@ -285,10 +407,23 @@ def _split_apart(codes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np
                 ):  # , - ~ / : < = > and dashes
                     break
                 j += 1
-        starts[count], ends[count] = i, j
+        value, power = np.uint64(0), ONE
+        kinds_all, kinds_any = 0xFF, 0
+        for k in range(i, j):
+            value = value * PRIME + np.uint64(codes[k]) + ONE
+            power *= PRIME
+            kinds_all &= classes[codes[k]]
+            kinds_any |= classes[codes[k]]
+        if kinds_all & SYMBOL:
+            symbols += 1
+        else:
+            plain_chars += j - i
+        unlettered += int(not kinds_any & ALPHA)
+        starts[count], ends[count], hashes[count], powers[count] = i, j, value, power
         count += 1
         i = j
-    return starts[:count], ends[:count]
+    words = starts[:count], ends[:count], hashes[:count], powers[:count]
+    return words, (symbols, plain_chars, unlettered)
 
 
 def _measure(
@@ -320,22 +455,23 @@ def _line_counts(codes: np.ndarray, classes: np.ndarray, short_line_chars: int) 
     out = np.zeros(6, np.int64)
     n = len(codes)
     start = begin = 0  # where the line of str.splitlines and the line of split("\n") begin
-    first = last = -1  # the first and last character of the line that are not spaces
     blank = True  # whether the line of split("\n") is blank up to the current line of str.splitlines
-    for i in range(n + 1):
+    i = 0
+    while i <= n:
+        while i < n and not classes[codes[i]] & BREAK:
+            i += 1
         code = codes[i] if i < n else 0x0A
-        if 0x20 < code < 0x7F or not classes[code] & SPACE:
-            if first < 0:
-                first = i
-            last = i
-            continue
-        if i < n and not classes[code] & BREAK:
-            continue
-        blank = blank and first < 0
+        # the first and last character of the line that are not spaces
+        first, last = start, i - 1
+        while first < i and classes[codes[first]] & SPACE:
+            first += 1
+        while last > first and classes[codes[last]] & SPACE:
+            last -= 1
+        blank = blank and first == i
         # "\r\n" is one break
         if (i < n or start < n) and not (code == 0x0A and i > 0 and i < n and codes[i - 1] == 0x0D):
             out[0] += 1
-            if first >= 0:
+            if first < i:
                 out[1] += codes[first] == 0x2D or codes[first] == 0x2022
                 out[2] += codes[last] == 0x2026 or (
                     last - start >= 2
@@ -343,13 +479,14 @@ def _line_counts(codes: np.ndarray, classes: np.ndarray, short_line_chars: int) 
                     and codes[last - 1] == 0x2E
                     and codes[last - 2] == 0x2E
                 )
-        start, first, last = i + 1, -1, -1
+        start = i + 1
         if code == 0x0A:
             if not blank:
                 out[3] += 1
                 out[4] += classes[codes[i - 1]] & ENDS != 0
                 out[5] += i - begin <= short_line_chars
             begin, blank = i + 1, True
+        i += 1
     return out
 
 
@@ -366,51 +503,151 @@ def _distinct(hashes: np.ndarray, wanted: np.ndarray, enough: int) -> int:
     return count
 
 
-def _repetition(hashes: np.ndarray, powers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """int64 (9,): the numbers of `WordStats.repetition`. sizes: int32 (W,), characters of the words."""
+def _repetition(
+    hashes: np.ndarray,
+    powers: np.ndarray,
+    sizes: np.ndarray,
+    stride: int,
+    codes: np.ndarray,
+    starts: np.ndarray,
+    spread: np.uint64,
+) -> np.ndarray:
+    """int64 (9,): the numbers of `WordStats.repetition`.
+
+    hashes, powers: of the words that begin at each piece. sizes: int32 (W,), characters of the pieces.
+    stride: the pieces of a word. codes, starts: see `repetition`. spread: see _spread.
+    """
     out = np.zeros(9, np.int64)
     words = len(hashes)
-    bits = 4
-    while 1 << bits < (SPARSE if words < LARGE else 2) * words:
+    sparse, bits = SPARSE if words < LARGE else 2, 4
+    while 1 << bits < sparse * words:
         bits += 1
-    shift, mask = BITS - np.uint64(bits), (1 << bits) - 1
+    all_bits = bits
     # hashes of the n-gram that begins at each word, joined with spaces and without
-    joined, grams = hashes.copy(), hashes.copy()
-    counts = np.zeros(words, np.int32)  # occurrences of an n-gram, at the position of the first one
+    joined, grams = np.empty(words, np.uint64), np.empty(words, np.uint64)
+    counts = np.empty(words, np.int32)  # occurrences of an n-gram, at the position of the first one
+    first = np.empty(words, np.int32)  # this position, for each n-gram
     places = np.empty(1 << bits, np.int32)  # a hash table: position of the first occurrence, or -1 if empty
-    for n in range(2, 11):
-        for i in range(words - n + 1):
-            if n <= 4:
-                joined[i] = (joined[i] * PRIME + BLANK) * powers[i + n - 1] + hashes[i + n - 1]
-            grams[i] = grams[i] * powers[i + n - 1] + hashes[i + n - 1]
-        keys = joined if n <= 4 else grams
-        places[:] = -1
-        if n <= 4:
-            counts[:] = 0
-        i = 0
-        while i < words - n + 1:
-            slot = np.int64((keys[i] * SPREAD) >> shift)
-            while places[slot] >= 0 and keys[places[slot]] != keys[i]:
-                slot = (slot + 1) & mask
-            seen = places[slot] >= 0
-            if not seen:
-                places[slot] = i
-            if n <= 4:
-                counts[places[slot]] += 1
-                i += 1
-            elif seen:
-                for k in range(i, i + n):
-                    out[n - 2] += sizes[k]
-                i += n
-            else:
-                i += 1
-        if n <= 4 and words >= n:
-            top = 0
-            for i in range(words - n + 1):
-                if counts[i] > counts[top]:
-                    top = i
+    # The positions of n-grams, n = 2 to 4, that may occur twice: those whose n-gram of a word less does.
+    # Longer n-grams are joined without spaces and may equal those of other words: they are left out only
+    # where no two begin with the same characters.
+    candidates, num_candidates = np.empty(words, np.int32), 0
+    for n in range(2, 5):
+        pieces, last = n * stride, (n - 1) * stride
+        end = words - pieces + 1
+        if n == 2:
+            for i in range(end):
+                candidates[i] = i
+                joined[i] = hashes[i]
+            num_candidates = max(0, end)
+        while bits > 4 and 1 << (bits - 1) >= sparse * num_candidates:
+            bits -= 1
+        shift, mask = BITS - np.uint64(bits), np.uint64((1 << bits) - 1)
+        places[: 1 << bits] = -1
+        while num_candidates > 0 and candidates[num_candidates - 1] >= end:
+            num_candidates -= 1
+        top, most, repeated = np.int64(0), np.int64(1), 0
+        for c in range(num_candidates):
+            place = np.int64(candidates[c])
+            at, behind = np.uint64(place), np.uint64(place + last)  # without a sign they need no test for it
+            key = (joined[at] * PRIME + BLANK) * powers[behind] + hashes[behind]
+            joined[at], counts[at] = key, 0
+            slot = (key * spread) >> shift
+            while places[slot] >= 0 and joined[np.uint64(places[slot])] != key:
+                slot = (slot + ONE) & mask
+            if places[slot] < 0:
+                places[slot] = place
+            first[at] = places[slot]
+            counts[np.uint64(places[slot])] += 1
+        for c in range(num_candidates):
+            place = np.int64(candidates[c])
+            at = np.uint64(place)
+            if counts[at] > most:
+                top, most = place, np.int64(counts[at])
+            candidates[repeated] = place
+            repeated += int(counts[np.uint64(first[at])] > 1)
+        num_candidates = repeated
+        if end > 0:
             chars = n - 1
-            for k in range(top, top + n):
+            for k in range(top, top + pieces):
                 chars += sizes[k]
-            out[n - 2] = chars * counts[top]
+            out[n - 2] = chars * most
+    # The candidates begin as another n-gram does: in as many characters as every n-gram has, PREFIX_CHARS
+    # at most. These are bytes of a number for each piece, the first one the highest.
+    pieces = LEAST_LONG * stride
+    end = max(0, words - pieces + 1)
+    num_candidates = end
+    for i in range(end):
+        candidates[i] = i
+    if len(starts) > 0 and end > 0:
+        prefixes = joined  # the place is not needed any more
+        window = np.int64(0)  # characters of an n-gram
+        for k in range(pieces):
+            window += np.int64(sizes[k])
+        least = min(np.int64(PREFIX_CHARS), window)
+        for i in range(pieces, words):
+            window += np.int64(sizes[i]) - np.int64(sizes[i - pieces])
+            least = min(least, window)
+        prefix = np.uint64(0)
+        for i in range(words - 1, -1, -1):
+            at = np.uint64(i)
+            begin, size = np.int64(starts[at]), np.int64(sizes[at])
+            if size < PREFIX_CHARS:
+                prefix >>= BYTE * np.uint64(size)
+            else:
+                size, prefix = np.int64(PREFIX_CHARS), np.uint64(0)
+            for k in range(size):
+                byte = np.uint64(codes[np.uint64(begin + k)]) & BYTE_MASK
+                prefix |= byte << (BYTE * np.uint64(PREFIX_CHARS - 1 - k))
+            prefixes[at] = prefix
+        unused = BYTE * np.uint64(PREFIX_CHARS - least)
+        shift, mask = BITS - np.uint64(all_bits), np.uint64((1 << all_bits) - 1)
+        places[:] = -1
+        for i in range(end):
+            at = np.uint64(i)
+            key = prefixes[at] >> unused
+            prefixes[at], counts[at] = key, 0
+            slot = (key * spread) >> shift
+            while places[slot] >= 0 and prefixes[np.uint64(places[slot])] != key:
+                slot = (slot + ONE) & mask
+            if places[slot] < 0:
+                places[slot] = i
+            else:
+                counts[at] = 1
+                counts[np.uint64(places[slot])] = 1
+        num_candidates = 0
+        for i in range(end):
+            candidates[num_candidates] = i
+            num_candidates += int(counts[np.uint64(i)])
+    bits = all_bits
+    while bits > 4 and 1 << (bits - 1) >= sparse * num_candidates:
+        bits -= 1
+    shift, mask = BITS - np.uint64(bits), np.uint64((1 << bits) - 1)
+    for n in range(LEAST_LONG, 11):
+        pieces, last = n * stride, (n - 1) * stride
+        end = words - pieces + 1
+        for c in range(num_candidates):
+            place = np.int64(candidates[c])
+            if n == LEAST_LONG:
+                gram = hashes[place]
+                for k in range(place + stride, place + pieces, stride):
+                    gram = gram * powers[k] + hashes[k]
+                grams[place] = gram
+            elif place < end:
+                grams[place] = grams[place] * powers[place + last] + hashes[place + last]
+        places[: 1 << bits] = -1
+        free = np.int64(0)  # the place behind the last repeated n-gram
+        for c in range(num_candidates):
+            place = np.int64(candidates[c])
+            if place < free or place >= end:
+                continue
+            slot = (grams[place] * spread) >> shift
+            while places[slot] >= 0 and grams[places[slot]] != grams[place]:
+                slot = (slot + ONE) & mask
+            if places[slot] >= 0:
+                for k in range(place, place + pieces):
+                    out[n - 2] += sizes[k]
+                free = place + pieces
+            else:
+                places[slot] = place
     return out

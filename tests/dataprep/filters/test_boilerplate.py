@@ -50,7 +50,7 @@ def test_lines_of_symbols_are_removed_and_empty_lines_kept():
 )
 def test_lines_of_symbols_are_those_of_datatrove(lines):
     formatters = pytest.importorskip(
-        "datatrove.pipeline.formatters", reason="datatrove is not installed: pip install 'mt[dev]'"
+        "datatrove.pipeline.formatters", reason="datatrove is not installed: pip install 'mt-lm[dev]'"
     )
     text = "\n".join(lines)
     assert compile_rules(["symbol_lines"])(text).rstrip("\n") == formatters.SymbolLinesFormatter().format(

@@ -1,14 +1,20 @@
 """The clean command: what it keeps, removes and counts, for any number of workers."""
 
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 
 from mt import cli
 from mt.core.config import UserError
+from mt.core.presets import presets, read_preset
+from mt.dataprep.filters import thresholds
 from mt.dataprep.filters.clean import CleanConfig, clean
+from mt.dataprep.filters.rules import EDITS, RULES
 from mt.tokenizer.tokenizer import TokenizerConfig, load
 
+FIXTURE = Path(__file__).parents[2] / "fixtures/prose.jsonl"
 ROWS = [
     {"id": "a", "text": "A sound text of some words.", "source": "x"},
     {"id": "b", "text": "SchÃ¶n, isnâ€™t it?   "},
@@ -145,9 +151,43 @@ def test_every_preset_runs_from_the_command_line(tmp_path, speeches_file, preset
     assert summary["counts"]["documents"] > 27
 
 
+def test_texts_of_many_languages_are_judged_by_their_own_thresholds(tmp_path, capsys):
+    rows = lines(FIXTURE)
+    config = {"input": (write(tmp_path / "in.jsonl", rows),), "workers": 1}
+    rules = ("language", "gopher_repetition", "gopher_quality", "fineweb")
+    every = clean(CleanConfig(**config, output=str(tmp_path / "all"), rules=rules, lang=("all",)))
+    assert every["counts"]["documents"] == len(rows) == len(every["languages"])
+    assert every["other_languages"] == {"eo": 1}
+    assert "general ones were used, without stop words: eo 1 documents" in capsys.readouterr().err
+    chinese = clean(CleanConfig(**config, output=str(tmp_path / "zh"), rules=rules, lang=("zh",)))
+    assert chinese["counts"]["documents"] == 1
+    assert chinese["counts"]["removed"]["language_de"] == 1
+    assert (chinese["languages"], chinese["other_languages"], capsys.readouterr().err) == ({}, {}, "")
+
+
+def test_thresholds_are_part_of_the_key_where_they_are_used(tmp_path, monkeypatch):
+    source = write(tmp_path / "in.jsonl", lines(FIXTURE))
+    rules = ("fix_text", "gopher_quality")
+
+    def key(*lang, rules=rules):
+        output = str(tmp_path / f"{len(list(tmp_path.iterdir()))}")
+        return clean(CleanConfig(input=(source,), output=output, rules=rules, lang=lang, workers=1))["key"]
+
+    def keys():
+        return [key(), key("de"), key("fr"), key("all"), key("de", rules=("whitespace",))]
+
+    before = keys()
+    assert len(set(before)) == 5
+    changed = thresholds.parameters("de") | {"gopher_quality": {"words": "apart", "min_stop_words": 1}}
+    own = thresholds.parameters
+    monkeypatch.setattr(thresholds, "parameters", lambda code: changed if code == "de" else own(code))
+    assert [a == b for a, b in zip(before, keys())] == [True, False, True, False, True]
+
+
 def test_an_empty_result_is_an_error_that_says_why(tmp_path):
     with pytest.raises(
-        UserError, match=r"no document is left \(4 in: 4 too_short\); loosen the settings or check the input"
+        UserError,
+        match=r"no document is left \(4 in: 4 too_short\); to keep more, lower min_chars of the rule",
     ):
         clean(
             CleanConfig(
@@ -166,7 +206,7 @@ def test_an_empty_result_is_an_error_that_says_why(tmp_path):
             r"in\.jsonl, line 2: 'text' is null, not a text; mend it, or pass --on-error skip",
         ),
         (b'{"text": "a"}\n{"text": \n', r"in\.jsonl, line 2: malformed JSON"),
-        (b"", r"in\.jsonl, line 1: the file is empty"),
+        (b"", "is empty; give files with documents"),
     ],
 )
 def test_an_unreadable_record_is_named_or_logged(tmp_path, raw, message):
@@ -212,3 +252,71 @@ def test_unreadable_records_of_several_shards_are_logged_in_order(tmp_path):
     assert [reject["raw"] for reject in lines(tmp_path / "out/rejects.jsonl")] == rows[::3]
     assert len(list((tmp_path / "out").glob("0*.jsonl"))) > 1
     assert not (tmp_path / "out/parts").exists()
+
+
+def test_the_rule_language_says_how_to_keep_other_languages(tmp_path, capsys):
+    rows = map(json.loads, FIXTURE.read_text(encoding="utf-8").splitlines())
+    chosen = [row for row in rows if row["id"] in ("en", "zh", "hi")]
+    settings = {"input": (write(tmp_path / "in.jsonl", chosen),), "rules": ("language",), "workers": 1}
+    clean(CleanConfig(output=str(tmp_path / "a"), **settings))
+    told = capsys.readouterr().err
+    assert "2 documents in other languages than English were removed (hi 1, zh 1)" in told
+    assert "--lang all" in told
+    clean(CleanConfig(output=str(tmp_path / "b"), lang=("en", "hi"), **settings))
+    assert "--lang" not in capsys.readouterr().err
+    write(tmp_path / "in.jsonl", [row for row in chosen if row["id"] == "zh"])
+    with pytest.raises(UserError, match=r"no document is left .* pass --lang all"):
+        clean(CleanConfig(output=str(tmp_path / "c"), **settings))
+
+
+def test_where_most_documents_are_dropped_the_last_lines_say_by_which_rule_and_what_to_do(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"text": "short"}] * 7 + [{"text": "long enough " * 20}] * 3)
+    arguments = ["data", "clean", "--input", source, "--output", str(tmp_path / "out"), "--workers", "1"]
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--preset", "prose"])
+    told = capsys.readouterr().out.splitlines()
+    assert "kept 3 of 10 documents" in told[-2]
+    assert told[-1] == (
+        f"removed 7 of 10 documents (70%), 7 of them for the reason too_short; to see some: mt data look"
+        f" {tmp_path / 'out'} --reason"
+        " too_short; to keep more, lower min_chars of the rule length (now 100), for example: --rules"
+        " fix_text whitespace 'length min_chars=50 min_words=15'"
+    )
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of a command."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments])
+    return ended.value.code, *capsys.readouterr()
+
+
+def test_rules_that_replace_those_of_a_preset_are_told(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"text": "some text"}])
+    out = ["data", "clean", "--input", source, "--workers", "1", "--output"]
+    *_, told = run(capsys, *out, str(tmp_path / "a"), "--preset", "prose", "--rules", "whitespace")
+    assert told.splitlines() == [
+        "mt: rules of preset prose are not used, other ones are given; they are fix_text whitespace"
+        " 'length min_chars=100 min_words=15'"
+    ]
+    *_, told = run(capsys, *out, str(tmp_path / "b"), "--preset", "c4", "--rules", "fix_text", "c4")
+    assert not [line for line in told.splitlines() if "preset" in line]
+
+
+def test_help_describes_every_preset_and_every_rule(capsys):
+    for name in presets(CleanConfig):
+        code, text, _ = run(capsys, "data", "clean", "--help", name)
+        words = " ".join(text.replace("│", " ").split())
+        assert code == 0
+        for item in read_preset(CleanConfig, name)["rules"]:
+            assert item.split()[0] in words
+    for name, function in (RULES | EDITS).items():
+        code, text, _ = run(capsys, "data", "clean", "--help", name)
+        assert code == 0
+        for key, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and key != "tokenizer":
+                assert f"{key}=" in text
+    _, text, _ = run(capsys, "data", "clean", "--help", "gopher_quality")
+    assert "min_words=50" in text
+    assert "drops texts for the reason gopher_too_few_words" in " ".join(text.split())
+    assert "--max-record-bytes" in run(capsys, "data", "clean", "--help", "max-record-bytes")[1]

@@ -47,7 +47,7 @@ REASONS = {
 def datatrove():
     """datatrove's filters with our words and sentences, because its own need spaCy."""
     filters = pytest.importorskip(
-        "datatrove.pipeline.filters", reason="datatrove is not installed: pip install 'mt[dev]'"
+        "datatrove.pipeline.filters", reason="datatrove is not installed: pip install 'mt-lm[dev]'"
     )
     from datatrove.pipeline.filters import (
         c4_filters,

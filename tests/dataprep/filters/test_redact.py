@@ -61,7 +61,7 @@ def test_public_addresses_are_replaced_and_others_kept(address, around):
 )
 def test_every_email_address_that_datatrove_finds_is_replaced(address, before, after):
     pii = pytest.importorskip(
-        "datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt[dev]'"
+        "datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt-lm[dev]'"
     )
     found = pii.PIIFormatter().emails_replacer.regex.findall(redact(f"{before}{address}{after}", phone=False))
     assert all(left.endswith("email@example.com") for left in found)
@@ -69,7 +69,7 @@ def test_every_email_address_that_datatrove_finds_is_replaced(address, before, a
 
 def test_the_addresses_that_datatrove_finds_in_reviews_are_replaced(shared):
     pii = pytest.importorskip(
-        "datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt[dev]'"
+        "datatrove.pipeline.formatters.pii", reason="datatrove is not installed: pip install 'mt-lm[dev]'"
     )
     texts = [
         json.loads(line)["text"] for line in (shared / "data/corpus/reviews.jsonl").read_bytes().splitlines()
@@ -156,3 +156,9 @@ def test_slices_and_scopes_of_code_are_no_addresses(pieces):
 def test_an_email_address_must_end_in_a_top_level_domain(label):
     text = f"npm i react@next.{label} and a.b@c-d.{label}"
     assert redact(text) == text
+
+
+def test_the_address_of_a_repository_is_no_email_address():
+    for text in ("git clone git@github.com:owner/name.git", "hg@host.org:a/b"):
+        assert redact(text) == text
+    assert redact("write to git@host.org: a/b") != "write to git@host.org: a/b"

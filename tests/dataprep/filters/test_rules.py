@@ -33,6 +33,7 @@ def verdict(rule, text):
         ("length max_chars=5", "12345", "123456", "too_long"),
         ("length min_words=3", "a b c", "a b", "too_few_words"),
         ("length max_words=2", "a b", "a b c", "too_many_words"),
+        ("length min_words=4", "我爱北京", "我爱京", "too_few_words"),
         ("length", "a", " \n ", "too_short"),
         ("gopher_repetition", LONG, f"{LONG} {' out west '.join('0123456789')}", "top_2gram"),
         ("gopher_repetition", f"{LONG}\n\nOther people", f"{LONG}\n\n" * 2, "repeated_paragraphs"),
@@ -168,6 +169,56 @@ def test_unicode_is_normalized_on_request():
     assert compile_rules(["normalize_unicode form=NFKC"])("e\u0301 ﬁ") == "é fi"
 
 
+def test_an_item_applies_to_the_languages_that_it_names():
+    german = "Alle Menschen sind frei und gleich an Würde und Rechten geboren."
+    english = "All human beings are born free and equal in dignity and rights."
+    apply = compile_rules(["length min_chars=70 lang=de,fr"], lang=("all",))
+    assert [apply(german), apply(english)] == ["too_short", english]
+    assert apply.languages == {"de": 1, "en": 1}
+    assert compile_rules(["length min_chars=70 lang=de"])(german) == german, "without lang, texts are English"
+    assert compile_rules(["length min_chars=70 lang=de"], lang=("de",))(english) == "too_short"
+
+
+def test_the_language_of_the_thresholds_is_that_of_lang_or_else_of_the_rule_language():
+    def judged(*rules, lang=()):
+        return compile_rules(rules, lang=lang).language
+
+    assert judged("fineweb") == judged("language", "fineweb") == "en"
+    assert judged("language keep=de", "fineweb") == judged("fineweb", lang=("de",)) == "de"
+    assert judged("language", "fineweb", lang=("de",)) == "de"
+    assert judged("fineweb", lang=("en", "de")) is judged("language keep=all") is None
+
+
+def test_a_parameter_of_the_user_stands_in_every_language():
+    text = "Die Leute haben das alte Haus gesehen und sprechen mit einem Lächeln von ihm."
+    kept = compile_rules(["gopher_quality min_words=3"], lang=("de",))
+    assert kept(text) == text
+    assert compile_rules(["gopher_quality"], lang=("de",))(text) == "gopher_too_few_words"
+    strict = compile_rules(["gopher_quality min_words=3 stop_words=der,auch"], lang=("de",))
+    assert strict(text) == "gopher_stop_words"
+
+
+@pytest.mark.parametrize(
+    ("items", "lang", "message"),
+    [
+        (
+            ["fineweb"],
+            ("xx",),
+            r"lang = xx: 'xx' is not a known language.*; write ISO codes, as in --lang en de",
+        ),
+        (["fineweb"], ("all", "de"), "lang = all, de: all stands alone"),
+        (
+            ["language keep=de"],
+            ("fr",),
+            r"'language keep=de' keeps other languages than --lang fr; omit keep=",
+        ),
+    ],
+)
+def test_wrong_languages_are_refused(items, lang, message):
+    with pytest.raises(UserError, match=message):
+        compile_rules(items, lang=lang)
+
+
 def test_edits_and_rules_run_in_order_and_edits_are_counted():
     apply = compile_rules(["length min_chars=3", "whitespace", "length min_chars=2", "fix_text"])
     assert [apply("a    "), apply("ab"), apply("abc"), apply("abÃ©")] == [
@@ -207,11 +258,31 @@ def test_edits_and_rules_run_in_order_and_edits_are_counted():
             "tokens has no parameter 'tokenizer'; it takes min_tokens, max_tokens, sure_chars",
         ),
         ("", "no such rule"),
+        ("length lang=xx", r"rules: 'length lang=xx': 'xx' is not a known language.*; write ISO codes"),
+        ("length lang=", "'' is not a known language"),
+        ("length lang", "length has no parameter 'lang'"),
+        ("redact phone_regions=de,", "phone_regions has an empty item; write phone_regions=de$"),
+        ("redact phone_regions=de,,at", "phone_regions has an empty item; write phone_regions=de,at$"),
+        ("redact phone_regions=,", "phone_regions has an empty item; write phone_regions=DE,AT$"),
+        ("redact phone_regions=", "phone_regions must be a text, as in phone_regions=DE,AT$"),
+        ("redact phone_regions", "phone_regions must be a text, as in phone_regions=DE,AT$"),
+        ("gopher_quality stop_words=,the", "stop_words has an empty item; write stop_words=the$"),
+        ("language keep=en,", "keep has an empty item; write keep=en$"),
     ],
 )
 def test_a_wrong_item_is_refused_with_the_nearest_name(item, message):
     with pytest.raises(UserError, match=message):
         compile_rules([item])
+
+
+@pytest.mark.parametrize("name", sorted(rules.RULES.keys() | rules.EDITS.keys()))
+def test_the_example_in_the_message_for_an_empty_parameter_is_valid(name):
+    parameters = inspect.signature({**rules.RULES, **rules.EDITS}[name]).parameters.values()
+    for key in (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "tokenizer"):
+        for empty in (key, f"{key}="):
+            with pytest.raises(UserError, match=r"(as in|write) \S+$") as caught:
+                compile_rules([f"{name} {empty}"])
+            compile_rules([f"{name} {str(caught.value).split()[-1]}"])
 
 
 @given(st.text(" \t\r\x0b\xa0\na", max_size=30))

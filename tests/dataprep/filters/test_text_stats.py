@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mt.dataprep.filters import text_stats
 from mt.dataprep.filters.text_stats import TextStats, WordStats, duplicates, word_hashes
+from mt.tests.repeated_units import excess
 
 ANY = st.lists(
     st.sampled_from(
@@ -155,3 +156,62 @@ def test_a_long_text_is_counted_as_a_short_one():
         len("".join(words[:9])),
         chars,
     ]
+
+
+MULTIPLIERS = [0xBF58476D1CE4E5B9, int(text_stats.PRIME), 1]
+
+
+def words_of_one_slot(multiplier, words):
+    """Hashes of words. The hash of each two of them, times the multiplier, is a small number."""
+    inverse, prime = pow(multiplier, -1, 2**64), int(text_stats.PRIME)
+    hashes = [1]
+    for i in range(words - 1):
+        hashes.append((i * inverse - hashes[-1] * prime - int(text_stats.BLANK)) % 2**64)
+    return np.array(hashes, np.uint64)
+
+
+def repetition_of(hashes):
+    return text_stats.repetition(hashes, np.ones(len(hashes), np.uint64), np.ones(len(hashes), np.int32), 1)
+
+
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+def test_n_grams_made_to_have_one_slot_take_linear_time(multiplier):
+    repetition_of(words_of_one_slot(multiplier, 10))  # compiles the loop
+    assert not excess(repetition_of, lambda words: words_of_one_slot(multiplier, words), 20_000, 0.02)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "ab", "aab", "ba", ".", "c"]), max_size=60), st.booleans())
+def test_n_grams_are_the_same_if_only_those_with_equal_beginnings_are_compared(words, apart):
+    """Also where equal n-grams are cut into other words: `a ab` and `aa b`."""
+    stats = TextStats(" ".join(words)).words("apart" if apart else "space")
+    for stride in (1, 2):
+        numbers = stats.hashes, stats.powers, stats.ends - stats.starts, stride
+        assert text_stats.repetition(*numbers, stats.codes, stats.starts) == text_stats.repetition(*numbers)
+
+
+@settings(deadline=None)
+@given(ANY)
+def test_a_word_is_hashed_by_its_characters_wherever_it_is_split(text):
+    """Also a chunk of letters, or of letters and a mark, which are split and hashed at once."""
+    stats = TextStats(text).words("apart")
+    cut = stats.of(text)
+    assert stats.hashes.tolist() == [int(word_hashes([word])[0]) for word in cut]
+    assert stats.powers.tolist() == [pow(int(text_stats.PRIME), len(word), 2**64) for word in cut]
+
+
+def test_a_letter_is_no_symbol():
+    """The splitter counts a word of letters without looking."""
+    table = text_stats.character_classes("")
+    assert not ((table & text_stats.ALPHA > 0) & (table & (text_stats.SYMBOL | text_stats.SPACE) > 0)).any()
+
+
+def test_nobody_knows_the_slots_of_n_grams_and_nothing_depends_on_them():
+    hashes = np.random.default_rng(1).integers(0, 3, 2_000, np.uint64)
+    spreads, results = set(), []
+    for _ in range(3):
+        text_stats._spread.cache_clear()
+        spreads.add(int(text_stats._spread()))
+        results.append(repetition_of(hashes))
+    assert len(spreads) == 3
+    assert all(spread % 2 for spread in spreads)
+    assert results[0] == results[1] == results[2]
