@@ -36,11 +36,12 @@ from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
 from ..core.unicode import normalize
-from ..documents import reader
-from ..documents.reader import Document, Shard
+from ..documents.folders import NotRead
+from ..documents.reader import Document, batches
+from ..documents.shard_groups import ShardGroup
 from . import evaluation_texts, stage
 from .dedup.key_index import save_array
-from .dedup.shingles import TEXT_RULES, batch_words, batches, ngram_hashes
+from .dedup.shingles import BATCH_CHARS, TEXT_RULES, batch_words, ngram_hashes
 from .evaluation_texts import EvaluationTask
 from .stage import DocumentStage, Removed, Tallies, Transform
 from .words import WORD
@@ -96,14 +97,24 @@ def decontaminate(config: DecontaminateConfig) -> dict[str, Any]:
     # before the output is claimed, so that an error in an evaluation file leaves nothing behind
     ngrams, malformed = read_ngrams(tasks, config)
     more_inputs = evaluation_texts.inputs(tasks)
+    not_read = NotRead()
+    for task in tasks:
+        not_read.add_all(task.not_read)
+    not_read.report()
     run, shards = stage.begin(
         "data decontaminate",
         config,
-        facts={"tasks": ngrams.names, "text_rules": TEXT_RULES},
+        facts={
+            "tasks": ngrams.names,
+            "text_rules": TEXT_RULES,
+            "evaluation_rules": evaluation_texts.RULES,
+        },
         more_inputs=more_inputs,
     )
     if run.finished:
         return run.manifest
+    if not_read:
+        run.notes["evaluation_not_read"] = not_read.as_json()
     work = run.output / "parts"
     ngrams.save(work / "ngrams.npz")
     find = functools.partial(_find_in_shard, folder=work / "found", ngrams_path=work / "ngrams.npz")
@@ -129,13 +140,9 @@ def decontaminate(config: DecontaminateConfig) -> dict[str, Any]:
         counts += np.bincount(np.load(path)[:, 1], minlength=num_ngrams)
     common = counts >= config.key_threshold if config.key_threshold else np.zeros(num_ngrams, bool)
     save_array(work / "common.npy", common)
-    cut_shard = functools.partial(_cut_shard, config=config, folder=str(run.output))
-    results = map_shards(
-        cut_shard, list(enumerate(shards)), done=work, **config.where, label=run.verb, sizes=sizes
-    )
-    logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
+    make = functools.partial(_make_cutter, config, run.output / "parts")
     report = ngrams.report(counts, common, found, malformed)
-    return stage.finish(run, results, more_outputs=logs, evaluation=report)
+    return stage.map_documents_with_log(run, config, shards, make, evaluation=report)
 
 
 @dataclasses.dataclass
@@ -266,12 +273,12 @@ class _NgramFinder:
             yield n, candidates[equal], places[equal] + first_ngram
 
 
-def _find_in_shard(item: tuple[int, Shard], *, folder: Path, ngrams_path: Path) -> dict[str, int]:
+def _find_in_shard(item: tuple[int, ShardGroup], *, folder: Path, ngrams_path: Path) -> dict[str, int]:
     """Writes int64 (M, 2): (row, n-gram index) for every document of a shard and every n-gram in it."""
     index, shard = item
     find = _NgramFinder(EvaluationNgrams.load(ngrams_path))
     found, row = [np.empty((0, 2), np.int64)], 0
-    for batch in batches(reader.read(shard, lambda reject: None)):
+    for batch in batches(shard.read(lambda reject: None), BATCH_CHARS):
         words, first = batch_words([normalize("NFC", document.text) for document in batch])
         for n, positions, ngrams in find(words):
             text = np.searchsorted(first, positions, side="right") - 1
@@ -280,21 +287,6 @@ def _find_in_shard(item: tuple[int, Shard], *, folder: Path, ngrams_path: Path) 
         row += len(batch)
     save_array(folder / f"{index:05d}.npy", np.concatenate(found))
     return {"documents": row}
-
-
-def _cut_shard(item: tuple[int, Shard], *, config: DecontaminateConfig, folder: str) -> dict[str, Any]:
-    """Writes one shard's documents, its removed/ and its cut/ file; returns its counts, for stage.finish."""
-    with manifest.atomic_write(Path(folder, "cut", f"{item[0]:05d}.jsonl"), "w") as log:
-        make = functools.partial(_make_cutter, config, Path(folder, "parts"), log)
-        return stage.run_shard(
-            item,
-            output=folder,
-            key=config.text_key,
-            suffix=stage.STEMS[config.format],
-            max_bytes=config.shard_bytes,
-            rejects=config.rejects,
-            make=make,
-        )
 
 
 def _make_cutter(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,9 +28,11 @@ import orjson
 
 from ..core import manifest
 from ..core.config import UserError
-from ..documents import files, reader, sources
+from ..core.unicode import without_mark
+from ..documents import files, folders, reader, sharding, sources
 
-RECORD_FILES = tuple(e for e in reader.EXTENSIONS if e != ".txt")
+RULES = 2  # to be changed with what is read of evaluation files
+RECORD_KINDS = ("lines", "json", "csv", "parquet", "arrow")
 TEXT_FILES = (".txt", ".tokens", ".raw")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"))
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
@@ -41,11 +44,13 @@ class EvaluationTask:
     """One evaluation task of the report.
 
     places: files, folders and datasets, as given. skipped: rows of tables with too few columns.
+    not_read: the files of folders that are no evaluation files.
     """
 
     name: str
     places: list[str]
     skipped: int = 0
+    not_read: folders.NotRead = dataclasses.field(default_factory=folders.NotRead)
 
 
 def tasks(items: tuple[str, ...]) -> list[EvaluationTask]:
@@ -84,7 +89,7 @@ def texts(
     """
     for place in task.places:
         for path in _resolved(place):
-            for file in _files(path):
+            for file in _files(path, task.not_read):
                 yield from _texts_in(file, key, max_record_bytes, task)
 
 
@@ -97,29 +102,43 @@ def _resolved(place: str) -> list[str]:
     return found
 
 
-def _files(path: str) -> list[str]:
-    """The sorted text files of a folder; if mt wrote the folder, only its documents."""
+def _is_records(name: str) -> bool:
+    return folders.kind_of(name) in RECORD_KINDS
+
+
+def _files(path: str, not_read: folders.NotRead) -> list[str]:
+    """The sorted evaluation files of a folder; if mt wrote the folder, only its documents.
+
+    not_read: gets the other files of the folder.
+    """
     folder = Path(path)
     if path.startswith(sources.HUB) or not folder.is_dir():
         return [path]
     if manifest.manifest_of(folder) is not None or any(
         (folder / name).exists() for name in ("run.json", "state.json", "dataset_dict.json")
     ):
-        return list(map(str, reader.expand([path])))
-    extensions = (*RECORD_FILES, *TEXT_FILES, ".tsv")
-    found = sorted(str(p) for p in folder.rglob("*") if p.is_file() and p.name.endswith(extensions))
+        return [str(file.path) for file in folders.find([path])]
+    texts = (*TEXT_FILES, ".tsv")
+    skipped = folders.NotRead()
+    found = folders.below(folder, lambda p: _is_records(p.name) or p.name.lower().endswith(texts), skipped)
+    not_read.add_all(skipped)
     if not found:
-        raise UserError(f"{path}: contains no evaluation files ({', '.join(extensions)}); check the path")
-    return found
+        raise UserError(
+            f"{path}: contains no evaluation files (JSON, CSV, Parquet, Arrow, {', '.join(texts)})"
+            f"{f'; {skipped}' if skipped else ''}; check the path"
+        )
+    return list(map(str, found))
 
 
 def _texts_in(path: str, key: str, max_record_bytes: int, task: EvaluationTask) -> Iterator[list[str]]:
     rows: Iterable[tuple[str, dict[str, Any]]]
-    if path.startswith(sources.HUB) or path.endswith(RECORD_FILES):
+    if path.startswith(sources.HUB) or _is_records(path):
         refuse = lambda reject: _refuse(reject.file, reject.place, reject.reason)
-        shards = reader.plan([path], key=key, on_error="skip", max_record_bytes=max_record_bytes)
+        if not path.startswith(sources.HUB) and os.path.getsize(path) == 0:
+            _refuse(path, "line 1", "the file is empty")
+        shards = sharding.plan([path], key=key, on_error="skip", max_record_bytes=max_record_bytes)
         rows = (row for shard in shards for row in reader.read_raw(shard, refuse))
-    elif path.endswith(".tsv"):
+    elif path.lower().endswith(".tsv"):
         rows = _table(path, task)
     else:
         lines = _plain_lines(path)
@@ -200,7 +219,7 @@ def _plain_lines(path: str) -> list[str]:
     if not data:
         _refuse(path, "line 1", "the file is empty")
     try:
-        return data.decode("utf-8-sig").split("\n")
+        return without_mark(data).decode().split("\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         _refuse(path, f"line {line}", f"byte {error.start} of the file is not UTF-8")

@@ -23,6 +23,7 @@ import heapq
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ import xxhash
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
-from ..documents import reader
-from ..documents.reader import Document, Shard
+from ..documents import reader, sharding
+from ..documents.reader import Document
+from ..documents.shard_groups import ShardGroup
 from ..documents.writer import Writer
 from . import stage
 from .stage import DocumentStage, Removed
@@ -104,7 +106,23 @@ def holdout(config: HoldoutConfig) -> dict[str, Any]:
         manifest.record(run.output / name, run.output)
         for name in ("heldout.jsonl", "wikitext.txt", "lambada.jsonl")
     ]
+    if told := _advice(config, results):
+        run.notes["advice"] = told
     return stage.finish(run, results, more_outputs=files, lambada_passages=passages)
+
+
+def _advice(config: HoldoutConfig, results: list[dict[str, Any]]) -> str:
+    """What to do where most of the documents that were drawn are too short to be set aside, else ""."""
+    rows = sum(r["rows_in"] for r in results)
+    chosen = sum(r["removed"].get("held_out", 0) for r in results)
+    passed_over = sum(r["tallies"]["passed_over"]["too_short"] for r in results)
+    if passed_over <= chosen:
+        return ""
+    return (
+        f"set aside {chosen / rows:.2%} of the documents, not {config.fraction:.2%}: {passed_over:,} more"
+        f" were drawn, but have fewer than min_chars = {config.min_chars} characters; lower --min-chars, or"
+        " raise --fraction"
+    )
 
 
 def is_held_out(name: str, seed: int, fraction: float) -> bool:
@@ -112,28 +130,23 @@ def is_held_out(name: str, seed: int, fraction: float) -> bool:
     return xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) < fraction * 2**64
 
 
-def _split_shard(item: tuple[int, Shard], *, config: HoldoutConfig) -> dict[str, Any]:
+def _split_shard(item: tuple[int, ShardGroup], *, config: HoldoutConfig) -> dict[str, Any]:
     """Writes one shard's documents that stay, and those set aside to parts/heldout/; returns its counts."""
     root = Path(config.output)
     heldout_path = root / "parts" / "heldout" / f"{item[0]:05d}.jsonl"
-    with Writer(heldout_path, root=root, key=config.text_key) as heldout:
+    with Writer(heldout_path, root=root) as heldout:
+        passed_over = Counter(too_short=0)  # documents that were drawn, but are too short
 
         def change(document: Document) -> Document | Removed:
-            is_long = len(document.text) >= config.min_chars
-            if not (is_long and is_held_out(document.id, config.seed, config.fraction)):
+            if not is_held_out(document.id, config.seed, config.fraction):
+                return document
+            if len(document.text) < config.min_chars:
+                passed_over["too_short"] += 1
                 return document
             heldout.write(document)
             return Removed("held_out")
 
-        return stage.run_shard(
-            item,
-            output=config.output,
-            key=config.text_key,
-            suffix=stage.STEMS[config.format],
-            max_bytes=config.shard_bytes,
-            rejects=config.rejects,
-            make=lambda index: (change, {}),
-        )
+        return stage.run_shard(item, config=config, make=lambda index: (change, {"passed_over": passed_over}))
 
 
 def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
@@ -142,9 +155,7 @@ def _write_evaluation(folder: Path, config: HoldoutConfig) -> int:
     order = 0
     with manifest.atomic_write(folder / "wikitext.txt", "w") as file:
         # A record has more bytes as JSON, with escapes, than it had in Parquet.
-        shards = reader.plan(
-            [str(folder / "heldout.jsonl")], key=config.text_key, max_record_bytes=sys.maxsize
-        )
+        shards = sharding.plan([str(folder / "heldout.jsonl")], max_record_bytes=sys.maxsize)
         for shard in shards:
             for document in reader.read(shard):
                 file.write(wikitext(document))

@@ -3,7 +3,8 @@
 Output directory:
 
     NNNNN.jsonl           the documents kept, one file per shard (also .jsonl.zst, .parquet); a file with more
-                          than --shard-bytes of text continues in NNNNN_001.jsonl ...
+                          than --shard-bytes of text continues in NNNNN_001.jsonl ...; small input files share
+                          a shard (documents/shard_groups.py)
     removed/NNNNN.jsonl   one line per removed document: id, reason, details
     rejects/NNNNN.jsonl   with --rejects: the removed documents, with the reason in a field `removed`
     rejects.jsonl         records that could not be read, with file, place and reason (only if there are any)
@@ -19,44 +20,39 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
+import shlex
 import shutil
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ..core import manifest
 from ..core.config import Failure, UserError, check, configuration, option
-from ..core.executor import Workers, map_shards
-from ..documents import files, reader, sources
-from ..documents.reader import Document, Shard
-from ..documents.writer import Writer
+from ..core.executor import Workers, map_shards, working_on
+from ..documents import compression, files, reader, shard_groups, sharding, values
+from ..documents.reader import Document
+from ..documents.rejects import MAX_REJECTS, Reject, Rejecter, set_aside, too_many
+from ..documents.shard_groups import ShardGroup
+from ..documents.sharding import INPUT_HELP, InputOptions, Shard
+from ..documents.writer import Unwritable, Writer
 
 STEMS = {"jsonl": ".jsonl", "jsonl.zst": ".jsonl.zst", "parquet": ".parquet"}
 
 
 @configuration()
-class DocumentStage(Workers):
+class DocumentStage(Workers, InputOptions):
     """The settings of every stage that reads and writes documents."""
 
-    input: tuple[str, ...] = option(
-        help=(
-            "files, folders or globs (.jsonl .jsonl.gz .jsonl.zst .parquet .arrow .txt), - for standard"
-            " input, hf:NAME[:CONFIG][:SPLIT] for an HF dataset"
-        ),
-        role="input",
-    )
+    input: tuple[str, ...] = option(help=INPUT_HELP, role="input")
     output: str = option(help="directory for the result", role="output")
-    text_key: str = option("text", "key of the text in a record")
+    text_key: str = option("text", "key of the text in a record; it becomes `text` in the output")
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "file format of the documents")
     shard_bytes: int = option(
         64_000_000,
         "bytes of input in a shard, and bytes of text from which a new output file begins",
     )
-    on_error: Literal["fail", "skip"] = option(
-        "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
-    )
-    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     rejects: bool = option(
         False, "also write every removed document, with its text, fields and reason, to rejects/"
     )
@@ -66,7 +62,7 @@ class DocumentStage(Workers):
         super().__post_init__()
         check(
             (self.shard_bytes >= 1 << 16, f"shard_bytes = {self.shard_bytes} must be at least {1 << 16}"),
-            files.record_limit_rule(self.max_record_bytes),
+            *self.input_rules,
         )
 
 
@@ -81,6 +77,14 @@ class Removed:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class DocumentError(UserError):
+    """A document that a stage cannot process. The message does not name it: `run_shard` puts that before."""
+
+
+KEEP_A_SHARE = ("data classify", "data holdout")  # a setting says how many documents they remove
+MOST_REMOVED = 0.5  # of the documents: to lose more than that surprises, and the manifest says what to do
+# {reason: documents removed for it} -> what the user may do about them, "" if there is nothing to say.
+Advice = Callable[[Mapping[str, int]], str]
 # What a stage does with one document: keep it (changed or not), replace it by several, or remove it.
 Transform = Callable[[Document], Document | list[Document] | Removed]
 Tallies = dict[str, collections.Counter[str]]  # further counts of a stage, {fact: {name: count}}
@@ -95,23 +99,20 @@ def begin(
     *,
     facts: dict[str, Any] | None = None,
     more_inputs: Iterable[str | Path] = (),
-) -> tuple[manifest.Run, list[Shard]]:
-    """Claims the stage's output and splits its inputs into shards.
+) -> tuple[manifest.Run, list[ShardGroup]]:
+    """Claims the stage's output and splits its inputs into shards, of which small ones share a group.
 
     facts, more_inputs: what else the result depends on, for the manifest's key. Raises UserError if the
     output and the input overlap.
     """
-    shards = reader.plan(
-        config.input,
-        key=config.text_key,
-        shard_bytes=config.shard_bytes,
-        on_error=config.on_error,
-        max_record_bytes=config.max_record_bytes,
-        output=config.output,
+    shards = config.plan(
+        config.input, key=config.text_key, output=config.output, shard_bytes=config.shard_bytes
     )
-    inputs = list(dict.fromkeys(s.path for s in shards))
+    sharding.refuse_empty(shards)
     output = Path(config.output).resolve()
-    for path in inputs:
+    # an input in every folder, and all links: resolving a million paths would take a minute
+    somewhere = {path if os.path.islink(path) else os.path.dirname(path): path for path in shards.paths}
+    for path in somewhere.values():
         if output == Path(path).resolve().parent:
             raise UserError(
                 f"output = {config.output} is the directory of the input {path}; choose another directory"
@@ -122,92 +123,121 @@ def begin(
                 f"output = {config.output} lies inside the input {item}, which would then contain its own"
                 " output; choose another directory"
             )
-    run = manifest.begin(verb, config, [*inputs, *more_inputs], identify=sources.identity, facts=facts)
+    groups = shard_groups.group(shards, config.shard_bytes)
+    facts = {"value_rules": values.RULES, **(facts or {}), **shard_groups.facts(groups)}
+    run = shards.begin(verb, config, more_inputs, facts)
     if run.finished:
         discard_parts(run)
-    return run, shards
+    return run, groups
 
 
 def map_documents(
     run: manifest.Run,
     config: DocumentStage,
-    shards: list[Shard],
+    shards: Sequence[ShardGroup],
     make: MakeTransform,
     more_outputs: Iterable[dict[str, Any]] = (),
+    advice: Advice | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Applies a transform to every document and seals the stage; returns its manifest.
 
     make: must be picklable. more_outputs, facts: as for `finish`.
     """
-    work = functools.partial(
-        run_shard,
-        output=str(run.output),
-        key=config.text_key,
-        suffix=STEMS[config.format],
-        max_bytes=config.shard_bytes,
-        rejects=config.rejects,
-        make=make,
-    )
     results = map_shards(
-        work,
+        functools.partial(run_shard, config=config, make=make),
         list(enumerate(shards)),
         done=run.output / "parts",
         **config.where,
         label=run.verb,
         sizes=[s.bytes for s in shards],
     )
-    return finish(run, results, more_outputs=more_outputs, **facts)
+    return finish(run, results, more_outputs=more_outputs, advice=advice, **facts)
 
 
-def run_shard(
-    item: tuple[int, Shard],
-    *,
-    output: str,
-    key: str,
-    suffix: str,
-    max_bytes: int,
-    rejects: bool,
-    make: MakeTransform,
+# As MakeTransform, with a file before the index: the shard's log of documents that are cut
+MakeCutter = Callable[[TextIO, int], tuple[Transform, Tallies]]
+
+
+def map_documents_with_log(
+    run: manifest.Run, config: DocumentStage, shards: Sequence[ShardGroup], make: MakeCutter, **facts: Any
 ) -> dict[str, Any]:
+    """As map_documents, for a transform that cuts documents and writes which ones to cut/NNNNN.jsonl."""
+    results = map_shards(
+        functools.partial(_run_shard_with_log, config=config, make=make),
+        list(enumerate(shards)),
+        done=run.output / "parts",
+        **config.where,
+        label=run.verb,
+        sizes=[s.bytes for s in shards],
+    )
+    logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
+    return finish(run, results, more_outputs=logs, **facts)
+
+
+def _run_shard_with_log(
+    item: tuple[int, ShardGroup], *, config: DocumentStage, make: MakeCutter
+) -> dict[str, Any]:
+    """As run_shard; also writes the shard's cut/ file."""
+    with manifest.atomic_write(Path(config.output, "cut", f"{item[0]:05d}.jsonl"), "w") as log:
+        return run_shard(item, config=config, make=functools.partial(make, log))
+
+
+def run_shard(item: tuple[int, ShardGroup], *, config: DocumentStage, make: MakeTransform) -> dict[str, Any]:
     """Writes one shard's kept documents, its removed/ file and, if `rejects`, its rejects/ file.
 
-    item: (shard index, shard). key: of the text in a record. suffix: of the output file. Returns the shard's
-    counts, for `finish`.
+    item: (shard index, shard). Returns the shard's counts, for `finish`. What cannot be written is treated as
+    what cannot be read: it raises UserError, or with on_error "skip" it is a line of rejects.jsonl.
     """
     index, shard = item
-    root = Path(output)
+    root, max_bytes = Path(config.output), config.shard_bytes
+    name = f"{index:05d}{STEMS[config.format]}"
     transform, tallies = make(index)
     removed: collections.Counter[str] = collections.Counter()
     rows_in = kept_rows = text_bytes_in = 0
     removed_path = root / "removed" / f"{index:05d}.jsonl"
     with contextlib.ExitStack() as open_files:
         kept = open_files.enter_context(
-            Writer(root / f"{index:05d}{suffix}", root=root, key=key, max_bytes=max_bytes)
+            Writer(root / name, root=root, max_bytes=max_bytes, fields=shard.fields())
         )
         log = open_files.enter_context(manifest.atomic_write(removed_path, "w"))
         unreadable = open_files.enter_context(RejectLog(root, index))
         removed_documents = None
-        if rejects:
+        if config.rejects:
             removed_documents = open_files.enter_context(
-                Writer(root / "rejects" / f"{index:05d}.jsonl", root=root, key=key, max_bytes=max_bytes)
+                Writer(root / "rejects" / f"{index:05d}.jsonl", root=root, max_bytes=max_bytes)
             )
-        for document in reader.read(shard, unreadable.add):
-            rows_in += 1
-            text_bytes_in += len(document.text.encode())
+        for part, document in _read(shard, unreadable.add):
             text = document.text  # the transform may change it in place
-            outcome = transform(document)
+            try:
+                outcome = transform(document)
+                if not isinstance(outcome, Removed):
+                    for piece in outcome if isinstance(outcome, list) else [outcome]:
+                        kept.write(piece)
+                elif removed_documents is not None:
+                    why = {"reason": outcome.reason, **outcome.facts}
+                    removed_documents.write(Document(document.id, text, {**document.meta, "removed": why}))
+            except Unwritable as error:
+                if part.on_error == "fail":
+                    raise
+                place, raw = f"document {document.id}", text[: files.BEGINNING_BYTES]
+                unreadable.add(Reject(part.name, place, error.reason, raw))
+                continue
+            except DocumentError as error:
+                # json, since orjson refuses integers of more than 64 bits
+                record = json.dumps({"id": document.id, "text": text, **document.meta}, default=str)
+                set_aside(part, f", document {document.id}", str(error), record.encode(), unreadable.add)
+                continue
+            rows_in += 1
+            text_bytes_in += len(text.encode())
             if isinstance(outcome, Removed):
                 removed[outcome.reason] += 1
-                why = {"reason": outcome.reason, **outcome.facts}
-                log.write(json.dumps({"id": document.id, **why}, ensure_ascii=False) + "\n")
-                if removed_documents is not None:
-                    removed_documents.write(Document(document.id, text, {**document.meta, "removed": why}))
-                continue
-            kept_rows += 1
-            for piece in outcome if isinstance(outcome, list) else [outcome]:
-                kept.write(piece)
-    others = [manifest.record(removed_path, root), *(removed_documents.records if removed_documents else ())]
+                line = {"id": document.id, "reason": outcome.reason, **outcome.facts}
+                log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            else:
+                kept_rows += 1
+    log_record = {**manifest.record(removed_path, root), "rows": sum(removed.values())}
+    others = [log_record, *(removed_documents.records if removed_documents else ())]
     return {
         "outputs": [*kept.records, *({**record, "documents": False} for record in others)],
         "rows_in": rows_in,
@@ -221,16 +251,36 @@ def run_shard(
     }
 
 
+def _read(shard: ShardGroup, reject: Rejecter) -> Iterator[tuple[Shard, Document]]:
+    """The documents of a shard, each with its file; tells the progress meanwhile.
+
+    How far a file is read is told by the text so far, which has about as many bytes; of compressed files that
+    is not known.
+    """
+    before = 0
+    for part in shard.shards:
+        most = 0 if compression.ending(part.path) else part.bytes
+        size = 0
+        working_on(part.name, before)
+        for document in reader.read(part, reject):
+            yield part, document
+            size += len(document.text)
+            working_on(part.name, before + min(size, most))
+        before += part.bytes
+
+
 def finish(
     run: manifest.Run,
     results: list[dict[str, Any]],
     *,
     more_outputs: Iterable[dict[str, Any]] = (),
+    advice: Advice | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Sums the counts of the shards, checks that no row is lost, and writes the manifest, which it returns.
 
-    more_outputs: manifest.record of each file that has no documents. facts: further entries of the manifest.
+    more_outputs: manifest.record of each file that has no documents. advice: what to do where most documents
+    are removed, or all. facts: further entries of the manifest. Its entry `advice` tells the user what to do.
     Raises UserError if no document is left.
     """
     removed = _sum_counters(r["removed"] for r in results)
@@ -249,11 +299,11 @@ def finish(
         outputs.append(write_rejects(run.output, results))
     if not total["documents"]:
         by_reason = ", ".join(f"{n:,} {reason}" for reason, n in removed.most_common(5))
-        why = by_reason or f"{rejected:,} could not be read"
+        why = by_reason or (f"{rejected:,} could not be read" if rejected else "nothing to read")
         run.abandon()
         raise UserError(
-            f"{run.output}: no document is left ({total['rows_in'] + rejected:,} in: {why}); loosen the"
-            " settings or check the input"
+            f"{run.output}: no document is left ({total['rows_in'] + rejected:,} in: {why});"
+            f" {(advice and advice(removed)) or 'loosen the settings or check the input'}"
         )
     counts = {
         "rows_in": total["rows_in"] + rejected,
@@ -266,9 +316,24 @@ def finish(
     }
     for name in {name: None for r in results for name in r["tallies"]}:
         facts[name] = dict(_sum_counters(r["tallies"].get(name, {}) for r in results))
+    if told := _most_removed(run, removed, total["rows_in"], advice):
+        run.notes["advice"] = told
     sealed = run.finish(outputs, counts, **facts)
     discard_parts(run)
     return sealed
+
+
+def _most_removed(
+    run: manifest.Run, removed: collections.Counter[str], rows: int, advice: Advice | None
+) -> str:
+    """Why most documents were removed, how to see some of them, and what to do; "" if most were kept."""
+    if removed.total() <= MOST_REMOVED * rows or run.verb in KEEP_A_SHARE:
+        return ""
+    [(reason, count)] = removed.most_common(1)
+    look = f"mt data look {shlex.quote(str(run.output))} --reason {shlex.quote(reason)}"
+    share = f"removed {removed.total():,} of {rows:,} documents ({removed.total() / rows:.0%})"
+    text = f"{share}, {count:,} of them for the reason {reason}; to see some: {look}"
+    return f"{text}; {told}" if (told := advice and advice(removed)) else text
 
 
 def _sum_counters(counters: Iterable[dict[str, int]]) -> collections.Counter[str]:
@@ -307,7 +372,9 @@ class RejectLog:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, reject: reader.Reject) -> None:
+    def add(self, reject: Reject) -> None:
+        if self.count >= MAX_REJECTS:
+            raise too_many(reject)
         if self._file is None:
             self._file = self._stack.enter_context(manifest.atomic_write(self._path, "w"))
         self._file.write(json.dumps(reject.as_json(), ensure_ascii=False) + "\n")

@@ -1,95 +1,94 @@
 """The `mt data stats` command: count documents, text bytes, words and tokens of each input.
 
-Output directory: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words", "tokens"}]} with one row
-per input in the order given, and the manifest, which has the same rows. `text_bytes` are bytes of UTF-8;
-words are separated by whitespace; `tokens` do not include the end-of-document token, and are null without a
-tokenizer.
+Output directory, if one is named: `stats.json` {"rows": [{"name", "documents", "text_bytes", "words",
+"tokens"}]} with one row per input in the order given, and the manifest, which has the same rows. `text_bytes`
+are bytes of UTF-8; `words` are those of words.py (UAX 29, or characters in scripts without spaces); `tokens`
+do not include the end-of-document token, and are null without a tokenizer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..core.executor import Workers, map_shards
-from ..documents import files, reader, sources
-from ..documents.reader import Shard
+from ..documents import shard_groups, sharding
+from ..documents.reader import batches
+from ..documents.shard_groups import ShardGroup
+from ..documents.sharding import InputOptions
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from .stage import RejectLog, discard_parts, write_rejects
+from .words import WORD_RULES, count_words
 
 BATCH_CHARS = 4_000_000  # characters tokenized in one call
 COUNTED = ("documents", "text_bytes", "words", "tokens")
 
 
 @configuration()
-class StatsConfig(Workers):
+class StatsConfig(Workers, InputOptions):
     """The settings of `mt data stats`."""
+
+    POSITIONAL = "input"
 
     input: tuple[str, ...] = option(
         help="files, directories, - or hf:NAME[:CONFIG][:SPLIT]; each is counted separately", role="input"
     )
-    output: str = option(help="directory for stats.json", role="output")
+    output: str | None = option(None, "directory for stats.json; none: only print the counts", role="output")
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     text_key: str = option("text", "key of the text in a record")
-    on_error: Literal["fail", "skip"] = option(
-        "fail", "at a record that cannot be read: stop, or write it to rejects.jsonl", role="runtime"
-    )
-    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
             (bool(self.input), "input is empty: name files or directories"),
-            files.record_limit_rule(self.max_record_bytes),
+            *self.input_rules,
             (len(set(self.input)) == len(self.input), "input names the same place twice; name each once"),
+            (
+                self.output is not None or self.on_error == "fail",
+                "on_error = skip writes rejects.jsonl to the output directory; name one with --output",
+            ),
         )
 
 
 def stats(config: StatsConfig) -> dict[str, Any]:
     """Counts every input; returns the manifest, with the counts in `rows` and as a table in `text`."""
-    plans = [
-        reader.plan(
-            [name],
-            key=config.text_key,
-            on_error=config.on_error,
-            max_record_bytes=config.max_record_bytes,
-            output=config.output,
-        )
-        for name in config.input
-    ]
-    shards = [s for plan in plans for s in plan]
+    if config.output is None:
+        with tempfile.TemporaryDirectory() as folder:
+            # no longer a manifest.Sealed: its summary would end with this folder, which is removed
+            return dict(stats(dataclasses.replace(config, output=folder)))
+    plans = [config.plan([name], key=config.text_key, output=config.output) for name in config.input]
+    sharding.refuse_empty([shard for plan in plans for shard in plan])
+    groups_of_plans = [shard_groups.group(plan, sharding.SHARD_BYTES) for plan in plans]
+    groups = list(itertools.chain.from_iterable(groups_of_plans))
     tokenizer = config.tokenizer if config.tokenizer.kind else None
-    facts = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
+    facts: dict[str, Any] = {"tokenizer": load(tokenizer).fingerprint} if tokenizer else {}
     # The names of the inputs are part of the result, so they belong to the key.
-    run = manifest.begin(
-        "data stats",
-        config,
-        dict.fromkeys(s.path for s in shards),
-        identify=sources.identity,
-        facts={**facts, "names": config.input},
-    )
+    facts |= {"names": config.input, "word_rules": WORD_RULES, **shard_groups.facts(groups)}
+    run = sharding.joined(plans).begin("data stats", config, facts=facts)
     if run.finished:
         discard_parts(run)
         return run.manifest
     work = functools.partial(_count_shard, root=run.output, tokenizer=tokenizer)
     results = map_shards(
         work,
-        list(enumerate(shards)),
+        list(enumerate(groups)),
         done=run.output / "parts",
         **config.where,
         label=run.verb,
-        sizes=[s.bytes for s in shards],
+        sizes=[g.bytes for g in groups],
     )
     rows: list[dict[str, Any]] = []
     start = 0
-    for name, plan in zip(config.input, plans):
-        of_input = results[start : start + len(plan)]
-        start += len(plan)
+    for name, of_plan in zip(config.input, groups_of_plans):
+        of_input = results[start : start + len(of_plan)]
+        start += len(of_plan)
         sums: dict[str, int | None] = {k: sum(r[k] for r in of_input) for k in COUNTED}
         if not tokenizer:
             sums["tokens"] = None
@@ -127,30 +126,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _count_shard(item: tuple[int, Shard], *, root: Path, tokenizer: TokenizerConfig | None) -> dict[str, int]:
+def _count_shard(
+    item: tuple[int, ShardGroup], *, root: Path, tokenizer: TokenizerConfig | None
+) -> dict[str, int]:
     """The counts of one shard, and the number of its records that could not be read."""
     index, shard = item
     counts = dict.fromkeys(COUNTED, 0)
     encode = _loaded(tokenizer).encode_batch if tokenizer else None
-    batch: list[str] = []
-    size = 0
-
-    def flush() -> None:
-        if encode and batch:
-            counts["tokens"] += len(encode(batch)[0])
-        batch.clear()
-
     with RejectLog(root, index) as unreadable:
-        for document in reader.read(shard, unreadable.add):
-            counts["documents"] += 1
-            counts["text_bytes"] += len(document.text.encode())
-            counts["words"] += len(document.text.split())
-            batch.append(document.text)
-            size += len(document.text)
-            if size >= BATCH_CHARS:
-                flush()
-                size = 0
-    flush()
+        for batch in batches(shard.read(unreadable.add), BATCH_CHARS):
+            texts = [document.text for document in batch]
+            counts["documents"] += len(texts)
+            counts["text_bytes"] += sum(len(text.encode()) for text in texts)
+            counts["words"] += sum(map(count_words, texts))
+            if encode:
+                counts["tokens"] += len(encode(texts)[0])
     return {**counts, "rejected": unreadable.count}
 
 

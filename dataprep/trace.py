@@ -18,8 +18,9 @@ from typing import Any, NotRequired, TypedDict
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.parsing import MADE_BY_MT, check_value, parse_json
-from ..documents.files import packed_lines
+from .sampling import lines, parquet_file
 
+PIECE = re.compile(r"#[0-9]+\Z")
 CUT = "cut"  # the reason of a step after which the pieces of a document go on
 
 
@@ -44,12 +45,12 @@ class WhyConfig:
 
 
 @dataclasses.dataclass
-class _FinishedStage:
+class FinishedStage:
     """The output of a document stage. ids: the traced documents that it kept."""
 
     folder: Path
     manifest: dict[str, Any]
-    reads: list[_FinishedStage] = dataclasses.field(default_factory=list)
+    reads: list[FinishedStage] = dataclasses.field(default_factory=list)
     ids: set[str] = dataclasses.field(default_factory=set)
 
     def files(self, prefix: str) -> list[Path]:
@@ -66,7 +67,7 @@ def why(config: WhyConfig) -> dict[str, Any]:
     Returns {"id", "steps": [{"stage", "folder", "id", "reason", details}], "kept": [{"id", "file"}], "text"}.
     Raises UserError if there is no stage, or if no stage has read the document.
     """
-    stages = _in_reading_order(_finished_stages(config.run_dir))
+    stages = in_reading_order(finished_stages(config.run_dir))
     steps: list[dict[str, Any]] = []
     for stage in stages:
         traced = set().union(*(s.ids for s in stage.reads)) if stage.reads else {config.id}
@@ -91,21 +92,14 @@ def why(config: WhyConfig) -> dict[str, Any]:
     return {"id": config.id, "steps": steps, "kept": kept, "text": _text(steps, kept)}
 
 
-def _finished_stages(folders: tuple[str, ...]) -> list[_FinishedStage]:
+def finished_stages(folders: tuple[str, ...]) -> list[FinishedStage]:
     """The finished document stages in folders, each of which is a stage or the parent of stages."""
-    found: dict[Path, _FinishedStage] = {}
+    found: dict[Path, FinishedStage] = {}
     for name in folders:
         folder = Path(name)
         if not folder.is_dir():
             raise UserError(f"{name}: no such directory; check the path")
-        manifests = {folder: manifest.manifest_of(folder)}
-        if not manifests[folder]:
-            manifests = {p: manifest.manifest_of(p) for p in sorted(folder.iterdir()) if p.is_dir()}
-        stages = [
-            _FinishedStage(p, m)
-            for p, m in manifests.items()
-            if m and any(o["name"].startswith("removed/") for o in m.get("outputs", ()))
-        ]
+        stages = stages_in(folder)
         if not stages:
             raise UserError(
                 f"{name}: neither a finished stage that removes documents nor a run with such stages in it;"
@@ -115,43 +109,66 @@ def _finished_stages(folders: tuple[str, ...]) -> list[_FinishedStage]:
     return list(found.values())
 
 
-def _in_reading_order(stages: list[_FinishedStage]) -> list[_FinishedStage]:
+def stages_in(folder: Path) -> list[FinishedStage]:
+    """The finished document stages of a folder: itself, or those directly in it; none of any other folder."""
+    manifests = {folder: manifest.manifest_of(folder)}
+    if not manifests[folder]:
+        manifests = {p: manifest.manifest_of(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+    return [
+        FinishedStage(p, m)
+        for p, m in manifests.items()
+        if m and any(o["name"].startswith("removed/") for o in m.get("outputs", ()))
+    ]
+
+
+def in_reading_order(stages: list[FinishedStage]) -> list[FinishedStage]:
     """The stages in topological order: each after those whose output it reads."""
     by_key = {stage.manifest["key"]: stage for stage in stages}
-    ordered: dict[str, _FinishedStage] = {}
-
-    def add(stage: _FinishedStage) -> None:
-        if stage.manifest["key"] not in ordered:
-            keys = dict.fromkeys(i.get("key") for i in stage.manifest["inputs"])
-            stage.reads = [by_key[key] for key in keys if key in by_key]
-            for before in stage.reads:
-                add(before)
-            ordered[stage.manifest["key"]] = stage
+    ordered: dict[str, FinishedStage] = {}
 
     for stage in stages:
-        add(stage)
+        keys = dict.fromkeys(i.get("key") for i in stage.manifest["inputs"])
+        stage.reads = [by_key[key] for key in keys if key in by_key]
+    waiting, begun = list(reversed(stages)), set()
+    while waiting:  # no recursion: a stranger's manifests may name each other, or make a long chain
+        key = waiting[-1].manifest["key"]
+        if key in begun:
+            ordered.setdefault(key, waiting.pop())
+        else:
+            begun.add(key)
+            waiting += reversed([r for r in waiting[-1].reads if r.manifest["key"] not in begun])
     return list(ordered.values())
 
 
-def _id_pattern(ids: set[str]) -> re.Pattern[bytes]:
+def id_pattern(ids: set[str]) -> re.Pattern[bytes]:
     """Matches every line with one of the ids or a piece `id#1`, as orjson or json writes it."""
     spelled = {json.dumps(name, ensure_ascii=ascii)[1:-1].encode() for name in ids for ascii in (False, True)}
     return re.compile(b"|".join(map(re.escape, sorted(spelled))))
 
 
 def _is_traced(name: str, ids: set[str]) -> bool:
-    """Whether an id is one of these, or the id of a piece that decontamination made of one."""
-    return name in ids or (name.rpartition("#")[0] in ids and name.rpartition("#")[2].isdigit())
+    """Whether an id is one of these, or the id of a piece that a stage made of one, or of such a piece."""
+    return name in ids or not ids.isdisjoint(_whole(name))
 
 
-def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
+def _whole(name: str) -> Iterator[str]:
+    """The ids of the documents of which a document may be a piece: b#1 and b for b#1#2."""
+    while PIECE.search(name):
+        name = name.rpartition("#")[0]
+        yield name
+
+
+def _steps(stage: FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
     """Yields what the logs of a stage say about the ids: removals, cuts, then unreadable records."""
     if not ids:
         return
     place = {"stage": stage.manifest["verb"], "folder": str(stage.folder)}
     for facts in _logged(stage, "removed/", ids, LoggedRemoval):
         yield {**place, **facts}
-    for facts in _logged(stage, "cut/", ids, LoggedDocument):
+    whole = {name for piece in ids for name in _whole(piece)}  # of which the traced ones may be pieces
+    for facts in _logged(stage, "cut/", ids | whole, LoggedDocument):
+        if facts["id"] not in whole and not _is_traced(facts["id"], ids):
+            continue  # another piece
         yield {**place, "id": facts.pop("id"), "reason": CUT, **facts}
     patterns = {
         name: re.compile(
@@ -160,7 +177,7 @@ def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
         for name in ids
     }
     for path in stage.files("rejects.jsonl"):
-        for line in _lines(path):
+        for line in lines(path):
             reject = _parsed(line, path, LoggedReject)
             for name, pattern in patterns.items():
                 if pattern.search(reject["raw"]):
@@ -174,36 +191,34 @@ def _steps(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _logged(stage: _FinishedStage, folder: str, ids: set[str], kind: type) -> Iterator[dict[str, Any]]:
+def _logged(stage: FinishedStage, folder: str, ids: set[str], kind: type) -> Iterator[dict[str, Any]]:
     """Yields the lines about the ids in a stage's log files of one folder, parsed. kind: of a line."""
-    pattern = _id_pattern(ids)
+    pattern = id_pattern(ids)
     for path in stage.files(folder):
-        for line in _lines(path):
+        for line in lines(path):
             if pattern.search(line) and _is_traced((facts := _parsed(line, path, kind))["id"], ids):
                 yield facts
 
 
-def _kept(stage: _FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
+def _kept(stage: FinishedStage, ids: set[str]) -> Iterator[dict[str, str]]:
     """Yields {"id", "file"} for the ids, or pieces of them, among the documents that a stage wrote."""
     if not ids:
         return
-    pattern = _id_pattern(ids)
+    pattern = id_pattern(ids)
     for output in stage.manifest["outputs"]:
         path = stage.path(output["name"])
         if stage.manifest["verb"] == "data urls" and path.suffix == ".txt":
-            for url in (line.decode(errors="replace").strip() for line in _lines(path)):
+            for url in (line.decode(errors="replace").strip() for line in lines(path)):
                 if url in ids:
                     yield {"id": url, "file": str(path)}
         if not output.get("documents", True):
             continue
         if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches(columns=["id"])
+            batches = parquet_file(path).iter_batches(columns=["id"])
             names: Iterator[str] = (name for batch in batches for name in batch.column("id").to_pylist())
         else:
-            lines = (line for line in _lines(path) if pattern.search(line))
-            names = (_parsed(line, path, LoggedDocument)["id"] for line in lines)
+            found = (line for line in lines(path) if pattern.search(line))
+            names = (_parsed(line, path, LoggedDocument)["id"] for line in found)
         yield from ({"id": name, "file": str(path)} for name in names if _is_traced(name, ids))
 
 
@@ -222,7 +237,7 @@ class LoggedRemoval(TypedDict):
 
 
 class LoggedReject(TypedDict):
-    """A line of rejects.jsonl: reader.Reject."""
+    """A line of rejects.jsonl: rejects.Reject."""
 
     raw: str
     reason: str
@@ -235,20 +250,9 @@ def _parsed(line: bytes, path: Path, kind: Any) -> Any:
     return check_value(parse_json(line, str(path), MADE_BY_MT), kind, path, MADE_BY_MT)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        for _, _, lines in packed_lines(str(path)):
-            yield from (line for line in lines if isinstance(line, bytes))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: is listed in the manifest of its directory, but does not exist; run the stage's command"
-            " again"
-        ) from None
-
-
 def _text(steps: list[dict[str, Any]], kept: list[dict[str, str]]) -> str:
     """The steps and places as lines to print."""
-    lines = []
+    shown = []
     for step in steps:
         verb = "changed" if step["reason"] == CUT else "removed"
         line = f"{step['id']}: {verb} by {step['stage']} ({step['folder']}): {step['reason']}"
@@ -260,5 +264,5 @@ def _text(steps: list[dict[str, Any]], kept: list[dict[str, str]]) -> str:
                     f", {key} "
                     f"{json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value}"
                 )
-        lines.append(line)
-    return "\n".join([*lines, *(f"{place['id']}: kept in {place['file']}" for place in kept)])
+        shown.append(line)
+    return "\n".join([*shown, *(f"{place['id']}: kept in {place['file']}" for place in kept)])

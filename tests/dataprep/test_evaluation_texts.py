@@ -1,5 +1,6 @@
 """Evaluation files of every published format: their texts, and planted copies that are found."""
 
+import bz2
 import json
 import re
 
@@ -158,7 +159,7 @@ def test_pairs_are_read_from_records_and_any_key_can_be_named(files, tmp_path):
 
 
 def test_a_split_of_a_dataset_can_be_an_evaluation_set(tmp_path):
-    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt[hf]'")
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'mt-lm[hf]'")
     (tmp_path / "hub").mkdir()
     for name in ("train", "test"):
         (tmp_path / f"hub/{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
@@ -231,3 +232,35 @@ def test_blanks_of_a_question_are_filled_but_not_without_end():
     record = {"article": "a", "questions": ["_" * 1_000], "options": [["x" * 1_000]], "answers": ["A"]}
     filled = "x" * 1_000 * evaluation_texts.MAX_BLANKS + "_" * (1_000 - evaluation_texts.MAX_BLANKS)
     assert evaluation_texts.record_texts(record, "text") == ["a", "_" * 1_000, filled]
+
+
+def test_the_files_of_a_folder_are_read_in_every_format_or_counted(tmp_path):
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    rows = {
+        "a.JSONL": '{"text": "one"}',
+        "b.json": '[{"text": "two"},\n{"text": "three"}]',
+        "c.csv": "text\nfour\n",
+    }
+    for name, content in rows.items():
+        (folder / name).write_text(content)
+    (folder / "d.jsonl.bz2").write_bytes(bz2.compress(b'{"text": "five"}'))
+    (folder / "e.pdf").touch()
+    (folder / ".f.jsonl").touch()
+    assert texts(str(folder)) == ["one", "two", "three", "four", "five"]
+    (task,) = evaluation_texts.tasks((str(folder),))
+    list(evaluation_texts.texts(task, "text"))
+    assert task.not_read.endings == {"hidden": 1, ".pdf": 1}
+
+
+def test_the_files_that_are_not_read_are_told(tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/a.jsonl").write_text(json.dumps({"text": words("e")}))
+    (tmp_path / "eval/b.pdf").touch()
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "1", "text": words("t", 40)}))
+    settings = {"evaluation": (str(tmp_path / "eval"),), "workers": 1}
+    summary = decontaminate(
+        DecontaminateConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), **settings)
+    )
+    assert summary["evaluation_not_read"]["endings"] == {".pdf": 1}
+    assert "mt: not read: 1 file (.pdf 1): " in capsys.readouterr().err

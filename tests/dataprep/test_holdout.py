@@ -9,7 +9,8 @@ import xxhash
 from mt.core.config import UserError
 from mt.dataprep import stage
 from mt.dataprep.holdout import FUNCTION_WORDS, HoldoutConfig, holdout, passages_of, wikitext
-from mt.documents.reader import Document, expand
+from mt.documents.folders import find
+from mt.documents.reader import Document
 
 STORY = (
     "The old lighthouse keeper lived alone above the harbour and rarely spoke to anybody in the town. "
@@ -47,7 +48,7 @@ def test_every_document_is_either_kept_or_held_out(tmp_path):
     assert sorted(r["id"] for r in kept + aside) == sorted(r["id"] for r in rows())
     assert 20 < len(aside) == manifest["counts"]["removed"]["held_out"] < 60
     assert all(r in rows() for r in aside)
-    assert [p.name for p in expand([str(tmp_path / "out")])] == [
+    assert [f.path.name for f in find([str(tmp_path / "out")])] == [
         "00000.jsonl"
     ]  # later stages read only this file
 
@@ -197,3 +198,21 @@ def test_at_most_the_requested_passages_are_chosen_by_their_hashes_in_order(tmp_
     least = sorted(range(len(found["all"])), key=lambda i: (rank(found["all"][i]), i))[:7]
     assert found["some"] == [found["all"][i] for i in sorted(least)]
     assert found["none"] == []
+
+
+def test_where_short_documents_are_passed_over_the_manifest_says_so_and_names_the_remedy(tmp_path):
+    short = [{"id": f"short/{i}", "text": "Too short."} for i in range(2000)]
+    source = write(tmp_path / "in.jsonl", [*short, *rows(100)])
+    found = {}
+    for least in (300, 0):
+        config = HoldoutConfig(
+            input=(source,), output=str(tmp_path / str(least)), fraction=0.1, min_chars=least, workers=1
+        )
+        found[least] = holdout(config)
+    chosen = found[300]["counts"]["removed"]["held_out"]
+    passed_over = found[0]["counts"]["removed"]["held_out"] - chosen
+    assert found[300]["advice"] == (
+        f"set aside {chosen / 2100:.2%} of the documents, not 10.00%: {passed_over} more were drawn, but have"
+        " fewer than min_chars = 300 characters; lower --min-chars, or raise --fraction"
+    )
+    assert "advice" not in found[0]

@@ -8,7 +8,8 @@ import pytest
 from mt.core.config import Failure, UserError
 from mt.dataprep import stage
 from mt.dataprep.stage import DocumentStage, RejectLog, Removed
-from mt.documents.reader import Document, Reject
+from mt.documents.reader import Document
+from mt.documents.rejects import Reject
 
 
 def write(path, rows):
@@ -91,6 +92,54 @@ def test_unreadable_records_are_counted_and_written_in_order(tmp_path):
     assert [o["name"] for o in manifest["outputs"]][-1] == "rejects.jsonl"
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_what_cannot_be_written_is_one_reject_or_one_line(tmp_path, form):
+    deep = '{"id": "d%d", "text": "%s", "n": %d, "deep": ' + "[" * 1000 + "]" * 1000 + "}\n"
+    rows = [ROWS[0], deep % (2, "ccc", 2), ROWS[4], deep % (1, "bb", 1)]
+    with pytest.raises(UserError, match=r"^document 'd2': is nested deeper than [^\n]* --on-error skip to"):
+        run(tmp_path, rows, format=form)
+    manifest = run(tmp_path, rows, format=form, on_error="skip", rejects=True)
+    counts = manifest["counts"]
+    assert [counts[name] for name in ("rows_in", "rows_kept", "rejected")] == [4, 2, 2]
+    assert counts["removed"] == {}
+    rejects = lines(tmp_path / "out/rejects.jsonl")
+    assert [(reject["place"], reject["raw"]) for reject in rejects] == [
+        ("document d2", "ccc"),
+        ("document d1", "bb"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_the_text_of_any_key_is_written_as_text(tmp_path, ending, form):
+    import pyarrow.parquet
+
+    def stage_of(rows, name, **settings):
+        path = tmp_path / f"in.{ending}"
+        if ending == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        else:
+            write(path, rows)
+        config = DocumentStage(
+            input=(str(path),), output=str(tmp_path / name), workers=1, format=form, **settings
+        )
+        run, shards = stage.begin("data test", config)
+        keep = lambda index: (lambda document: document, {})
+        try:
+            return stage.run_shard((0, shards[0]), config=config, make=keep)
+        finally:
+            run.release()
+
+    with pytest.raises(UserError, match=r"'text' \(it has .*content.*\); name the text's with --text-key"):
+        stage_of([{"id": "a", "content": "one"}], "missing")
+    stage_of([{"id": "a", "content": "one", "n": 1}], "out", text_key="content")
+    output = tmp_path / f"out/00000.{form}"
+    found = pyarrow.parquet.read_table(output).to_pylist() if form == "parquet" else lines(output)
+    assert found == [{"id": "a", "text": "one", "n": 1}]
+    with pytest.raises(UserError, match=r"document 'a': has a field 'text' beside its text"):
+        stage_of([{"id": "a", "content": "one", "text": "two"}], "both", text_key="content")
+
+
 def test_counts_that_do_not_add_up_are_a_failure(tmp_path):
     config = DocumentStage(input=(write(tmp_path / "in.jsonl", ROWS),), output=str(tmp_path / "out"))
     run, _ = stage.begin("data test", config)
@@ -152,3 +201,12 @@ def test_the_file_of_unreadable_records_appears_only_when_there_is_one(tmp_path)
         log.add(Reject("a.jsonl", "line 2", "malformed", "}"))
     assert log.count == 2
     assert [r["raw"] for r in lines(tmp_path / "parts/rejects/00003.jsonl")] == ["{", "}"]
+
+
+def test_a_flood_of_records_that_cannot_be_read_ends_the_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "MAX_REJECTS", 10)
+    with RejectLog(tmp_path, 0) as log:
+        for number in range(10):
+            log.add(Reject("a.json", f"line {number}", "is null", "null"))
+        with pytest.raises(UserError, match=r"a\.json: 1,000,000 records cannot be read; check the input"):
+            log.add(Reject("a.json", "line 10", "is null", "null"))

@@ -32,6 +32,24 @@ def test_every_input_has_its_own_counts(tmp_path):
     assert stats(StatsConfig(input=(one, many), output=str(tmp_path / "out"), workers=2)) == manifest
 
 
+def test_without_an_output_the_counts_are_only_printed(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.jsonl", [{"text": "zwei Wörter"}])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["data", "stats", "a.jsonl", "--workers", "1"])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a.jsonl", "1", "0.00", "2", "-", "-"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    with pytest.raises(UserError, match=r"on_error = skip writes rejects.jsonl .*; name one with --output"):
+        StatsConfig(input=("a.jsonl",), on_error="skip")
+
+
+def test_words_are_those_of_uax_29(tmp_path):
+    texts = ["我爱北京。", "don't stop", "नमस्ते दुनिया", "\u0635 \u2013 x"]
+    source = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    (row,) = stats(StatsConfig(input=(source,), output=str(tmp_path / "out"), workers=1))["rows"]
+    assert row["words"] == 4 + 3 + 2 + 2
+
+
 def test_tokens_are_those_of_the_tokenizers_library(tmp_path, gpt2_files, speeches_file):
     files = list(gpt2_files.values())
     reference = ByteLevelBPETokenizer(*files)

@@ -11,7 +11,7 @@ from mt.dataprep.dedup.config import DedupConfig
 from mt.dataprep.dedup.dedup import dedup
 from mt.dataprep.extract.urls import UrlsConfig, urls
 from mt.dataprep.holdout import HoldoutConfig, holdout
-from mt.dataprep.trace import WhyConfig, why
+from mt.dataprep.trace import WhyConfig, in_reading_order, why
 
 SENTENCE = "A sentence of some words that says little but says it at length. "
 SECRET = " ".join(f"secret{i}" for i in range(13))
@@ -117,6 +117,17 @@ def test_every_file_format_of_documents_is_searched(ran, tmp_path, form):
     ]
 
 
+def test_a_parquet_file_that_is_broken_or_gone_is_named(ran, tmp_path):
+    out = tmp_path / "again"
+    dedup(DedupConfig(input=(str(ran / "a-clean"),), output=str(out), format="parquet", workers=1))
+    (out / "00000.parquet").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"00000\.parquet: not a whole Parquet file"):
+        trace_of(out, "near")
+    (out / "00000.parquet").unlink()
+    with pytest.raises(UserError, match=r"00000\.parquet: is listed in the manifest .* does not exist"):
+        trace_of(out, "near")
+
+
 def test_an_unknown_id_and_a_folder_without_a_run_are_refused(ran, tmp_path):
     with pytest.raises(UserError, match=r"nobody: no document with this id is in .*; check the id"):
         trace_of(ran, "nobody")
@@ -143,3 +154,19 @@ def test_only_documents_are_searched_not_the_other_files_of_a_stage(tmp_path):
     assert trace_of(tmp_path / "out", sentence)["kept"] == [
         {"id": sentence, "file": str(tmp_path / "out/00000.jsonl")}
     ]
+
+
+class Stage:
+    def __init__(self, key, *reads):
+        self.manifest = {"key": key, "inputs": [{"key": name} for name in reads]}
+
+
+def test_chains_and_circles_of_stages_have_an_order():
+    chain = [Stage(str(i), str(i + 1)) for i in range(3000)]
+    assert [stage.manifest["key"] for stage in in_reading_order(chain)] == [
+        str(i) for i in range(2999, -1, -1)
+    ]
+    circle = [Stage("a", "b"), Stage("b", "a"), Stage("c", "a", "b")]
+    assert [stage.manifest["key"] for stage in in_reading_order(circle)] == ["b", "a", "c"]
+    shared = [Stage("d", "b", "c"), Stage("b", "a"), Stage("c", "a"), Stage("a")]
+    assert [stage.manifest["key"] for stage in in_reading_order(shared)] == ["a", "b", "c", "d"]

@@ -1,5 +1,6 @@
 """Words: those of UAX 29 as the package `regex` implements it, and the same in bytes as in spans."""
 
+import sys
 import unicodedata
 
 import pytest
@@ -7,7 +8,9 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt.dataprep.words import WORD, word_bytes
+from mt.dataprep import words
+from mt.dataprep.dedup import minhash_numba
+from mt.dataprep.words import WORD, count_words, texts_word_bytes, word_bytes
 
 SCRIPTS = {
     "latin": "aéßĳ_1",
@@ -58,10 +61,38 @@ def test_bytes_have_the_words_of_the_text(text):
     assert len(words) == len(lowered.split())
 
 
+def words_in(encoded):
+    """The words in results of word_bytes, lower-cased."""
+    table = bytes(b if b >= 0x80 or chr(b).isalnum() or b == 0x5F else 0x20 for b in range(256))
+    return encoded.translate(table).lower().split()
+
+
+@given(st.lists(MIXED | st.text(), max_size=5))
+def test_arrays_of_texts_have_the_words_of_each_text(texts):
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
+    expected = [words_in(word_bytes(text)) for text in texts]
+    assert [words_in(e) for e in texts_word_bytes(texts)] == expected
+    for separate in (words.separate_words, minhash_numba.separate_words):
+        assert [words_in(e) for e in words._separated(texts, separate)] == expected
+
+
+def test_every_character_is_in_the_same_word_in_arrays():
+    characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
+    text = "".join(f"a{c}ア{c}字{c} {c}\u0301" for c in characters)
+    expected = " ".join(WORD.findall(text)).lower().encode().split()
+    for separate in (words.separate_words, minhash_numba.separate_words):
+        assert words_in(words._separated([text], separate)[0]) == expected
+
+
 @given(MIXED | st.text())
 def test_normalization_changes_no_number_of_words(text):
     counts = {len(WORD.findall(unicodedata.normalize(form, text))) for form in ("NFC", "NFD")}
     assert counts == {len(WORD.findall(text))}
+
+
+@given(MIXED | st.text())
+def test_words_are_counted(text):
+    assert count_words(text) == len(WORD.findall(text))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from mt.dataprep.decontaminate import DecontaminateConfig, decontaminate
 from mt.dataprep.dedup.config import DedupConfig
 from mt.dataprep.dedup.dedup import dedup
 from mt.dataprep.dedup.lines import DedupLinesConfig, dedup_lines
+from mt.dataprep.dedup.substrings import DedupSubstringsConfig, dedup_substrings
 from mt.dataprep.extract.extract import ExtractConfig, extract
 from mt.dataprep.extract.urls import UrlsConfig, urls
 from mt.dataprep.filters.clean import CleanConfig, clean
@@ -57,6 +58,7 @@ STAGES = {
     "clean": (clean, CleanConfig, {"rules": ("length min_chars=250",)}),
     "dedup": (dedup, DedupConfig, {}),
     "dedup-lines": (dedup_lines, DedupLinesConfig, {}),
+    "dedup-substrings": (dedup_substrings, DedupSubstringsConfig, {"min_tokens": 5}),
     "holdout": (holdout, HoldoutConfig, {"min_chars": 10, "fraction": 0.1}),
     "decontaminate": (
         decontaminate,
