@@ -28,18 +28,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import default_workers, processes, without_collector
-from ..core.progress import progress
-from ..documents import files, reader, sources
-from ..documents.reader import Shard
+from ..core.progress import activity, progress
+from ..documents import compression, files, reader
+from ..documents.rejects import Reject, Rejects
+from ..documents.sharding import INPUT_HELP, InputOptions, Shard
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
-from .format import IndexedWriter, refuse_pairs_of_others, token_dtype, work_folder
+from .format import IndexedWriter, output_prefix_rule, refuse_pairs_of_others, token_dtype, work_folder
 from .sentences import SentenceSplitter, find_parameters
 
 SHARD_BYTES = (
@@ -57,12 +58,10 @@ AHEAD = 100  # finished batches that may wait for an earlier one: half a second 
 
 
 @configuration()
-class TokenizeConfig(TokenizerConfig):
+class TokenizeConfig(TokenizerConfig, InputOptions):
     """The settings of `mt data tokenize`, besides those of the tokenizer."""
 
-    input: tuple[str, ...] = option(
-        help="files, folders or globs: .jsonl(.gz .zst), .parquet, .txt", role="input"
-    )
+    input: tuple[str, ...] = option(help=INPUT_HELP, role="input")
     output_prefix: str = option(
         help="the result is PREFIX_KEY_document.bin and .idx, or PREFIX_KEY_sentence", role="output"
     )
@@ -88,10 +87,12 @@ class TokenizeConfig(TokenizerConfig):
         "folder of Punkt parameters (default: tokenizers/punkt_tab in $NLTK_DATA or ~/nltk_data)",
         role="input",
     )
-    on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or write it to PREFIX_rejects.jsonl", role="runtime"
+    shuffle_seed: int | None = option(
+        None,
+        "write the documents in a random order, that of this seed (default: in the order of the input); the"
+        " last ones become the validation data of --split",
+        added=True,
     )
-    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     workers: int = option(default_workers(), "number of processes", role="runtime")
     log_interval: int | None = option(
         None, "print a line after every so many documents, besides the progress bar", role="runtime"
@@ -101,10 +102,17 @@ class TokenizeConfig(TokenizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         double = [k for k, n in collections.Counter(self.json_keys).items() if n > 1]
+        nameless = [k for k in self.json_keys if "/" in k or "\0" in k]
         check(
+            output_prefix_rule(self.output_prefix),
             (bool(self.json_keys), "json_keys must name at least one key"),
+            (
+                not nameless,
+                f"json_keys: {', '.join(map(repr, nameless))} cannot be part of a file's name, because of the"
+                " slash or NUL; give the key another name in the records",
+            ),
             (not double, f"json_keys names {', '.join(double)} twice; each key gives one pair of files"),
-            files.record_limit_rule(self.max_record_bytes),
+            *self.input_rules,
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
                 self.split_sentences or not self.keep_newlines,
@@ -117,6 +125,10 @@ class TokenizeConfig(TokenizerConfig):
             (
                 self.log_interval is None or self.log_interval >= 1,
                 f"log_interval = {self.log_interval} must be at least 1",
+            ),
+            (
+                self.shuffle_seed is None or self.shuffle_seed >= 0,
+                f"shuffle_seed = {self.shuffle_seed} must not be negative",
             ),
         )
 
@@ -173,26 +185,15 @@ def tokenize(config: TokenizeConfig) -> dict[str, Any]:
         splitter = SentenceSplitter(find_parameters(config.lang, config.punkt), config.keep_newlines)
     begin = [tokenizer.bos] if config.prepend_bos else []
     end = [tokenizer.eod] if config.append_eod else []
-    shards = reader.plan(
-        config.input,
-        key=config.json_keys[0],
-        shard_bytes=SHARD_BYTES,
-        on_error=config.on_error,
-        max_record_bytes=config.max_record_bytes,
-        output=config.output_prefix,
+    shards = config.plan(
+        config.input, key=config.json_keys[0], output=config.output_prefix, shard_bytes=SHARD_BYTES
     )
     depends = {
         "tokenizer": tokenizer.fingerprint,
         "ends": [begin, end],
         "punkt": splitter and splitter.fingerprint,
     }
-    run = manifest.begin(
-        "data tokenize",
-        config,
-        dict.fromkeys(s.path for s in shards),
-        identify=sources.identity,
-        facts=depends,
-    )
+    run = shards.begin("data tokenize", config, facts=depends)
     if run.finished:
         shutil.rmtree(work_folder(run.output), ignore_errors=True)  # killed after the manifest was written
         return run.manifest
@@ -233,6 +234,7 @@ class _TokenizeRun:
 
     def __init__(self, run: manifest.Run, config: TokenizeConfig, dtype: np.dtype):
         self.run, self.dtype, self.log_interval = run, dtype, config.log_interval
+        self.shuffle_seed = config.shuffle_seed
         self.level = "sentence" if config.split_sentences else "document"
         self.started = self.committed = time.monotonic()
         self.folder = work_folder(run.output)
@@ -305,7 +307,12 @@ class _TokenizeRun:
         """Moves the files to their places and writes the manifest."""
         self._commit()
         root = self.run.output.parent
-        outputs = [record for writer in self.writers for record in writer.finish()]
+        writers = self.writers
+        if self.shuffle_seed is not None:
+            order = np.random.default_rng(self.shuffle_seed).permutation(self.counts["documents"])
+            with activity("writing the documents in a random order"):
+                writers = [self._shuffled(writer, order) for writer in writers]
+        outputs = [record for writer in writers for record in writer.finish()]
         self.rejects.close()
         if self.counts["rejected"]:
             path = self.run.path("rejects").with_name(f"{self.run.output.name}_rejects.jsonl")
@@ -315,6 +322,17 @@ class _TokenizeRun:
         sealed = self.run.finish([{**o, "documents": False} for o in outputs], self.counts, **facts)
         shutil.rmtree(self.folder, ignore_errors=True)
         return sealed
+
+    def _shuffled(self, writer: IndexedWriter, order: np.ndarray) -> IndexedWriter:
+        """Another writer, with the documents of this one in an order. After a kill it begins again."""
+        tokens, lengths, ends = writer.written()
+        starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))  # of sequences, in tokens
+        ends = np.concatenate(([0], ends))  # of documents, in sequences
+        shuffled = IndexedWriter(writer.prefix, self.dtype, self.folder / "shuffled")
+        for document in order.tolist():
+            first, last = ends[document], ends[document + 1]
+            shuffled.add(tokens[starts[first] : starts[last]], lengths[first:last], [last - first])
+        return shuffled
 
     def abandon(self) -> None:
         """Removes everything that was written and releases the output."""
@@ -334,7 +352,7 @@ class _BatchEncoder:
     dtype: np.dtype[Any]
 
     def __call__(self, batch: InputBatch) -> EncodedBatch:
-        rejects = reader.Rejects(reader.Reject(**r) for r in batch.rejects)
+        rejects = Rejects(Reject(**r) for r in batch.rejects)
         rows = itertools.chain(
             batch.values, *(reader.read_values(s, self.keys, rejects.append) for s in batch.shards)
         )
@@ -412,26 +430,24 @@ def _batches(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[InputBatc
     Parquet with large row groups) are read here.
     """
     group: list[Shard] = []
+    size = 0  # of the group
     for shard in itertools.chain.from_iterable(map(_pieces, shards)):
-        whole = (
-            shard.bytes <= 2 * SHARD_BYTES
-            and not shard.path.endswith((".gz", ".zst"))
-            and not shard.path.startswith("hf:")
-        )
-        if group and (not whole or sum(s.bytes for s in group) + shard.bytes > BATCH_BYTES):
-            yield InputBatch(tuple(group), bytes=sum(s.bytes for s in group))
-            group = []
+        whole = shard.bytes <= 2 * SHARD_BYTES and shard.kind != "hub" and not compression.ending(shard.path)
+        if group and (not whole or size + shard.bytes > BATCH_BYTES):
+            yield InputBatch(tuple(group), bytes=size)
+            group, size = [], 0
         if whole:
             group.append(shard)
+            size += shard.bytes
         else:
             yield from _read_here(shard, keys)
     if group:
-        yield InputBatch(tuple(group), bytes=sum(s.bytes for s in group))
+        yield InputBatch(tuple(group), bytes=size)
 
 
 def _pieces(shard: Shard) -> Iterator[Shard]:
     """A shard of plain JSONL in pieces of about BATCH_BYTES; any other shard as it is."""
-    count = max(1, round(shard.bytes / BATCH_BYTES)) if shard.path.endswith((".jsonl", ".json")) else 1
+    count = max(1, round(shard.bytes / BATCH_BYTES)) if shard.kind == "lines" else 1
     if count == 1:
         yield shard
         return
@@ -442,7 +458,7 @@ def _pieces(shard: Shard) -> Iterator[Shard]:
 
 def _read_here(shard: Shard, keys: Sequence[str]) -> Iterator[InputBatch]:
     """Batches of the values of a shard that one process must read."""
-    rejects = reader.Rejects()
+    rejects = Rejects()
     values: list[Sequence[Any]] = []
     size = 0
     for row in reader.read_values(shard, keys, rejects.append):

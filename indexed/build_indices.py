@@ -57,11 +57,13 @@ def index(config: IndexConfig) -> dict[str, Any]:
     rows = [{"split": name, **row} for name, d in built for row in d.describe()]
     fingerprints = {name: d.fingerprint for name, d in built}
     run = manifest.begin("data index", config, config.files(), facts={"fingerprints": fingerprints})
-    if not run.finished:
+    up_to_date = run.finished
+    if not up_to_date:
         run.finish(
             [], {f"{name}_samples": len(d) for name, d in built}, sources=rows, fingerprints=fingerprints
         )
-    return {**run.manifest, "text": format_rows(rows)}
+    facts = {**run.manifest, "text": format_rows(rows)}
+    return manifest.Sealed(facts, run.output, up_to_date=up_to_date)
 
 
 def _build(config: IndexConfig, counts: Sequence[int]) -> tuple[Dataset | None, ...]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from ..tokenizer.tokenizer import TokenizerConfig, load
+from ..tokenizer.tokenizer import NullTokenizer, Tokenizer, TokenizerConfig, load
 from .format import BLOCK, IndexedDataset, prefix_of
+from .remote import is_remote
 
 BEGINNING = 32  # tokens of a document that `mt data inspect --samples` shows
 
@@ -37,21 +38,14 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     sealed = manifest.manifest_of(f"{prefix}.bin")
     checked = ["sizes, lengths, pointers and documents"]
     if sealed is not None:
-        recorded = {Path(o["name"]).name: o["xxh3"] for o in sealed["outputs"]}
+        recorded = {Path(o["name"]).name: o for o in sealed["outputs"]}
         for path in (f"{prefix}.bin", f"{prefix}.idx"):
-            if manifest.file_digest(path) != recorded[Path(path).name]:
-                raise UserError(
-                    f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on"
-                    f" {sealed['finished']}; fetch it again, or tokenize again"
-                )
+            manifest.check_digest(path, recorded[Path(path).name], sealed)
         checked.append("digests of both files")
     tokenizer = load(config) if config.kind else None
-    facts = (sealed or {}).get("tokenizer")
-    if tokenizer is not None and facts is not None and tokenizer.fingerprint != facts["fingerprint"]:
-        raise UserError(
-            f"{prefix}: was written with another tokenizer (vocabulary of {facts['vocab_size']:,}, this one"
-            f" {tokenizer.vocab_size:,}); give that one"
-        )
+    facts = tokenizer_facts(prefix)
+    if tokenizer is not None:
+        check_tokenizer(prefix, tokenizer)
     vocab_size = tokenizer.vocab_size if tokenizer else facts["vocab_size"] if facts else None
     if vocab_size is not None:
         _check_tokens(dataset, vocab_size)
@@ -70,6 +64,34 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         "multimodal": dataset.multimodal,
         "checked": checked,
     }
+
+
+def tokenizer_facts(prefix: str) -> manifest.TokenizerFacts | None:
+    """What is known of the tokenizer that made a pair; None if mt did not write the pair, or it is remote."""
+    made = None if is_remote(prefix) else manifest.manifest_of(f"{prefix}.bin")
+    return made.get("tokenizer") if made else None
+
+
+def check_tokenizer(prefix: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the manifest of a pair tells that another tokenizer made it."""
+    if problem := other_tokenizer(prefix, tokenizer):
+        raise UserError(f"{problem}; give the one that made it")
+
+
+def other_tokenizer(prefix: str, tokenizer: Tokenizer) -> str | None:
+    """What is wrong if the manifest of a pair tells that another tokenizer made it, else None.
+
+    NullTokenizer stands for any tokenizer of at most as many ids.
+    """
+    facts = tokenizer_facts(prefix)
+    if facts is None or facts["fingerprint"] == tokenizer.fingerprint:
+        return None
+    if isinstance(tokenizer, NullTokenizer) and tokenizer.vocab_size >= facts["vocab_size"]:
+        return None
+    return (
+        f"{prefix}: was written with another tokenizer (vocabulary of {facts['vocab_size']:,}, this one"
+        f" {tokenizer.vocab_size:,})"
+    )
 
 
 def _check_tokens(dataset: IndexedDataset, vocab_size: int) -> None:

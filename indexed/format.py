@@ -191,13 +191,58 @@ def prefix_of(path: str) -> str:
     return path[:-4] if path.endswith((".bin", ".idx")) else path
 
 
+def output_prefix_rule(prefix: str) -> tuple[bool, str]:
+    """The rule of an output prefix, for `check`: it ends in the beginning of a file's name."""
+    return (
+        os.path.basename(prefix) not in ("", ".", ".."),
+        f"output_prefix = {prefix} names a folder; add a name with which the files begin, as in"
+        f" {os.path.join(prefix, 'data')}",
+    )
+
+
+def number(word: str) -> float | None:
+    """The number that a word of a list of prefixes and weights is, or None."""
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
 def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give the prefix of a .bin/.idx pair, without extension"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; {_prefix_remedy(path[:-4])}") from None
+
+
+def check_pair_exists(prefix: str) -> None:
+    """Raises UserError if a file of a local pair is not there; nothing is read."""
+    for suffix in () if is_remote(prefix) else (".idx", ".bin"):
+        _size(prefix + suffix)
+
+
+def _prefix_remedy(prefix: str) -> str:
+    """What to do about a prefix without files."""
+    if number(prefix) is not None:
+        return f"{prefix} is a number where the prefix of a .bin/.idx pair must stand; leave it out"
+    if os.path.isdir(prefix):
+        pairs = sorted(path.stem for path in Path(prefix).glob("*.idx"))
+        example = f", such as {os.path.join(prefix, pairs[0])}" if pairs else ""
+        return f"{prefix} is a folder; give the prefix of a .bin/.idx pair{example}"
+    folder, name = os.path.split(prefix)
+    ends = (
+        "_document.idx",
+        "_sentence.idx",
+    )  # `mt data tokenize` adds the key and one of these to its prefix
+    with contextlib.suppress(OSError):
+        pairs = [
+            n for n in sorted(os.listdir(folder or ".")) if n.startswith(f"{name}_") and n.endswith(ends)
+        ]
+        if name and pairs:
+            meant = os.path.join(folder, pairs[0].removesuffix(".idx"))
+            others = f" (and {len(pairs) - 1} more that begin so)" if len(pairs) > 1 else ""
+            return f"did you mean {meant}?{others}"
+    return "give the prefix of a .bin/.idx pair, without extension"
 
 
 def _map(path: str) -> memoryview | bytes:
@@ -317,11 +362,7 @@ def _check_manifest(prefix: str) -> None:
         stat = path.stat()
         if stat.st_size == wrote["bytes"] and stat.st_mtime_ns == wrote["mtime_ns"]:
             continue
-        if stat.st_size != wrote["bytes"] or manifest.file_digest(path) != wrote["xxh3"]:
-            raise UserError(
-                f"{path}: its bytes are not those that `mt {sealed['verb']}` wrote on {sealed['finished']};"
-                " fetch it again, or tokenize again"
-            )
+        manifest.check_digest(path, wrote, sealed)
         # An intact copy gets the modification time of its original, so that it is compared only once.
         with contextlib.suppress(OSError):
             os.utime(path, ns=(stat.st_atime_ns, wrote["mtime_ns"]))
@@ -439,6 +480,18 @@ class IndexedWriter:
             "documents": self.documents,
             "ends": self._ends,
         }
+
+    def written(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is written so far, mapped: tokens, lengths of sequences, ends of documents in sequences.
+
+        Nothing may be added afterwards.
+        """
+        self.commit()
+        for file in self._files.values():
+            file.close()
+        kinds: dict[str, Any] = {"bin": self.dtype, "lengths": "<i4", "ends": "<i8"}
+        tokens, lengths, ends = (np.frombuffer(_map(str(self._path(n))), k) for n, k in kinds.items())
+        return tokens, lengths, ends
 
     def sync_tokens(self) -> None:
         """Syncs the tokens to the disk; another thread may add more meanwhile."""

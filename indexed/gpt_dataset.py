@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
@@ -29,9 +30,10 @@ import numpy as np
 import xxhash
 
 from ..core import manifest
-from ..core.config import UserError, check, configuration, option
+from ..core.arrays import open_array
+from ..core.config import UserError, check, check_each, configuration, option
 from .blend import blending_indices, compile_if_long, exhaustive_blending_indices
-from .format import IndexedDataset
+from .format import IndexedDataset, check_pair_exists, number
 from .remote import RemoteSettings, exclusive, is_remote
 from .splits import SPLIT_NAMES, ranges, shares
 
@@ -108,9 +110,17 @@ class DataConfig:
         """
         key = f"{name}_data_path" if self.per_split else "data_path"
         path: tuple[str, ...] = getattr(self, key)
-        numbers = [_number(word) for word in path[::2]]
+        numbers = [number(word) for word in path[::2]]
         weights = [w for w in numbers if w is not None]
-        if len(path) % 2 or not weights:
+        weighted = len(path) % 2 == 0 and bool(weights)
+        for word in path[1::2] if weighted else path:
+            # a pair may have a number for a name, such as a year
+            if number(word) is not None and not os.path.exists(f"{word}.idx"):
+                raise UserError(
+                    f"{key}: {word} is a number where the prefix of a .bin/.idx pair must stand; weights and"
+                    " prefixes must alternate, as in 0.7 a 0.3 b, or all weights be left out"
+                )
+        if not weighted:
             return tuple((None, prefix) for prefix in path)
         if None in numbers:
             bad = path[2 * numbers.index(None)]
@@ -122,9 +132,17 @@ class DataConfig:
             raise UserError(f"{key}: the weights {weights} must not be negative and not all be 0")
         return tuple(zip(weights, path[1::2]))
 
+    def check_inputs(self) -> None:
+        """Raises UserError for pairs that are not there, before anything is read."""
+        check_each(*(functools.partial(check_pair_exists, prefix) for prefix in self.prefixes()))
+
     def files(self) -> list[str]:
         """Every local file of the data, for `manifest.begin`; fingerprints cover the remote ones."""
-        return pair_files(dict.fromkeys(prefix for name in SPLIT_NAMES for _, prefix in self.sources(name)))
+        return pair_files(self.prefixes())
+
+    def prefixes(self) -> list[str]:
+        """The prefixes of all splits, each once."""
+        return list(dict.fromkeys(prefix for name in SPLIT_NAMES for _, prefix in self.sources(name)))
 
 
 def pair_files(prefixes: Iterable[str]) -> list[str]:
@@ -362,6 +380,35 @@ class GPTDataset:
                 "epochs": round(epochs, 4),
             }
         ]
+
+
+def _sources(dataset: Dataset | None) -> list[GPTDataset]:
+    """The datasets of GPT of which a dataset consists; none if there are others."""
+    parts = dataset.datasets if isinstance(dataset, BlendedDataset) else [dataset]
+    found = [part for part in parts if isinstance(part, GPTDataset)]
+    return found if len(found) == len(parts) else []
+
+
+def token_share(dataset: Dataset | None) -> float | None:
+    """The share of the tokens of its pairs that a dataset reads; None where that is not known."""
+    if not (parts := _sources(dataset)):
+        return None
+    return sum(p.num_tokens for p in parts) / tokens_of(dataset)
+
+
+def tokens_of(dataset: Dataset | None) -> int:
+    """The tokens of the pairs of a dataset."""
+    return sum(len(part.indexed.tokens) for part in _sources(dataset))
+
+
+def even_sequences(dataset: Dataset | None) -> float:
+    """How many sequences of equal length would vary as much in a random order as those of its pairs do.
+
+    It is (sum of the lengths)^2 / sum of their squares: about 2 if two books have nearly all tokens.
+    """
+    lengths = [part.indexed.lengths.astype(np.float64) for part in _sources(dataset)]
+    squares = sum(float(np.square(each).sum()) for each in lengths)
+    return sum(float(each.sum()) for each in lengths) ** 2 / squares if squares else 0.0
 
 
 class BlendedDataset:
@@ -605,15 +652,7 @@ def cached(
                 for path, array in zip(paths, build()):
                     with manifest.atomic_write(path) as file:
                         np.save(file, array)
-    try:
-        arrays = [np.asarray(np.load(p, mmap_mode="r")) for p in paths]
-        if not all(a.ndim and a.dtype.kind in "iu" for a in arrays):
-            raise ValueError("no array of integers")
-        return arrays
-    except (ValueError, EOFError) as error:
-        raise UserError(
-            f"{folder}/{stem}-*.npy: not whole ({error}); remove the file, and it is built again"
-        ) from None
+    return [open_array(path, None, None, remedy="remove the file, and it is built again") for path in paths]
 
 
 @contextlib.contextmanager
@@ -638,10 +677,3 @@ def open_pair(prefix: str, data: DataConfig) -> IndexedDataset:
     return IndexedDataset(
         prefix, remote=RemoteSettings(folder, data.remote_block_bytes, data.remote_cache_bytes)
     )
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None

@@ -25,7 +25,7 @@ from ..core.config import UserError, check, configuration, option
 from ..tokenizer.tokenizer import Tokenizer
 from .blend import compile_if_long
 from .format import IndexedDataset
-from .gpt_dataset import DataConfig, Dataset, build_splits, cached, open_pair, pair_files
+from .gpt_dataset import DataConfig, Dataset, build_splits, cached, open_pair
 from .masked_dataset import DOCUMENTS_AT_A_TIME, LONG_SENTENCE, SentenceDataset, padded
 from .shuffle import shuffled
 from .splits import SPLIT_NAMES
@@ -71,8 +71,8 @@ class IctConfig(DataConfig):
             )
         return dict(zip(prefixes, self.titles_data_path))
 
-    def files(self) -> list[str]:
-        return [*super().files(), *pair_files(self.titles_data_path)]
+    def prefixes(self) -> list[str]:
+        return [*super().prefixes(), *self.titles_data_path]
 
 
 def build_ict_datasets(

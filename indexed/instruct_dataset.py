@@ -23,7 +23,7 @@ import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, configuration, option
-from ..documents.reader import Reject
+from ..documents.rejects import Reject
 from ..tokenizer.tokenizer import Tokenizer
 from .gpt_dataset import DataConfig, Dataset, SourceRow, blend_datasets
 from .questions import Question, read_questions
@@ -61,6 +61,9 @@ class InstructConfig(DataConfig):
         role="input",
     )
     ft_neighbours: int = option(1, "instruction tuning: the most passages before a question")
+
+    def prefixes(self) -> list[str]:
+        return [] if self.data_folder is not None else super().prefixes()
 
     def files(self) -> list[str]:
         if self.data_folder is None:

@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 
 from ..core import manifest, paths
-from ..core.config import UserError, configuration, option
+from ..core.config import UserError, check, configuration, option
 from ..core.progress import progress
-from .format import BLOCK, IndexedDataset, IndexedWriter, prefix_of, refuse_pairs_of_others, work_folder
+from .check import tokenizer_facts
+from .format import (
+    BLOCK,
+    IndexedDataset,
+    IndexedWriter,
+    output_prefix_rule,
+    prefix_of,
+    refuse_pairs_of_others,
+    work_folder,
+)
 
 READ_BYTES = 1 << 18
 SYNC_BYTES = 1 << 25  # written before a thread syncs them to the disk, while more are copied
@@ -30,6 +39,9 @@ class MergeConfig:
     )
     output_prefix: str = option(help="the result is PREFIX.bin and PREFIX.idx", role="output")
     overwrite: bool = option(False, "replace another run at the output prefix", role="runtime")
+
+    def __post_init__(self) -> None:
+        check(output_prefix_rule(self.output_prefix))
 
 
 def merge(config: MergeConfig) -> dict[str, Any]:
@@ -55,7 +67,7 @@ def merge(config: MergeConfig) -> dict[str, Any]:
                 " those before it; merge the two kinds apart"
             )
     # None for a pair that mt did not write
-    facts = [(manifest.manifest_of(f"{p}.bin") or {}).get("tokenizer") for p in prefixes]
+    facts = [tokenizer_facts(p) for p in prefixes]
     known = [(p, f) for p, f in zip(prefixes, facts) if f]
     other = next((p for p, f in known if f != known[0][1]), None)
     if other is not None:

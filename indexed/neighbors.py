@@ -20,6 +20,7 @@ here both are padding, and masked.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -28,17 +29,21 @@ import numpy as np
 import xxhash
 
 from ..core import paths
-from ..core.config import UserError
+from ..core.arrays import beyond, open_array
+from ..core.config import UserError, shown
 from ..core.manifest import manifest_of, output_path
 from ..core.parsing import MADE_BY_MT, Count, Range, check_value
 from .format import IndexedDataset
 from .gpt_dataset import BlendedDataset, Dataset, GPTDataset
+from .splits import SPLIT_NAMES
 
 # Tokens [start, end) of a document of a dataset (its number in the order of --data-path).
 CHUNK = np.dtype([("dataset", "<u4"), ("document", "<u4"), ("start", "<u4"), ("end", "<u4")])
 
 
 Length = Annotated[int, Range(1, 1 << 24)]
+# Tokens of a chunk; a neighbour is read into two chunks of memory, however short its text is. Retro has 64.
+MAX_CHUNK_LENGTH = 1 << 16
 
 
 class DataInfo(TypedDict):
@@ -60,8 +65,8 @@ class DatabaseInfo(TypedDict):
     """`database` in the manifest of a retrieval database."""
 
     data: list[DataInfo]
-    chunk_length: Length  # tokens
-    pad_id: Annotated[int, Range(0)]  # token of padding, in short chunks and missing neighbours
+    chunk_length: Annotated[int, Range(1, MAX_CHUNK_LENGTH)]  # tokens
+    pad_id: Annotated[int, Range(0, (1 << 31) - 1)]  # token of padding
     num_neighbors: Length  # of every chunk
     index: str  # Faiss factory string
     nprobe: Length  # cells that a search visits, for an index with cells
@@ -79,13 +84,9 @@ class Neighbors:
     def __init__(self, directory: str | Path, data_path: Sequence[str] = ()):
         directory = Path(directory)
         self.database = read_database(directory)
-        self.chunks = Chunks(
-            np.load(directory / "chunks.npy", mmap_mode="r"),
-            open_data(directory, self.database["data"], data_path),
-            self.database["chunk_length"],
-            self.database["pad_id"],
-        )
-        self.ids = np.load(directory / "neighbors.npy", mmap_mode="r")
+        self.chunks = open_chunks(directory, self.database, data_path)
+        shape = (len(self.chunks), self.database["num_neighbors"])
+        self.ids = open_array(directory / "neighbors.npy", "<i8", shape)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,28 +133,12 @@ class SampleNeighbors:
 
     def __init__(self, directory: str | Path, dataset: Dataset):
         directory = Path(directory)
-        self.info: SamplesInfo = read_fact(
-            directory,
-            "samples",
-            "not the finished neighbours of samples; make them with `mt retro neighbors --output"
-            f" {directory}`",
-            SamplesInfo,
-        )
+        self.info = read_samples(directory)
         self.split = _find_split(directory, self.info["splits"], describe_samples(dataset))
-        # It may lie beside this directory: its key is compared.
-        place = f"{directory / 'manifest.json'}, samples.database"
-        root = paths.named(directory, self.info["database"], place, kind="folder", outside=True)
-        root = Path(os.path.normpath(root))
-        database = read_database(root)
-        if (manifest_of(root) or {}).get("key") != self.info["database_key"]:
-            raise UserError(
-                f"{root}: is not the database that the neighbours in {directory} were found in: it was built"
-                " again or extended; run `mt retro neighbors` again"
-            )
+        root, database = database_of(directory, self.info)
         self.chunk_length = database["chunk_length"]
-        table = np.asarray(np.load(root / "chunks.npy", mmap_mode="r"))
-        self.chunks = Chunks(table, open_data(root, database["data"]), self.chunk_length, database["pad_id"])
-        self.ids = np.asarray(np.load(directory / f"{self.split}.npy", mmap_mode="r"))
+        self.chunks = open_chunks(root, database)
+        self.ids = open_sample_ids(directory, self.info, self.split, self.chunk_length)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,6 +156,56 @@ class SampleNeighbors:
                 f" neighbors` again with --num-neighbors {k}"
             )
         return self.chunks.tokens(self.ids[index, :, :k], continued=True)
+
+
+def read_samples(directory: str | Path) -> SamplesInfo:
+    """`samples` in the manifest of the neighbours of samples; raises UserError if they are not finished."""
+    directory = Path(directory)
+    info: SamplesInfo = read_fact(
+        directory,
+        "samples",
+        f"not the finished neighbours of samples; make them with `mt retro neighbors --output {directory}`",
+        SamplesInfo,
+    )
+    place = f"{directory / 'manifest.json'}: samples.splits"
+    if not info["splits"] or not info["splits"].keys() <= set(SPLIT_NAMES):  # they become names of files
+        raise UserError(
+            f"{place} = {shown(list(info['splits']))}: must be some of {', '.join(SPLIT_NAMES)}; {MADE_BY_MT}"
+        )
+    for name, split in info["splits"].items():
+        if not re.fullmatch(r"[0-9a-f]{32}", split["order"]):
+            raise UserError(f"{place}.{name}.order = {shown(split['order'])}: must be a digest; {MADE_BY_MT}")
+    return info
+
+
+def database_of(directory: Path, info: SamplesInfo) -> tuple[Path, DatabaseInfo]:
+    """The database that neighbours were found in; raises UserError if it is another one now."""
+    # It may lie beside this directory: its key is compared.
+    place = f"{directory / 'manifest.json'}, samples.database"
+    root = paths.named(directory, info["database"], place, kind="folder", outside=True)
+    root = Path(os.path.normpath(root))
+    database = read_database(root)
+    if (manifest_of(root) or {}).get("key") != info["database_key"]:
+        raise UserError(
+            f"{root}: is not the database that the neighbours in {directory} were found in: it was built"
+            " again or extended; run `mt retro neighbors` again"
+        )
+    return root, database
+
+
+def open_sample_ids(directory: str | Path, info: SamplesInfo, split: str, chunk_length: int) -> np.ndarray:
+    """The ids of the neighbours of a split: (samples, chunks of a sample, k) int64, memory-mapped.
+
+    Raises UserError if the file does not have these.
+    """
+    found, path = info["splits"][split], Path(directory) / f"{split}.npy"
+    if found["seq_length"] % chunk_length:
+        raise UserError(
+            f"{directory}: samples of {found['seq_length']} tokens are not whole chunks of {chunk_length};"
+            " run `mt retro neighbors` again"
+        )
+    shape = (found["samples"], found["seq_length"] // chunk_length, info["num_neighbors"])
+    return open_array(path, "<i8", shape)
 
 
 def describe_samples(dataset: Dataset) -> SplitInfo:
@@ -273,28 +308,71 @@ def _find_split(directory: Path, splits: dict[str, SplitInfo], wanted: SplitInfo
 class Chunks:
     """The tokens of a database's chunks.
 
-    table: (N,) CHUNK. data: the datasets that the table numbers.
+    table: (N,) CHUNK. data: the datasets that the table numbers. place: names the table in messages. A
+    stranger may have made the table, and the files of neighbours: every row is compared with the data before
+    it is used.
     """
 
-    def __init__(self, table: np.ndarray, data: Sequence[IndexedDataset], chunk_length: int, pad_id: int):
+    def __init__(
+        self,
+        table: np.ndarray,
+        data: Sequence[IndexedDataset],
+        chunk_length: int,
+        pad_id: int,
+        place: str | Path = "chunks.npy",
+    ):
         self.table, self.data, self.chunk_length, self.pad_id = table, data, chunk_length, pad_id
+        self.place = place
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raises UserError for ids that are neither -1 nor chunks."""
+        refuse_ids(ids, len(self), self.place)
+
+    def check_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The offsets (n,) int64 in the .bin, in tokens, of the documents of rows (n,) CHUNK.
+
+        Raises UserError for a row that is no chunk of the data.
+        """
+        first = np.zeros(len(rows), np.int64)
+        starts, ends = rows["start"].astype(np.int64), rows["end"].astype(np.int64)
+        right = (rows["dataset"] < len(self.data)) & (starts < ends) & (ends - starts <= self.chunk_length)
+        for number, dataset in enumerate(self.data):
+            own = np.flatnonzero(right & (rows["dataset"] == number))
+            own = own[rows["document"][own] < dataset.num_documents]
+            documents = rows["document"][own].astype(np.int64)
+            first[own] = document_offsets(dataset, documents)
+            inside = ends[own] <= document_offsets(dataset, documents + 1) - first[own]
+            right[rows["dataset"] == number] = False
+            right[own[inside]] = True
+        if not right.all():
+            row = rows[np.flatnonzero(~right)[0]]
+            raise UserError(
+                f"{self.place}: has a chunk of tokens {row['start']:,} to {row['end']:,} of document"
+                f" {row['document']:,} of dataset {row['dataset']:,}, which the database's data do not have;"
+                " build the database again"
+            )
+        return first
 
     def tokens(self, ids: np.ndarray, continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (*ids.shape, chunk_length) int64 and their mask, False at padding; id -1 is all padding.
 
         continued: append the next chunk of the same document, so that the last axis is twice as long; in the
-        .bin it follows directly.
+        .bin it follows directly. Raises UserError for ids that are no chunks, and for chunks that are not in
+        the data.
         """
         shape, ids = np.shape(ids), np.ravel(ids)
+        self.check_ids(ids)
         rows = self.table[np.maximum(ids, 0)]
+        first = self.check_rows(rows)
         ends = rows["end"].astype(np.int64)
         if continued:
             following = self.table[np.minimum(ids + 1, len(self) - 1)]
-            # The first chunk of another document starts at 0, where no chunk ends.
-            ends = np.where(following["start"] == rows["end"], following["end"], ends)
+            self.check_rows(following)
+            same = (following["dataset"] == rows["dataset"]) & (following["document"] == rows["document"])
+            ends = np.where(same & (following["start"] == rows["end"]), following["end"], ends)
         lengths = np.where(ids < 0, 0, ends - rows["start"])
         width = self.chunk_length * (2 if continued else 1)
         columns = np.arange(width)
@@ -303,14 +381,43 @@ class Chunks:
         for number, dataset in enumerate(self.data):
             own = np.flatnonzero((rows["dataset"] == number) & (lengths > 0))
             if len(own):
-                first = document_offsets(dataset, rows["document"][own].astype(np.int64)) + rows["start"][own]
+                begin = first[own] + rows["start"][own]
                 there = mask[own]
                 tokens[own] = np.where(
                     there,
-                    dataset.tokens[np.where(there, first[:, None] + columns, first[:, None])],
+                    dataset.tokens[np.where(there, begin[:, None] + columns, begin[:, None])],
                     self.pad_id,
                 )
         return tokens.reshape(*shape, width), mask.reshape(*shape, width)
+
+
+def refuse_ids(ids: np.ndarray, num_chunks: int, place: str | Path) -> None:
+    """Raises UserError for ids that are neither -1 nor one of so many chunks. place: begins the message."""
+    if (wrong := beyond(ids, num_chunks, -1)) is not None:
+        raise UserError(
+            f"{place}: chunk {wrong} is a neighbour, but the database has the chunks 0 to {num_chunks - 1:,};"
+            " the index or the neighbours are damaged: make them again"
+        )
+
+
+def open_chunks(directory: str | Path, database: DatabaseInfo, data_path: Sequence[str] = ()) -> Chunks:
+    """The chunks of a database, memory-mapped.
+
+    data_path: the present prefixes of its data, if they have moved.
+    Raises UserError if the table is no table of chunks, and where `open_data` does.
+    """
+    table, data = open_table(directory), open_data(Path(directory), database["data"], data_path)
+    place = Path(directory) / "chunks.npy"
+    return Chunks(table, data, database["chunk_length"], database["pad_id"], place)
+
+
+def open_table(directory: str | Path) -> np.ndarray:
+    """The table of a database's chunks, memory-mapped: (N,) CHUNK; raises UserError if it is another file."""
+    path = Path(directory) / "chunks.npy"
+    table = open_array(path, CHUNK, (None,))
+    if not len(table):
+        raise UserError(f"{path}: has no chunk; build the database again")
+    return table
 
 
 def document_offsets(dataset: IndexedDataset, documents: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ import orjson
 
 from ..core.config import UserError, shown
 from ..documents.files import utf8_lines
-from ..documents.reader import Reject
+from ..documents.rejects import Reject
 
 
 @dataclasses.dataclass(frozen=True)

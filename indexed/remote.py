@@ -171,7 +171,8 @@ def _locate(path: str) -> tuple[Any, str]:
         import fsspec.core
     except ImportError:
         raise UserError(
-            f"{path}: reading from there needs the package fsspec; install it with: pip install 'mt[remote]'"
+            f"{path}: reading from there needs the package fsspec; install it with:"
+            " pip install 'mt-lm[remote]'"
         ) from None
     protocol = path.split("://", 1)[0]
     try:

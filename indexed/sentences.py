@@ -21,13 +21,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from ..documents import files, reader, sources
+from ..core.unicode import without_mark
+from ..documents.rejects import Rejects
+from ..documents.sharding import InputOptions
 from ..tokenizer.train import sample_texts
 
 SLAB_CHARACTERS = 1_000_000  # Megatron-LM cuts longer texts before it splits them
@@ -227,7 +229,7 @@ def _without_period(kind: str) -> str:
 
 def _rows(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = without_mark(path.read_bytes()).decode().replace("\r\n", "\n")
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; a folder of Punkt parameters holds {', '.join(FILES)}"
@@ -257,7 +259,7 @@ def find_parameters(language: str, given: str | None) -> Path:
 
 
 @configuration()
-class TrainPunktConfig:
+class TrainPunktConfig(InputOptions):
     """The settings of `mt data train-punkt`."""
 
     input: tuple[str, ...] = option(
@@ -269,15 +271,11 @@ class TrainPunktConfig:
     sample_bytes: int = option(
         10_000_000, "train on about this many bytes of the input, spread evenly; memory grows with it"
     )
-    on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or skip it", role="runtime"
-    )
-    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
         check(
-            files.record_limit_rule(self.max_record_bytes),
+            *self.input_rules,
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
             (self.lang.isidentifier(), f"lang = {self.lang!r} must be one word"),
         )
@@ -285,23 +283,15 @@ class TrainPunktConfig:
 
 def train_punkt(config: TrainPunktConfig) -> dict[str, Any]:
     """Trains Punkt's parameters on documents with NLTK's trainer; OUTPUT/LANG/ gets the four files."""
-    shards = reader.plan(
-        config.input,
-        key=config.text_key,
-        on_error=config.on_error,
-        max_record_bytes=config.max_record_bytes,
-        output=config.output,
-    )
-    run = manifest.begin(
-        "data train-punkt", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
-    )
+    shards = config.plan(config.input, key=config.text_key, output=config.output)
+    run = shards.begin("data train-punkt", config)
     if run.finished:
         return run.manifest
     from nltk.tokenize.punkt import PunktTrainer
 
     trainer = PunktTrainer()
     counts = {"documents": 0, "text_bytes": 0, "rejected": 0}
-    rejects = reader.Rejects()
+    rejects = Rejects()
     try:
         for text in sample_texts(shards, config.sample_bytes, rejects, counts, "train-punkt: reading"):
             trainer.train(text, finalize=False)
@@ -324,13 +314,14 @@ def train_punkt(config: TrainPunktConfig) -> dict[str, Any]:
         "collocations": len(learned.collocations),
         "sentence_starters": len(learned.sent_starters),
     }
-    for name, lines in rows.items():
-        with manifest.atomic_write(run.output / config.lang / name, "w") as file:
+    written = [run.output / config.lang / name for name in rows]
+    for path, lines in zip(written, rows.values()):
+        with manifest.atomic_write(path, "w") as file:
             file.write("\n".join(lines))
+    if rejects:
+        written.append(run.output / "rejects.jsonl")
+        rejects.write(written[-1])
     return run.finish(
-        [
-            {**manifest.record(run.output / config.lang / name, run.output), "documents": False}
-            for name in rows
-        ],
+        [{**manifest.record(path, run.output), "documents": False} for path in written],
         counts,
     )

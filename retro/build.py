@@ -27,11 +27,21 @@ from typing import Any
 import numpy as np
 
 from ..core import manifest
+from ..core.arrays import open_array
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import DataConfig
-from ..indexed.neighbors import Chunks, DatabaseInfo, DataInfo, EmbedderInfo, open_data, read_database
+from ..indexed.neighbors import (
+    MAX_CHUNK_LENGTH,
+    Chunks,
+    DatabaseInfo,
+    DataInfo,
+    EmbedderInfo,
+    open_data,
+    open_table,
+    read_database,
+)
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from . import row_blocks
 from .chunks import (
@@ -143,6 +153,10 @@ class BuildDbConfig(Workers):
                     f"{n} = {getattr(self, n)} must be at least 1",
                 )
                 for n in numbers
+            ),
+            (
+                self.chunk_length is None or self.chunk_length <= MAX_CHUNK_LENGTH,
+                f"chunk_length = {self.chunk_length} must be at most {MAX_CHUNK_LENGTH}",
             ),
             (
                 not fixed,
@@ -264,8 +278,7 @@ class _Base:
                 f"{root}: was built with another tokenizer than the given one; give the files in"
                 f" {root / 'tokenizer'}, and data that they made"
             )
-        num_chunks = len(np.load(root / "chunks.npy", mmap_mode="r"))
-        return cls(root, database, open_data(root, database["data"]), num_chunks)
+        return cls(root, database, open_data(root, database["data"]), len(open_table(root)))
 
 
 def _plan(
@@ -354,7 +367,7 @@ def _build(
         if config.chunks_hdf5:
             write_hdf5_chunks(root / "chunks.npy", config.chunks_hdf5, data, selection)
         else:
-            table = np.load(base.root / "chunks.npy", mmap_mode="r") if base else None
+            table = open_table(base.root) if base else None
             write_chunks(root / "chunks.npy", data, selection, table, len(base.data) if base else 0)
     if not (root / "neighbors.npy").exists():
         prefixes = tuple(d.prefix for d in [*(base.data if base else []), *data])
@@ -394,7 +407,7 @@ def _build(
 
 def _parts(root: Path, weights: list[float | None]) -> list[tuple[int, float]]:
     """(number of chunks, weight) of every dataset; without weights the size is the weight."""
-    table = np.load(root / "chunks.npy", mmap_mode="r")
+    table = open_table(root)
     firsts = document_ranges(table, np.array([(number, 0) for number in range(len(weights) + 1)]))[:, 0]
     sizes = np.diff(firsts).tolist()
     return [(size, size if weight is None else weight) for size, weight in zip(sizes, weights)]
@@ -418,16 +431,20 @@ def _embed_block(start: int, stop: int, *, task: _BuildTask) -> np.ndarray:
 
 def _search_block(start: int, stop: int, *, task: _BuildTask) -> np.ndarray:
     """The neighbours of chunks [start, stop): (n, num_neighbors) int64."""
-    vectors = np.load(row_blocks.block_path(Path(task.root) / "parts" / "embeddings", start, stop))
+    block = row_blocks.block_path(Path(task.root) / "parts" / "embeddings", start, stop)
+    vectors = open_array(block, "<f4", (stop - start, None))
     own = own_ranges(_chunks(task).table, start, stop)
-    index = row_blocks.open_search_index(task.root, task.database["nprobe"], task.database["ef_search"])
+    database = task.database
+    index = row_blocks.open_search_index(
+        task.root, database["nprobe"], database["ef_search"], vectors.shape[1]
+    )
     return nearest(index, vectors, task.database["num_neighbors"], own)[1]
 
 
 @row_blocks.cached_in_worker
 def _chunks(task: _BuildTask) -> Chunks:
     return Chunks(
-        np.load(Path(task.root) / "chunks.npy", mmap_mode="r"),
+        open_table(task.root),
         [IndexedDataset(p) for p in task.prefixes],
         task.database["chunk_length"],
         task.database["pad_id"],

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import manifest
 from ..core.config import UserError
 from ..core.manifest import atomic_write
+from ..indexed.check import check_tokenizer
 from ..indexed.format import IndexedDataset
 from ..indexed.neighbors import CHUNK, Chunks, document_offsets
 from ..indexed.splits import ranges
@@ -183,12 +183,7 @@ def check_data(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
             f"{dataset.prefix}: retrieval needs texts, and NullTokenizer cannot decode tokens; give the"
             " tokenizer that made the data"
         )
-    made = (manifest.manifest_of(f"{dataset.prefix}.bin") or {}).get("tokenizer")
-    if isinstance(made, dict) and made.get("fingerprint") != tokenizer.fingerprint:
-        raise UserError(
-            f"{dataset.prefix}: was tokenized with another tokenizer than the given one; give the same"
-            " tokenizer files"
-        )
+    check_tokenizer(dataset.prefix, tokenizer)
 
 
 def check_tokens(tokens: np.ndarray, tokenizer: Tokenizer, place: str) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ..core import manifest
+from ..core.arrays import open_array
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import Workers
 from ..indexed.format import IndexedDataset
@@ -52,8 +53,8 @@ from .index import (
     choose_ef_search,
     choose_index,
     choose_nprobe,
-    faiss_threads,
     open_index,
+    search,
     training_sample,
 )
 from .row_blocks import block_size, cached_in_worker, map_blocks
@@ -218,7 +219,7 @@ def _embed(start: int, stop: int, *, task: _EmbedTask) -> np.ndarray:
 @cached_in_worker
 def _open(task: _EmbedTask) -> tuple[Blocks, BiencoderEmbedder]:
     encoder = BiencoderEmbedder(task.load)
-    table = np.load(Path(task.root) / "blocks.npy", mmap_mode="r")
+    table = open_array(Path(task.root) / "blocks.npy", BLOCK, (None,))
     data = [IndexedDataset(prefix) for prefix in task.prefixes]
     titles = [IndexedDataset(prefix) for prefix in task.titles]
     return Blocks(table, data, titles, encoder.seq_length), encoder
@@ -227,7 +228,9 @@ def _open(task: _EmbedTask) -> tuple[Blocks, BiencoderEmbedder]:
 class Blocks:
     """The tokens of blocks.
 
-    table: (blocks,) BLOCK. data, titles: the datasets that the table numbers; titles may be empty.
+    table: (blocks,) BLOCK. data, titles: the datasets that the table numbers; titles may be empty. place:
+    names the table in messages. A stranger may have made it: a row is compared with the data before it is
+    used.
     """
 
     def __init__(
@@ -236,21 +239,51 @@ class Blocks:
         data: Sequence[IndexedDataset],
         titles: Sequence[IndexedDataset],
         seq_length: int,
+        place: str | Path = "blocks.npy",
     ):
         self.table, self.data, self.titles, self.seq_length = table, data, titles, seq_length
+        self.place = place
+
+    def row(self, number: int) -> tuple[int, int, int, int]:
+        """(dataset, document, first, end) of a block; raises UserError for one that is not in the data."""
+        if not 0 <= number < len(self.table):
+            raise UserError(
+                f"{self.place}: has no block {number:,}, which the index names; embed the blocks again"
+            )
+        rows = self.table[number : number + 1]
+        self.check_rows(rows)
+        dataset, document, first, end = map(int, rows[0].tolist())
+        return dataset, document, first, end
+
+    def check_rows(self, rows: np.ndarray) -> None:
+        """Raises UserError for a row (n,) BLOCK that is not sentences of a document of the data."""
+        right = np.zeros(len(rows), bool)
+        for number, dataset in enumerate(self.data):
+            documents = min(d.num_documents for d in (dataset, *self.titles[number : number + 1]))
+            own = np.flatnonzero((rows["dataset"] == number) & (rows["document"] < documents))
+            document, first, end = (rows[name][own] for name in ("document", "first", "end"))
+            begin, stop = (
+                dataset.document_indices[document.astype(np.int64) + n].astype(np.uint64) for n in (0, 1)
+            )
+            right[own] = (begin <= first) & (first < end) & (end <= stop)
+        if not right.all():
+            dataset, document, first, end = rows[np.flatnonzero(~right)[0]].tolist()
+            raise UserError(
+                f"{self.place}: has a block of the sentences {first:,} to {end:,} of document {document:,} of"
+                f" dataset {dataset:,}, which the data do not have; embed the blocks again"
+            )
 
     def text(self, number: int) -> np.ndarray:
         """The tokens of a block's sentences: (n,)."""
-        row = self.table[number]
-        dataset = self.data[row["dataset"]]
-        return joined([dataset[i] for i in range(int(row["first"]), int(row["end"]))])
+        dataset, _, first, end = self.row(number)
+        return joined([self.data[dataset][i] for i in range(first, end)])
 
     def title(self, number: int) -> np.ndarray | None:
         """The tokens of the title of a block's document: (n,); None without titles."""
         if not self.titles:
             return None
-        row = self.table[number]
-        return title_of(self.titles[row["dataset"]], int(row["document"]), self.seq_length)
+        dataset, document, _, _ = self.row(number)
+        return title_of(self.titles[dataset], document, self.seq_length)
 
 
 class BiencoderEmbedder:
@@ -324,6 +357,11 @@ class BlockSearcher:
             f"not finished blocks; make them with `mt retro embed-blocks --output {db}`",
             BlocksInfo,
         )
+        if evidence["titles"] and len(evidence["titles"]) != len(evidence["data"]):
+            raise UserError(
+                f"{root / 'manifest.json'}: evidence.titles: must be as many as evidence.data; embed the"
+                " blocks again"
+            )
         if evidence["model"] != encoder.digest:
             raise UserError(
                 f"{db}: was embedded by another model than the one in --load; give that one, or embed the"
@@ -332,19 +370,20 @@ class BlockSearcher:
         data = open_data(root, evidence["data"], data_path)
         titles = open_data(root, evidence["titles"], titles_data_path)
         self.encoder = encoder
-        self.blocks = Blocks(
-            np.load(root / "blocks.npy", mmap_mode="r"), data, titles, evidence["seq_length"]
-        )
+        table = open_array(root / "blocks.npy", BLOCK, (None,))
+        self.blocks = Blocks(table, data, titles, evidence["seq_length"], root / "blocks.npy")
         self.index = open_index(
-            root / "index.faiss", evidence["nprobe"], choose_ef_search(evidence["nprobe"])
+            root / "index.faiss",
+            evidence["nprobe"],
+            choose_ef_search(evidence["nprobe"]),
+            len(table),
+            encoder.model.embedding_size,
         )
 
     def __call__(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(inner products (n, k) float32, ids (n, k) int64) of the best blocks, best first; -1: missing."""
         vectors = self.encoder.questions(questions)
-        with faiss_threads(1):
-            scores, numbers = self.index.search(vectors, k)
-        return scores, numbers
+        return search(self.index, vectors, k)
 
     def text(self, number: int) -> str:
         """The text of a block, without its title."""

@@ -17,6 +17,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from ..core import paths
+from ..core.arrays import open_array
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import atomic_write
 from ..indexed.neighbors import DatabaseInfo
@@ -171,6 +173,8 @@ def build_index(
     with faiss_threads(_build_threads(index, threads)):
         if base is not None:
             built = _read(base[0])
+            if blocks:
+                _check_sizes(built, base[0], base[1], open_array(blocks[0], "<f4", (None, None)).shape[1])
         elif trained_path.exists():
             built = _read(trained_path)
         else:
@@ -181,19 +185,23 @@ def build_index(
             _write(built, trained_path)
         place = 0
         for block in blocks:
-            vectors = np.load(block)
+            vectors = open_array(block, "<f4", (None, built.d))
             built.add(vectors[max(0, (base[1] if base else 0) - place) :])
             place += len(vectors)
         _write(built, path)
 
 
-def open_index(path: Path, nprobe: int, ef_search: int):
-    """Opens an index for searching, memory-mapped; raises UserError if the file is truncated.
+def open_index(
+    path: Path, nprobe: int, ef_search: int, count: int | None = None, dimension: int | None = None
+):
+    """Opens an index for searching, memory-mapped.
 
     nprobe: cells to visit, for an index with cells. ef_search: candidate list, for a graph of cells or of
-    vectors.
+    vectors. count, dimension: of its vectors, if they are known. Raises UserError if the file is truncated,
+    or has other vectors.
     """
     index = _read(path, faiss.IO_FLAG_MMAP_IFC)
+    _check_sizes(index, path, count, dimension)
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
@@ -238,8 +246,7 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
         num_results = min(num_results, index.ntotal)
         short = []
         for some in _slices(rows, max(1, RESULTS_AT_ONCE // num_results)):
-            with faiss_threads(1):
-                found_distances, found = index.search(vectors[some], num_results)
+            found_distances, found = search(index, vectors[some], num_results)
             usable = (found >= 0) & (
                 np.searchsorted(bounds, some[:, None] * stride + found, side="right") % 2 == 0
             )
@@ -252,6 +259,26 @@ def nearest(index, vectors: np.ndarray, k: int, own: np.ndarray) -> tuple[np.nda
             short.append(some[(usable.sum(1) < k) & ~exhausted])
         rows, num_results = np.concatenate(short), 2 * num_results
     return distances, ids
+
+
+def search(index, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Faiss's search of vectors (n, dimension) float32 on one thread: distances (n, k) float32, ids int64.
+
+    Raises UserError where Faiss finds the index broken.
+    """
+    try:
+        with faiss_threads(1):
+            distances, ids = index.search(vectors, k)
+            return distances, ids
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"index.faiss: Faiss cannot search it ({_reason(error)}); remove the database and build it again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What Faiss says, without the place in its code."""
+    return " ".join(str(error).rsplit(": ", 1)[-1].split())[:200] or type(error).__name__
 
 
 def _slices(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -314,7 +341,7 @@ def _vectors_at(blocks: Sequence[Path], positions: np.ndarray) -> np.ndarray:
     """The vectors at ascending positions in all blocks: (n, dimension) float32."""
     parts, start = [], 0
     for block in blocks:
-        vectors = np.load(block, mmap_mode="r")
+        vectors = open_array(block, "<f4", (None, None))
         here = slice(*np.searchsorted(positions, [start, start + len(vectors)]))
         parts.append(vectors[positions[here] - start])
         start += len(vectors)
@@ -329,9 +356,40 @@ def _write(index, path: Path) -> None:
 
 def _read(path: Path, flags: int = 0):
     try:
-        return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
+        with _bounded_reading(paths.regular(path).stat().st_size):
+            return faiss.read_index(str(path), flags)
+    except (RuntimeError, MemoryError, FileNotFoundError) as error:
+        reason = _reason(error)
         raise UserError(
-            f"{path}: Faiss cannot read it ({str(error).rsplit(': ', 1)[-1]}); remove the database and build"
-            " it again"
+            f"{path}: Faiss cannot read it ({reason}); remove the database and build it again"
         ) from None
+
+
+@contextlib.contextmanager
+def _bounded_reading(size: int) -> Iterator[None]:
+    """Lets Faiss read no vector of more bytes than the file has, and no longer list of parts.
+
+    Its own limit is 10^12 bytes, which a header of a few bytes makes it take.
+    """
+    limits = ("vector_byte_limit", "loop_limit")
+    before = [getattr(faiss, f"get_deserialization_{name}")() for name in limits]
+    try:
+        for name in limits:
+            getattr(faiss, f"set_deserialization_{name}")(size)
+        yield
+    finally:
+        for name, value in zip(limits, before):
+            getattr(faiss, f"set_deserialization_{name}")(value)
+
+
+def _check_sizes(index, path: Path, count: int | None, dimension: int | None) -> None:
+    """Raises UserError if an index has another number of vectors, or of numbers in each, than expected."""
+    for found, wanted, what in (
+        (index.ntotal, count, "vectors"),
+        (index.d, dimension, "numbers in a vector"),
+    ):
+        if wanted is not None and found != wanted:
+            raise UserError(
+                f"{path}: has {found:,} {what}, not {wanted:,} as its database; remove the database and build"
+                " it again"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import manifest_of
 from ..core.parsing import MADE_BY_MT, check_value
+from ..indexed.gpt_dataset import Dataset
 from ..indexed.neighbors import Neighbors, SampleNeighbors, SamplesInfo
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, texts_of
@@ -67,6 +69,7 @@ def _inspect_database(config: InspectRetrievalConfig, root: Path, manifest: dict
     }
     shown = []
     for number in config.chunk:
+        chunks.check_rows(chunks.table[number : number + 1])
         row, ids = chunks.table[number], np.array(neighbors.ids[number, : config.num_neighbors])
         shown.append(
             {
@@ -107,26 +110,35 @@ def _inspect_samples(config: InspectRetrievalConfig, root: Path, manifest: dict[
             f"sample {config.sample}: {root} has the {config.sample_split} samples 0 to"
             f" {splits[config.sample_split]['samples'] - 1:,}"
         )
-    dataset = rebuild_dataset(manifest["draws"], config.sample_split)
+    with tempfile.TemporaryDirectory() as cache:
+        dataset = rebuild_dataset(manifest["draws"], config.sample_split, cache)
+        shown = _sample_chunks(config, root, info, dataset)
+    lines = [
+        line for i, c in enumerate(shown) for line in [f"{i}: {one_line(c['text'])}", *_neighbor_lines(c)]
+    ]
+    return {"text": "\n".join(lines), "facts": facts, "sample": config.sample, "chunks": shown}
+
+
+def _sample_chunks(
+    config: InspectRetrievalConfig, root: Path, info: SamplesInfo, dataset: Dataset
+) -> list[dict[str, Any]]:
+    """The texts of a sample's chunks and of their neighbours."""
+    assert config.sample is not None
     neighbors = SampleNeighbors(root, dataset)
     tokenizer = load_directory(root / info["database"] / "tokenizer")
     k = min(config.num_neighbors, info["num_neighbors"])
     batch = dataset.batch([config.sample])
     assert isinstance(batch, np.ndarray), "SampleNeighbors refuses samples that are not arrays of tokens"
-    tokens = batch[0, : splits[config.sample_split]["seq_length"]].reshape(-1, neighbors.chunk_length)
+    tokens = batch[0, : info["splits"][config.sample_split]["seq_length"]].reshape(-1, neighbors.chunk_length)
     found, mask = neighbors.tokens(config.sample, k)
     texts = texts_of(tokens, np.ones(tokens.shape, bool), tokenizer, config.sample_split)
-    shown: list[dict[str, Any]] = [
+    return [
         {
             "text": text,
             "neighbors": _neighbors((found[i], mask[i]), neighbors.ids[config.sample, i, :k], tokenizer),
         }
         for i, text in enumerate(texts)
     ]
-    lines = [
-        line for i, c in enumerate(shown) for line in [f"{i}: {one_line(c['text'])}", *_neighbor_lines(c)]
-    ]
-    return {"text": "\n".join(lines), "facts": facts, "sample": config.sample, "chunks": shown}
 
 
 def _neighbors(

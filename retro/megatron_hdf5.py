@@ -15,8 +15,10 @@ has no BERT token is not in the table.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,9 +36,11 @@ from ..indexed.neighbors import (
     Chunks,
     SamplesInfo,
     document_offsets,
+    open_chunks,
     open_data,
+    open_sample_ids,
     read_database,
-    read_fact,
+    read_samples,
 )
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import Selection, chunk_texts
@@ -44,6 +48,8 @@ from .embed import Embedder, open_same
 from .row_blocks import write_npy_header
 
 ROWS_AT_ONCE = 1 << 16
+TABLE = "a whole merged/train.hdf5 of Megatron-LM's Retro"
+MAX_HDF5_CHUNK = 256 << 20  # bytes that HDF5 decompresses at once; h5py and Megatron-LM choose below 1 MB
 BLOCK = 100_000  # rows of a file of neighbours, as in Megatron-LM
 
 
@@ -71,9 +77,7 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
     _h5py()
     samples: SamplesInfo | None = None
     if config.neighbors:
-        samples = read_fact(
-            Path(config.neighbors), "samples", "not the finished neighbours of samples", SamplesInfo
-        )
+        samples = read_samples(config.neighbors)
     several = next(
         (d for d in data if d.num_documents != len(d) or (np.diff(d.document_indices) != 1).any()), None
     )
@@ -86,9 +90,7 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
     run = manifest.begin("retro export-hdf5", config, inputs)
     if run.finished:
         return run.manifest
-    chunks = Chunks(
-        np.load(root / "chunks.npy", mmap_mode="r"), data, database["chunk_length"], database["pad_id"]
-    )
+    chunks = open_chunks(root, database)
     tokenizer, bert = load_directory(root / "tokenizer"), open_same(database, config.bert_model, root)
     written = [_export_chunks(run.output / "db" / "merged" / "train.hdf5", chunks, tokenizer, bert)]
     counts = np.bincount(chunks.table["dataset"], minlength=len(data)).tolist()
@@ -113,8 +115,8 @@ def export_hdf5(config: ExportHdf5Config) -> dict[str, Any]:
     if samples is not None and config.neighbors:
         for split, info in samples["splits"].items():
             folders[split] = f"query/{split}_{info['order']}"
-            ids = Path(config.neighbors) / f"{split}.npy"
-            written += _export_neighbors(run.output / folders[split], ids)
+            ids = open_sample_ids(config.neighbors, samples, split, database["chunk_length"])
+            written += _export_neighbors(run.output / folders[split], ids, chunks)
     settings: dict[str, Any] = {
         "retro_block_size": BLOCK,
         "retro_gpt_chunk_length": database["chunk_length"],
@@ -154,13 +156,16 @@ def _export_chunks(path: Path, chunks: Chunks, tokenizer: Tokenizer, bert: Embed
     return path
 
 
-def _export_neighbors(folder: Path, source: Path) -> Iterator[Path]:
-    """Writes the neighbours of a split in blocks of BLOCK rows; yields their files."""
-    ids = np.load(source, mmap_mode="r")
+def _export_neighbors(folder: Path, ids: np.ndarray, chunks: Chunks) -> Iterator[Path]:
+    """Writes the neighbours of a split in blocks of BLOCK rows; yields their files.
+
+    ids: (samples, chunks of a sample, k).
+    """
     ids = ids.reshape(-1, ids.shape[-1])
     digits = len(str(len(ids) - 1)) + 1
     for start in range(0, len(ids), BLOCK):
         stop = min(start + BLOCK, len(ids))
+        chunks.check_ids(ids[start:stop])
         path = folder / f"{start:0{digits}d}-{stop:0{digits}d}.hdf5"
         with manifest.atomic_write(path) as raw, _h5py().File(raw, "w") as file:
             file.create_dataset("neighbors", data=ids[start:stop])
@@ -221,30 +226,21 @@ class MegatronNeighbors:
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self.files:
             start, stop = _bounds(path)
-            try:
-                with _h5py().File(path) as file:
-                    ids = file["neighbors"][:]
-            except (OSError, KeyError, ValueError) as error:
-                raise UserError(
-                    f"{path}: is not a whole block of neighbours ({error}); fetch it again"
-                ) from None
-            if ids.ndim != 2 or len(ids) != stop - start or ids.dtype.kind not in "iu":
-                raise UserError(
-                    f"{path}: has neighbours of shape {ids.shape} and type {ids.dtype}, not integers of shape"
-                    f" ({stop - start}, k); fetch it again"
-                )
-            if ids.shape[1] < self.k:
-                raise UserError(
-                    f"{path}: has {ids.shape[1]} neighbours of a chunk; give --num-neighbors {ids.shape[1]}"
-                    " or fewer"
-                )
+            with _opened(path, "a whole block of neighbours") as file:
+                found = _array(file, "neighbors", (stop - start, None))
+                if found.shape[1] < self.k:
+                    raise UserError(
+                        f"{path}: has {found.shape[1]} neighbours of a chunk; give --num-neighbors"
+                        f" {found.shape[1]} or fewer"
+                    )
+                ids = found[:, : self.k]
             if len(ids) and (ids.min() < -1 or ids.max() >= self.chunks):
                 raise UserError(
                     f"{path}: has chunk {ids.max() if ids.max() >= self.chunks else ids.min()}, and the"
                     f" database has {self.chunks:,}; give the database that was made with --chunks-hdf5 of"
                     " this project"
                 )
-            yield ids[:, : self.k].astype("<i8")
+            yield ids.astype("<i8")
 
 
 def _bounds(path: Path) -> tuple[int, int]:
@@ -258,16 +254,16 @@ def select_hdf5_chunks(path: str, data: Sequence[IndexedDataset], chunk_length: 
 
     Raises UserError for another file or one that is not whole, and for chunks longer than chunk_length.
     """
-    try:
-        with _h5py().File(path) as file:
-            total, width = file["chunks"].shape
-            whole = width == 5 and int(file["n_written"][0]) == total
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path}: is not a whole merged/train.hdf5 of Megatron-LM's Retro ({error}); give one"
-        ) from None
+    with _opened(path, TABLE) as file:
+        total = len(_array(file, "chunks", (None, 5)))
+        whole = int(_array(file, "n_written", (1,))[0]) == total
     if not whole:
         raise UserError(f"{path}: is truncated: writing it was interrupted; make it again")
+    if total > (tokens := sum(len(d.tokens) for d in data)):  # a file of some bytes may declare 10^18 rows
+        raise UserError(
+            f"{path}: has {total:,} chunks, and --data-path has {tokens:,} tokens; give the pairs that it was"
+            " made from"
+        )
     longest = max((int((rows[:, 3] - rows[:, 2].astype(np.int64)).max()) for rows in _rows(path)), default=0)
     if longest > chunk_length:
         raise UserError(
@@ -304,7 +300,8 @@ def write_hdf5_chunks(path: Path, source: str, data: Sequence[IndexedDataset], s
                 here = rows[:, 0] == number
                 sequence, start, end = (rows[here, i].astype(np.int64) for i in (1, 2, 3))
                 if (
-                    number >= len(data)
+                    not 0 <= number < len(data)
+                    or min(int(sequence.min()), int(start.min())) < 0
                     or int(sequence.max()) >= len(data[number])
                     or (end > data[number].lengths[sequence]).any()
                     or (start >= end).any()
@@ -331,9 +328,44 @@ def write_hdf5_chunks(path: Path, source: str, data: Sequence[IndexedDataset], s
 
 
 def _rows(path: str) -> Iterator[np.ndarray]:
-    with _h5py().File(path) as file:
-        for start in range(0, len(file["chunks"]), ROWS_AT_ONCE):
-            yield file["chunks"][start : start + ROWS_AT_ONCE]
+    with _opened(path, TABLE) as file:
+        chunks = _array(file, "chunks", (None, 5))
+        for start in range(0, len(chunks), ROWS_AT_ONCE):
+            yield chunks[start : start + ROWS_AT_ONCE]
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Any]:
+    """An h5py.File for reading; raises UserError where HDF5 finds it broken. what: it should be."""
+    h5py = _h5py()
+    try:
+        with h5py.File(paths.regular(path)) as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: is not {what} ({reason}); fetch it again") from None
+
+
+def _array(file: Any, name: str, shape: Sequence[int | None]) -> Any:
+    """The h5py.Dataset of integers under a name, not read yet; raises ValueError for anything else.
+
+    HDF5 can link to other files, take the bytes of an array from them, and compress gigabytes of zeros into
+    a kilobyte: none of these is read. shape: None where any length will do.
+    """
+    h5py = _h5py()
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is missing or a link")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ValueError(f"{name} is no array, or lies in another file")
+    if found.dtype.kind not in "iu" or found.dtype.itemsize > 8:
+        raise ValueError(f"{name} has values of type {found.dtype}, not integers")
+    if found.ndim != len(shape) or any(m not in (None, n) for n, m in zip(found.shape, shape)):
+        wanted = ", ".join("any" if m is None else str(m) for m in shape)
+        raise ValueError(f"{name} has the shape {found.shape}, not ({wanted})")
+    if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > MAX_HDF5_CHUNK:
+        raise ValueError(f"{name} is compressed in pieces of more than {MAX_HDF5_CHUNK:,} bytes")
+    return found
 
 
 def _write_json(path: Path, value: object) -> Path:
@@ -348,6 +380,6 @@ def _h5py() -> Any:
         import h5py
     except ImportError:
         raise UserError(
-            "HDF5 files need the package h5py; install it with: pip install 'mt[retro]'"
+            "HDF5 files need the package h5py; install it with: pip install 'mt-lm[retro]'"
         ) from None
     return h5py

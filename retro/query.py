@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.config import UserError, check, configuration, option
-from ..indexed.neighbors import Chunks, open_data, read_database
+from ..indexed.neighbors import Chunks, open_chunks, read_database
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import chunk_texts, own_ranges, texts_of
 from .embed import open_same
@@ -55,20 +55,15 @@ def query(config: QueryConfig) -> dict[str, Any]:
     """
     root = Path(config.db)
     database = read_database(root)
-    table = np.load(root / "chunks.npy", mmap_mode="r")
-    chunks = Chunks(
-        table,
-        open_data(root, database["data"], config.data_path),
-        database["chunk_length"],
-        database["pad_id"],
-    )
+    chunks = open_chunks(root, database, config.data_path)
+    table = chunks.table
     check_chunks(config.chunk, chunks, root)
     embedder = open_same(database, config.bert_model, root)
     tokenizer = load_directory(root / "tokenizer")
     given = [*config.text, *(_decode(ids, tokenizer) for ids in config.tokens)]
     texts = [*given, *chunk_texts(chunks, tokenizer, np.array(config.chunk, np.int64))]
     own = [(len(given) + i, *own_ranges(table, n, n + 1)[0, 1:]) for i, n in enumerate(config.chunk)]
-    index = open_index(root / "index.faiss", *config.search_width(database))
+    index = open_index(root / "index.faiss", *config.search_width(database), len(chunks), embedder.dimension)
     distances, ids = nearest(
         index, embedder(texts), config.num_neighbors, np.array(own, np.int64).reshape(-1, 3)
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.config import UserError
-from ..indexed.neighbors import Chunks, open_data, read_database
+from ..indexed.neighbors import open_chunks, read_database
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .chunks import texts_of
 from .embed import open_same
@@ -43,14 +43,15 @@ class Retriever:
                 " the model's tokenizer made"
             )
         self.root, self.tokenizer, self.num_neighbors = root, tokenizer, num_neighbors
-        self.chunks = Chunks(
-            np.load(root / "chunks.npy", mmap_mode="r"),
-            open_data(root, database["data"]),
-            chunk_length,
-            database["pad_id"],
-        )
+        self.chunks = open_chunks(root, database)
         self.embedder = open_same(database, None, root)
-        self.index = open_index(root / "index.faiss", database["nprobe"], database["ef_search"])
+        self.index = open_index(
+            root / "index.faiss",
+            database["nprobe"],
+            database["ef_search"],
+            len(self.chunks),
+            self.embedder.dimension,
+        )
 
     def __call__(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         texts = texts_of(ids, np.ones(ids.shape, bool), self.tokenizer, "a text")

@@ -13,7 +13,9 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 import numpy as np
 
 from ..core import manifest, paths
+from ..core.arrays import open_array
 from ..core.executor import map_shards
+from ..indexed.neighbors import open_table
 from ..tokenizer.tokenizer import Tokenizer, load_directory
 from .embed import Embedder
 from .index import open_index
@@ -67,12 +69,12 @@ def join_blocks(blocks: Sequence[Path], path: Path, shape: tuple[int, ...]) -> N
     with manifest.atomic_write(path) as file:
         write_npy_header(file, np.dtype("<i8"), shape)
         for block in blocks:
-            file.write(np.load(block).tobytes())
+            file.write(open_array(block, "<i8", (None, *shape[1:])).tobytes())
 
 
 def count_missing(path: Path) -> int:
     """The number of -1 in a .npy of neighbours; memory for 4,096 rows."""
-    array = np.load(path, mmap_mode="r")
+    array = np.load(path, mmap_mode="r")  # written by this run
     return sum(int((array[i : i + 4096] < 0).sum()) for i in range(0, len(array), 4096))
 
 
@@ -112,6 +114,7 @@ def open_embedder(directory: str | None, bf16: bool) -> Embedder:
 
 
 @cached_in_worker
-def open_search_index(root: str, nprobe: int, ef_search: int) -> Any:
-    """The Faiss index of the database `root`, opened for searching."""
-    return open_index(Path(root) / "index.faiss", nprobe, ef_search)
+def open_search_index(root: str, nprobe: int, ef_search: int, dimension: int | None = None) -> Any:
+    """The Faiss index of the database `root`, opened for searching. dimension: of its vectors."""
+    path = Path(root) / "index.faiss"
+    return open_index(path, nprobe, ef_search, len(open_table(root)), dimension)

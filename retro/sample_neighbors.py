@@ -30,7 +30,14 @@ from ..core.executor import Workers
 from ..core.parsing import MADE_BY_MT, Count, check_value
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets
-from ..indexed.neighbors import DatabaseInfo, SamplesInfo, describe_samples, read_database, sample_documents
+from ..indexed.neighbors import (
+    DatabaseInfo,
+    SamplesInfo,
+    describe_samples,
+    open_table,
+    read_database,
+    sample_documents,
+)
 from ..indexed.splits import SPLIT_NAMES
 from ..tokenizer.tokenizer import load_directory
 from .chunks import check_data, document_ranges, texts_of
@@ -117,7 +124,7 @@ def neighbors(config: NeighborsConfig) -> dict[str, Any]:
         for name, (samples, per_sample, k) in shapes.items():
             rows = getattr(config, f"{name}_samples") * per_sample, samples * per_sample
             exchanged[name] = MegatronNeighbors(
-                Path(config.project_hdf5), name, rows, k, len(_chunk_table(root))
+                Path(config.project_hdf5), name, rows, k, len(open_table(root))
             )
     if config.dry_run:
         return _plan(shapes)
@@ -181,7 +188,7 @@ def _import_neighbors(
     Its files do not say which samples they are for. Neighbours of other samples would sooner or later be from
     a sample's own document, so every sample is checked for that.
     """
-    table, fingerprints, row = _chunk_table(root), [d["fingerprint"] for d in database["data"]], 0
+    table, fingerprints, row = open_table(root), [d["fingerprint"] for d in database["data"]], 0
     with manifest.atomic_write(path) as file:
         write_npy_header(file, np.dtype("<i8"), shape)
         for ids in found:
@@ -220,9 +227,15 @@ class Draws(TypedDict):
     num_samples: list[Count]
 
 
-def rebuild_dataset(draws: dict[str, Any], split: str) -> Dataset:
-    """The dataset of a split whose neighbours were found, from `draws` in their manifest."""
+def rebuild_dataset(draws: dict[str, Any], split: str, cache: str | None = None) -> Dataset:
+    """The dataset of a split whose neighbours were found, from `draws` in their manifest.
+
+    cache: folder for what is cached if the manifest names one, which is not written to: a stranger may have
+    named it. The dataset reads from there.
+    """
     check_value(draws, Draws, "`draws` of the neighbours' manifest.json", MADE_BY_MT)
+    if draws["data"].get("data_cache_path") is not None:
+        draws = {**draws, "data": {**draws["data"], "data_cache_path": cache}}
     counts = [count if name == split else 0 for name, count in zip(SPLIT_NAMES, draws["num_samples"])]
     datasets = build_datasets(build(DataConfig, ("samples", draws["data"])), counts)
     dataset = datasets[SPLIT_NAMES.index(split)]
@@ -281,7 +294,7 @@ def _search_samples(start: int, stop: int, *, split: str, task: _SearchTask) -> 
         [(samples[:, None] * per_sample + rows).ravel(), np.repeat(own[:, 1:], per_sample, axis=0)]
     )
     own = own[np.lexsort((own[:, 1], own[:, 0]))]
-    index = open_search_index(task.root, *task.config.search_width(database))
+    index = open_search_index(task.root, *task.config.search_width(database), vectors.shape[1])
     _, ids = nearest(index, vectors, task.config.num_neighbors, own)
     return ids.reshape(stop - start, per_sample, -1)
 
@@ -313,9 +326,4 @@ def _dataset(task: _SearchTask, split: str) -> Dataset:
 
 @cached_in_worker
 def _table(task: _SearchTask) -> np.ndarray:
-    return _chunk_table(task.root)
-
-
-def _chunk_table(root: str | Path) -> np.ndarray:
-    """The chunk table of the database `root`: (chunks,) CHUNK, memory-mapped."""
-    return np.asarray(np.load(Path(root) / "chunks.npy", mmap_mode="r"))
+    return open_table(task.root)

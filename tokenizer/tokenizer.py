@@ -21,7 +21,7 @@ import functools
 import importlib.metadata
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict, TypeVar
 
@@ -29,10 +29,11 @@ import numpy as np
 import orjson
 import xxhash
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option, shown
 from ..core.manifest import cache_folder
 from ..core.parsing import JSON_BYTES, Range, check_value, read_bytes, read_json
+from ..core.paths import check_exists
 from .vocabulary import (
     TIKTOKEN_SPECIALS,
     Delimiters,
@@ -42,6 +43,7 @@ from .vocabulary import (
     gpt2_tree,
     hide_specials,
     hugging_face_tree,
+    llama3_tree,
     tiktoken_tree,
     token_ids,
 )
@@ -188,6 +190,10 @@ class TokenizerConfig:
             ),
         )
 
+    def check_inputs(self) -> None:
+        """Raises UserError for files that are not there, before anything is read."""
+        check_exists(self.vocab_file, self.merge_file, self.tokenizer_model)
+
     @property
     def kind(self) -> str | None:
         """The type. If it is not given, the files tell it; None if there are none."""
@@ -248,6 +254,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def vocabulary(self) -> dict[str, int]:
+        """{token as the vocabulary's file writes it: id}; empty where ids have no spelling."""
+        ...
+
     def save(self, directory: str | Path) -> None:
         """Writes the files that `load_directory` reads, so that a checkpoint can hold its tokenizer."""
         ...
@@ -280,7 +290,10 @@ def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
     if kind == "GPT2BPETokenizer":
         tree, delimiters = gpt2_tree(_given(config.vocab_file), _given(config.merge_file))
     elif kind == "HuggingFaceTokenizer":
-        tree, delimiters = hugging_face_tree(Path(_given(config.tokenizer_model)))
+        path = Path(_given(config.tokenizer_model))
+        tree, delimiters = hugging_face_tree(path)
+        if not config.vocab_extra_ids and not config.tokenizer_special_tokens:
+            return VocabularyTokenizer(tree, delimiters, allow_special, conventions(path))
     elif kind == "TikTokenizer":
         tree, delimiters = tiktoken_tree(
             _given(config.tokenizer_model),
@@ -295,6 +308,33 @@ def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
     specials = [*(f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)), *config.tokenizer_special_tokens]
     add_specials(tree, [special for special in specials if special not in added])
     return VocabularyTokenizer(tree, delimiters, allow_special)
+
+
+# Llama 3's special tokens that have names, by their number behind the ranks; the others are reserved.
+LLAMA3_SPECIALS = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "<|eot_id|>",
+}
+LLAMA31_SPECIALS = {**LLAMA3_SPECIALS, 4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 10: "<|python_tag|>"}
+NUM_LLAMA3_SPECIALS = 256
+
+
+def load_llama(path: Path, *, scaled: bool) -> Tokenizer:
+    """The tokenizer in Meta's tokenizer.model: sentencepiece's of Llama 1 and 2, tiktoken's ranks of Llama 3.
+
+    scaled: whether the model is a Llama 3.1 or later, which names more of its special tokens.
+    """
+    with paths.regular(path).open("rb") as file:
+        line = file.readline(1024).strip()
+    if not re.fullmatch(rb"[A-Za-z0-9+/]+=* 0", line):
+        return load(TokenizerConfig(tokenizer_type="Llama2Tokenizer", tokenizer_model=str(path)))
+    named = LLAMA31_SPECIALS if scaled else LLAMA3_SPECIALS
+    reserved = (f"<|reserved_special_token_{i}|>" for i in itertools.count())
+    specials = [named.get(number) or next(reserved) for number in range(NUM_LLAMA3_SPECIALS)]
+    return VocabularyTokenizer(*llama3_tree(str(path), specials))
 
 
 def _given(value: T | None) -> T:
@@ -364,16 +404,57 @@ def load_directory(path: str | Path) -> Tokenizer:
             facts.get("special_tokens", ()),
             facts.get("keep_spaces", False),
         )
-    return VocabularyTokenizer(*hugging_face_tree(path))
+    return VocabularyTokenizer(*hugging_face_tree(path), conventions=conventions(path))
+
+
+# Files beside a tokenizer.json that say how a model is used: its class, special tokens, side and length of
+# padding, chat template, and the ids that begin and end texts.
+CONVENTIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+CONVENTION_BYTES = 16 << 20  # tokenizer_config.json lists all special tokens: some have 1 MB
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def conventions(path: Path) -> dict[str, bytes]:
+    """The contents of CONVENTIONS beside a tokenizer.json, or in its directory.
+
+    A link that leads out of the directory is left out, as in a copy of the directory. Without a
+    generation_config.json, the ids that config.json says stand for it.
+    """
+    folder = path if path.is_dir() else path.parent
+    found = {}
+    for name in CONVENTIONS:
+        with contextlib.suppress(UserError):
+            if (file := paths.named(folder, name, str(folder))).is_file():
+                found[name] = read_bytes(file, CONVENTION_BYTES)
+    config = folder / "config.json"
+    if "generation_config.json" not in found and config.is_file():
+        with contextlib.suppress(UserError):
+            settings = check_value(read_json(config), dict[str, Any], config)
+            ids = {name: settings[name] for name in GENERATION_IDS if settings.get(name) is not None}
+            found["generation_config.json"] = orjson.dumps(ids)
+    return found
 
 
 class VocabularyTokenizer:
     """A tokenizer of a tokenizer.json: byte-level BPE, WordPiece, Unigram, ...
 
-    tree: of a tokenizer.json. A pickled tokenizer keeps the backend that was chosen when it was made.
+    tree: of a tokenizer.json. conventions: the files beside it, which `save` writes again. A pickled
+    tokenizer keeps the backend that was chosen when it was made.
     """
 
-    def __init__(self, tree: Tree, delimiters: Delimiters, allow_special: bool = False):
+    def __init__(
+        self,
+        tree: Tree,
+        delimiters: Delimiters,
+        allow_special: bool = False,
+        conventions: Mapping[str, bytes] | None = None,
+    ):
+        self.conventions = dict(conventions or {})
         ids = token_ids(tree)
         self.vocab_size = max(ids.values(), default=-1) + 1
         self.bos, self.eod = (None if token is None else ids.get(token) for token in delimiters)
@@ -423,10 +504,18 @@ class VocabularyTokenizer:
         text: str = self._decoder.decode([int(i) for i in ids], skip_special_tokens=False)
         return text
 
+    def vocabulary(self) -> dict[str, int]:
+        return token_ids(orjson.loads(self._json))
+
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
         with manifest.atomic_write(directory / "tokenizer.json", "w") as file:
             file.write(self._json)
+        for name, content in self.conventions.items():
+            with manifest.atomic_write(directory / name) as copy:
+                copy.write(content)
+        if "tokenizer_config.json" in self.conventions:
+            return
         facts = {"tokenizer_class": "PreTrainedTokenizerFast"}
         roles = zip(("bos_token", "eos_token"), self._delimiters)
         facts |= {role: token for role, token in roles if token is not None}
@@ -532,6 +621,7 @@ class SentencePieceTokenizer:
         for special in specials:
             ids.setdefault(special, len(ids))
         self._specials = {special: ids[special] for special in specials}
+        self._ids = ids
         self.vocab_size = max(ids.values()) + 1
         self.bos, self.eod = ids.get(begin), ids.get(end if extra_ids is None else "<EOD>")
         options = (
@@ -604,6 +694,9 @@ class SentencePieceTokenizer:
             for name, run in runs
         )
 
+    def vocabulary(self) -> dict[str, int]:
+        return self._ids
+
     def save(self, directory: str | Path) -> None:
         with manifest.atomic_write(Path(directory) / "tokenizer.model") as file:
             file.write(self._model)
@@ -654,6 +747,9 @@ class NullTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(int(i)) for i in ids)
 
+    def vocabulary(self) -> dict[str, int]:
+        return {}
+
     def save(self, directory: str | Path) -> None:
         manifest.write_json(
             Path(directory) / "tokenizer_config.json",
@@ -682,6 +778,9 @@ class ByteLevelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) for i in ids if 1 < i < 256).decode(errors="replace")
+
+    def vocabulary(self) -> dict[str, int]:
+        return {}
 
     def save(self, directory: str | Path) -> None:
         manifest.write_json(

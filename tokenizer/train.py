@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import regex
 import xxhash
@@ -15,7 +14,9 @@ from ..core import manifest
 from ..core.config import UserError, check, configuration, option
 from ..core.manifest import Json
 from ..core.progress import progress
-from ..documents import files, reader, sources
+from ..documents import reader, sharding
+from ..documents.rejects import Reject, Rejects
+from ..documents.sharding import InputOptions
 from .vocabulary import END_NAMES, Tree
 
 # For the training, longer words are cut into words of this length, in characters. Every merge inside a word
@@ -30,7 +31,7 @@ HALF = regex.compile("|".join(f"{kind}{{{MAX_WORD_CHARS // 2}}}" for kind in KIN
 
 
 @configuration()
-class TrainTokenizerConfig:
+class TrainTokenizerConfig(InputOptions):
     """The settings of `mt data train-tokenizer`."""
 
     input: tuple[str, ...] = option(
@@ -42,10 +43,6 @@ class TrainTokenizerConfig:
     sample_bytes: int = option(
         1_000_000_000, "train on about this many bytes of input, spread evenly; memory grows with it"
     )
-    on_error: Literal["fail", "skip"] = option(
-        "fail", "a record that cannot be read: stop, or set it aside in rejects.jsonl", role="runtime"
-    )
-    max_record_bytes: int = option(files.MAX_RECORD_BYTES, files.MAX_RECORD_HELP, added=True)
     overwrite: bool = option(False, "replace another run in the output directory", role="runtime")
 
     def __post_init__(self) -> None:
@@ -54,7 +51,7 @@ class TrainTokenizerConfig:
                 self.vocab_size > 257,
                 f"vocab_size = {self.vocab_size} must be more than the 256 bytes and the special token",
             ),
-            files.record_limit_rule(self.max_record_bytes),
+            *self.input_rules,
             (self.sample_bytes >= 1, f"sample_bytes = {self.sample_bytes} must be at least 1"),
         )
 
@@ -66,16 +63,8 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
     transformers) and vocab.json and merges.txt (for --vocab-file and --merge-file). Both give the same ids.
     Returns the manifest.
     """
-    shards = reader.plan(
-        config.input,
-        key=config.text_key,
-        on_error=config.on_error,
-        max_record_bytes=config.max_record_bytes,
-        output=config.output,
-    )
-    run = manifest.begin(
-        "data train-tokenizer", config, dict.fromkeys(s.path for s in shards), identify=sources.identity
-    )
+    shards = config.plan(config.input, key=config.text_key, output=config.output)
+    run = shards.begin("data train-tokenizer", config)
     if run.finished:
         return run.manifest
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -92,7 +81,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
         show_progress=False,
     )
     counts = {"documents": 0, "text_bytes": 0, "rejected": 0, "long_words": 0}
-    rejects = reader.Rejects()
+    rejects = Rejects()
 
     def pieces() -> Iterator[str]:
         label = "train-tokenizer: reading"
@@ -112,17 +101,15 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Json:
     counts["vocab_size"] = learner.get_vocab_size()
     written = _write(run.output, json.loads(learner.to_str()))
     if rejects:
-        path = run.output / "rejects.jsonl"
-        with manifest.atomic_write(path, "w") as file:
-            file.writelines(json.dumps(r.as_json(), ensure_ascii=False) + "\n" for r in rejects)
-        written.append(path)
+        written.append(run.output / "rejects.jsonl")
+        rejects.write(written[-1])
     return run.finish([{**manifest.record(f, run.output), "documents": False} for f in written], counts)
 
 
 def sample_texts(
-    shards: Sequence[reader.Shard],
+    shards: Sequence[sharding.Shard],
     sample_bytes: int,
-    rejects: list[reader.Reject],
+    rejects: list[Reject],
     counts: dict[str, int],
     label: str,
 ) -> Iterator[str]:

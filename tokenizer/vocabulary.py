@@ -39,6 +39,11 @@ TIKTOKEN_PATTERNS = {
     ),
 }
 
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
 
 class Delimiters(NamedTuple):
     """The tokens that begin and end a document; None if the vocabulary has none."""
@@ -250,9 +255,6 @@ def tiktoken_tree(
     """Megatron-LM's TikTokenizer: first the special tokens, then the ranks, cut to `vocab_size` ids in all.
 
     special_tokens: instead of TIKTOKEN_SPECIALS; <SPECIAL_i> fill up to num_special_tokens.
-
-    tiktoken merges the pair whose result has the lowest rank, `tokenizers` the pair that is first in a list.
-    The list of all splits of all tokens into two known tokens, in the order of the ranks, gives the same ids.
     """
     ranks = _tiktoken_ranks(path)
     room = (vocab_size or TIKTOKEN_VOCAB_SIZE) - num_special_tokens
@@ -268,14 +270,49 @@ def tiktoken_tree(
             num_special_tokens,
         )
     )
-    vocab = {name: i for i, name in enumerate(names)}
+    return _rank_tree(path, ranks[:room], TIKTOKEN_PATTERNS[pattern], names, specials_first=True), Delimiters(
+        "<s>", "</s>"
+    )
+
+
+def llama3_tree(path: str, special_tokens: Sequence[str]) -> tuple[Tree, Delimiters]:
+    """Meta's tokenizer.model of Llama 3: tiktoken's lines of `base64 rank`, then the special tokens."""
+    ranks = []
+    for number, line in enumerate(read_text(path).splitlines()):
+        token, _, rank = line.partition(" ")
+        try:
+            ranks.append(base64.b64decode(token, validate=True))
+            right = int(rank) == number
+        except (binascii.Error, ValueError):
+            right = False
+        if not right:
+            raise UserError(
+                f"{path}: line {number + 1} is not token {number} in base64 and the number; fetch the file"
+                " again"
+            )
+    _check_ranks(ranks, path, "fetch the file again")
+    begin, end, *_ = special_tokens
+    tree = _rank_tree(path, ranks, LLAMA3_PATTERN, special_tokens, specials_first=False)
+    return tree, Delimiters(begin, end)
+
+
+def _rank_tree(
+    path: str, ranks: Sequence[bytes], pattern: str, specials: Sequence[str], *, specials_first: bool
+) -> Tree:
+    """The tree of tiktoken's ranks, with the ids of the special tokens before or after them.
+
+    tiktoken merges the pair whose result has the lowest rank, `tokenizers` the pair that is first in a list.
+    The list of all splits of all tokens into two known tokens, in the order of the ranks, gives the same ids.
+    """
     shown = _byte_characters()
-    tokens = ["".join(map(shown.__getitem__, token)) for token in ranks[:room]]
-    clash = next((t for t in tokens if t in vocab), None)
+    tokens = ["".join(map(shown.__getitem__, token)) for token in ranks]
+    ids = [*specials, *tokens] if specials_first else [*tokens, *specials]
+    vocab = {token: i for i, token in enumerate(ids)}
+    clash = next((t for t in specials if t in set(tokens)), None)
     if clash is not None:
         raise UserError(
-            f"{path}: holds {clash!r}, which is also the special token {vocab[clash]}; mt reads no vocabulary"
-            " that has both"
+            f"{path}: holds {clash!r}, which is also the special token {specials.index(clash)}; mt reads no"
+            " vocabulary that has both"
         )
     known = set(tokens)
     lengths = sorted(set(map(len, tokens)) - {0})
@@ -285,13 +322,7 @@ def tiktoken_tree(
         for i in (range(1, len(token)) if len(token) <= LONG_TOKEN else lengths)
         if token[:i] in known and token[i:] in known and i < len(token)
     ]
-    vocab |= {token: num_special_tokens + i for i, token in enumerate(tokens)}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": TIKTOKEN_PATTERNS[pattern]},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     tree = _tree(
         None,
@@ -299,8 +330,8 @@ def tiktoken_tree(
         byte_level,
         _bpe(vocab, merges, ignore_merges=True),
     )
-    add_specials(tree, names)
-    return tree, Delimiters("<s>", "</s>")
+    add_specials(tree, list(specials))
+    return tree
 
 
 def _tiktoken_ranks(path: str) -> list[bytes]:
@@ -323,11 +354,17 @@ def _tiktoken_ranks(path: str) -> list[bytes]:
                 f"{path}: entry {number} is not token {number} in base64 (the first 256 are the bytes);"
                 f" {remedy}"
             )
-    if len(tokens) < 256 or len(set(tokens)) < len(tokens):
-        raise UserError(
-            f"{path}: {'lacks some of the 256 bytes' if len(tokens) < 256 else 'has a token twice'}; {remedy}"
-        )
+    _check_ranks(tokens, path, remedy)
     return tokens
+
+
+def _check_ranks(tokens: Sequence[bytes], path: str, remedy: str) -> None:
+    """Raises UserError unless tiktoken's tokens have all bytes, and none of them twice."""
+    lacking = not {bytes([byte]) for byte in range(256)} <= set(tokens)
+    if lacking or len(set(tokens)) < len(tokens):
+        raise UserError(
+            f"{path}: {'lacks some of the 256 bytes' if lacking else 'has a token twice'}; {remedy}"
+        )
 
 
 def _byte_characters() -> list[str]:

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import scipy.stats
 import zstandard
 
 from mt import cli
 from mt.core import config
+from mt.documents.files import KEY_REMEDY
 from mt.indexed import build
 from mt.indexed.build import TokenizeConfig, tokenize
 from mt.indexed.format import IndexedDataset
@@ -75,6 +77,53 @@ def test_the_bytes_equal_those_of_megatrons_builder(tmp_path):
         builder.add_document([*ids, 0] if ids else [], [len(ids) + 1] if ids else [])
     builder.finalize(str(tmp_path / "theirs.idx"))
     assert files(tmp_path / "p_text_document") == files(tmp_path / "theirs")
+
+
+def documents_of(data):
+    """The tokens of every sequence of every document."""
+    ends = data.document_indices.tolist()
+    return [[data[i].tolist() for i in range(a, b)] for a, b in itertools.pairwise(ends)]
+
+
+def test_shuffled_documents_are_the_same_in_an_order_of_the_seed_in_all_pairs(tmp_path, small_batches):
+    records = [{"text": [f"{n}", "x" * (n % 5)], "title": f"t{n}"} for n in range(200)]
+    path = write(tmp_path / "in.jsonl", records)
+    found = {}
+    for name, seed in (("plain", None), ("one", 1), ("again", 1), ("two", 2)):
+        how = {"json_keys": ("text", "title"), "append_eod": True, "shuffle_seed": seed, "workers": 1}
+        prefix = str(tmp_path / name)
+        tokenize(TokenizeConfig(input=(path,), output_prefix=prefix, **BYTES, **how))
+        pairs = [IndexedDataset(f"{prefix}_{key}_document") for key in ("text", "title")]
+        found[name] = list(zip(*map(documents_of, pairs)))
+    assert found["one"] == found["again"]
+    assert found["one"] != found["two"] != found["plain"] != found["one"]
+    assert sorted(found["one"]) == sorted(found["two"]) == sorted(found["plain"])
+    places = [found["plain"].index(document) for document in found["one"]]
+    assert scipy.stats.spearmanr(places, range(200)).pvalue > 1e-3
+
+
+def test_a_shuffle_that_is_stopped_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.jsonl", prose(50))
+    how = {"input": (path,), **BYTES, "shuffle_seed": 3, "workers": 1}
+    tokenize(TokenizeConfig(**how, output_prefix=str(tmp_path / "whole")))
+    replace = os.replace
+    for stop in range(2):  # before each of the two files is moved to its place
+        moved = []
+
+        def stopping(source, target, moved=moved, stop=stop):
+            if str(target).endswith((".bin", ".idx")):
+                if len(moved) == stop:
+                    raise KeyboardInterrupt
+                moved.append(target)
+            replace(source, target)
+
+        config = TokenizeConfig(**how, output_prefix=str(tmp_path / f"p{stop}"))
+        monkeypatch.setattr(os, "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(config)
+        monkeypatch.setattr(os, "replace", replace)
+        tokenize(config)
+        assert files(tmp_path / f"p{stop}_text_document") == files(tmp_path / "whole_text_document")
 
 
 def test_every_key_gives_its_own_pair(tmp_path):
@@ -280,7 +329,7 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     records = [{"text": "a"}, {"body": "b"}, {"text": ["c", 4]}, {"text": 5}]
     with pytest.raises(
         config.UserError,
-        match=r"p.jsonl, line 2: has no key 'text' \(it has 'body'\); mend it, or pass --on-error skip",
+        match=r"p.jsonl, line 2: has no key 'text' \(it has 'body'\); name .*--json-keys\); mend it, ",
     ):
         run(tmp_path, records)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
@@ -289,7 +338,7 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
     assert summary["counts"]["rejected"] == 3
     rejects = [json.loads(line) for line in (tmp_path / "p_rejects.jsonl").open()]
     assert [(r["place"], r["reason"]) for r in rejects] == [
-        ("line 2", "has no key 'text' (it has 'body')"),
+        ("line 2", f"has no key 'text' (it has 'body'); {KEY_REMEDY}"),
         ("line 3", "'text' holds a number among its texts"),
         ("line 4", "'text' is a number, not a text"),
     ]
@@ -298,6 +347,12 @@ def test_a_bad_record_is_named_and_leaves_nothing_behind(tmp_path):
 def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(config.UserError, match="json_keys names text twice"):
         run(tmp_path, [{"text": "a"}], json_keys=("text", "text"))
+    for key in ("a/b", "/", "a\0b"):
+        with pytest.raises(config.UserError, match=r"json_keys: .* cannot be part of a file's name"):
+            run(tmp_path, [{"text": "a", key: "b"}], json_keys=("text", key))
+    for prefix in ("", "out/", ".", ".."):
+        with pytest.raises(config.UserError, match=r"output_prefix = .* names a folder"):
+            TokenizeConfig(input=("a.jsonl",), output_prefix=prefix, **BYTES)
     with pytest.raises(config.UserError, match="contains no document that can be read \\(1 set aside\\)"):
         run(tmp_path, [{"text": None}], on_error="skip")
     vocabulary = {"vocab_file": str(tmp_path / "v.json"), "merge_file": str(tmp_path / "m.txt")}

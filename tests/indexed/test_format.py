@@ -356,7 +356,7 @@ def test_a_file_changed_after_tokenization_is_refused_and_a_copy_is_hashed_once(
         config.UserError,
         match=(
             r"p_text_document.bin: its bytes are not those that `mt data tokenize` wrote on .*; fetch it"
-            r" again, or tokenize again"
+            r" again, or run that command again"
         ),
     ):
         IndexedDataset(prefix)
@@ -396,3 +396,14 @@ def test_lengths_that_do_not_add_up_fail_an_assertion(tmp_path):
     with pytest.raises(AssertionError, match="lengths of 4 bytes for 6 bytes of tokens"):
         writer.finish()
     assert not (tmp_path / "p.bin").exists()
+
+
+def test_a_prefix_without_the_key_is_answered_with_the_prefix_that_is_there(tmp_path):
+    for name in ("c_text_document", "c_title_document", "cat_text_document", "c_notes"):
+        (tmp_path / f"{name}.idx").touch()
+    with pytest.raises(config.UserError, match=r"mean \S+/c_text_document\? \(and 1 more that begin so\)$"):
+        IndexedDataset(tmp_path / "c")
+    with pytest.raises(config.UserError, match=r"did you mean \S+/cat_text_document\?$"):
+        IndexedDataset(tmp_path / "cat")
+    with pytest.raises(config.UserError, match=r"give the prefix of a .bin/.idx pair, without"):
+        IndexedDataset(tmp_path / "c_notes_")

@@ -207,7 +207,7 @@ def test_a_truncated_cache_file_is_refused(make, lengths, tmp_path):
     build_datasets(data(prefix), (100, 0, 0))
     for path in (tmp_path / "cache").glob("*shuffle_index.npy"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(config.UserError, match=r"not whole .*; remove the file, and it is built again"):
+    with pytest.raises(config.UserError, match=r"not a .npy file .*; remove the file, and it is built again"):
         build_datasets(data(prefix), (100, 0, 0))
 
 
@@ -217,7 +217,7 @@ def test_a_cache_file_of_something_else_is_refused(make, lengths, tmp_path, valu
     build_datasets(data(prefix), (100, 0, 0))
     for path in (tmp_path / "cache").glob("*shuffle_index.npy"):
         np.save(path, value)
-    with pytest.raises(config.UserError, match="no array of integers"):
+    with pytest.raises(config.UserError, match=r"not integers|not \(any\)"):
         build_datasets(data(prefix), (100, 0, 0))
 
 
@@ -350,11 +350,24 @@ def test_an_empty_split_is_refused(make):
         (("-1", "a", "2", "b"), "must not be negative and not all be 0"),
         (("0", "a", "0", "b"), "must not be negative and not all be 0"),
         ((), "must name at least one prefix"),
+        (("0.5",), "data_path: 0.5 is a number where the prefix of a .bin/.idx pair must stand; weights and"),
+        (("a", "0.5"), "0.5 is a number where"),
+        (("0.5", "0.7"), "0.7 is a number where"),
+        (("0.5", "a", "0.3"), "0.5 is a number where .* must alternate, as in 0.7 a 0.3 b"),
+        (("a", "0.5", "b"), "0.5 is a number where"),
     ],
 )
 def test_an_invalid_data_path_is_refused(path, message):
     with pytest.raises(config.UserError, match=message):
         DataConfig(data_path=path)
+
+
+def test_a_pair_may_have_a_number_for_a_name(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("2024", [20] * 10)
+    assert DataConfig(data_path=("2024",)).sources("train") == ((None, "2024"),)
+    assert DataConfig(data_path=("0.5", "2024")).sources("train") == ((0.5, "2024"),)
+    assert DataConfig(data_path=("./2023",)).sources("train") == ((None, "./2023"),)
 
 
 def test_an_extension_or_a_missing_pair_is_refused(make, tmp_path):

@@ -9,7 +9,7 @@ from mt.core.config import UserError
 from mt.indexed.check import InspectPairConfig, VerifyConfig, inspect, verify
 from mt.indexed.format import IndexedDataset
 from mt.indexed.merge import MergeConfig, merge
-from mt.tests.indexed.small_corpora import BYTES, files, prose, run
+from mt.tests.indexed.small_corpora import BYTES, files, prose, run, write
 
 
 def test_a_merge_equals_the_tokenization_of_all_inputs_in_order(tmp_path):
@@ -32,6 +32,23 @@ def test_a_merge_equals_the_tokenization_of_all_inputs_in_order(tmp_path):
     merge(MergeConfig(input=(str(folder),), output_prefix=str(tmp_path / "folder_merged")))
     assert files(tmp_path / "folder_merged") == files(tmp_path / "merged")
     assert "every token below 512" in verify(VerifyConfig(prefix=str(tmp_path / "merged")))["text"]
+
+
+def test_a_prefix_that_names_a_folder_or_a_weight_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs").mkdir()
+    run(tmp_path, write(tmp_path / "a.jsonl", prose(5)), "pairs/a")
+    for prefix in ("", "/", ".", "..", "out/", "out/.", "out/.."):
+        with pytest.raises(UserError, match=r"output_prefix = .* names a folder; .* as in .*data"):
+            MergeConfig(input=("pairs",), output_prefix=prefix)
+    with pytest.raises(UserError, match=r"^0\.5\.idx: no such file; 0\.5 is a number where the prefix"):
+        merge(MergeConfig(input=("0.5", "pairs/a_text_document"), output_prefix="out"))
+    for prefix in ("pairs", "pairs/"):
+        with pytest.raises(UserError, match=r"is a folder; .* such as pairs/a_text_document$"):
+            verify(VerifyConfig(prefix=prefix))
+    with pytest.raises(UserError, match=r"a_text_document\.idx/\.idx: no such file"):
+        verify(VerifyConfig(prefix="pairs/a_text_document.idx/"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "pairs"]
 
 
 def multimodal(prefix, lengths, modes):

@@ -7,7 +7,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.indexed.format import IndexedDataset, IndexedWriter
-from mt.indexed.neighbors import CHUNK, Chunks, document_offsets, open_data, read_fact
+from mt.indexed.neighbors import CHUNK, Chunks, document_offsets, open_data, read_database, read_fact
 
 EOD, PAD, LENGTH = 0, 99, 4
 DOCUMENTS = [
@@ -96,6 +96,28 @@ def test_facts_are_read_only_from_a_finished_directory_with_files_of_the_right_s
     assert read_fact(tmp_path, "thing", "not there") == {"n": 1}
     with pytest.raises(UserError, match=r"is not there$"):
         read_fact(tmp_path, "another", "not there")
+
+
+@pytest.mark.parametrize(("length", "accepted"), [(1 << 16, True), ((1 << 16) + 1, False), (0, False)])
+def test_a_manifest_cannot_ask_for_more_memory_than_long_chunks_take(tmp_path, length, accepted):
+    database = {
+        "data": [],
+        "chunk_length": length,
+        "pad_id": 0,
+        "num_neighbors": 1,
+        "index": "Flat",
+        "nprobe": 1,
+        "ef_search": 1,
+        "embedder": {"directory": None, "digest": "", "bf16": False},
+    }
+    facts = {"verb": "test", "key": "k", "mt_version": "0", "settings": {}, "inputs": [], "outputs": []}
+    more = {"counts": {}, "database": database, "seconds": 0.0, "finished": "2026-01-01T00:00:00Z"}
+    (tmp_path / "manifest.json").write_text(json.dumps(facts | more))
+    if accepted:
+        assert read_database(tmp_path)["chunk_length"] == length
+    else:
+        with pytest.raises(UserError, match=rf"chunk_length = {length}: must be from 1 to 65,536"):
+            read_database(tmp_path)
 
 
 def test_data_is_found_beside_the_database_or_at_a_new_path_and_compared(data, tmp_path):

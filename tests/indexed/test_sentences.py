@@ -78,7 +78,7 @@ def pairs(punkt):
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.lists(st.sampled_from(ATOMS) | st.text(max_size=4), max_size=20).map("".join)
     | st.lists(st.sampled_from(ATOMS), max_size=20).map(" ".join)
@@ -292,3 +292,15 @@ def test_trained_parameters_equal_those_of_nltks_trainer_on_every_run(tmp_path):
     (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(config.UserError, match="contains no text to train on"):
         train_punkt(TrainPunktConfig(input=(str(tmp_path / "none.jsonl"),), output=str(tmp_path / "c")))
+
+
+def test_records_that_cannot_be_read_are_written_beside_the_parameters(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "Mr. Fox ran. He hid."}\n{"text": 3}\n')
+    made = train_punkt(
+        TrainPunktConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), on_error="skip")
+    )
+    assert made["counts"]["rejected"] == 1
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert reject["place"] == "line 2"
+    assert reject["raw"] == '{"text": 3}'
+    assert "rejects.jsonl" in [output["name"] for output in made["outputs"]]

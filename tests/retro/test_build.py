@@ -82,12 +82,14 @@ def test_a_second_run_is_up_to_date_and_other_settings_are_refused(built):
         build_db(database_settings(built, num_neighbors=5))
 
 
+@pytest.mark.slow  # 12 s of a CPU: both import torch; test_sample_neighbors.py runs two workers
 def test_two_workers_write_the_same_bytes(built, tmp_path, monkeypatch):
     monkeypatch.setattr(row_blocks, "block_size", lambda chunks: 128)
     build_db(database_settings(built, output=tmp_path / "again", workers=2))
     assert contents(tmp_path / "again") == contents(built / "db")
 
 
+@pytest.mark.slow  # 6 s: Ray's workers import torch; tests/core/test_executor.py runs Ray
 def test_ray_writes_the_same_bytes(built, tmp_path, monkeypatch, ray_cluster):
     monkeypatch.setattr(row_blocks, "block_size", lambda chunks: 128)
     build_db(database_settings(built, output=tmp_path / "again", workers=2, executor="ray"))
@@ -144,6 +146,7 @@ def test_a_run_interrupted_in_any_of_its_writes_resumes_to_the_same_bytes(built,
         assert sorted(p.name for p in db.rglob("*") if p.name.startswith(".")) == []
 
 
+@pytest.mark.slow  # 6 s of a CPU: a process; the test above interrupts every write
 def test_a_run_killed_while_it_embeds_resumes_to_the_same_bytes(built, tmp_path):
     command = [
         sys.executable,
@@ -303,6 +306,7 @@ def test_impossible_settings_are_refused_before_anything_is_written(write_data, 
             {"num_neighbors": 0, "chunk_length": 0},
             "chunk_length = 0 must be at least 1\nnum_neighbors = 0 must be at least 1",
         ),
+        ({"chunk_length": 65_537}, "chunk_length = 65537 must be at most 65536"),
         (
             {"tokenizer.tokenizer_type": "NullTokenizer", "tokenizer.tokenizer_vocab_size": 300},
             "data: retrieval needs texts, and NullTokenizer cannot decode tokens",
@@ -330,7 +334,7 @@ def test_data_of_another_tokenizer_is_refused(write_texts, tmp_path):
         {},
         tokenizer={"fingerprint": "another", "vocab_size": 257, "eod": 0},
     )
-    with pytest.raises(UserError, match="data: was tokenized with another tokenizer than the given one"):
+    with pytest.raises(UserError, match="data: was written with another tokenizer"):
         build_db(database_settings(tmp_path))
 
 

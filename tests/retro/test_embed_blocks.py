@@ -16,6 +16,7 @@ from mt.retro.embed_blocks import (
     embed_blocks,
     find_blocks,
 )
+from mt.retro.verify import VerifyRetrievalConfig, verify
 from mt.train.config import TrainConfig
 from mt.train.loop import train
 
@@ -189,3 +190,29 @@ def test_settings_and_data_that_do_not_fit_are_refused(corpus, embedded, tmp_pat
         BlockSearcher(str(embedded[0]), BiencoderEmbedder(str(corpus / "another")))
     with pytest.raises(UserError, match=r"is not finished blocks; make them with `mt retro embed-blocks"):
         BlockSearcher(str(tmp_path / "none"), BiencoderEmbedder(str(corpus / "model")))
+
+
+def test_blocks_are_verified_and_one_that_is_not_in_the_data_is_refused(corpus, embedded, tmp_path):
+    directory, manifest = embedded
+    check = lambda: verify(VerifyRetrievalConfig(directory=str(directory)))["text"]
+    assert check().endswith(f"{manifest['counts']['blocks']} blocks")
+    data, titles = pairs(corpus)
+    table = np.load(directory / "blocks.npy")
+    for column, value in (
+        ("dataset", 2),
+        ("document", DOCUMENTS),
+        ("first", 2**63),
+        ("end", 2**63),
+        ("end", 0),
+    ):
+        wrong = table.copy()
+        wrong[column][3] = value
+        blocks = Blocks(wrong, data, titles, SEQ)
+        assert len(blocks.text(2))
+        for use in (blocks.text, blocks.title):
+            with pytest.raises(
+                UserError, match=r"blocks.npy: has a block of the sentences .* embed the blocks"
+            ):
+                use(3)
+    with pytest.raises(UserError, match=r"has no block -1|has no block 9,999"):
+        Blocks(table, data, titles, SEQ).text(9999)

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -172,7 +175,7 @@ def test_an_exported_database_follows_the_specification_and_can_be_imported(writ
         whole = file["neighbors"][:]
         del file["neighbors"]
         file.create_dataset("neighbors", data=whole.astype(np.float32))
-    with pytest.raises(UserError, match="and type float32, not integers"):
+    with pytest.raises(UserError, match="has values of type float32, not integers"):
         neighbors(config.build(NeighborsConfig, ("test", taken | {"output": str(tmp_path / "wrong")})))
     with h5py.File(folder / "000-013.hdf5", "r+") as file:
         del file["neighbors"]
@@ -209,3 +212,90 @@ def test_files_of_other_data_and_truncated_files_are_refused(write_texts, write_
         file["n_written"][0] = 5
     with pytest.raises(UserError, match="is truncated: writing it was interrupted; make it again"):
         build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "t.hdf5")))
+
+
+def _linked(file):
+    file["chunks"] = h5py.ExternalLink("other.hdf5", "chunks")
+
+
+def _soft(file):
+    file["elsewhere"] = np.zeros((1, 5), np.uint32)
+    file["chunks"] = h5py.SoftLink("/elsewhere")
+
+
+def _external(file):
+    file.create_dataset("chunks", (1, 5), "u4", external=[("/etc/hostname", 0, 20)])
+
+
+def _virtual(file):
+    layout = h5py.VirtualLayout((1, 5), "u4")
+    layout[:] = h5py.VirtualSource("other.hdf5", "chunks", (1, 5))
+    file.create_virtual_dataset("chunks", layout)
+
+
+def _declared(file):
+    file.create_dataset("chunks", (10**15, 5), "u4", chunks=(1000, 5))
+
+
+def _bomb(file):
+    file.create_dataset("chunks", (10**8, 5), "u4", chunks=(10**8, 5), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_linked, "chunks is missing or a link"),
+        (_soft, "chunks is missing or a link"),
+        (_external, "chunks is no array, or lies in another file"),
+        (_virtual, "chunks is no array, or lies in another file"),
+        (_declared, r"has 1,000,000,000,000,000 chunks, and --data-path has [\d,]+ tokens"),
+        (_bomb, "chunks is compressed in pieces of more than 268,435,456 bytes"),
+        (lambda file: file.create_group("chunks"), "chunks is no array"),
+        (lambda file: file.create_dataset("chunks", data=1.5), "values of type float64, not integers"),
+        (lambda file: file.create_dataset("chunks", data=[1]), r"the shape \(1,\), not \(any, 5\)"),
+        (lambda file: file.create_dataset("chunks", data=np.array([[-1, 0, 0, 9, 1]])), "not in --data-path"),
+        (lambda file: file.create_dataset("chunks", data=np.array([[0, -1, 0, 9, 1]])), "not in --data-path"),
+        (lambda file: file.create_dataset("chunks", data=np.array([[0, 0, -9, 0, 1]])), "not in --data-path"),
+    ],
+)
+def test_a_file_of_a_stranger_reads_no_other_file_and_floods_nothing(write_texts, tmp_path, make, message):
+    for name, some in (("a", TEXTS[:7]), ("b", TEXTS[7:])):
+        write_texts(name, some)
+    by_the_specification(tmp_path / "other.hdf5")
+    with h5py.File(tmp_path / "t.hdf5", "w") as file:
+        make(file)
+        rows = (
+            len(file["chunks"])
+            if isinstance(file.get("chunks"), h5py.Dataset) and file["chunks"].shape
+            else 1
+        )
+        file["n_written"] = np.array([rows], np.uint64)
+    with pytest.raises(UserError, match=message):
+        build_db(settings(tmp_path, chunks_hdf5=str(tmp_path / "t.hdf5")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda splits: {"../../near/train": splits["train"]}, "must be some of train, valid, test"),
+        (lambda splits: {}, "must be some of train, valid, test"),
+        (
+            lambda splits: {"train": {**splits["train"], "order": "/../../../x"}},
+            "order = '.*': must be a digest",
+        ),
+    ],
+)
+def test_names_in_the_manifest_of_neighbours_lead_nowhere(folder, tmp_path, change, message):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/near/manifest.json"
+    tree = json.loads(file.read_text())
+    tree["samples"]["splits"] = change(tree["samples"]["splits"])
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=message):
+        export_hdf5(
+            ExportHdf5Config(
+                db=str(tmp_path / "copy/db"),
+                neighbors=str(tmp_path / "copy/near"),
+                output=str(tmp_path / "project"),
+            )
+        )

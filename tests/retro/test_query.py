@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mt import cli
+from mt.commands.summary import format_summary
 from mt.core.config import UserError
 from mt.retro.build import build_db
 from mt.retro.query import QueryConfig, query
@@ -74,7 +75,7 @@ def test_a_query_prints_a_table_and_returns_its_data(built):
     summary = cli.call(
         ("retro", "query"), ["a river falls", "--db", str(built / "db"), "--num-neighbors", "2"]
     )
-    lines = cli.format_summary(summary).splitlines()
+    lines = format_summary(summary).splitlines()
     assert lines[0] == "a river falls"
     assert lines[1].split() == ["distance", "chunk", "document", "text"]
     shown = json.loads(json.dumps(summary))["queries"][0]["neighbors"]

@@ -1,7 +1,9 @@
 """Vocabulary files of every kind, compared with transformers, tiktoken and `tokenizers`."""
 
 import base64
+import codecs
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -118,7 +120,7 @@ def test_files_that_are_not_tokenizers_are_named(tmp_path):
         load(TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=9)).encode("1 9")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=ANY_TEXT)
 def test_tiktoken_ids_are_those_of_tiktoken(tiktokens, text):
     ours, theirs = tiktokens
@@ -269,3 +271,20 @@ def test_special_tokens_are_no_words_in_lower_case(tmp_path):
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
     assert tokenizer.encode("a[SEP]a", add_special_tokens=False).ids == [8, 3, 8]
     assert tokenizer.encode("a[sep]a", add_special_tokens=False).ids == [8, 5, 7, 6, 8]
+
+
+def marked(path, folder):
+    """A copy of a file with a byte-order mark before it."""
+    copy = folder / Path(path).name
+    copy.write_bytes(codecs.BOM_UTF8 + Path(path).read_bytes())
+    return str(copy)
+
+
+def test_a_byte_order_mark_before_a_vocabulary_belongs_to_no_token(tmp_path, gpt2_files, bert_vocabulary):
+    for kind, files in (
+        ("GPT2BPETokenizer", gpt2_files),
+        ("BertWordPieceCase", {"vocab_file": bert_vocabulary}),
+    ):
+        copies = {name: marked(path, tmp_path) for name, path in files.items()}
+        one, two = (load(TokenizerConfig(tokenizer_type=kind, **f)) for f in (files, copies))
+        assert one.fingerprint == two.fingerprint
