@@ -71,9 +71,12 @@ def check_stored(
     shapes: of our weights. stored: Hugging Face's name -> shape. may_lack: whether our weight of a name may
     be missing. A vocabulary may have more rows than the settings say. Raises UserError as weights_from_hf.
     """
-    base = ARCHITECTURES[architecture].weights.base
+    weights = ARCHITECTURES[architecture].weights
+    base = weights.base
     for name, shape in shapes.items():
         ours = [(name, torch.empty(shape, device="meta"))]
+        if _half(name, weights) is not None:
+            ours *= len(weights.halves)
         for theirs, tensor in weights_to_hf(architecture, ours, config):
             found = stored.get(theirs, stored.get(theirs.removeprefix(base)))
             if found is None:
@@ -98,8 +101,15 @@ def weights_to_hf(
 ) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face's name, tensor) of our weights, without the rows that pad the vocabulary."""
     weights = ARCHITECTURES[architecture].weights
+    waiting: dict[str, list[Tensor]] = {}  # first halves of their tensors
     for name, tensor in ours:
         names = _hf_names(name, weights, config)
+        if _half(name, weights) is not None:
+            found = waiting.setdefault(names[0], [])
+            found.append(tensor)
+            if len(found) == len(weights.halves):
+                yield names[0], torch.cat(waiting.pop(names[0]))
+            continue
         tensor = tensor[: config.vocab_size] if _has_vocabulary_rows(name) else tensor
         yield from zip(names, _split(tensor, name, len(names), weights, config), strict=True)
 
@@ -139,6 +149,8 @@ def _join(parts: list[Tensor], name: str, weights: WeightNames, config: Resolved
         return torch.stack(parts)
     if _is_transposed(name, weights):
         parts = [p.T for p in parts]
+    if (half := _half(name, weights)) is not None:
+        return parts[0].chunk(len(weights.halves))[half]
     if name.endswith(".convolution"):  # a torch Conv1d of one channel each: (channels, 1, width)
         parts = [p.squeeze(1) for p in parts]
     if name.endswith(weights.part_by_part):
@@ -166,6 +178,12 @@ def _split(
     if name.endswith(".convolution"):
         parts = [p.unsqueeze(1) for p in parts]
     return [p.T.contiguous() if _is_transposed(name, weights) else p for p in parts]
+
+
+def _half(name: str, weights: WeightNames) -> int | None:
+    """Which half of one of their tensors a weight is, or None."""
+    module = name.rpartition(".")[0]
+    return next((i for i, half in enumerate(weights.halves) if module.endswith(f".{half}")), None)
 
 
 def _rows_per_group(name: str, config: ResolvedModelConfig) -> tuple[int, tuple[int, ...]]:

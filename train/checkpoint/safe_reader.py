@@ -5,6 +5,8 @@ any code. Here its classes become inert records, which are checked field by fiel
 torch's own classes made of them. A size must be that of its chunks, and a chunk must lie whole in a file that
 is there, so that nothing is allocated for a tensor that no file holds.
 
+`load_torch_file` reads a file of torch.save, also a pickle, by torch's restricted unpickler.
+
 A `.distcp` file is a sequence of torch.save's zip files, one a chunk. Their entries must be stored, as torch
 writes them: a compressed one could be a thousand times as long as the file.
 """
@@ -16,12 +18,14 @@ import math
 import os
 import pickle
 import pickletools
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -57,6 +61,9 @@ METADATA_CLASSES = {
         "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
     },
+    # megatron-core's own, which it does not need for reading
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
     "pathlib": {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
     "pathlib._local": {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
 }
@@ -139,6 +146,63 @@ def check_stored_zip(file: Any, place: str, remedy: str = REMEDY) -> None:
             f"{place}: its entry {shown(packed.filename)} is compressed, and torch.save compresses nothing;"
             f" {remedy}"
         )
+
+
+class _Placeholder:
+    """Replaces an object of a class that is not needed."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_torch_file(
+    file: Path,
+    writer: str,
+    *,
+    classes: Sequence[type] = (),
+    replaced: re.Pattern[str] | None = None,
+    remedy: str = REMEDY,
+) -> Any:
+    """The content of a file of torch.save; its tensors stay on disk until they are used.
+
+    writer: the library whose file it is, for messages. classes: those that may be in it, beside tensors,
+    numbers, texts and lists. replaced: the names of those that become empty placeholders. Raises UserError if
+    the file is not whole, or names anything else.
+    """
+    check_stored_zip(paths.regular(file), str(file), remedy)
+    kept = {f"{c.__module__}.{c.__qualname__}" for c in classes}
+    try:
+        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - kept
+        strange = sorted(n for n in named if replaced is None or not replaced.match(n))
+        if strange:
+            raise UserError(
+                f"{file}: names {strange[0]}, which {writer} does not write there and which may run any"
+                " code; do not use this file"
+            )
+        placeholders: list[Any] = [
+            (type(n.rpartition(".")[2], (_Placeholder,), {}), n) for n in sorted(named)
+        ]
+        with torch.serialization.safe_globals([*classes, *placeholders]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    # A broken or forged pickle makes torch's unpickler, which is written in Python, raise nearly anything.
+    except (
+        RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+        EOFError, OSError, MemoryError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        said = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{file}: not a whole file of torch.save ({said}); {remedy}") from None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's elements lie in its storage, one beside the other.
+
+    A pickle may say (10^9, 10^9) elements with strides of 0 over 4 bytes: the first copy of them would be it.
+    """
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def read_metadata(folder: Path) -> Metadata:

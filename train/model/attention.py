@@ -24,7 +24,7 @@ from ...core.config import UserError
 from ...core.manifest import keep_compiled_code_private
 from .block import Mixer
 from .config import ResolvedModelConfig
-from .layers import Linear, Norm
+from .layers import AllHeadsNorm, Linear, Norm
 from .positions import rotate
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
@@ -62,17 +62,22 @@ class AttentionMask(NamedTuple):
 
 
 def causal_mask(
-    config: ResolvedModelConfig, tokens: Tensor, dtype: torch.dtype, documents: Documents | None = None
+    config: ResolvedModelConfig,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    documents: Documents | None = None,
+    *,
+    windowed: bool = True,
 ) -> AttentionMask:
     """The mask of causal attention: masks later tokens, other documents, tokens outside the window.
 
-    tokens: (B, T), for its shape and device. dtype: of the queries.
+    tokens: (B, T), for its shape and device. dtype: of the queries. windowed: of the layers that have the
+    window, if the model has one.
     """
     B, T = tokens.shape
-    window = config.window_size if config.window_size is not None and config.window_size < T else None
-    backend = attention_backend(
-        config, tokens.device, dtype, bounded=documents is not None or window is not None
-    )
+    window = config.window_size if windowed and config.window_size and config.window_size < T else None
+    bounded = documents is not None or window is not None or config.attn_logit_softcapping is not None
+    backend = attention_backend(config, tokens.device, dtype, bounded=bounded)
     if backend == "transformer-engine":
         return AttentionMask(backend, True, documents=documents, window=window)
     if backend in ("flash", "varlen"):
@@ -141,6 +146,10 @@ def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtyp
         return f"has no dropout, and model.attention_dropout = {config.attention_dropout}"
     if name == "flex":
         return None
+    if config.attn_logit_softcapping is not None:
+        return f"does not limit scores, and model.attn_logit_softcapping = {config.attn_logit_softcapping}"
+    if name == "varlen" and config.softmax_scale is not None and "scale" not in _varlen_options():
+        return f"takes no model.softmax_scale in torch {torch.__version__}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
     if config.kv_channels > 256:
@@ -156,11 +165,18 @@ def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtyp
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, scale: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C).
 
-    scale: of the scores; None: C^-0.5.
+    scale: of the scores; None: C^-0.5. softcap: their limit, see ModelConfig.attn_logit_softcapping.
     """
     grouped = query.shape[1] != key.shape[1]
     if mask.backend == "each":
@@ -174,7 +190,12 @@ def attend(
         y = (_flash if mask.backend == "flash" else _varlen)(q, k, v, mask, scale, dropout)
         return y.reshape(B, T, -1)
     if mask.backend == "flex":
-        y = _flex_attention()(query, key, value, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
+        limit = None if softcap is None else _score_limit(softcap)
+        y = _flex_attention()(
+            query, key, value, limit, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped
+        )
+    elif softcap is not None:
+        y = _limited(query, key, value, mask, scale, dropout, softcap)
     else:
         if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
             # For one query torch's kernel takes three times as long as the copies and float32 together.
@@ -195,6 +216,34 @@ def attend(
             enable_gqa=grouped,
         )
     return y.transpose(1, 2).flatten(2)
+
+
+def _limited(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask,
+    scale: float | None,
+    dropout: float,
+    softcap: float,
+) -> Tensor:
+    """(B, H, T, C): attention with limited scores by plain products, which build all of them."""
+    heads, channels = query.shape[1], query.shape[-1]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (channels**-0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap)
+    allowed = mask.tensor
+    if allowed is None and mask.causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = scores.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+@functools.cache  # one function for equal limits: torch.compile guards on it
+def _score_limit(softcap: float):
+    return lambda score, b, h, query, key: softcap * torch.tanh(score / softcap)
 
 
 def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: float | None) -> Tensor:
@@ -285,11 +334,12 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    assert scale is None, "only T5 sets a scale, and its mask is a tensor, for sdpa"
     assert not dropout, "_obstacle refuses this"
     assert mask.documents is not None, "causal_mask sets it"
     (_, starts, longest), known = mask.documents, _varlen_options()
     how: dict = {"window_size": mask.window_size} if "window_size" in known else {"is_causal": True}
+    if scale is not None:
+        how["scale"] = scale
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in known:
             how["enable_gqa"] = True
@@ -330,7 +380,7 @@ def _block_mask(ids: Tensor | None, B: int, T: int, window: int | None, device: 
 
 def attention_scale(config: ResolvedModelConfig) -> float | None:
     """The factor of the scores; None: kv_channels^-0.5. T5 with relative positions does not scale them."""
-    return 1.0 if config.position_embedding_type == "relative" else None
+    return 1.0 if config.position_embedding_type == "relative" else config.softmax_scale
 
 
 class Attention(Mixer):
@@ -341,16 +391,23 @@ class Attention(Mixer):
         heads, groups, std = config.num_attention_heads, config.num_query_groups, config.init_method_std
         self.channels, self.queries_per_group = config.kv_channels, heads // groups
         self.scale, self.dropout = attention_scale(config), config.attention_dropout
-        qkv_bias = config.add_bias_linear or config.add_qkv_bias
+        self.softcap = config.attn_logit_softcapping
+        out_bias = config.add_bias_linear or config.add_attention_bias
+        qkv_bias = out_bias or config.add_qkv_bias
         self.qkv = Linear(
             config.hidden_size, (heads + 2 * groups) * self.channels, bias=qkv_bias, std=std, split="column"
         )
-        self.query_norm = Norm(config, self.channels) if config.qk_layernorm else None
-        self.key_norm = Norm(config, self.channels) if config.qk_layernorm else None
+        norm = lambda heads: (
+            AllHeadsNorm(config, heads)
+            if config.qk_layernorm_scope == "all_heads"
+            else Norm(config, self.channels)
+        )
+        self.query_norm = norm(heads) if config.qk_layernorm else None
+        self.key_norm = norm(groups) if config.qk_layernorm else None
         self.out = Linear(
             heads * self.channels,
             config.hidden_size,
-            bias=config.add_bias_linear,
+            bias=out_bias,
             std=config.residual_std,
             split="row",
         )
@@ -378,7 +435,13 @@ class Attention(Mixer):
         if cache is not None:
             key, value = cache.extend(key, value)
         y = self.attend(
-            query, key, value, mask, scale=self.scale, dropout=self.dropout if self.training else 0.0
+            query,
+            key,
+            value,
+            mask,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+            softcap=self.softcap,
         )
         return self.out(y)
 
@@ -464,8 +527,11 @@ class Cache:
         self.layers, self.max_length, self.window = layers, max_length, window
         self.length = 0  # slots that any row has filled
 
-    def at(self, positions: Tensor) -> AttentionMask:
-        """Prepares the layers for tokens at positions (B, T); returns the mask over the slots in use."""
+    def at(self, positions: Tensor, *, windowed: bool = True) -> AttentionMask:
+        """Prepares the layers for tokens at positions (B, T); returns the mask over the slots in use.
+
+        windowed: of the layers that have the window, if there is one.
+        """
         self.length = max(self.length, int(positions.max()) + 1)
         assert self.length <= self.max_length, (
             f"position {self.length - 1} in a cache of {self.max_length} slots"
@@ -475,4 +541,6 @@ class Cache:
                 layer.positions, layer.length = positions, self.length
         slots, own = torch.arange(self.length, device=positions.device), positions[:, None, :, None]
         mask = slots <= own
-        return AttentionMask(tensor=mask if self.window is None else mask & (slots > own - self.window))
+        if self.window is not None and windowed:
+            mask = mask & (slots > own - self.window)
+        return AttentionMask(tensor=mask)

@@ -71,6 +71,10 @@ class Model(nn.Module):
         it.
         """
 
+    def outgrows_cache(self, length: int) -> bool:
+        """Whether a text that grows to this length needs a new cache."""
+        return False
+
     def freeze(self) -> None:
         """Freezes the weights that a further pretraining leaves as they are; only Retro has such weights."""
         raise NotImplementedError

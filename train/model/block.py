@@ -25,7 +25,8 @@ class Block(nn.Module):
     """x (B, T, D) -> (B, T, D): x plus the output of each part, in the order mixer, cross, ffn.
 
     mixer, cross, ffn: modules from (B, T, D) to (B, T, D), or None. The norm is before each part or, with
-    config.post_norm, after each sum (BERT, Devlin et al. 2018).
+    config.post_norm, after each sum (BERT, Devlin et al. 2018). config.sublayer_norms: a norm on the output
+    of mixer and ffn, before it is added, in place of that on their input, or beside it.
     """
 
     def __init__(
@@ -38,9 +39,13 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.post_norm, self.dropout = config.post_norm, config.hidden_dropout
-        self.mixer_norm, self.mixer = Norm(config) if mixer is not None else None, mixer
+        self.multiplier = config.residual_multiplier
+        before, after = config.sublayer_norms != "output", config.sublayer_norms != "input"
+        self.mixer_norm, self.mixer = Norm(config) if mixer is not None and before else None, mixer
+        self.mixer_output_norm = Norm(config) if mixer is not None and after else None
         self.cross_norm, self.cross = Norm(config) if cross is not None else None, cross
-        self.ffn_norm, self.ffn = Norm(config) if ffn is not None else None, ffn
+        self.ffn_norm, self.ffn = Norm(config) if ffn is not None and before else None, ffn
+        self.ffn_output_norm = Norm(config) if ffn is not None and after else None
 
     def forward(self, x: Tensor, *, at: tuple[Tensor, Tensor] | None = None, **context) -> Tensor:
         """x (B, T, D) -> (B, T, D), or (N, D) with `at`.
@@ -55,7 +60,7 @@ class Block(nn.Module):
         (chunked_cross_attention.Retrieved). Without memory and retrieved, cross adds nothing.
         """
         if self.mixer is not None:
-            x = self._add(x, self.mixer_norm, self.mixer, context)
+            x = self._add(x, self.mixer_norm, self.mixer, context, self.mixer_output_norm)
         if self.cross is not None and (
             context.get("memory") is not None or context.get("retrieved") is not None
         ):
@@ -63,15 +68,19 @@ class Block(nn.Module):
         # Not for a mixture of experts, whose capacity counts all tokens.
         if at is not None and isinstance(self.ffn, FeedForward):
             x, at = x[at], None
-        x = x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {})
+        x = x if self.ffn is None else self._add(x, self.ffn_norm, self.ffn, {}, self.ffn_output_norm)
         return x if at is None else x[at]
 
-    def _add(self, x: Tensor, norm: Norm | None, part: nn.Module, context: dict) -> Tensor:
-        assert norm is not None, "every part has a norm"
-        added = F.dropout(part(x if self.post_norm else norm(x), **context), self.dropout, self.training)
+    def _add(
+        self, x: Tensor, norm: Norm | None, part: nn.Module, context: dict, output_norm: Norm | None = None
+    ) -> Tensor:
+        added = part(x if self.post_norm or norm is None else norm(x), **context)
+        added = F.dropout(added if output_norm is None else output_norm(added), self.dropout, self.training)
+        if self.multiplier != 1:
+            added = added * self.multiplier
         # Without gradients add in place: a new tensor costs 1 % of BERT's time.
         x = x + added if torch.is_grad_enabled() else added.add_(x)
-        return norm(x) if self.post_norm else x
+        return norm(x) if self.post_norm and norm is not None else x
 
 
 def block_list(blocks: Iterable[Block]) -> Sequence[Block]:

@@ -17,6 +17,10 @@ MIXTURE_SIZES = (
     "num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk",
 )  # fmt: skip
 MAMBA_SIZES = ("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads")
+FACTORS = (
+    "softmax_scale", "attn_logit_softcapping", "final_logit_softcapping", "embedding_multiplier",
+    "residual_multiplier", "logits_scaling",
+)  # fmt: skip
 RETRO_SIZES = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
 
 
@@ -30,17 +34,37 @@ class FamilySettings:
 
 # what every decoder takes: settings of causal attention and of the output layer
 DECODER = frozenset({"window_size", "attention_backend", "untie_embeddings_and_output_weights"})
+# what some decoders of family gpt have and others do not: Gemma, OLMo 2, Granite ...
+VARIATIONS = frozenset(
+    {
+        "sublayer_norms",
+        "apply_layernorm_1p",
+        "qk_layernorm_scope",
+        "softmax_scale",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+        "window_attn_skip_freq",
+        "rotary_local_base",
+        "add_attention_bias",
+    }
+)
 FAMILY_SETTINGS = {
     "gpt": FamilySettings(
         ("learned", "rope", "none"),
-        DECODER | {"hybrid_override_pattern", "num_experts", "retro_add_retriever"},
+        DECODER
+        | {"hybrid_override_pattern", "num_experts", "retro_add_retriever", "rotary_percent"}
+        | VARIATIONS,
     ),
     "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
     "falcon": FamilySettings(("rope",), DECODER | {"parallel_norms"}),
     "bert": FamilySettings(("learned",), frozenset({"post_norm"})),
     "t5": FamilySettings(
         ("learned", "relative", "none"),
-        frozenset({"decoder_num_layers", "untie_embeddings_and_output_weights"}),
+        frozenset({"decoder_num_layers", "untie_embeddings_and_output_weights"})
+        | {"relative_attention_num_buckets", "relative_attention_max_distance"},
     ),
     "ict": FamilySettings(("learned",), frozenset({"post_norm", "biencoder"})),
 }
@@ -81,7 +105,25 @@ class ModelConfig:
     window_size: int | None = option(
         None, "sliding window: tokens that a query attends to, its own included (default: all before it)"
     )
+    window_attn_skip_freq: str | None = option(
+        None,
+        "which layers have the window: N for all but every N-th, or a list of 0 and 1 for all of them, such"
+        " as [1,1,0]*8 (default: all)",
+        added=True,
+    )
     qk_layernorm: bool = option(False, "normalise every head's queries and keys")
+    qk_layernorm_scope: Literal["head", "all_heads"] = option(
+        "head", "what qk-layernorm normalises: each head, or all heads together (OLMo 2)", added=True
+    )
+    softmax_scale: float | None = option(
+        None, "factor of the attention scores (default: kv-channels^-0.5)", added=True
+    )
+    attn_logit_softcapping: float | None = option(
+        None, "limit c of the attention scores s: c tanh(s / c) (default: none)", added=True
+    )
+    final_logit_softcapping: float | None = option(
+        None, "limit c of the logits z: c tanh(z / c) (default: none)", added=True
+    )
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "flash", "transformer-engine"] = option(
         "auto",
         "backend of causal attention: torch's SDPA, FlexAttention or variable-length kernel, or the packages"
@@ -94,18 +136,41 @@ class ModelConfig:
         "position embeddings; relative: T5's biases by buckets of distances, with scores that are not divided"
         " by the root of kv-channels",
     )
+    relative_attention_num_buckets: int = option(
+        32, "t5: buckets of distances, each with a bias of its own for every head", added=True
+    )
+    relative_attention_max_distance: int = option(
+        128, "t5: tokens; distances from here on share a bucket", added=True
+    )
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
-    rotary_percent: float = option(1.0, "gpt_neox: share of a head's channels that are rotated", added=True)
+    rotary_percent: float = option(
+        1.0, "gpt, gpt_neox: share of a head's channels that are rotated", added=True
+    )
+    rotary_local_base: float | None = option(
+        None,
+        "rope: base of the frequencies in layers that have the window, which rope-scaling leaves as they are"
+        " (default: as all others)",
+        added=True,
+    )
     parallel_norms: int = option(
         2, "falcon: 2: a norm for attention and one for the feed-forward layer; 1: one for both", added=True
     )
     rope_scaling: dict | None = option(
         None,
         "rope: frequencies for longer sequences, a mapping with the keys of Hugging Face's config.json"
-        " (rope_type: linear, dynamic, llama3, yarn; factor: ...)",
+        " (rope_type: linear, dynamic, llama3, yarn, longrope; factor: ...)",
     )
     normalization: Literal["LayerNorm", "RMSNorm"] = option("LayerNorm", "kind of normalisation")
     layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
+    apply_layernorm_1p: bool = option(
+        False, "add 1 to the weights of norms, which then begin with 0 and decay to 1", added=True
+    )
+    sublayer_norms: Literal["input", "output", "both"] = option(
+        "input",
+        "where attention and feed-forward layers have norms: on their input, on their output before it is"
+        " added (OLMo 2), or on both (Gemma 2)",
+        added=True,
+    )
     post_norm: bool = option(
         False,
         "bert: normalise the sum after each sublayer, as Devlin et al. and Hugging Face do, instead of the"
@@ -118,6 +183,16 @@ class ModelConfig:
     add_qkv_bias: bool = option(
         False, "biases in the projection to queries, keys and values, whatever add-bias-linear says"
     )
+    add_attention_bias: bool = option(
+        False,
+        "biases in the projections of attention, that of its output included, whatever add-bias-linear says",
+        added=True,
+    )
+    embedding_multiplier: float = option(1.0, "factor of the embedding", added=True)
+    residual_multiplier: float = option(
+        1.0, "factor of the output of each sublayer before it is added", added=True
+    )
+    logits_scaling: float = option(1.0, "divisor of the logits", added=True)
     bert_binary_head: bool = option(
         True, "bert: samples of two segments, half of them swapped, and a head that predicts their order"
     )
@@ -153,6 +228,27 @@ class ModelConfig:
     moe_router_pre_softmax: bool = option(
         False,
         "softmax over all experts before the choice (default: softmax over the chosen experts)",
+    )
+    moe_router_num_groups: int | None = option(
+        None,
+        "groups of equal numbers of experts, of which a token is sent only to the best (DeepSeek)",
+        added=True,
+    )
+    moe_router_group_topk: int | None = option(
+        None, "groups that a token is sent to: those with the best sums of their best experts", added=True
+    )
+    moe_router_topk_scaling_factor: float | None = option(
+        None,
+        "multiply the weights of the chosen experts by this (DeepSeek)",
+        added=True,
+    )
+    moe_router_load_balancing_type: Literal[
+        "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"
+    ] = option(
+        "aux_loss",
+        "what --moe-aux-loss-coeff balances: the load within a micro-batch, within each sequence, or within"
+        " the global batch so far; sinkhorn: the choice itself is balanced, in training; none: nothing",
+        added=True,
     )
     moe_router_enable_expert_bias: bool = option(
         False,
@@ -238,6 +334,17 @@ class ModelConfig:
                 self.rotary_base > 1,
                 f"model.rotary_base = {self.rotary_base} must be above 1: wavelengths grow by powers of it",
             ),
+            *(
+                (
+                    getattr(self, n) is None or getattr(self, n) > 0,
+                    f"model.{n} = {getattr(self, n)} must be above 0",
+                )
+                for n in FACTORS
+            ),
+            (
+                self.rotary_local_base is None or self.rotary_local_base > 1,
+                f"model.rotary_local_base = {self.rotary_local_base} must be above 1",
+            ),
             *_family_rules(self),
             *_pattern_rules(self),
         )
@@ -257,7 +364,13 @@ class ModelConfig:
                 ),
             ),
         )
-        check(*_position_rules(self), *_expert_rules(self), *_mamba_rules(self), *_retro_rules(self))
+        check(
+            *_variation_rules(self),
+            *_position_rules(self),
+            *_expert_rules(self),
+            *_mamba_rules(self),
+            *_retro_rules(self),
+        )
 
 
 def _resolved(name: str) -> Any:
@@ -279,6 +392,13 @@ class ResolvedModelConfig(ModelConfig):
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+
+    @property
+    def windowed(self) -> list[bool]:
+        """Whether the attention of each layer has the window."""
+        if self.window_size is None:
+            return [False] * self.num_layers
+        return windowed_layers(self.window_attn_skip_freq, self.num_layers)
 
     @property
     def residual_std(self) -> float:
@@ -407,16 +527,58 @@ def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _variation_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    """Rules of the settings in VARIATIONS."""
+    mistake = None
+    try:
+        windowed_layers(config.window_attn_skip_freq, config.num_layers)
+    except ValueError as error:
+        mistake = error
+    buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+    return [
+        (
+            4 <= buckets <= 1 << 20 and buckets % 4 == 0,
+            f"model.relative_attention_num_buckets = {buckets} must be a multiple of 4, from 4 to {1 << 20}",
+        ),
+        (
+            buckets // 2 < distance <= MOST_SIZE,
+            f"model.relative_attention_max_distance = {distance} must be above half of"
+            f" model.relative_attention_num_buckets = {buckets}: so many distances have a bucket each",
+        ),
+        (mistake is None, f"model.window_attn_skip_freq = {config.window_attn_skip_freq} {mistake}"),
+        (
+            config.window_attn_skip_freq is None or config.window_size is not None,
+            "model.window_attn_skip_freq says which layers have a window; give --window-size too",
+        ),
+        (
+            config.rotary_local_base is None
+            or (config.window_size is not None and config.position_embedding_type == "rope"),
+            "model.rotary_local_base is for layers that have a window and rotary positions; give"
+            " --window-size and --position-embedding-type rope too",
+        ),
+        (
+            config.qk_layernorm_scope == "head"
+            or (config.qk_layernorm and config.normalization == "RMSNorm"),
+            "model.qk_layernorm_scope = all_heads needs --qk-layernorm and --normalization RMSNorm",
+        ),
+    ]
+
+
 def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     if config.position_embedding_type != "rope":
         return [
+            (
+                config.rotary_percent == 1,
+                "model.rotary_percent is for model.position_embedding_type = rope; give that too, or leave"
+                " it out",
+            ),
             (
                 config.rope_scaling is None,
                 (
                     "model.rope_scaling is for model.position_embedding_type = rope; give that too, or leave"
                     " it out"
                 ),
-            )
+            ),
         ]
     channels = config.kv_channels or config.hidden_size // config.num_attention_heads
     rotated = int(channels * config.rotary_percent)
@@ -432,6 +594,16 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             f" {rotated}; change --num-attention-heads, --kv-channels or --rotary-percent",
         ),
         (mistake is None, f"model.rope_scaling {mistake}"),
+        *(
+            (
+                mistake is not None or len(factors) == rotated // 2,
+                f"model.rope_scaling has a {name} of {len(factors)} numbers, and a head has"
+                f" {rotated // 2} pairs of rotated channels; give a number for each pair",
+            )
+            for name in ("short_factor", "long_factor")
+            for factors in [(config.rope_scaling or {}).get(name)]
+            if isinstance(factors, list)
+        ),
         (
             (config.rope_scaling or {}).get("rope_type") != "dynamic" or rotated > 2,
             f"model.rope_scaling has rope_type dynamic, which needs more than {rotated} rotated channels a"
@@ -472,6 +644,11 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             ),
         ]
     coefficients = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")
+    groups, best, kind = (
+        config.moe_router_num_groups,
+        config.moe_router_group_topk,
+        config.moe_router_load_balancing_type,
+    )
     softmax, factor = config.moe_router_score_function == "softmax", config.moe_expert_capacity_factor
     mistake = None
     try:
@@ -529,6 +706,41 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 "model.moe_router_enable_expert_bias adds to scores between 0 and 1; give"
                 " --moe-router-score-function sigmoid with it"
             ),
+        ),
+        (
+            (groups is None) == (best is None),
+            "model.moe_router_num_groups and model.moe_router_group_topk belong together; give both or"
+            " neither",
+        ),
+        (
+            groups is None or (groups >= 1 and count % groups == 0),
+            f"model.moe_router_num_groups = {groups} does not divide model.num_experts = {count}; use a"
+            " number that does",
+        ),
+        (
+            not groups
+            or not best
+            or (1 <= best <= groups and topk >= best and topk <= best * count // groups),
+            f"model.moe_router_group_topk = {best} must be at most model.moe_router_num_groups = {groups} and"
+            f" model.moe_router_topk = {topk}, and its groups must have that many experts",
+        ),
+        (
+            config.moe_router_topk_scaling_factor is None or config.moe_router_topk_scaling_factor > 0,
+            f"model.moe_router_topk_scaling_factor = {config.moe_router_topk_scaling_factor} must be above 0",
+        ),
+        (
+            kind not in ("sinkhorn", "none") or config.moe_aux_loss_coeff == 0,
+            f"model.moe_router_load_balancing_type = {kind} has no loss; leave --moe-aux-loss-coeff out",
+        ),
+        (
+            kind != "sinkhorn" or (not softmax if topk == 1 else config.moe_router_pre_softmax),
+            "model.moe_router_load_balancing_type = sinkhorn needs --moe-router-score-function sigmoid for"
+            " one expert a token, and --moe-router-pre-softmax for more",
+        ),
+        (
+            kind != "sinkhorn" or not (groups or config.moe_router_enable_expert_bias),
+            "model.moe_router_load_balancing_type = sinkhorn balances the choice itself; leave"
+            " --moe-router-num-groups and --moe-router-enable-expert-bias out",
         ),
         (
             factor is None or factor > 0,
@@ -600,6 +812,14 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     dropouts = ("retro_encoder_hidden_dropout", "retro_encoder_attention_dropout")
     return [
         *(
+            (
+                getattr(config, n) == ModelConfig.__dataclass_fields__[n].default,
+                f"model.{n} = {getattr(config, n)}: Retro's layers do not have it; leave it out, or leave"
+                " out --retro-add-retriever",
+            )
+            for n in NOT_FOR_RETRO
+        ),
+        *(
             (getattr(config, n) >= 1, f"model.{n} = {getattr(config, n)} must be at least 1")
             for n in RETRO_SIZES
         ),
@@ -624,6 +844,11 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     ]
 
 
+# settings of GPTs that the encoder of neighbours and the layers that read them do not have
+NOT_FOR_RETRO = (
+    "sublayer_norms", "embedding_multiplier", "residual_multiplier", "qk_layernorm_scope",
+    "attn_logit_softcapping", "softmax_scale", "add_attention_bias",
+)  # fmt: skip
 FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
 
 
@@ -649,9 +874,23 @@ def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
     """
     if frequency.isdigit() and int(frequency) >= 1:
         return [layer % int(frequency) == 0 for layer in range(num_layers or 0)]
+    return _listed_layers(frequency, num_layers)
+
+
+def windowed_layers(frequency: str | None, num_layers: int | None) -> list[bool]:
+    """Which layers have the window: `window_attn_skip_freq` as Megatron-LM reads it. See expert_layers."""
+    if frequency is None:
+        return [True] * (num_layers or 0)
+    if frequency.isdigit() and int(frequency) >= 1:
+        return [(layer + 1) % int(frequency) != 0 for layer in range(num_layers or 0)]
+    return _listed_layers(frequency, num_layers)
+
+
+def _listed_layers(listed: str, num_layers: int | None) -> list[bool]:
+    """The value of a list of 0 and 1 for every layer; see expert_layers."""
     try:
-        flags = _flags(ast.parse(frequency.strip(), mode="eval").body)
-    except (SyntaxError, ValueError):
+        flags = _flags(ast.parse(listed.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(
             "must be a whole number from 1, or a list of 0 and 1, such as [0,1]*12 or [0]*3+[1]*24"
         ) from None

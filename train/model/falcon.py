@@ -16,7 +16,7 @@ from ...core.config import UserError
 from .attention import Attention
 from .block import Block, FeedForward, Mixer, block_list
 from .config import ResolvedModelConfig
-from .foreign_names import ACTIVATIONS, Architecture, WeightNames, read_rope, read_tied, write_rope
+from .foreign_names import ACTIVATIONS, ROPE_KEYS, Architecture, WeightNames, read_rope, read_tied, write_rope
 from .gpt import GPT
 from .gpt_neox import ParallelBlock
 from .layers import Norm
@@ -65,6 +65,7 @@ FALCON_NAMES = WeightNames(
     {"embedding": "transformer.word_embeddings", "norm": "transformer.ln_f", "output": "lm_head"},
     {"layers": ("transformer.h", FALCON_BLOCK)},
     "transformer.",
+    {"lm_head.weight": "transformer.word_embeddings.weight"},
 )
 FALCON_KEYS = {
     "num_layers": "num_hidden_layers",
@@ -128,9 +129,11 @@ FALCON_ARCHITECTURES = {
             "attention_dropout": 0.0,
             "bias": False,
         },
-        {"alibi": False},
+        {"alibi": False, "apply_residual_connection_post_layernorm": False},
         _read,
         _write,
-        tied=True,
+        reads=ROPE_KEYS
+        | {"new_decoder_architecture", "num_ln_in_parallel_attn", "parallel_attn", "num_kv_heads"}
+        | {"multi_query"},
     ),
 }

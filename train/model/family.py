@@ -27,6 +27,7 @@ from .datasets import (
     ict_datasets,
     t5_datasets,
 )
+from .decoder_architectures import DECODER_ARCHITECTURES, nearest_architecture
 from .decoder_blocks import layer_kinds
 from .falcon import FALCON_ARCHITECTURES, Falcon
 from .flops import (
@@ -47,7 +48,6 @@ from .foreign_names import (
     T5_ARCHITECTURES,
     Architecture,
     MegatronNames,
-    gpt_architecture,
 )
 from .gpt import GPT
 from .gpt_neox import NEOX_ARCHITECTURES, GPTNeoX
@@ -129,8 +129,8 @@ GPT_FAMILY = Family(
     causal=True,
     text="decoder",
     data=frozenset({"data_folder"}),
-    huggingface=GPT_ARCHITECTURES,
-    export_as=gpt_architecture,
+    huggingface={**GPT_ARCHITECTURES, **DECODER_ARCHITECTURES},
+    export_as=nearest_architecture,
     megatron=MEGATRON_GPT,
     warm_start=_retro_from_gpt,
 )

@@ -22,7 +22,6 @@ since 2025). With a sliding window both count its width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 
 import torch
@@ -49,9 +48,12 @@ def causal_block_flops(
     config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
 ) -> list[Flops]:
     """Forward FLOPs of one sample in each block of a decoder, in the order in which they run."""
-    kinds = layer_kinds(config)
+    kinds = list(zip(layer_kinds(config), config.windowed))
     costs = {
-        kind: sum((_part(config, symbol, seq_length) for symbol in kind), Flops(0, 0)) for kind in set(kinds)
+        (kind, windowed): sum(
+            (_part(config, symbol, seq_length, windowed=windowed) for symbol in kind), Flops(0, 0)
+        )
+        for kind, windowed in set(kinds)
     }
     return [costs[kind] for kind in kinds]
 
@@ -110,11 +112,11 @@ def _same(flops: float) -> Flops:
     return Flops(flops, flops)
 
 
-def _part(config: ResolvedModelConfig, symbol: str, T: int) -> Flops:
+def _part(config: ResolvedModelConfig, symbol: str, T: int, *, windowed: bool = False) -> Flops:
     """FLOPs of the part of a block with this symbol, over a sequence of T tokens, causal."""
     D = config.hidden_size
     if symbol == "*":
-        window = config.window_size if config.window_size is not None and config.window_size < T else None
+        window = config.window_size if windowed and config.window_size and config.window_size < T else None
         full = _scores(config, T, window or T)
         return _same(_projections(config) * T) + Flops(full, full if window else full / 2)
     if symbol == "-":
@@ -185,31 +187,32 @@ PEAKS = {
 }  # fmt: skip
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a device: "NVIDIA H100 80GB HBM3", "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of a device: of a GPU its maker's for 16-bit dtypes, of a CPU measured by a matrix product.
+    """Peak FLOP/s of a device in 16-bit dtypes, its maker's figure.
 
-    None where it is not known. float8 runs are measured against the 16-bit peak too.
+    None where it is not known: for other dtypes, and for a CPU, whose makers give none (`measured_flops` is
+    what one product reaches, and training has reached more). float8 runs are measured against the 16-bit
+    peak too.
     """
-    if device.type == "cpu":
-        return _measured_peak(dtype, torch.get_num_threads())
-    name = torch.cuda.get_device_name(device)
-    return (
-        next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
-        if dtype != torch.float32
-        else None
-    )
+    if device.type == "cpu" or dtype == torch.float32:
+        return None
+    name = device_name(device)
+    return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
 
 
-@functools.cache
-def _measured_peak(dtype: torch.dtype, _threads: int) -> float:
-    """FLOP/s of the best of five products of 1024 x 1024 matrices, about 0.1 s in all.
+def measured_flops() -> float:
+    """FLOP/s of this machine's processors: the best of twenty float32 products of 1024 x 1024 matrices.
 
-    For float16 the peak of float32, because large products of float16 are slower than that on a CPU.
+    They take half a second on two cores. The best counts, because other programs slow some of them down.
     """
-    dtype = torch.float32 if dtype == torch.float16 else dtype
-    a, b = (torch.ones(1024, 1024, dtype=dtype) for _ in "ab")
+    a, b = (torch.ones(1024, 1024) for _ in "ab")
     seconds = []
-    for _ in range(5):
+    for _ in range(20):
         began = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - began)

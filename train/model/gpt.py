@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,7 @@ class GPT(Model):
         learned = config.position_embedding_type == "learned"
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
         self.layers = block_list(build_block(config, kind) for kind in layer_kinds(config))
+        self.windowed = config.windowed  # whether each layer's attention has the window
         self.norm = Norm(config)
         self.output = (
             Linear(D, V, bias=False, std=std, split="column")
@@ -60,6 +62,7 @@ class GPT(Model):
         mask attention to other documents; by default a token attends to all tokens before it. cache: of
         `new_cache`; the tokens are added to it and attend to the tokens in it. lengths: (B,), with a cache: a
         row's tokens from there on are padding; Mamba layers need this, attention does not (see Cache).
+        Without a cache only rotary frequencies that depend on the length of a text look at it.
         retrieved: the neighbours that Retro's layers read. at: (rows, columns), each (N,): return only the
         states at these places.
         """
@@ -70,21 +73,24 @@ class GPT(Model):
                 1 if cache is None else B, T
             )
         x = self.embed(tokens, positions)
-        mask = (
-            cache.at(positions)
+        masks = {
+            has_window: cache.at(positions, windowed=has_window)
             if cache is not None
-            else self.causal_mask(self.config, tokens, compute_dtype(x), documents)
-        )
-        rotary = self._rotary(positions)
+            else self.causal_mask(self.config, tokens, compute_dtype(x), documents, windowed=has_window)
+            for has_window in set(self.windowed)
+        }
+        rotary = {
+            has_window: self._rotary(positions, windowed=has_window, lengths=lengths) for has_window in masks
+        }
         for i, layer in enumerate(self.layers):
             more = {"at": at} if at is not None and i == len(self.layers) - 1 else {}
             x = layer(
                 x,
-                mask=mask,
-                rotary=rotary,
+                mask=masks[self.windowed[i]],
+                rotary=rotary[self.windowed[i]],
                 documents=documents,
                 cache=cache and cache.layers[i],
-                lengths=lengths,
+                lengths=lengths if cache is not None else None,
                 retrieved=retrieved,
                 **more,
             )
@@ -93,24 +99,55 @@ class GPT(Model):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The input of the first block, (B, T, D), for tokens and positions (B, T) int64."""
         x = self.embedding(tokens)
+        if self.config.embedding_multiplier != 1:
+            x = x * self.config.embedding_multiplier
         if self.positions is not None:
             x = x + self.positions(positions)
         return F.dropout(x, self.config.hidden_dropout, self.training)
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rotary(
+        self, positions: Tensor, *, windowed: bool = False, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """windowed: of the layers that have the window, which may have frequencies of their own."""
         config = self.config
         if config.position_embedding_type != "rope":
             return None
-        cos, sin = rotary_table(positions, config.kv_channels, config.rotary_base, config.rope_scaling)
+        base, scaling = config.rotary_base, config.rope_scaling
+        if windowed and config.rotary_local_base is not None:
+            base, scaling = config.rotary_local_base, None
+        channels = int(config.kv_channels * config.rotary_percent)
+        cos, sin = rotary_table(positions, channels, base, scaling, lengths=lengths)
         return cos[:, None], sin[:, None]
+
+    def outgrows_cache(self, length: int) -> bool:
+        """Whether a text that grows to this length needs a new cache: longrope changes all frequencies.
+
+        With dynamic scaling keys keep the rotation of the length at which they came, as in transformers.
+        """
+        scaling = self.config.rope_scaling or {}
+        return (
+            scaling.get("rope_type") == "longrope"
+            and length == math.floor(scaling["original_max_position_embeddings"]) + 1
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) from hidden states (..., D); minus infinity for the padding of the vocabulary."""
-        return self.logits_of(hidden, self._head(), self.config.vocab_size)
+        return self.logits_of(
+            self._scaled(hidden),
+            self._head(),
+            self.config.vocab_size,
+            softcap=self.config.final_logit_softcapping,
+        )
 
     def log_likelihoods(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihoods of targets (N,) int64 given hidden states (N, D): see likelihood.likelihoods."""
-        return self.likelihoods(hidden, self._head(), targets, self.config.vocab_size)
+        return self.likelihoods(
+            self._scaled(hidden),
+            self._head(),
+            targets,
+            self.config.vocab_size,
+            softcap=self.config.final_logit_softcapping,
+        )
 
     def loss(
         self,
@@ -126,9 +163,18 @@ class GPT(Model):
         tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels.
         """
         # Not self(...): data parallelism hooks this method as it hooks calls of the module.
-        hidden = self.forward(tokens, positions=positions, documents=documents)
+        return self._loss_of(
+            self.forward(tokens, positions=positions, documents=documents), labels, loss_mask
+        )
+
+    def _loss_of(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
         return self.cross_entropy(
-            hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size
+            self._scaled(hidden.flatten(0, 1)),
+            self._head(),
+            labels.flatten(),
+            loss_mask.flatten(),
+            self.config.vocab_size,
+            softcap=self.config.final_logit_softcapping,
         )
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
@@ -150,11 +196,16 @@ class GPT(Model):
             mask = torch.ones(1, 1, length // ranks, length, dtype=torch.bool)
             inputs["mask"] = AttentionMask(tensor=mask)
             shared.append(mask)
+        # of a layer without the window: the others have tensors of the same shapes
         rotary = self._rotary(torch.arange(length // ranks)[None])
         if rotary is not None:
             inputs["rotary"] = rotary
             shared += rotary
         return inputs, shared
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        scaling = self.config.logits_scaling
+        return hidden if scaling == 1 else hidden / scaling
 
     def _head(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight

@@ -15,9 +15,8 @@ from torch import Tensor
 from .attention import Attention
 from .block import Block, FeedForward, block_list
 from .config import ResolvedModelConfig
-from .foreign_names import ACTIVATIONS, Architecture, WeightNames, read_rope, read_tied, write_rope
+from .foreign_names import ACTIVATIONS, ROPE_KEYS, Architecture, WeightNames, read_rope, read_tied, write_rope
 from .gpt import GPT
-from .positions import rotary_table
 
 
 class ParallelBlock(Block):
@@ -45,11 +44,6 @@ class GPTNeoX(GPT):
             for _ in range(config.num_layers)
         )
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        channels = int(self.config.kv_channels * self.config.rotary_percent)
-        cos, sin = rotary_table(positions, channels, self.config.rotary_base, self.config.rope_scaling)
-        return cos[:, None], sin[:, None]
-
 
 NEOX_BLOCK = {
     "mixer_norm": "input_layernorm",
@@ -63,6 +57,7 @@ NEOX_NAMES = WeightNames(
     {"embedding": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
     {"layers": ("gpt_neox.layers", NEOX_BLOCK)},
     "gpt_neox.",
+    {"embed_out.weight": "gpt_neox.embed_in.weight", "lm_head.weight": "gpt_neox.embed_in.weight"},
 )
 NEOX_KEYS = {
     "num_layers": "num_hidden_layers",
@@ -82,10 +77,10 @@ NEOX_KEYS = {
 def _read(raw: Mapping[str, Any], place: str) -> dict[str, Any]:
     """transformers 4 keeps rotary_pct and rotary_emb_base, transformers 5 both in rope_parameters."""
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    percent = rope.pop("partial_rotary_factor", raw.get("rotary_pct", 0.25))
+    rope.setdefault("partial_rotary_factor", raw.get("rotary_pct", 0.25))
     rope.setdefault("rope_theta", raw.get("rotary_emb_base", 10000.0))
-    rotary = read_rope({**raw, "rope_scaling": None, "rope_parameters": rope}, place)
-    return {**read_tied(raw, default=False), **rotary, "rotary_percent": percent}
+    rotary = read_rope({**raw, "rope_scaling": None, "rope_parameters": rope}, place, partial=True)
+    return {**read_tied(raw, default=False), **rotary}
 
 
 def _write(config: ResolvedModelConfig) -> dict[str, Any]:
@@ -108,8 +103,9 @@ NEOX_ARCHITECTURES = {
         ACTIVATIONS,
         {"family": "gpt_neox", "position_embedding_type": "rope"},
         {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "initializer_range": 0.02},
-        {"use_parallel_residual": True, "attention_bias": True},
+        {"use_parallel_residual": True, "attention_bias": True, "is_decoder": False},
         _read,
         _write,
+        reads=ROPE_KEYS | {"rotary_pct", "rotary_emb_base"},
     ),
 }

@@ -73,15 +73,35 @@ class Norm(nn.Module):
 
     def __init__(self, config: ResolvedModelConfig, size: int | None = None):
         super().__init__()
-        self.epsilon = config.layernorm_epsilon
+        self.epsilon, self.adds_one = config.layernorm_epsilon, config.apply_layernorm_1p
         size = size or config.hidden_size
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if config.normalization == "LayerNorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + 1 if self.adds_one else self.weight
         if self.bias is None:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+            return F.rms_norm(x, weight.shape, weight, self.epsilon)
+        return F.layer_norm(x, weight.shape, weight, self.bias, self.epsilon)
+
+
+class AllHeadsNorm(Norm):
+    """RMSNorm over all heads together, (..., heads, C). Tensor parallelism cuts it over the heads."""
+
+    def __init__(self, config: ResolvedModelConfig, heads: int):
+        super().__init__(config, heads * config.kv_channels)
+        self.size = heads * config.kv_channels
+        # parallel/ replaces this where ranks have parts of the heads
+        self.sum_over_heads: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.sum_over_heads is None:
+            return super().forward(x.flatten(-2)).view_as(x)
+        weight = self.weight + 1 if self.adds_one else self.weight
+        wide = x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
+        squares = self.sum_over_heads(wide.square().sum(-1, keepdim=True))
+        normed = wide * torch.rsqrt(squares / self.size + self.epsilon) * weight
+        return normed.to(x.dtype).view_as(x)
 
 
 @torch.no_grad()
@@ -108,7 +128,7 @@ def _first_value(module: nn.Module, name: str, shape: torch.Size, generator: tor
     if name == "bias":
         return torch.zeros(shape)
     if isinstance(module, Norm):
-        return torch.ones(shape)
+        return torch.zeros(shape) if module.adds_one else torch.ones(shape)
     std = module.std
     assert isinstance(std, float), f"{type(module).__name__}.{name} has neither std nor first_value"
     return torch.empty(shape).normal_(0.0, std, generator=generator)

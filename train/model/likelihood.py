@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loss import WORTH_COMPILING
+from .loss import WORTH_COMPILING, limited
 
 ROWS = 1024  # rows at a time
 # Logits of a chunk: 16 MiB, which fit a CPU's cache; those of the whole vocabulary would come back from
@@ -28,12 +28,15 @@ class Softmax(NamedTuple):
     wanted: Tensor  # (N,) float32, the logit of each row's target; 0 where its id is not among them
 
 
-def likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def likelihoods(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities in nats (N,) float32 of targets (N,), and whether each is the most probable.
 
     hidden: (N, D). weight: (V, D), of the output layer. vocab_size: rows of `weight` that are tokens.
+    softcap: see loss.limited.
     """
-    return answers(read(hidden, weight[:vocab_size], targets), targets)
+    return answers(read(hidden, weight[:vocab_size], targets, softcap=softcap), targets)
 
 
 def answers(known: Softmax, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +54,9 @@ def joined(parts: Softmax) -> Softmax:
     )
 
 
-def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Softmax:
+def read(
+    hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0, *, softcap: float | None = None
+) -> Softmax:
     """The softmax over the ids `first`, first + 1 ..., whose rows of the output layer are `weight`."""
     N, on_cpu = len(hidden), hidden.device.type == "cpu"
     compiled = on_cpu and hidden.dtype == torch.float32 and N * len(weight) >= WORTH_COMPILING
@@ -71,7 +76,7 @@ def read(hidden: Tensor, weight: Tensor, targets: Tensor, first: int = 0) -> Sof
         x, target = hidden[rows], targets[rows] - first
         columns = max(1, PIECE // len(x) if on_cpu else len(weight))
         for c in range(0, len(weight), columns):
-            logits = F.linear(x, weight[c : c + columns]).float()
+            logits = limited(F.linear(x, weight[c : c + columns]).float(), softcap)
             here = (target >= c) & (target < c + logits.shape[1])
             picked = logits.gather(1, (target - c).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
             known.wanted[rows] += picked.masked_fill(~here, 0.0)

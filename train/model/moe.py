@@ -14,7 +14,9 @@ the graph at the router's weights, which pass unchanged (`_Attach`), so that a p
 its own to train its routers. They are means over tokens, while the loss of the model is a sum over tokens,
 which the train loop divides once by the tokens of the global batch. So both are multiplied here by the
 micro-batch's tokens (rows, whatever their weight in the loss), and the train loop sets the divisor by
-`set_loss_scale`. After each step it calls `balance`.
+`set_loss_scale`. After each step it calls `balance`. The auxiliary loss counts choices over a micro-batch,
+over each of its sequences (DeepSeek-V2), or over all micro-batches of the step so far, of all data-parallel
+ranks (Qiu et al. 2025); Sinkhorn's iteration balances the choice itself (Clark et al. 2022).
 
 Legend: N tokens, E experts, K experts that a token goes to, M rows that experts get (N x K, less those
 dropped), D hidden, F width of an expert.
@@ -67,7 +69,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        experts, weights = self.router(tokens)
+        experts, weights = self.router(tokens, len(tokens) // x.shape[-2])
         kept = None
         if self.capacity_factor is not None and self.training:
             chosen, scores = (t.unflatten(0, x.shape[:-1]) for t in (experts, weights))
@@ -92,6 +94,7 @@ class Router(nn.Module):
 
     expert_bias: Tensor | None
     loads: Tensor
+    step_counts: Tensor
     loss_scale: Tensor
 
     def __init__(self, config: ResolvedModelConfig):
@@ -103,6 +106,9 @@ class Router(nn.Module):
         self.pre_softmax = config.moe_router_pre_softmax
         self.aux_coefficient, self.z_coefficient = config.moe_aux_loss_coeff, config.moe_z_loss_coeff
         self.bias_update_rate = config.moe_router_bias_update_rate
+        self.balancing = config.moe_router_load_balancing_type
+        self.num_groups, self.group_topk = config.moe_router_num_groups, config.moe_router_group_topk
+        self.scaling_factor = config.moe_router_topk_scaling_factor or 1.0
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         # Added to the scores for the choice of experts, not for their weights (Wang et al. 2024).
         self.register_buffer(
@@ -110,9 +116,13 @@ class Router(nn.Module):
         )
         self.register_buffer("loads", torch.zeros(config.num_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
+        # Choices of the step so far, of all ranks, for a global auxiliary loss
+        self.register_buffer("step_counts", torch.zeros(config.num_experts), persistent=False)
         # Where ranks share a micro-batch's tokens (tensor parallelism with sequence parallelism, context
         # parallelism), parallel/ replaces this by the sum over those ranks.
         self.sum_counts: Callable[[Tensor], Tensor] = _alone
+        # Where ranks have other micro-batches of the step, parallel/ replaces this by the sum over them.
+        self.sum_counts_of_step: Callable[[Tensor], Tensor] = _alone
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """For layers.initialize."""
@@ -120,7 +130,8 @@ class Router(nn.Module):
             return torch.empty(shape).normal_(0.0, self.std, generator=generator)
         return torch.full(shape, 1.0 if name == "loss_scale" else 0.0)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, num_sequences: int = 1) -> tuple[Tensor, Tensor]:
+        """num_sequences: those that the tokens are from, of equal lengths, one after another."""
         wide = torch.promote_types(tokens.dtype, torch.float32)
         with _without_autocast(tokens.device):
             logits = F.linear(tokens.to(wide), self.weight.to(wide))
@@ -130,24 +141,39 @@ class Router(nn.Module):
             score_function=self.score_function,
             pre_softmax=self.pre_softmax,
             expert_bias=self.expert_bias,
+            num_groups=self.num_groups,
+            group_topk=self.group_topk,
+            balanced=self.balancing == "sinkhorn" and self.training,
         )
+        if self.scaling_factor != 1.0:
+            weights = weights * self.scaling_factor
         if self.training:
             # Recomputation runs this twice and counts twice. That does not change the shares that `balance`
             # uses.
             self.loads += _counts(experts, self.num_experts)
             if torch.is_grad_enabled() and (self.aux_coefficient or self.z_coefficient):
-                weights = _Attach.apply(weights, self._auxiliary_loss(logits, experts), self.loss_scale)
+                weights = _Attach.apply(
+                    weights, self._auxiliary_loss(logits, experts, num_sequences), self.loss_scale
+                )
         return experts, weights
 
-    def _auxiliary_loss(self, logits: Tensor, experts: Tensor) -> Tensor:
+    def _auxiliary_loss(self, logits: Tensor, experts: Tensor, num_sequences: int = 1) -> Tensor:
         """This rank's part of (auxiliary loss + z-loss) x the micro-batch's tokens, a scalar."""
         loss = logits.new_zeros(())
         if self.aux_coefficient:
             probabilities = _normalised(logits, self.score_function)
-            # As in Megatron-LM: the choice by the scores without the bias.
-            if self.expert_bias is not None:
+            # As in Megatron-LM: the choice by the scores without the bias and the groups.
+            if self.expert_bias is not None or self.num_groups is not None:
                 experts = probabilities.topk(self.topk).indices
-            counts = self.sum_counts(_counts(experts, self.num_experts))
+            if self.balancing == "seq_aux_loss":
+                probabilities = probabilities.unflatten(0, (num_sequences, -1))
+                counts = torch.stack([_counts(own, self.num_experts) for own in experts.chunk(num_sequences)])
+            else:
+                counts = _counts(experts, self.num_experts)
+            counts = self.sum_counts(counts)
+            if self.balancing == "global_aux_loss":
+                self.step_counts += self.sum_counts_of_step(counts)
+                counts = self.step_counts.clone()
             loss = loss + self.aux_coefficient * balancing_loss(probabilities, counts)
         if self.z_coefficient:
             loss = loss + self.z_coefficient * logits.logsumexp(-1).square().sum()
@@ -165,22 +191,55 @@ def choose(
     score_function: Literal["softmax", "sigmoid"],
     pre_softmax: bool = False,
     expert_bias: Tensor | None = None,
+    num_groups: int | None = None,
+    group_topk: int | None = None,
+    balanced: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(experts (N, k) int64, weights (N, k)) from logits (N, E).
+
+    num_groups: only experts of the group_topk best of so many groups are chosen: those whose k / group_topk
+    best scores have the greatest sums. balanced: the choice by `sinkhorn`, the weights as without it.
 
     softmax: over the chosen k (Mixtral), or, with pre_softmax, over all E, so that the weights of the chosen
     sum to less than 1. sigmoid: divided by the sum over the chosen k; expert_bias (E,) is used only for the
     choice (DeepSeek-V3).
     """
+
+    def best(scores: Tensor) -> Tensor:
+        if balanced:
+            return sinkhorn(logits.detach()).topk(k).indices
+        if num_groups is None or group_topk is None:
+            return scores.topk(k).indices
+        grouped = scores.unflatten(-1, (num_groups, -1))
+        sums = grouped.topk(k // group_topk).values.sum(-1)
+        chosen = (
+            sums.topk(group_topk).indices[..., None] == torch.arange(num_groups, device=sums.device)
+        ).any(-2)
+        return grouped.masked_fill(~chosen[..., None], -math.inf).flatten(-2).topk(k).indices
+
     if score_function == "sigmoid":
         scores = logits.sigmoid()
-        experts = (scores if expert_bias is None else scores + expert_bias).topk(k).indices
+        experts = best(scores if expert_bias is None else scores + expert_bias)
         weights = _Pick.apply(scores, experts)
         return experts, weights / (weights.sum(-1, keepdim=True) + 1e-20) if k > 1 else weights
-    experts = logits.topk(k).indices
     if pre_softmax:
-        return experts, _Pick.apply(logits.softmax(-1), experts)
+        probabilities = logits.softmax(-1)
+        experts = best(probabilities)
+        return experts, _Pick.apply(probabilities, experts)
+    experts = best(logits)
     return experts, _Pick.apply(logits, experts).softmax(-1)
+
+
+def sinkhorn(logits: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """exp(logits), (N, E), with rows and columns multiplied by numbers that make their sums equal."""
+    cost = logits.exp()
+    rows, columns = cost.new_ones(cost.shape[0]), cost.new_ones(cost.shape[1])
+    error = math.inf
+    while error > tolerance:
+        rows = 1 / (cost.shape[0] * ((columns * cost).sum(1) + 1e-8))
+        before, columns = columns, 1 / (cost.shape[1] * ((rows[:, None] * cost).sum(0) + 1e-8))
+        error = (before - columns).abs().mean().item()
+    return columns * cost * rows[:, None]
 
 
 class _Pick(torch.autograd.Function):
@@ -222,10 +281,11 @@ def balancing_loss(probabilities: Tensor, counts: Tensor) -> Tensor:
     """N x E x the sum over experts i of f_i P_i: share of choices times mean probability of expert i.
 
     probabilities: (N, E), of this rank's tokens. counts: (E,), choices of the tokens of all ranks that share
-    the micro-batch; the results of these ranks add up. The minimum, N, is at equal shares.
+    the micro-batch; the results of these ranks add up. The minimum, N, is at equal shares. For (B, T, E) and
+    (B, E) it is the sum over B sequences.
     """
     num_experts = probabilities.shape[-1]
-    return num_experts * (probabilities.sum(0) * counts).sum() / counts.sum()
+    return num_experts * (probabilities.sum(-2) * counts / counts.sum(-1, keepdim=True)).sum()
 
 
 class _Attach(torch.autograd.Function):
@@ -275,6 +335,7 @@ def balance(model: nn.Module, total: Callable[[Tensor], Tensor] = _alone) -> dic
             router.expert_bias += router.bias_update_rate * torch.sign(load.sum() - len(load) * load)
         shares[name] = load / load.sum().clamp(min=1)
         router.loads.zero_()
+        router.step_counts.zero_()
     return shares
 
 

@@ -30,6 +30,8 @@ class RopeScaling(TypedDict, total=False):
     mscale: Annotated[float | None, Range(0, 1e9)]
     mscale_all_dim: Annotated[float | None, Range(0, 1e9)]
     truncate: bool
+    short_factor: list[Positive]
+    long_factor: list[Positive]
 
 
 # Keys of Hugging Face's `rope_scaling` (`rope_parameters`) beside rope_type: required, optional.
@@ -40,6 +42,10 @@ SCALING_KEYS = {
     "yarn": (
         ("factor", "original_max_position_embeddings"),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (
+        ("factor", "original_max_position_embeddings", "short_factor", "long_factor"),
+        ("attention_factor",),
     ),
 }
 
@@ -61,12 +67,32 @@ def scaling_mistake(scaling: dict) -> str | None:
     return None
 
 
+def depends_on_length(scaling: dict | None) -> bool:
+    """Whether the frequencies depend on the length of a text."""
+    return scaling is not None and scaling["rope_type"] in ("dynamic", "longrope")
+
+
 def rotary_table(
-    positions: Tensor, channels: int, base: float, scaling: dict | None = None
+    positions: Tensor,
+    channels: int,
+    base: float,
+    scaling: dict | None = None,
+    *,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (..., T, channels) float32, of positions (..., T); halves as in HF's Llama."""
-    length = positions.max() + 1 if scaling is not None and scaling["rope_type"] == "dynamic" else None
-    frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device, length=length)
+    """(cos, sin), each (B, T, channels) float32, of positions (B, T); halves as in HF's Llama.
+
+    lengths: (B,), tokens of each row without its padding, where frequencies depend on them; by default all
+    positions count.
+    """
+    if depends_on_length(scaling):
+        lengths = positions.amax(-1) + 1 if lengths is None else lengths
+        frequencies, factor = rotary_frequencies(
+            channels, base, scaling, device=positions.device, length=lengths[:, None]
+        )
+        frequencies = frequencies[:, None]  # (B, 1, channels / 2)
+    else:
+        frequencies, factor = rotary_frequencies(channels, base, scaling, device=positions.device)
     angles = positions[..., None].double() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return (angles.cos() * factor).float(), (angles.sin() * factor).float()
@@ -86,7 +112,9 @@ def rotary_frequencies(
     only those with a wavelength that is long against the original length, with a ramp between (Dubey et al.
     2024). yarn: likewise, by the rotations over that length, with a larger attention factor (Peng et al.
     2023). dynamic: the base grows once the sequence is longer than the original length (section 3.3 of the
-    YaRN paper); length: () int64, tokens of the longest sequence of the batch.
+    YaRN paper). longrope: each is divided by a factor of its own, by one of two lists: that of texts within
+    the original length, or of longer ones (Ding et al. 2024). length: () or (B, 1) int64, tokens of a text;
+    with (B, 1) the frequencies are (B, channels / 2).
     """
     if scaling is not None and scaling["rope_type"] == "dynamic":
         assert length is not None, "dynamic scaling depends on the sequence length"
@@ -99,6 +127,14 @@ def rotary_frequencies(
     if scaling is None:
         return frequencies, 1.0
     kind, factor = scaling["rope_type"], scaling["factor"]
+    if kind == "longrope":
+        assert length is not None, "longrope depends on the sequence length"
+        short, long = (
+            torch.tensor(scaling[name], dtype=torch.float64, device=device)
+            for name in ("short_factor", "long_factor")
+        )
+        chosen = torch.where(length > scaling["original_max_position_embeddings"], long, short)
+        return frequencies / chosen, _longrope_attention_factor(scaling)
     if kind == "linear":
         return frequencies / factor, 1.0
     original = scaling["original_max_position_embeddings"]
@@ -120,6 +156,14 @@ def rotary_frequencies(
         (torch.arange(channels // 2, dtype=torch.float64, device=device) - first) / (last - first or 0.001)
     ).clamp(0, 1)
     return frequencies * (1 - divided + divided / factor), _yarn_attention_factor(scaling)
+
+
+def _longrope_attention_factor(scaling: dict) -> float:
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    if scaling["factor"] <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(scaling["factor"]) / math.log(scaling["original_max_position_embeddings"]))
 
 
 def _yarn_attention_factor(scaling: dict) -> float:

@@ -158,9 +158,7 @@ class Retro(GPT):
         hidden = self.forward(
             tokens, neighbors=neighbors, neighbor_mask=neighbor_mask, positions=positions, documents=documents
         )
-        return self.cross_entropy(
-            hidden.flatten(0, 1), self._head(), labels.flatten(), loss_mask.flatten(), self.config.vocab_size
-        )
+        return self._loss_of(hidden, labels, loss_mask)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         cache = super().new_cache(batch, max_length)

@@ -24,9 +24,6 @@ from .loss import cross_entropy, logits_of
 from .positions import distance_buckets
 from .stage import PipelineStage, StageRules, end_modules
 
-DISTANCE_BUCKETS = 32  # of every published T5
-MAX_DISTANCE = 128  # tokens; distances from here on share a bucket
-
 
 class Memory(NamedTuple):
     """The encoder's last states, which the decoder attends to."""
@@ -197,8 +194,10 @@ class DistanceBias(nn.Module):
     def __init__(self, config: ResolvedModelConfig, *, both_ways: bool):
         super().__init__()
         self.both_ways = both_ways
+        self.buckets = config.relative_attention_num_buckets
+        self.max_distance = config.relative_attention_max_distance
         self.table = Embedding(
-            DISTANCE_BUCKETS, config.num_attention_heads, std=config.init_method_std, split="row"
+            self.buckets, config.num_attention_heads, std=config.init_method_std, split="row"
         )
 
     def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask) -> AttentionMask:
@@ -209,7 +208,7 @@ class DistanceBias(nn.Module):
         # (H, T, K) or (B, H, T, K)
         bias = self.table(
             distance_buckets(
-                queries, keys, both_ways=self.both_ways, buckets=DISTANCE_BUCKETS, max_distance=MAX_DISTANCE
+                queries, keys, both_ways=self.both_ways, buckets=self.buckets, max_distance=self.max_distance
             )
         ).movedim(-1, -3)
         bias = bias if bias.ndim == 4 else bias[None]

@@ -123,5 +123,13 @@ def out_of_memory_message(
 
 
 def gibibytes(count: float) -> str:
-    """A number of bytes as text: `1.5 GiB`."""
-    return f"{count / 2**30:,.1f} GiB"
+    """A number of bytes as text: `1.5 GiB`, `36 MiB`."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 0.1 * 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def large_number(count: float) -> str:
+    """A count as text, with three digits: `2.5 billion`, `63 million`, `4,096`."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:,.3g} {name}"
+    return f"{count:,.0f}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -213,3 +214,16 @@ def test_a_source_that_is_refused_leaves_the_output_free_for_another(gpt2_run, t
         convert(ConvertConfig(source=str(broken), output=str(tmp_path / "out")))
     export(ExportConfig(source=str(gpt2_run), output=str(tmp_path / "out")))
     assert open_checkpoint(tmp_path / "out").library == "Hugging Face"
+
+
+@pytest.mark.parametrize("format", ["hf", "torch_dist", "torch", "megatron_torch_dist"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(gpt2_run, format, tmp_path):
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written; most likely the disk is full") as error:
+            convert(ConvertConfig(source=str(gpt2_run), output=str(out), format=format))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert not [path for path in out.rglob("*") if path.is_file()]

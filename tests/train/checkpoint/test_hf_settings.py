@@ -7,7 +7,7 @@ import pytest
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from mt import cli
+from mt.commands.configure import configure
 from mt.core.config import UserError
 from mt.tests.train.checkpoint.transformers_models import (
     DECODERS,
@@ -51,7 +51,8 @@ def test_written_settings_are_read_by_transformers_and_by_us(name):
     ("change", "message"),
     [
         ({"model_type": "mamba"}, "config.json: model_type is 'mamba'; only gpt2, gpt_bigcode, llama"),
-        ({"mlp_bias": True}, "config.json: mlp_bias is True; only False can be loaded as llama"),
+        ({"mlp_bias": True}, "config.json: mlp_bias is True and attention_bias is not; only biases in"),
+        ({"alibi": True}, "config.json: alibi is True, which no llama of mt has; remove it if the model is"),
         ({"hidden_act": "relu"}, "config.json: hidden_act is 'relu'; only 'silu' or"),
         ({"num_hidden_layers": None}, "config.json: has no num_hidden_layers; give a model's config.json"),
         (
@@ -59,18 +60,21 @@ def test_written_settings_are_read_by_transformers_and_by_us(name):
             "config.json: partial_rotary_factor is 0.5; only models that rotate all channels",
         ),
         (
-            {"rope_parameters": {"rope_type": "longrope"}},
-            "model.rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn",
+            {"rope_parameters": {"rope_type": "proportional"}},
+            "model.rope_scaling has rope_type 'proportional'; use linear, dynamic, llama3, yarn, longrope",
         ),
         (
-            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "config.json: max_window_layers is 1: some layers have a window",
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked_attention"] * 2},
+            "config.json: layer_types has 'chunked_attention'; only one of full_attention or",
         ),
     ],
 )
 def test_an_unsupported_model_is_refused_with_the_reason(change, message):
+    raw = {**DECODERS["llama"].to_dict(), **change}
+    if "model_type" in change:  # which has no such key
+        del raw["mlp_bias"]
     with pytest.raises(UserError, match=message):
-        config_from_hf({**DECODERS["llama"].to_dict(), **change}, "config.json")
+        config_from_hf(raw, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_an_unsupported_model_is_refused_with_the_reason(change, message):
             "its gpt_bigcode is the nearest, with num_query_groups = 1 instead of 2|num_query_groups",
         ),
         (
-            {"position_embedding_type": "rope"},
+            {"position_embedding_type": "rope", "activation": "swiglu"},
             "its llama is the nearest, with normalization = RMSNorm instead of LayerNorm",
         ),
         (
@@ -140,7 +144,7 @@ def test_a_settings_file_may_name_the_directory_and_override_it(source):
         "train_iters": 1,
         "save": "y",
     }
-    model = cli.configure(TrainConfig, [("settings.yaml", tree)]).model
+    model = configure(TrainConfig, [("settings.yaml", tree)]).model
     assert (model.num_layers, model.hidden_size, model.num_query_groups, model.activation) == (
         1,
         32,

@@ -5,14 +5,19 @@ checkpoints that mt writes.
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.tests.train.checkpoint.transformers_models import assert_same_weights
+from mt.tests.train.checkpoint.transformers_models import (
+    assert_near,
+    assert_same_weights,
+    our_logits,
+    random_model,
+    their_logits,
+    write,
+)
 from mt.tokenizer.tokenizer import TokenizerConfig
 from mt.train.checkpoint.commands import ConvertConfig, InspectConfig, convert, inspect
 from mt.train.checkpoint.open import open_checkpoint
@@ -20,136 +25,6 @@ from mt.train.checkpoint.open import open_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIXTY = TokenizerConfig(tokenizer_type="NullTokenizer", tokenizer_vocab_size=60)
 FILE = "model_optim_rng.pt"
-# A program that builds two models of megatron-core on a CPU, without training. It saves them in Megatron-LM's
-# format, and their logits.
-WRITER = """
-import contextlib, random, signal, sys, warnings
-from argparse import Namespace
-from pathlib import Path
-
-warnings.filterwarnings("ignore")
-import numpy as np
-import torch
-import torch.nn.functional as F
-import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.enums import ModelType
-from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.enums import AttnBackend
-
-torch.cuda.current_device = lambda: torch.device("cpu")
-CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-parallel_state.initialize_model_parallel()
-torch.set_num_threads(1)
-for kind in ("gpt", "llama"):
-    llama = kind == "llama"
-    shape = dict(
-        num_layers=4,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_query_groups=2 if llama else 4,
-        ffn_hidden_size=48,
-        add_bias_linear=not llama,
-    )
-    config = TransformerConfig(
-        **shape,
-        use_cpu_initialization=True,
-        normalization="RMSNorm" if llama else "LayerNorm",
-        activation_func=F.silu if llama else F.gelu,
-        gated_linear_unit=llama,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        bias_activation_fusion=True,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        qk_layernorm=llama,
-    )
-    model = GPTModel(
-        config,
-        get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama),
-        vocab_size=64,
-        max_sequence_length=32,
-        rotary_base=500,
-        position_embedding_type="rope" if llama else "learned_absolute",
-        share_embeddings_and_output_weights=not llama,
-    ).eval()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    tokens = torch.arange(32).view(2, 16) * 7 % 60
-    with torch.no_grad():
-        logits = model(
-            tokens, torch.arange(16).expand(2, -1), torch.ones(1, 1, 16, 16, dtype=torch.bool).triu(1)
-        )
-    args = Namespace(
-        **shape,
-        group_query_attention=llama,
-        kv_channels=8,
-        seq_length=24,
-        max_position_embeddings=32,
-        padded_vocab_size=64,
-        make_vocab_size_divisible_by=64,
-        position_embedding_type="rope" if llama else "learned_absolute",
-        rotary_base=500,
-        normalization=config.normalization,
-        norm_epsilon=1e-5,
-        qk_layernorm=llama,
-        swiglu=llama,
-        bias_gelu_fusion=True,
-        untie_embeddings_and_output_weights=llama,
-        num_experts=None,
-        window_size=None,
-        model_type=ModelType.encoder_or_decoder,
-        attention_backend=AttnBackend.auto,
-        exit_signal=signal.SIGTERM,
-        params_dtype=torch.float32,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        rotary_percent=1.0,
-        data_path=["a", 0.5],
-        save=Path("out"),
-    )
-    rng = [
-        {
-            "random_rng_state": random.getstate(),
-            "np_rng_state": np.random.get_state(),
-            "torch_rng_state": torch.get_rng_state(),
-            "rng_tracker_states": {},
-        }
-    ]
-    state = {
-        "args": args,
-        "checkpoint_version": 3.0,
-        "iteration": 7,
-        "model": model.state_dict(),
-        "rng_state": rng,
-        "optimizer": {"param_groups": [{"lr": 1.0}]},
-    }
-    folder = Path(sys.argv[1]) / kind
-    (folder / "iter_0000007" / "mp_rank_00").mkdir(parents=True)
-    torch.save(state, folder / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt")
-    (folder / "latest_checkpointed_iteration.txt").write_text("7")
-    torch.save({"tokens": tokens, "logits": logits}, folder / "logits.pt")
-"""
-
-
-@pytest.fixture(scope="session")
-def megatron(tmp_path_factory):
-    """The folder of gpt/ and llama/, two checkpoints of megatron-core; logits.pt has tokens and
-    their logits.
-    """
-    pytest.importorskip("megatron.core", reason="megatron-core is the oracle")
-    folder = tmp_path_factory.mktemp("megatron")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", WRITER, str(folder)], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 def convert_and_load(source, out, **settings):
@@ -394,20 +269,18 @@ def test_missing_files_and_unsupported_models_are_named(megatron, tmp_path):
         in refused(copy)
     )
     (tmp_path / "aside").rename(folder / "mp_rank_01_001_000")
-    assert (
-        "is one expert-parallel rank's; mixtures of experts are not read from Megatron-LM's torch format"
-        in refused(copy)
-    )
+    assert f"has no mp_rank_01_001/{FILE}" in refused(copy)
+    (folder / "mp_rank_01_001_000").rename(folder / "mp_rank_01_001")
+    shutil.copytree(folder / "mp_rank_01_001", folder / "mp_rank_02_001")
+    assert "holds 5 mp_rank folders, but was written by 4 ranks" in refused(copy)
     (copy / "latest_checkpointed_iteration.txt").write_text("8")
     assert "iter_0000008: does not exist, but latest_checkpointed_iteration.txt names it" in refused(copy)
     (copy / "latest_checkpointed_iteration.txt").write_text("soon")
     assert "must hold a number or `release`, not 'soon'" in refused(copy)
     (copy / "latest_checkpointed_iteration.txt").write_text("7")
     (folder / ".metadata").write_bytes(b"")
-    assert (
-        "is of Megatron-LM's torch_dist format; convert it there with --ckpt-convert-format torch"
-        in refused(copy)
-    )
+    (folder / "common.pt").write_bytes((folder / "mp_rank_00_000" / FILE).read_bytes())
+    assert ".metadata: not the metadata of a checkpoint" in refused(copy)
     state = torch.load(megatron / "gpt" / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
     plain, file = state["model"], tmp_path / "other" / "mp_rank_00" / FILE
     file.parent.mkdir(parents=True)
@@ -417,7 +290,7 @@ def test_missing_files_and_unsupported_models_are_named(megatron, tmp_path):
         torch.save({**state, "args": args, "model": plain | (model or {}), **facts}, file)
         return refused(tmp_path / "other")
 
-    assert "num_experts is 8; a model with it cannot be loaded" in message({"num_experts": 8})
+    assert "has no weight for layers.0.ffn.router.weight" in message({"num_experts": 8})
     assert "rotary_percent is 0.5; a model with it cannot be loaded" in message({"rotary_percent": 0.5})
     assert (
         "position_embedding_type is 'yarn'; only learned_absolute or rope or none can be loaded"
@@ -428,9 +301,25 @@ def test_missing_files_and_unsupported_models_are_named(megatron, tmp_path):
     )
     assert "its files hold 4 layers of 5" in message({"num_layers": 5})
     assert "checkpoint_version is 4; only 0 to 3 are known" in message(checkpoint_version=4)
-    assert "holds 'lm_head.dense.weight', which no GPT has; only GPT checkpoints can be loaded" in message(
+    assert "holds 'lm_head.dense.weight', which no GPT of its settings has" in message(
         model={"lm_head.dense.weight": torch.ones(1)}
     )
     torch.save({**state, "model": {**plain, "decoder.final_layernorm.weight": torch.ones(5)}}, file)
     with pytest.raises(UserError, match=r"norm.weight has shape \(5,\), its settings say \(32,\)"):
         convert(ConvertConfig(source=str(tmp_path / "other"), output=str(tmp_path / "out"), tokenizer=SIXTY))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "mamba2", "llama"])
+@pytest.mark.parametrize("how", ["torch", "torch, 2 x 2"])
+def test_mixtures_and_mamba_come_back_from_the_torch_format(kind, how, tmp_path):
+    model = random_model(kind)
+    write(model, tmp_path / "hf")
+    sizes = {"target_tensor_parallel_size": 2, "target_pipeline_parallel_size": 2} if "2" in how else {}
+    out = tmp_path / "megatron"
+    convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(out), format="torch", **sizes))
+    assert_near(our_logits(open_checkpoint(out).load_model()), their_logits(model))
+    if kind == "mamba2" and how == "torch":  # megatron-core's MambaMixer has the parts of mamba_ssm's
+        state = torch.load(out / "release" / "mp_rank_00" / FILE, weights_only=False)["model"]
+        theirs = model.state_dict()["backbone.layers.0.mixer.in_proj.weight"]
+        assert torch.equal(state["decoder.layers.0.mixer.in_proj.weight"], theirs)
+        assert "decoder.final_norm.weight" in state

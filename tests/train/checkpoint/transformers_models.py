@@ -1,6 +1,6 @@
 """Small models of transformers, their tokenizer, and comparisons of our models with them."""
 
-import functools
+import copy
 import json
 from pathlib import Path
 
@@ -24,6 +24,7 @@ COMMON = {
     "vocab_size": V,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "pad_token_id": None,
 }
 
 GPT2 = {**COMMON, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -76,6 +77,14 @@ MAMBA = {k: v for k, v in COMMON.items() if k != "attn_implementation"} | {
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [2.0, 5.0, 9.0],
+}
+
 NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }
@@ -111,14 +120,74 @@ DECODERS = {
         num_ln_in_parallel_attn=1,
         tie_word_embeddings=False,
     ),
+    "llama with biases in attention": transformers.LlamaConfig(**LLAMA, attention_bias=True),
+    "llama with biases": transformers.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),
+    "gemma": transformers.GemmaConfig(**LLAMA, head_dim=12),
+    "gemma2": transformers.Gemma2Config(
+        **LLAMA,
+        head_dim=8,
+        sliding_window=5,
+        query_pre_attn_scalar=11,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma2 without limits": transformers.Gemma2Config(
+        **LLAMA, head_dim=8, sliding_window=5, attn_logit_softcapping=None, final_logit_softcapping=None
+    ),
+    "gemma3_text": transformers.Gemma3TextConfig(
+        **{**LLAMA, "num_hidden_layers": 3},
+        head_dim=8,
+        sliding_window=5,
+        sliding_window_pattern=3,
+        query_pre_attn_scalar=11,
+    ),
+    "gemma3_text with scaled positions": transformers.Gemma3TextConfig(
+        **LLAMA,
+        head_dim=8,
+        sliding_window=5,
+        layer_types=["full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        tie_word_embeddings=False,
+    ),
+    "olmo2": transformers.Olmo2Config(**LLAMA),
+    "phi3": transformers.Phi3Config(
+        **{**LLAMA, "max_position_embeddings": 64},
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        sliding_window=7,
+    ),
+    "phi3 with longrope, short": transformers.Phi3Config(
+        **LLAMA, original_max_position_embeddings=32, rope_parameters=LONGROPE
+    ),
+    "phi3 with longrope, long": transformers.Phi3Config(
+        **LLAMA, original_max_position_embeddings=16, rope_parameters=LONGROPE
+    ),
+    "starcoder2": transformers.Starcoder2Config(**LLAMA, sliding_window=7),
+    "starcoder2 without biases": transformers.Starcoder2Config(
+        **LLAMA, use_bias=False, tie_word_embeddings=False
+    ),
+    "granite": transformers.GraniteConfig(
+        **LLAMA,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.3,
+        logits_scaling=4.0,
+        attention_multiplier=0.2,
+    ),
+    "qwen2 with windows in its last layers": transformers.Qwen2Config(
+        **LLAMA, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "qwen3 with biases": transformers.Qwen3Config(**LLAMA, head_dim=16, attention_bias=True),
     "qwen2": transformers.Qwen2Config(**LLAMA),
     "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
 
 # Models that go through directories and back: of every `model_type`, those of DECODERS under its bare name.
+# Each model owns its configuration: save_pretrained writes the dtype of the weights into it.
 MODELS = {
     **{
-        name: functools.partial(transformers.AutoModelForCausalLM.from_config, config)
+        name: lambda config=config: transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))
         for name, config in DECODERS.items()
         if name == config.model_type
     },
@@ -143,15 +212,17 @@ MODELS = {
     "t5": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(**T5, feed_forward_proj="relu")
     ),
+    "t5 with other buckets": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5, relative_attention_num_buckets=8, relative_attention_max_distance=15)
+    ),
     "t5 1.1": lambda: untied_t5(),
+    "mt5": lambda: untied_t5(transformers.MT5ForConditionalGeneration, transformers.MT5Config),
 }
 
 
-def untied_t5():
-    """T5 v1.1 with an lm_head of its own, as transformers loads one; a new model of transformers is tied."""
-    model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    )
+def untied_t5(kind=transformers.T5ForConditionalGeneration, settings=transformers.T5Config):
+    """T5 v1.1, or mT5, with an lm_head of its own; a new model of transformers is tied."""
+    model = kind(settings(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
     model.lm_head.weight = torch.nn.Parameter(torch.randn(V, T5["d_model"]))
     return model
 
@@ -203,7 +274,7 @@ def random_tokens(shape=(3, T), seed=1):
 @torch.no_grad()
 def their_logits(model):
     tokens = random_tokens()
-    if model.config.model_type == "t5":
+    if model.config.model_type in ("t5", "mt5"):
         return model(input_ids=tokens, decoder_input_ids=random_tokens((3, 9), seed=2)).logits
     out = model(input_ids=tokens)
     return out.prediction_logits if model.config.model_type == "bert" else out.logits

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ({"num_layers": 0}, "num_layers = 0 must be at least 1"),
         ({"window_size": 0}, "window_size = 0 must be at least 1"),
         (
-            {"position_embedding_type": "rope", "rope_scaling": {"rope_type": "longrope"}},
-            "rope_scaling has rope_type 'longrope'; use linear, dynamic, llama3, yarn",
+            {"position_embedding_type": "rope", "rope_scaling": {"rope_type": "su"}},
+            "rope_scaling has rope_type 'su'; use linear, dynamic, llama3, yarn",
         ),
         (
             {"position_embedding_type": "rope", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},

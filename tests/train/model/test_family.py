@@ -29,7 +29,7 @@ def test_every_table_has_the_same_families():
 
 
 def test_every_family_is_in_the_glossary_and_in_the_table_of_models():
-    glossary = (ROOT / "README.md").read_text(encoding="utf-8").split("\n| family |")[1].split("\n")[0]
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8").split("\n| family |")[1].split("\n")[0]
     table = (
         (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("| `--family` |")[1].split("\n\n")[0]
     )

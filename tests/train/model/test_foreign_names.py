@@ -36,6 +36,7 @@ SMALL = {
     "head_dim": 4,
     "max_position_embeddings": 32,
     "n_positions": 32,
+    "pad_token_id": 0,
     "moe_intermediate_size": 8,
     "shared_expert_intermediate_size": 8,
     "num_local_experts": 4,
@@ -147,13 +148,22 @@ def test_layers_with_experts_are_written_in_one_form():
 
 
 def test_the_table_of_megatrons_names_names_modules_of_our_gpt():
-    config = resolve(
-        ModelConfig(num_layers=1, qk_layernorm=True, untie_embeddings_and_output_weights=True),
-        vocab_size=64,
-        seq_length=16,
+    def names_in(**settings):
+        config = resolve(ModelConfig(num_layers=1, **settings), vocab_size=64, seq_length=16)
+        with torch.device("meta"):
+            model = build_model(config)
+        return {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
+
+    def in_block(table):
+        return {f"layers.0.{name}" for name in table}
+
+    dense = names_in(qk_layernorm=True, untie_embeddings_and_output_weights=True)
+    experts = names_in(
+        num_experts=2, moe_shared_expert_intermediate_size=8, moe_shared_expert_gate=True, qk_layernorm=True
     )
-    with torch.device("meta"):
-        modules = {name for name, _ in build_model(config).named_modules()}
+    mamba = names_in(hybrid_override_pattern="M")
     names = FAMILIES["gpt"].megatron
-    assert set(names.top) <= modules
-    assert {f"layers.0.{name}" for name in names.layer} <= modules
+    assert set(names.top) <= dense
+    assert in_block(names.layer) <= dense | experts
+    assert in_block(names.parameters) <= experts | mamba
+    assert in_block(names.mamba_layer) <= mamba

@@ -78,7 +78,7 @@ def test_with_a_cache_the_hidden_states_are_those_of_one_pass():
         ({"rotary_percent": 0.4}, "needs an even number of rotated channels a head, not 3"),
         ({"rotary_percent": 0.1}, "needs an even number of rotated channels a head, not 0"),
         ({"num_experts": 4}, "model.num_experts is for model.family = gpt, not gpt_neox"),
-        ({"family": "gpt"}, "model.rotary_percent is for model.family = gpt_neox, not gpt"),
+        ({"family": "falcon"}, "model.rotary_percent is for model.family = gpt or gpt_neox, not falcon"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

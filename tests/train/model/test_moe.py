@@ -176,6 +176,111 @@ def test_router_losses_are_megatrons_times_the_number_of_tokens():
     torch.testing.assert_close(router._auxiliary_loss(logits, experts), 40 * utils.z_loss_func(logits, 0.5))
 
 
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+def test_groups_and_scaling_are_those_of_megatron(score_function):
+    utils = pytest.importorskip(
+        "megatron.core.transformer.moe.moe_utils", reason="megatron-core is the oracle"
+    )
+    logits, pre = randn(50, 12, dtype=torch.float32), score_function == "softmax"
+    experts, weights = choose(
+        logits, 4, score_function=score_function, pre_softmax=pre, num_groups=4, group_topk=2
+    )
+    theirs, _ = utils.topk_routing_with_score_function(
+        logits, 4, use_pre_softmax=pre, num_groups=4, group_topk=2, scaling_factor=2.5,
+        score_function=score_function,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.zeros(50, 12).scatter(1, experts, 2.5 * weights), theirs)
+    router = mixture(torch.float32, num_experts=12, moe_router_topk=4, moe_router_num_groups=4,
+                     moe_router_group_topk=2, moe_router_topk_scaling_factor=2.5, moe_router_pre_softmax=pre,
+                     moe_router_score_function=score_function).router  # fmt: skip
+    tokens = randn(50, 16, dtype=torch.float32)
+    ours, own = (
+        router(tokens),
+        choose(
+            tokens @ router.weight.T,
+            4,
+            score_function=score_function,
+            pre_softmax=pre,
+            num_groups=4,
+            group_topk=2,
+        ),
+    )
+    assert torch.equal(ours[0], own[0])
+    torch.testing.assert_close(ours[1], 2.5 * own[1])
+
+
+def test_sinkhorn_is_megatrons_and_only_for_training():
+    utils = pytest.importorskip(
+        "megatron.core.transformer.moe.moe_utils", reason="megatron-core is the oracle"
+    )
+    logits = randn(40, 6, dtype=torch.float32) * 3
+    torch.testing.assert_close(moe.sinkhorn(logits), utils.sinkhorn(logits))
+    experts, weights = choose(logits, 2, score_function="softmax", pre_softmax=True, balanced=True)
+    assert torch.equal(experts, utils.sinkhorn(logits).topk(2).indices)
+    torch.testing.assert_close(weights, logits.softmax(-1).gather(1, experts))
+    loads = torch.bincount(experts.flatten(), minlength=6)
+    plain = torch.bincount(logits.topk(2).indices.flatten(), minlength=6)
+    assert loads.max() - loads.min() < plain.max() - plain.min()
+    one = mixture(moe_router_load_balancing_type="sinkhorn", moe_router_pre_softmax=True)
+    without = mixture(moe_router_pre_softmax=True)
+    x = randn(2, 9, 16)
+    assert torch.equal(one.eval()(x), without.eval()(x))
+    assert not torch.equal(one.train()(x), without(x))
+
+
+def test_a_loss_of_each_sequence_is_megatrons():
+    utils = pytest.importorskip(
+        "megatron.core.transformer.moe.moe_utils", reason="megatron-core is the oracle"
+    )
+    logits = randn(3, 20, 6, dtype=torch.float32)  # 3 sequences
+    experts = logits.topk(2).indices
+    theirs = 0.0
+    for own, chosen in zip(logits, experts):
+        counts = torch.bincount(chosen.flatten(), minlength=6)
+        theirs += utils.switch_load_balancing_loss_func(
+            own.softmax(-1), counts, total_num_tokens=20, topk=2, num_experts=6, moe_aux_loss_coeff=0.3
+        )
+    router = mixture(
+        torch.float32, num_experts=6, moe_aux_loss_coeff=0.3, moe_router_load_balancing_type="seq_aux_loss"
+    ).router
+    ours = router._auxiliary_loss(logits.flatten(0, 1), experts.flatten(0, 1), 3)
+    torch.testing.assert_close(ours, 60 * theirs / 3)  # x the tokens, mean over the sequences
+
+
+def test_a_global_loss_counts_the_step_so_far_as_in_megatron():
+    utils = pytest.importorskip(
+        "megatron.core.transformer.moe.moe_utils", reason="megatron-core is the oracle"
+    )
+    module = mixture(
+        torch.float32, num_experts=6, moe_aux_loss_coeff=0.3, moe_router_load_balancing_type="global_aux_loss"
+    )
+    router, tracked = module.router, torch.zeros(6)
+    for step in range(2):
+        tracked.zero_()
+        for index in range(3):  # micro-batches
+            logits = randn(40, 6, dtype=torch.float32, seed=3 * step + index)
+            experts = logits.topk(2).indices
+            tracked += torch.bincount(experts.flatten(), minlength=6)
+            theirs = utils.switch_load_balancing_loss_func(
+                logits.softmax(-1), tracked / (index + 1), total_num_tokens=40, topk=2, num_experts=6,
+                moe_aux_loss_coeff=0.3,
+            )  # fmt: skip
+            torch.testing.assert_close(router._auxiliary_loss(logits, experts), 40 * theirs)
+        balance(module)
+
+
+def test_what_balancing_cannot_have_is_refused():
+    for wrong, words in (
+        ({"moe_router_load_balancing_type": "sinkhorn"}, "needs --moe-router-score-function sigmoid"),
+        ({"moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.1}, "none has no loss"),
+        ({"moe_router_num_groups": 2}, "belong together"),
+        ({"moe_router_num_groups": 3, "moe_router_group_topk": 1}, "does not divide model.num_experts = 4"),
+        ({"moe_router_num_groups": 2, "moe_router_group_topk": 3}, "must be at most"),
+    ):
+        with pytest.raises(UserError, match=words):
+            shape(**wrong)
+
+
 LOSSES = {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01}
 
 
