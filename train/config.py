@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -10,14 +11,17 @@ from typing import Literal
 import torch
 
 from ..core import manifest
-from ..core.config import UserError, build, check, configuration, option, to_dict
+from ..core.config import UserError, build, check, check_each, configuration, option, shown, to_dict
+from ..indexed.check import other_tokenizer
 from ..indexed.fim import FimConfig, FimDataset
-from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from ..tokenizer.tokenizer import NullTokenizer, Tokenizer, TokenizerConfig
 from .anomalies import AnomalyConfig
 from .checkpoint.base import Checkpoint
-from .checkpoint.hf_settings import TRAINING_SETTINGS, settings_tree
+from .checkpoint.hf_settings import TRAINING_SETTINGS
+from .checkpoint.huggingface import settings_tree
 from .checkpoint.native import CheckpointConfig, known_settings
 from .checkpoint.open import open_checkpoint
+from .checkpoint.presence import check_presence
 from .metrics import LogConfig
 from .model.config import ModelConfig, ResolvedModelConfig
 from .model.datasets import SampleConfig
@@ -55,6 +59,12 @@ class LoopConfig:
     )
     deterministic_mode: bool = option(
         False, "the same command gives the same numbers to the last bit, on GPUs too"
+    )
+    allow_other_tokenizer: bool = option(
+        False,
+        "train although the tokenizer is not the one that made the data or the model of --load; the"
+        " checkpoint's config.yaml says so",
+        added=True,
     )
 
     def __post_init__(self):
@@ -139,6 +149,13 @@ class TrainConfig:
                     " zero-bubble cannot be compiled; leave one of them out"
                 ),
             ),
+            (
+                self.model.moe_router_load_balancing_type != "global_aux_loss"
+                or self.recompute.recompute_granularity is None,
+                "model.moe_router_load_balancing_type = global_aux_loss counts the choices of a step as it"
+                " goes, and recomputation would count them twice; leave --recompute-granularity out, or give"
+                " aux_loss",
+            ),
             *(
                 (
                     name in family_of(self.model).data or not getattr(self.data, name),
@@ -159,6 +176,16 @@ class TrainConfig:
                 f" {families_with(lambda family: family.causal)}, not {self.model.family}; leave them out",
             ),
         )
+
+    def check_inputs(self) -> None:
+        """Raises UserError for inputs that are not there, before anything is read."""
+        load = other_run(self.checkpoint)
+        if not self.dry_run:
+            check_each(
+                *([functools.partial(check_presence, load)] if load is not None else []),
+                self.data.check_inputs,
+                self.tokenizer.check_inputs,
+            )
 
     def _retro_rules(self) -> list[tuple[bool, str]]:
         model, m = self.model, self.model.retro_chunk_length
@@ -230,6 +257,7 @@ class TrainingSchedule:
 
     batch_size: BatchSize
     learning_rate: LearningRate
+    decoupled_rate: LearningRate | None  # of the token embedding and the output layer
     weight_decay: WeightDecay
     total_samples: int
     total_steps: int
@@ -267,11 +295,17 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
         global_batch_size=full,
         by_samples=loop.train_samples is not None,
     )
-    return TrainingSchedule(batch_size, rate, weight_decay(config.optimizer, total), total, steps)
+    own = None
+    if config.optimizer.decoupled_lr is not None:
+        own = dataclasses.replace(
+            rate, peak=config.optimizer.decoupled_lr, minimum=config.optimizer.lowest_decoupled_lr
+        )
+    return TrainingSchedule(batch_size, rate, own, weight_decay(config.optimizer, total), total, steps)
 
 
 def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, mesh: Mesh):
     """(training, validation) datasets; rank 0 builds indices that are not cached, the others read."""
+    mesh.on_rank_0(lambda: _check_data_tokenizer(config, tokenizer))
     valid_samples = config.train.eval_iters * schedule.batch_size.full
     build_all = lambda: build_samples(
         config.model, config.data, tokenizer, (schedule.total_samples, valid_samples, 0)
@@ -281,6 +315,18 @@ def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: To
     if not config.fim.fim_rate:
         return datasets
     return tuple(d and FimDataset(d, tokenizer, config.fim, config.data.seed) for d in datasets)
+
+
+def _check_data_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError if another tokenizer made some of the data, or prints it if that is allowed."""
+    for prefix in config.data.prefixes():
+        problem = other_tokenizer(prefix, tokenizer)
+        if problem and not config.train.allow_other_tokenizer:
+            raise UserError(
+                f"{problem}; give the one that made it, or --allow-other-tokenizer to train anyway"
+            )
+        if problem:
+            print(f"mt: {problem}; allowed by --allow-other-tokenizer", file=sys.stderr)
 
 
 def find_source(config: CheckpointConfig) -> Checkpoint | None:
@@ -314,12 +360,15 @@ def check_source(
     config: TrainConfig,
     schedule: TrainingSchedule,
     shape: ResolvedModelConfig,
+    tokenizer: Tokenizer,
     data: dict,
 ) -> None:
-    """Raises UserError where --load holds another model, or was trained on other data than this run's.
+    """Raises UserError where --load has another model or vocabulary, or was trained on other data.
 
     data: identity of this run's training data (see batches.identity).
     """
+    if not config.train.allow_other_tokenizer:
+        _check_source_tokenizer(source, tokenizer)
     with torch.device("meta"):
         model = build_model(shape)
     start = warm_start_of(source, shape)
@@ -373,6 +422,33 @@ def check_source(
             " that of the earlier run",
             file=sys.stderr,
         )
+
+
+def _check_source_tokenizer(source: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a token of the checkpoint's tokenizer has another id in this one.
+
+    The rows of the embedding would then mean other tokens. Further tokens do no harm. Nothing can be compared
+    where the checkpoint has no tokenizer or one of the two is a NullTokenizer.
+    """
+    try:
+        there = source.load_tokenizer()
+    except UserError:
+        return
+    if there.fingerprint == tokenizer.fingerprint or NullTokenizer in (type(there), type(tokenizer)):
+        return
+    own, given = there.vocabulary(), tokenizer.vocabulary()
+    token = next((token for token, i in own.items() if given.get(token) != i), None)
+    if own and given and token is None:
+        return
+    what = (
+        f"the token {shown(token)} has the id {own[token]} there and {given.get(token, 'none')} here"
+        if own and given and token is not None
+        else "one of them has no vocabulary of texts"
+    )
+    raise UserError(
+        f"{source}: was trained with another tokenizer than this run's: {what}; give that tokenizer, or"
+        " --allow-other-tokenizer to train anyway"
+    )
 
 
 def with_schedules_of(source: Checkpoint, config: TrainConfig) -> TrainConfig:

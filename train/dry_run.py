@@ -28,7 +28,7 @@ from .checkpoint.base import moment_names
 from .config import TrainConfig, training_schedule
 from .model.base import Model
 from .model.config import ResolvedModelConfig
-from .model.dtensor import local_shard
+from .model.dtensor import local_shard, numel_without_data_parallelism
 from .model.family import build_model, count_parameters, family_of, sequence_lengths
 from .model.inputs import MicroBatch
 from .model.training_cost import gibibytes
@@ -70,7 +70,16 @@ def dry_run(config: TrainConfig) -> dict:
     }
     facts["parameters"] = count_parameters(shape)
     facts["seconds"] = round(time.monotonic() - began, 1)
-    kept = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
+    stored = ", ".join(f"{name} {gibibytes(facts[name])}" for name in ("weights", "gradients", "moments"))
+    computed = f"this rank computes with {facts['computed_parameters'] / 1e6:,.1f} million of them"
+    if facts["local_parameters"] == facts["computed_parameters"]:
+        kept = f"{computed} and stores them ({stored})"
+    else:
+        kept = (
+            f"{computed} ({gibibytes(facts['computed_bytes'])}"
+            f"{', a block at a time' if config.parallel.data_parallel_sharding == 'full' else ''}) and stores"
+            f" {facts['local_parameters'] / 1e6:,.1f} million, its part of the optimizer's state ({stored})"
+        )
     stages = f"pipeline {sizes['pp']}, " if sizes["pp"] > 1 else ""
     checked = "; ".join(dict.fromkeys(f["checked"] for f in found))
     where = ", on the first stage and the last" if len(ranks) > 1 else ""
@@ -78,9 +87,8 @@ def dry_run(config: TrainConfig) -> dict:
         f"rank {facts['rank']:,} of {config.world_size:,}: tensor {sizes['tp']}, context {sizes['cp']},"
         f" expert {sizes['ep']}, {stages}data {sizes['dp']}: {facts['micro_batches']}"
         f" micro-batch{'es' if facts['micro_batches'] > 1 else ''} of {config.train.micro_batch_size} in each"
-        f" of {schedule.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; this rank"
-        f" keeps {facts['local_parameters'] / 1e6:,.1f} million of them"
-        f" ({kept})\n{checked}{where} ({facts['seconds']} s); `mt plan` with the same settings"
+        f" of {schedule.total_steps:,} steps\n{facts['parameters'] / 1e9:,.2f} billion parameters; {kept}\n"
+        f"{checked}{where} ({facts['seconds']} s); `mt plan` with the same settings"
         " estimates memory and time"
     )
     return facts
@@ -131,8 +139,11 @@ def _step(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> dict:
         state[name] for state in optimizer.state.values() for name in moment_names(optimizer) if name in state
     ]
     local = sum(local_shard(p).numel() for p in weights)
+    computed = sum(numel_without_data_parallelism(p) for p in weights)
     return {
         "local_parameters": local,
+        "computed_parameters": computed,
+        "computed_bytes": computed * dtype.itemsize,
         "weights": _bytes(weights),
         "gradients": 4 * local,
         "moments": _bytes(states) or 4 * local * len(moment_names(optimizer)),

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ..core import manifest
 from ..core.config import Failure, UserError
+from ..core.progress import activity, print_line
+from ..core.progress import progress as show_progress
 from ..tokenizer.tokenizer import load as load_tokenizer
 from .anomalies import (
     MOST_BEFORE_SPIKE,
@@ -35,10 +37,11 @@ from .anomalies import (
     incident_failure,
     is_out_of_memory,
 )
+from .banner import banner, uneven_split
 from .batches import Batches, identity, open_neighbors, unigram_entropy
 from .checkpoint.base import Checkpoint, Progress, moment_names
 from .checkpoint.native import Saver, newest_whole
-from .compile import check_compile, compile_and_recompute, keep_freed_memory
+from .compile import check_compile, compile_and_recompute, keep_freed_memory, should_compile
 from .config import (
     TrainConfig,
     TrainingSchedule,
@@ -57,12 +60,19 @@ from .model.attention import attention_backend
 from .model.base import Model
 from .model.config import ResolvedModelConfig, resolve
 from .model.family import build_model, count_parameters, family_of, sequence_lengths
-from .model.flops import peak_flops
+from .model.flops import device_name, peak_flops
 from .model.inputs import MicroBatch
 from .model.layers import initialize
 from .model.moe import balance
 from .model.training_cost import gibibytes, out_of_memory_message, training_flops
-from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from .optimizer import (
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    set_rates,
+    weights_norm,
+    zeros_in_gradients,
+)
 from .parallel.mesh import Mesh, launch
 from .parallel.parallelize import check_layout, dropout_place, parallelize, reshard
 from .parallel.pipeline import Pipeline
@@ -110,13 +120,17 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     if mesh.rank == 0 and attention != "sdpa":
         print(f"mt: attention is computed by {attention}", file=sys.stderr)
     source = mesh.broadcast_object(mesh.on_rank_0(lambda: find_source(config.checkpoint)))
-    train_data, valid_data = load_datasets(config, schedule, tokenizer, mesh)
-    neighbors = [open_neighbors(shape, config.data, dataset) for dataset in (train_data, valid_data)]
-    entropy = mesh.on_rank_0(lambda: unigram_entropy(train_data, shape.vocab_size))
+    with activity("opening the data, and building its indices if they are new"):
+        train_data, valid_data = load_datasets(config, schedule, tokenizer, mesh)
+        neighbors = [open_neighbors(shape, config.data, dataset) for dataset in (train_data, valid_data)]
+    with activity("counting how often each token occurs in the data"):
+        entropy = mesh.on_rank_0(lambda: unigram_entropy(train_data, shape.vocab_size))
     resolved = dataclasses.replace(config, model=shape)
     if source is not None:
         mesh.on_rank_0(
-            lambda: check_source(source, config, schedule, shape, identity(train_data, config.data))
+            lambda: check_source(
+                source, config, schedule, shape, tokenizer, identity(train_data, config.data)
+            )
         )
         if not config.checkpoint.finetune:
             resolved = mesh.broadcast_object(mesh.on_rank_0(lambda: with_schedules_of(source, resolved)))
@@ -124,9 +138,14 @@ def _train(config: TrainConfig, mesh: Mesh, began: float) -> dict | None:
     if mesh.device.type == "cpu":
         mesh.on_rank_0(lambda: _check_memory(resolved, shape, mesh))
     # The user's mistakes are found before here: a claimed directory would require --overwrite afterwards.
-    run = mesh.on_rank_0(lambda: start_run(config, schedule, tokenizer, train_data, valid_data))
+    with activity("comparing the inputs with those of an earlier run"):
+        run = mesh.on_rank_0(lambda: start_run(config, schedule, tokenizer, train_data, valid_data))
     if mesh.broadcast_object(run is not None and run.finished):
         return run.manifest if run is not None else None
+    if mesh.rank == 0:
+        print_line(banner(resolved, shape, schedule, mesh, train_data, valid_data))
+        if warning := uneven_split(resolved, train_data, valid_data):
+            print_line(warning)
     try:
         trainer = Trainer(resolved, schedule, mesh, tokenizer, train_data, valid_data, source, neighbors)
         complete = trainer.fit(began)
@@ -214,24 +233,33 @@ class Trainer:
             use_fast_float32_matmul()
             keep_freed_memory()
         sample_flops = training_flops(shape, config.data.seq_length, config.data.decoder_seq_length)
-        own = newest_whole(self.folder, mesh)
+        with activity("checking the newest checkpoint"):
+            own = newest_whole(self.folder, mesh)
+        print_line(f"  {'start':<9}{_start_text(own, source, config)}")
         flops = sample_flops.full * schedule.total_samples / mesh.world_size
-        self.model, self.weights = _build(
-            config,
-            shape,
-            mesh,
-            flops,
-            filled=own is None and (source is None or warm_start_of(source, config.model) is not None),
-        )
+        with activity("building the model"):
+            self.model, self.weights = _build(
+                config,
+                shape,
+                mesh,
+                flops,
+                filled=own is None and (source is None or warm_start_of(source, config.model) is not None),
+            )
         self.stragglers = StragglerDetector(self.model, mesh)
         self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
-        self.progress = self._start_from(own, source)
+        with activity("loading the checkpoint"):
+            self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)
         self.saver = Saver(config, tokenizer=tokenizer, data=data, mesh=mesh)
         self.incidents = IncidentLog(self.folder / "incidents.jsonl")
         self.given_up = 0  # consecutive steps that changed no weight because of an incident
+        self.timers = {"forward_backward": 0.0, "optimizer": 0.0}  # seconds since the last log
+        self.timed_steps = 0
+        self.num_zeros = 0  # in the gradient of the last step
         self.shares: dict[str, Tensor] = {}  # each expert's share of the last step's choices, by layer
         self.rates = Rates(sample_flops, mesh.world_size, peak_flops(mesh.device, config.precision.dtype))
+        self.compiles = should_compile(config.train.compile, mesh.device, flops)
+        self.first_step = self.progress.step  # of this process
         self.log = None
         if mesh.rank == 0:
             self.log = RunLog(
@@ -239,6 +267,7 @@ class Trainer:
                 config.log,
                 step=self.progress.step,
                 total_steps=schedule.total_steps,
+                total_samples=schedule.total_samples,
                 settings=dataclasses.asdict(config),
             )
 
@@ -281,7 +310,7 @@ class Trainer:
         """
         config, progress, schedule = self.config, self.progress, self.schedule
         profiler = StepProfiler(config.log, self.folder, self.mesh.rank, self.mesh.device)
-        with StopSignals() as signals, manual_gc() as collect:
+        with StopSignals() as signals, manual_gc() as collect, activity(self._doing):
             ready = time.perf_counter()
             for batch in self.batches.over(
                 schedule.batch_size.steps(schedule.total_samples, progress.consumed_samples)
@@ -290,6 +319,8 @@ class Trainer:
                 profiler.before(progress.step + 1)
                 grad_norm = self.step(batch)
                 self.rates.time(time.perf_counter() - ready, waited)
+                if self.log is not None:
+                    self.log.step_done(progress.consumed_samples)
 
                 last = (
                     progress.consumed_samples + schedule.batch_size.at(progress.consumed_samples)
@@ -316,6 +347,16 @@ class Trainer:
                 ready = time.perf_counter()
         return True
 
+    def _doing(self) -> str:
+        """What the loop is doing, for a person who waits."""
+        if self.progress.step == self.first_step and not self.mesh.activity.startswith("step"):
+            return "reading the first batch"
+        text = f"{self.mesh.activity} of {self.schedule.total_steps:,}"
+        if self.compiles and self.progress.step == self.first_step:
+            return f"{text}, which compiles the model first"
+        left = self.log.time_left(self.progress.consumed_samples) if self.log is not None else None
+        return text if left is None else f"{text}, about {left} left"
+
     def _exit_is_due(self, began: float) -> bool:
         """Whether --exit-interval or --exit-duration-in-mins ends the run after this step."""
         guard = self.config.guard
@@ -329,30 +370,60 @@ class Trainer:
         progress, size = self.progress, self.schedule.batch_size.at(self.progress.consumed_samples)
         self.mesh.activity = f"step {progress.step + 1}"
         counted = progress.consumed_samples - progress.skipped_samples
+        own = self.schedule.decoupled_rate
         set_rates(
-            self.optimizer, self.schedule.learning_rate.at(counted), self.schedule.weight_decay.at(counted)
+            self.optimizer,
+            self.schedule.learning_rate.at(counted),
+            self.schedule.weight_decay.at(counted),
+            None if own is None else own.at(counted),
         )
-        result, num_tokens = self.compute(batch)
+        began = time.perf_counter()
+        result, num_tokens = self.compute(batch)  # it waits for the device
+        computed = time.perf_counter()
+        if self.config.log.log_num_zeros_in_grad:
+            self.num_zeros = round(zeros_in_gradients(self.weights, self.mesh).item())
+        empty = num_tokens == 0
+        if empty:
+            self._report_empty_batch()
         # A gradient that overflows float16 is no incident as long as the loss scale can fall.
         overflow = self.loss_scale.can_fall and not result.finite
-        what = None if overflow else find_incident(result, progress.recent, self.config.guard)
-        applied = not overflow and (what is None or self.examine(batch, result, what))
+        what = None if overflow or empty else find_incident(result, progress.recent, self.config.guard)
+        applied = not overflow and not empty and (what is None or self.examine(batch, result, what))
         if applied:
             self.update(result)
+            if self.config.log.timing_log_level and self.mesh.device.type == "cuda":
+                torch.cuda.synchronize()
         else:
             progress.skipped_steps += 1
             progress.skipped_samples += size
-        self.given_up = self.given_up + 1 if what is not None and not applied else 0
+        self.given_up = self.given_up + 1 if (what is not None or empty) and not applied else 0
         self.optimizer.zero_grad()
         self.loss_scale.update(overflow)
         if self.config.model.num_experts:
             self.shares = balance(self.model, self.mesh.all_reduce_dp_cp)
+        self.timers["forward_backward"] += computed - began
+        self.timers["optimizer"] += time.perf_counter() - computed
+        self.timed_steps += 1
         progress.loss_scale = self.loss_scale.state()
         progress.step += 1
         progress.consumed_samples += size
         progress.consumed_tokens += num_tokens
         self.rates.count(size, num_tokens)
         return result.grad_norm
+
+    def _report_empty_batch(self) -> None:
+        """Prints that the loss has no token in this step; raises UserError if many steps in a row are so."""
+        step = self.progress.step + 1
+        if self.given_up + 1 >= MOST_IN_A_ROW:
+            raise UserError(
+                f"step {step:,}: the loss mask of {MOST_IN_A_ROW} global batches in a row is 0 everywhere, so"
+                " there is nothing to learn; check the data, or leave --eod-mask-loss out"
+            )
+        if self.mesh.rank == 0:
+            print(
+                f"mt: step {step:,}: the loss mask of the global batch is 0 everywhere; the step is skipped",
+                file=sys.stderr,
+            )
 
     def compute(self, batch: list[MicroBatch]) -> tuple[StepResult, int]:
         """Loss and gradient of a global batch, and the number of its tokens; changes only gradients."""
@@ -361,7 +432,7 @@ class Trainer:
         local_loss = forward_backward(
             self.model,
             batch,
-            scale / num_tokens,
+            scale / num_tokens.clamp(min=1),
             seed=f"{self.config.data.seed}:{self.progress.step}",
             place=dropout_place(self.mesh, self.config.parallel),
             experts=bool(self.config.model.num_experts),
@@ -372,7 +443,7 @@ class Trainer:
         loss, tokens, norm = torch.stack(
             [self.mesh.all_reduce_dp_cp(local_loss), num_tokens, norm.double()]
         ).tolist()
-        return StepResult(loss / tokens, norm), int(tokens)
+        return StepResult(loss / max(tokens, 1), norm), int(tokens)
 
     def update(self, result: StepResult) -> None:
         """Steps the optimizer."""
@@ -456,6 +527,8 @@ class Trainer:
             if self.config.model.num_experts
             else {}
         )
+        log = self.config.log
+        norm = weights_norm(self.weights, self.mesh).item() if log.log_params_norm else None
         if self.log is not None:
             values = {
                 "samples": progress.consumed_samples,
@@ -466,6 +539,13 @@ class Trainer:
                 "grad_norm": grad_norm,
                 "skipped": progress.skipped_steps,
             }
+            if norm is not None:
+                values["params_norm"] = norm
+            if log.log_num_zeros_in_grad:
+                values["num_zeros"] = self.num_zeros
+            if log.timing_log_level:
+                values["timers"] = {name: s / self.timed_steps for name, s in self.timers.items()}
+                values["timers"]["step"] = rates["seconds"] / self.timed_steps
             if self.config.precision.fp16:
                 values["loss_scale"] = self.loss_scale.value
             if shares:
@@ -474,6 +554,7 @@ class Trainer:
                 }
             self.log.training(progress.step, **values, **rates)
         pending.clear()
+        self.timers, self.timed_steps = dict.fromkeys(self.timers, 0.0), 0
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -483,12 +564,20 @@ class Trainer:
         self.mesh.activity = f"validation after step {self.progress.step}"
         size = self.schedule.batch_size.full
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
-        for batch in self.valid_batches.over((i * size, size) for i in range(self.config.train.eval_iters)):
-            loss = self.model.losses(batch)
-            sums += torch.stack([loss, _num_tokens(batch)])
+        count = self.config.train.eval_iters
+        with show_progress("validation", count, "batches") as advance:
+            for batch in self.valid_batches.over((i * size, size) for i in range(count)):
+                loss = self.model.losses(batch)
+                sums += torch.stack([loss, _num_tokens(batch)])
+                advance(1)
         reshard(self.model)
         self.model.train()
         loss, tokens = self.mesh.all_reduce_dp_cp(sums).tolist()
+        if not tokens:
+            raise UserError(
+                f"step {self.progress.step:,}: the loss mask of the validation data is 0 everywhere; check"
+                " that data, or give --eval-iters 0 to leave the validation out"
+            )
         if self.log is not None:
             self.log.validation(self.progress.step, loss / tokens)
 
@@ -498,6 +587,15 @@ class Trainer:
         if self.log is not None:
             self.log.flush()
         self.saver.save(self.model, self.weights.by_name, self.optimizer, self.progress)
+
+
+def _start_text(own: Checkpoint | None, source: Checkpoint | None, config: TrainConfig) -> str:
+    """What the run starts from."""
+    if own is not None:
+        return f"resumes from {own}"
+    if source is None:
+        return "new weights"
+    return f"the weights of {source}" if config.checkpoint.finetune else f"continues from {source}"
 
 
 def _num_tokens(batch: list[MicroBatch]) -> Tensor:
@@ -563,6 +661,8 @@ def _seal(run: manifest.Run, trainer: Trainer, entropy: float) -> dict:
         [manifest.record(path, folder) for path in (*files, log.path)],
         {"steps": progress.step, "samples": progress.consumed_samples, "tokens": progress.consumed_tokens},
         parameters=count_parameters(trainer.shape),
+        device=device_name(trainer.mesh.device),
+        devices=trainer.mesh.world_size,
         train_loss=curve[-1][1],
         valid_loss=valid_curve[-1][1] if valid_curve else None,
         unigram_entropy=entropy,

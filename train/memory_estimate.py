@@ -4,18 +4,24 @@ A part is one block, or the modules before the blocks, or those after them. Its 
 model with a rank's share of heads, widths and vocabulary; its activations are the bytes that autograd keeps
 of one forward pass. Both are counted on torch's fake tensors, which have shapes and no values, so that a
 model of any size takes a second.
+
+Fake tensors take the kernels of processors. Those of GPUs keep less of dropout, and are imitated
+(`_DropoutOfGPUs`): without, attention with dropout would seem to keep its weights, T x T for each head.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .model.attention import Attention, AttentionMask, attend
@@ -86,9 +92,18 @@ class Parts:
 
 
 def count_parts(
-    config: ResolvedModelConfig, cut: Cut, *, seq_length: int, decoder_seq_length: int = 0, dtype: torch.dtype
+    config: ResolvedModelConfig,
+    cut: Cut,
+    *,
+    seq_length: int,
+    decoder_seq_length: int = 0,
+    dtype: torch.dtype,
+    gpu: bool = False,
 ) -> Parts:
-    """config: resolved, and such that `cut` divides it. dtype: what the model computes in."""
+    """config: resolved, and such that `cut` divides it. dtype: what the model computes in.
+
+    gpu: count what the kernels of GPUs keep.
+    """
     share = _share_of(config, cut)
     family = family_of(config)
     with torch.device("meta"):
@@ -104,8 +119,8 @@ def count_parts(
                 p.numel() for m in block.modules() if isinstance(m, Experts) for p in m.parameters()
             )
             parameters = sum(p.numel() for p in block.parameters()) - experts + experts // cut.expert
-            with FakeTensorMode():
-                kept = _count_block(model, block, cut, seq_length, decoder_seq_length, counted)
+            with FakeTensorMode(), _DropoutOfGPUs() if gpu else contextlib.nullcontext():
+                kept = _count_block(model, block, cut, seq_length, decoder_seq_length, counted, gpu)
             if experts and dtype != counted:
                 # without the router's float32 copy of bfloat16 tokens
                 kept[None] -= 4 * seq_length // cut.context * config.hidden_size
@@ -176,7 +191,13 @@ def _make_fake(module: nn.Module | None, dtype: torch.dtype) -> None:
 
 
 def _count_block(
-    model: Model, block: Block, cut: Cut, seq_length: int, decoder_seq_length: int, dtype: torch.dtype
+    model: Model,
+    block: Block,
+    cut: Cut,
+    seq_length: int,
+    decoder_seq_length: int,
+    dtype: torch.dtype,
+    gpu: bool,
 ) -> dict[str | None, int]:
     """Bytes that autograd keeps of one sample's pass through a block, by recompute granularity."""
     for module in (block, getattr(model, "encoder_bias", None), getattr(model, "decoder_bias", None)):
@@ -195,8 +216,10 @@ def _count_block(
         block(x, **context)
     kept = {None: everything.bytes, "selective": x.nbytes + products.kept.bytes, "full": x.nbytes}
     if cut.sequence_parallel:  # the inputs of norms and the masks of dropout are cut along the sequence
-        norms = sum(norm is not None for norm in (block.mixer_norm, block.cross_norm, block.ffn_norm))
-        masks = norms * x.numel() if block.dropout else 0
+        norms = sum(norm is not None for norm in _norms(block))
+        # torch keeps a mask of one byte on GPUs, of the dtype of x on processors
+        mask_bytes = x.numel() if gpu else x.nbytes
+        masks = norms * mask_bytes if block.dropout else 0
         saved = 1 - 1 / cut.tensor
         kept = {
             None: kept[None] - int((norms * x.nbytes + masks) * saved),
@@ -204,6 +227,38 @@ def _count_block(
             "full": kept["full"] - int(x.nbytes * saved),
         }
     return kept
+
+
+class _DropoutOfGPUs(TorchFunctionMode):
+    """Dropout and attention that keep for the backward pass what torch's kernels of GPUs keep.
+
+    Dropout keeps a mask of one byte a number. Attention (FlashAttention, memory-efficient attention) keeps
+    the seed of its mask, where that of processors keeps its weights and their mask.
+    """
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function is F.dropout:
+            return _dropout(*arguments, **(keywords or {}))
+        if function is F.scaled_dot_product_attention:
+            keywords = {**(keywords or {}), "dropout_p": 0.0}
+        return function(*arguments, **(keywords or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or not p:
+        return x
+    return torch.where(torch.empty(x.shape, dtype=torch.bool), x * (1 / (1 - p)), 0.0)
+
+
+def _norms(block: Block) -> list[nn.Module | None]:
+    """The norms of a block, or None for those that it lacks."""
+    return [
+        block.mixer_norm,
+        block.mixer_output_norm,
+        block.cross_norm,
+        block.ffn_norm,
+        block.ffn_output_norm,
+    ]
 
 
 def _attend_to_all(

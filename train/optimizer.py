@@ -18,6 +18,7 @@ from .model.dtensor import local_shard, num_replicas
 from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
+DECOUPLED = (["embedding", "weight"], ["output", "weight"])  # the ends of the names of decoupled_lr's weights
 NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and so few that torch uses one thread
 
 
@@ -30,6 +31,12 @@ class OptimizerConfig:
     )
     lr: float = option(3e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end of the decay")
+    decoupled_lr: float | None = option(
+        None, "peak learning rate of the token embedding and the output layer (default: lr)", added=True
+    )
+    decoupled_min_lr: float | None = option(
+        None, "their learning rate at the end of the decay (default: min-lr)", added=True
+    )
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = option(
         "cosine", "how the learning rate falls after the warm-up"
     )
@@ -59,6 +66,11 @@ class OptimizerConfig:
     clip_grad: float = option(1.0, "maximum norm of the whole gradient; 0: no clipping")
 
     @property
+    def lowest_decoupled_lr(self) -> float:
+        """The learning rate of the embedding at the end of the decay."""
+        return self.min_lr if self.decoupled_min_lr is None else self.decoupled_min_lr
+
+    @property
     def num_moments(self) -> int:
         """Optimizer state per weight, in numbers."""
         return 2 if self.optimizer == "adam" else 1
@@ -86,6 +98,24 @@ class OptimizerConfig:
             (
                 0 <= self.lr_warmup_init <= self.lr,
                 f"optimizer.lr_warmup_init = {self.lr_warmup_init} must lie between 0 and lr = {self.lr}",
+            ),
+            (
+                self.decoupled_lr is None or self.decoupled_lr > 0,
+                f"optimizer.decoupled_lr = {self.decoupled_lr} must be above 0",
+            ),
+            (
+                self.decoupled_min_lr is None or self.decoupled_lr is not None,
+                "optimizer.decoupled_min_lr needs --decoupled-lr",
+            ),
+            (
+                self.decoupled_lr is None
+                or (
+                    0 <= self.lowest_decoupled_lr <= self.decoupled_lr
+                    and self.lr_warmup_init <= self.decoupled_lr
+                ),
+                f"optimizer.decoupled_lr = {self.decoupled_lr} must be at least its end"
+                f" {self.lowest_decoupled_lr} and lr_warmup_init = {self.lr_warmup_init}; give"
+                " --decoupled-min-lr",
             ),
             (len(warmups) <= 1, f"{' and '.join(warmups)} are both given; keep one"),
             (
@@ -189,15 +219,23 @@ def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
 def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over weights by name.
 
-    Matrices have weight decay, vectors and biases have none (the stacked biases of experts are a matrix).
+    With decoupled_lr the token embedding and the output layer are a group of their own. Matrices have weight
+    decay, vectors and biases have none (the stacked biases of experts are a matrix).
     """
     weights = {name: p for name, p in weights.items() if p.requires_grad}
     free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
+    own = set() if config.decoupled_lr is None else {n for n in weights if n.split(".")[-2:] in DECOUPLED}
     groups = [
         {
-            "params": [p for name, p in weights.items() if name not in free],
+            "params": [p for name, p in weights.items() if name not in free | own],
             "weight_decay": config.weight_decay,
             "decays": True,
+        },
+        {
+            "params": [weights[name] for name in weights if name in own],
+            "weight_decay": config.weight_decay,
+            "decays": True,
+            "decoupled": True,
         },
         {"params": [p for name, p in weights.items() if name in free], "weight_decay": 0.0, "decays": False},
     ]
@@ -210,10 +248,12 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
-    """Sets the learning rate and weight decay of the next step."""
+def set_rates(
+    optimizer: torch.optim.Optimizer, rate: float, decay: float, decoupled: float | None = None
+) -> None:
+    """Sets the learning rate and weight decay of the next step. decoupled: the rate of decoupled_lr."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = decoupled if decoupled is not None and "decoupled" in group else rate
         if group["decays"]:
             group["weight_decay"] = decay
 
@@ -225,11 +265,30 @@ def gradient_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     torch's get_total_norm refuses parameters on different meshes, so this takes the local shards. The squares
     are summed over all ranks; a shard that several ranks have is counted once.
     """
-    gradients = [p.grad for p in weights if p.grad is not None]
-    replicas = [num_replicas(g) for g in gradients]
-    gradients = [local_shard(g) for g in gradients]
+    return _total_norm([p.grad for p in weights if p.grad is not None], mesh)
+
+
+@torch.no_grad()
+def weights_norm(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
+    """The 2-norm of all weights together, over all ranks; a scalar."""
+    return _total_norm([p.detach() for p in weights], mesh)
+
+
+@torch.no_grad()
+def zeros_in_gradients(weights: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
+    """The number of zeros in all gradients together, over all ranks; a scalar."""
+    zeros = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    for gradient in (p.grad for p in weights if p.grad is not None):
+        shard = local_shard(gradient)
+        zeros += (shard.numel() - torch.count_nonzero(shard)) / num_replicas(gradient)
+    return mesh.all_reduce(zeros)
+
+
+def _total_norm(tensors: list[Tensor], mesh: Mesh) -> Tensor:
+    replicas = [num_replicas(t) for t in tensors]
+    shards = [local_shard(t) for t in tensors]
     norm = _norm_on_gpu if mesh.device.type == "cuda" else _norm_on_cpu
-    squares = norm(gradients).square()
+    squares = norm(shards).square()
     if mesh.world_size == 1:
         return squares.sum().sqrt()
     return mesh.all_reduce((squares / torch.tensor(replicas, device=squares.device)).sum()).sqrt()

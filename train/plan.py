@@ -1,4 +1,4 @@
-"""`mt plan`: memory, bubble, communication and expected MFU of parallel layouts, without a run.
+"""`mt plan`: memory, speed and hours of a run, and the parallel layouts that fit, without a run.
 
 Parameters and activations are counted (memory_estimate.py). Time follows from them and from the GPU's data
 sheet:
@@ -14,38 +14,54 @@ sheet:
 
 Data parallelism: with sharding `optimizer` a step gathers weights and sums gradients once, with `full` every
 micro-batch gathers twice and sums once. MATMUL and TRAFFIC are fitted to Megatron-LM's published runs
-(table in docs/parallelism.md).
+(table in docs/parallelism.md). The hours of a run are its steps times the seconds of a step, without
+validation, checkpoints and restarts.
+
+`--gpu cpu` plans for the processors of this machine: their peak is measured by a matrix product. That
+products of a model reach it, and CPU_FLOPS_PER_BYTE, are fitted to short runs (table in docs/training.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..core.config import UserError, check, configuration, nearest, option
+import torch
+
+from ..core import terminal
+from ..core.config import UserError, build, check, configuration, nearest, option
+from ..core.progress import duration
+from ..core.provenance import memory_bytes
 from ..tokenizer.tokenizer import load as load_tokenizer
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
 from .memory_estimate import Cut, PartCosts, Parts, count_parts
 from .model.config import ResolvedModelConfig, resolve
 from .model.datasets import SampleConfig
-from .model.family import family_of, sequence_lengths
-from .model.flops import PEAKS
-from .model.training_cost import training_flops
+from .model.family import count_parameters, family_of, sequence_lengths
+from .model.flops import PEAKS, measured_flops
+from .model.training_cost import large_number, training_bytes, training_flops
 from .parallel.mesh import ParallelConfig, check_sizes
 from .parallel.parallelize import check_layout
 from .parallel.stages import divide
 
 MATMUL = 0.64  # share of the peak that matrix products reach
 TRAFFIC = 5  # reads and writes of every byte of an activation, forward and backward
+# FLOPs that a CPU could do in the time in which it reads or writes a byte of an activation. It computes
+# norms, activation functions and sums at the same time, which are nothing beside a GPU's matrix products.
+CPU_FLOPS_PER_BYTE = 27
 # Bytes per parameter: weight, gradient and two moments read, three of them written, gradient norm and
 # clipping.
 OPTIMIZER_BYTES = 36
 USABLE = 0.92  # share of a GPU's memory; CUDA, NCCL and fragmentation take the rest
 GPUS_OF_A_MACHINE = 8
 GIB = 2**30
+CPU = "cpu"  # as a kind of GPU: the processors of this machine
+# What a run without a length is planned for: about what uses its FLOPs best (Hoffmann et al. 2022).
+TOKENS_PER_PARAMETER = 20
 
 
 class Gpu(NamedTuple):
@@ -84,7 +100,7 @@ class PlanLoop(LoopConfig):
     """The loop settings of training; the length of the run may be left out."""
 
     def __post_init__(self):
-        sizes = ("micro_batch_size", "global_batch_size")
+        sizes = ("micro_batch_size", "global_batch_size", "train_iters", "train_samples")
         check(
             *(
                 (
@@ -110,7 +126,20 @@ class PlanConfig(TrainConfig):
     data: PlanData
     train: PlanLoop
     checkpoint: PlanCheckpoint
-    gpu: str = option("H100", f"kind of GPU: {', '.join(GPUS)}", role="runtime")
+    gpu: str = option(
+        "H100",
+        f"kind of GPU: {', '.join(GPUS)}; cpu: the processors of this machine, whose speed is measured",
+        role="runtime",
+    )
+    train_tokens: float | None = option(
+        None,
+        "length of the run in tokens, as 2e9; --train-iters and --train-samples give it too (default:"
+        f" {TOKENS_PER_PARAMETER} for each parameter)",
+        role="runtime",
+    )
+    peak_tflops: float | None = option(
+        None, "TFLOP/s of one device in matrix products (default: of its kind)", role="runtime"
+    )
     gpu_memory_gib: float | None = option(
         None, "GiB of memory of one GPU (default: of its kind)", role="runtime"
     )
@@ -130,12 +159,26 @@ class PlanConfig(TrainConfig):
         check(
             (not self.dry_run, "dry_run is for `mt train`; a plan runs nothing"),
             (
-                self.world_size is not None and self.world_size >= 1,
-                f"world_size = {self.world_size}: give the number of GPUs, --world-size N",
+                self.gpu == CPU or (self.world_size is not None and self.world_size >= 1),
+                f"world_size = {self.world_size}: give the number of GPUs, --world-size N, or"
+                " --gpu cpu for this machine's processors",
             ),
             (
-                self.gpu in GPUS,
-                f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}",
+                self.gpu != CPU or self.world_size in (None, 1),
+                f"world_size = {self.world_size}: the plan of gpu = cpu is for one process with all"
+                " processors; leave it out",
+            ),
+            (
+                self.gpu in (*GPUS, CPU),
+                f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}, cpu",
+            ),
+            (
+                [self.train_tokens, self.train.train_iters, self.train.train_samples].count(None) >= 2,
+                "the run's length must be given once: --train-tokens, --train-iters or --train-samples",
+            ),
+            *(
+                (value is None or value > 0, f"{name} = {value} must be above 0")
+                for name, value in (("train_tokens", self.train_tokens), ("peak_tflops", self.peak_tflops))
             ),
             (
                 self.gpu_memory_gib is None or self.gpu_memory_gib > 0,
@@ -148,6 +191,11 @@ class PlanConfig(TrainConfig):
             (self.virtual_stages >= 1, f"virtual_stages = {self.virtual_stages} must be at least 1"),
             (self.show >= 1, f"show = {self.show} must be at least 1"),
         )
+
+    def check_inputs(self) -> None:
+        """Nothing is read but the tokenizer, and that only where vocab_size is not given."""
+        if self.model.vocab_size is None:
+            self.tokenizer.check_inputs()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,19 +249,48 @@ def plan(config: PlanConfig) -> dict:
     )
     if not ranked:
         raise UserError(
-            f"no layout of {config.world_size} GPUs divides pipeline_stages = {list(config.pipeline_stages)},"
-            f" the model's {len(planner.parts(Cut()).blocks)} blocks and a global batch of"
-            f" {planner.global_batch_size}; change one of them"
+            f"no layout of {planner.world_size} GPUs divides pipeline_stages ="
+            f" {list(config.pipeline_stages)}, the model's {len(planner.parts(Cut()).blocks)} blocks and a"
+            f" global batch of {planner.global_batch_size}; change one of them"
         )
     fitting = [e for e in ranked if e.fits]
     shown = fitting[: config.show] or ranked[:3]
+    columns = terminal.screen(sys.stdout).columns if sys.stdout.isatty() else None
     return {
-        "text": _text(config, planner, given, shown, len(fitting), len(ranked)),
+        "text": _text(config, planner, given, shown, len(fitting), len(ranked), columns),
         "parameters": planner.total_parameters,
-        "given": _plain(given),
-        "layouts": [_plain(e) for e in shown],
+        "tokens": planner.total_tokens,
+        "steps": planner.total_steps,
+        "device": planner.device,
+        "devices": planner.world_size,
+        "peak_tflops": planner.peak / 1e12,
+        "given": planner.plain(given),
+        "layouts": [planner.plain(e) for e in shown],
         "fitting": len(fitting),
     }
+
+
+def memory_of_preset(tree: dict) -> tuple[int, int]:
+    """Bytes that training with the settings of a preset takes on one device, and the least that it can take.
+
+    The least: one sample in a micro-batch, and every block recomputed. Estimated without building the model's
+    weights; a vocabulary that the preset leaves to the tokenizer is taken as GPT-2's.
+    """
+    config = build(PlanConfig, ("preset", tree), ("doctor", {"world_size": 1}))
+    size = config.model.vocab_size or 50257
+    shape = resolve(config.model, vocab_size=size, seq_length=config.data.seq_length)
+    tokens = sum(sequence_lengths(shape, config.data).values())
+    needed = functools.partial(
+        training_bytes,
+        shape,
+        count_parameters(shape),
+        dtype=config.precision.dtype,
+        num_moments=config.optimizer.num_moments,
+    )
+    usual = needed(
+        tokens=config.train.micro_batch_size * tokens, granularity=config.recompute.recompute_granularity
+    )
+    return usual.total, needed(tokens=tokens, granularity="full").total
 
 
 def resolve_shape(config: TrainConfig) -> ResolvedModelConfig:
@@ -228,9 +305,18 @@ class Planner:
     """The estimates of one model on one number of GPUs."""
 
     def __init__(self, config: PlanConfig, shape: ResolvedModelConfig):
-        assert config.world_size is not None, "PlanConfig requires it"
-        self.config, self.shape, self.world_size = config, shape, config.world_size
-        self.gpu, self.peak = GPUS[config.gpu], PEAKS[config.gpu] * 1e12
+        self.config, self.shape, self.world_size = config, shape, config.world_size or 1
+        if config.gpu == CPU:
+            self.peak = config.peak_tflops * 1e12 if config.peak_tflops else measured_flops()
+            self.gpu, self.matmul = _this_machine(self.peak), 1.0
+            threads = torch.get_num_threads()
+            self.device = f"{threads} processor{'s' if threads > 1 else ''} of this machine"
+            if config.peak_tflops:
+                self.device = f"processors of {config.peak_tflops:g} TFLOP/s"
+        else:
+            self.peak = (config.peak_tflops or PEAKS[config.gpu]) * 1e12
+            self.gpu, self.matmul = GPUS[config.gpu], MATMUL
+            self.device = config.gpu
         self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
         self.lengths = sequence_lengths(shape, config.data)
         self.decoder_length = self.lengths.get("decoder_seq_length", 0)
@@ -243,6 +329,25 @@ class Planner:
         self.parts = functools.cache(self._parts)
         whole = self.parts(Cut())
         self.total_parameters = whole.stage(0, len(whole.blocks)).parameters
+        self.total_steps = self._steps()
+        self.total_tokens = self.total_steps * self.global_batch_size * self.tokens
+
+    def _steps(self) -> int:
+        """Steps of the run; a global batch that grows is counted at its full size."""
+        loop = self.config.train
+        if loop.train_iters is not None:
+            return loop.train_iters
+        tokens = self.config.train_tokens or TOKENS_PER_PARAMETER * self.total_parameters
+        samples = tokens / self.tokens if loop.train_samples is None else loop.train_samples
+        return max(round(samples / self.global_batch_size), 1)
+
+    def hours(self, estimate: Estimate) -> float:
+        """Of the whole run."""
+        return self.total_steps * estimate.seconds / 3600
+
+    def plain(self, estimate: Estimate) -> dict:
+        """The estimate as JSON."""
+        return {**dataclasses.asdict(estimate), "memory": estimate.memory, "hours": self.hours(estimate)}
 
     def _parts(self, cut: Cut) -> Parts:
         return count_parts(
@@ -251,6 +356,7 @@ class Planner:
             seq_length=self.config.data.seq_length,
             decoder_seq_length=self.decoder_length,
             dtype=self.dtype,
+            gpu=self.config.gpu != CPU,
         )
 
     def given(self) -> Layout:
@@ -470,7 +576,7 @@ class Planner:
         size = layout.micro_batch_size
         again = {None: (0, 0.0), "selective": (0, 0.25), "full": (1, 0.25)}[layout.granularity]
         blocks = sum(b.flops for b in parts.blocks[begin:end])
-        products = (3 * stage.flops + again[0] * blocks) * size / (MATMUL * self.peak)
+        products = (3 * stage.flops + again[0] * blocks) * size / (self.matmul * self.peak)
         traffic = TRAFFIC * (1 + again[1]) * stage.activations[None] * size / (self.gpu.bandwidth * 1e9)
         reach = {
             "tensor": layout.tensor,
@@ -491,8 +597,9 @@ class Planner:
         return max(0.0, seconds - hides)
 
 
-def _plain(estimate: Estimate) -> dict:
-    return {**dataclasses.asdict(estimate), "memory": estimate.memory}
+def _this_machine(flops: float) -> Gpu:
+    """This machine's memory, and the bandwidth that training on processors of this many FLOP/s has."""
+    return Gpu((memory_bytes() or 0) / GIB, flops / CPU_FLOPS_PER_BYTE / 1e9, link=1, network=1)
 
 
 def _text(
@@ -502,23 +609,28 @@ def _text(
     shown: list[Estimate],
     fitting: int,
     considered: int,
+    columns: int | None,
 ) -> str:
+    """columns: of the terminal; None where lines may be of any length."""
+    devices = planner.device if config.gpu == CPU else f"{planner.world_size:,} {planner.device}"
     lines = [
         (
-            f"{planner.total_parameters / 1e9:,.2f} billion parameters on {config.world_size:,} {config.gpu}"
+            f"{large_number(planner.total_parameters)} parameters on {devices}"
             f" of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x"
             f" {planner.tokens:,} tokens"
         ),
-        "",
-        (
-            "  TP  CP  EP  PP     DP  sharding   micro  recompute   weights   grads  moments  activ.  GiB in"
-            " all   fits  bubble  step s   MFU  tokens/s/GPU"
-        ),
+        f"run     {_length(planner)}",
     ]
-    lines += [_row(given) + "   this configuration", ""]
-    lines += [_row(e) for e in shown]
+    lines.append(f"memory  {_memory_text(given, planner)}")
+    faster = shown[0] if fitting and shown[0].seconds < 0.99 * given.seconds else None
+    lines.append(f"time    {_time_text(given, planner)}, with this configuration")
+    if faster is not None:
+        lines.append(f"        {_time_text(faster, planner)}, with the fastest layout below")
+    table = _table([given, *shown], planner, columns)
+    lines += ["", *table[:2], "  (this configuration)", *table[2:], ""]
     sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in given.communication.items() if bytes)
-    lines += ["", f"GB that a rank of the first of these sends in a step: {sent or 'none'}"]
+    if sent:
+        lines.append(f"GB that a rank of the first of these sends in a step: {sent}")
     lines.append(
         f"{fitting:,} of {considered:,} layouts fit, the fastest first"
         if fitting
@@ -527,23 +639,108 @@ def _text(
             " others (--gpu)"
         )
     )
-    lines.append(
-        f"MFU = FLOPs of a global batch, attention in full / (GPUs x step x {planner.peak / 1e12:,.0f}"
-        f" TFLOP/s); products at {MATMUL:.0%} of the peak, links as in the GPU's data sheet"
-    )
-    if planner.dtype.itemsize == 4:
+    lines.append(_basis(config, planner))
+    if config.gpu == CPU and planner.dtype.itemsize < 4:
+        lines.append(
+            "the times are those of float32: 16-bit training takes about as long on processors with 16-bit"
+            " products (AMX, AVX512-BF16), and longer on others"
+        )
+    elif config.gpu != CPU and planner.dtype.itemsize == 4:
         lines.append(
             "this configuration computes in float32, but the times are those of 16-bit products: give --bf16"
         )
     return "\n".join(lines)
 
 
-def _row(e: Estimate) -> str:
-    layout = e.layout
-    gib = "".join(f"{size / GIB:>8.1f}" for size in (e.weights, e.gradients, e.moments, e.activations))
+def _length(planner: Planner) -> str:
+    """The length of the run, and who chose it."""
+    config = planner.config
+    tokens, steps = planner.total_tokens, planner.total_steps
+    text = f"{large_number(tokens)} tokens in {steps:,} steps"
+    if config.train_tokens or config.train.train_iters or config.train.train_samples:
+        return text
+    return f"{text}: {TOKENS_PER_PARAMETER} for each parameter, as --train-tokens is not given"
+
+
+def _memory_text(estimate: Estimate, planner: Planner) -> str:
+    sizes = ("weights", "gradients", "moments", "activations")
+    parts = ", ".join(f"{name} {getattr(estimate, name) / GIB:,.1f}" for name in sizes)
+    fits = "fits" if estimate.fits else "does not fit"
+    return f"{estimate.memory / GIB:,.1f} GiB of {planner.memory / GIB:,.0f} ({parts}): {fits}"
+
+
+def _time_text(estimate: Estimate, planner: Planner) -> str:
+    """Time and speed of the whole run: `about 3 h 20 min (3.3 hours), 12,000 tokens/s, MFU 40 %`."""
+    hours = planner.hours(estimate)
+    rate = estimate.tokens_per_second * planner.world_size
+    time = f"about {duration(3600 * hours)} ({_hours(hours)} hours)"
+    return f"{time}, {rate:,.0f} tokens/s, MFU {estimate.mfu:.0%}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _basis(config: PlanConfig, planner: Planner) -> str:
+    """What the times come from."""
+    peak = f"{planner.peak / 1e12:,.3g} TFLOP/s"
+    if config.peak_tflops:
+        source = f"{peak} as given"
+    elif config.gpu == CPU:
+        source = f"{peak} that a float32 product reached just now"
+    else:
+        source = f"{peak} of the data sheet"
     return (
-        f"{layout.tensor:>4}{layout.context:>4}{layout.expert:>4}{layout.pipeline:>4}{layout.data:>7}  "
-        f"{layout.sharding:<10}{layout.micro_batch_size:>6}  {layout.granularity or 'none':<10}"
-        f"{gib}{e.memory / GIB:>12.1f}   {'yes' if e.fits else 'no':<5}"
-        f"{e.bubble:>6.1%}{e.seconds:>8.2f}{e.mfu:>7.1%}{e.tokens_per_second:>12,.0f}"
+        f"Times are estimates: matrix products at {planner.matmul:.0%} of the {source},\nactivations at"
+        f" {planner.gpu.bandwidth:,.3g} GB/s, without validation, checkpoints and restarts.\n"
+        "MFU = FLOPs of a global batch, attention in full / (devices x step x peak)"
     )
+
+
+class Column(NamedTuple):
+    """A column of the table of layouts."""
+
+    title: str
+    value: Callable[[Estimate, Planner], str]
+    # Columns with a high number are left out first where the terminal is narrow; 0 always stays.
+    left_out: int = 0
+
+
+def _gib(part: str) -> Callable[[Estimate, Planner], str]:
+    return lambda e, _: f"{getattr(e, part) / GIB:.1f}"
+
+
+COLUMNS = (
+    Column("TP", lambda e, _: f"{e.layout.tensor}"),
+    Column("CP", lambda e, _: f"{e.layout.context}", 2),
+    Column("EP", lambda e, _: f"{e.layout.expert}", 2),
+    Column("PP", lambda e, _: f"{e.layout.pipeline}"),
+    Column("DP", lambda e, _: f"{e.layout.data}", 1),
+    Column("sharding", lambda e, _: e.layout.sharding),
+    Column("micro", lambda e, _: f"{e.layout.micro_batch_size}"),
+    Column("recompute", lambda e, _: e.layout.granularity or "none"),
+    Column("weights", _gib("weights"), 5),
+    Column("grads", _gib("gradients"), 5),
+    Column("moments", _gib("moments"), 5),
+    Column("activ.", _gib("activations"), 5),
+    Column("GiB", _gib("memory")),
+    Column("fits", lambda e, _: "yes" if e.fits else "no"),
+    Column("bubble", lambda e, _: f"{e.bubble:.1%}", 4),
+    Column("step s", lambda e, _: f"{e.seconds:.2f}"),
+    Column("MFU", lambda e, _: f"{e.mfu:.1%}"),
+    Column("tokens/s/GPU", lambda e, _: f"{e.tokens_per_second:,.0f}", 3),
+    Column("hours", lambda e, planner: _hours(planner.hours(e))),
+)
+
+
+def _table(estimates: Sequence[Estimate], planner: Planner, columns: int | None) -> list[str]:
+    """The heads of COLUMNS, and a line for each estimate; without some columns on a narrow terminal."""
+    cells = [(c, [c.title, *(c.value(e, planner) for e in estimates)]) for c in COLUMNS]
+    longest = lambda: sum(2 + max(map(len, column)) for _, column in cells)
+    for number in sorted({c.left_out for c in COLUMNS} - {0}, reverse=True):
+        if columns is not None and longest() >= columns:
+            # the same layout everywhere needs no column, and others need theirs
+            needed = [c for c, column in cells if number == 2 and {*column[1:]} != {"1"}]
+            cells = [(c, column) for c, column in cells if c.left_out != number or c in needed]
+    lines = zip(*([text.rjust(max(map(len, column))) for text in column] for _, column in cells))
+    return ["  " + "  ".join(line) for line in lines]

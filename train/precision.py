@@ -40,6 +40,9 @@ class PrecisionConfig:
         " needs torchao and e4m3",
     )
     initial_loss_scale: float = option(2.0**32, "float16: initial loss scale")
+    loss_scale: float | None = option(
+        None, "float16: a loss scale that does not change (default: it follows the overflows)", added=True
+    )
     loss_scale_window: int = option(1000, "float16: steps without overflow before the loss scale doubles")
     hysteresis: int = option(2, "float16: overflows before the loss scale halves")
 
@@ -59,6 +62,10 @@ class PrecisionConfig:
                 self.initial_loss_scale >= LEAST_LOSS_SCALE,
                 f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least"
                 f" {LEAST_LOSS_SCALE}",
+            ),
+            (
+                self.loss_scale is None or self.loss_scale >= LEAST_LOSS_SCALE,
+                f"precision.loss_scale = {self.loss_scale} must be at least {LEAST_LOSS_SCALE}",
             ),
             (
                 self.loss_scale_window >= 1,
@@ -142,33 +149,35 @@ class LossScale:
     """Dynamic loss scale for float16 (Micikevicius et al. 2018), by Megatron-LM's rules; else 1.
 
     After `hysteresis` overflows the scale halves, and at every further overflow again. After `window` steps
-    in a row without overflow it doubles, and the count of overflows starts again.
+    in a row without overflow it doubles, and the count of overflows starts again. With
+    PrecisionConfig.loss_scale it is that one, and never changes.
     """
 
     def __init__(self, config: PrecisionConfig, state: dict | None = None):
         """state: the result of `state` that a checkpoint holds, to resume from."""
         self.config = config
-        self.value = config.initial_loss_scale if config.fp16 else 1.0
+        self.value = (config.loss_scale or config.initial_loss_scale) if config.fp16 else 1.0
+        self.dynamic = config.fp16 and config.loss_scale is None
         self.good_steps, self.patience = 0, config.hysteresis
-        if state and config.fp16:
+        if state and self.dynamic:
             check_value(state, LossScaleState, "loss_scale of the checkpoint's state.json", MADE_BY_MT)
             self.value = state["value"]
             self.good_steps, self.patience = state["good_steps"], state["patience"]
 
     def state(self) -> dict:
-        """For a checkpoint; empty unless the model computes in float16."""
-        if not self.config.fp16:
+        """For a checkpoint; empty unless the loss scale changes."""
+        if not self.dynamic:
             return {}
         return {"value": self.value, "good_steps": self.good_steps, "patience": self.patience}
 
     @property
     def can_fall(self) -> bool:
         """Whether a lower loss scale may avoid an overflow."""
-        return self.config.fp16 and self.value > LEAST_LOSS_SCALE
+        return self.dynamic and self.value > LEAST_LOSS_SCALE
 
     def update(self, overflow: bool) -> None:
         """Adjusts the scale after a step. overflow: its gradients were not finite."""
-        if not self.config.fp16:
+        if not self.dynamic:
             return
         if overflow:
             self.good_steps = 0

@@ -47,12 +47,15 @@ def manual_gc(collect: Callable[[int], object] = gc.collect) -> Iterator[Callabl
     no tensor is part of a reference cycle, so little memory waits for the collection.
     """
     gc.collect()
-    gc.freeze()  # existing objects live until the end, so collections need not visit them
+    is_ours = not gc.get_freeze_count()  # else the program that called us has frozen its objects
+    if is_ours:
+        gc.freeze()  # existing objects live until the end, so collections need not visit them
     with without_collector():
         try:
             yield functools.partial(collect, 1)
         finally:
-            gc.unfreeze()
+            if is_ours:
+                gc.unfreeze()
 
 
 class StragglerDetector:

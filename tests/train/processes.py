@@ -8,6 +8,7 @@ The processes start once, because importing torch takes longer than a job.
 
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import os
 import socket
@@ -69,6 +70,8 @@ def _work(pipe) -> None:
     import torch
 
     torch.set_num_threads(1)
+    importlib.import_module("mt.train.loop")
+    gc.freeze()  # or every collection of garbage visits the objects of these libraries
     while True:
         try:
             function, arguments, options, variables = pipe.recv()

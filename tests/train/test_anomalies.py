@@ -226,7 +226,7 @@ def test_out_of_memory_names_the_settings_that_save_most(settings, tmp_path, mon
     with pytest.raises(
         UserError,
         match=(
-            r"out of memory; this run holds about [\d.]+ GiB \(weights .*, gradients .*, moments .*,"
+            r"out of memory; this run holds about [\d.]+ MiB \(weights .*, gradients .*, moments .*,"
             r" activations .*--recompute-granularity full .*--micro-batch-size 1"
         ),
     ):
@@ -237,7 +237,7 @@ def test_out_of_memory_names_the_settings_that_save_most(settings, tmp_path, mon
 def test_a_model_larger_than_free_memory_is_refused_before_it_is_built(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "free_memory", lambda: 2**10)
     with pytest.raises(
-        UserError, match=r"out of memory; this run holds about .*; this machine has 0.0 GiB free"
+        UserError, match=r"out of memory; this run holds about .*; this machine has 0.0 MiB free"
     ):
         train(settings(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

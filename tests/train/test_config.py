@@ -1,6 +1,12 @@
+import json
+import shutil
+
 import pytest
+import yaml
 
 from mt.core.config import UserError
+from mt.indexed.build import TokenizeConfig, tokenize
+from mt.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 from mt.train import loop
 from mt.train.loop import train
 
@@ -43,3 +49,69 @@ def test_bad_input_is_refused_before_anything_is_built(settings, tmp_path, monke
     with pytest.raises(UserError, match=message):
         train(settings(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()  # the corrected command needs no --overwrite
+
+
+@pytest.fixture(scope="module")
+def two_vocabularies(tmp_path_factory):
+    """For each of two tokenizers: the settings of runs on data that it made."""
+    found = []
+    for name, words in (("a", "north south east west"), ("b", "lorem ipsum dolor sit amet")):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "in.jsonl").write_text(json.dumps({"text": f"{words} " * 40}) + "\n")
+        source = (str(folder / "in.jsonl"),)
+        train_tokenizer(TrainTokenizerConfig(input=source, output=str(folder / "tokenizer"), vocab_size=265))
+        tokenizer = {
+            "tokenizer_type": "HuggingFaceTokenizer",
+            "tokenizer_model": str(folder / "tokenizer"),
+        }
+        prefix = str(folder / "data")
+        tokenize(TokenizeConfig(input=source, output_prefix=prefix, workers=1, **tokenizer))
+        found.append(
+            {
+                "tokenizer": tokenizer,
+                "data_path": [f"{prefix}_text_document"],
+                "split": "100,0,0",
+                "eval_iters": 0,
+                "seq_length": 8,
+                "train_iters": 3,
+            }
+        )
+    return found
+
+
+def test_data_of_another_tokenizer_is_refused_unless_that_is_allowed(
+    settings, two_vocabularies, tmp_path, capsys
+):
+    a, b = two_vocabularies
+    mixed = {**a, "tokenizer": b["tokenizer"]}
+    with pytest.raises(UserError, match="data_text_document: was written with another tokenizer"):
+        train(settings(tmp_path / "run", **mixed))
+    train(settings(tmp_path / "run", **mixed, allow_other_tokenizer=True))
+    assert "another tokenizer (vocabulary of 265, this one 265); allowed by" in capsys.readouterr().err
+    saved = yaml.safe_load((tmp_path / "run/step_00000003/config.yaml").read_text())
+    assert saved["train"]["allow_other_tokenizer"] is True
+    ids = {"tokenizer_type": "NullTokenizer", "tokenizer_vocab_size": 265}
+    train(settings(tmp_path / "ids", **{**a, "tokenizer": ids}))  # NullTokenizer takes ids as they are
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused_and_of_a_smaller_one_is_taken(
+    settings, two_vocabularies, tmp_path
+):
+    a, b = two_vocabularies
+    train(settings(tmp_path / "a", **a, vocab_size=512))
+    start = {"load": str(tmp_path / "a"), "finetune": True, "vocab_size": 512}
+    with pytest.raises(UserError, match=r"the token '.*' has the id \d+ there and (none|\d+) here"):
+        train(settings(tmp_path / "b", **b, **start))
+    train(settings(tmp_path / "b", **b, **start, allow_other_tokenizer=True))
+    more = {**a, "tokenizer": {**a["tokenizer"], "tokenizer_special_tokens": ["<more>"]}}
+    (allowed,) = more["data_path"]
+    with pytest.raises(UserError, match=f"{allowed}: was written with another tokenizer"):
+        train(settings(tmp_path / "more", **more, **start))
+    more["data_path"] = [copy_without_manifest(allowed, tmp_path / "copy")]
+    train(settings(tmp_path / "more", **more, **start))
+
+
+def copy_without_manifest(prefix, target):
+    for suffix in ("bin", "idx"):
+        shutil.copy(f"{prefix}.{suffix}", f"{target}.{suffix}")
+    return str(target)

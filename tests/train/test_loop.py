@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from mt.core.config import Failure, UserError
+from mt.indexed.format import IndexedWriter
 from mt.indexed.gpt_dataset import build_datasets
 from mt.train import loop, stragglers
 from mt.train.checkpoint.open import open_checkpoint
@@ -138,7 +140,7 @@ def test_a_finished_run_is_up_to_date_and_other_settings_are_refused(finished, s
         train(settings(save, keep_last=0, lr=2e-2))
 
 
-@pytest.mark.parametrize("interval", [1, 3, 5])
+@pytest.mark.parametrize("interval", [pytest.param(1, marks=pytest.mark.slow), 3, 5])
 def test_a_run_that_exits_resumes_to_the_same_losses_and_weights(finished, settings, tmp_path, interval):
     save = tmp_path / "run"
     while "finished" not in train(settings(save, exit_interval=interval)):
@@ -169,7 +171,7 @@ loop.train(build(loop.TrainConfig, ("test", json.loads(sys.argv[3]))))
 
 
 # killed when the log is ahead of the newest checkpoint; killed before a checkpoint is renamed
-@pytest.mark.parametrize(("where", "call"), [("step", 6), ("rename", 2)])
+@pytest.mark.parametrize(("where", "call"), [pytest.param("step", 6, marks=pytest.mark.slow), ("rename", 2)])
 def test_a_run_that_is_killed_resumes_to_the_same_losses_and_weights(
     finished, settings, tree, tmp_path, where, call
 ):
@@ -305,7 +307,7 @@ def test_recomputation_and_async_save_do_not_change_the_losses(finished, setting
     assert lines(tmp_path / "run") == lines(finished[0])
 
 
-@pytest.mark.parametrize(("where", "call"), [("step", 5), ("rename", 2)])
+@pytest.mark.parametrize(("where", "call"), [("step", 5), pytest.param("rename", 2, marks=pytest.mark.slow)])
 def test_a_kill_during_an_async_save_keeps_the_previous_checkpoint(
     finished, settings, tree, tmp_path, where, call
 ):
@@ -404,6 +406,7 @@ def test_every_micro_batch_has_its_own_dropout_seed(settings, tmp_path, monkeypa
     assert len(set(seeds)) == len(seeds) == 12  # three steps of four micro-batches
 
 
+@pytest.mark.slow  # torchrun's three processes import torch; test_parallel_training.py compares ranks
 def test_two_processes_give_the_losses_of_one(settings, tree, tmp_path):
     """With dropout: its masks depend on micro-batches, not on ranks. One process resumes the run of two."""
     config = tmp_path / "two.yaml"
@@ -470,6 +473,7 @@ def test_two_processes_train_in_float16_with_async_saves_as_one_does(settings, t
     assert same_weights(tmp_path / "two" / "step_00000008", tmp_path / "two")
 
 
+@pytest.mark.slow  # as above; parallel/test_launcher.py has the mistake under `mt launch`
 def test_a_users_mistake_under_torchrun_is_reported_once(tree, tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "bad", data_path=["absent"])))
@@ -497,7 +501,7 @@ def test_a_diverging_loss_stops_the_run(settings, tmp_path):
 
 
 def test_presets_need_only_data_tokenizer_save_and_length(corpus, tmp_path):
-    from mt.cli import read_preset
+    from mt.commands.configure import read_preset
     from mt.core.config import build
 
     for name in ("gpt-345m", "tiny"):
@@ -515,3 +519,41 @@ def test_presets_need_only_data_tokenizer_save_and_length(corpus, tmp_path):
         if name == "gpt-345m":
             # GPT-2 medium, its vocabulary padded to 50,304 rows
             assert sum(p.numel() for p in model.parameters()) == 354_871_296
+
+
+def _pair(prefix, tokens):
+    """A .bin/.idx pair of one document."""
+    writer = IndexedWriter(prefix, np.uint16, prefix.parent / "work")
+    writer.add(np.asarray(tokens), [len(tokens)], [1])
+    writer.finish()
+    return str(prefix)
+
+
+def test_a_global_batch_without_a_counted_token_changes_no_weight(settings, tmp_path, capsys):
+    """The end-of-document token, 59, is all that some samples hold, and --eod-mask-loss masks it."""
+    words = np.arange(256) % 59
+    words[64:192] = 59
+    run = {
+        "data_path": [_pair(tmp_path / "data", words)],
+        "split": "100,0,0",
+        "eval_iters": 0,
+        "eod_mask_loss": True,
+        "micro_batch_size": 1,
+        "global_batch_size": 1,
+        "train_iters": 15,
+        "log_interval": 1,
+    }
+    made = train(settings(tmp_path / "run", **run))
+    skipped = made["skipped_steps"]
+    assert 5 <= skipped <= 9
+    message = "the loss mask of the global batch is 0 everywhere; the step is skipped"
+    assert capsys.readouterr().err.count(message) == skipped
+    assert len(made["curve"]) == 15 - skipped
+    assert all(np.isfinite(loss) for _, loss in made["curve"])
+    run["data_path"] = [_pair(tmp_path / "masked", np.full(256, 59))]
+    with pytest.raises(UserError, match="step 10: the loss mask of 10 global batches in a row is 0"):
+        train(settings(tmp_path / "none", **run))
+    run |= {"train_data_path": [_pair(tmp_path / "words", words[:64])], "valid_data_path": run["data_path"]}
+    run |= {"data_path": [], "eval_iters": 1, "train_iters": 2, "lr_warmup_iters": 0}
+    with pytest.raises(UserError, match="step 2: the loss mask of the validation data is 0 everywhere"):
+        train(settings(tmp_path / "valid", **run))

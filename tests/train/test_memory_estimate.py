@@ -23,6 +23,7 @@ MODELS = {
         "position_embedding_type": "rope",
     },
     "dropout": {"hidden_dropout": 0.1},
+    "dropout of attention too": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
     "mixture": {"num_experts": 4, "activation": "swiglu"},
     "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
     "bert": {"family": "bert"},
@@ -82,3 +83,30 @@ def test_parameters_equal_the_models_and_activations_are_within_a_tenth_of_those
         (128 * dtype.itemsize) * (lengths[0] if config.family != "t5" or i < 4 else T)
         for i in range(len(parts.blocks))
     )
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 8])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
+def test_a_gpus_activations_are_those_of_megatrons_formula(tensor, sequence_parallel, attention_dropout):
+    """Korthikanti et al. 2022: s b h (10 + 24 / t) bytes a layer in 16 bits, attention's weights recomputed.
+
+    With sequence parallelism theirs are s b h 34 / t: the inputs of column-parallel layers are gathered
+    again in the backward pass. mt keeps them, 4 s b h (test_ranks_use_the_estimated_memory counts that).
+    """
+    T, D = 2048, 1024
+    config = resolve(
+        ModelConfig(
+            num_layers=1,
+            hidden_size=D,
+            num_attention_heads=16,
+            hidden_dropout=0.1,
+            attention_dropout=attention_dropout,
+        ),
+        vocab_size=256,
+        seq_length=T,
+    )
+    cut = Cut(tensor=tensor, sequence_parallel=sequence_parallel)
+    parts = count_parts(config, cut, seq_length=T, dtype=torch.bfloat16, gpu=True)
+    formula = 34 / tensor + 4 * (1 - 1 / tensor) if sequence_parallel else 10 + 24 / tensor
+    assert parts.blocks[0].activations[None] == pytest.approx(T * D * formula, rel=0.01)

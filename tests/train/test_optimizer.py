@@ -78,6 +78,27 @@ def test_stacked_biases_of_experts_do_not_decay():
     assert (decays["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
 
 
+def test_the_embedding_and_the_output_layer_may_have_a_learning_rate_of_their_own():
+    weights = {
+        name: nn.Parameter(torch.ones(2, 2))
+        for name in ("embedding.weight", "positions.weight", "layers.0.mixer.out.weight", "output.weight")
+    } | {"norm.weight": nn.Parameter(torch.ones(2))}
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    optimizer = build_optimizer(weights, OptimizerConfig(optimizer="sgd", weight_decay=0, decoupled_lr=0.5))
+    set_rates(optimizer, 0.125, 0.0, 0.5)
+    optimizer.step()
+    assert {name: 1 - weight.flatten()[0].item() for name, weight in weights.items()} == {
+        "embedding.weight": 0.5,
+        "output.weight": 0.5,
+        "positions.weight": 0.125,
+        "layers.0.mixer.out.weight": 0.125,
+        "norm.weight": 0.125,
+    }
+    with pytest.raises(UserError, match="decoupled_min_lr needs --decoupled-lr"):
+        OptimizerConfig(decoupled_min_lr=0.1)
+
+
 def test_set_rates_sets_the_weight_decay_of_matrices_only():
     optimizer = build_optimizer(dict(network().named_parameters()), OptimizerConfig())
     set_rates(optimizer, 0.5, 0.25)

@@ -59,7 +59,12 @@ LAYOUTS = {
 MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+SLOW = ("tp2 x dp2", "pp2, interleaved, ep1", "tp2 x pp2, zero-bubble")
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAYOUTS]
+)
 def test_a_run_resumes_from_a_layout_on_one_process_and_back_with_the_losses_of_one_process(
     pool, settings, tmp_path, layout
 ):
@@ -86,8 +91,22 @@ def test_a_run_resumes_from_a_layout_on_one_process_and_back_with_the_losses_of_
     assert not model.training
 
 
-def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path):
-    """Saved at TP2 x PP2; loaded with moments at TP4, PP4, DP2 with divided weights, and on one process."""
+TP2 = {"tensor_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2}
+TP4 = {"tensor_model_parallel_size": 4}
+PP4 = {"pipeline_model_parallel_size": 4}
+FULL = {"data_parallel_sharding": "full"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        ((2, TP2), [(2, PP2), (1, {})]),
+        pytest.param((4, TP2 | PP2), [(4, TP4), (4, PP4), (2, FULL), (1, {})], marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_path, saved, loaded):
+    """With moments."""
     changes = {
         "train_iters": 2,
         "eval_iters": 0,
@@ -98,17 +117,12 @@ def test_a_checkpoint_loads_bit_for_bit_at_another_layout(pool, settings, tmp_pa
     }
     pool.run(
         run_mt_train,
-        4,
-        settings(tmp_path / "first", **changes, tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
+        saved[0],
+        settings(tmp_path / "first", **changes, **saved[1]),
     )
     first = tensors(tmp_path / "first" / "step_00000002")
     assert {name.split(".")[0] for name in first} == {"model", "exp_avg", "exp_avg_sq"}
-    for world, parallel in (
-        (4, {"tensor_model_parallel_size": 4}),
-        (4, {"pipeline_model_parallel_size": 4}),
-        (2, {"data_parallel_sharding": "full"}),
-        (1, {}),
-    ):
+    for world, parallel in loaded:
         again = pool.run(
             run_mt_train,
             world,

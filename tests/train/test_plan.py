@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from mt import cli
+from mt.commands.configure import configure
 from mt.core.config import UserError, build
 from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
 from mt.tests.train.plan_jobs import bytes_of_a_step
 from mt.train.memory_estimate import Cut
 from mt.train.parallel.mesh import SIZES
 from mt.train.parallel.stages import divide
-from mt.train.plan import Layout, PlanConfig, Planner, resolve_shape
+from mt.train.plan import Layout, PlanConfig, Planner, plan, resolve_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
-        ("gpt", {}),
-        ("gpt", {"tensor_model_parallel_size": 2}),
+        pytest.param("gpt", {}, marks=pytest.mark.slow),
+        pytest.param("gpt", {"tensor_model_parallel_size": 2}, marks=pytest.mark.slow),
         ("llama", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
         ("moe", {"expert_model_parallel_size": 2}),
     ],
@@ -201,6 +202,25 @@ def test_the_largest_cost_of_a_stage_is_the_least_of_all_divisions(costs, stages
     assert largest_cost(ends) == min(map(largest_cost, every))
 
 
+@pytest.mark.parametrize(
+    ("columns", "missing"), [(200, set()), (120, {"weights"}), (80, {"weights", "bubble", "EP"})]
+)
+def test_the_table_fits_into_the_terminal_without_some_of_its_columns(monkeypatch, columns, missing):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    config = configure(
+        PlanConfig, [("flags", {"world_size": 16, "global_batch_size": 64})], preset="llama3-8b"
+    )
+    lines = plan(config)["text"].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["TP"])
+    table = lines[start : lines.index("", start)]
+    assert all(len(line) < columns for line in table)
+    heads = table[0].split()
+    assert {"TP", "PP", "CP", "GiB", "fits", "MFU", "hours"} <= {*heads}
+    assert {"weights", "bubble", "EP"} - {*heads} == missing
+    assert table[2].strip() == "(this configuration)"
+
+
 def test_layouts_that_fit_come_first_and_a_message_says_if_none_fits(capsys):
     arguments = [
         "--preset",
@@ -223,6 +243,67 @@ def test_layouts_that_fit_come_first_and_a_message_says_if_none_fits(capsys):
     assert "none of" in none["text"]
     assert none["fitting"] == 0
     assert not any(layout["fits"] for layout in none["layouts"])
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens"),
+    [
+        (["--train-tokens", "1e9"], 1e9),
+        (["--train-iters", "5000"], 5000 * 8 * 1024),
+        (["--train-samples", "80000"], 80000 * 1024),
+        ([], 20 * 354.9e6),  # parameters of GPT-2 medium
+    ],
+)
+def test_the_hours_of_a_run_are_its_tokens_by_the_rate_of_all_devices(length, tokens):
+    common = ["--preset", "gpt-345m", "--vocab-size", "50257", "--bf16", "--micro-batch-size", "1"]
+    for gpus in (1, 8):
+        found = cli.call(("plan",), [*common, "--world-size", str(gpus), *length])
+        assert found["tokens"] == pytest.approx(tokens, rel=1e-3)
+        for estimate in (found["given"], *found["layouts"]):
+            rate = gpus * estimate["tokens_per_second"]
+            assert estimate["hours"] == pytest.approx(found["tokens"] / rate / 3600)
+        assert f"({found['given']['hours']:.3g} hours)" in found["text"]
+        assert "Times are estimates" in found["text"]
+    assert ("20 for each parameter" in found["text"]) == (not length)
+
+
+# Short runs on one core of an EPYC (AVX2): layers, hidden size, heads, sequence, micro-batch, vocabulary,
+# CPU seconds of a step (docs/training.md), and TFLOP/s of a product at that time.
+CPU_RUNS = {
+    "128": (4, 128, 4, 128, 8, 512, 0.181, 0.0760),
+    "256": (4, 256, 4, 256, 8, 512, 0.983, 0.0737),
+    "512": (8, 512, 8, 512, 2, 8192, 3.854, 0.0712),
+    "768": (12, 768, 12, 512, 1, 50257, 8.165, 0.0728),
+}
+
+
+@pytest.mark.parametrize("width", CPU_RUNS)
+def test_the_time_on_processors_is_near_that_of_short_runs(width):
+    layers, hidden, heads, seq_length, micro, vocab_size, seconds, peak = CPU_RUNS[width]
+    llama = {"position_embedding_type": "rope", "normalization": "RMSNorm", "activation": "swiglu"}
+    shape = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    tree = {
+        "model": {
+            **shape,
+            "vocab_size": vocab_size,
+            **(llama | {"add_bias_linear": False} if hidden < 768 else {}),
+        },
+        "data": {"seq_length": seq_length},
+        "train": {"micro_batch_size": micro},
+        "gpu": "cpu",
+        "peak_tflops": peak,
+    }
+    config = build(PlanConfig, ("test", tree))
+    planner = Planner(config, resolve_shape(config))
+    assert planner.estimate(planner.given()).seconds == pytest.approx(seconds, rel=0.08)
+
+
+def test_a_plan_for_the_processors_measures_them():
+    found = cli.call(("plan",), ["--preset", "tiny", "--vocab-size", "512", "--gpu", "cpu"])
+    assert found["peak_tflops"] > 1e-4
+    assert found["devices"] == 1
+    assert "of this machine" in found["text"]
+    assert "just now" in found["text"]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +333,21 @@ def test_layouts_that_fit_come_first_and_a_message_says_if_none_fits(capsys):
             "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of",
         ),
         (["--preset", "gpt-345m", "--vocab-size", "9"], "give the number of GPUs, --world-size N"),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9", "--gpu", "cpu", "--world-size", "2"],
+            "world_size = 2: the plan of gpu = cpu is for one process with all processors; leave it out",
+        ),
+        (
+            [
+                *("--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "1"),
+                *("--train-tokens", "1e9", "--train-iters", "9"),
+            ],
+            "the run's length must be given once: --train-tokens, --train-iters or --train-samples",
+        ),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "1", "--train-tokens", "0"],
+            "train_tokens = 0.0 must be above 0",
+        ),
         (
             ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "8", "--gpu", "H1000"],
             "gpu = H1000 is not known; did you mean H100?",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mt.cli import presets, read_preset
 from mt.core.config import build
+from mt.core.presets import presets, read_preset
 from mt.train.loop import TrainConfig
 from mt.train.model.config import resolve
 from mt.train.model.family import build_model

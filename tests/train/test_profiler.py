@@ -11,8 +11,10 @@ from mt.train.loop import train
 
 @pytest.mark.parametrize(
     ("end", "exit_interval", "recorded"),
-    [(2, None, (2, 2)), (20, 3, (2, 3))],
-    ids=["some steps", "to the end"],
+    [
+        pytest.param(2, None, (2, 2), id="some steps"),
+        pytest.param(20, 3, (2, 3), id="to the end", marks=pytest.mark.slow),
+    ],
 )
 def test_the_requested_steps_are_recorded_and_the_losses_do_not_change(
     settings, tmp_path, end, exit_interval, recorded

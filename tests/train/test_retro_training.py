@@ -172,6 +172,7 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(folder, finished, 
     )
 
 
+@pytest.mark.slow  # 20 s of a CPU; parallel/test_parallelize.py has quick layouts of Retro
 def test_two_processes_with_recomputation_give_the_losses_of_one(pool, folder, tmp_path):
     off = {"retro_encoder_hidden_dropout": 0.0, "retro_encoder_attention_dropout": 0.0}
     train(run(folder, tmp_path / "one", model=RETRO | off))

@@ -3,6 +3,8 @@
 import gc
 import json
 
+import pytest
+
 from mt.tests.train.parallel_jobs import train_with_a_slow_rank
 from mt.train.stragglers import manual_gc, slow_ranks, table
 
@@ -37,8 +39,12 @@ def test_the_table_shows_slow_ranks_and_the_median():
     ]
 
 
-def test_garbage_is_collected_only_when_requested():
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_garbage_is_collected_only_when_requested_and_what_the_caller_froze_stays_frozen(is_frozen):
     generations = []
+    gc.unfreeze()
+    if is_frozen:
+        gc.freeze()
     assert gc.isenabled()
     with manual_gc(generations.append) as collect:
         assert not gc.isenabled()
@@ -47,7 +53,7 @@ def test_garbage_is_collected_only_when_requested():
         collect()
     assert generations == [1, 1]
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert (gc.get_freeze_count() > 0) == is_frozen
 
 
 def test_the_table_shows_eight_slow_ranks_and_the_median_of_an_existing_rank():

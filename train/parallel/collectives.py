@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..model.layers import compute_dtype
 from ..model.likelihood import Softmax, answers, joined, read
-from ..model.loss import chunk_bytes, chunks_of
+from ..model.loss import chunk_bytes, chunks_of, limited, slope
 from .mesh import Axis
 
 # The names since torch 2.13, else the older ones.
@@ -180,6 +180,7 @@ def vocab_parallel_cross_entropy(
     vocab_size: int,
     bias: Tensor | None = None,
     *,
+    softcap: float | None = None,
     axis: Axis,
 ) -> Tensor:
     """loss.cross_entropy with the vocabulary divided over ranks: weight (V / ranks, D), bias (V / ranks,).
@@ -191,35 +192,43 @@ def vocab_parallel_cross_entropy(
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     return _VocabParallelCrossEntropy.apply(
-        copy_to(hidden, axis), weight, labels, loss_mask, vocab_size, bias, axis
+        copy_to(hidden, axis), weight, labels, loss_mask, vocab_size, bias, softcap, axis
     )
 
 
-def vocab_parallel_logits(hidden: Tensor, weight: Tensor, vocab_size: int, *, axis: Axis) -> Tensor:
+def vocab_parallel_logits(
+    hidden: Tensor, weight: Tensor, vocab_size: int, *, softcap: float | None = None, axis: Axis
+) -> Tensor:
     """loss.logits_of with the vocabulary divided over ranks, weight (V / ranks, D): all logits, on all ranks.
 
     Without a gradient.
     """
-    logits = _all_gather(F.linear(hidden, weight), axis, hidden.dim() - 1)
+    logits = limited(_all_gather(F.linear(hidden, weight), axis, hidden.dim() - 1), softcap)
     logits[..., vocab_size:] = float("-inf")
     return logits
 
 
 def vocab_parallel_likelihoods(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, axis: Axis
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    *,
+    softcap: float | None = None,
+    axis: Axis,
 ) -> tuple[Tensor, Tensor]:
     """likelihood.likelihoods with the vocabulary divided over ranks, weight (V / ranks, D).
 
     The result is the same on all ranks.
     """
     first = axis.rank * len(weight)
-    own = read(hidden, weight[: max(0, vocab_size - first)], targets, first)
+    own = read(hidden, weight[: max(0, vocab_size - first)], targets, first, softcap=softcap)
     return answers(joined(Softmax(*(_all_gather(known[None], axis, 0) for known in own))), targets)
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias, axis):
+    def forward(ctx, hidden, weight, labels, loss_mask, vocab_size, bias, softcap, axis):
         dtype = compute_dtype(weight)
         wide = torch.promote_types(dtype, torch.float32)
         compute_weight = weight.to(dtype)
@@ -234,7 +243,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         for here in chunks_of(len(hidden), rows):
             x, mask = hidden[here].to(dtype), loss_mask[here].to(wide)
             logits = F.linear(x, compute_weight, None if bias is None else bias.to(dtype)).to(wide)
-            logits[:, max(0, vocab_size - first) :] = float("-inf")
+            logits = limited(logits, softcap)
+            own_tokens = max(0, vocab_size - first)
+            slopes = None if softcap is None else slope(logits, softcap, own_tokens)
+            logits[:, own_tokens:] = float("-inf")
             own = labels[here] - first
             absent = (own < 0) | (own >= len(weight))
             own = own.masked_fill(absent, 0)[:, None]
@@ -242,6 +254,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             loss -= (log_likelihood * mask).sum(dtype=torch.float64)
             if needs_gradient:
                 probabilities.scatter_add_(-1, own, torch.where(absent, 0.0, -1.0).to(wide)[:, None])
+                if slopes is not None:
+                    probabilities *= slopes
                 if bias is not None:
                     bias_gradient += mask @ probabilities
                 gradient = probabilities.to(dtype)
@@ -265,6 +279,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             None,
             None,
             None if bias_gradient is None else bias_gradient * gradient,
+            None,
             None,
         )
 

@@ -75,6 +75,7 @@ def causal_mask(
     documents: Documents | None = None,
     *,
     axis: Axis,
+    windowed: bool = True,
 ) -> AttentionMask:
     """attention.causal_mask for `attend`: (B or 1, 1, T / ranks, T), keys in the order of the sequence.
 
@@ -84,7 +85,7 @@ def causal_mask(
     queries = token_indices(axis.rank, axis.size, T, tokens.device)[:, None]
     keys = torch.arange(T, device=tokens.device)
     mask = keys <= queries
-    if config.window_size is not None and config.window_size < T:
+    if windowed and config.window_size is not None and config.window_size < T:
         mask &= keys > queries - config.window_size
     mask = mask[None]
     if documents is not None:
@@ -100,6 +101,7 @@ def attend(
     *,
     scale: float | None,
     dropout: float,
+    softcap: float | None = None,
     axis: Axis,
 ) -> Tensor:
     """attention.attend for query, key and value (B, heads, T / ranks, C) of this rank's tokens.
@@ -123,6 +125,7 @@ def attend(
                 chunk_mask,
                 scale=scale,
                 dropout=dropout,
+                softcap=softcap,
             )
         )
     return torch.cat(parts, dim=1)

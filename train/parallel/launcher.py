@@ -74,7 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         from torch.distributed.run import get_args_parser
     except ModuleNotFoundError:
         raise UserError(
-            "`mt launch` needs the package torch; install it with: pip install 'mt[train]'"
+            "`mt launch` needs the package torch; install it with: pip install 'mt-lm[train]'"
         ) from None
     parser = get_args_parser()
     parser.prog, parser.description = "mt launch", __doc__

@@ -37,9 +37,10 @@ from ..model.bert import MaskedHead
 from ..model.block import FeedForward
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
-from ..model.layers import Embedding, Linear, Norm
+from ..model.layers import AllHeadsNorm, Embedding, Linear, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
+from ..model.positions import depends_on_length
 from . import collectives, context_parallel
 from .mesh import Axis, Mesh, ParallelConfig
 from .stages import check_stages, own_blocks, stages_of
@@ -98,6 +99,11 @@ def check_layout(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
             for name, length in lengths.items()
         ),
         (
+            model.moe_router_load_balancing_type != "sinkhorn" or context_size == 1,
+            "model.moe_router_load_balancing_type = sinkhorn balances all tokens of a micro-batch together;"
+            " leave --context-parallel-size out",
+        ),
+        (
             expert == 1 or bool(model.num_experts),
             f"parallel.expert_model_parallel_size = {expert}, and the model has no experts; give"
             " --num-experts, or leave it out",
@@ -132,9 +138,10 @@ def _context_rules(model: ResolvedModelConfig, tensor: int, context: int) -> lis
             " processes share; use sizes that do",
         ),
         (
-            (model.rope_scaling or {}).get("rope_type") != "dynamic",
-            "parallel.context_parallel_size: the frequencies of rope_type dynamic depend on the length of"
-            " the whole sequence, of which each rank has a part; use rope_type yarn",
+            not depends_on_length(model.rope_scaling),
+            "parallel.context_parallel_size: the frequencies of rope_type"
+            f" {(model.rope_scaling or {}).get('rope_type')} depend on the length of the whole sequence, of"
+            " which each rank has a part; use rope_type yarn",
         ),
         (
             not model.retro_add_retriever,
@@ -175,6 +182,9 @@ def parallelize(model: nn.Module, mesh: Mesh, config: ParallelConfig, dtype: tor
         if mesh.cp.size > 1:
             _cut_sequences(stage, mesh.cp)
         if mesh.dp.size > 1:
+            for module in stage.modules():
+                if isinstance(module, Router):
+                    module.sum_counts_of_step = functools.partial(collectives.reduce_from, axis=mesh.dp)
             stage.join_replicas(
                 lambda rows: (collectives.gather_from(rows, mesh.dp, 0), mesh.dp.rank * len(rows))
             )
@@ -215,6 +225,11 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
             if isinstance(placement, Replicate) and (split or module in of_heads)
         }
         _become(module, kind, mesh.dense["tp"], placements, partial, **attributes)
+        if isinstance(module, AllHeadsNorm):
+            # each rank's gradient of the sum is a part of one too
+            module.sum_over_heads = lambda squares: collectives.copy_to(
+                collectives.reduce_from(squares, mesh.tp), mesh.tp
+            )
     parallel_functions: dict[str, Callable[..., object]] = {
         "cross_entropy": collectives.vocab_parallel_cross_entropy,
         "likelihoods": collectives.vocab_parallel_likelihoods,
@@ -267,7 +282,7 @@ def _replicated_modules(model: nn.Module) -> set[nn.Module]:
 def _placement(module: nn.Module, name: str) -> Placement:
     """Which dimension of a weight is cut over tensor-parallel ranks."""
     split = getattr(module, "split", None)
-    if split == "column" or isinstance(module, Mamba | MaskedHead):
+    if split == "column" or isinstance(module, Mamba | MaskedHead | AllHeadsNorm):
         return Shard(0)
     if split == "row" and name == "weight":
         return Shard(1)

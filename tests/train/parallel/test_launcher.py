@@ -71,7 +71,8 @@ def test_a_users_mistake_is_reported_once_and_not_retried(job, tmp_path):
     assert "starting again" not in messages
 
 
-@pytest.mark.parametrize("fault", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_watchdog.py has the lines that are printed
+@pytest.mark.parametrize("fault", ["sleep", "stop"])
 def test_a_rank_that_hangs_is_named_with_its_step_and_the_waiting_collective_and_the_job_ends(
     job, tmp_path, fault
 ):
@@ -86,6 +87,7 @@ def test_a_rank_that_hangs_is_named_with_its_step_and_the_waiting_collective_and
     assert fault == "stop" or "mt.train.loop:" in line  # the line from which the sleeping function was called
 
 
+@pytest.mark.slow  # tests/train/test_loop.py sends SIGTERM to one process
 def test_sigterm_saves_the_step_and_ends(job, tmp_path):
     save = tmp_path / "run"
     process = job(save, "")

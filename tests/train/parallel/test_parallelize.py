@@ -13,6 +13,7 @@ import torch
 from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import (
     CASES,
+    FEW,
     bytes_per_parameter,
     differences,
     embedding_after_dropout,
@@ -32,23 +33,54 @@ def alone(pool):
     return functools.cache(lambda family, **how: pool.run(train, 1, family, **how)[0])
 
 
-# layouts of four processes that are not marked slow
+# layouts of more than two processes that are not marked slow
 QUICK = (
     "gpt, TP2 x CP2, sequence parallel",
     "moe, TP2 x EP2, sequence parallel",
     "t5, PP2 x TP2, sequence parallel",
 )
-PARAMETERS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (world > 2 and name not in QUICK))
-    for name, (_, world, *_) in CASES.items()
-]
+# Layouts of two processes that are: of these families another layout has the same exchanges and more.
+SLOW = (
+    *("gpt, CP2, weights sharded, all recomputed", "gpt, DP2, weights sharded, packed documents"),
+    *("llama, TP2", "llama, CP2", "llama, PP2", "moe, DP2", "moe, TP2", "moe, CP2 x EP2, weights sharded"),
+    *("moe that drops tokens, DP2", "bert, TP2", "bert, DP2", "bert, PP2", "bert with norms after, PP2"),
+    *("t5, TP2", "t5, DP2", "ict, TP2", "Retro, DP2", "Retro, TP2", "Retro with experts, EP2"),
+    *(
+        "Retro, rotated, TP2, sequence parallel",
+        "mamba hybrid, DP2",
+        "mamba hybrid, TP2",
+        "mamba hybrid, CP2",
+    ),
+    *("mamba hybrid, DP2, weights sharded", "falcon, DP2", "falcon, TP2", "falcon, PP2", "gpt_neox, CP2"),
+    *("gpt, CP2, weights sharded", "bert with norms after, TP2, sequence parallel", "falcon, CP2"),
+    *("t5 with relative positions, TP2, sequence parallel", "t5, PP2", "gpt_neox, PP2", "moe, PP2"),
+    *(
+        "moe, CP2 x EP2",
+        "moe, TP2, sequence parallel",
+        "moe that drops tokens, CP2",
+        "t5, DP2, weights sharded",
+    ),
+    *("gpt, CP2", "gpt, TP2, sequence parallel, packed documents", "Retro, DP2, weights sharded"),
+    # test_pipeline.py compares these schedules bit for bit
+    *("gpt, PP2", "gpt, PP2, interleaved", "gpt, PP2, zero-bubble", "mamba hybrid, PP2"),
+)
+assert set(QUICK) | set(SLOW) <= set(CASES)
+
+
+def is_slow(case: str) -> bool:
+    return case in SLOW or (CASES[case][1] > 2 and case not in QUICK)
+
+
+PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * is_slow(name)) for name in CASES]
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-def test_ten_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case):
+def test_steps_at_a_layout_give_the_numbers_of_one_process(pool, alone, case):
+    """Ten steps, or three in a quick test: the third has the weights that two updates made."""
     family, world, parallel, *how = CASES[case]
+    how = dict(*how) | ({} if is_slow(case) else FEW)
     loss, norm, weights = differences(
-        alone(family, **dict(*how)), pool.run(train, world, family, parallel, **dict(*how))[0]
+        alone(family, **how), pool.run(train, world, family, parallel, **how)[0]
     )
     assert loss < 1e-12
     assert norm < 1e-12
@@ -70,21 +102,28 @@ def test_every_size_of_a_group_has_layouts_in_cases_and_all_are_in_the_docs():
 
 def test_in_float32_and_bfloat16_losses_differ_by_rounding_only(pool, alone):
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    one = alone("gpt", dtype=torch.float32)
-    many = pool.run(train, 2, "gpt", parallel, dtype=torch.float32)[0]
+    one = alone("gpt", dtype=torch.float32, **FEW)
+    many = pool.run(train, 2, "gpt", parallel, dtype=torch.float32, **FEW)[0]
     assert one.losses == pytest.approx(many.losses, abs=2e-6)
-    half = pool.run(train, 2, "gpt", parallel, dtype=torch.float32, compute_dtype=torch.bfloat16)[0]
+    half = pool.run(train, 2, "gpt", parallel, dtype=torch.float32, compute_dtype=torch.bfloat16, **FEW)[0]
     assert one.losses == pytest.approx(half.losses, abs=2e-2)
 
 
 def test_losses_differ_from_step_to_step(alone):
     """Otherwise equal losses would prove nothing."""
-    losses = alone("gpt").losses
+    losses = alone("gpt", **FEW).losses
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize("granularity", ["selective", "full"])
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize(
+    ("granularity", "sequence_parallel"),
+    [
+        ("selective", False),
+        ("full", True),
+        pytest.param("selective", True, marks=pytest.mark.slow),
+        pytest.param("full", False, marks=pytest.mark.slow),
+    ],
+)
 def test_recomputation_with_dropout_changes_no_bit_at_a_layout(pool, granularity, sequence_parallel):
     how = {"steps": 2, "changes": {"hidden_dropout": 0.2, "attention_dropout": 0.3}}
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
