@@ -120,9 +120,18 @@ class LanguageModel:
         sampling: the same for all prompts, or one for each. seeds: one for each, as numpy's default_rng takes
         them; default (0, n) for prompt n. A prompt with its max_new_tokens must fit max_length.
         """
+        continuations = self.continuations(prompts, sampling, seeds)
+        for _ in self.new_batch().run(sorted(continuations, key=lambda c: len(c.prompt))):
+            pass
+        return continuations
+
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence = ()
+    ) -> list[Continuation]:
+        """A Continuation of each prompt before its first token: see `generate`."""
         rules = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         seeds = seeds or [(0, n) for n in range(len(prompts))]
-        continuations = [
+        return [
             Continuation(
                 list(prompt) or [self.start],
                 rule,
@@ -131,12 +140,16 @@ class LanguageModel:
             )
             for prompt, rule, seed in zip(prompts, rules, seeds, strict=True)
         ]
-        batch = GenerationBatch(
+
+    def new_batch(self) -> GenerationBatch:
+        return GenerationBatch(
             self.model, self.tokenizer, max_length=self.max_length, max_rows=self.batch_size
         )
-        for _ in batch.run(sorted(continuations, key=lambda c: len(c.prompt))):
-            pass
-        return continuations
+
+    def to(self, device: torch.device) -> None:
+        """Moves the model to a device."""
+        self.model.to(device)
+        self.device = next(self.model.parameters()).device
 
     def _score(self, windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each window, in order: (log-probabilities of its scored tokens, whether each is greedy)."""
@@ -165,7 +178,8 @@ class LanguageModel:
             self.device
         )
         at = rows.to(self.device), columns.to(self.device)
-        hidden = self.model(tokens.to(self.device), at=at)  # (N, D)
+        lengths = torch.tensor([max(1, len(ids) - 1) for ids, _ in windows], device=self.device)
+        hidden = self.model(tokens.to(self.device), at=at, lengths=lengths)  # (N, D)
         logprobs, hits = (found.cpu().numpy() for found in self.model.log_likelihoods(hidden, targets))
         if not np.isfinite(logprobs).all():
             raise UserError(

@@ -64,6 +64,7 @@ class HarnessConfig(TaskConfig):
         super().__post_init__()
         check(
             (bool(self.names), "tasks must name a task: --tasks NAME,NAME"),
+            (all(self.names), f"tasks = {' '.join(self.tasks)} has an empty name; write --tasks NAME,NAME"),
             (
                 self.num_fewshot is None or self.num_fewshot >= 0,
                 f"num_fewshot = {self.num_fewshot} must not be negative",
@@ -74,7 +75,7 @@ class HarnessConfig(TaskConfig):
 
     @property
     def names(self) -> list[str]:
-        return [name for item in self.tasks for name in item.split(",") if name]
+        return [name for item in self.tasks for name in item.split(",")]
 
 
 def harness(config: HarnessConfig) -> dict | None:

@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 from ..core import manifest
 from ..core.config import UserError, to_dict
 from ..documents import reader, sources
-from ..documents.reader import Document, Reject, Shard
+from ..documents.reader import Document
+from ..documents.rejects import Reject
+from ..documents.sharding import Plan, Shard
 from ..train.compile import keep_freed_memory
 from ..train.parallel.mesh import Mesh, ParallelConfig, launch
 from .lm import batched
@@ -40,15 +42,27 @@ class Results:
 
     verb: the command's name in the manifest. config: has a field `output` (role "output") that may be None.
     inputs: every file or directory that is read. mesh: the ranks of this command, of which rank 0 writes.
+    shards: those of the inputs that are documents.
     """
 
-    def __init__(self, verb: str, config: Any, inputs: Iterable[str | Path], mesh: Mesh | None = None):
+    def __init__(
+        self,
+        verb: str,
+        config: Any,
+        inputs: Iterable[str | Path],
+        mesh: Mesh | None = None,
+        shards: Plan | None = None,
+    ):
         self.verb, self.config = verb, config
 
         def begin() -> manifest.Run | None:
             if config.output is None:
                 return None
-            return manifest.begin(verb, config, inputs, identify=sources.identity)
+            identify = sources.identity if shards is None else shards.identity()
+            run = manifest.begin(verb, config, inputs, identify=identify)
+            if shards is not None:
+                shards.not_read.tell(run)
+            return run
 
         self.run = begin() if mesh is None else mesh.on_rank_0(begin)
         finished = self.run.manifest if self.run is not None and self.run.finished else None

@@ -101,8 +101,12 @@ class GenerationBatch:
         positions = torch.tensor(
             [[len(row.prompt) + len(row.ids) - 1] for row in self.rows], device=self.device
         )
-        hidden = self._forward(tokens, positions, 0)
-        pick(self.model.logits(hidden[:, 0]).float(), self.rows, self._colon)
+        hidden = self._forward(tokens, positions, 0)[:, 0]
+        for index, row in enumerate(self.rows):
+            text = [*row.prompt, *row.ids]
+            if outgrows_cache(self.model, len(text)):
+                hidden[index] = self._forward(*whole_text(text, self.device), index)[0, -1]
+        pick(self.model.logits(hidden).float(), self.rows, self._colon)
 
     def _join(self) -> list[Continuation]:
         """Moves waiting continuations into the batch, in their order, and generates their first tokens."""
@@ -196,6 +200,16 @@ class GenerationBatch:
             self.rows.pop()
         if not self.rows:
             self._cache, self._size = None, (0, 0)  # free the memory
+
+
+def outgrows_cache(model, length: int) -> bool:
+    """Whether a text that grows to this length needs a new cache. Models of other kinds do not say."""
+    return getattr(model, "outgrows_cache", lambda length: False)(length)
+
+
+def whole_text(text: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(tokens, positions), each (1, T), of a text that is computed from its beginning."""
+    return torch.tensor([text], device=device), torch.arange(len(text), device=device)[None]
 
 
 def num_positions(continuation: Continuation) -> int:

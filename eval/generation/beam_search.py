@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .batch import forward_rows, map_rows
+from .batch import forward_rows, map_rows, outgrows_cache, whole_text
 from .sampling import Sampling, newline_after_colon, text_of
 
 IMPOSSIBLE = -1e9  # the score of a beam that must not be selected
@@ -132,6 +132,13 @@ class BeamSearch:
             self._select_rows([0] * self.width)
             return self.model.logits(hidden).float().expand(self.width, -1).clone()
         position = len(self.prompt) + len(self._running[0]) - 1
+        if outgrows_cache(self.model, position + 1):
+            texts = [whole_text([*self.prompt, *ids], self.device) for ids in self._running]
+            hidden = [
+                forward_rows(self.model, self._cache, self.width, *text, row)[:, -1]
+                for row, text in enumerate(texts)
+            ]
+            return self.model.logits(torch.cat(hidden)).float()
         tokens = torch.tensor([[ids[-1]] for ids in self._running], device=self.device)
         positions = torch.full_like(tokens, position)
         hidden = forward_rows(self.model, self._cache, self.width, tokens, positions, 0)

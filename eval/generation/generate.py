@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents import files, reader
+from ...documents import files, sharding
 from ...train.checkpoint.open import open_checkpoint
+from ...train.checkpoint.presence import check_presence
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, batched, open_generator
 from ..results import Results, read_records
@@ -143,6 +144,11 @@ class GenerateConfig:
             (self.micro_batch_size >= 1, f"micro_batch_size = {self.micro_batch_size} must be at least 1"),
         )
 
+    def check_inputs(self) -> None:
+        """Raises UserError for a checkpoint that is not there, before anything is read."""
+        if self.load is not None:
+            check_presence(self.load)
+
     def sampling(self) -> Sampling:
         names = {field.name for field in dataclasses.fields(Sampling)} & {
             field.name for field in dataclasses.fields(self)
@@ -160,7 +166,7 @@ def generate(config: GenerateConfig) -> dict:
     predictions.jsonl, and the summary keeps the first SAMPLES_SHOWN.
     """
     shards = (
-        reader.plan(
+        sharding.plan(
             config.input,
             key=config.text_key,
             shard_bytes=sys.maxsize,
@@ -168,10 +174,11 @@ def generate(config: GenerateConfig) -> dict:
             max_record_bytes=config.max_record_bytes,
         )
         if config.input
-        else []
+        else sharding.Plan()
     )
     model_files = [config.load, *config.retrieval.inputs] if config.load else []
-    with Results("generate", config, [*model_files, *(shard.path for shard in shards)]) as results:
+    inputs = [*model_files, *(shard.path for shard in shards)]
+    with Results("generate", config, inputs, shards=shards) as results:
         if results.finished:
             return _with_text(results.finished, config)
         source: LocalModel | ServerModel
@@ -231,7 +238,10 @@ class Prompt:
 
 
 def _prompts(
-    config: GenerateConfig, shards: list[reader.Shard], source: LocalModel | ServerModel, results: Results
+    config: GenerateConfig,
+    shards: Sequence[sharding.Shard],
+    source: LocalModel | ServerModel,
+    results: Results,
 ) -> Iterator[Prompt]:
     """The prompts in order.
 

@@ -126,7 +126,7 @@ def _only(headers: Headers, name: bytes) -> str | None:
 
 def _name(host: str) -> str | None:
     """The name or address in a Host header, without the port and in lower case; None for anything else."""
-    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?", host.strip().lower())
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{0,5})?", host.strip().lower())
     return found[1].strip("[]").removesuffix(".") if found else None
 
 

@@ -17,7 +17,9 @@ those that do not are answered with an error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
+import math
 import resource
 import signal
 import socket
@@ -30,8 +32,9 @@ from typing import Any
 
 import uvicorn
 
-from ...core.config import UserError, check, configuration, option
+from ...core.config import UserError, check, check_each, configuration, option
 from ...train.checkpoint.open import open_checkpoint
+from ...train.checkpoint.presence import check_presence
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, open_generator
 from .access import Access, check_hosts, hosts_of
@@ -129,6 +132,13 @@ class ServeConfig:
         )
         check_hosts(self.allowed_hosts)
 
+    def check_inputs(self) -> None:
+        """Raises UserError for a checkpoint that is not there and a port in use, before anything is read."""
+        check_each(
+            functools.partial(check_presence, self.load),
+            lambda: listen(self.host, self.port).close(),
+        )
+
 
 def serve(config: ServeConfig) -> dict:
     """Serves until SIGTERM or Ctrl-C; returns the summary of `mt serve`."""
@@ -213,7 +223,8 @@ def http_server(app: Any, config: ServeConfig) -> uvicorn.Server:
             lifespan="off",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=int(config.shutdown_grace) + 5,
+            # the engine ends what runs after shutdown_grace; another second is for its answers
+            timeout_graceful_shutdown=math.ceil(config.shutdown_grace) + 1,
         )
     )
 

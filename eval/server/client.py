@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...core.config import Failure, UserError
+from ...core.unicode import without_mark
 
 PROMPTS_AT_ONCE = 64
 MAX_REPLY_BYTES = 1 << 28  # 64 prompts with log-probabilities are some megabytes
@@ -156,9 +157,10 @@ def _message(error: urllib.error.HTTPError) -> str:
 def read_keys(path: str) -> list[str]:
     """The API keys of a file, one a line; raises UserError where there is none."""
     try:
-        keys = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = without_mark(Path(path).read_bytes()).decode().splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not text; give a file with one key a line") from None
+    keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise UserError(f"{path}: holds no key; give a file with one key a line")
     for number, key in enumerate(keys, 1):

@@ -20,6 +20,7 @@ import asyncio
 import collections
 import dataclasses
 import ipaddress
+import re
 from typing import Any, Literal
 
 import h11
@@ -33,6 +34,7 @@ SLOWEST_READ = 16_384  # bytes
 PIECE = 8192  # bytes that are parsed at a time
 # A body of more chunks than this, of fewer bytes each on average, costs far more than its size allows for.
 MOST_SMALL_CHUNKS, SMALL_CHUNK = 1000, 16
+ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 # The application answers a late body with an error (middleware.py). The connection is closed this much later.
 AFTER_BODY_S = 2.0
 
@@ -146,14 +148,20 @@ class Connection(H11Protocol):
         self._update()
 
     def _next_event(self) -> Any:
-        """h11's next event; counts the chunks of a body."""
+        """h11's next event; counts the chunks of a body. uvicorn answers a RemoteProtocolError with 400."""
         event = self._h11_next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._payload = 0
+            event = checked_request(event)
         elif isinstance(event, h11.Data):
             self._chunks += 1
             self._payload += len(event.data)
         return event
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.cycle is not None and self._current() == "body":
+            self.cycle.message_event.set()  # so that the application finds out that it waits in vain
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -221,6 +229,31 @@ class Connection(H11Protocol):
             self._set_timer()
         else:
             self.drop()
+
+
+def checked_request(request: h11.Request) -> h11.Request:
+    """The request with its target in origin form (RFC 9112, section 3.2); raises h11.RemoteProtocolError.
+
+    Of a target in absolute form the server's name counts, not the one in the Host header. A request with a
+    length and with chunks is how requests are smuggled past a proxy (section 6.1).
+    """
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        raise h11.RemoteProtocolError("Transfer-Encoding and Content-Length together")
+    found = ABSOLUTE_TARGET.fullmatch(request.target)
+    if found is None:
+        return request
+    headers = [(name, value) for name, value in request.headers if name != b"host"]
+    return h11.Request(
+        method=request.method,
+        target=_path(found[2] or b""),
+        headers=[(b"host", found[1]), *headers],
+        http_version=request.http_version,
+    )
+
+
+def _path(target: bytes) -> bytes:
+    return target if target.startswith(b"/") else b"/" + target
 
 
 def protocol(pool: Connections) -> type[Connection]:

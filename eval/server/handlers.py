@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,12 +25,14 @@ from starlette.concurrency import run_in_threadpool
 from ..generation.beam_search import BeamSearch
 from ..generation.sampling import Continuation
 from ..lm import LanguageModel
+from .connections import client_name
 from .engine import Engine, Job, QueueFull, ShuttingDown
 from .middleware import Metrics
 from .requests import GenerationRequest, RequestError, completion_request, megatron_request
 from .responses import CompletionChoice, error_body, error_headers, finite
 
 T = TypeVar("T")
+MOST_TOKENS_IN_LOOP = 100  # of a piece of a stream that is written in the loop's thread
 POLL_S = 0.25  # how often to check for a client that has gone while nothing is generated for it
 
 
@@ -37,12 +40,21 @@ class RequestHandler:
     """Handles the generation requests of one server.
 
     name: of the model. max_tokens: limit of one request, prompts times positions. timeout_s: limit of a
-    request's time, waiting included.
+    request's time, waiting included. with_keys: requests have API keys, which were checked.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, name: str, *, max_tokens: int, timeout_s: float):
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        name: str,
+        *,
+        max_tokens: int,
+        timeout_s: float,
+        with_keys: bool = False,
+    ):
         self.engine, self.metrics, self.name = engine, metrics, name
-        self.max_tokens, self.timeout_s = max_tokens, timeout_s
+        self.max_tokens, self.timeout_s, self.with_keys = max_tokens, timeout_s, with_keys
         self.model: LanguageModel = engine.model
         self.started = int(time.time())
         self._tokenizing = threading.Lock()  # a tokenizer's backend may not be thread-safe
@@ -66,8 +78,11 @@ class RequestHandler:
 
     async def megatron(self, request: Request, body: Any) -> Response:
         """Megatron-LM's `PUT /api`."""
-        wanted, logprobs = await self._parse(lambda: megatron_request(body, self.model, self.max_tokens))
+        wanted, logprobs = await self._off_loop(lambda: megatron_request(body, self.model, self.max_tokens))
         job = await self._run(request, wanted)
+        return await self._off_loop(lambda: self._megatron_response(body, job, logprobs))
+
+    def _megatron_response(self, body: Any, job: Job, logprobs: bool) -> Response:
         decode = self.model.tokenizer.decode
         if job.search is not None:
             sequences = [[*job.search.prompt, *beam.ids] for beam in job.search.found]
@@ -89,7 +104,7 @@ class RequestHandler:
 
     async def completions(self, request: Request, body: Any) -> Response:
         """OpenAI's `POST /v1/completions`."""
-        wanted, asked = await self._parse(
+        wanted, asked = await self._off_loop(
             lambda: completion_request(body, self.model, self.name, self.max_tokens)
         )
         head = {
@@ -100,19 +115,25 @@ class RequestHandler:
         }
         echoes: list[str | None] = [None] * len(wanted.prompts)
         if asked.echo:
-            echoes = list(asked.texts() or map(self.model.tokenizer.decode, wanted.prompts))
+            decode = self.model.tokenizer.decode
+            echoes = await self._off_loop(lambda: list(asked.texts() or map(decode, wanted.prompts)))
         choices = [
             CompletionChoice(n, ids, echo, asked.logprobs, self.model)
             for n, (ids, echo) in enumerate(zip(wanted.prompts, echoes))
         ]
         if asked.stream:
-            job, grown = self._submit(wanted, streamed=True)
+            job, grown = self._submit(request, wanted, streamed=True)
             return StreamingResponse(
                 self._stream(request, job, grown, head, choices),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-store"},
             )
         job = await self._run(request, wanted)
+        return await self._off_loop(lambda: self._completion_response(wanted, job, head, choices))
+
+    def _completion_response(
+        self, wanted: GenerationRequest, job: Job, head: dict, choices: list[CompletionChoice]
+    ) -> Response:
         if job.search is not None:
             found = [choices[0].of_beams(job.search)]
         else:
@@ -126,16 +147,27 @@ class RequestHandler:
         }
         return JSONResponse({**head, "choices": found, "usage": usage})
 
-    async def _parse(self, parse: Callable[[], T]) -> T:
-        """parse() in another thread, because tokenising a long text takes time."""
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        """work() in another thread: tokenising a long text, or writing a long answer, takes time.
+
+        The loop's thread answers /health and all other clients meanwhile.
+        """
 
         def alone() -> T:
             with self._tokenizing:
-                return parse()
+                return work()
 
         return await run_in_threadpool(alone)
 
-    def _submit(self, wanted: GenerationRequest, *, streamed: bool = False) -> tuple[Job, asyncio.Event]:
+    def _client(self, request: Request) -> str:
+        """Whose turn a request takes: its key's, or its address's."""
+        if not self.with_keys:
+            return client_name(request.client)
+        return request.headers["authorization"].partition(" ")[2].strip()  # the scheme has many spellings
+
+    def _submit(
+        self, request: Request, wanted: GenerationRequest, *, streamed: bool = False
+    ) -> tuple[Job, asyncio.Event]:
         """The queued job, and the event that is set when it has grown; raises RequestError."""
         loop, grown = asyncio.get_running_loop(), asyncio.Event()
 
@@ -163,7 +195,7 @@ class RequestHandler:
                 Continuation(ids, wanted.sampling, tokenizer, np.random.default_rng(seed))
                 for ids, seed in zip(wanted.prompts, seeds)
             ]
-        job = Job(continuations, notify, streamed=streamed, search=search)
+        job = Job(continuations, notify, streamed=streamed, search=search, client=self._client(request))
         try:
             self.engine.submit(job)
         except QueueFull:
@@ -180,7 +212,7 @@ class RequestHandler:
 
     async def _run(self, request: Request, wanted: GenerationRequest) -> Job:
         """The finished job; raises RequestError."""
-        job, grown = self._submit(wanted)
+        job, grown = self._submit(request, wanted)
         try:
             async for _ in self._until_finished(request, job, grown):
                 pass
@@ -197,7 +229,8 @@ class RequestHandler:
             changed, finished = grown.is_set(), job.finished
             grown.clear()
             if job.error is not None:
-                raise RequestError(503 if self.engine.closing else 500, job.error)
+                busy = self.engine.closing or job.crowded_out
+                raise RequestError(503 if busy else 500, job.error, retry_after_s=1 if busy else None)
             if changed or finished:
                 yield
             if finished:
@@ -220,8 +253,10 @@ class RequestHandler:
         """Server-sent events: one for each new piece of text, then [DONE]; an error is an event too."""
         try:
             async for _ in self._until_finished(request, job, grown):
-                for news in filter(None, map(CompletionChoice.news, choices, job.continuations)):
-                    yield f"data: {json.dumps({**head, 'choices': [news]}, ensure_ascii=False)}\n\n"
+                work = functools.partial(_events, head, choices, job.continuations)
+                waiting = sum(map(CompletionChoice.unsent_tokens, choices, job.continuations))
+                for event in await self._off_loop(work) if waiting > MOST_TOKENS_IN_LOOP else work():
+                    yield event
             yield "data: [DONE]\n\n"
         except RequestError as error:
             yield f"data: {json.dumps(error_body(error))}\n\n"
@@ -236,6 +271,16 @@ class RequestHandler:
         else:
             tokens = sum(len(beam.ids) for beam in job.search.found[:1])
         self.metrics.ended(tokens)
+
+
+def _events(
+    head: dict, choices: Sequence[CompletionChoice], continuations: Sequence[Continuation]
+) -> list[str]:
+    """Server-sent events of what is new in a stream."""
+    return [
+        f"data: {json.dumps({**head, 'choices': [news]}, ensure_ascii=False)}\n\n"
+        for news in filter(None, map(CompletionChoice.news, choices, continuations))
+    ]
 
 
 OTHER_VALUES = 1000  # that a request may have beside the ids of its prompts

@@ -29,6 +29,7 @@ PATHS = (*WITHOUT_KEY, "/api", "/v1/completions", "/v1/models", "/metrics", "/op
 # A body that is too large is read and discarded up to this multiple of the limit, because most clients read
 # the response only after they have sent the body.
 DISCARDED_BODIES = 64
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class Metrics:
@@ -73,7 +74,10 @@ class Metrics:
 
 
 class RequestMiddleware:
-    """An ASGI application around another: refuses a request, or reads its body and passes it on."""
+    """An ASGI application around another: refuses a request, or reads its body and passes it on.
+
+    closing: whether the server shuts down; a body that is not there yet is then refused.
+    """
 
     def __init__(
         self,
@@ -82,8 +86,9 @@ class RequestMiddleware:
         access: Access,
         max_body_bytes: int,
         body_timeout_s: float,
+        closing: Callable[[], bool] = lambda: False,
     ):
-        self.app, self.metrics, self.access = app, metrics, access
+        self.app, self.metrics, self.access, self.closing = app, metrics, access, closing
         self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,8 +123,10 @@ class RequestMiddleware:
             except RequestError as error:
                 await _refuse(error, path, counting_send)
             except asyncio.CancelledError:  # the server ends, and the body is not there yet
-                await _refuse(RequestError(503, "the server is shutting down"), path, counting_send)
+                await _refuse(RequestError(503, SHUTTING_DOWN), path, counting_send)
             else:
+                if scope["method"] == "HEAD":  # its response is that of GET; uvicorn leaves the body out
+                    scope = {**scope, "method": "GET"}
                 await self.app(scope, _replay(body, receive), counting_send)
         finally:
             count()  # also a response that was cut off or failed
@@ -131,6 +138,8 @@ class RequestMiddleware:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise RequestError(400, "the body was cut off")
+            if message.get("more_body") and self.closing():
+                raise RequestError(503, SHUTTING_DOWN)
             size += len(message.get("body", b""))
             if size <= self.max_body_bytes:
                 parts.append(message.get("body", b""))

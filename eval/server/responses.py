@@ -18,7 +18,7 @@ LOWEST = -9999.0  # the log-probability of what is impossible, as other servers 
 def error_body(error: RequestError) -> dict:
     """The body of a refused request in OpenAI's form."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {"error": {"message": error.message, "type": kind, "code": error.status}}
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.status}}
 
 
 def error_messages(error: RequestError, path: str) -> list[dict[str, Any]]:
@@ -61,6 +61,11 @@ class CompletionChoice:
         self.decode = model.tokenizer.decode
         self.sent_characters = self.sent_tokens = 0
         self.begun = self.over = False
+
+    def unsent_tokens(self, continuation: Continuation) -> int:
+        """How many tokens `news` would return, the echoed prompt's included."""
+        echoed = 0 if self.begun or self.echo is None else len(self.prompt)
+        return echoed + len(continuation.ids) - self.sent_tokens
 
     def news(self, continuation: Continuation) -> dict | None:
         """The choice with what is new since the last call; None where nothing is new."""

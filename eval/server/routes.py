@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
 
+from ...core.content_security import inline_source
 from .access import Access
 from .engine import Engine
 from .handlers import RequestHandler
 from .middleware import Metrics, RequestMiddleware
-from .requests import MEGATRON_SCHEMA, CompletionRequest
+from .requests import MEGATRON_SCHEMA, CompletionRequest, RequestError
+from .responses import error_body
 
-# The page loads nothing from elsewhere and talks only to this server.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
-    " frame-ancestors 'none'"
-)
+INLINE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 TEXT, OBJECT = {"schema": {"type": "string"}}, {"schema": {"type": "object"}}
 ERROR_SCHEMA = {
     "type": "object",
@@ -26,10 +26,11 @@ ERROR_SCHEMA = {
     "properties": {
         "error": {
             "type": "object",
-            "required": ["message", "type", "code"],
+            "required": ["message", "type", "param", "code"],
             "properties": {
                 "message": {"type": "string"},
                 "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
                 "code": {"type": "integer"},
             },
         }
@@ -48,7 +49,26 @@ STATUSES = {
     503: "the queue is full, or the server is shutting down; see Retry-After",
     504: "the request took too long",
 }
+UNKNOWN = {
+    404: "the server has no such path; /openapi.json describes those it has",
+    405: "the path does not take this method; the header Allow names those that it takes",
+}
 GENERATION_ERRORS = (400, 403, 408, 413, 415, 500, 503, 504)
+
+
+def content_security_policy(page: str) -> str:
+    """The policy of a page that loads nothing and talks only to this server.
+
+    Only its own script and style run: their digests are named.
+    """
+    sources: dict[str, list[str]] = {"style": [], "script": []}
+    for kind, text in INLINE.findall(page):
+        sources[kind].append(inline_source(text))
+    return (
+        f"default-src 'none'; style-src {' '.join(sources['style'])};"
+        f" script-src {' '.join(sources['script'])};"
+        " img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def build_app(
@@ -64,14 +84,19 @@ def build_app(
 ) -> RequestMiddleware:
     """The ASGI application. name: of the model. The rest: who may ask, and the limits of one request."""
     app = FastAPI(title="mt serve", version="1", docs_url=None, redoc_url=None)
-    handler = RequestHandler(engine, metrics, name, max_tokens=max_tokens, timeout_s=timeout_s)
+    handler = RequestHandler(
+        engine, metrics, name, max_tokens=max_tokens, timeout_s=timeout_s, with_keys=access.with_keys
+    )
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    page_headers = {
+        "Content-Security-Policy": content_security_policy(page),
+        "X-Content-Type-Options": "nosniff",
+    }
     access_errors = (401, 421) if access.with_keys else (421,)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(page, headers=page_headers)
 
     @app.get("/health", **_openapi({"application/json": OBJECT}, (503,)))
     async def health() -> Response:
@@ -119,7 +144,16 @@ def build_app(
         """OpenAI's completions."""
         return await handler.answer(request, handler.completions)
 
-    return RequestMiddleware(app, metrics, access, max_body_bytes, body_timeout_s)
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        """A path or a method that the server does not have."""
+        refusal = RequestError(error.status_code, UNKNOWN.get(error.status_code, str(error.detail)))
+        body = refusal.message if request.url.path == "/api" else error_body(refusal)
+        return JSONResponse(body, error.status_code, error.headers)
+
+    return RequestMiddleware(
+        app, metrics, access, max_body_bytes, body_timeout_s, closing=lambda: engine.closing
+    )
 
 
 def _openapi(

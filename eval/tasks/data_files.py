@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...core.config import UserError
-from ...documents.reader import Reject
+from ...documents.rejects import Reject
 
 T = TypeVar("T")
 # Called with a row that is no example: raises UserError, or sets the row aside.

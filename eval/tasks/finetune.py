@@ -17,6 +17,7 @@ examples of an evaluation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -27,12 +28,14 @@ import torch
 from torch import Tensor
 
 from ...core import manifest, paths
-from ...core.config import Failure, UserError, check, configuration, option
+from ...core.config import Failure, UserError, check, check_each, configuration, option
+from ...core.paths import check_exists
 from ...core.progress import progress
 from ...train.anomalies import StopSignals
 from ...train.checkpoint.base import Checkpoint, Progress
 from ...train.checkpoint.native import CheckpointConfig, Saver, newest_whole
 from ...train.checkpoint.open import open_checkpoint
+from ...train.checkpoint.presence import check_presence
 from ...train.metrics import whole_lines
 from ...train.model.dtensor import local_shard
 from ...train.model.family import family_of
@@ -153,6 +156,14 @@ class FinetuneConfig:
                 f"load = {self.load}: finetuning starts from --pretrained-checkpoint, or resumes from"
                 " --output; leave --load out",
             ),
+        )
+
+    def check_inputs(self) -> None:
+        """Raises UserError for inputs that are not there, before anything is read."""
+        model = self.pretrained_checkpoint if self.trains else self.load
+        check_each(
+            *([functools.partial(check_presence, model)] if model is not None else []),
+            functools.partial(check_exists, *self.valid_data, *(self.train_data if self.trains else ())),
         )
 
     @property

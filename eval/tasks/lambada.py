@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents import files, reader
+from ...documents import files, sharding
+from ...documents.reader import Document
 from ...train.checkpoint.open import open_checkpoint
 from ..lm import LanguageModel, open_scorer
 from ..metrics import RunningMean, perplexity
@@ -57,15 +58,16 @@ class LambadaConfig(TaskConfig):
 def lambada(config: LambadaConfig) -> dict | None:
     """The summary of `mt eval lambada` on rank 0, None on the other ranks."""
     with launch_ranks(config.tensor_model_parallel_size) as mesh:
-        shards = reader.plan(
+        shards = sharding.plan(
             config.valid_data,
             key=config.text_key,
             shard_bytes=sys.maxsize,
             on_error=config.on_error,
             max_record_bytes=config.max_record_bytes,
+            report=mesh.rank == 0,
         )
         inputs = [config.load, *config.retrieval.inputs, *(shard.path for shard in shards)]
-        with Results("eval lambada", config, inputs, mesh) as results:
+        with Results("eval lambada", config, inputs, mesh, shards) as results:
             if results.finished:
                 return results.finished if mesh.rank == 0 else None
             model = open_scorer(
@@ -121,7 +123,7 @@ class Passage:
     truncated: bool  # the beginning of its context is cut to fit the model
 
 
-def _passages(shards: list[reader.Shard], model: LanguageModel, results: Results) -> Iterator[Passage]:
+def _passages(shards: Sequence[sharding.Shard], model: LanguageModel, results: Results) -> Iterator[Passage]:
     """The passages in order.
 
     A record that cannot be scored raises UserError, or is set aside where shard.on_error is "skip".
@@ -135,7 +137,7 @@ def _passages(shards: list[reader.Shard], model: LanguageModel, results: Results
                 results.refuse(shard, place, passage, document)
 
 
-def _passage(document: reader.Document, model: LanguageModel) -> Passage | str:
+def _passage(document: Document, model: LanguageModel) -> Passage | str:
     """The example in a document, or a text that says why it cannot be scored."""
     words = document.text.split()
     if len(words) < 2:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.config import UserError
-from ...documents.reader import Reject
+from ...documents.rejects import Reject
 from .data_files import Refuse
 from .examples import Example, clean, table_rows
 from .finetune import FinetuneConfig, run

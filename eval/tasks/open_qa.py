@@ -22,7 +22,7 @@ from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
 from ...core.progress import progress
-from ...documents.reader import Reject
+from ...documents.rejects import Reject
 from ...indexed.instruct_dataset import dataset_name, encode_prompt
 from ...indexed.questions import Question, read_questions
 from ...train.checkpoint.open import open_checkpoint

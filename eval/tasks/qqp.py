@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...core.config import UserError, configuration, option
-from ...documents.reader import Reject
+from ...documents.rejects import Reject
 from .data_files import Refuse
 from .examples import Example, clean, table_rows
 from .finetune import FinetuneConfig, run

@@ -13,7 +13,7 @@ import orjson
 
 from ...core.config import configuration, option
 from ...documents.files import utf8_lines
-from ...documents.reader import Reject
+from ...documents.rejects import Reject
 from .data_files import Refuse
 from .examples import Example, clean
 from .finetune import FinetuneConfig, FinetuneOptimizer, run

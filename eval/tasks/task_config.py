@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...core.config import check, configuration, option
+from ...train.checkpoint.presence import check_presence
 from ..lm import Retrieval
 
 
@@ -40,3 +41,7 @@ class TaskConfig:
                 f"seq_length = {self.seq_length} must be at least 1",
             ),
         )
+
+    def check_inputs(self) -> None:
+        """Raises UserError for inputs that are not there, before anything is read."""
+        check_presence(self.load)

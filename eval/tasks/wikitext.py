@@ -10,16 +10,20 @@ scored, so that the tokens 1 .. T-1 are scored once each.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 
-from ...core.config import UserError, check, configuration, option
-from ...core.progress import progress
-from ...documents.files import read_whole
+from ...core.config import UserError, check, check_each, configuration, option
+from ...core.paths import check_exists
+from ...core.progress import activity, progress
+from ...core.unicode import without_mark
+from ...documents.compression import read_whole
 from ...train.checkpoint.open import open_checkpoint
 from ...train.parallel.mesh import Mesh
 from ..lm import LanguageModel, open_scorer
@@ -52,6 +56,9 @@ class WikitextConfig(TaskConfig):
             )
         )
 
+    def check_inputs(self) -> None:
+        check_each(super().check_inputs, functools.partial(check_exists, self.valid_data))
+
 
 def wikitext(config: WikitextConfig) -> dict | None:
     """The summary of `mt eval wikitext` on rank 0, None on the others; `examples` counts scored tokens."""
@@ -75,7 +82,8 @@ def wikitext(config: WikitextConfig) -> dict | None:
                     f"overlapping_eval = {stride} must be at most seq_length = {seq_length}, or tokens"
                     " between windows would not be scored"
                 )
-            tokens = np.array(model.tokenizer.encode(DETOKENIZERS[config.detokenizer](raw)), np.int64)
+            with activity(f"tokenizing {config.valid_data}"):
+                tokens = np.array(model.tokenizer.encode(DETOKENIZERS[config.detokenizer](raw)), np.int64)
             # Megatron-LM's count: only single spaces separate words, so " \n " counts as one word.
             words = len(raw.strip().split(" "))
             if len(tokens) < 2 or words < 2:
@@ -89,7 +97,12 @@ def wikitext(config: WikitextConfig) -> dict | None:
             score = lambda part: list(
                 model.rolling((tokens[start:end], first - start) for start, first, end in part)
             )
-            with results.predictions() as write, progress("wikitext", len(windows), "windows") as advance:
+            by_article = None
+            if config.by_article and model.tokenizer.eod is not None:
+                with activity("cutting the articles into windows"):
+                    by_article = ArticleWindows.of(raw, config, model)
+            every = len(windows) + (len(by_article.windows) if by_article is not None else 0)
+            with results.predictions() as write, progress("wikitext", every, "windows") as advance:
                 for (_, first, end), logprobs in map_over_ranks(
                     mesh, windows, score, config.micro_batch_size
                 ):
@@ -98,14 +111,14 @@ def wikitext(config: WikitextConfig) -> dict | None:
                     logprob = float(logprobs.sum(dtype=np.float64))
                     write({"first_token": first, "tokens": end - first, "logprob": logprob})
                     advance(1)
-            by_article = {}
-            if config.by_article and model.tokenizer.eod is not None:
-                by_article = {"lm_eval": _article_scores(raw, config, model, mesh)}
+                article_scores = {}
+                if by_article is not None:
+                    article_scores = {"lm_eval": by_article.scores(config, model, mesh, advance)}
             if mesh.rank != 0:
                 return None
             targets, text_bytes = len(tokens) - 1, len(raw.encode())
             counts = {"windows": len(windows), "tokens": len(tokens), "words": words, "bytes": text_bytes}
-            scores = {**text_scores(blocks, seq_length, targets, words, text_bytes), **by_article}
+            scores = {**text_scores(blocks, seq_length, targets, words, text_bytes), **article_scores}
             return results.finish(
                 counts, examples=targets, seq_length=seq_length, stride=stride, scores=scores
             )
@@ -127,29 +140,45 @@ def articles(text: str) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-def _article_scores(raw: str, config: WikitextConfig, model: LanguageModel, mesh: Mesh) -> dict:
-    """The scores by lm-eval's definitions, which treat every article as a text of its own.
+@dataclasses.dataclass(frozen=True)
+class ArticleWindows:
+    """A text for lm-eval's definitions of its scores, which treat every article as a text of its own.
 
     Each article follows the beginning-of-text token (or else the end-of-document token), and its first token
     is scored too. Windows start again with each article. White space of any kind separates words.
     """
-    start = model.start if model.tokenizer.bos is None else model.tokenizer.bos
-    nats, words, text_bytes = 0.0, 0, 0
-    windows: list[tuple[list[int], int]] = []
-    for article in articles(raw):
-        ids = [start, *model.tokenizer.encode(DETOKENIZERS[config.detokenizer](article))]
-        windows += document_windows(ids, model.max_length)
-        words += len(re.split(r"\s+", article))
-        text_bytes += len(article.encode())
-    score = lambda part: [float(logprobs.sum(dtype=np.float64)) for logprobs in model.rolling(part)]
-    for _, logprob in map_over_ranks(mesh, windows, score, config.micro_batch_size):
-        nats -= logprob
-    per_byte = nats / text_bytes
-    return {
-        **perplexity("word_perplexity", nats / words, None),
-        **perplexity("byte_perplexity", per_byte, None),
-        "bits_per_byte": per_byte / math.log(2),
-    }
+
+    windows: list[tuple[list[int], int]]  # (ids, the index of the first one that is scored)
+    words: int
+    text_bytes: int
+
+    @staticmethod
+    def of(raw: str, config: WikitextConfig, model: LanguageModel) -> ArticleWindows:
+        start = model.start if model.tokenizer.bos is None else model.tokenizer.bos
+        words, text_bytes = 0, 0
+        windows: list[tuple[list[int], int]] = []
+        for article in articles(raw):
+            ids = [start, *model.tokenizer.encode(DETOKENIZERS[config.detokenizer](article))]
+            windows += document_windows(ids, model.max_length)
+            words += len(re.split(r"\s+", article))
+            text_bytes += len(article.encode())
+        return ArticleWindows(windows, words, text_bytes)
+
+    def scores(
+        self, config: WikitextConfig, model: LanguageModel, mesh: Mesh, advance: Callable[[int], None]
+    ) -> dict:
+        """advance: called with 1 for every window that is scored."""
+        nats = 0.0
+        score = lambda part: [float(logprobs.sum(dtype=np.float64)) for logprobs in model.rolling(part)]
+        for _, logprob in map_over_ranks(mesh, self.windows, score, config.micro_batch_size):
+            nats -= logprob
+            advance(1)
+        per_byte = nats / self.text_bytes
+        return {
+            **perplexity("word_perplexity", nats / self.words, None),
+            **perplexity("byte_perplexity", per_byte, None),
+            "bits_per_byte": per_byte / math.log(2),
+        }
 
 
 def text_scores(blocks: np.ndarray, block_length: int, targets: int, words: int, text_bytes: int) -> dict:
@@ -184,7 +213,7 @@ def _read_text(path: str) -> str:
     if path.endswith((".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")):
         raise UserError(f"{path}: holds records, but WikiText is one plain text file; give the text itself")
     try:
-        text = read_whole(path).decode("utf-8-sig")
+        text = without_mark(read_whole(path)).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():

@@ -15,9 +15,9 @@ from mt.eval.tasks.lambada import LambadaConfig, lambada
 from mt.eval.tasks.wikitext import WikitextConfig, articles, wikitext
 from mt.train.checkpoint.open import open_checkpoint
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mt[eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'mt-lm[eval]'")
 transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install 'mt[dev]'"
+    "transformers", reason="transformers is not installed: pip install 'mt-lm[dev]'"
 )
 Instance = pytest.importorskip("lm_eval.api.instance").Instance
 HFLM = pytest.importorskip(
@@ -328,4 +328,7 @@ def test_mistakes_are_named(directory, files, monkeypatch):
     ):
         harness(HarnessConfig(load=directory, tasks=("long",), include_path=str(folder)))
     with pytest.raises(UserError, match="tasks must name a task"):
-        HarnessConfig(load=directory, tasks=(",",))
+        HarnessConfig(load=directory, tasks=())
+    for tasks in (("wikitext,",), ("wikitext", ""), (",",)):
+        with pytest.raises(UserError, match="has an empty name; write --tasks NAME,NAME"):
+            HarnessConfig(load=directory, tasks=tasks)

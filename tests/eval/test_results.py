@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mt.core.config import UserError, configuration, option
-from mt.documents import reader
-from mt.documents.reader import Document, Reject
+from mt.documents import sharding
+from mt.documents.reader import Document
+from mt.documents.rejects import Reject
 from mt.eval.results import Results, map_over_ranks, read_records
 from mt.tests.eval.rank_functions import squares_of_ranks
 from mt.train.parallel.mesh import Mesh
@@ -83,7 +84,7 @@ def test_checkpoints_are_kept_after_a_users_mistake(tmp_path):
 def test_numbers_of_records_count_unreadable_ones(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"txt": 1}\n{"text": "b"}\n')
-    (shard,) = reader.plan((str(path),), on_error="skip")
+    (shard,) = sharding.plan((str(path),), on_error="skip")
     results = run(tmp_path)
     found = [(place, document.text) for place, document in read_records(shard, results)]
     assert found == [("record 1", "a"), ("record 3", "b")]

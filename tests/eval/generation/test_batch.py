@@ -44,6 +44,18 @@ def build(**settings):
 SHAPES = {
     "learned": {},
     "rope": {"position_embedding_type": "rope", "window_size": 20},
+    "longrope": {
+        "position_embedding_type": "rope",
+        "window_size": 20,
+        "window_attn_skip_freq": "[0,1]",
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "factor": 10.0,
+            "original_max_position_embeddings": 24,
+            "short_factor": [1.0, 1.5, 2.0, 3.0],
+            "long_factor": [2.0, 5.0, 7.0, 9.0],
+        },
+    },
     "hybrid": {
         "num_layers": 4,
         "hybrid_override_pattern": "M*-M",
@@ -103,7 +115,10 @@ def test_greedy_tokens_are_those_of_a_pass_over_the_whole_text_without_a_cache(m
     for one in found:
         sequence = [*one.prompt, *one.ids]
         with torch.inference_mode():
-            logits = model.logits(model(torch.tensor([sequence])))[0, len(one.prompt) - 1 : -1]
+            hidden = model(torch.tensor([sequence]))[0]
+            grown = next((n for n in range(len(sequence)) if model.outgrows_cache(n)), 1)
+            hidden[: grown - 1] = model(torch.tensor([sequence[: grown - 1] or sequence]))[0, : grown - 1]
+            logits = model.logits(hidden)[len(one.prompt) - 1 : -1]
         assert logits.argmax(1).tolist() == one.ids
         np.testing.assert_allclose(one.logprobs, logits.log_softmax(1).amax(1), rtol=1e-3, atol=1e-3)
 

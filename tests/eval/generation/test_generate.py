@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt.core.config import UserError
-from mt.documents import reader
+from mt.documents import reader, sharding
 from mt.eval.generation.generate import GenerateConfig, generate
 from mt.eval.generation.sampling import Sampling
 from mt.eval.lm import LanguageModel
@@ -224,7 +224,7 @@ class TokenizerWithoutEnd:
 
 def test_with_echo_the_output_is_documents_of_prompt_and_text(checkpoint, tmp_path):
     summary = generate(config(checkpoint, echo=True, output=str(tmp_path / "out")))
-    read = [d for shard in reader.plan([str(tmp_path / "out")]) for d in reader.read(shard)]
+    read = [d for shard in sharding.plan([str(tmp_path / "out")]) for d in reader.read(shard)]
     assert [d.text.startswith(prompt) for d, prompt in zip(read, PROMPTS)] == [True] * 5
     plain = generate(config(checkpoint))
     assert [s["text"] for s in summary["samples"]] == [s["prompt"] + s["text"] for s in plain["samples"]]

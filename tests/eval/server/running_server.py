@@ -56,6 +56,10 @@ class Running:
         ]
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
+    @property
+    def http_thread(self):
+        return self._threads[0]
+
     def _work(self):
         torch.set_num_threads(1)
         self.engine.run()
@@ -72,6 +76,10 @@ class Running:
         self.engine.close(0)
         for thread in self._threads:
             thread.join()
+
+    def waiting_for_bodies(self):
+        """The connections whose requests have not arrived in full."""
+        return [c for c in list(self._server.server_state.connections) if c.phase == "body"]
 
     def api(self, **body):
         return self.client.put("/api", json=body)

@@ -28,6 +28,7 @@ def status(access, *headers, method="POST", path="/v1/completions"):
     [
         "localhost",
         "LOCALHOST:5000",
+        "localhost:",  # RFC 3986, section 3.2.3: the port may be empty
         "localhost.",
         "app.localhost:1",
         "127.0.0.1:5000",

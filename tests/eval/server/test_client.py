@@ -10,6 +10,7 @@ import pytest
 
 from mt.core.config import UserError
 from mt.eval.generation.generate import GenerateConfig, generate
+from mt.eval.server.client import read_keys
 from mt.tests.eval.server.running_server import small_model
 
 
@@ -138,3 +139,8 @@ def test_the_key_does_not_follow_a_redirection(tmp_path):
                 generate(GenerateConfig(url=server.url, prompts=("a",), api_key_file=str(tmp_path / "key")))
         assert len(server.seen) == 5
         assert elsewhere.seen == []
+
+
+def test_a_byte_order_mark_belongs_to_no_key(tmp_path):
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert read_keys(str(tmp_path / "keys")) == ["one", "two"]

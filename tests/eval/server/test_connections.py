@@ -298,3 +298,67 @@ def test_chunks_of_an_honest_size_are_taken(server):
         f"{server.url}/v1/completions", content=pieces, headers={"Content-Type": "application/json"}
     )
     assert reply.status_code == 200
+
+
+def answer(address, request):
+    """What the server answers until it closes the connection, or has answered a request that says so."""
+    with socket.create_connection(address, timeout=60) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+CLOSE = b"Connection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost/health", 200),
+        (b"HTTP://127.0.0.1:80/health?x=http://a", 200),
+        (b"https://localhost/v1/models", 200),
+        (b"http://localhost", 200),
+        (b"http://localhost?x", 200),
+        (b"http://evil.example/v1/models", 421),  # the target counts, not the Host header
+        (b"http://a@localhost/health", 404),
+        (b"http:///health", 404),
+        (b"ftp://localhost/health", 404),
+    ],
+)
+def test_a_target_in_absolute_form_is_that_of_its_path(server, target, status):
+    found = answer(server.address, b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b" % (target, CLOSE))
+    assert found.startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+    ],
+)
+def test_a_request_with_a_length_and_chunks_is_refused_and_nothing_after_it_is_read(server, headers):
+    requests = server.metrics.counts()["requests"]
+    found = answer(server.address, POST + headers + b"\r\n0\r\n\r\n" + HEALTH)
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert found.count(b"HTTP/1.1") == 1
+    assert server.metrics.counts()["requests"] == requests
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/nothing", "/v1/completions", "/api"])
+def test_head_is_answered_as_get_without_the_body(server, path):
+    head, get = server.client.head(path), server.client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
+
+
+def test_bodies_that_are_not_there_at_shutdown_are_refused_at_once():
+    """With a grace of eleven days, which a connection in wait would use."""
+    with contextlib.ExitStack() as stack:
+        with Running(small_model(), shutdown_grace=1e6) as server:
+            clients = [stack.enter_context(socket.create_connection(server.address)) for _ in range(3)]
+            clients[0].sendall(POST + LONG)
+            clients[1].sendall(POST + LONG + b"x" * 1000)
+            clients[2].sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+            until(lambda: len(server.waiting_for_bodies()) == 3)
+        for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 503 ")

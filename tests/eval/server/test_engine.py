@@ -2,6 +2,7 @@
 
 import concurrent.futures
 
+import httpx
 import pytest
 
 from mt.eval.generation.beam_search import BeamSearch
@@ -116,10 +117,6 @@ def test_beam_searches_together_hold_no_more_positions_than_the_limit():
     for _ in range(3):  # each has 2 rows of 5 positions
         search = BeamSearch(model.model, model.tokenizer, [97, 98], Sampling(max_new_tokens=3), beam_width=2)
         engine.submit(Job([], lambda: None, search=search))
-    with engine._changed:
-        new, engine._inbox = engine._inbox, []
-    for job in new:
-        engine._start(job)
     engine._start_searches()
     assert (engine.running, engine.waiting) == (4, 1)
 
@@ -174,3 +171,80 @@ def test_a_cancelled_job_leaves_the_batch_and_the_others_finish():
     assert len(cancelled_job.continuations[0].ids) < 50
     engine.cancel(kept)
     assert kept.error is None, "cancelling a finished job changes nothing"
+
+
+def turns(engine, clients, tokens=1):
+    """The clients of the jobs, submitted in this order, in the order in which they end."""
+    ended = []
+    for client in clients:
+        job, _ = job_of(engine, tokens=tokens, client=client)
+        job.notify = lambda client=client: ended.append(client)
+        engine.submit(job)
+    engine.close(60)
+    engine.run()
+    return "".join(ended)
+
+
+def test_clients_are_served_in_turn_whoever_asked_for_more():
+    assert turns(engine_of(max_batch_size=1, max_queue=2000), "a" * 1000 + "bbc") == "abcab" + "a" * 998
+
+
+def test_the_texts_of_one_request_are_as_many_turns():
+    engine = engine_of(max_batch_size=1, max_queue=100)
+    order = []
+    for client, count in (("a", 50), ("b", 1)):
+        job, _ = job_of(engine, tokens=1, count=count, client=client)
+        job.notify = lambda client=client: order.append((client, sum(engine.steps.values())))
+        engine.submit(job)
+    engine.close(60)
+    engine.run()
+    assert order == [("b", 2), ("a", 51)]
+
+
+def test_a_full_queue_has_room_for_a_client_with_less_in_it():
+    engine = engine_of(max_queue=4)
+    a = [job_of(engine, client="a") for _ in range(4)]
+    for job, _ in a:
+        engine.submit(job)
+    b = [job_of(engine, client="b")[0] for _ in range(3)]
+    engine.submit(b[0])
+    engine.submit(b[1])
+    assert [job.crowded_out for job, _ in a] == [False, False, True, True], "the newest ones"
+    assert [len(notified) for _, notified in a] == [0, 0, 1, 1]
+    with pytest.raises(QueueFull):
+        engine.submit(b[2])  # then b would have more than a
+    with pytest.raises(QueueFull):
+        engine.submit(job_of(engine, client="a")[0])
+    with pytest.raises(QueueFull):
+        engine.submit(job_of(engine, client="c", count=3)[0])
+    engine.close(60)
+    engine.run()
+    assert [job.error is None for job in [*(one for one, _ in a), *b[:2]]] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert engine.waiting == engine.running == 0
+
+
+def test_a_job_that_was_crowded_out_is_answered_with_503_and_retry_after():
+    with slow_server(max_batch_size=1, max_queue=1) as server:
+        ask = lambda: httpx.post(
+            f"http://127.0.0.1:{server.address[1]}/v1/completions",
+            json={"prompt": "a", "max_tokens": 1},
+            timeout=60,
+        )
+        pool = concurrent.futures.ThreadPoolExecutor(4)
+        with server.model.model.paused():
+            first = pool.submit(ask)
+            until(lambda: server.engine.running == 1)
+            waiting = pool.submit(ask)
+            until(lambda: server.engine.waiting == 1)
+            (queued,) = server.engine._queue
+            server.engine._jobs[id(queued)].crowded_out = True
+            server.engine._end(server.engine._jobs[id(queued)], "the queue is full")
+            assert (waiting.result().status_code, waiting.result().headers["retry-after"]) == (503, "1")
+        assert first.result().status_code == 200

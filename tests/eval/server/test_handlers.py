@@ -1,19 +1,22 @@
 """Both APIs over HTTP: responses, request time limits, clients that disconnect."""
 
+import collections
 import json
 import logging
 import re
 import socket
+import threading
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt.eval.server.handlers import parse_json
+from mt.eval.server.handlers import RequestHandler, parse_json
 from mt.eval.server.requests import MEGATRON_SCHEMA, CompletionRequest
-from mt.tests.eval.server.running_server import greedy, slow_server, until
+from mt.tests.eval.server.running_server import Running, greedy, slow_server, small_model, until
 
 
 def test_megatrons_request_gives_prompt_and_text_segments_tokens_and_log_probabilities(server):
@@ -339,3 +342,39 @@ def test_beams_count_as_rows_of_a_request():
         assert "beam_width: 64 beams of up to 3 tokens each are 192" in refused.json()["error"]["message"]
         assert server.complete(prompt="a", max_tokens=1, beam_width=64).status_code == 200
         assert server.api(prompts=["a"], tokens_to_generate=2, beam_width=64).status_code == 400
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_long_answers_are_not_written_in_the_thread_that_answers_all_clients(monkeypatch, streamed):
+    with Running(small_model(1024)) as server:
+        loop, threads = server.http_thread, collections.Counter()
+        decode = server.model.tokenizer.decode
+
+        def noted(ids):
+            threads[threading.current_thread()] += 1
+            return decode(ids)
+
+        monkeypatch.setattr(server.model.tokenizer, "decode", noted)
+        body = {"prompt": "a" * 500, "max_tokens": 2, "logprobs": 1, "echo": True}
+        if streamed:
+            assert server.events(**body)  # two tokens that come at once share an event
+        else:
+            assert server.complete(**body).status_code == 200
+            reply = server.api(prompts=["a" * 500], tokens_to_generate=2, logprobs=True)
+            assert len(reply.json()["segments"][0]) == 502
+        assert threads
+        assert all(count < 500 for thread, count in threads.items() if thread is loop), "short pieces only"
+
+
+def test_clients_are_told_apart_by_their_keys_or_without_keys_by_their_addresses(server):
+    def client(key, address, with_keys):
+        handler = RequestHandler(
+            server.engine, server.metrics, "x", max_tokens=1, timeout_s=1, with_keys=with_keys
+        )
+        scope = {"type": "http", "headers": [(b"authorization", key)], "client": (address, 1)}
+        return handler._client(Request(scope))
+
+    assert client(b"Bearer a", "192.0.2.1", True) == client(b"bearer  a", "192.0.2.2", True)
+    assert client(b"Bearer a", "192.0.2.1", True) != client(b"Bearer b", "192.0.2.1", True)
+    assert client(b"Bearer a", "192.0.2.1", False) == client(b"Bearer b", "192.0.2.1", False)
+    assert client(b"", "2001:db8::1", False) == client(b"", "2001:db8::2", False)

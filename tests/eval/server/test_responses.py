@@ -41,7 +41,7 @@ def test_the_pieces_of_a_stream_join_to_the_whole_response(server, rules):
 )
 def test_an_error_body_has_openais_format(status, kind):
     assert error_body(RequestError(status, "why")) == {
-        "error": {"message": "why", "type": kind, "code": status}
+        "error": {"message": "why", "type": kind, "param": None, "code": status}
     }
 
 

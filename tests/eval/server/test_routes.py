@@ -40,3 +40,25 @@ def test_responses_to_any_request_follow_the_openapi_description(server):
         ("GET /health", 200),
     } <= statuses
     assert server.engine.running == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/chat/completions", 404),
+        ("GET", "/v1/completions", 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/api", 405),
+    ],
+)
+def test_an_unknown_path_or_method_is_refused_in_the_form_of_the_api(server, method, path, status):
+    reply = server.client.request(method, path)
+    assert reply.status_code == status
+    assert ("allow" in reply.headers) == (status == 405)
+    if path == "/api":
+        assert "does not take this method" in reply.json()
+    else:
+        error = reply.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, status)

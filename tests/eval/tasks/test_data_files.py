@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mt.core.config import UserError
-from mt.documents.reader import Reject
+from mt.documents.rejects import Reject
 from mt.eval.tasks.data_files import files_in, with_error_policy
 
 

@@ -103,7 +103,7 @@ def test_the_same_lambada_command_again_returns_the_finished_scores(checkpoint, 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (b"", r"passages\.jsonl, line 1: the file is empty"),
+        (b"", r"passages\.jsonl: no passage could be scored \(0 were set aside\); check the file"),
         (b'{"text": "a b"}\n{"txt": "a b"}\n', r"passages\.jsonl, line 2: has no key 'text'"),
         (
             b'{"text": "a b"}\n{"text": "hello"}\n',
@@ -160,4 +160,5 @@ def test_without_an_output_a_record_set_aside_is_printed(checkpoint, tmp_path, c
     path = tmp_path / "passages.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": 1}\n')
     lambada(LambadaConfig(load=checkpoint, valid_data=(str(path),), on_error="skip"))
-    assert "passages.jsonl, line 2: has no key 'text' (it has 'txt'); set aside" in capsys.readouterr().err
+    told = "passages.jsonl, line 2: has no key 'text' (it has 'txt'); name the text's with --text-key"
+    assert told in capsys.readouterr().err

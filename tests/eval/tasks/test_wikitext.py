@@ -1,5 +1,6 @@
 """WikiText: every number, compared with transformers, one window at a time."""
 
+import contextlib
 import json
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from mt.core.config import UserError
+from mt.eval.lm import LanguageModel
 from mt.eval.tasks.wikitext import WikitextConfig, text_scores, wikitext
 from mt.tests.eval.tasks.oracle import logprobs
 
@@ -55,6 +57,28 @@ def test_wikitext_is_megatrons_loss_at_any_stride(checkpoint, gpt2, tmp_path, st
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     assert sum(line["tokens"] for line in lines) == len(nats)
     assert sum(line["logprob"] for line in lines) == pytest.approx(-nats.sum(), rel=1e-6)
+
+
+def test_the_bar_counts_the_windows_of_articles_too_and_ends_with_the_last_forward_pass(
+    checkpoint, tmp_path, monkeypatch
+):
+    (tmp_path / "valid.txt").write_text(3 * TEXT)
+    totals, done = [], []
+
+    @contextlib.contextmanager
+    def progress(label, total, unit):
+        totals.append(total)
+        yield done.append
+
+    forward = LanguageModel._score_batch
+    at_forward = []
+    monkeypatch.setattr("mt.eval.tasks.wikitext.progress", progress)
+    monkeypatch.setattr(
+        LanguageModel, "_score_batch", lambda *given: (at_forward.append(sum(done)), forward(*given))[1]
+    )
+    wikitext(WikitextConfig(load=checkpoint, valid_data=str(tmp_path / "valid.txt"), micro_batch_size=2))
+    assert totals == [sum(done)]
+    assert at_forward[-1] >= totals[0] - 2, "nothing is scored after the bar is full"
 
 
 def test_a_sequence_may_be_longer_than_in_training_but_not_than_the_models_positions(
