@@ -19,22 +19,26 @@ only if one of its own settings or an earlier stage changed, and a killed pipeli
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .. import cli
 from ..core.config import Failure, UserError, configuration, nearest, option, settings, shown
 from ..core.manifest import Json, atomic_write, read_json, write_json
 from ..core.parsing import check_value, read_yaml
-from . import report
+from . import table
+from .configure import configure, from_file
+from .report.table import rows, text_table
 
 NAME = r"[A-Za-z0-9_-]+"
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -61,6 +65,7 @@ class DemoConfig:
     """The settings of `mt demo`."""
 
     run_dir: str = option("runs/demo", "directory for all outputs", role="output")
+    until: str | None = option(None, "the last stage to run; `tokens` ends before the training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +80,48 @@ class Stage:
 
 
 def demo(config: DemoConfig) -> Json:
-    """Runs `examples/demo.yaml`, which the package contains; returns its summary."""
-    return run(
-        RunConfig(pipeline=str(Path(__file__).parents[1] / "examples" / "demo.yaml"), run_dir=config.run_dir)
-    )
+    """Runs `examples/demo.yaml`, which the package contains; returns its summary.
+
+    The stage `retro` is left out if the extra that it needs is not installed. No other stage reads its
+    output.
+    """
+    pipeline = str(Path(__file__).parents[1] / "examples" / "demo.yaml")
+    missing = [module for module in table.EXTRAS["retro"] if importlib.util.find_spec(module) is None]
+    if missing:
+        print(
+            f"mt: the stage retro is left out, because it needs {', '.join(missing)};"
+            " install what is missing with: pip install 'mt-lm[retro]'",
+            file=sys.stderr,
+        )
+    leave_out = ("retro",) if missing else ()
+    summary = run(RunConfig(pipeline=pipeline, run_dir=config.run_dir, until=config.until), leave_out)
+    if config.until is None:
+        prompt = f'mt generate --load {shlex.quote(config.run_dir)}/train --prompts "Return the"'
+        summary["text"] += "\n" + "\n".join(["try the model:", *_path_command(), f"  {prompt}"])
+    return summary
 
 
-def run(config: RunConfig) -> Json:
+def _path_command() -> list[str]:
+    """The command that puts `mt` on the PATH of the shell; none if it is there or was not installed."""
+    ours = Path(sys.executable).parent / "mt"
+    found = shutil.which("mt")  # may be another program: the one that controls magnetic tapes
+    if not ours.exists() or (found and Path(found).resolve() == ours.resolve()):
+        return []
+    folder = ours.parent
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    if (ours.parent / "activate").exists():
+        return [f"  source {shlex.quote(str(folder / 'activate'))}"]
+    return [f'  export PATH={shlex.quote(str(ours.parent))}:"$PATH"']
+
+
+def run(config: RunConfig, leave_out: Sequence[str] = ()) -> Json:
     """Runs the stages of a pipeline file in order; returns the table of results and the path of the report.
 
-    The settings of all stages are checked before the first stage starts.
+    The settings of all stages are checked before the first stage starts. leave_out: stages that are not run.
     """
     started = time.time()
-    run_dir, stages = load(config.pipeline, config.run_dir)
+    run_dir, stages = load(config.pipeline, config.run_dir, leave_out)
     names = [s.name for s in stages]
     if config.until is not None:
         if config.until not in names:
@@ -106,7 +140,7 @@ def run(config: RunConfig) -> Json:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(
         run_dir / "pipeline.json",
-        [{"name": s.name, "verb": " ".join(s.verb), "output": s.output} for s in stages],
+        [{"name": s.name, "verb": " ".join(s.verb), "output": _place(s.output, run_dir)} for s in stages],
     )
     manifests = []
     for number, (stage, function, settings_) in enumerate(calls, 1):
@@ -115,21 +149,30 @@ def run(config: RunConfig) -> Json:
         manifests.append(_launch(stage, run_dir) if stage.launch else function(settings_))
         took = time.time() - began
         print(f"[{number}/{len(calls)}] {stage.name}: {took:.1f} s", file=sys.stderr, flush=True)
-    rows = report.rows([(s.name, s.output, m) for s, m in zip(stages, manifests)])
+    results = rows([(s.name, m) for s, m in zip(stages, manifests)])
     page = next((m["page"] for m in reversed(manifests) if "page" in m), None)
     seconds = time.time() - started
-    text = report.text_table(rows) + f"\n\n{seconds:.0f} s in all" + (f"; report: {page}" if page else "")
+    text = text_table(results) + f"\n\n{seconds:.0f} s in all" + (f"; report: {page}" if page else "")
     rejected = sum(m.get("counts", {}).get("rejected", 0) for m in manifests)
     return {
         "text": text,
-        "stages": rows,
+        "stages": results,
         "report": page,
         "seconds": round(seconds, 1),
         "counts": {"rejected": rejected},
     }
 
 
-def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
+def _place(output: str, run_dir: Path) -> str:
+    """Where an output is, as pipeline.json says it: relative to the run's directory if it lies in it.
+
+    So the listing holds from any directory, and after a move of the run.
+    """
+    inside = os.path.relpath(output, run_dir)
+    return os.path.abspath(output) if inside.startswith("..") else inside
+
+
+def load(path: str, run_dir: str | None = None, leave_out: Sequence[str] = ()) -> tuple[Path, list[Stage]]:
     """The run directory and the stages of a pipeline file; raises UserError that names every mistake."""
     tree = read_yaml(path)
     unknown = [k for k in tree if k not in ("run_dir", "stages")]
@@ -151,6 +194,8 @@ def load(path: str, run_dir: str | None = None) -> tuple[Path, list[Stage]]:
     errors: list[str] = []
     outputs = {"run_dir": str(folder)}
     for name, body in tree["stages"].items():
+        if name in leave_out:
+            continue
         try:
             stage = _stage(str(name), body, Path(folder), outputs)
         except UserError as error:
@@ -172,13 +217,13 @@ def _stage(name: str, body: Any, run_dir: Path, outputs: Mapping[str, str]) -> S
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
         raise UserError("needs `run:`, the command of mt that it runs (`run: data clean`)")
     verb = tuple(body["run"].split())
-    if verb not in cli.VERBS:
-        known = [" ".join(v) for v in cli.VERBS]
+    if verb not in table.COMMANDS:
+        known = [" ".join(v) for v in table.COMMANDS]
         raise UserError(
             f"run: {shown(body['run'])} is not a command of mt{nearest(body['run'], known)};"
             " `mt --help` lists all"
         )
-    _, cls = cli.verb(verb)
+    _, cls = table.load(verb)
     output = next((s for s in settings(cls) if s.role == "output"), None)
     if output is None:
         raise UserError(f"`mt {body['run']}` writes no output: it cannot be a stage")
@@ -238,8 +283,9 @@ def _resolve(value: Any, outputs: Mapping[str, str]) -> Any:
 
 def _configure(stage: Stage, origin: str) -> tuple[Callable[[Any], Any], Any]:
     """The function of a stage's command and its configuration."""
-    function, cls = cli.verb(stage.verb)
-    return function, cli.configure(cls, [(f"{origin}: stage {stage.name}", stage.settings)])
+    function, cls = table.load(stage.verb)
+    settings = from_file(cls, stage.settings, origin)
+    return function, configure(cls, [(f"{origin}: stage {stage.name}", settings)])
 
 
 def _launch(stage: Stage, run_dir: Path) -> Json:
@@ -260,7 +306,7 @@ def _launch(stage: Stage, run_dir: Path) -> Json:
             f"stage {stage.name}: {' '.join(command)} ended with exit code {code}; its messages are above"
         )
     output = Path(stage.output)
-    _, cls = cli.verb(stage.verb)
+    _, cls = table.load(stage.verb)
     prefix = next(s for s in settings(cls) if s.role == "output").name.endswith("prefix")
     path = output.with_name(f"{output.name}.manifest.json") if prefix else output / "manifest.json"
     manifest: Json = read_json(path)

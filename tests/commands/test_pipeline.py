@@ -1,5 +1,6 @@
 """Pipelines of stages: what runs, what is skipped, refused files, and pipelines that were killed."""
 
+import html
 import json
 import os
 import random
@@ -11,9 +12,11 @@ import time
 import pytest
 import yaml
 
-from mt.commands import pipeline, report
+from mt.commands import pipeline
+from mt.commands.report.report import ReportConfig, report
 from mt.core.config import UserError
 from mt.core.manifest import file_digest
+from mt.tests import forked
 
 TEXTS = [
     " ".join(
@@ -110,9 +113,9 @@ def test_the_summary_has_the_table_and_the_report(tmp_path, documents):
     assert "removed 20 (exact 20)" in summary["text"]
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert summary["report"] in summary["text"]
-    assert "<h1>run</h1>" in page
+    assert "<h1><span>run</span></h1>" in page
     assert "exact" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "default-src 'none'" in html.unescape(page), "it loads nothing"
 
 
 @pytest.mark.parametrize(
@@ -178,15 +181,16 @@ def test_records_set_aside_in_a_stage_give_exit_code_3(tmp_path, documents):
     with open(documents, "a") as file:
         file.write('{"text": null}\n')
     path = write(tmp_path, two_stages(documents, on_error="skip"))
-    ended = subprocess.run([sys.executable, "-m", "mt", "run", path], capture_output=True, text=True)
+    ended = forked.run("run", path)
     assert ended.returncode == 3, ended.stderr
     assert json.loads((tmp_path / "run" / "clean" / "rejects.jsonl").read_text())["place"] == "line 321"
     strict = write(tmp_path, two_stages(documents), run_dir=str(tmp_path / "strict"))
-    ended = subprocess.run([sys.executable, "-m", "mt", "run", strict], capture_output=True, text=True)
+    ended = forked.run("run", strict)
     assert ended.returncode == 2
-    assert "line 321: 'text' is null" in ended.stderr
+    assert b"line 321: 'text' is null" in ended.stderr
 
 
+@pytest.mark.slow  # tests/test_fineweb.py kills another pipeline once
 def test_a_pipeline_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, documents):
     path = write(tmp_path, two_stages(documents))
     pipeline.run(pipeline.RunConfig(pipeline=path))
@@ -212,5 +216,47 @@ def test_a_pipeline_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, 
 
 
 def test_a_report_of_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run of `mt run`"):
-        report.report(report.ReportConfig(run_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="holds no output of mt"):
+        report(ReportConfig(run_dir=(str(tmp_path),)))
+
+
+def without_packages(monkeypatch, *names):
+    there = pipeline.importlib.util.find_spec
+    monkeypatch.setattr(
+        pipeline.importlib.util, "find_spec", lambda name: None if name in names else there(name)
+    )
+
+
+def test_the_demo_leaves_out_the_stage_retro_without_its_packages_and_tells_it(tmp_path, monkeypatch, capsys):
+    without_packages(monkeypatch, "faiss")
+    with pytest.raises(UserError, match="until = 'retro' is not a stage"):
+        pipeline.demo(pipeline.DemoConfig(run_dir=str(tmp_path), until="retro"))
+    assert "the stage retro is left out, because it needs faiss;" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["absent", "elsewhere", "first", "another"])
+def test_the_demo_ends_with_the_next_command_and_how_to_have_mt_on_the_path(tmp_path, monkeypatch, place):
+    """The commands are run by a shell that has the PATH of the user."""
+    monkeypatch.chdir(tmp_path)
+    programs, others = tmp_path / "my env/bin", tmp_path / "others"
+    for folder in (programs, others):
+        folder.mkdir(parents=True)
+        (folder / "mt").write_text(f"#!/bin/sh\necho {folder.name} $*\n")
+        (folder / "mt").chmod(0o755)
+    (programs / "activate").write_text(f"PATH='{programs}':$PATH\n")
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    if place == "absent":  # as in a copy of the repository without an install
+        (programs / "mt").unlink()
+    elif place == "elsewhere":  # as of conda: no script to activate it
+        (programs / "activate").unlink()
+    first = {"first": f"{programs}:", "another": f"{others}:"}.get(place, "")
+    monkeypatch.setenv("PATH", f"{first}/usr/bin:/bin")
+    monkeypatch.setattr(pipeline, "run", lambda config, leave_out=(): {"text": "table"})
+    summary = pipeline.demo(pipeline.DemoConfig(run_dir="my runs"))
+    table, head, *commands = summary["text"].split("\n")
+    assert (table, head) == ("table", "try the model:")
+    assert len(commands) == (1 if place in ("first", "absent") else 2)
+    if place != "absent":
+        ended = subprocess.run(["sh", "-c", "\n".join(commands).replace("source", ".")], capture_output=True)
+        assert ended.stdout.decode() == "bin generate --load my runs/train --prompts Return the\n"
