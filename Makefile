@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+# Bytecode is kept even where the environment says otherwise: tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-all lint types layouts lock clean
+.PHONY: demo test test-slow test-all lint types layouts docs lock clean
 demo: $(VENV)/.installed
 	$(BIN)/mt demo
 
@@ -30,6 +31,10 @@ types: $(VENV)/.installed-dev
 # Compares every parallel layout with one process: the table of docs/parallelism.md.
 layouts: $(VENV)/.installed-dev
 	$(BIN)/python -W ignore -m mt.tests.train.layouts $(NAMES)
+
+# The documentation as a site, build/site/index.html; a link that leads nowhere ends it. Nothing is taken from a network.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # requirements.lock again, after a change of pyproject.toml or constraints.txt.
 lock: $(VENV)/.installed-dev
@@ -57,5 +62,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[train,retro,dev]'
 	@touch $@
 
+# What can be made again by `make`; runs/, which has results, stays.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build dist mt_lm.egg-info mt.egg-info

@@ -1,7 +1,10 @@
 """Fixtures that tests of several folders use."""
 
+import gc
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=marked)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """Lets collections of garbage visit only what the tests of a module make.
+
+    Commands collect garbage, and the objects of all imported libraries would take a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """`../shared`: large real inputs beside a developer's checkout; tests that need it skip elsewhere."""
@@ -33,6 +46,21 @@ def shared() -> Path:
     if not folder.exists():
         pytest.skip("../shared is missing: only developers' checkouts have it")
     return folder
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright; tests that need it skip where one of them is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -107,7 +135,7 @@ def cache(tmp_path_factory) -> Path:
 def ray_cluster():
     """A local Ray cluster of two processors for all tests, because a start takes seconds."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt[ray]'")
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mt-lm[ray]'")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
@@ -123,9 +151,9 @@ def pool():
     pool.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def one_thread():
-    """torch on one thread: with such small models two threads mostly wait for each other."""
+    """torch on one thread in this test: with such small models two threads mostly wait for each other."""
     import torch
 
     before = torch.get_num_threads()

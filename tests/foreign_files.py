@@ -6,8 +6,10 @@ flood ends that process alone, and the test names the case.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from mt import cli
@@ -86,12 +89,12 @@ def as_yaml(tree: Any) -> bytes:
 
 
 def cases(
-    tree: Any, dump: Callable[[Any], bytes], *, exhaustive: bool = False, most: int = 2
+    tree: Any, dump: Callable[[Any], bytes], *, exhaustive: bool = False, most: int = 2, values: int = 3
 ) -> Iterator[tuple[str, bytes]]:
     """(name, content) of a file with one value replaced.
 
-    exhaustive: each value by each of BAD. Otherwise each by three of them in turn, and of the values of large
-    lists and mappings only `most` (see `sampled`).
+    exhaustive: each value by each of BAD. Otherwise each by `values` of them in turn,
+    and of the values of large lists and mappings only `most` (see `sampled`).
     """
     found = list(places(tree)) if exhaustive else sampled(tree, most)
     names = list(BAD)
@@ -99,7 +102,9 @@ def cases(
         raw = dump(with_value(tree, place, PLACEHOLDER)).replace(b'"' + PLACEHOLDER.encode() + b'"', b"@@")
         raw = raw.replace(PLACEHOLDER.encode(), b"@@")
         for name in (
-            names if exhaustive or not place else [names[(number + n) % len(names)] for n in (0, 3, 6)]
+            names
+            if exhaustive or not place
+            else [names[(number + 3 * n) % len(names)] for n in range(values)]
         ):
             yield f"{place} = {name}", raw.replace(b"@@", BAD[name])
         if place in (found[0], found[-1]):
@@ -201,3 +206,49 @@ def _watch(
             text = said.read_text(errors="replace")
             wrong = text[-1500:] if code not in allowed or "Traceback" in text or "panicked" in text else ""
             lines.write(json.dumps({"case": case, "code": code, "wrong": wrong}) + "\n")
+
+
+def array_cases(array: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of a .npy file of integers, or of rows of integers, with another header or value."""
+    names = array.dtype.names
+    kinds = ["<f8", ">i8", "<i4", "<u8", "<M8[s]", "<U2", "|O", "<i8"]
+    others = [np.zeros(array.shape, kind) for kind in kinds]
+    others += [array.T, array[None], array[:0], array[:1], array.ravel(order="F"), np.asfortranarray(array)]
+    for number, other in enumerate(others):
+        yield f"another array, number {number}", npy(other)
+    for place in (0, array.size // 2, array.size - 1, slice(None)):
+        for name in names or [None]:
+            values = array.copy()
+            column = values.reshape(-1) if name is None else values[name]
+            kind = np.iinfo(column.dtype)
+            for value in (-2, -1, 0, 10**9, 1 << 31, kind.min, kind.max, kind.max - 1):
+                if kind.min <= value <= kind.max:
+                    column[place] = value
+                    yield f"{name or ''}[{place}] = {value}", npy(values)
+    whole = npy(array)
+    shape = str(array.shape).encode()
+    for wrong in (b"(-1,)", b"(1<<9,)", b"(10**9,)", b"9", b"None", b"(99999999999,)", b"()", b"(True,)"):
+        yield f"shape {wrong!r}", whole.replace(shape, wrong.ljust(len(shape)), 1)
+    packed = io.BytesIO()
+    np.savez(packed, array)
+    yield "an archive", packed.getvalue()
+    yield "a pickle", pickle.dumps(array)
+    yield "cut short", whole[:-1]
+    yield "longer", whole + b"\0"
+    yield "empty", b""
+    yield "nested", b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def damaged(data: bytes, beginning: int = 400, step: int = 1) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of a file with other bytes in its beginning, or cut short."""
+    for place in range(0, min(beginning, len(data)), step):
+        for value in (b"\xff", b"\0", b"\x7f\xff\xff\xff\xff\xff\xff\x7f"):
+            yield f"byte {place} = {value!r}", data[:place] + value + data[place + len(value) :]
+    for size in (0, 3, len(data) // 2, len(data) - 1):
+        yield f"{size} bytes", data[:size]

@@ -7,6 +7,7 @@ compares the CPU time of two lengths.
 """
 
 import functools
+import gc
 import itertools
 import time
 from collections.abc import Callable
@@ -155,16 +156,21 @@ def _framed(unit: str, before: str, after: str, chars: int) -> str:
 def cost(function: Callable[[str], object], text: str, repeats: int = 1) -> float:
     """The least CPU time of some calls, in seconds, of all threads of this process.
 
-    Half a pair of surrogates is no text for some functions, which may refuse it.
+    Half a pair of surrogates is no text for some functions, which may refuse it. The garbage collector is
+    off meanwhile: it visits all objects of the process, so its time depends on the tests that ran before.
     """
     least = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        try:
-            function(text)
-        except (UnicodeError, TypeError, RuntimeError, UserError):
-            assert not text.isascii()
-        least = min(least, time.process_time() - start)
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            start = time.process_time()
+            try:
+                function(text)
+            except (UnicodeError, TypeError, RuntimeError, UserError):
+                assert not text.isascii()
+            least = min(least, time.process_time() - start)
+    finally:
+        gc.enable()
     return least
 
 

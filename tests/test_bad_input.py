@@ -18,6 +18,7 @@ import zstandard
 
 from mt import cli
 from mt.core.manifest import file_digest
+from mt.tests import forked
 
 # fmt: off
 WORDS = [
@@ -190,14 +191,7 @@ def test_a_full_disk_gives_one_line_and_the_next_run_gives_the_bytes_of_an_undis
     """A limit on the size of files replaces a full disk: a write fails in the middle in the same way."""
     documents = tmp_path / "in.jsonl"
     documents.write_text("".join(json.dumps({"id": str(i), "text": text(i, 400)}) + "\n" for i in range(300)))
-    command = [
-        sys.executable,
-        "-m",
-        "mt",
-        *map(str, reads_documents(tmp_path, vocabulary)[name]),
-        "--input",
-        str(documents),
-    ]
+    command = [*reads_documents(tmp_path, vocabulary)[name], "--input", documents]
     if name in ("train-tokenizer", "stats"):
         limit = 200  # because their output is small
     else:
@@ -206,15 +200,15 @@ def test_a_full_disk_gives_one_line_and_the_next_run_gives_the_bytes_of_an_undis
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_disk)
+    ended = forked.run(*command, before=small_disk)
     assert ended.returncode == 2, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert "ulimit -f" in ended.stderr.strip().split("\n")[-1]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert b"Traceback" not in ended.stderr
+    assert b"ulimit -f" in ended.stderr.strip().split(b"\n")[-1]
+    assert run(*command) == 0
     after_failure = digests(tmp_path / "out")
     for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert run(*command) == 0
     assert digests(tmp_path / "out") == after_failure
 
 

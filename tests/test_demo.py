@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mt.commands import pipeline
 from mt.core.manifest import file_digest
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.yaml"
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The path of the demo's pipeline with smaller numbers."""
+def small_pipeline(path, without=None):
+    """Writes the demo's pipeline with smaller numbers, perhaps without a stage; returns its path."""
     tree = yaml.safe_load(DEMO.read_text())
     stages = tree["stages"]
     stages["corpus"]["packages"] = ["xxhash"]
@@ -41,9 +41,14 @@ def small(tmp_path_factory):
         eval_iters=2,
     )
     stages["generate"]["tokens_to_generate"] = 8
-    path = tmp_path_factory.mktemp("demo") / "small.yaml"
+    stages.pop(without, None)
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return small_pipeline(tmp_path_factory.mktemp("demo") / "small.yaml")
 
 
 def command(path, run_dir):
@@ -52,7 +57,7 @@ def command(path, run_dir):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """An undisturbed run: (its directory, its summary, its seconds)."""
+    """An undisturbed run in a process of its own: (its directory, its summary, its seconds)."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     began = time.monotonic()
     ended = subprocess.run(command(small, folder), capture_output=True, text=True)
@@ -94,6 +99,18 @@ def data(folder):
     }
 
 
+def test_the_stages_of_the_data_have_fewer_and_fewer_documents(small, tmp_path):
+    folder = tmp_path / "run"
+    summary = pipeline.run(pipeline.RunConfig(pipeline=str(small), run_dir=str(folder), until="tokens"))
+    rows = {r["stage"]: r for r in summary["stages"]}
+    funnel = [rows[s]["documents"] for s in ("corpus", "clean", "dedup", "holdout")]
+    assert funnel == sorted(funnel, reverse=True)
+    assert rows["tokens"]["documents"] == rows["decontaminate"]["documents"] > 100
+    planned = pipeline.run(pipeline.RunConfig(pipeline=str(small), run_dir=str(folder), dry_run=True))
+    assert planned["text"].count("mt ") >= len(yaml.safe_load(small.read_text())["stages"])
+
+
+@pytest.mark.slow  # 20 s of a CPU: every stage of the demo
 def test_every_stage_has_its_output(whole):
     folder, summary, _ = whole
     rows = {r["stage"]: r for r in summary["stages"]}
@@ -110,6 +127,7 @@ def test_every_stage_has_its_output(whole):
     assert all(f">{stage}<" in page for stage in rows if stage != "report")
 
 
+@pytest.mark.slow  # after the whole run
 def test_a_second_run_does_nothing(whole, small):
     folder, _, _ = whole
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "pipeline.json"}

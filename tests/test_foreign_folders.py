@@ -20,7 +20,7 @@ from mt.core import manifest
 from mt.core.config import UserError
 from mt.dataprep.dedup.signatures import read_old_keys
 from mt.dataprep.trace import WhyConfig, why
-from mt.documents import reader
+from mt.documents import folders, reader, sharding
 from mt.indexed.neighbors import open_data, read_fact
 from mt.tokenizer.tokenizer import load_directory
 
@@ -36,14 +36,14 @@ def write_manifest(path: Path, *names: object, **facts) -> None:
 
 def documents(folder: Path, name: object) -> None:
     write_manifest(folder / "manifest.json", name)
-    for shard in reader.plan([str(folder)]):
+    for shard in sharding.plan([str(folder)]):
         list(reader.read(shard))
 
 
 def saved_dataset(folder: Path, name: object) -> None:
     (folder / "dataset_info.json").write_text("{}")
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    reader.expand([str(folder)])
+    folders.find([str(folder)])
 
 
 def overwritten(folder: Path, name: object) -> None:
@@ -224,12 +224,12 @@ def open_weights(folder: Path) -> None:
 
 
 def expand(folder: Path) -> None:
-    reader.expand([str(folder)])
+    folders.find([str(folder)])
 
 
 def read_dataset(folder: Path) -> None:
     (folder / "dataset_info.json").write_text("{}")
-    reader.expand([str(folder)])
+    folders.find([str(folder)])
 
 
 def read_gpt2(folder: Path) -> None:

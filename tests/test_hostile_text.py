@@ -1,5 +1,6 @@
 """Control characters in names, ids, settings and texts never reach a terminal, whatever prints them."""
 
+import dataclasses
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from mt import cli
+from mt.commands import table
 from mt.core.config import settings
 from mt.core.terminal import UNSAFE
 
@@ -15,7 +17,7 @@ from mt.core.terminal import UNSAFE
 EVIL = "a\x1b]0;owned\x07\x1b[31m\x1b[1A\r\x9b2J\x08\u202e\u2066b\x7f"
 NAMES = [EVIL, os.fsdecode(b"\xff\x1b[2J\xfe"), "x\nmt: forged"]
 # they run without any name, or first read a large index of lm-eval
-SLOW = {("demo",), ("launch",), ("doctor",), ("eval", "harness")}
+SLOW = {("demo",), ("launch",), ("megatron",), ("doctor",), ("eval", "harness")}
 MORE = {("data", "extract"): ["--source=warc"]}  # its default reads this Python's own packages
 
 
@@ -35,11 +37,11 @@ def run(capfd):
     return call
 
 
-@pytest.mark.parametrize("path", [path for path in cli.VERBS if path not in SLOW], ids=" ".join)
+@pytest.mark.parametrize("path", [path for path in table.COMMANDS if path not in SLOW], ids=" ".join)
 def test_a_hostile_value_of_any_setting_is_shown_escaped(path, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    leaves = list(settings(cli.verb(path)[1]))
-    needed = [s for s in leaves if s.default is cli.dataclasses.MISSING]
+    leaves = list(settings(table.load(path)[1]))
+    needed = [s for s in leaves if s.default is dataclasses.MISSING]
     flags = {s.flag for s in [*needed, *(s for s in leaves if s.role in ("input", "output"))]}
     for name, flag in [*((EVIL, flag) for flag in sorted(flags)), *((name, None) for name in NAMES)]:
         given = [f"{s.flag}={name}" for s in needed] + ([f"{flag}={name}"] if flag else [])
@@ -78,6 +80,9 @@ def test_hostile_ids_files_and_records_are_shown_escaped_by_every_stage(run, tmp
         run("data", "stats", "--input", source, *skip, *as_json)
         assert run("data", "why", EVIL, "--run-dir", out, *as_json)[0] == 0
         assert run("data", "why", f"{EVIL}copy", "--run-dir", out, *as_json)[0] == 0
+        assert run("data", "look", out / "clean", *as_json)[0] == 0
+        assert run("data", "look", out / "dedup", "--dropped", *as_json)[0] == 0
+        assert run("data", "look", out / "dedup", "--pairs", "--reason", "exact", *as_json)[0] == 0
         run("data", "tokenize", "--input", source, "--output-prefix", out / "p", *tokenizer, *skip, *as_json)
         pair = out / "p_text_document"
         code, said = run("data", "inspect", pair, "--document", 0, *tokenizer, *as_json)
@@ -100,6 +105,7 @@ def test_generated_text_is_escaped_on_a_terminal_and_left_alone_in_a_pipe(monkey
         return {"text": f"{config.prompts[0]} goes on", "counts": {}}
 
     monkeypatch.setattr("mt.eval.generation.generate.generate", generate)
+    monkeypatch.setattr("mt.commands.flags.check_inputs", lambda config: None)  # there is no checkpoint
     monkeypatch.setattr(sys, "stdout", out := stream())
     with pytest.raises(SystemExit):
         cli.main(["generate", "--load=x", f"--prompts={EVIL}", *["--json"] * as_json])

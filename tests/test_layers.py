@@ -32,10 +32,12 @@ MAY_IMPORT = {
     "train": CHECKPOINT,
     "retro": TRAIN,
     "eval": RETRO,
-    "commands": {"core", "cli"},
-    "cli": {"core"},  # it imports commands by names in a table, when they are chosen
-    "__main__": {"cli"},
-    "__init__": set(),
+    # it imports what commands do by names in a table, when they are chosen; a report looks at documents
+    "commands": BASE | {"dataprep"},
+    "cli": {"core", "commands"},
+    "__main__": {"cli", "commands"},  # commands/interrupt.py, before cli.py is imported
+    # the Python API, each name imported when it is used
+    "__init__": RETRO | {"dataprep", "eval", "commands"},
 }
 WITHOUT_TORCH = {"core", "documents", "tokenizer", "indexed", "dataprep", "cli", "__main__", "__init__"}
 

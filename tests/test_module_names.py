@@ -56,9 +56,14 @@ def test_every_module_has_one_name():
     [
         (".", (*PYTEST, HERE, "tests/core/test_manifest.py")),
         (".", (sys.executable, "-m", "pytest", HERE, "tests/core/test_manifest.py")),
-        ("tests/core", (*PYTEST, "../test_module_names.py", "test_manifest.py")),
-        (None, (*PYTEST, str(ROOT / HERE), str(ROOT / "tests/core/test_manifest.py"))),
-        (None, (sys.executable, "-m", "pytest", str(ROOT / HERE))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("tests/core", (*PYTEST, "../test_module_names.py", "test_manifest.py")),
+                (None, (*PYTEST, str(ROOT / HERE), str(ROOT / "tests/core/test_manifest.py"))),
+                (None, (sys.executable, "-m", "pytest", str(ROOT / HERE))),
+            )
+        ),
     ],
 )
 def test_pytest_gives_every_module_one_name_wherever_it_is_started(folder, command, tmp_path):

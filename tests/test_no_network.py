@@ -134,8 +134,8 @@ def test_clean_dedup_tokenize_train_and_generate_need_no_network(without_network
 @pytest.mark.slow
 def test_no_module_reaches_a_network_when_it_is_imported(without_network):
     code = (
-        "import importlib, mt.cli\n"
-        "for module, *_ in mt.cli.VERBS.values(): importlib.import_module(f'mt.{module}')"
+        "import importlib, mt.commands.table\n"
+        "for command in mt.commands.table.COMMANDS.values(): importlib.import_module(f'mt.{command.module}')"
     )
     done, attempts = without_network(code)
     assert done.returncode == 0, done.stderr
