@@ -289,16 +289,40 @@ def _attention(made: Translation) -> None:
         made.set(num_query_groups=made.number("--num-query-groups", 1))
     elif made.has("--num-query-groups"):
         made.notes.append("--num-query-groups has no effect in Megatron-LM without --group-query-attention")
+    if (kind := made.value("--attention-head-type")) is not None:
+        if kind not in ("multihead", "multiquery"):
+            made.mistakes.append(f"--attention-head-type {shown(kind)}: must be multihead or multiquery")
+        elif kind == "multiquery":
+            made.set(num_query_groups=1)
     if (window := made.value("--window-size")) is not None:
         sizes = re.fullmatch(r"\(?\s*(-?[0-9]{1,18})\s*,\s*(-?[0-9]{1,18})\s*\)?", window)
         if sizes is None or sizes[2] not in ("0", "-1"):
             made.mistakes.append(f"--window-size {shown(window)}: must be LEFT,0, tokens before the own one")
         elif int(sizes[1]) >= 0:
             made.set(window_size=int(sizes[1]) + 1)
+    if (layers := made.value("--window-attn-skip-freq")) is not None:
+        if "window_size" in made.settings:
+            made.set(window_attn_skip_freq=layers)
+        else:
+            made.notes.append("--window-attn-skip-freq has no effect without --window-size")
+    if made.has("--apply-layernorm-1p"):
+        if made.settings.get("family") == "gpt":
+            made.set(apply_layernorm_1p=True)
+        else:
+            made.notes.append(
+                "--apply-layernorm-1p has no effect here: the norm's weight is stored whole instead of less"
+                " 1; it begins with 1, has no weight decay, and trains to the same numbers"
+            )
 
 
 def _positions(made: Translation) -> None:
     rope = made.settings.get("position_embedding_type") == "rope"
+    relative = made.settings.get("position_embedding_type") == "relative"
+    for flag in ("--relative-attention-num-buckets", "--relative-attention-max-distance"):
+        if made.has(flag) and relative:
+            made.set(**{flag[2:].replace("-", "_"): made.value(flag)})
+        elif made.has(flag):
+            made.notes.append(f"{flag} has no effect without --position-embedding-type relative")
     factor = made.real("--rope-scaling-factor", 8.0)
     if made.has("--use-rope-scaling"):
         scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0}

@@ -186,11 +186,27 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ("--save-retain-interval 20", {"keep_last": 1, "save_retain_interval": 20}),
         ("--load nowhere --finetune", {"load": None, "finetune": False}),
         ("--mtp-num-layers 0", {}),
+        ("--window-size 7,0 --window-attn-skip-freq 2", {"window_attn_skip_freq": "2"}),
+        ("--window-size 7,0 --window-attn-skip-freq [1,0]", {"window_attn_skip_freq": "[1,0]"}),
+        ("--window-attn-skip-freq 2", {"window_attn_skip_freq": None, "window_size": None}),
+        ("--attention-head-type multiquery", {"num_query_groups": 1}),
+        ("--attention-head-type multihead", {"num_query_groups": None}),
+        ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),
+        ("--relative-attention-num-buckets 16", {"relative_attention_num_buckets": 32}),
     ],
 )
 def test_values_mean_the_same(flags, expected):
     ours, _ = configured("pretrain_gpt.py", [*BASE, *flags.split()])
     assert {name: ours[name] for name in expected} == expected
+
+
+def test_relative_positions_of_t5_have_the_given_buckets():
+    flags = "--position-embedding-type relative --relative-attention-num-buckets 16"
+    line = [*BASE, "--decoder-seq-length", "16", "--apply-layernorm-1p", *flags.split()]
+    ours, made = configured("pretrain_t5.py", [*line, "--relative-attention-max-distance", "64"])
+    assert (ours["relative_attention_num_buckets"], ours["relative_attention_max_distance"]) == (16, 64)
+    assert not ours["apply_layernorm_1p"]
+    assert any("trains to the same numbers" in note for note in made.notes)
 
 
 @pytest.mark.parametrize(

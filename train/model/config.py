@@ -163,7 +163,7 @@ class ModelConfig:
     normalization: Literal["LayerNorm", "RMSNorm"] = option("LayerNorm", "kind of normalisation")
     layernorm_epsilon: float = option(1e-5, "added to the variance by the normalisation")
     apply_layernorm_1p: bool = option(
-        False, "add 1 to the weights of norms, which then begin with 0 and decay to 1", added=True
+        False, "add 1 to the weights of norms, which then begin with 0", added=True
     )
     sublayer_norms: Literal["input", "output", "both"] = option(
         "input",
