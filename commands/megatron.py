@@ -305,6 +305,16 @@ def _attention(made: Translation) -> None:
             made.set(window_attn_skip_freq=layers)
         else:
             made.notes.append("--window-attn-skip-freq has no effect without --window-size")
+    condition = made.value("--no-weight-decay-cond-type")
+    if condition not in (None, "apply_wd_to_qk_layernorm", "qwen3_next"):
+        made.mistakes.append(
+            f"--no-weight-decay-cond-type {shown(condition)}: must be apply_wd_to_qk_layernorm"
+        )
+    elif condition is not None or made.has("--apply-wd-to-qk-layernorm"):
+        if made.has("--qk-layernorm"):
+            made.set(apply_wd_to_qk_layernorm=True)
+        else:
+            made.notes.append("--apply-wd-to-qk-layernorm has no effect without --qk-layernorm")
     if made.has("--apply-layernorm-1p"):
         if made.settings.get("family") == "gpt":
             made.set(apply_layernorm_1p=True)

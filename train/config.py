@@ -150,6 +150,11 @@ class TrainConfig:
                 ),
             ),
             (
+                self.model.qk_layernorm or not self.optimizer.apply_wd_to_qk_layernorm,
+                "optimizer.apply_wd_to_qk_layernorm: there are no norms of queries and keys; give"
+                " --qk-layernorm too, or leave it out",
+            ),
+            (
                 self.model.moe_router_load_balancing_type != "global_aux_loss"
                 or self.recompute.recompute_granularity is None,
                 "model.moe_router_load_balancing_type = global_aux_loss counts the choices of a step as it"

@@ -19,6 +19,7 @@ from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
 DECOUPLED = (["embedding", "weight"], ["output", "weight"])  # the ends of the names of decoupled_lr's weights
+QK_NORMS = ("query_norm", "key_norm")  # the norms of qk_layernorm
 NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and so few that torch uses one thread
 
 
@@ -53,6 +54,9 @@ class OptimizerConfig:
     )
     weight_decay: float = option(
         0.01, "decoupled weight decay of matrices; biases and other vectors have none"
+    )
+    apply_wd_to_qk_layernorm: bool = option(
+        False, "weight decay of the norms of qk-layernorm too, as Qwen3-Next has it", added=True
     )
     start_weight_decay: float | None = option(None, "weight decay at the start, if it changes over the run")
     end_weight_decay: float | None = option(None, "weight decay at the end, if it changes over the run")
@@ -220,10 +224,13 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
     """AdamW or SGD over weights by name.
 
     With decoupled_lr the token embedding and the output layer are a group of their own. Matrices have weight
-    decay, vectors and biases have none (the stacked biases of experts are a matrix).
+    decay, vectors and biases have none (the stacked biases of experts are a matrix), except those of the
+    norms of queries and keys with apply_wd_to_qk_layernorm.
     """
     weights = {name: p for name, p in weights.items() if p.requires_grad}
     free = {name for name, p in weights.items() if p.ndim < 2 or name.rsplit(".", 1)[-1].endswith("bias")}
+    if config.apply_wd_to_qk_layernorm:
+        free -= {name for name in free if name.rsplit(".", 2)[-2] in QK_NORMS}
     own = set() if config.decoupled_lr is None else {n for n in weights if n.split(".")[-2:] in DECOUPLED}
     groups = [
         {

@@ -39,6 +39,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
             {"rampup_batch_size": [2, 2, 8]},
             "rampup_batch_size needs --train-samples: while the batch size grows",
         ),
+        (
+            {"apply_wd_to_qk_layernorm": True},
+            "apply_wd_to_qk_layernorm: there are no norms of queries and keys; give --qk-layernorm",
+        ),
         ({"load": "nowhere"}, "nowhere: no such checkpoint; check the path"),
         ({"finetune": True}, "checkpoint.finetune needs --load"),
         ({"split": "100,0,0"}, "leaves none for valid"),

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from mt.core.config import UserError
+from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.family import build_model
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, set_rates
 from mt.train.parallel.mesh import Mesh
 
@@ -76,6 +78,25 @@ def test_stacked_biases_of_experts_do_not_decay():
     decays, free = build_optimizer(weights, OptimizerConfig(weight_decay=0.1)).param_groups
     assert [len(g["params"]) for g in (decays, free)] == [1, 2]
     assert (decays["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_the_weights_that_decay_are_megatrons(applied):
+    from megatron.core.optimizer import get_standard_config_overrides
+    from megatron.core.optimizer.optimizer_config import AdamOptimizerConfig
+
+    settings = {"weight_decay": 0.1, "apply_wd_to_qk_layernorm": applied}
+    config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, qk_layernorm=True)
+    with torch.device("meta"):
+        model = build_model(resolve(config, vocab_size=8, seq_length=4))
+    weights = dict(model.named_parameters())
+    groups = build_optimizer(weights, OptimizerConfig(**settings)).param_groups
+    decays = {id(p) for group in groups if group["decays"] for p in group["params"]}
+    ((key, override),) = get_standard_config_overrides(AdamOptimizerConfig(**settings)).items()
+    assert override == {"wd_mult": 0.0}
+    for name, weight in weights.items():
+        theirs = name.replace("query_norm.", "q_layernorm.").replace("key_norm.", "k_layernorm.")
+        assert (id(weight) in decays) == (not key.matches(weight, theirs)), name
 
 
 def test_the_embedding_and_the_output_layer_may_have_a_learning_rate_of_their_own():
