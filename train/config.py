@@ -31,7 +31,7 @@ from .optimizer import OptimizerConfig, learning_rate, weight_decay
 from .parallel.mesh import Mesh, ParallelConfig
 from .precision import PrecisionConfig
 from .recompute import RecomputeConfig
-from .schedule import BatchSize, LearningRate, WeightDecay
+from .schedule import BatchSize, LearningRate, WeightDecay, batch_size_steps
 from .warm_start import warm_start_of
 
 
@@ -45,6 +45,11 @@ class LoopConfig:
     )
     rampup_batch_size: tuple[int, ...] = option(
         (), "START INCREMENT SAMPLES: grow the global batch from START over the first SAMPLES"
+    )
+    step_batch_size_schedule: tuple[str, ...] = option(
+        (),
+        "TOKENS:SIZE ...: the global batch from so many tokens on, such as 0:384 200B:768 400B:1152",
+        added=True,
     )
     train_iters: int | None = option(None, "length of the run in steps")
     train_samples: int | None = option(None, "length of the run in samples")
@@ -67,7 +72,17 @@ class LoopConfig:
         added=True,
     )
 
+    @property
+    def full_batch_size(self) -> int | None:
+        """The global batch that is given, or the last one of a schedule; None where none is given."""
+        if self.step_batch_size_schedule:
+            return batch_size_steps(self.step_batch_size_schedule)[-1][1]
+        return self.global_batch_size
+
     def __post_init__(self):
+        stepwise = bool(self.step_batch_size_schedule)
+        if stepwise:
+            batch_size_steps(self.step_batch_size_schedule)
         sizes = ("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "eval_interval")
         check(
             *(
@@ -90,6 +105,16 @@ class LoopConfig:
             (
                 not self.rampup_batch_size or self.global_batch_size is not None,
                 "train.rampup_batch_size needs --global-batch-size: the size that the batch grows to",
+            ),
+            (
+                not stepwise or self.train_samples is not None,
+                "train.step_batch_size_schedule needs --train-samples: while the batch size changes,"
+                " iterations do not measure progress",
+            ),
+            (
+                not stepwise or (self.global_batch_size is None and not self.rampup_batch_size),
+                "train.step_batch_size_schedule says every size of the global batch; leave"
+                " --global-batch-size and --rampup-batch-size out",
             ),
         )
 
@@ -272,8 +297,13 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
     """Raises UserError where a global batch does not divide into micro-batches of all replicas."""
     loop = config.train
     unit = loop.micro_batch_size * mesh.dp.size
-    full = loop.global_batch_size or unit
-    batch_size = BatchSize.rampup(full, loop.rampup_batch_size) if loop.rampup_batch_size else BatchSize(full)
+    full = loop.full_batch_size or unit
+    if loop.step_batch_size_schedule:
+        batch_size = BatchSize.stepwise(loop.step_batch_size_schedule, config.data.seq_length)
+    elif loop.rampup_batch_size:
+        batch_size = BatchSize.rampup(full, loop.rampup_batch_size)
+    else:
+        batch_size = BatchSize(full)
     for size in batch_size.sizes():
         if size % unit:
             below = size // unit * unit

@@ -324,7 +324,7 @@ class Planner:
         self.num_moments = config.optimizer.num_moments
         self.dtype = config.precision.dtype
         self.global_batch_size = (
-            config.train.global_batch_size or config.train.micro_batch_size * self.world_size
+            config.train.full_batch_size or config.train.micro_batch_size * self.world_size
         )
         self.parts = functools.cache(self._parts)
         whole = self.parts(Cut())
@@ -369,7 +369,7 @@ class Planner:
             parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages
         )
         unit = data * config.train.micro_batch_size
-        full = config.train.global_batch_size or unit
+        full = config.train.full_batch_size or unit
         if full % unit:
             raise UserError(
                 f"train.global_batch_size = {full} is not a multiple of train.micro_batch_size ="

@@ -9,10 +9,13 @@ no state of a schedule: the settings and the number of consumed samples determin
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
 
-from ..core.config import UserError
+from ..core.config import UserError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +80,44 @@ class WeightDecay:
         return self.start + share * (self.end - self.start)
 
 
+SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)([KMBT]?)", re.IGNORECASE)
+
+
+def batch_size_steps(schedule: Iterable[str]) -> list[tuple[int, int]]:
+    """[(tokens, size)] of `0:384 200B:768`, as Megatron-LM reads it: the global batch from so many tokens on.
+
+    schedule: words, which may hold several steps. Raises UserError for what is no schedule.
+    """
+    steps = []
+    for step in " ".join(schedule).replace(",", " ").split():
+        found = [NUMBER.fullmatch(part) for part in step.split(":")]
+        numbers = [int(Decimal(m[1]) * SUFFIXES.get(m[2].upper(), 1)) for m in found if m is not None]
+        if len(numbers) != 2 or len(found) != 2 or numbers[1] < 1:
+            raise UserError(
+                f"train.step_batch_size_schedule has {shown(step)}; each step is TOKENS:SIZE, such as"
+                " 200B:768 (K, M, B, T: 10^3 to 10^12)"
+            )
+        steps.append((numbers[0], numbers[1]))
+    if not steps or min(steps)[0] != 0:
+        raise UserError(
+            f"train.step_batch_size_schedule = {shown(' '.join(schedule))} must say the size from the first"
+            " token on; begin with 0:SIZE"
+        )
+    return sorted(steps)
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchSize:
-    """Batch-size schedule: constant, or a linear ramp from `start` to `full` in steps of `increment`."""
+    """Batch-size schedule: constant, a linear ramp from `start` to `full` in steps of `increment`, or given
+    sizes from given samples on.
+    """
 
     full: int
     start: int = 0
     increment: int = 0
     ramp_samples: int = 0  # length of the ramp
+    steps_up: tuple[tuple[int, int], ...] = ()  # (samples from which on it is used, size), ascending
 
     @classmethod
     def rampup(cls, full: int, rampup: tuple[int, ...]) -> BatchSize:
@@ -105,15 +138,34 @@ class BatchSize:
             )
         return cls(full, start, increment, samples)
 
+    @classmethod
+    def stepwise(cls, schedule: Iterable[str], seq_length: int) -> BatchSize:
+        """From `--step-batch-size-schedule`, whose thresholds are tokens of samples of seq_length tokens.
+
+        Raises UserError where two sizes begin with the same sample.
+        """
+        steps = [(tokens // seq_length, size) for tokens, size in batch_size_steps(schedule)]
+        for (before, _), (samples, size) in itertools.pairwise(steps):
+            if samples <= before:
+                raise UserError(
+                    f"train.step_batch_size_schedule: the size {size} begins after {samples} samples of"
+                    f" {seq_length} tokens, but the one before it after {before}; raise its tokens"
+                )
+        return cls(steps[-1][1], steps_up=tuple(steps))
+
     def at(self, samples: int) -> int:
         """The size of the global batch that begins after `samples` samples."""
+        if self.steps_up:
+            return [size for begin, size in self.steps_up if begin <= samples][-1]
         if self.increment == 0 or self.start == self.full or samples > self.ramp_samples:
             return self.full
         every = self.ramp_samples / ((self.full - self.start) // self.increment)
         return min(self.start + self.increment * int(samples / every), self.full)
 
     def sizes(self) -> list[int]:
-        """All sizes that occur, ascending."""
+        """All sizes that may occur, ascending."""
+        if self.steps_up:
+            return sorted({size for _, size in self.steps_up})
         return [*range(self.start, self.full, self.increment), self.full] if self.increment else [self.full]
 
     def steps(self, total_samples: int, consumed: int = 0) -> Iterator[tuple[int, int]]:

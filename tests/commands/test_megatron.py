@@ -203,6 +203,13 @@ def test_values_mean_the_same(flags, expected):
     assert {name: ours[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("schedule", [["0:2", "1K:4"], ["0:2 1K:4"]])
+def test_a_stepwise_batch_size_may_be_one_word_or_several(schedule):
+    at = BASE.index("--train-iters")
+    line = [*BASE[:at], "--train-samples", "99", *BASE[at + 2 :], "--step-batch-size-schedule", *schedule]
+    assert configured("pretrain_gpt.py", line)[0]["step_batch_size_schedule"] == tuple(schedule)
+
+
 def test_relative_positions_of_t5_have_the_given_buckets():
     flags = "--position-embedding-type relative --relative-attention-num-buckets 16"
     line = [*BASE, "--decoder-seq-length", "16", "--apply-layernorm-1p", *flags.split()]

@@ -40,6 +40,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
             "rampup_batch_size needs --train-samples: while the batch size grows",
         ),
         (
+            {"step_batch_size_schedule": ["0:2"]},
+            "schedule needs --train-samples: while .*\n.*leave --global-batch-size and --rampup",
+        ),
+        ({"step_batch_size_schedule": ["2"]}, "has '2'; each step is TOKENS:SIZE"),
+        (
             {"apply_wd_to_qk_layernorm": True},
             "apply_wd_to_qk_layernorm: there are no norms of queries and keys; give --qk-layernorm",
         ),

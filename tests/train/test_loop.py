@@ -399,6 +399,28 @@ def test_a_batch_rampup_is_counted_in_samples(settings, tmp_path):
     assert manifest["counts"]["steps"] == 7
 
 
+def test_a_stepwise_batch_size_is_counted_in_tokens_and_resumes_exactly(settings, tmp_path):
+    """Samples have 16 tokens: 2 up to the 6th sample, then 4, then 8 from the 12th on."""
+    changes = {
+        "train_iters": None,
+        "train_samples": 40,
+        "global_batch_size": None,
+        "step_batch_size_schedule": ["0:2", "96:4", "0.192K:8"],
+        "lr_warmup_iters": 0,
+        "log_interval": 1,
+    }
+    manifest = train(settings(tmp_path / "run", **changes))
+    read = lambda name: [
+        json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+    ]
+    assert [line["samples"] for line in read("run") if "samples" in line] == [2, 4, 6, 10, 14, 22, 30, 38]
+    assert manifest["counts"]["steps"] == 8
+    train(settings(tmp_path / "cut", **changes, exit_interval=4))
+    train(settings(tmp_path / "cut", **changes))
+    losses = lambda name: [line["loss"] for line in read(name) if "loss" in line]
+    assert losses("cut") == losses("run")
+
+
 def test_every_micro_batch_has_its_own_dropout_seed(settings, tmp_path, monkeypatch):
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 import types
 
 import pytest
@@ -81,6 +82,42 @@ def test_the_batch_size_rampup_is_megatrons():
         theirs.update(consumed, consistency_check=False)
         assert ours.at(consumed) == min(theirs.current_global_batch_size, 64), consumed
     assert ours.sizes() == [16, 24, 32, 40, 48, 56, 64]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["0:4", "64:8", "0.16K:12"], [(0, 4), (8, 8), (20, 12)]),
+        (["0:4 64:8, 160:12"], [(0, 4), (8, 8), (20, 12)]),
+        (["200B:768", "400b:1152", "0:384"], [(0, 384), (200 * 10**9 // 8, 768), (400 * 10**9 // 8, 1152)]),
+        (["0:16", "2.4B:320", "1T:1K"], [(0, 16), (300_000_000, 320), (125 * 10**9, 1000)]),
+    ],
+)
+def test_a_stepwise_batch_size_is_megatrons(words, steps):
+    """steps: worked by hand as StepBatchsizeNumMicroBatchesCalculator does, for samples of 8 tokens."""
+    ours = BatchSize.stepwise(words, 8)
+    assert ours.steps_up == tuple(steps)
+    for (before, _), (begin, size) in zip(((0, 0), *steps), steps):
+        assert ours.at(begin) == size
+        assert begin == 0 or ours.at(begin - 1) == dict(steps)[before]
+    assert ours.sizes() == sorted(size for _, size in steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["0:4", "8"], "has '8'; each step is TOKENS:SIZE"),
+        (["0:4", "8:0"], "has '8:0'; each step is"),
+        (["0:4", "8Q:2"], "has '8Q:2'; each step is"),
+        (["0:4", "1e3:2"], "has '1e3:2'; each step is"),
+        (["0:4:5"], "has '0:4:5'; each step is"),
+        (["8:4"], "= '8:4' must say the size from the first token on; begin with 0:SIZE"),
+        (["0:4", "7:8"], "the size 8 begins after 0 samples of 8 tokens, but the one before it after 0"),
+    ],
+)
+def test_what_is_no_stepwise_batch_size_is_refused(words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        BatchSize.stepwise(words, 8)
 
 
 def test_a_run_has_as_many_whole_batches_as_fit():
