@@ -29,6 +29,7 @@ from .model.base import Model
 from .model.block import Block
 from .model.config import ResolvedModelConfig
 from .model.family import build_model, family_of
+from .model.latent_attention import MultiLatentAttention
 from .model.moe import Experts
 from .recompute import kept_operations
 
@@ -130,7 +131,7 @@ def count_parts(
                 experts // cut.expert,
                 {name: size * dtype.itemsize // counted.itemsize for name, size in kept.items()},
                 cost.full / (cut.tensor * cut.context),
-                isinstance(block.mixer, Attention),
+                isinstance(block.mixer, Attention | MultiLatentAttention),
                 experts > 0,
             )
         blocks.append(seen[key])
@@ -205,7 +206,7 @@ def _count_block(
     length = model.block_length(block, seq_length, decoder_seq_length)
     x = torch.empty(1, length // cut.context, model.config.hidden_size, dtype=dtype, requires_grad=True)
     context, shared = model.block_inputs(block, length, seq_length, cut.context, dtype)
-    if cut.context > 1 and isinstance(block.mixer, Attention):
+    if cut.context > 1 and isinstance(block.mixer, Attention | MultiLatentAttention):
         block.mixer.attend = functools.partial(_attend_to_all, ranks=cut.context)
     foreign = {_storage(p) for p in block.parameters()} | {_storage(t) for t in shared}
     everything = _Kept(foreign)

@@ -547,7 +547,8 @@ class Planner:
         again = 1.5 if layout.granularity == "full" else 1.0
         both = shape.hybrid_override_pattern is None  # attention and feed-forward layer in one block
         sublayers = sum(int(b.attention or b.flops > 0) + int(b.attention and both) for b in blocks)
-        groups = 2 * shape.num_query_groups * shape.kv_channels  # elements of a token's keys and values
+        values = shape.v_head_dim if shape.multi_latent_attention else shape.kv_channels
+        groups = shape.num_query_groups * (shape.kv_channels + values)  # of a token's keys and values
         keys = layout.micro_batch_size * self.tokens / c * groups / t * width
         dense = stage.parameters - stage.expert_parameters
         over = lambda parameters, ranks: parameters * (ranks - 1) / ranks if ranks > 1 else 0.0

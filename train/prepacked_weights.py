@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .model.block import FeedForward
+from .model.latent_attention import MultiLatentAttention
 from .model.layers import Linear
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,11 +36,14 @@ def prepare_for_inference(model: M, *, bf16: bool = False, rows: int | None = No
         model.bfloat16()
     weight = next(model.parameters())
     if weight.device.type == "cpu" and prepacking_works(weight.dtype):
+        # Their numbers are read, too.
+        kept = {m.key_value_up for m in model.modules() if isinstance(m, MultiLatentAttention)}
+        kept.add(getattr(model, "output", None))
         for module in model.modules():
             if isinstance(module, Linear):
                 product = PrepackedLinear(module.weight, module.bias, rows)
                 module.forward = product  # type: ignore[method-assign]  # on the instance
-                if module is not getattr(model, "output", None):
+                if module not in kept:
                     # shape, dtype and device are still read, the numbers are not: they take no memory
                     module.weight = nn.Parameter(
                         module.weight.new_zeros(()).expand(module.weight.shape), requires_grad=False

@@ -25,6 +25,21 @@ MODELS = {
     "dropout": {"hidden_dropout": 0.1},
     "dropout of attention too": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
     "mixture": {"num_experts": 4, "activation": "swiglu"},
+    "latents": (
+        LATENTS := {
+            "multi_latent_attention": True,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 40,
+            "qk_head_dim": 16,
+            "qk_pos_emb_head_dim": 8,
+            "v_head_dim": 20,
+            "qk_layernorm": True,
+            "position_embedding_type": "rope",
+            "normalization": "RMSNorm",
+            "activation": "swiglu",
+        }
+    ),
+    "latents, none of queries": {**LATENTS, "q_lora_rank": None},
     "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
     "bert": {"family": "bert"},
     "Retro": {"num_layers": 6, "retro_add_retriever": True, "retro_chunk_length": 16},

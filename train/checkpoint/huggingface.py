@@ -12,8 +12,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -138,6 +139,8 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
                     f"{self.path}: holds {name}, which must equal {weights.copies[name]} in a"
                     f" {self.architecture} of these settings; this model cannot be loaded"
                 )
+            if _predicts_later_tokens(name, tensors.files, self.config.num_layers):
+                continue
             shows = next((shows for suffix, shows in UNREAD.items() if name.endswith(suffix)), None)
             if shows is None or not shows(tensors.read(name), self.config):
                 raise UserError(
@@ -233,9 +236,17 @@ def _is_causal_mask(tensor: Tensor) -> bool:
 
 def _are_frequencies(tensor: Tensor, config: ResolvedModelConfig) -> bool:
     """Whether these are the frequencies of rotary positions, perhaps rounded to 16 bits."""
-    channels = int(config.kv_channels * config.rotary_percent)
-    found, _ = rotary_frequencies(channels, config.rotary_base)
+    found, _ = rotary_frequencies(config.rotary_channels, config.rotary_base)
     return tensor.shape == found.shape and torch.allclose(tensor.double(), found, rtol=0.01, atol=0)
+
+
+def _predicts_later_tokens(name: str, names: Container[str], num_layers: int) -> bool:
+    """Whether a tensor is of a layer of multi-token prediction, which follow the model's own (DeepSeek-V3).
+
+    transformers does not run them. Only they have a projection `eh_proj`.
+    """
+    layer = re.match(r"(model\.layers\.([0-9]{1,9}))\.", name)
+    return layer is not None and int(layer[2]) >= num_layers and f"{layer[1]}.eh_proj.weight" in names
 
 
 def _are_positions(tensor: Tensor) -> bool:

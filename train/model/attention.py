@@ -152,8 +152,9 @@ def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtyp
         return f"takes no model.softmax_scale in torch {torch.__version__}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
-    if config.kv_channels > 256:
-        return f"takes heads of at most 256 channels, not {config.kv_channels}"
+    channels = max(config.kv_channels, config.v_head_dim if config.multi_latent_attention else 0)
+    if channels > 256:
+        return f"takes heads of at most 256 channels, not {channels}"
     if name in PACKAGES:
         module, package = PACKAGES[name]
         if importlib.util.find_spec(module):
@@ -176,9 +177,12 @@ def attend(
 ) -> Tensor:
     """(B, T, H x C) from query (B, H, T, C), key and value (B, G, keys, C).
 
-    scale: of the scores; None: C^-0.5. softcap: their limit, see ModelConfig.attn_logit_softcapping.
+    Values may have another number of channels. scale: of the scores; None: C^-0.5. softcap: their limit, see
+    ModelConfig.attn_logit_softcapping.
     """
     grouped = query.shape[1] != key.shape[1]
+    if value.shape[-1] != key.shape[-1] and mask.backend != "flex" and softcap is None:
+        return _with_equal_channels(query, key, value, mask, scale, dropout)
     if mask.backend == "each":
         assert mask.documents is not None, "packed_texts_mask sets it"
         return _each(query[0], key[0], value[0], mask.documents.cu_seqlens.tolist(), scale)
@@ -216,6 +220,20 @@ def attend(
             enable_gqa=grouped,
         )
     return y.transpose(1, 2).flatten(2)
+
+
+def _with_equal_channels(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None, dropout: float
+) -> Tensor:
+    """attend with values of other channels than keys: those of the narrower ones are filled up with zeros.
+
+    The kernels that do not keep the scores need equal numbers, that of torch on processors too.
+    """
+    own, channels = value.shape[-1], max(key.shape[-1], value.shape[-1])
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = (F.pad(x, (0, channels - x.shape[-1])) for x in (query, key, value))
+    y = attend(query, key, value, mask, scale=scale, dropout=dropout)
+    return y.unflatten(-1, (-1, channels))[..., :own].flatten(2)
 
 
 def _limited(

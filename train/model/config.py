@@ -21,6 +21,7 @@ FACTORS = (
     "softmax_scale", "attn_logit_softcapping", "final_logit_softcapping", "embedding_multiplier",
     "residual_multiplier", "logits_scaling",
 )  # fmt: skip
+LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 RETRO_SIZES = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
 
 
@@ -56,6 +57,7 @@ FAMILY_SETTINGS = {
         ("learned", "rope", "none"),
         DECODER
         | {"hybrid_override_pattern", "num_experts", "retro_add_retriever", "rotary_percent"}
+        | {"multi_latent_attention"}
         | VARIATIONS,
     ),
     "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
@@ -102,6 +104,28 @@ class ModelConfig:
         " per head)",
     )
     kv_channels: int | None = option(None, "channels of a head (default: hidden-size / num-attention-heads)")
+    multi_latent_attention: bool = option(
+        False,
+        "keys and values from one small latent a token, which generation caches in their place (DeepSeek-V2);"
+        " qk-layernorm then normalises the latents",
+        added=True,
+    )
+    q_lora_rank: int | None = option(
+        None, "multi-latent attention: size of the queries' latent (default: queries have none)", added=True
+    )
+    kv_lora_rank: int = option(
+        512, "multi-latent attention: size of the latent of keys and values", added=True
+    )
+    qk_head_dim: int = option(
+        128, "multi-latent attention: channels of a head's queries and keys that are not rotated", added=True
+    )
+    qk_pos_emb_head_dim: int = option(
+        64, "multi-latent attention: rotated channels of a head, whose keys all heads share", added=True
+    )
+    v_head_dim: int = option(128, "multi-latent attention: channels of a head's values", added=True)
+    latent_layernorm_epsilon: float | None = option(
+        None, "multi-latent attention: layernorm-epsilon of the latents (default: the same)", added=True
+    )
     window_size: int | None = option(
         None, "sliding window: tokens that a query attends to, its own included (default: all before it)"
     )
@@ -237,6 +261,12 @@ class ModelConfig:
     moe_router_group_topk: int | None = option(
         None, "groups that a token is sent to: those with the best sums of their best experts", added=True
     )
+    moe_router_group_score_topk: int | None = option(
+        None,
+        "best experts of a group whose scores are added up to that of the group (default: moe-router-topk /"
+        " moe-router-group-topk)",
+        added=True,
+    )
     moe_router_topk_scaling_factor: float | None = option(
         None,
         "multiply the weights of the chosen experts by this (DeepSeek)",
@@ -320,7 +350,14 @@ class ModelConfig:
                     getattr(self, n) is None or getattr(self, n) <= MOST_SIZE,
                     f"model.{n} = {getattr(self, n)} must be at most {MOST_SIZE:,}",
                 )
-                for n in (*sizes, "num_query_groups", *MIXTURE_SIZES, *MAMBA_SIZES, *RETRO_SIZES)
+                for n in (
+                    *sizes,
+                    "num_query_groups",
+                    *MIXTURE_SIZES,
+                    *LATENT_SIZES,
+                    *MAMBA_SIZES,
+                    *RETRO_SIZES,
+                )
             ),
             *(
                 (0 <= getattr(self, n) < 1, f"model.{n} = {getattr(self, n)} must be at least 0 and below 1")
@@ -350,7 +387,7 @@ class ModelConfig:
         )
         check(
             (
-                self.kv_channels is not None or self.hidden_size % heads == 0,
+                self.kv_channels is not None or self.multi_latent_attention or self.hidden_size % heads == 0,
                 (
                     f"model.num_attention_heads = {heads} does not divide model.hidden_size ="
                     f" {self.hidden_size}; use {_divisors(self.hidden_size, heads)}, or give --kv-channels"
@@ -366,6 +403,7 @@ class ModelConfig:
         )
         check(
             *_variation_rules(self),
+            *_latent_rules(self),
             *_position_rules(self),
             *_expert_rules(self),
             *_mamba_rules(self),
@@ -399,6 +437,13 @@ class ResolvedModelConfig(ModelConfig):
         if self.window_size is None:
             return [False] * self.num_layers
         return windowed_layers(self.window_attn_skip_freq, self.num_layers)
+
+    @property
+    def rotary_channels(self) -> int:
+        """Channels of a head that rotary positions rotate."""
+        if self.multi_latent_attention:
+            return self.qk_pos_emb_head_dim
+        return int(self.kv_channels * self.rotary_percent)
 
     @property
     def residual_std(self) -> float:
@@ -564,6 +609,64 @@ def _variation_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _latent_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    """Rules of multi-latent attention."""
+    if not config.multi_latent_attention:
+        names = (*LATENT_SIZES, "latent_layernorm_epsilon")
+        changed = [n for n in names if getattr(config, n) != ModelConfig.__dataclass_fields__[n].default]
+        return [
+            (
+                not changed,
+                f"model.{', model.'.join(changed)}: there is no latent to set; give --multi-latent-attention"
+                " too, or leave this out",
+            )
+        ]
+    query, heads = config.qk_head_dim + config.qk_pos_emb_head_dim, config.num_attention_heads
+    epsilon = config.latent_layernorm_epsilon
+    return [
+        *(
+            (
+                getattr(config, n) is None or getattr(config, n) >= 1,
+                f"model.{n} = {getattr(config, n)} must be at least 1",
+            )
+            for n in LATENT_SIZES
+        ),
+        (
+            config.position_embedding_type == "rope",
+            "model.multi_latent_attention rotates its positions; give --position-embedding-type rope too",
+        ),
+        (
+            config.rotary_percent == 1,
+            f"model.rotary_percent = {config.rotary_percent}: model.qk_pos_emb_head_dim says which channels"
+            " are rotated; leave it out",
+        ),
+        (
+            config.num_query_groups in (None, heads),
+            f"model.num_query_groups = {config.num_query_groups}: all heads of model.multi_latent_attention"
+            " read one latent; leave it out",
+        ),
+        (
+            config.kv_channels in (None, query),
+            f"model.kv_channels = {config.kv_channels}: the channels of model.multi_latent_attention are"
+            f" model.qk_head_dim + model.qk_pos_emb_head_dim = {query}; leave it out",
+        ),
+        (
+            not config.add_qkv_bias,
+            "model.add_qkv_bias: model.multi_latent_attention has no such projection; leave it out, or give"
+            " --add-attention-bias",
+        ),
+        (
+            config.qk_layernorm_scope == "head",
+            f"model.qk_layernorm_scope = {config.qk_layernorm_scope}: model.multi_latent_attention normalises"
+            " its latents; leave it out",
+        ),
+        (
+            epsilon is None or (epsilon >= 0 and config.qk_layernorm),
+            f"model.latent_layernorm_epsilon = {epsilon} must not be negative, and needs --qk-layernorm",
+        ),
+    ]
+
+
 def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     if config.position_embedding_type != "rope":
         return [
@@ -582,6 +685,9 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         ]
     channels = config.kv_channels or config.hidden_size // config.num_attention_heads
     rotated = int(channels * config.rotary_percent)
+    remedy = "--num-attention-heads, --kv-channels or --rotary-percent"
+    if config.multi_latent_attention:
+        rotated, remedy = config.qk_pos_emb_head_dim, "--qk-pos-emb-head-dim"
     mistake = scaling_mistake(config.rope_scaling) if config.rope_scaling is not None else None
     return [
         (
@@ -591,7 +697,7 @@ def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         (
             rotated % 2 == 0 and (rotated > 0 or not 0 < config.rotary_percent <= 1),
             "model.position_embedding_type = rope needs an even number of rotated channels a head, not"
-            f" {rotated}; change --num-attention-heads, --kv-channels or --rotary-percent",
+            f" {rotated}; change {remedy}",
         ),
         (mistake is None, f"model.rope_scaling {mistake}"),
         *(
@@ -649,6 +755,7 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
         config.moe_router_group_topk,
         config.moe_router_load_balancing_type,
     )
+    scored = config.moe_router_group_score_topk
     softmax, factor = config.moe_router_score_function == "softmax", config.moe_expert_capacity_factor
     mistake = None
     try:
@@ -711,6 +818,11 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             (groups is None) == (best is None),
             "model.moe_router_num_groups and model.moe_router_group_topk belong together; give both or"
             " neither",
+        ),
+        (
+            scored is None or (groups is not None and 1 <= scored <= count // max(groups, 1)),
+            f"model.moe_router_group_score_topk = {scored} counts experts of one of"
+            " model.moe_router_num_groups; use a number from 1 to those in a group",
         ),
         (
             groups is None or (groups >= 1 and count % groups == 0),
@@ -847,7 +959,7 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
 # settings of GPTs that the encoder of neighbours and the layers that read them do not have
 NOT_FOR_RETRO = (
     "sublayer_norms", "embedding_multiplier", "residual_multiplier", "qk_layernorm_scope",
-    "attn_logit_softcapping", "softmax_scale", "add_attention_bias",
+    "attn_logit_softcapping", "softmax_scale", "add_attention_bias", "multi_latent_attention",
 )  # fmt: skip
 FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
 
@@ -926,13 +1038,18 @@ def resolve(config: ModelConfig, *, vocab_size: int, seq_length: int) -> Resolve
     mamba = "M" in (config.hybrid_override_pattern or "")
     decoder = "decoder_num_layers" in FAMILY_SETTINGS[config.family].takes
     num_layers = config.num_layers or len(config.hybrid_override_pattern or "") or 12
+    channels = config.kv_channels or config.hidden_size // config.num_attention_heads
+    if config.multi_latent_attention:
+        channels = config.qk_head_dim + config.qk_pos_emb_head_dim
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if config.latent_layernorm_epsilon == config.layernorm_epsilon:
+        settings["latent_layernorm_epsilon"] = None
     settings |= {
         "num_layers": num_layers,
         "decoder_num_layers": (config.decoder_num_layers or num_layers) if decoder else None,
         "ffn_hidden_size": ffn_hidden_size,
         "num_query_groups": config.num_query_groups or config.num_attention_heads,
-        "kv_channels": config.kv_channels or config.hidden_size // config.num_attention_heads,
+        "kv_channels": channels,
         "max_position_embeddings": config.max_position_embeddings or seq_length,
         "moe_ffn_hidden_size": (config.moe_ffn_hidden_size or ffn_hidden_size)
         if config.num_experts

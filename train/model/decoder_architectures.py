@@ -11,6 +11,7 @@ from typing import Any
 
 from ...core.config import UserError, shown
 from .config import ResolvedModelConfig
+from .deepseek import nearest_deepseek
 from .foreign_names import (
     ACTIVATIONS,
     GATING,
@@ -365,6 +366,8 @@ DECODER_ARCHITECTURES: dict[str, Architecture] = {
 
 def nearest_architecture(config: ResolvedModelConfig) -> str:
     """The architecture nearest to a model of family gpt; raises UserError for a hybrid."""
+    if config.multi_latent_attention:
+        return nearest_deepseek(config)
     if config.hybrid_override_pattern is not None or config.position_embedding_type != "rope":
         return gpt_architecture(config)
     if config.num_experts is not None:

@@ -12,6 +12,7 @@ from .attention import Attention
 from .block import Block, FeedForward, Mixer
 from .chunked_cross_attention import ChunkedCrossAttention
 from .config import ResolvedModelConfig, expert_layers, retro_layers
+from .latent_attention import MultiLatentAttention
 from .mamba import Mamba
 from .moe import MoE
 
@@ -39,7 +40,7 @@ def build_block(config: ResolvedModelConfig, kind: str) -> Block:
     mixer: Mixer | None = None
     ffn: nn.Module | None = None
     if "*" in kind:
-        mixer = Attention(config)
+        mixer = MultiLatentAttention(config) if config.multi_latent_attention else Attention(config)
     elif "M" in kind:
         mixer = Mamba(config)
     cross = ChunkedCrossAttention(config, encodes="X" in kind) if "x" in kind.lower() else None

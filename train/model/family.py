@@ -29,6 +29,7 @@ from .datasets import (
 )
 from .decoder_architectures import DECODER_ARCHITECTURES, nearest_architecture
 from .decoder_blocks import layer_kinds
+from .deepseek import DEEPSEEK_ARCHITECTURES
 from .falcon import FALCON_ARCHITECTURES, Falcon
 from .flops import (
     Flops,
@@ -129,7 +130,7 @@ GPT_FAMILY = Family(
     causal=True,
     text="decoder",
     data=frozenset({"data_folder"}),
-    huggingface={**GPT_ARCHITECTURES, **DECODER_ARCHITECTURES},
+    huggingface={**GPT_ARCHITECTURES, **DECODER_ARCHITECTURES, **DEEPSEEK_ARCHITECTURES},
     export_as=nearest_architecture,
     megatron=MEGATRON_GPT,
     warm_start=_retro_from_gpt,

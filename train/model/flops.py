@@ -14,6 +14,10 @@ experts, K of them per token):
     M  Mamba-2         2 D (2 I + 2 G N + H) + 2 I D + 7 I N    (I inner width, N state, G groups, H heads)
        output layer    2 D V
 
+Multi-latent attention (legend of latent_attention.py; Q is the rank of the queries' latent) has 2 D Q +
+2 Q H (C + P) for queries, or 2 D H (C + P) without their latent, 2 D (R + P) + 2 R H (C + V) for keys and
+values, 2 H V D for the output, and 2 H (C + P + V) S.
+
 There are two conventions for S under a causal mask, which differ by 6 to 11 % of a whole model: `full` counts
 all T keys (PaLM, torchtitan, nanotron, nanochat, Megatron-LM's README), `causal` half of them (Megatron-LM
 since 2025). With a sliding window both count its width.
@@ -163,12 +167,18 @@ def _neighbors(config: ResolvedModelConfig, T: int, *, encodes: bool) -> float:
 def _projections(config: ResolvedModelConfig) -> int:
     """FLOPs of the projections to queries, keys and values and of the output projection, per token."""
     H, G, C = config.num_attention_heads, config.num_query_groups, config.kv_channels
+    if config.multi_latent_attention:
+        D, Q, R, V = config.hidden_size, config.q_lora_rank, config.kv_lora_rank, config.v_head_dim
+        queries = D * H * C if Q is None else D * Q + Q * H * C
+        keys_and_values = D * (R + config.qk_pos_emb_head_dim) + R * H * (config.qk_head_dim + V)
+        return 2 * (queries + keys_and_values + H * V * D)
     return 2 * config.hidden_size * (H + 2 * G) * C + 2 * H * C * config.hidden_size
 
 
 def _scores(config: ResolvedModelConfig, queries: int, keys: int) -> int:
     """FLOPs of the products of queries with keys, and of attention weights with values."""
-    return 4 * config.num_attention_heads * config.kv_channels * queries * keys
+    values = config.v_head_dim if config.multi_latent_attention else config.kv_channels
+    return 2 * config.num_attention_heads * (config.kv_channels + values) * queries * keys
 
 
 def _feed_forward(config: ResolvedModelConfig, inner: int) -> int:

@@ -59,7 +59,7 @@ LLAMA = WeightNames(
 )
 
 
-def _experts(mixture: str, gate: str, up: str, down: str) -> dict[str, str]:
+def experts(mixture: str, gate: str, up: str, down: str) -> dict[str, str]:
     """The names of a mixture of experts, in place of those of Llama's feed-forward layer."""
     names = {"gate": gate, "up": up, "down": down}
     return {
@@ -71,10 +71,10 @@ def _experts(mixture: str, gate: str, up: str, down: str) -> dict[str, str]:
     }
 
 
-MIXTRAL_BLOCK: BlockNames = {**LLAMA_BLOCK, **_experts("block_sparse_moe", "w1", "w3", "w2")}
+MIXTRAL_BLOCK: BlockNames = {**LLAMA_BLOCK, **experts("block_sparse_moe", "w1", "w3", "w2")}
 QWEN_MOE_BLOCK: BlockNames = {
     **LLAMA_BLOCK,
-    **_experts("mlp", "gate_proj", "up_proj", "down_proj"),
+    **experts("mlp", "gate_proj", "up_proj", "down_proj"),
     "ffn.shared.gate": "mlp.shared_expert.gate_proj",
     "ffn.shared.up": "mlp.shared_expert.up_proj",
     "ffn.shared.down": "mlp.shared_expert.down_proj",
@@ -298,6 +298,12 @@ OTHER_KEYS: dict[str, Any] = {
     "mlp_only_layers": list[int] | None,
     "decoder_sparse_step": Annotated[int, Range(1)],
     "norm_topk_prob": bool,
+    "q_lora_rank": Annotated[int | None, Range(1, MOST_SIZE)],
+    "n_shared_experts": Annotated[int, Range(1, MOST_SIZE)],
+    "first_k_dense_replace": Annotated[int, Range(0, MOST_SIZE)],
+    "routed_scaling_factor": float,
+    "n_group": Annotated[int | None, Range(1, MOST_SIZE)],
+    "topk_group": Annotated[int | None, Range(1, MOST_SIZE)],
     "expand": float,
     "time_step_limit": list[Any],
 }
@@ -340,14 +346,14 @@ class Architecture:
 ALWAYS_READ = ("model_type", "architectures", "quantization_config", "tie_word_embeddings")
 
 
-def _because(reasons: Mapping[str, str]) -> dict[str, str]:
+def because(reasons: Mapping[str, str]) -> dict[str, str]:
     """Key -> reason, from reason -> keys in one text."""
     return {key: reason for reason, keys in reasons.items() for key in keys.split()}
 
 
 # Keys of a config.json that cannot change what a model computes, each with the reason. What transformers
 # writes beside these must be used by an architecture, or is refused by name.
-UNUSED_KEYS = _because(
+UNUSED_KEYS = because(
     {
         "where the file comes from": "transformers_version _name_or_path name_or_path _commit_hash",
         "code, which is never run": "auto_map custom_pipelines",
@@ -422,7 +428,7 @@ BERT = WeightNames(
 
 WINDOW_KEYS = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
 EXPERT_KEYS = frozenset({"mlp_only_layers", "decoder_sparse_step", "norm_topk_prob"})
-GPT2_UNUSED = _because(
+GPT2_UNUSED = because(
     {
         "of tasks, whose heads cannot be loaded": (
             "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"
@@ -436,13 +442,13 @@ GPT2_UNUSED = _because(
         "of GPT-BigCode, follows from multi_query": "num_key_value_heads",
     }
 )
-MAMBA_UNUSED = _because(
+MAMBA_UNUSED = because(
     {
         "initial values of weights": ("time_step_rank time_step_min time_step_max time_step_floor"),
         "which of equal implementations transformers runs": "chunk_size residual_in_fp32",
     }
 )
-BERT_UNUSED = _because(
+BERT_UNUSED = because(
     {
         "of the first TensorFlow files, read by nothing": (
             "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers"
@@ -450,7 +456,7 @@ BERT_UNUSED = _because(
         )
     }
 )
-T5_UNUSED = _because(
+T5_UNUSED = because(
     {
         "a number of positions, which T5 does not have": "n_positions",
         "of the first files, read by nothing": "output_past",
@@ -943,6 +949,12 @@ GPT_LAYER = {
     "mixer.out": "self_attention.linear_proj",
     "mixer.query_norm": "self_attention.q_layernorm",
     "mixer.key_norm": "self_attention.k_layernorm",
+    "mixer.query": "self_attention.linear_q_proj",
+    "mixer.query_down": "self_attention.linear_q_down_proj",
+    "mixer.query_up": "self_attention.linear_q_up_proj",
+    "mixer.key_value_down": "self_attention.linear_kv_down_proj",
+    "mixer.key_value_norm": "self_attention.kv_layernorm",
+    "mixer.key_value_up": "self_attention.linear_kv_up_proj",
     "ffn_norm": "pre_mlp_layernorm",
     "ffn.up": "mlp.linear_fc1",
     "ffn.down": "mlp.linear_fc2",

@@ -115,8 +115,7 @@ class GPT(Model):
         base, scaling = config.rotary_base, config.rope_scaling
         if windowed and config.rotary_local_base is not None:
             base, scaling = config.rotary_local_base, None
-        channels = int(config.kv_channels * config.rotary_percent)
-        cos, sin = rotary_table(positions, channels, base, scaling, lengths=lengths)
+        cos, sin = rotary_table(positions, config.rotary_channels, base, scaling, lengths=lengths)
         return cos[:, None], sin[:, None]
 
     def outgrows_cache(self, length: int) -> bool:

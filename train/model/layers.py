@@ -71,9 +71,10 @@ class Norm(nn.Module):
     over the ranks.
     """
 
-    def __init__(self, config: ResolvedModelConfig, size: int | None = None):
+    def __init__(self, config: ResolvedModelConfig, size: int | None = None, epsilon: float | None = None):
         super().__init__()
-        self.epsilon, self.adds_one = config.layernorm_epsilon, config.apply_layernorm_1p
+        self.epsilon = config.layernorm_epsilon if epsilon is None else epsilon
+        self.adds_one = config.apply_layernorm_1p
         size = size or config.hidden_size
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if config.normalization == "LayerNorm" else None

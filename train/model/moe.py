@@ -108,6 +108,7 @@ class Router(nn.Module):
         self.bias_update_rate = config.moe_router_bias_update_rate
         self.balancing = config.moe_router_load_balancing_type
         self.num_groups, self.group_topk = config.moe_router_num_groups, config.moe_router_group_topk
+        self.group_score_topk = config.moe_router_group_score_topk
         self.scaling_factor = config.moe_router_topk_scaling_factor or 1.0
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         # Added to the scores for the choice of experts, not for their weights (Wang et al. 2024).
@@ -143,6 +144,7 @@ class Router(nn.Module):
             expert_bias=self.expert_bias,
             num_groups=self.num_groups,
             group_topk=self.group_topk,
+            group_score_topk=self.group_score_topk,
             balanced=self.balancing == "sinkhorn" and self.training,
         )
         if self.scaling_factor != 1.0:
@@ -193,12 +195,14 @@ def choose(
     expert_bias: Tensor | None = None,
     num_groups: int | None = None,
     group_topk: int | None = None,
+    group_score_topk: int | None = None,
     balanced: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(experts (N, k) int64, weights (N, k)) from logits (N, E).
 
-    num_groups: only experts of the group_topk best of so many groups are chosen: those whose k / group_topk
-    best scores have the greatest sums. balanced: the choice by `sinkhorn`, the weights as without it.
+    num_groups: only experts of the group_topk best of so many groups are chosen: those whose
+    group_score_topk (by default k / group_topk) best scores have the greatest sums. balanced: the choice by
+    `sinkhorn`, the weights as without it.
 
     softmax: over the chosen k (Mixtral), or, with pre_softmax, over all E, so that the weights of the chosen
     sum to less than 1. sigmoid: divided by the sum over the chosen k; expert_bias (E,) is used only for the
@@ -211,7 +215,7 @@ def choose(
         if num_groups is None or group_topk is None:
             return scores.topk(k).indices
         grouped = scores.unflatten(-1, (num_groups, -1))
-        sums = grouped.topk(k // group_topk).values.sum(-1)
+        sums = grouped.topk(group_score_topk or k // group_topk).values.sum(-1)
         chosen = (
             sums.topk(group_topk).indices[..., None] == torch.arange(num_groups, device=sums.device)
         ).any(-2)

@@ -155,7 +155,7 @@ def rotary_frequencies(
     divided = (
         (torch.arange(channels // 2, dtype=torch.float64, device=device) - first) / (last - first or 0.001)
     ).clamp(0, 1)
-    return frequencies * (1 - divided + divided / factor), _yarn_attention_factor(scaling)
+    return frequencies * (1 - divided + divided / factor), yarn_attention_factor(scaling)
 
 
 def _longrope_attention_factor(scaling: dict) -> float:
@@ -166,13 +166,18 @@ def _longrope_attention_factor(scaling: dict) -> float:
     return math.sqrt(1 + math.log(scaling["factor"]) / math.log(scaling["original_max_position_embeddings"]))
 
 
-def _yarn_attention_factor(scaling: dict) -> float:
+def yarn_attention_factor(scaling: dict) -> float:
     if scaling.get("attention_factor") is not None:
         return scaling["attention_factor"]
-    sharpened = lambda scale: 0.1 * scale * math.log(scaling["factor"]) + 1 if scaling["factor"] > 1 else 1.0
+    factor = scaling["factor"]
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return sharpened(scaling["mscale"]) / sharpened(scaling["mscale_all_dim"])
-    return sharpened(1.0)
+        return yarn_mscale(factor, scaling["mscale"]) / yarn_mscale(factor, scaling["mscale_all_dim"])
+    return yarn_mscale(factor, 1.0)
+
+
+def yarn_mscale(factor: float, scale: float) -> float:
+    """How much sharper attention becomes where positions are divided by a factor."""
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -185,6 +190,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return torch.cat([rotate(rotated, cos, sin), rest], dim=-1)
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, heads, T, R), whose neighbouring channels are the pairs (DeepSeek), rotated as by `rotate`.
+
+    The result has the first channels of all pairs, then the second ones: scores do not depend on the order.
+    """
+    return rotate(torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1), cos, sin)
 
 
 def distance_buckets(

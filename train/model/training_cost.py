@@ -53,15 +53,16 @@ def training_bytes(
     tokens: of a micro-batch. granularity: of recomputation.
     """
     width = dtype.itemsize
-    D, H, G, C = config.hidden_size, config.num_attention_heads, config.num_query_groups, config.kv_channels
+    D = config.hidden_size
     inner = config.ffn_hidden_size
     if config.num_experts:
         inner = config.moe_router_topk * config.expert_size
     gated = config.activation in GATED
+    attention = _attention_values(config)
     # Elements that a block keeps per token: the inputs of norms, matrix products and activations.
     values = {
-        None: 4 * D + (2 * H + 2 * G) * C + (4 if gated else 2) * inner,
-        "selective": 2 * D + (2 * H + 2 * G) * C + (2 if gated else 1) * inner,
+        None: 4 * D + attention + (4 if gated else 2) * inner,
+        "selective": 2 * D + attention + (2 if gated else 1) * inner,
         "full": D,
     }[granularity]
     layers = family_of(config).num_blocks(config)
@@ -78,6 +79,15 @@ def training_bytes(
         parameters * 4 * num_moments,
         layers * values * width * tokens + head,
     )
+
+
+def _attention_values(config: ResolvedModelConfig) -> int:
+    """Elements that attention keeps per token: queries, keys, values, output, and latents."""
+    H, G, C = config.num_attention_heads, config.num_query_groups, config.kv_channels
+    if config.multi_latent_attention:  # values and outputs are as wide as keys (attention.attend)
+        latents = (config.q_lora_rank or 0) + config.kv_lora_rank
+        return 4 * H * C + 2 * latents + H * (config.qk_head_dim + config.v_head_dim)
+    return (2 * H + 2 * G) * C
 
 
 def out_of_memory_message(

@@ -37,6 +37,7 @@ from ..model.bert import MaskedHead
 from ..model.block import FeedForward
 from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
+from ..model.latent_attention import MultiLatentAttention
 from ..model.layers import AllHeadsNorm, Embedding, Linear, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
@@ -211,7 +212,7 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
     replicated = _replicated_modules(model)
     of_heads = {
         norm for m in model.modules() if isinstance(m, Attention) for norm in (m.query_norm, m.key_norm)
-    }
+    }.union(*(m.of_latents() for m in model.modules() if isinstance(m, MultiLatentAttention)))
     for module in [m for m in model.modules() if not isinstance(m, Experts)]:
         split = sequence_parallel and module not in replicated
         kind, attributes = _behaviour(module, mesh.tp, split)
@@ -256,7 +257,7 @@ def _behaviour(module: nn.Module, tp: Axis, split: bool) -> tuple[type | None, d
         if split
         else functools.partial(collectives.reduce_from, axis=tp)
     )
-    if isinstance(module, Attention | CrossAttention):
+    if isinstance(module, Attention | MultiLatentAttention | CrossAttention):
         return _ParallelAttention, {"enter": enter, "tensor_axis": None if split else tp}
     if isinstance(module, FeedForward | Mamba):
         return _ParallelRegion, {"enter": enter}
@@ -526,7 +527,7 @@ class _ParallelExperts(nn.Module):
 def _cut_sequences(model: nn.Module, cp: Axis) -> None:
     _set(model, causal_mask=functools.partial(context_parallel.causal_mask, axis=cp))
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | MultiLatentAttention):
             module.attend = functools.partial(context_parallel.attend, axis=cp)
         elif isinstance(module, Mamba):
             module.exchange = context_parallel.exchange_groups(cp)

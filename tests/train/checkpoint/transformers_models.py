@@ -183,6 +183,40 @@ DECODERS = {
     "qwen3": transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
 
+MLA = {
+    **{k: v for k, v in LLAMA.items() if k != "num_key_value_heads"},
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+
+DEEPSEEK_YARN = {**YARN, "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.9, "beta_fast": 16}
+
+GROUPS = {"n_group": 4, "topk_group": 3}
+
+DEEPSEEKS = {
+    "deepseek_v2": transformers.DeepseekV2Config(
+        **MLA, **GROUPS, topk_method="group_limited_greedy", rope_parameters=DEEPSEEK_YARN
+    ),
+    "deepseek_v2 without a latent of queries": transformers.DeepseekV2Config(
+        **{**MLA, "q_lora_rank": None, "rms_norm_eps": 1e-3}, attention_bias=True
+    ),
+    "deepseek_v3": transformers.DeepseekV3Config(**MLA, **GROUPS, rope_parameters=DEEPSEEK_YARN),
+    "deepseek_v3 without groups": transformers.DeepseekV3Config(
+        **{**MLA, "first_k_dense_replace": 0, "num_experts_per_tok": 2}, n_group=1, topk_group=1
+    ),
+}
+
 # Models that go through directories and back: of every `model_type`, those of DECODERS under its bare name.
 # Each model owns its configuration: save_pretrained writes the dtype of the weights into it.
 MODELS = {
@@ -205,6 +239,10 @@ MODELS = {
     "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(
         transformers.Qwen3MoeConfig(**LLAMA, **EXPERTS, head_dim=16, norm_topk_prob=True)
     ),
+    **{
+        name: lambda config=config: transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        for name, config in DEEPSEEKS.items()
+    },
     "mamba2": lambda: transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**MAMBA)),
     "bert": lambda: transformers.BertForPreTraining(
         transformers.BertConfig(**BERT, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -235,6 +273,9 @@ def random_model(name):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.normal_(1, 0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     return model
 
 

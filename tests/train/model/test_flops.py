@@ -31,6 +31,23 @@ MODELS = {
         "moe_shared_expert_intermediate_size": 40,
         "activation": "swiglu",
     },
+    # limited scores are computed by plain products, whose values are as wide as they are
+    "latents": (
+        LATENTS := {
+            "multi_latent_attention": True,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 40,
+            "qk_head_dim": 16,
+            "qk_pos_emb_head_dim": 8,
+            "v_head_dim": 20,
+            "qk_layernorm": True,
+            "position_embedding_type": "rope",
+            "normalization": "RMSNorm",
+            "activation": "swiglu",
+            "attn_logit_softcapping": 3.0,
+        }
+    ),
+    "latents, none of queries": {**LATENTS, "q_lora_rank": None},
     "pattern": {"hybrid_override_pattern": "*--*", "num_layers": None},
     "bert": {"family": "bert"},
     "Retro": {"num_layers": 9, "num_query_groups": 2, "retro_add_retriever": True, "retro_chunk_length": 8},
