@@ -325,7 +325,62 @@ def _attention(made: Translation) -> None:
             )
 
 
+# Megatron-LM's sizes where no flag says them
+LATENT_SIZES = {"kv_lora_rank": 32, "qk_head_dim": 128, "qk_pos_emb_head_dim": 64, "v_head_dim": 128}
+# flags of multi-latent attention that set more than one setting each
+LATENT_SCALING = ("--rope-type", "--rotary-scaling-factor", "--mscale", "--mscale-all-dim")
+
+
+def _latents(made: Translation) -> None:
+    """Multi-latent attention, and its positions; without it these flags mean nothing to Megatron-LM."""
+    sizes = {f"--{name.replace('_', '-')}": name for name in ("q_lora_rank", *LATENT_SIZES)}
+    if not made.has("--multi-latent-attention"):
+        if made.value("--rope-type") == "yarn":
+            made.mistakes.append("--rope-type yarn: is for --multi-latent-attention; give that too")
+        for flag in (*sizes, *LATENT_SCALING):
+            if made.has(flag):
+                made.notes.append(f"{flag} has no effect in Megatron-LM without --multi-latent-attention")
+        return
+    positions = made.settings.get("position_embedding_type")
+    if positions not in ("rope", "none"):
+        made.mistakes.append(
+            f"--multi-latent-attention: rotates its own positions, and {positions} ones are added to them;"
+            " give --position-embedding-type rope too"
+        )
+    if made.has("--rotary-interleaved"):
+        made.mistakes.append("--rotary-interleaved: Megatron-LM refuses it with --multi-latent-attention")
+    given = {name: made.number(flag, 0) for flag, name in sizes.items() if made.has(flag)}
+    made.set(multi_latent_attention=True, position_embedding_type="rope", **{**LATENT_SIZES, **given})
+    kind = made.value("--rope-type") or "yarn"
+    unused = [
+        "--kv-channels",
+        "--add-qkv-bias",
+        "--use-rope-scaling",
+        "--rotary-seq-len-interpolation-factor",
+    ]
+    if kind == "yarn" or made.settings.get("rotary_percent") in ("1", "1.0"):
+        unused.append("--rotary-percent")
+    for flag in unused:
+        made.settings.pop(flag.removeprefix("--").replace("-", "_"), None)
+        if made.has(flag):
+            made.notes.append(f"{flag} has no effect in Megatron-LM with --multi-latent-attention")
+    if kind not in ("rope", "yarn"):
+        made.mistakes.append(f"--rope-type {shown(kind)}: must be one of rope, yarn")
+    factor = made.real("--rotary-scaling-factor", 1.0)
+    mscales = made.real("--mscale", 1.0), made.real("--mscale-all-dim", 0.0)
+    channels = made.settings["qk_head_dim"] + made.settings["qk_pos_emb_head_dim"]
+    if made.mistakes or factor <= 0 or channels < 1:  # the settings' own rules tell of the latter
+        if factor <= 0:
+            made.mistakes.append(f"--rotary-scaling-factor {factor:g}: must be above 0")
+        return
+    latent_scaling = table.imported("train.checkpoint.megatron_arguments", "latent_scaling")
+    found = latent_scaling(kind, factor, *mscales, channels, {"original_max_position_embeddings": 4096})
+    made.set(**{name: value for name, value in found.items() if value is not None})
+
+
 def _positions(made: Translation) -> None:
+    if made.has("--multi-latent-attention"):
+        return
     rope = made.settings.get("position_embedding_type") == "rope"
     relative = made.settings.get("position_embedding_type") == "relative"
     for flag in ("--relative-attention-num-buckets", "--relative-attention-max-distance"):
@@ -594,7 +649,7 @@ def _logs(made: Translation) -> None:
 
 
 COMPUTED: tuple[Callable[[Translation], None], ...] = (
-    _activation, _attention, _positions, _layers, _experts, _layout, _tokenizer, _lengths, _logs,
+    _activation, _attention, _latents, _positions, _layers, _experts, _layout, _tokenizer, _lengths, _logs,
     _data, _checkpoints, _checkpoint_settings,
 )  # fmt: skip
 OTHERS: tuple[Callable[[Translation], None], ...] = (_tokenizer, _tools)

@@ -6,6 +6,7 @@ with the values seen there, and its arguments for some command lines, after pars
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -32,6 +33,7 @@ SAME = [
     "bert_binary_head", "vocab_extra_ids", "recompute_granularity", "reset_position_ids",
     "reset_attention_mask", "eod_mask_loss", "qk_layernorm", "norm_epsilon", "rotary_base",
 ]  # fmt: skip
+LATENTS = "--multi-latent-attention"
 BASE = [
     "--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--seq-length", "16",
     "--max-position-embeddings", "16", "--micro-batch-size", "2", "--lr", "1e-3", "--train-iters", "2",
@@ -134,13 +136,13 @@ def test_torchrun_and_python_may_stand_before_the_script():
 
 
 def test_all_that_cannot_be_is_said_at_once():
-    wrong = ["--multi-latent-attention", "--optimizer", "muon", "--num-layer", "3", "--micro-batch-size=x=y"]
+    wrong = ["--attention-output-gate", "--optimizer", "muon", "--num-layer", "3", "--micro-batch-size=x=y"]
     with pytest.raises(UserError) as error:
         megatron.translate("pretrain_gpt.py", [*BASE, *wrong, "--position-embedding-type", "alibi"])
     text = str(error.value)
     assert text.count("\n") == 3
     for words in (
-        "no multi-head latent",
+        "no such gate",
         "muon: mt has AdamW",
         "--num-layer; did you mean --num-layers",
         "ALiBi",
@@ -196,6 +198,45 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ("--attention-head-type multihead", {"num_query_groups": None}),
         ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),
         ("--relative-attention-num-buckets 16", {"relative_attention_num_buckets": 32}),
+        ("--q-lora-rank 8 --kv-lora-rank 4", {"multi_latent_attention": False, "kv_lora_rank": 512}),
+        (
+            f"{LATENTS} --position-embedding-type none --kv-channels 7 --rotary-base 500",
+            {
+                "multi_latent_attention": True,
+                "q_lora_rank": None,
+                "kv_lora_rank": 32,
+                "qk_head_dim": 128,
+                "qk_pos_emb_head_dim": 64,
+                "v_head_dim": 128,
+                "position_embedding_type": "rope",
+                "rope_scaling": None,
+                "kv_channels": None,
+                "rotary_base": 500,
+                "qk_layernorm": False,
+            },
+        ),
+        (
+            f"{LATENTS} --position-embedding-type rope --q-lora-rank 16 --kv-lora-rank 8 --v-head-dim 6"
+            " --rotary-scaling-factor 40 --mscale 0.7 --mscale-all-dim 0.9 --qk-layernorm",
+            {
+                "q_lora_rank": 16,
+                "kv_lora_rank": 8,
+                "v_head_dim": 6,
+                "qk_layernorm": True,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 40.0,
+                    "original_max_position_embeddings": 4096,
+                    "mscale": 0.7,
+                    "mscale_all_dim": 0.9,
+                },
+            },
+        ),
+        (
+            f"{LATENTS} --position-embedding-type rope --rope-type rope --rotary-scaling-factor 40"
+            " --mscale-all-dim 1.0",
+            {"rope_scaling": None, "softmax_scale": 192**-0.5 * (0.1 * math.log(40) + 1) ** 2},
+        ),
     ],
 )
 def test_values_mean_the_same(flags, expected):

@@ -325,7 +325,7 @@ class Ranks:
         if stored.sections:
             rows = [size // self.size for _, size in stored.sections]
             return [torch.cat(parts) for parts in zip(*(shard.split(rows) for shard in shards))]
-        if len(shards) == 1 or stored.axis is None:
+        if len(shards) == 1 or stored.axis is None or len(shards[0]) == stored.rows:
             return shards[:1]
         return [torch.cat(shards, dim=stored.axis)]
 
@@ -453,7 +453,7 @@ def _stage_shards(
 
     def shard(stored: Stored, name: str) -> Tensor:
         sections = split(stored, name, read, config)
-        axis = stored.axis
+        axis = None if stored.rows is not None and not local else stored.axis
         return torch.cat(sections if axis is None else [s.chunk(size, axis)[rank] for s in sections])
 
     for stored, name in written(shapes, config):
@@ -466,7 +466,7 @@ def _stage_shards(
             needed = number in layers
             theirs = theirs.replace(".experts.", ".experts.local_experts.")
             if not local:
-                theirs = fused_name(theirs, kinds[number])
+                theirs = fused_name(theirs, kinds[number], latent=config.multi_latent_attention)
             theirs = f"decoder.layers.{number - layers.start}.{theirs}"
         if needed:
             yield hybrid_name(theirs, config), shard(stored, name)

@@ -9,6 +9,7 @@ reason). Other arguments are of the training, its data and its logs.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -18,6 +19,7 @@ from ...core.config import UserError, shown
 from ...core.parsing import Range, check_value
 from ..model.config import MOST_SIZE, VARIATIONS, ModelConfig, ResolvedModelConfig, expert_layers, resolve
 from ..model.family import family_of
+from ..model.positions import yarn_attention_factor, yarn_mscale
 
 REMEDY = "copy it again"
 MOST_RANKS = 1 << 20  # of a layout
@@ -93,11 +95,23 @@ class ModelArguments(TypedDict, total=False):
     mamba_num_groups: Size
     mamba_num_heads: Size
     softmax_scale: Number
+    multi_latent_attention: bool | None
+    q_lora_rank: Size
+    kv_lora_rank: Size
+    qk_head_dim: Size
+    qk_pos_emb_head_dim: Size
+    v_head_dim: Size
+    rope_type: str | None
+    rotary_scaling_factor: Positive
+    original_max_position_embeddings: Positive
+    beta_fast: Positive
+    beta_slow: Positive
+    mscale: Number
+    mscale_all_dim: Number
 
 
 # Arguments that mt supports only at some values -> these; their default comes first, and None stands for it.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "multi_latent_attention": (False,),
     "rotary_interleaved": (False,),
     "apply_layernorm_1p": (False,),
     "layernorm_zero_centered_gamma": (False,),
@@ -180,6 +194,7 @@ HARMLESS: dict[str, str] = {
             "tp_comm_bootstrap_backend", "tp_comm_bulk_dgrad", "tp_comm_bulk_wgrad", "tp_comm_overlap",
             "tp_comm_overlap_ag", "tp_comm_overlap_disable_fc1", "tp_comm_overlap_disable_qkv",
             "tp_comm_overlap_rs", "tp_comm_overlap_rs_dgrad", "tp_comm_split_ag", "tp_comm_split_rs",
+            "cache_mla_latents",
             "apply_query_key_layer_scaling",  # divides the scores, and multiplies them again before softmax
         ),
         _KERNEL,
@@ -214,9 +229,7 @@ HARMLESS: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type",
-            "rotary_scaling_factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale",
-            "mscale_all_dim", "cache_mla_latents", "dsa_indexer_n_heads", "dsa_indexer_head_dim",
+            "dsa_indexer_n_heads", "dsa_indexer_head_dim",
             "dsa_indexer_topk", "dsa_indexer_loss_coeff", "dsa_indexer_use_sparse_loss",
             "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
             "linear_num_value_heads", "fp4_recipe", "fp4_param", "fp4_quantizer_factory",
@@ -268,6 +281,99 @@ def _linear(factor: float) -> dict[str, Any]:
     return {"rope_type": "linear", "factor": factor}
 
 
+LATENT_SETTINGS = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+# of megatron-core, where the arguments of the command do not say it
+LATENT_LENGTH, BETA_FAST, BETA_SLOW = 4096, 32, 1
+LATENT_DEFAULTS = {
+    "kv_lora_rank": 32, "qk_head_dim": 128, "qk_pos_emb_head_dim": 64, "v_head_dim": 128,
+}  # fmt: skip
+
+
+def _latent_settings(get: Callable[..., Any], place: str) -> dict[str, Any]:
+    """The settings of --multi-latent-attention, whatever those of other attention say."""
+    kind = get("rope_type", "yarn")
+    if kind not in ("rope", "yarn"):
+        raise UserError(f"{place}: rope_type is {shown(kind)}; only rope or yarn can be loaded")
+    positions = "rope" if get("use_rotary_position_embeddings") else get("position_embedding_type")
+    if positions not in ("rope", "none"):
+        raise UserError(
+            f"{place}: position_embedding_type is {shown(positions)} beside"
+            " multi_latent_attention, which rotates its own; only rope and none can be loaded"
+        )
+    sizes = {name: get(name, LATENT_DEFAULTS.get(name)) for name in LATENT_SETTINGS}
+    more = {"original_max_position_embeddings": get("original_max_position_embeddings", LATENT_LENGTH)}
+    for name, default in (("beta_fast", BETA_FAST), ("beta_slow", BETA_SLOW)):
+        if get(name, default) != default:
+            more[name] = get(name)
+    return {
+        "multi_latent_attention": True,
+        **sizes,
+        "position_embedding_type": "rope",
+        "num_query_groups": None,
+        "kv_channels": None,
+        "add_qkv_bias": False,
+        **latent_scaling(
+            kind,
+            float(get("rotary_scaling_factor", 1.0)),
+            float(get("mscale", 1.0)),
+            float(get("mscale_all_dim", 0.0)),
+            sizes["qk_head_dim"] + sizes["qk_pos_emb_head_dim"],
+            more,
+        ),
+    }
+
+
+def latent_scaling(
+    kind: str, factor: float, mscale: float, mscale_all_dim: float, channels: int, more: dict[str, Any]
+) -> dict[str, Any]:
+    """rope_scaling, and softmax_scale where it is needed, of Megatron-LM's multi-latent attention.
+
+    kind: rope or yarn. channels: of a head's queries. more: original_max_position_embeddings and betas.
+    Megatron-LM's attention factor is that of mscale over that of mscale_all_dim, where Hugging Face's, which
+    rope_scaling follows, is that of 1 if one of them is 0. rope has only the factor of the scores.
+    """
+    if kind == "rope":
+        sharper = yarn_mscale(factor, mscale_all_dim)
+        scale = {"softmax_scale": channels**-0.5 * sharper**2} if sharper != 1 else {}
+        return {"rope_scaling": None, **scale}
+    if factor == 1:
+        return {"rope_scaling": None}
+    scaling = {"rope_type": "yarn", "factor": factor, **more}
+    if mscale_all_dim:
+        scaling["mscale_all_dim"] = mscale_all_dim
+    if mscale and mscale_all_dim:
+        scaling["mscale"] = mscale
+    else:
+        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+        if attention_factor != yarn_mscale(factor, 1.0):
+            scaling["attention_factor"] = attention_factor
+    return {"rope_scaling": scaling}
+
+
+def megatron_mscales(scaling: dict[str, Any]) -> tuple[float, float] | None:
+    """(mscale, mscale_all_dim) of Megatron-LM for a rope_scaling; None if its flags cannot say it."""
+    fixed = {
+        "rope_type": "yarn",
+        "original_max_position_embeddings": LATENT_LENGTH,
+        "beta_fast": BETA_FAST,
+        "beta_slow": BETA_SLOW,
+        "truncate": True,
+    }
+    if any(scaling.get(name) not in (None, value) for name, value in fixed.items()):
+        return None
+    factor, attention_factor = scaling["factor"], yarn_attention_factor(scaling)
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim") or 0.0
+    if scaling.get("attention_factor") is None:
+        if mscale and all_dim:
+            return mscale, all_dim
+        if not all_dim:
+            return 1.0, 0.0
+    if factor <= 1:
+        return (1.0, all_dim) if attention_factor == 1 else None
+    found = (attention_factor * yarn_mscale(factor, all_dim) - 1) / (0.1 * math.log(factor))
+    return (found, all_dim) if found >= 0 else None
+
+
 def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
     """mt's settings for Megatron-LM's arguments; padding rows of the vocabulary count as vocabulary."""
     check_arguments(args, place)
@@ -295,38 +401,42 @@ def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
             settings.pop("moe_shared_expert_gate", None)
     if "M" in (pattern or ""):
         settings |= {name: get(name) for name in MAMBA_SETTINGS if get(name) is not None}
+    described: dict[str, Any] = dict(
+        num_layers=args.num_layers,
+        hidden_size=args.hidden_size,
+        ffn_hidden_size=get("ffn_hidden_size"),
+        num_attention_heads=args.num_attention_heads,
+        num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None,
+        kv_channels=get("kv_channels"),
+        qk_layernorm=get("qk_layernorm", False),
+        max_position_embeddings=get("max_position_embeddings"),
+        position_embedding_type="rope" if rope else "none" if without else "learned",
+        rotary_base=float(get("rotary_base", 10000)),
+        rope_scaling=_rope_scaling_of(args, place) if rope else None,
+        normalization=get("normalization", "LayerNorm"),
+        layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
+        activation=_activation(get, bias),
+        add_bias_linear=bias,
+        add_qkv_bias=get("add_qkv_bias", False),
+        untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False),
+        init_method_std=get("init_method_std", 0.02),
+        hidden_dropout=get("hidden_dropout", 0.0),
+        attention_dropout=get("attention_dropout", 0.0),
+        vocab_size=args.padded_vocab_size,
+        make_vocab_size_divisible_by=args.padded_vocab_size,
+        hybrid_override_pattern=pattern,
+        num_experts=experts,
+        **settings,
+    )
+    if get("multi_latent_attention", False):
+        described |= _latent_settings(get, place)
     try:
-        config = ModelConfig(
-            num_layers=args.num_layers,
-            hidden_size=args.hidden_size,
-            ffn_hidden_size=get("ffn_hidden_size"),
-            num_attention_heads=args.num_attention_heads,
-            num_query_groups=get("num_query_groups") if get("group_query_attention", False) else None,
-            kv_channels=get("kv_channels"),
-            qk_layernorm=get("qk_layernorm", False),
-            max_position_embeddings=get("max_position_embeddings"),
-            position_embedding_type="rope" if rope else "none" if without else "learned",
-            rotary_base=float(get("rotary_base", 10000)),
-            rope_scaling=_rope_scaling_of(args, place) if rope else None,
-            normalization=get("normalization", "LayerNorm"),
-            layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
-            activation=_activation(get, bias),
-            add_bias_linear=bias,
-            add_qkv_bias=get("add_qkv_bias", False),
-            untie_embeddings_and_output_weights=get("untie_embeddings_and_output_weights", False),
-            init_method_std=get("init_method_std", 0.02),
-            hidden_dropout=get("hidden_dropout", 0.0),
-            attention_dropout=get("attention_dropout", 0.0),
-            vocab_size=args.padded_vocab_size,
-            make_vocab_size_divisible_by=args.padded_vocab_size,
-            hybrid_override_pattern=pattern,
-            num_experts=experts,
-            **settings,
-        )
+        config = ModelConfig(**described)
         resolved = resolve(config, vocab_size=args.padded_vocab_size, seq_length=get("seq_length", 1024))
     except UserError as error:
         raise UserError("\n".join(f"{place}: {line}" for line in str(error).split("\n"))) from None
-    scale = getattr(args, "softmax_scale", None)
+    # multi-latent attention has its own, whatever softmax_scale says
+    scale = None if resolved.multi_latent_attention else getattr(args, "softmax_scale", None)
     if scale is not None and abs(scale - resolved.kv_channels**-0.5) > 1e-6:
         raise UserError(
             f"{place}: softmax_scale is {scale:g}; only kv_channels^-0.5 = {resolved.kv_channels**-0.5:g} can"
@@ -372,6 +482,7 @@ def _activation(
 def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
     """Raises UserError for a model that Megatron-LM lacks, and for a layout that does not divide it."""
     scaling = config.rope_scaling
+    latent = config.multi_latent_attention
     rules = [
         ("family", family_of(config).megatron is not None),
         ("position_embedding_type", config.position_embedding_type in ("learned", "rope", "none")),
@@ -380,12 +491,18 @@ def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_par
         (
             "rope_scaling",
             scaling is None
-            or dict(scaling)
-            in (_rope_scaling(scaling.get("factor", 8.0)), _linear(scaling.get("factor", 1.0))),
+            or (latent and megatron_mscales(scaling) is not None)
+            or (
+                not latent
+                and dict(scaling)
+                in (_rope_scaling(scaling.get("factor", 8.0)), _linear(scaling.get("factor", 1.0)))
+            ),
         ),
         *(
             (name, getattr(config, name) == ModelConfig.__dataclass_fields__[name].default)
-            for name in sorted(VARIATIONS | {"rotary_percent"})
+            for name in sorted(
+                VARIATIONS | {"rotary_percent", "latent_layernorm_epsilon", "moe_router_group_score_topk"}
+            )
         ),
     ]
     for field, holds in rules:
@@ -428,7 +545,9 @@ def loader_flags(config: ResolvedModelConfig) -> list[str]:
     if config.qk_layernorm:
         flags.append("--qk-layernorm")
     scaling = config.rope_scaling
-    if scaling is not None and scaling["rope_type"] == "llama3":
+    if config.multi_latent_attention:
+        flags += _latent_flags(config)
+    elif scaling is not None and scaling["rope_type"] == "llama3":
         flags.append(f"--use-rope-scaling --rope-scaling-factor {scaling['factor']:g}")
     elif scaling is not None:
         flags.append(f"--rotary-seq-len-interpolation-factor {scaling['factor']:g}")
@@ -457,6 +576,26 @@ def loader_flags(config: ResolvedModelConfig) -> list[str]:
     return flags
 
 
+def _latent_flags(config: ResolvedModelConfig) -> list[str]:
+    values = {name: getattr(config, name) for name in LATENT_SETTINGS} | _latent_arguments(config)
+    flags = [f"--{n.replace('_', '-')} {v}" for n, v in values.items() if v is not None]
+    return ["--multi-latent-attention", *flags]
+
+
+def _latent_arguments(config: ResolvedModelConfig) -> dict[str, Any]:
+    """The arguments of the positions of multi-latent attention."""
+    if config.rope_scaling is None:
+        return {"rope_type": "rope", "rotary_scaling_factor": 1.0}
+    mscales = megatron_mscales(config.rope_scaling)
+    assert mscales is not None, "check_export refuses others"
+    return {
+        "rope_type": "yarn",
+        "rotary_scaling_factor": config.rope_scaling["factor"],
+        "mscale": mscales[0],
+        "mscale_all_dim": mscales[1],
+    }
+
+
 def export_arguments(
     config: ResolvedModelConfig,
     padded: int,
@@ -477,7 +616,8 @@ def export_arguments(
         num_attention_heads=config.num_attention_heads,
         group_query_attention=config.num_query_groups != config.num_attention_heads,
         num_query_groups=config.num_query_groups,
-        kv_channels=config.kv_channels,
+        # local layers need that of the values, transformer-engine's read the arguments of the latents
+        kv_channels=config.v_head_dim if config.multi_latent_attention else config.kv_channels,
         qk_layernorm=config.qk_layernorm,
         max_position_embeddings=config.max_position_embeddings,
         seq_length=seq_length,
@@ -510,6 +650,12 @@ def export_arguments(
         tensor_model_parallel_size=tensor_parallel,
         pipeline_model_parallel_size=pipeline_parallel,
         virtual_pipeline_model_parallel_size=None,
+        multi_latent_attention=config.multi_latent_attention,
+        **(
+            {name: getattr(config, name) for name in LATENT_SETTINGS} | _latent_arguments(config)
+            if config.multi_latent_attention
+            else {}
+        ),
         num_experts=config.num_experts,
         **(
             {name: getattr(config, name) for name in MOE_SETTINGS if name != "moe_layer_freq"}

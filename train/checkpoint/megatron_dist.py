@@ -236,8 +236,12 @@ def _key(
     if layer is None:
         return hybrid_name(stored.name, config), (), ()
     number = int(layer[1])
-    # Local layers name the norm before experts as if it were fused into a feed-forward layer.
-    own = fused_name(layer[2], "-" if local else kinds[number])
+    latent = config.multi_latent_attention
+    # Local layers name the norm before experts as if it were fused into a feed-forward layer; those with
+    # multi-latent attention name no norm so.
+    own = (
+        layer[2] if local and latent else fused_name(layer[2], "-" if local else kinds[number], latent=latent)
+    )
     index, count = ((number,), (len(kinds),)) if alike else ((), ())
     if expert := re.fullmatch(r"mlp\.experts\.(\d+)\.(.*)", own):
         own = f"mlp.experts.experts.{expert[2]}"
@@ -252,6 +256,11 @@ def _extra_states(layer: int, config: ResolvedModelConfig, kinds: list[str], ali
     modules: list[str] = []
     if "*" in kind:
         attention = ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layernorm")
+        if config.multi_latent_attention:
+            attention = (
+                *("linear_q_proj", "linear_q_down_proj", "linear_q_up_proj", "q_layernorm", "kv_layernorm"),
+                *("linear_kv_down_proj", "linear_kv_up_proj", "linear_proj", "core_attention"),
+            )
         modules += [f"self_attention.{name}" for name in attention]
     if "M" in kind:
         modules += ["mixer.in_proj", "mixer.out_proj"]

@@ -33,14 +33,24 @@ FUSED_NORMS = {
     "pre_mlp_layernorm": "mlp.linear_fc1.layer_norm_",
     "norm": "mixer.in_proj.layer_norm_",
 }
+# The same of layers with multi-latent attention: their first norm feeds two linear layers.
+FUSED_LATENT_NORMS = {
+    **{norm: prefix for norm, prefix in FUSED_NORMS.items() if norm != "input_layernorm"},
+    "self_attention.q_layernorm": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm": "self_attention.linear_kv_up_proj.layer_norm_",
+}
 
 
-def fused_name(own: str, kind: str) -> str:
-    """The name of transformer-engine in a layer of a kind of decoder_blocks.layer_kinds."""
-    norm, _, parameter = own.partition(".")
-    if norm not in FUSED_NORMS or (norm == "pre_mlp_layernorm" and "E" in kind):
+def fused_name(own: str, kind: str, *, latent: bool = False) -> str:
+    """The name of transformer-engine in a layer of a kind of decoder_blocks.layer_kinds.
+
+    latent: in a model with multi-latent attention.
+    """
+    norm, _, parameter = own.rpartition(".")
+    fused = FUSED_LATENT_NORMS if latent else FUSED_NORMS
+    if norm not in fused or (norm == "pre_mlp_layernorm" and "E" in kind):
         return own
-    return FUSED_NORMS[norm] + parameter
+    return fused[norm] + parameter
 
 
 def hybrid_name(name: str, config: ResolvedModelConfig) -> str:
@@ -55,10 +65,15 @@ class Stored(NamedTuple):
     name: str
     axis: int | None = None  # along which tensor-parallel ranks cut it
     sections: tuple[tuple[str, int], ...] = ()  # (suffix of its name where it is stored alone, rows)
+    # its rows, if local layers cut them and transformer-engine has all of them on every rank
+    rows: int | None = None
 
 
 # In a layer: our modules of whose weights ranks have rows, and columns; others are whole on every rank.
-ROW_SLICED = ("mixer.qkv", "ffn.up", "ffn.shared.up")
+ROW_SLICED = (
+    "mixer.qkv", "mixer.query", "mixer.query_up", "mixer.key_value_up", "ffn.up", "ffn.shared.up",
+    "mixer.query_down", "mixer.key_value_down",
+)  # fmt: skip
 COLUMN_SLICED = ("mixer.out.weight", "ffn.down.weight", "ffn.shared.down.weight")
 TOP_SLICED = ("embedding.weight", "output.weight")
 MAMBA_SLICED = ("mixer.dt_bias", "mixer.A_log", "mixer.D", "mixer.norm_weight")
@@ -85,7 +100,7 @@ def usual_name(theirs: str) -> str | None:
         return TIED
     name = re.sub(r"^(language_model\.)?(encoder|transformer)\.", "decoder.", theirs)
     name = name.removeprefix("language_model.").replace(".attention.", ".self_attention.")
-    for norm, prefix in FUSED_NORMS.items():
+    for norm, prefix in {**FUSED_NORMS, **FUSED_LATENT_NORMS}.items():
         name = name.replace(f".{prefix}", f".{norm}.")
     module, _, kind = name.rpartition(".")
     layer = re.match(r"decoder\.layers\.([0-9]{1,9}\.)?", module)
@@ -114,7 +129,16 @@ def stored_for(name: str, config: ResolvedModelConfig) -> list[Stored]:
         pattern = config.hybrid_override_pattern
         modules = names.mamba_layer if pattern and pattern[int(layer[2])] == "M" else names.layer
         theirs = f"{modules[module.replace('.gate', '.up')]}.{kind}"
-    return [Stored(f"{prefix}.{theirs}", _axis(own, theirs), _sections(own, config))]
+    return [Stored(f"{prefix}.{theirs}", _axis(own, theirs), _sections(own, config), _rows(own, config))]
+
+
+def _rows(own: str, config: ResolvedModelConfig) -> int | None:
+    """Stored.rows."""
+    if own.startswith("mixer.query_down."):
+        return config.q_lora_rank
+    if own.startswith("mixer.key_value_down."):
+        return config.kv_lora_rank + config.qk_pos_emb_head_dim
+    return None
 
 
 def _axis(own: str, theirs: str) -> int | None:

@@ -8,8 +8,8 @@ import pytest
 
 from mt.core.config import build
 
-# A program that builds two models of megatron-core on a CPU, without training. It saves them in Megatron-LM's
-# format, and their logits.
+# A program that builds three models of megatron-core on a CPU, without training. It saves them in
+# Megatron-LM's format, and their logits.
 WRITER = """
 import contextlib, random, signal, sys, warnings
 from argparse import Namespace
@@ -25,25 +25,36 @@ from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
 from megatron.core.transformer.enums import AttnBackend
 
 torch.cuda.current_device = lambda: torch.device("cpu")
 CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
+# Their local attention takes other channels of values, but not the arguments that say so.
+make = DotProductAttention.__init__
+DotProductAttention.__init__ = lambda self, *a, k_channels=0, v_channels=0, **k: make(self, *a, **k)
+multi_latent_attention.HAVE_TE = False
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 parallel_state.initialize_model_parallel()
 torch.set_num_threads(1)
-for kind in ("gpt", "llama"):
-    llama = kind == "llama"
+LATENT = dict(
+    multi_latent_attention=True, q_lora_rank=20, kv_lora_rank=12, qk_head_dim=6, qk_pos_emb_head_dim=4,
+    v_head_dim=8, rotary_scaling_factor=40.0, mscale=0.7, mscale_all_dim=0.9,
+)
+for kind in ("gpt", "llama", "mla"):
+    mla = kind == "mla"
+    llama = kind == "llama" or mla
     shape = dict(
         num_layers=4,
         hidden_size=32,
         num_attention_heads=4,
-        num_query_groups=2 if llama else 4,
+        num_query_groups=2 if kind == "llama" else 4,
         ffn_hidden_size=48,
         add_bias_linear=not llama,
     )
-    config = TransformerConfig(
+    config = (MLATransformerConfig if mla else TransformerConfig)(
+        **({**LATENT, "rotary_base": 500} if mla else {}),
         **shape,
         use_cpu_initialization=True,
         normalization="RMSNorm" if llama else "LayerNorm",
@@ -58,7 +69,8 @@ for kind in ("gpt", "llama"):
     )
     model = GPTModel(
         config,
-        get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama),
+        get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=llama,
+            multi_latent_attention=mla),
         vocab_size=64,
         max_sequence_length=32,
         rotary_base=500,
@@ -75,7 +87,8 @@ for kind in ("gpt", "llama"):
         )
     args = Namespace(
         **shape,
-        group_query_attention=llama,
+        **(LATENT if mla else {}),
+        group_query_attention=kind == "llama",
         kv_channels=8,
         seq_length=24,
         max_position_embeddings=32,
@@ -139,7 +152,7 @@ def gpt2_run(tmp_path_factory, tree):
 
 @pytest.fixture(scope="session")
 def megatron(tmp_path_factory):
-    """The folder of gpt/ and llama/, two checkpoints of megatron-core; logits.pt has tokens and
+    """The folder of gpt/, llama/ and mla/, three checkpoints of megatron-core; logits.pt has tokens and
     their logits.
     """
     pytest.importorskip("megatron.core", reason="megatron-core is the oracle")

@@ -19,7 +19,8 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
 )
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 
 MOE = {
     "num_moe_experts": 4,
@@ -29,6 +30,15 @@ MOE = {
     "moe_router_score_function": "sigmoid",
     "moe_router_enable_expert_bias": True,
     "moe_token_dispatcher_type": "allgather",
+}
+LATENT = {
+    "multi_latent_attention": True,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 12,
+    "qk_head_dim": 6,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 8,
+    "num_query_groups": 4,
 }
 # name -> (changes of the model, sizes of the groups, metadata of the sharded state)
 CASES = {
@@ -42,17 +52,23 @@ CASES = {
         {"pipeline_model_parallel_size": 2},
         None,
     ),
+    "latents": (LATENT, {"tensor_model_parallel_size": 2}, None),
+    "latents of keys": (
+        {**LATENT, **MOE, "q_lora_rank": None},
+        {"pipeline_model_parallel_size": 2},
+        {"singleton_local_shards": True},
+    ),
 }
 
 
 def build(changes, sizes):
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(**sizes)
-    config = TransformerConfig(
+    latent = "multi_latent_attention" in changes
+    config = (MLATransformerConfig if latent else TransformerConfig)(
         num_layers=2,
         hidden_size=32,
         num_attention_heads=4,
-        num_query_groups=2,
         ffn_hidden_size=48,
         add_bias_linear=False,
         use_cpu_initialization=True,
@@ -64,14 +80,16 @@ def build(changes, sizes):
         gradient_accumulation_fusion=False,
         qk_layernorm=True,
         pipeline_dtype=torch.float32,
-        **changes,
+        **{"num_query_groups": 2, **changes},
         **sizes,
     )
     experts = changes.get("num_moe_experts")
     if isinstance(changes.get("moe_layer_freq"), list):
         spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     else:
-        spec = get_gpt_layer_local_spec(num_experts=experts, normalization="RMSNorm", qk_layernorm=True)
+        spec = get_gpt_layer_local_spec(
+            num_experts=experts, normalization="RMSNorm", qk_layernorm=True, multi_latent_attention=latent
+        )
     return GPTModel(
         config,
         spec,
@@ -97,6 +115,10 @@ def main(rank, folder, what, source=None):
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda: None
     CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
+    multi_latent_attention.HAVE_TE = False
+    make = DotProductAttention.__init__
+    # their local attention takes other channels of values, but not the arguments that say so
+    DotProductAttention.__init__ = lambda self, *a, k_channels=0, v_channels=0, **k: make(self, *a, **k)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{what}.rendezvous", rank=rank, world_size=2)
     torch.set_num_threads(1)
     for name, (changes, sizes, metadata) in CASES.items():
@@ -109,10 +131,11 @@ def main(rank, folder, what, source=None):
             place.mkdir(parents=True, exist_ok=True)
             args = Namespace(
                 num_layers=2, hidden_size=32, num_attention_heads=4, group_query_attention=True,
-                num_query_groups=2, ffn_hidden_size=48, add_bias_linear=False, normalization="RMSNorm",
+                ffn_hidden_size=48, add_bias_linear=False, normalization="RMSNorm",
                 swiglu=True, qk_layernorm=True, position_embedding_type="rope", padded_vocab_size=64,
                 max_position_embeddings=32, seq_length=32, untie_embeddings_and_output_weights=True,
-                **{("num_experts" if n == "num_moe_experts" else n): v for n, v in changes.items()}, **sizes,
+                **{"num_query_groups": 2} | sizes
+                | {("num_experts" if n == "num_moe_experts" else n): v for n, v in changes.items()},
             )  # fmt: skip
             state = {"model": sharded(model, metadata), "args": args, "iteration": 7}
             dist.barrier()

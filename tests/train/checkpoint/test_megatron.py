@@ -32,7 +32,7 @@ def convert_and_load(source, out, **settings):
     return open_checkpoint(out).load_model()
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", ["gpt", "llama", "mla"])
 def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(megatron, kind, tmp_path):
     ours = convert_and_load(megatron / kind, tmp_path / "ours")
     reference = torch.load(megatron / kind / "logits.pt")
@@ -76,7 +76,10 @@ def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(me
 
 
 # Megatron-LM's column-parallel layers
-ROWS = ("linear_qkv.", "linear_fc1.", "word_embeddings.", "output_layer.")
+ROWS = (
+    "linear_qkv.", "linear_fc1.", "word_embeddings.", "output_layer.", "linear_q_down_proj.",
+    "linear_q_up_proj.", "linear_kv_down_proj.", "linear_kv_up_proj.",
+)  # fmt: skip
 COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 
 
@@ -129,7 +132,7 @@ def shard(name, tensor, rank, size, *, gated):
     return torch.cat([half.chunk(size)[rank] for half in halves])
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", ["gpt", "llama", "mla"])
 @pytest.mark.parametrize(("size", "stages", "chunks"), [(2, 1, 1), (2, 2, 1), (1, 2, 2)])
 def test_the_shards_of_many_ranks_are_joined(megatron, kind, size, stages, chunks, tmp_path):
     divide(megatron, kind, tmp_path / "cut", size=size, stages=stages, chunks=chunks)

@@ -13,9 +13,14 @@ from mt.train.checkpoint.megatron_arguments import (
     HARMLESS,
     REQUIRED,
     ModelArguments,
+    check_export,
+    latent_scaling,
     loader_flags,
+    megatron_mscales,
     model_config,
 )
+from mt.train.model.latent_attention import latent_attention_scale
+from mt.train.model.positions import yarn_attention_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FILE = "model_optim_rng.pt"
@@ -75,3 +80,65 @@ def test_every_field_of_megatron_cores_configurations_is_used_or_refused_or_harm
     for name, value in {"softmax_scale": 0.5, "use_mup": True}.items():
         with pytest.raises(UserError, match=f"{name} is "):
             model_config(argparse.Namespace(**{**args, name: value}), "x")
+
+
+LATENT = {
+    "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "padded_vocab_size": 64, "swiglu": True,
+    "add_bias_linear": False, "multi_latent_attention": True, "position_embedding_type": "rope",
+    "normalization": "RMSNorm", "qk_layernorm": True, "qk_head_dim": 6, "qk_pos_emb_head_dim": 4,
+    "bias_gelu_fusion": False, "rotary_base": 10000,
+}  # fmt: skip
+
+
+def latent(**changes):
+    return model_config(argparse.Namespace(**{**LATENT, **changes}), "x")
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 40.0])
+@pytest.mark.parametrize("mscale", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("all_dim", [0.0, 0.9, 1.0])
+def test_factors_of_scores_and_rotations_are_those_of_megatron_core(factor, mscale, all_dim):
+    yarn = pytest.importorskip("megatron.core.models.common.embeddings.yarn_rotary_pos_embedding")
+    config = latent(rotary_scaling_factor=factor, mscale=mscale, mscale_all_dim=all_dim)
+    expected = yarn._yarn_get_concentration_factor(factor, mscale, all_dim)
+    found = 1.0 if config.rope_scaling is None else yarn_attention_factor(config.rope_scaling)
+    assert found == pytest.approx(expected)
+    scores = yarn._yarn_get_mscale(factor, all_dim) ** 2 / 10**0.5
+    assert latent_attention_scale(config) == pytest.approx(scores)
+    if config.rope_scaling is not None:
+        back = megatron_mscales(config.rope_scaling)
+        assert yarn._yarn_get_concentration_factor(factor, *back) == pytest.approx(expected)
+        assert yarn._yarn_get_mscale(factor, back[1]) ** 2 / 10**0.5 == pytest.approx(scores)
+    rotated = latent(rope_type="rope", rotary_scaling_factor=factor, mscale_all_dim=all_dim)
+    assert (rotated.rope_scaling, latent_attention_scale(rotated)) == (None, pytest.approx(scores))
+
+
+def test_multi_latent_attention_has_megatrons_defaults_and_ignores_what_megatron_ignores():
+    config = latent(qk_head_dim=None, qk_pos_emb_head_dim=None, kv_channels=5, use_rope_scaling=True)
+    sizes = config.q_lora_rank, config.kv_lora_rank, config.qk_head_dim, config.v_head_dim, config.kv_channels
+    assert sizes == (None, 32, 128, 128, 192)
+    assert config.rope_scaling is None
+    for change, message in (
+        ({"rope_type": "llama"}, "rope_type is 'llama'; only rope or yarn"),
+        ({"position_embedding_type": "learned_absolute"}, "position_embedding_type is 'learned_absolute'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            latent(**change)
+
+
+def test_latents_that_megatrons_flags_cannot_say_are_not_written():
+    written = latent(rotary_scaling_factor=8.0, mscale_all_dim=0.5)
+    assert loader_flags(written)[1:9] == [
+        "--multi-latent-attention", "--kv-lora-rank 32", "--qk-head-dim 6", "--qk-pos-emb-head-dim 4",
+        "--v-head-dim 128", "--rope-type yarn", "--rotary-scaling-factor 8.0", "--mscale 1.0",
+    ]  # fmt: skip
+    check_export(written, 2, 1)
+    scaling = latent_scaling("yarn", 8.0, 1.0, 0.0, 10, {"original_max_position_embeddings": 4096})
+    for change, message in (
+        ({"rope_scaling": {**scaling["rope_scaling"], "beta_fast": 16}}, "rope_scaling = "),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = "),
+        ({"latent_layernorm_epsilon": 1e-6}, "latent_layernorm_epsilon = 1e-06; export it with --format hf"),
+        ({"add_attention_bias": True}, "add_attention_bias = True"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_export(dataclasses.replace(written, **change), 1, 1)

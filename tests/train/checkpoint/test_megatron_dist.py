@@ -24,7 +24,7 @@ from mt.train.checkpoint.open import open_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "mamba2", "llama"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "mamba2", "llama", "deepseek_v3 without groups"])
 def test_mixtures_and_mamba_come_back_from_torch_dist(kind, tmp_path):
     model = random_model(kind)
     write(model, tmp_path / "hf")
@@ -53,7 +53,7 @@ def test_torch_dist_of_megatron_core_is_read_at_every_layout_and_ours_loads_ther
 
     ranks(tmp_path, "save")
     names = [file.stem for file in sorted(tmp_path.glob("*.pt"))]
-    assert len(names) == 6
+    assert len(names) == 8
     for name in names:
         checkpoint, reference = open_checkpoint(tmp_path / name), torch.load(tmp_path / f"{name}.pt")
         shapes, config = weight_shapes(checkpoint.config), checkpoint.config
