@@ -42,14 +42,16 @@ MAY_IMPORT = {
 WITHOUT_TORCH = {"core", "documents", "tokenizer", "indexed", "dataprep", "cli", "__main__", "__init__"}
 
 
+@functools.cache
 def modules() -> list[Path]:
     """Every Python file of the package, relative to its root."""
-    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-    return sorted(
-        p
-        for p in paths
-        if p.parts[0] not in ("tests", "benchmarks", "examples", "build") and p.parts[0][0] != "."
-    )
+    folders = [
+        f
+        for f in ROOT.iterdir()
+        if f.is_dir() and f.name[0] != "." and f.name not in ("tests", "benchmarks", "examples", "build")
+    ]
+    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    return sorted(path.relative_to(ROOT) for path in paths)
 
 
 def package_of(parts: tuple[str, ...]) -> str:
@@ -66,10 +68,15 @@ def parts_of(relative: Path) -> tuple[str, ...]:
 
 
 @functools.cache
+def tree(relative: Path) -> ast.Module:
+    return ast.parse((ROOT / relative).read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(relative: Path) -> list[tuple[tuple[str, ...], int]]:
     """(module of mt, line) of every import in a file. An imported class or function counts as its module."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / relative).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(relative)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.split(".")[0] == "mt"]
             found += [(tuple(name.split(".")[1:]), node.lineno) for name in names]
@@ -143,7 +150,7 @@ def test_there_is_no_import_cycle():
     "relative", [m for m in modules() if package_of(parts_of(m)) in WITHOUT_TORCH], ids=str
 )
 def test_packages_below_training_do_not_import_torch(relative):
-    for node in ast.walk(ast.parse((ROOT / relative).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(relative)):
         names = (
             [a.name for a in node.names]
             if isinstance(node, ast.Import)
@@ -156,10 +163,6 @@ def test_packages_below_training_do_not_import_torch(relative):
 
 def test_only_the_command_line_and_packages_are_at_the_root():
     assert {p.name for p in ROOT.glob("*.py")} == {"cli.py", "__init__.py", "__main__.py"}
-
-
-def tree(relative: Path) -> ast.Module:
-    return ast.parse((ROOT / relative).read_text(encoding="utf-8"))
 
 
 def expected_test_file(relative: Path) -> Path:

@@ -408,6 +408,7 @@ def test_a_compiled_mixture_without_dropping_is_one_graph():
     torch.testing.assert_close(compiled(x), module(x))
 
 
+@pytest.mark.slow
 def test_a_compiled_router_has_the_same_gradients():
     configure_compiler()
     # With these sizes, torch 2.13 lost the gradient when the router gathered its weights.
