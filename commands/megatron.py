@@ -13,6 +13,7 @@ here is said on standard error. All that cannot be is said at once, before anyth
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -33,6 +34,7 @@ from ..core.config import UserError, build, nearest, settings, shown
 from . import hints, table
 from .flags import NEGATIVE
 from .megatron_flags import Entry, Script, entries, scripts
+from .outline import Missing
 
 PRINT = "--print-config"
 WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -117,15 +119,15 @@ def megatron(arguments: list[str]) -> list[str] | None:
     if launcher is not None and not only_print:
         return ["launch", *launcher, "megatron", name, *rest]
     made = translate(name, rest)
-    _tell_mistakes(made)
+    config = configuration(made)
     if made.has("--mock-data") and os.environ.get("RANK", "0") == "0":
         write_mock_data = table.imported("indexed.mock", "write_mock_data")
-        write_mock_data(_mock_prefix(made), configuration(made).tokenizer)
+        write_mock_data(_mock_prefix(made), config.tokenizer)
     for note in dict.fromkeys(made.notes):
         if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
             print(f"mt: {note}", file=sys.stderr)
     if only_print:
-        print(_as_yaml(made, configuration(made), launcher), end="")
+        print(_as_yaml(made, config, launcher), end="")
         return None
     return [*made.path, *(word for name, value in made.settings.items() for word in _words(name, value))]
 
@@ -660,19 +662,19 @@ def _outline(path: table.Path) -> type[Any]:
     return table.outline_of(path) or table.load(path)[1]
 
 
-def _tell_mistakes(made: Translation) -> None:
-    """Raises UserError for the mistakes that can be told before torch is imported, which takes seconds."""
-    try:
-        configuration(made, _outline(made.path))
-    except UserError:
-        raise
-    except Exception:
-        pass  # a check needs another library: the class itself finds the mistake
+def configuration(made: Translation) -> Any:
+    """The configuration of the command; raises UserError where it is wrong.
+
+    It is an outline's where that can be made without the libraries of the command: importing torch takes
+    seconds. The command itself checks what the outline cannot.
+    """
+    with contextlib.suppress(Missing):
+        return as_configuration(made, _outline(made.path))
+    return as_configuration(made, table.load(made.path)[1])
 
 
-def configuration(made: Translation, cls: type[Any] | None = None) -> Any:
-    """The configuration of the command; raises UserError where it is wrong. cls: its class, or an outline."""
-    cls = cls or table.load(made.path)[1]
+def as_configuration(made: Translation, cls: type[Any]) -> Any:
+    """The configuration of this class, that of the command or its outline; raises UserError."""
     names = {s.path[-1]: s.name for s in settings(cls)}
     tree = {names[name]: value for name, value in made.settings.items()}
     return build(cls, (made.script, tree), hint=hints.for_setting)
@@ -698,7 +700,7 @@ def _as_yaml(made: Translation, config: Any, launcher: Sequence[str] | None = No
     launcher: torchrun's arguments.
     """
     groups: dict[str, list[str]] = {}
-    for setting in settings(table.load(made.path)[1]):
+    for setting in settings(type(config)):
         name = setting.path[-1]
         if name not in made.settings:
             continue

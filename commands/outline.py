@@ -14,6 +14,7 @@ import __future__
 
 import ast
 import builtins
+import contextlib
 import functools
 import gc
 import importlib
@@ -22,15 +23,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.config import UserError
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = __package__.split(".")[0]
+UNKNOWN = "_unknown"  # the name of the class of unknown values, in the modules that are read
 IMPORTED = ("core", "commands")  # packages of mt that are imported as they are
 
 
 class Missing(Exception):
     """A name whose value cannot be known without importing another library."""
+
+
+class _Unknown:
+    """The value of an attribute of a class that needs another library; its use raises Missing."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _missing(self, *_: object, **__: object) -> Any:
+        raise Missing(self._name)
+
+    __call__ = __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __contains__ = _missing
+    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = _missing
 
 
 def outline(module: str, function: str) -> Any:
@@ -70,7 +83,10 @@ class _Source(dict[str, Any]):
         self.package = name if place.is_dir() else name.rpartition(".")[0]
         self.statements: dict[str, ast.stmt] = {}
         self.running: set[str] = set()
+        self.submodules: dict[str, list[str]] = {}  # several statements may bind `urllib`
         for node in ast.parse(path.read_bytes()).body:
+            for alias in node.names if isinstance(node, ast.Import) else ():
+                self.submodules.setdefault(alias.name.split(".")[0], []).append(alias.name)
             for bound in _bound(node):
                 self.statements.setdefault(bound, node)
 
@@ -131,13 +147,19 @@ class _Source(dict[str, Any]):
                 )
             try:
                 self._resolve(_names(kept, own))
-            except Missing:
+            except Missing as missing:
                 if isinstance(statement, ast.AnnAssign):
                     raise
-                if not isinstance(statement, ast.Assign):
+                bound = list(_bound(statement))
+                if not bound:
                     continue
-                kept = ast.copy_location(ast.Assign(statement.targets, ast.Constant(None)), statement)
+                self[UNKNOWN] = _Unknown
+                value = ast.Call(ast.Name(UNKNOWN, ast.Load()), [ast.Constant(str(missing))], [])
+                targets: list[ast.expr] = [ast.Name(name, ast.Store()) for name in bound]
+                kept = ast.copy_location(ast.Assign(targets, value), statement)
             body.append(kept if eager or not isinstance(statement, ast.AnnAssign) else statement)
+        if not eager:  # dataclasses look up annotations in the module of the class, an imported one
+            body.append(ast.Assign([ast.Name("__module__", ast.Store())], ast.Constant(__name__)))
         made = ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
         if sys.version_info >= (3, 12):
             made.type_params = node.type_params
@@ -150,7 +172,8 @@ class _Source(dict[str, Any]):
             full = alias.name
             if full.split(".")[0] not in sys.stdlib_module_names:
                 raise Missing(full)
-            importlib.import_module(full)
+            for module in [full] if alias.asname else self.submodules[full.split(".")[0]]:
+                importlib.import_module(module)
             return sys.modules[full if alias.asname else full.split(".")[0]]
         base = node.module or ""
         if node.level:
@@ -189,12 +212,8 @@ def _without_missing(rules: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @functools.wraps(rules)
     def __post_init__(self: Any) -> None:
-        try:
+        with contextlib.suppress(Missing):
             rules(self)
-        except UserError:
-            raise
-        except Exception:
-            pass
 
     return __post_init__
 

@@ -194,6 +194,14 @@ class TokenizerConfig:
         """Raises UserError for files that are not there, before anything is read."""
         check_exists(self.vocab_file, self.merge_file, self.tokenizer_model)
 
+    def check_given(self) -> None:
+        """Raises UserError where nothing names a tokenizer."""
+        if self.kind is None:
+            raise UserError(
+                "no tokenizer is given; pass --vocab-file and --merge-file, --tokenizer-model, or"
+                " --tokenizer-type"
+            )
+
     @property
     def kind(self) -> str | None:
         """The type. If it is not given, the files tell it; None if there are none."""
@@ -269,12 +277,8 @@ def load(config: TokenizerConfig, *, allow_special: bool = False) -> Tokenizer:
     allow_special: a special token written in a text becomes its control id, as in most tokenizers.
     Raises UserError for files that are missing, broken, or not of one tokenizer.
     """
+    config.check_given()
     kind = config.kind
-    if kind is None:
-        raise UserError(
-            "no tokenizer is given; pass --vocab-file and --merge-file, --tokenizer-model, or"
-            " --tokenizer-type"
-        )
     if kind == "NullTokenizer":
         return NullTokenizer(_given(config.tokenizer_vocab_size), config.null_tokenizer_eod_id)
     if kind == "ByteLevelTokenizer":

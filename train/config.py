@@ -210,12 +210,22 @@ class TrainConfig:
     def check_inputs(self) -> None:
         """Raises UserError for inputs that are not there, before anything is read."""
         load = other_run(self.checkpoint)
-        if not self.dry_run:
+        if self.dry_run:
+            self.check_vocabulary()
+        else:
             check_each(
                 *([functools.partial(check_presence, load)] if load is not None else []),
                 self.data.check_inputs,
+                self.tokenizer.check_given,
                 self.tokenizer.check_inputs,
             )
+
+    def check_vocabulary(self) -> None:
+        """Raises UserError where nothing tells the size of the vocabulary, or the tokenizer is not there."""
+        if self.model.vocab_size is None:
+            if self.tokenizer.kind is None:
+                raise UserError("model.vocab_size is not known; give --vocab-size, or the tokenizer")
+            self.tokenizer.check_inputs()
 
     def _retro_rules(self) -> list[tuple[bool, str]]:
         model, m = self.model, self.model.retro_chunk_length

@@ -194,8 +194,7 @@ class PlanConfig(TrainConfig):
 
     def check_inputs(self) -> None:
         """Nothing is read but the tokenizer, and that only where vocab_size is not given."""
-        if self.model.vocab_size is None:
-            self.tokenizer.check_inputs()
+        self.check_vocabulary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,8 +294,7 @@ def memory_of_preset(tree: dict) -> tuple[int, int]:
 
 def resolve_shape(config: TrainConfig) -> ResolvedModelConfig:
     """The resolved configuration of the model; reads the tokenizer only where vocab_size is not given."""
-    if config.model.vocab_size is None and config.tokenizer == type(config.tokenizer)():
-        raise UserError("model.vocab_size is not known; give --vocab-size, or the tokenizer")
+    config.check_vocabulary()
     size = config.model.vocab_size or load_tokenizer(config.tokenizer).vocab_size
     return resolve(config.model, vocab_size=size, seq_length=config.data.seq_length)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 from ...core.config import UserError, check, configuration, option
@@ -21,7 +22,7 @@ from ...train.checkpoint.presence import check_presence
 from ...train.prepacked_weights import prepare_for_inference
 from ..lm import LanguageModel, Retrieval, batched, open_generator
 from ..results import Results, read_records
-from ..server.client import ServerModel
+from ..server.client import ServerModel, check_answers
 from .beam_search import BeamSearch
 from .sampling import Sampling
 
@@ -145,9 +146,11 @@ class GenerateConfig:
         )
 
     def check_inputs(self) -> None:
-        """Raises UserError for a checkpoint that is not there, before anything is read."""
+        """Raises UserError for a checkpoint or a server that is not there, before anything is read."""
         if self.load is not None:
             check_presence(self.load)
+        if self.url is not None and not (self.output and Path(self.output, "manifest.json").exists()):
+            check_answers(self.url)  # a finished output needs no server
 
     def sampling(self) -> Sampling:
         names = {field.name for field in dataclasses.fields(Sampling)} & {

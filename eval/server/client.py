@@ -19,6 +19,7 @@ PROMPTS_AT_ONCE = 64
 MAX_REPLY_BYTES = 1 << 28  # 64 prompts with log-probabilities are some megabytes
 MAX_MESSAGE = 2000  # characters
 SILENCE_S = 3600.0  # how long the server may say nothing; its own --request-timeout is shorter by default
+GREETING_S = 5.0  # how long the first request waits; it only asks whether anything is there
 PATIENCE_S = 600.0  # how long to retry while the server is busy
 
 
@@ -28,8 +29,7 @@ class ServerModel:
     def __init__(self, url: str, api_key_file: str | None = None):
         self.slab = PROMPTS_AT_ONCE
         self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"url = {url} must begin with http:// or https://, as in http://127.0.0.1:5000")
+        check_address(url)
         self._headers = {"Content-Type": "application/json"}
         if api_key_file is not None:
             # a header is bytes, which urllib takes as latin-1
@@ -91,11 +91,31 @@ class ServerModel:
                 kind = UserError if error.code < 500 else Failure
                 raise kind(f"{self.url}: {message} (HTTP {error.code})") from None
             except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-                reason = getattr(error, "reason", error)
-                raise UserError(
-                    f"{self.url}: no answer of `mt serve` ({reason}); check the address, and that the server"
-                    " runs"
-                ) from None
+                raise _no_answer(self.url, getattr(error, "reason", error)) from None
+
+
+def check_answers(url: str) -> None:
+    """Raises UserError where the address is none or nothing listens there; any answer will do."""
+    check_address(url)
+    try:
+        OPENER.open(url, timeout=GREETING_S).close()
+    except (urllib.error.HTTPError, TimeoutError):
+        pass  # it listens, and may be busy
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, TimeoutError):
+            raise _no_answer(url, reason) from None
+
+
+def check_address(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"url = {url} must begin with http:// or https://, as in http://127.0.0.1:5000")
+
+
+def _no_answer(url: str, reason: object) -> UserError:
+    return UserError(
+        f"{url}: no answer of `mt serve` ({reason}); check the address, and that the server runs"
+    )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -8,6 +8,8 @@ with the values seen there, and its arguments for some command lines, after pars
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,7 @@ BASE = [
 
 def configured(script, line):
     made = megatron.translate(script, line.split() if isinstance(line, str) else line)
-    config = megatron.configuration(made)
+    config = megatron.as_configuration(made, table.load(made.path)[1])
     leaves = {}
     for setting in settings(type(config)):
         value = config
@@ -119,9 +121,20 @@ def test_the_configuration_that_is_printed_is_one_that_train_takes(capsys, tmp_p
     printed = capsys.readouterr().out
     assert "lr_decay_style: linear  # the default of pretrain_gpt.py" in printed
     cls = table.load(("train",))[1]
-    assert build(cls, ("file", yaml.safe_load(printed))) == megatron.configuration(
-        megatron.translate("pretrain_gpt.py", BASE)
+    assert build(cls, ("file", yaml.safe_load(printed))) == megatron.as_configuration(
+        megatron.translate("pretrain_gpt.py", BASE), cls
     )
+
+
+def test_no_library_is_imported_to_print_the_configuration():
+    code = (
+        "import sys\nfrom mt import cli\n"
+        "assert cli.command(['megatron', '--print-config', 'pretrain_gpt.py', *sys.argv[1:]]) == 0\n"
+        "print(sorted({'torch', 'numpy', 'pyarrow', 'tokenizers'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *BASE], capture_output=True, text=True, check=True)
+    assert "lr_decay_style: linear" in ended.stdout
+    assert ended.stdout.endswith("\n[]\n")
 
 
 def test_torchrun_and_python_may_stand_before_the_script():

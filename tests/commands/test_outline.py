@@ -60,6 +60,27 @@ class Config(Base, Workers):
         return DTYPES[self.kind]
 
 
+@configuration()
+class Narrow:
+    LIMITS = torch.zeros(3)
+    size: int = option(1, "a size")
+
+    @torch.no_grad()
+    def least(self) -> int:
+        return 1
+
+    def __post_init__(self) -> None:
+        if self.size == 1:
+            self.least()
+        if self.size == 2:
+            check((self.size in self.LIMITS, "this rule needs torch"))
+        check((6 // self.size > 1, "too large"))
+
+
+def narrow(config: Narrow) -> dict:
+    """Runs."""
+
+
 class Model(nn.Module):
     """Needs torch."""
 
@@ -117,6 +138,15 @@ def test_an_outline_checks_types_and_the_rules_that_need_no_other_library(comman
     assert build(cls, ("flags", {"kind": "b"})).kind == "b"  # the class refuses it
 
 
+def test_only_rules_that_need_another_library_are_left_out(command):
+    cls = command("narrow")
+    assert [cls(size=size).size for size in (1, 2, 3)] == [1, 2, 3]
+    with pytest.raises(UserError, match="too large"):
+        cls(size=6)
+    with pytest.raises(ZeroDivisionError):  # a mistake in a rule is not hidden
+        cls(size=0)
+
+
 def test_what_needs_another_library_has_no_outline(command):
     assert command("other") is None
     assert command("nothing") is None
@@ -132,14 +162,22 @@ def test_no_command_imports_a_library_for_its_outline():
     assert ended.stdout == "[] []\n"
 
 
-def test_missing_inputs_and_a_port_in_use_are_told_before_torch_is_imported(tmp_path):
+def test_what_is_not_there_and_a_port_in_use_are_told_before_torch_is_imported(tmp_path):
     (tmp_path / "run.json").write_text('{"verb": "train"}')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            closed = free.getsockname()[1]
         lines = {
             "train --lrr 1 --save x": "unknown flag --lrr",
             "train --data-path nodata --load nowhere --save x --train-iters 1": "nowhere: no such checkpoint;"
             " check the path\nnodata.idx: no such file",
+            "train --data-path nodata --save x --train-iters 1": "nodata.idx: no such file",
+            "train --data-path nodata --save x --train-iters 2": "no tokenizer is given; pass",
+            "train --data-path a --save x --train-iters 1 --dry-run": "model.vocab_size is not known",
+            "plan --world-size 1": "model.vocab_size is not known; give --vocab-size, or the tokenizer",
+            f"generate --url http://127.0.0.1:{closed} --prompts a": "no answer of `mt serve`",
+            "generate --url 127.0.0.1:1 --prompts a": "must begin with http://",
             "eval wikitext --load nowhere --valid-data no.txt": "nowhere: no such checkpoint; check the path"
             "\nno.txt: no such file",
             "eval mnli --load nowhere --valid-data no.tsv": "nowhere: no such checkpoint",
