@@ -61,10 +61,10 @@ def __getattr__(name: str) -> "Any":
         package = (error.name or "").split(".")[0]
         if package in ("", __name__):
             raise
-        from .commands.table import install
         from .core.config import UserError
+        from .core.extras import needs_package
 
-        raise UserError(f"mt.{name} needs the package {package}; {install(package)}") from None
+        raise UserError(needs_package(f"mt.{name}", package)) from None
     globals()[name] = value
     return value
 

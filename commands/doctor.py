@@ -24,12 +24,12 @@ from typing import Any
 from .. import __version__
 from ..core.config import configuration, option
 from ..core.executor import default_workers
+from ..core.extras import EXTRAS, install_extra
 from ..core.parsing import read_yaml
 from ..core.presets import presets
 from ..core.progress import activity
 from ..core.provenance import memory_bytes
 from . import table
-from .table import EXTRAS, install_extra
 
 GIB = 2**30
 LEAST_DISK = 1e9  # bytes, below which an output soon fills the disk

@@ -34,6 +34,7 @@ from typing import Any
 import yaml
 
 from ..core.config import Failure, UserError, configuration, nearest, option, settings, shown
+from ..core.extras import EXTRAS, install_extra
 from ..core.manifest import Json, atomic_write, read_json, write_json
 from ..core.parsing import check_value, read_yaml
 from . import table
@@ -86,11 +87,11 @@ def demo(config: DemoConfig) -> Json:
     output.
     """
     pipeline = str(Path(__file__).parents[1] / "examples" / "demo.yaml")
-    missing = [module for module in table.EXTRAS["retro"] if importlib.util.find_spec(module) is None]
+    missing = [module for module in EXTRAS["retro"] if importlib.util.find_spec(module) is None]
     if missing:
         print(
             f"mt: the stage retro is left out, because it needs {', '.join(missing)};"
-            " install what is missing with: pip install 'mt-lm[retro]'",
+            f" install what is missing with: {install_extra('retro')}",
             file=sys.stderr,
         )
     leave_out = ("retro",) if missing else ()

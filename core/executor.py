@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .config import Failure, UserError, check, configuration, option
+from .extras import needs_package
 from .manifest import read_json, write_json
 from .progress import duration, progress
 from .terminal import escape_line
@@ -70,7 +71,7 @@ class Workers:
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
             (
                 self.executor == "local" or importlib.util.find_spec("ray") is not None,
-                "executor = ray needs the package ray; install it with: pip install 'mt-lm[ray]'",
+                needs_package("executor = ray", "ray"),
             ),
             (
                 self.executor == "ray" or self.ray_address == "local",

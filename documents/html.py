@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.config import UserError
+from ..core.extras import needs_package
 from ..core.unicode import normalize
 from . import block_classifier
 from .html_limits import quadratic_markup
@@ -76,9 +77,7 @@ def versions(extractor: Extractor, purpose: str, more: Sequence[str] = ()) -> di
             found["block rules"] = block_classifier.BLOCK_RULES
         return {**found, "page rules": PAGE_RULES}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"{purpose} needs the package {error.name}; install it with: pip install 'mt-lm[extract]'"
-        ) from None
+        raise UserError(needs_package(purpose, error.name, extra="extract")) from None
 
 
 def main_text(page: str, extractor: Extractor = "trafilatura") -> str | None:

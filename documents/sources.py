@@ -33,6 +33,7 @@ import xxhash
 
 from ..core import manifest, paths
 from ..core.config import UserError
+from ..core.extras import needs_package
 
 STDIN = ".stdin.jsonl"
 PRIVATE = 0o600  # the mode of files that are made from a pipe
@@ -191,14 +192,8 @@ def _builder(name: str, place: str, config: str) -> Any:
         return datasets.load_dataset_builder(place, config or None)
     except ModuleNotFoundError as error:
         if error.name != "datasets":
-            raise UserError(
-                f"{name}: reading it needs the package {error.name}; install it with: pip install"
-                f" {error.name}"
-            ) from None
-        raise UserError(
-            f"{name}: datasets of Hugging Face need the package datasets; install it with: pip install"
-            " 'mt-lm[hf]'"
-        ) from None
+            raise UserError(needs_package(f"{name}: reading it", error.name)) from None
+        raise UserError(needs_package(f"{name}: a dataset of Hugging Face", "datasets")) from None
     except Exception as error:  # the network, the Hub and every format raise errors of their own
         raise UserError(
             f"{name}: cannot be opened ({_first_line(error)}); check its name, its configuration and the"

@@ -23,6 +23,7 @@ import xxhash
 
 from ..core import manifest, paths
 from ..core.config import Failure, UserError
+from ..core.extras import needs_package
 from ..core.manifest import cache_folder
 
 TRIES = 4  # of a read, before the run fails
@@ -170,10 +171,7 @@ def _locate(path: str) -> tuple[Any, str]:
     try:
         import fsspec.core
     except ImportError:
-        raise UserError(
-            f"{path}: reading from there needs the package fsspec; install it with:"
-            " pip install 'mt-lm[remote]'"
-        ) from None
+        raise UserError(needs_package(f"{path}: reading from there", "fsspec")) from None
     protocol = path.split("://", 1)[0]
     try:
         files, place = fsspec.core.url_to_fs(path)

@@ -29,6 +29,7 @@ import numpy as np
 
 from ..core import manifest, paths
 from ..core.config import UserError, configuration, option
+from ..core.extras import needs_package
 from ..core.parsing import SETTINGS_BYTES, check_value, read_json
 from ..indexed.format import IndexedDataset
 from ..indexed.neighbors import (
@@ -379,7 +380,5 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise UserError(
-            "HDF5 files need the package h5py; install it with: pip install 'mt-lm[retro]'"
-        ) from None
+        raise UserError(needs_package("a file of HDF5", "h5py")) from None
     return h5py

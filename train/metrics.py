@@ -42,6 +42,7 @@ import torch
 
 from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
+from ..core.extras import install_extra
 from ..core.progress import duration, print_line
 from .model.flops import Flops
 
@@ -306,7 +307,7 @@ def whole_lines(path: Path) -> list[dict]:
 def _tensorboard(folder: Path, purge_step: int):
     """A TensorBoard writer; None, with a message, if the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        print("mt: no TensorBoard file is written; to have one: pip install 'mt-lm[train]'", file=sys.stderr)
+        print(f"mt: no TensorBoard file is written; to have one: {install_extra('train')}", file=sys.stderr)
         return None
     from torch.utils.tensorboard import SummaryWriter
 

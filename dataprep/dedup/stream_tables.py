@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ...core.config import Failure, UserError
+from ...core.extras import needs_package
 
 T = TypeVar("T")
 Changes = Mapping[str, Mapping[bytes, bytes]]  # {table: {key: value}}
@@ -212,9 +213,7 @@ def _client() -> Any:
         import redis.backoff
         import redis.retry
     except ModuleNotFoundError:
-        raise UserError(
-            "index = redis://... needs the package redis; install it with: pip install 'mt-lm[stream]'"
-        ) from None
+        raise UserError(needs_package("index = redis://...", "redis")) from None
     return redis
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ...core import manifest
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
+from ...core.extras import needs_package
 from ...documents import files, folders, html, html_encoding
 from ...documents.reader import Document
 from ...documents.rejects import Reject
@@ -299,6 +300,4 @@ def library_versions(config: ExtractConfig) -> dict[str, str]:
     try:
         return {**found, **{name: importlib.metadata.version(name) for name in LIBRARIES[config.source]}}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"{purpose} needs the package {error.name}; install it with: pip install 'mt-lm[extract]'"
-        ) from None
+        raise UserError(needs_package(purpose, error.name, extra="extract")) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mt.commands.doctor import Device, DoctorConfig, Facts, doctor, examine, judge
-from mt.commands.table import EXTRAS
+from mt.core.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 

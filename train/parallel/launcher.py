@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...core.config import UserError
+from ...core.extras import needs_package
 from . import worker
 
 # exit codes after which a restart would fail in the same way
@@ -73,9 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     try:
         from torch.distributed.run import get_args_parser
     except ModuleNotFoundError:
-        raise UserError(
-            "`mt launch` needs the package torch; install it with: pip install 'mt-lm[train]'"
-        ) from None
+        raise UserError(needs_package("`mt launch`", "torch")) from None
     parser = get_args_parser()
     parser.prog, parser.description = "mt launch", __doc__
     parser.error = _usage_error  # type: ignore[method-assign]  # argparse has no other hook
