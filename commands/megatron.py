@@ -286,6 +286,16 @@ def _activation(made: Translation) -> None:
         made.set(activation="gelu")
 
 
+def _optimizer(made: Translation) -> None:
+    """Megatron-LM ignores the settings of Muon without it, and takes its matrices in blocks with it."""
+    if made.settings.get("optimizer") == "muon":
+        made.settings.setdefault("muon_tp_mode", "blockwise")
+        return
+    for name in [name for name in made.settings if name.startswith("muon_")]:
+        made.settings.pop(name)
+        made.notes.append(f"--{name.replace('_', '-')} has no effect without --optimizer muon")
+
+
 def _attention(made: Translation) -> None:
     if made.has("--group-query-attention"):
         made.set(num_query_groups=made.number("--num-query-groups", 1))
@@ -651,7 +661,8 @@ def _logs(made: Translation) -> None:
 
 
 COMPUTED: tuple[Callable[[Translation], None], ...] = (
-    _activation, _attention, _latents, _positions, _layers, _experts, _layout, _tokenizer, _lengths, _logs,
+    _optimizer, _activation, _attention, _latents, _positions, _layers, _experts, _layout, _tokenizer,
+    _lengths, _logs,
     _data, _checkpoints, _checkpoint_settings,
 )  # fmt: skip
 OTHERS: tuple[Callable[[Translation], None], ...] = (_tokenizer, _tools)

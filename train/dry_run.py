@@ -118,7 +118,7 @@ def _step(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -> dict:
     with fake:
         model.to_empty(device="cpu")
     weights = MasterWeights(model, torch.float32 if mesh.world_size > 1 else dtype)
-    optimizer = build_optimizer(weights.by_name, config.optimizer)
+    optimizer = build_optimizer(weights.by_name, config.optimizer, shape)
     checked = "shapes and groups hold from the first layer to the optimizer's step"
     try:
         with fake:  # not earlier: device meshes need real tensors

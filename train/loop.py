@@ -173,7 +173,7 @@ def _check_memory(config: TrainConfig, shape: ResolvedModelConfig, mesh: Mesh) -
     The system would kill the process without a message.
     """
     share = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / mesh.world_size
-    needed = count_parameters(shape) * 4 * (1 + config.optimizer.num_moments) * share
+    needed = count_parameters(shape) * 4 * (1 + config.optimizer.least_moments) * share
     free = free_memory()
     if free is not None and needed > free:
         raise UserError(f"{_out_of_memory(config, shape)}; this machine has {gibibytes(free)} free")
@@ -246,7 +246,7 @@ class Trainer:
                 filled=own is None and (source is None or warm_start_of(source, config.model) is not None),
             )
         self.stragglers = StragglerDetector(self.model, mesh)
-        self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
+        self.optimizer = build_optimizer(self.weights.by_name, config.optimizer, shape)
         with activity("loading the checkpoint"):
             self.progress = self._start_from(own, source)
         self.loss_scale = LossScale(config.precision, self.progress.loss_scale)

@@ -1,4 +1,4 @@
-"""AdamW and SGD, their settings and schedules, and gradient clipping by the global norm.
+"""AdamW, SGD and Muon (muon.py), their settings and schedules, and gradient clipping by the global norm.
 
 The optimizer steps float32 weights by name: the model's own, or master weights where the model computes in a
 lower precision (precision.py).
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..core.config import UserError, check, configuration, option
+from .model.config import ResolvedModelConfig
 from .model.dtensor import local_shard, num_replicas
+from .muon import Coefficients, Muon, ScaleMode, is_matrix, steps_mistake
 from .parallel.mesh import Mesh
 from .schedule import LearningRate, WeightDecay
 
@@ -25,10 +28,12 @@ NORM_PIECE = 1 << 15  # numbers: 256 KB of float64, and so few that torch uses o
 
 @configuration(group="optimizer")
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) or SGD, and the schedules of learning rate and weight decay."""
+    """AdamW (Loshchilov and Hutter 2019), SGD or Muon; schedules of learning rate and weight decay."""
 
-    optimizer: Literal["adam", "sgd"] = option(
-        "adam", "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient"
+    optimizer: Literal["adam", "sgd", "muon"] = option(
+        "adam",
+        "adam is AdamW; sgd is torch's, whose weight decay is added to the gradient; muon is Muon for"
+        " matrices and AdamW for embeddings, the output layer and vectors",
     )
     lr: float = option(3e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end of the decay")
@@ -67,6 +72,35 @@ class OptimizerConfig:
     adam_beta2: float = option(0.999, "decay of the second moment")
     adam_eps: float = option(1e-8, "added to the square root of the second moment")
     sgd_momentum: float = option(0.9, "momentum of sgd")
+    muon_momentum: float = option(0.95, "muon: decay of the momentum", added=True)
+    muon_use_nesterov: bool = option(False, "muon: Nesterov's momentum", added=True)
+    muon_scale_mode: ScaleMode = option(
+        "spectral",
+        "muon: factor of the update of R rows and C columns: root of max(R, C), root of R / C, or root of"
+        " max(1, R / C)",
+        added=True,
+    )
+    muon_extra_scale_factor: float = option(
+        1.0, "muon: a further factor of the update; 0.2 makes it about as large as AdamW's", added=True
+    )
+    muon_coefficient_type: Coefficients = option(
+        "quintic", "muon: coefficients of the Newton-Schulz steps", added=True
+    )
+    muon_num_ns_steps: int = option(
+        5, "muon: Newton-Schulz steps: any number for simple, multiples of 5 for quintic", added=True
+    )
+    muon_split_qkv: bool = option(
+        True, "muon: queries, keys and values are three matrices instead of one", added=True
+    )
+    muon_tp_mode: Literal["duplicated", "blockwise"] = option(
+        "duplicated",
+        "muon: tensor-parallel ranks gather a matrix, so that the layout changes no number, or each takes its"
+        " block for a matrix of its own, as Megatron-LM does by default",
+        added=True,
+    )
+    muon_fp32_matmul_prec: Literal["medium", "highest"] = option(
+        "medium", "muon: Newton-Schulz steps in bfloat16, or in float32", added=True
+    )
     clip_grad: float = option(1.0, "maximum norm of the whole gradient; 0: no clipping")
 
     @property
@@ -76,7 +110,12 @@ class OptimizerConfig:
 
     @property
     def num_moments(self) -> int:
-        """Optimizer state per weight, in numbers."""
+        """Optimizer state per weight, in numbers, at most: with Muon only embeddings have two."""
+        return 1 if self.optimizer == "sgd" else 2
+
+    @property
+    def least_moments(self) -> int:
+        """Optimizer state per weight, in numbers, at least."""
         return 2 if self.optimizer == "adam" else 1
 
     def __post_init__(self):
@@ -93,7 +132,23 @@ class OptimizerConfig:
         ]
         ends = (self.start_weight_decay, self.end_weight_decay)
         constant = self.weight_decay_incr_style == "constant"
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name.startswith("muon_") and getattr(self, field.name) != field.default
+        ]
+        mistake = steps_mistake(self.muon_coefficient_type, self.muon_num_ns_steps)
         check(
+            (
+                self.optimizer == "muon" or not changed,
+                f"optimizer.{', optimizer.'.join(changed)}: for --optimizer muon; give it too, or leave this"
+                " out",
+            ),
+            (mistake is None, f"optimizer.muon_num_ns_steps = {self.muon_num_ns_steps} {mistake}"),
+            (
+                self.muon_extra_scale_factor > 0,
+                f"optimizer.muon_extra_scale_factor = {self.muon_extra_scale_factor} must be above 0",
+            ),
             (self.lr > 0, f"optimizer.lr = {self.lr} must be above 0"),
             (
                 0 <= self.min_lr <= self.lr,
@@ -153,7 +208,7 @@ class OptimizerConfig:
                     0 <= getattr(self, n) < 1,
                     f"optimizer.{n} = {getattr(self, n)} must be at least 0 and below 1",
                 )
-                for n in ("adam_beta1", "adam_beta2", "sgd_momentum")
+                for n in ("adam_beta1", "adam_beta2", "sgd_momentum", "muon_momentum")
             ),
         )
 
@@ -220,8 +275,10 @@ def weight_decay(config: OptimizerConfig, total_samples: int) -> WeightDecay:
     return WeightDecay(start, end, style, total_samples)
 
 
-def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over weights by name.
+def build_optimizer(
+    weights: Mapping[str, nn.Parameter], config: OptimizerConfig, model: ResolvedModelConfig | None = None
+) -> torch.optim.Optimizer:
+    """AdamW, SGD or Muon over weights by name. model: Muon needs it.
 
     With decoupled_lr the token embedding and the output layer are a group of their own. Matrices have weight
     decay, vectors and biases have none (the stacked biases of experts are a matrix), except those of the
@@ -232,7 +289,8 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
     if config.apply_wd_to_qk_layernorm:
         free -= {name for name in free if name.rsplit(".", 2)[-2] in QK_NORMS}
     own = set() if config.decoupled_lr is None else {n for n in weights if n.split(".")[-2:] in DECOUPLED}
-    groups = [
+    names = {p: name for name, p in weights.items()}
+    groups: list[dict[str, Any]] = [
         {
             "params": [p for name, p in weights.items() if name not in free | own],
             "weight_decay": config.weight_decay,
@@ -246,12 +304,39 @@ def build_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig
         },
         {"params": [p for name, p in weights.items() if name in free], "weight_decay": 0.0, "decays": False},
     ]
+    if config.optimizer == "muon":
+        groups = [
+            {**group, "params": params, "muon": muon}
+            for group in groups
+            for muon in (True, False)
+            for params in [[p for p in group["params"] if is_matrix(names[p], p) == muon]]
+        ]
     groups = [g for g in groups if g["params"]]
     # fused: one pass over parameters, gradients and moments instead of about twelve
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum, fused=True)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, fused=True
+        # DTensor has no rule for fused SGD; with foreach it refuses weights on different meshes
+        divided = any(isinstance(p, DTensor) for p in weights.values())
+        how: dict[str, Any] = {"foreach": False} if divided else {"fused": True}
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum, **how)
+    adam: dict[str, Any] = {"lr": config.lr, "betas": (config.adam_beta1, config.adam_beta2)}
+    adam |= {"eps": config.adam_eps, "fused": True}
+    if config.optimizer == "adam":
+        return torch.optim.AdamW(groups, **adam)
+    assert model is not None, "Muon divides the weights of attention by the model's settings"
+    return Muon(
+        groups,
+        names,
+        model,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_use_nesterov,
+        split_qkv=config.muon_split_qkv,
+        scale_mode=config.muon_scale_mode,
+        extra_scale_factor=config.muon_extra_scale_factor,
+        coefficients=config.muon_coefficient_type,
+        num_steps=config.muon_num_ns_steps,
+        dtype=torch.bfloat16 if config.muon_fp32_matmul_prec == "medium" else None,
+        blockwise=config.muon_tp_mode == "blockwise",
+        **adam,
     )
 
 

@@ -288,7 +288,7 @@ class Finetuning:
         self.decay = weight_decay(config.optimizer, total_samples)
         self.model = model.train()
         self.weights = MasterWeights(self.model, torch.bfloat16 if config.bf16 else torch.float32)
-        self.optimizer = build_optimizer(self.weights.by_name, config.optimizer)
+        self.optimizer = build_optimizer(self.weights.by_name, config.optimizer, model.config)
         self.progress = self._resume()
         self.log = FinetuneLog(self.folder / "log.jsonl", self.progress.step, writes=mesh.rank == 0)
         # the tensor-parallel ranks of one replica, over which the gradient norm is summed

@@ -149,14 +149,14 @@ def test_torchrun_and_python_may_stand_before_the_script():
 
 
 def test_all_that_cannot_be_is_said_at_once():
-    wrong = ["--attention-output-gate", "--optimizer", "muon", "--num-layer", "3", "--micro-batch-size=x=y"]
+    wrong = ["--attention-output-gate", "--optimizer", "lion", "--num-layer", "3", "--micro-batch-size=x=y"]
     with pytest.raises(UserError) as error:
         megatron.translate("pretrain_gpt.py", [*BASE, *wrong, "--position-embedding-type", "alibi"])
     text = str(error.value)
     assert text.count("\n") == 3
     for words in (
         "no such gate",
-        "muon: mt has AdamW",
+        "lion: must be one of adam, sgd, muon",
         "--num-layer; did you mean --num-layers",
         "ALiBi",
     ):
@@ -207,6 +207,21 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ("--qk-layernorm --apply-wd-to-qk-layernorm", {"apply_wd_to_qk_layernorm": True}),
         ("--apply-wd-to-qk-layernorm", {"apply_wd_to_qk_layernorm": False}),
         ("--qk-layernorm --no-weight-decay-cond-type qwen3_next", {"apply_wd_to_qk_layernorm": True}),
+        ("--optimizer muon", {"optimizer": "muon", "muon_tp_mode": "blockwise", "muon_momentum": 0.95}),
+        (
+            "--optimizer dist_muon --muon-momentum 0.9 --muon-use-nesterov --muon-no-split-qkv"
+            " --muon-tp-mode distributed --muon-num-ns-steps 10 --muon-scale-mode unit_rms_norm",
+            {
+                "optimizer": "muon",
+                "muon_momentum": 0.9,
+                "muon_use_nesterov": True,
+                "muon_split_qkv": False,
+                "muon_tp_mode": "duplicated",
+                "muon_num_ns_steps": 10,
+                "muon_scale_mode": "unit_rms_norm",
+            },
+        ),
+        ("--muon-momentum 0.9", {"optimizer": "adam", "muon_momentum": 0.95}),
         ("--attention-head-type multiquery", {"num_query_groups": 1}),
         ("--attention-head-type multihead", {"num_query_groups": None}),
         ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),

@@ -428,8 +428,9 @@ def train(
     packed: bool = False,
     granularity: str | None = None,
     compute_dtype: torch.dtype | None = None,
+    optimizer: OptimizerConfig | None = None,
 ) -> Result:
-    """Steps of AdamW on the same global batches at any layout, with gradients clipped."""
+    """Steps of an optimizer (AdamW) on the same global batches at any layout, with gradients clipped."""
     parallel = ParallelConfig(**(parallel or {}), distributed_timeout_minutes=1)
     with launch(parallel) as mesh:
         return _train(
@@ -441,6 +442,7 @@ def train(
             packed,
             granularity,
             compute_dtype or dtype,
+            optimizer or OptimizerConfig(lr=1e-3),
         )
 
 
@@ -453,11 +455,12 @@ def _train(
     packed: bool,
     granularity,
     compute_dtype,
+    settings: OptimizerConfig,
 ) -> Result:
     check_layout(parallel, config, lengths_of(config))
     model = build(mesh, parallel, config, dtype, compute_dtype, granularity)
     weights = MasterWeights(model, torch.float32)
-    optimizer = build_optimizer(weights.by_name, OptimizerConfig(lr=1e-3))
+    optimizer = build_optimizer(weights.by_name, settings, config)
     losses, norms = [], []
     for step in range(steps):
         mine = range(mesh.dp.rank, MICRO_BATCHES, mesh.dp.size)

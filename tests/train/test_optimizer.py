@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mt.core.config import UserError
+from mt.tests.train.parallel_jobs import differences, train
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
 from mt.train.optimizer import OptimizerConfig, build_optimizer, clip_gradients, gradient_norm, set_rates
@@ -67,6 +68,22 @@ def test_sgd_is_torchs_and_decays_matrices_only():
         expected.step()
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel"),
+    [
+        ("llama", {"tensor_model_parallel_size": 2}),
+        pytest.param("moe", {"expert_model_parallel_size": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_sgd_on_two_processes_gives_the_numbers_of_one(pool, family, parallel):
+    sgd = OptimizerConfig(optimizer="sgd", lr=0.1)
+    one = train(family, steps=3, optimizer=sgd)
+    loss, norm, weights = differences(one, pool.run(train, 2, family, parallel, steps=3, optimizer=sgd)[0])
+    assert loss < 1e-12
+    assert norm < 1e-12
+    assert weights < 1e-10
 
 
 def test_stacked_biases_of_experts_do_not_decay():

@@ -13,7 +13,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -234,7 +234,7 @@ def named_tensors(
         if not weight.requires_grad:  # the optimizer has no state for frozen weights
             continue
         state = optimizer.state[weight]
-        for moment in moment_names(optimizer):
+        for moment in moment_names(optimizer, weight):
             if state.get(moment) is None:
                 state[moment] = torch.zeros_like(weight)
                 state.setdefault("step", torch.zeros((), device=weight.device))
@@ -301,14 +301,24 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@runtime_checkable
+class MixedMoments(Protocol):
+    """An optimizer whose moments differ from weight to weight (train/muon.py)."""
+
+    def moment_names(self, weight: Tensor) -> tuple[str, ...]:
+        """The moments of a weight."""
+
+
 # The entries of torch's optimizers' state that are tensors of a weight's shape.
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 SGD_MOMENTS = ("momentum_buffer",)
 MOMENT_NAMES = ADAM_MOMENTS + SGD_MOMENTS
 
 
-def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The moments that an optimizer keeps for every weight, by torch's names."""
+def moment_names(optimizer: torch.optim.Optimizer, weight: Tensor | None = None) -> tuple[str, ...]:
+    """The moments that an optimizer keeps for a weight, or for any weight, by torch's names."""
+    if isinstance(optimizer, MixedMoments):
+        return MOMENT_NAMES if weight is None else optimizer.moment_names(weight)
     if isinstance(optimizer, torch.optim.AdamW):
         return ADAM_MOMENTS
     return SGD_MOMENTS if optimizer.defaults["momentum"] else ()
