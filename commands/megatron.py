@@ -353,6 +353,10 @@ def _latents(made: Translation) -> None:
             if made.has(flag):
                 made.notes.append(f"{flag} has no effect in Megatron-LM without --multi-latent-attention")
         return
+    if made.script in ("pretrain_mamba.py", "pretrain_hybrid.py") or made.has("--hybrid-override-pattern"):
+        made.mistakes.append(
+            "--multi-latent-attention: Megatron-LM's hybrids have other attention; leave it out"
+        )
     positions = made.settings.get("position_embedding_type")
     if positions not in ("rope", "none"):
         made.mistakes.append(

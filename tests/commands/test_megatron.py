@@ -137,6 +137,23 @@ def test_no_library_is_imported_to_print_the_configuration():
     assert ended.stdout.endswith("\n[]\n")
 
 
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("pretrain_gpt.py", "", "learned ones are added to them; give --position-embedding-type rope"),
+        ("pretrain_gpt.py", "--rotary-scaling-factor 0", "--rotary-scaling-factor 0: must be above 0"),
+        ("pretrain_gpt.py", "--rotary-interleaved", "--rotary-interleaved: Megatron-LM refuses it"),
+        ("pretrain_gpt.py", "--rope-type llama", "--rope-type 'llama': must be one of rope, yarn"),
+        ("pretrain_gpt.py", "--kv-lora-rank x", "--kv-lora-rank 'x': must be a whole number"),
+        ("pretrain_mamba.py", "", "Megatron-LM's hybrids have other attention"),
+    ],
+)
+def test_latents_that_megatron_has_not_are_refused(script, flags, message):
+    with pytest.raises(UserError) as refused:
+        megatron.translate(script, [*BASE, LATENTS, *flags.split()])
+    assert message in str(refused.value)
+
+
 def test_torchrun_and_python_may_stand_before_the_script():
     line = ["python3", "-u", "/x/pretrain_gpt.py", *BASE]
     assert megatron.megatron(line) == megatron.megatron(["pretrain_gpt.py", *BASE])

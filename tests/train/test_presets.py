@@ -23,6 +23,9 @@ PUBLISHED = {
     # bert-large-uncased with both heads; its norm after the embedding is here one after the last layer
     "bert-345m": (30522, 336_226_108),
     "mixtral-8x7b": (32000, 46_702_792_704),
+    "deepseek-v2-lite": (102400, 15_706_484_224),
+    # of transformers' DeepseekV3ForCausalLM; the files also have a layer of multi-token prediction
+    "deepseek-v3": (129280, 671_026_404_352),
     "mamba2-2.7b": (50288, 2_702_599_680),
     # 4 (2.5 D^2) + 28 (8 D^2) + 24 (6.53 D^2) + 2 V D + smaller terms, with D = 4096; paper: 8.66 billion
     "mamba2-hybrid-8b": (256000, 8_654_517_248),

@@ -291,6 +291,10 @@ LATENT_DEFAULTS = {
 
 def _latent_settings(get: Callable[..., Any], place: str) -> dict[str, Any]:
     """The settings of --multi-latent-attention, whatever those of other attention say."""
+    if get("hybrid_override_pattern", get("hybrid_layer_pattern")):
+        raise UserError(
+            f"{place}: has multi_latent_attention and a pattern of layers; only one can be loaded"
+        )
     kind = get("rope_type", "yarn")
     if kind not in ("rope", "yarn"):
         raise UserError(f"{place}: rope_type is {shown(kind)}; only rope or yarn can be loaded")
@@ -487,6 +491,7 @@ def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_par
         ("family", family_of(config).megatron is not None),
         ("position_embedding_type", config.position_embedding_type in ("learned", "rope", "none")),
         ("window_size", config.window_size is None),
+        ("multi_latent_attention", not (latent and config.hybrid_override_pattern)),
         ("activation", config.activation in ("gelu", "gelu_tanh", "swiglu", "squared_relu")),
         (
             "rope_scaling",

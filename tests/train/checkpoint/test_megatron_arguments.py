@@ -119,6 +119,7 @@ def test_multi_latent_attention_has_megatrons_defaults_and_ignores_what_megatron
     assert sizes == (None, 32, 128, 128, 192)
     assert config.rope_scaling is None
     for change, message in (
+        ({"hybrid_override_pattern": "**"}, "has multi_latent_attention and a pattern of layers"),
         ({"rope_type": "llama"}, "rope_type is 'llama'; only rope or yarn"),
         ({"position_embedding_type": "learned_absolute"}, "position_embedding_type is 'learned_absolute'"),
     ):
@@ -138,6 +139,7 @@ def test_latents_that_megatrons_flags_cannot_say_are_not_written():
         ({"rope_scaling": {**scaling["rope_scaling"], "beta_fast": 16}}, "rope_scaling = "),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = "),
         ({"latent_layernorm_epsilon": 1e-6}, "latent_layernorm_epsilon = 1e-06; export it with --format hf"),
+        ({"hybrid_override_pattern": "*-"}, "multi_latent_attention = True; export it with --format hf"),
         ({"add_attention_bias": True}, "add_attention_bias = True"),
     ):
         with pytest.raises(UserError, match=message):

@@ -202,16 +202,20 @@ MLA = {
 
 DEEPSEEK_YARN = {**YARN, "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.9, "beta_fast": 16}
 
-GROUPS = {"n_group": 4, "topk_group": 3}
-
 DEEPSEEKS = {
     "deepseek_v2": transformers.DeepseekV2Config(
-        **MLA, **GROUPS, topk_method="group_limited_greedy", rope_parameters=DEEPSEEK_YARN
+        **{**MLA, "num_experts_per_tok": 4},
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        rope_parameters=DEEPSEEK_YARN,
     ),
     "deepseek_v2 without a latent of queries": transformers.DeepseekV2Config(
         **{**MLA, "q_lora_rank": None, "rms_norm_eps": 1e-3}, attention_bias=True
     ),
-    "deepseek_v3": transformers.DeepseekV3Config(**MLA, **GROUPS, rope_parameters=DEEPSEEK_YARN),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **MLA, n_group=4, topk_group=3, rope_parameters=DEEPSEEK_YARN
+    ),
     "deepseek_v3 without groups": transformers.DeepseekV3Config(
         **{**MLA, "first_k_dense_replace": 0, "num_experts_per_tok": 2}, n_group=1, topk_group=1
     ),

@@ -276,6 +276,11 @@ def test_what_balancing_cannot_have_is_refused():
         ({"moe_router_num_groups": 2}, "belong together"),
         ({"moe_router_num_groups": 3, "moe_router_group_topk": 1}, "does not divide model.num_experts = 4"),
         ({"moe_router_num_groups": 2, "moe_router_group_topk": 3}, "must be at most"),
+        ({"moe_router_group_score_topk": 1}, "moe_router_group_score_topk = 1 counts experts of one of"),
+        (
+            {"moe_router_num_groups": 2, "moe_router_group_topk": 1, "moe_router_group_score_topk": 3},
+            "use a number from 1 to those in a group",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             shape(**wrong)
