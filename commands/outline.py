@@ -116,12 +116,14 @@ class _Source(dict[str, Any]):
         if isinstance(node, ast.AnnAssign) and node.value is not None:
             node = ast.copy_location(ast.Assign([node.target], node.value), node)
         is_settings = isinstance(node, ast.ClassDef) and _is_configuration(node)
+        eager = is_settings or (isinstance(node, ast.ClassDef) and _is_typed_dict(node))
         if isinstance(node, ast.ClassDef):
-            node = self._class(node, eager=is_settings)
+            node = self._class(node, eager=eager)
         self._resolve(_names(node))
         tree = ast.fix_missing_locations(ast.Module([node], []))
-        # The annotations of settings are values, since no module is there in which they could be looked up.
-        flags = 0 if is_settings else __future__.annotations.compiler_flag
+        # The annotations of settings and of keys are values, since no module is there in which they could be
+        # looked up.
+        flags = 0 if eager else __future__.annotations.compiler_flag
         exec(compile(tree, self.path, "exec", flags=flags, dont_inherit=True), self)
         if is_settings and "__post_init__" in vars(self[name]):
             self[name].__post_init__ = _without_missing(self[name].__post_init__)
@@ -221,6 +223,10 @@ def _without_missing(rules: Callable[[Any], None]) -> Callable[[Any], None]:
 def _is_configuration(node: ast.ClassDef) -> bool:
     calls = (d.func for d in node.decorator_list if isinstance(d, ast.Call))
     return any(isinstance(called, ast.Name) and called.id == "configuration" for called in calls)
+
+
+def _is_typed_dict(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "TypedDict" for base in node.bases)
 
 
 def _without_annotations(node: ast.FunctionDef) -> ast.FunctionDef:
