@@ -389,7 +389,7 @@ def _latents(made: Translation) -> None:
         if factor <= 0:
             made.mistakes.append(f"--rotary-scaling-factor {factor:g}: must be above 0")
         return
-    latent_scaling = table.imported("train.checkpoint.megatron_arguments", "latent_scaling")
+    latent_scaling = table.imported("train.model.yarn", "latent_scaling")
     found = latent_scaling(kind, factor, *mscales, channels, {"original_max_position_embeddings": 4096})
     made.set(**{name: value for name, value in found.items() if value is not None})
 

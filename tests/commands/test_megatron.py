@@ -132,7 +132,10 @@ def test_no_library_is_imported_to_print_the_configuration():
         "assert cli.command(['megatron', '--print-config', 'pretrain_gpt.py', *sys.argv[1:]]) == 0\n"
         "print(sorted({'torch', 'numpy', 'pyarrow', 'tokenizers'} & set(sys.modules)))"
     )
-    ended = subprocess.run([sys.executable, "-c", code, *BASE], capture_output=True, text=True, check=True)
+    latents = [LATENTS, "--position-embedding-type", "rope", "--rotary-scaling-factor", "40"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *BASE, *latents], capture_output=True, text=True, check=True
+    )
     assert "lr_decay_style: linear" in ended.stdout
     assert ended.stdout.endswith("\n[]\n")
 

@@ -9,7 +9,6 @@ reason). Other arguments are of the training, its data and its logs.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -19,7 +18,13 @@ from ...core.config import UserError, shown
 from ...core.parsing import Range, check_value
 from ..model.config import MOST_SIZE, VARIATIONS, ModelConfig, ResolvedModelConfig, expert_layers, resolve
 from ..model.family import family_of
-from ..model.positions import yarn_attention_factor, yarn_mscale
+from ..model.yarn import (
+    MEGATRON_BETA_FAST,
+    MEGATRON_BETA_SLOW,
+    MEGATRON_LENGTH,
+    latent_scaling,
+    megatron_mscales,
+)
 
 REMEDY = "copy it again"
 MOST_RANKS = 1 << 20  # of a layout
@@ -282,8 +287,6 @@ def _linear(factor: float) -> dict[str, Any]:
 
 
 LATENT_SETTINGS = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
-# of megatron-core, where the arguments of the command do not say it
-LATENT_LENGTH, BETA_FAST, BETA_SLOW = 4096, 32, 1
 LATENT_DEFAULTS = {
     "kv_lora_rank": 32, "qk_head_dim": 128, "qk_pos_emb_head_dim": 64, "v_head_dim": 128,
 }  # fmt: skip
@@ -305,8 +308,8 @@ def _latent_settings(get: Callable[..., Any], place: str) -> dict[str, Any]:
             " multi_latent_attention, which rotates its own; only rope and none can be loaded"
         )
     sizes = {name: get(name, LATENT_DEFAULTS.get(name)) for name in LATENT_SETTINGS}
-    more = {"original_max_position_embeddings": get("original_max_position_embeddings", LATENT_LENGTH)}
-    for name, default in (("beta_fast", BETA_FAST), ("beta_slow", BETA_SLOW)):
+    more = {"original_max_position_embeddings": get("original_max_position_embeddings", MEGATRON_LENGTH)}
+    for name, default in (("beta_fast", MEGATRON_BETA_FAST), ("beta_slow", MEGATRON_BETA_SLOW)):
         if get(name, default) != default:
             more[name] = get(name)
     return {
@@ -325,57 +328,6 @@ def _latent_settings(get: Callable[..., Any], place: str) -> dict[str, Any]:
             more,
         ),
     }
-
-
-def latent_scaling(
-    kind: str, factor: float, mscale: float, mscale_all_dim: float, channels: int, more: dict[str, Any]
-) -> dict[str, Any]:
-    """rope_scaling, and softmax_scale where it is needed, of Megatron-LM's multi-latent attention.
-
-    kind: rope or yarn. channels: of a head's queries. more: original_max_position_embeddings and betas.
-    Megatron-LM's attention factor is that of mscale over that of mscale_all_dim, where Hugging Face's, which
-    rope_scaling follows, is that of 1 if one of them is 0. rope has only the factor of the scores.
-    """
-    if kind == "rope":
-        sharper = yarn_mscale(factor, mscale_all_dim)
-        scale = {"softmax_scale": channels**-0.5 * sharper**2} if sharper != 1 else {}
-        return {"rope_scaling": None, **scale}
-    if factor == 1:
-        return {"rope_scaling": None}
-    scaling = {"rope_type": "yarn", "factor": factor, **more}
-    if mscale_all_dim:
-        scaling["mscale_all_dim"] = mscale_all_dim
-    if mscale and mscale_all_dim:
-        scaling["mscale"] = mscale
-    else:
-        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
-        if attention_factor != yarn_mscale(factor, 1.0):
-            scaling["attention_factor"] = attention_factor
-    return {"rope_scaling": scaling}
-
-
-def megatron_mscales(scaling: dict[str, Any]) -> tuple[float, float] | None:
-    """(mscale, mscale_all_dim) of Megatron-LM for a rope_scaling; None if its flags cannot say it."""
-    fixed = {
-        "rope_type": "yarn",
-        "original_max_position_embeddings": LATENT_LENGTH,
-        "beta_fast": BETA_FAST,
-        "beta_slow": BETA_SLOW,
-        "truncate": True,
-    }
-    if any(scaling.get(name) not in (None, value) for name, value in fixed.items()):
-        return None
-    factor, attention_factor = scaling["factor"], yarn_attention_factor(scaling)
-    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim") or 0.0
-    if scaling.get("attention_factor") is None:
-        if mscale and all_dim:
-            return mscale, all_dim
-        if not all_dim:
-            return 1.0, 0.0
-    if factor <= 1:
-        return (1.0, all_dim) if attention_factor == 1 else None
-    found = (attention_factor * yarn_mscale(factor, all_dim) - 1) / (0.1 * math.log(factor))
-    return (found, all_dim) if found >= 0 else None
 
 
 def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:

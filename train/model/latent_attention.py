@@ -25,7 +25,8 @@ from .attention import AttentionMask, LayerCache, attend
 from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import Linear, Norm
-from .positions import rotate_pairs, yarn_mscale
+from .positions import rotate_pairs
+from .yarn import yarn_mscale
 
 
 class MultiLatentAttention(Mixer):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.parsing import Range, problem
+from .yarn import yarn_attention_factor
 
 Positive = Annotated[float, Range(1e-9, 1e9)]  # so that no quotient overflows
 
@@ -164,20 +165,6 @@ def _longrope_attention_factor(scaling: dict) -> float:
     if scaling["factor"] <= 1:
         return 1.0
     return math.sqrt(1 + math.log(scaling["factor"]) / math.log(scaling["original_max_position_embeddings"]))
-
-
-def yarn_attention_factor(scaling: dict) -> float:
-    if scaling.get("attention_factor") is not None:
-        return scaling["attention_factor"]
-    factor = scaling["factor"]
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return yarn_mscale(factor, scaling["mscale"]) / yarn_mscale(factor, scaling["mscale_all_dim"])
-    return yarn_mscale(factor, 1.0)
-
-
-def yarn_mscale(factor: float, scale: float) -> float:
-    """How much sharper attention becomes where positions are divided by a factor."""
-    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -14,13 +14,10 @@ from mt.train.checkpoint.megatron_arguments import (
     REQUIRED,
     ModelArguments,
     check_export,
-    latent_scaling,
     loader_flags,
-    megatron_mscales,
     model_config,
 )
-from mt.train.model.latent_attention import latent_attention_scale
-from mt.train.model.positions import yarn_attention_factor
+from mt.train.model.yarn import latent_scaling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FILE = "model_optim_rng.pt"
@@ -92,25 +89,6 @@ LATENT = {
 
 def latent(**changes):
     return model_config(argparse.Namespace(**{**LATENT, **changes}), "x")
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 40.0])
-@pytest.mark.parametrize("mscale", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("all_dim", [0.0, 0.9, 1.0])
-def test_factors_of_scores_and_rotations_are_those_of_megatron_core(factor, mscale, all_dim):
-    yarn = pytest.importorskip("megatron.core.models.common.embeddings.yarn_rotary_pos_embedding")
-    config = latent(rotary_scaling_factor=factor, mscale=mscale, mscale_all_dim=all_dim)
-    expected = yarn._yarn_get_concentration_factor(factor, mscale, all_dim)
-    found = 1.0 if config.rope_scaling is None else yarn_attention_factor(config.rope_scaling)
-    assert found == pytest.approx(expected)
-    scores = yarn._yarn_get_mscale(factor, all_dim) ** 2 / 10**0.5
-    assert latent_attention_scale(config) == pytest.approx(scores)
-    if config.rope_scaling is not None:
-        back = megatron_mscales(config.rope_scaling)
-        assert yarn._yarn_get_concentration_factor(factor, *back) == pytest.approx(expected)
-        assert yarn._yarn_get_mscale(factor, back[1]) ** 2 / 10**0.5 == pytest.approx(scores)
-    rotated = latent(rope_type="rope", rotary_scaling_factor=factor, mscale_all_dim=all_dim)
-    assert (rotated.rope_scaling, latent_attention_scale(rotated)) == (None, pytest.approx(scores))
 
 
 def test_multi_latent_attention_has_megatrons_defaults_and_ignores_what_megatron_ignores():
