@@ -296,6 +296,21 @@ def _optimizer(made: Translation) -> None:
         made.notes.append(f"--{name.replace('_', '-')} has no effect without --optimizer muon")
 
 
+def _precision(made: Translation) -> None:
+    """The layers that float8 leaves out count only with it."""
+    first_last = made.has("--first-last-layers-bf16")
+    if first_last and made.has("--fp8-format"):
+        made.set(first_last_layers_bf16=True)
+    for name in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
+        flag = "--" + name.replace("_", "-")
+        if made.has(flag) and "first_last_layers_bf16" in made.settings:
+            made.set(**{name: made.value(flag)})
+        elif made.has(flag):
+            made.notes.append(f"{flag} has no effect without --first-last-layers-bf16 and --fp8-format")
+    if first_last and "first_last_layers_bf16" not in made.settings:
+        made.notes.append("--first-last-layers-bf16 has no effect without --fp8-format")
+
+
 def _attention(made: Translation) -> None:
     if made.has("--group-query-attention"):
         made.set(num_query_groups=made.number("--num-query-groups", 1))
@@ -665,9 +680,8 @@ def _logs(made: Translation) -> None:
 
 
 COMPUTED: tuple[Callable[[Translation], None], ...] = (
-    _optimizer, _activation, _attention, _latents, _positions, _layers, _experts, _layout, _tokenizer,
-    _lengths, _logs,
-    _data, _checkpoints, _checkpoint_settings,
+    _optimizer, _precision, _activation, _attention, _latents, _positions, _layers, _experts, _layout,
+    _tokenizer, _lengths, _logs, _data, _checkpoints, _checkpoint_settings,
 )  # fmt: skip
 OTHERS: tuple[Callable[[Translation], None], ...] = (_tokenizer, _tools)
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from .model.layers import Linear
 
+# in the name of a module: its stack, and the number of its block there, which is the model's in a stage too
+BLOCK = re.compile(r"(?:^|\.)(layers|encoder|decoder)\.(\d+)(?:\.|$)")
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
@@ -49,25 +52,39 @@ def use_float8(
     format: Literal["e4m3", "hybrid"],
     recipe: Recipe = "tensorwise",
     *,
+    layers_in_bf16: tuple[int, int] = (0, 0),
+    num_layers: Mapping[str, int] | None = None,
     emulate: bool = False,
 ) -> int:
     """Makes the linear layers of a model's blocks multiply in float8, in place; returns their number.
 
     Layers whose sizes are not multiples of 16, which the hardware requires, the output layer and embeddings
-    stay as they are. emulate: torchao's rounding and float32 products, for devices without float8.
+    stay as they are, and so do the blocks of layers_in_bf16: so many first and last ones of each stack, whose
+    lengths num_layers has by their names. emulate: torchao's rounding and float32 products, for devices
+    without float8.
     """
     gradient_dtype = torch.float8_e5m2 if format == "hybrid" else torch.float8_e4m3fn
     product = tensorwise_linear(gradient_dtype) if recipe == "tensorwise" else rowwise_linear(recipe, emulate)
     changed = [
         module
         for name, module in model.named_modules()
-        if "layers." in name
+        if BLOCK.search(name)
+        and not _in_bf16(name, layers_in_bf16, num_layers or {})
         and type(module) is Linear
         and all(size % 16 == 0 for size in module.weight.shape)
     ]
     for module in changed:
         module.product = product
     return len(changed)
+
+
+def _in_bf16(name: str, layers_in_bf16: tuple[int, int], num_layers: Mapping[str, int]) -> bool:
+    """Whether a module of a block is in one of the first or last layers of its stack."""
+    found = BLOCK.search(name)
+    assert found is not None, "only modules of blocks are asked for"
+    first, last = layers_in_bf16
+    number = int(found[2])
+    return number < first or (last > 0 and number >= num_layers[found[1]] - last)
 
 
 def tensorwise_linear(gradient_dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -623,7 +623,17 @@ def _build(
         model = Pipeline(whole, mesh, parallel, sequence_lengths(config.model, config.data), dtype)
     model.train()
     if config.precision.fp8_format is not None:
-        use_float8(model, config.precision.fp8_format, config.precision.fp8_recipe)
+        use_float8(
+            model,
+            config.precision.fp8_format,
+            config.precision.fp8_recipe,
+            layers_in_bf16=config.precision.layers_in_bf16,
+            num_layers={
+                "layers": shape.num_layers,
+                "encoder": shape.num_layers,
+                "decoder": shape.decoder_num_layers or 0,
+            },
+        )
     setting = "never" if parallel.pipeline_schedule == "zero-bubble" else config.train.compile
     compile_and_recompute(model, config.recompute, setting, mesh.device, total_flops)
     parallelize(model, mesh, parallel, dtype)

@@ -39,6 +39,15 @@ class PrecisionConfig:
         "float8: one scale per tensor or per row; gw_hp computes the weight gradients in bfloat16; rowwise"
         " needs torchao and e4m3",
     )
+    first_last_layers_bf16: bool = option(
+        False, "float8: the first and the last layers multiply in bfloat16", added=True
+    )
+    num_layers_at_start_in_bf16: int = option(
+        1, "float8: how many first layers, with first-last-layers-bf16", added=True
+    )
+    num_layers_at_end_in_bf16: int = option(
+        1, "float8: how many last layers, with first-last-layers-bf16", added=True
+    )
     initial_loss_scale: float = option(2.0**32, "float16: initial loss scale")
     loss_scale: float | None = option(
         None, "float16: a loss scale that does not change (default: it follows the overflows)", added=True
@@ -59,6 +68,21 @@ class PrecisionConfig:
                 f"precision.fp8_recipe = {self.fp8_recipe} needs --fp8-format e4m3: it has no other format",
             ),
             (
+                self.fp8_format is not None or not self.first_last_layers_bf16,
+                "precision.first_last_layers_bf16: no layer multiplies in float8; give --fp8-format too, or"
+                " leave it out",
+            ),
+            *(
+                (getattr(self, n) >= 0, f"precision.{n} = {getattr(self, n)} must not be negative")
+                for n in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
+            ),
+            (
+                self.first_last_layers_bf16
+                or (self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16) == (1, 1),
+                "precision.num_layers_at_start_in_bf16 and precision.num_layers_at_end_in_bf16 need"
+                " --first-last-layers-bf16",
+            ),
+            (
                 self.initial_loss_scale >= LEAST_LOSS_SCALE,
                 f"precision.initial_loss_scale = {self.initial_loss_scale} must be at least"
                 f" {LEAST_LOSS_SCALE}",
@@ -73,6 +97,13 @@ class PrecisionConfig:
             ),
             (self.hysteresis >= 1, f"precision.hysteresis = {self.hysteresis} must be at least 1"),
         )
+
+    @property
+    def layers_in_bf16(self) -> tuple[int, int]:
+        """(first, last) layers that do not multiply in float8."""
+        if not self.first_last_layers_bf16:
+            return 0, 0
+        return self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16
 
     @property
     def dtype(self) -> torch.dtype:

@@ -242,6 +242,14 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
             },
         ),
         ("--muon-momentum 0.9", {"optimizer": "adam", "muon_momentum": 0.95}),
+        (
+            "--bf16 --fp8-format hybrid --first-last-layers-bf16 --num-layers-at-end-in-bf16 2",
+            {"first_last_layers_bf16": True, "num_layers_at_end_in_bf16": 2},
+        ),
+        (
+            "--bf16 --first-last-layers-bf16 --num-layers-at-end-in-bf16 0",
+            {"first_last_layers_bf16": False, "num_layers_at_end_in_bf16": 1},
+        ),
         ("--attention-head-type multiquery", {"num_query_groups": 1}),
         ("--attention-head-type multihead", {"num_query_groups": None}),
         ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -116,3 +117,36 @@ def test_float8_trains_on_a_gpu(format, recipe):
     loss.backward()
     assert loss.item() == pytest.approx(exact, rel=1e-2)
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("first_last", [(0, 0), (1, 1), (2, 0), (0, 3), (3, 3)])
+def test_the_layers_that_stay_in_bfloat16_are_megatrons(first_last):
+    from megatron.core.fp8_utils import is_first_last_bf16_layer
+
+    config = ModelConfig(num_layers=5, hidden_size=32, num_attention_heads=2)
+    with torch.device("meta"):
+        model = build_model(resolve(config, vocab_size=8, seq_length=4))
+    use_float8(model, "e4m3", layers_in_bf16=first_last, num_layers={"layers": 5})
+    theirs = types.SimpleNamespace(
+        first_last_layers_bf16=True,
+        num_layers_at_start_in_bf16=first_last[0],
+        num_layers_at_end_in_bf16=first_last[1],
+        num_layers=5,
+    )
+    for number, block in enumerate(model.layers):
+        wide = {m.product is torch.nn.functional.linear for m in block.modules() if isinstance(m, Linear)}
+        assert wide == {is_first_last_bf16_layer(theirs, number)}, number
+
+
+def test_both_stacks_of_a_t5_multiply_in_float8():
+    config = ModelConfig(
+        family="t5", num_layers=2, hidden_size=32, num_attention_heads=2, decoder_num_layers=3
+    )
+    with torch.device("meta"):
+        model = build_model(resolve(config, vocab_size=8, seq_length=4))
+    lengths = {"encoder": 2, "decoder": 3}
+    # an encoder's layer has 4 linear layers, a decoder's 7; of the decoder the second layer alone is left
+    assert use_float8(model, "e4m3") == 2 * 4 + 3 * 7
+    with torch.device("meta"):
+        model = build_model(model.config)
+    assert use_float8(model, "e4m3", layers_in_bf16=(1, 1), num_layers=lengths) == 7
