@@ -21,6 +21,7 @@ from .config import UserError
 
 MOST = 1 << 62  # of a length: no file is so large
 MADE_AGAIN = "run the command that made it again"
+UNFINISHED = "remove the unfinished output, and run the command again"  # for files of a run that was killed
 
 
 def open_array(
@@ -93,6 +94,14 @@ def _wrong_header(
         wanted = ", ".join("any" if m is None else str(m) for m in shape)
         return f"has the shape {str(tuple(sizes))[:200]}, not ({wanted})"
     return "has its values in Fortran's order" if order and len(shape) > 1 else None
+
+
+def refuse_beyond(
+    values: np.ndarray, stop: int, place: str | Path, first: int = 0, remedy: str = UNFINISHED
+) -> None:
+    """Raises UserError for a value outside [first, stop) of an array of integers. place: its file."""
+    if (wrong := beyond(values, stop, first)) is not None:
+        raise UserError(f"{place}: has the value {wrong:,}, not from {first:,} to {stop - 1:,}; {remedy}")
 
 
 def beyond(values: np.ndarray, stop: int, first: int = 0) -> int | None:

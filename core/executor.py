@@ -1,10 +1,12 @@
 """Runs a function over shards, in local processes or on Ray, and resumes after the last finished shard.
 
 A shard's result is a small JSON value: counts, and records of the files that the shard wrote. It is saved
-beside the output as soon as the shard is finished, so a run that was killed and started again works on the
-unfinished shards only. Results come back in the order of the shards, whatever the number of workers and
-wherever they run. On Ray every shard is a task; its input and output must lie on a file system that all nodes
-mount at the same paths, and `mt` must be installed on all of them.
+beside the output as soon as the shard is finished, with the digests of these files, so a run that was killed
+and started again works on the unfinished shards only. A shard whose result or files have changed since, or
+are of another kind, is worked on again: somebody else may have made the folder. Results come back in the
+order of the shards, whatever the number of workers and wherever they run. On Ray every shard is a task; its
+input and output must lie on a file system that all nodes mount at the same paths, and `mt` must be installed
+on all of them.
 
 While local processes work, each tells by a small file, mapped into memory, how far it is (`working_on`).
 """
@@ -17,6 +19,7 @@ import functools
 import gc
 import importlib.util
 import itertools
+import json
 import logging
 import mmap
 import os
@@ -24,17 +27,23 @@ import shutil
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
+import xxhash
+
+from . import paths
 from .config import Failure, UserError, check, configuration, option
 from .extras import needs_package
-from .manifest import read_json, write_json
+from .manifest import FileRecord, is_as_recorded, noting_files, read_json, write_json
+from .parsing import check_value
 from .progress import duration, progress
 from .terminal import escape_line
 
@@ -42,6 +51,14 @@ NAMED_SECONDS = 5.0  # of work on one document, after which progress names it
 S = TypeVar("S")  # a shard, of any type that can be pickled
 Result = dict[str, Any]  # a JSON value
 Work = Callable[[S], Result]
+
+
+class Finished(TypedDict):
+    """The file of a finished shard. xxh3: of the other two."""
+
+    result: Result
+    files: list[FileRecord]  # names relative to the folder of this file
+    xxh3: str
 
 
 def default_workers() -> int:
@@ -95,6 +112,8 @@ def map_shards(
     sizes: Sequence[int] | None = None,
     unit: str = "shards",
     ray_address: str | None = None,
+    kinds: Mapping[str, Any] | None = None,
+    agrees: Callable[[Result], bool] = lambda _: True,
 ) -> list[Result]:
     """`[function(shard) for shard in shards]` on `workers` processes, without the shards that are in `done`.
 
@@ -104,6 +123,8 @@ def map_shards(
     sizes: the shards' sizes in bytes.
     ray_address: run on this Ray cluster instead: `local` starts one here with `workers` processors, `auto`
         finds one that is running.
+    kinds: {key: type (core/parsing.py)} of what is used of a result. agrees: whether its values agree. A
+        saved result that does not fit is not used.
 
     An exception in one shard ends the run at once and is raised here. A worker that dies (out of memory,
     killed) raises Failure.
@@ -111,16 +132,16 @@ def map_shards(
     done.mkdir(parents=True, exist_ok=True)
     results: dict[int, Result] = {}
     for index in range(len(shards)):
-        marker = done / f"{index:05d}.json"
-        if marker.exists():
-            results[index] = read_json(marker)
+        if (found := _saved(done, index, kinds or {}, agrees)) is not None:
+            results[index] = found
     unfinished = [i for i in range(len(shards)) if i not in results]
     weight = sizes if sizes is not None else [1] * len(shards)
     places = done / "at"
     if sizes is not None and ray_address is None:
-        shutil.rmtree(places, ignore_errors=True)  # of a run that was killed
+        paths.remove(places, ignore_errors=True)  # of a run that was killed
         places.mkdir()
         function = functools.partial(_told, function, places)
+    function = functools.partial(_noted, function, done)
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, places, ignore_errors=True)
         begun = functools.partial(_begun, places)
@@ -129,9 +150,9 @@ def map_shards(
         )
         advance(sum(weight[i] for i in results))
 
-        def keep(index: int, result: Result) -> None:
-            write_json(done / f"{index:05d}.json", result)
-            results[index] = result
+        def keep(index: int, finished: Result) -> None:
+            write_json(_marker(done, index), {**finished, "xxh3": _digest(finished)})
+            results[index] = finished["result"]
             advance(weight[index])
 
         if ray_address is not None and unfinished:
@@ -142,6 +163,73 @@ def map_shards(
         else:
             _map_processes(function, shards, unfinished, min(workers, len(unfinished)), keep)
     return [results[i] for i in range(len(shards))]
+
+
+def once(step: Callable[[], None], done: Path, name: str) -> None:
+    """Runs a step, unless an earlier process has finished it and its files are as it left them.
+
+    done: the directory of the file NAME.json, which says so.
+    """
+    if _saved(done, name) is None:
+
+        def work(_: None) -> Result:
+            step()
+            return {}
+
+        finished = _noted(work, done, None)
+        write_json(_marker(done, name), {**finished, "xxh3": _digest(finished)})
+
+
+def _marker(done: Path, index: int | str) -> Path:
+    return done / f"{index:05d}.json" if isinstance(index, int) else done / f"{index}.json"
+
+
+def _saved(
+    done: Path,
+    index: int | str,
+    kinds: Mapping[str, Any] = types.MappingProxyType({}),
+    agrees: Callable[[Result], bool] = lambda _: True,
+) -> Result | None:
+    """The result of a shard that an earlier process finished; None if the shard is to be worked on."""
+    marker = _marker(done, index)
+    if not os.path.lexists(marker):
+        return None
+    try:
+        saved: Finished = check_value(read_json(marker), Finished, marker)
+        if saved["xxh3"] != _digest(saved):
+            raise UserError(f"{marker}: has changed since it was written")
+        for file in saved["files"]:
+            path = paths.named(done, file["name"], str(marker), outside=True)
+            if not is_as_recorded(path, file):
+                raise UserError(f"{path}: has changed since it was written")
+        for key, kind in kinds.items():
+            if key not in saved["result"]:
+                raise UserError(f"{marker}: has no {key}")
+            check_value(saved["result"][key], kind, f"{marker}: {key}")
+        if not agrees(saved["result"]):
+            raise UserError(f"{marker}: has counts that do not add up")
+    except UserError as error:
+        what = escape_line(str(error).partition(";")[0])
+        print(f"mt: {what}; this part of the unfinished run is made again", file=sys.stderr)
+        paths.remove(marker)
+        return None
+    return saved["result"]
+
+
+def _digest(finished: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps([finished["result"], finished["files"]]).encode()).hexdigest()
+
+
+def _noted(function: Work[S], done: Path, shard: S) -> Result:
+    """The shard's result, and records of the files that it has written."""
+    with noting_files() as written:
+        result = function(shard)
+    files = [
+        {key: value for key, value in record.items() if key in ("bytes", "mtime_ns", "xxh3")}
+        | {"name": os.path.relpath(path, done)}
+        for path, record in written().items()
+    ]
+    return {"result": result, "files": files}
 
 
 def working_on(name: str, done: int) -> None:

@@ -21,6 +21,7 @@ samples of its bytes, so that a terabyte is not read twice.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import fcntl
@@ -102,6 +103,32 @@ LONG_LIST = 100  # entries, as of the inputs of a run, above which each is writt
 FOREIGN = "if you linked it, put the file itself there; else do not use what this manifest came with"
 
 
+# {absolute path: record, once it is known} of the files that atomic_write wrote, where noting_files is in use
+_noted: contextvars.ContextVar[dict[str, Json | None] | None] = contextvars.ContextVar("_noted", default=None)
+
+
+@contextlib.contextmanager
+def noting_files() -> Iterator[Callable[[], dict[str, Json]]]:
+    """Gives a function that returns {path: record} of the files that this thread wrote in the block.
+
+    They are those of atomic_write that are still there.
+    """
+    noted: dict[str, Json | None] = {}
+    token = _noted.set(noted)
+
+    def written() -> dict[str, Json]:
+        return {
+            path: known or record(path, os.path.dirname(path))
+            for path, known in noted.items()
+            if os.path.exists(path)
+        }
+
+    try:
+        yield written
+    finally:
+        _noted.reset(token)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
     """Opens a file that appears under its name only when it is whole: written beside, synced, renamed.
@@ -119,6 +146,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
             os.fsync(file.fileno())
         os.replace(partial, path)
         sync_directory(path.parent)
+        if (noted := _noted.get()) is not None:
+            noted[os.path.abspath(path)] = None
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -185,12 +214,15 @@ def record(path: str | Path, root: str | Path, digest: str | None = None) -> Jso
     """A manifest's entry for an output file: name relative to root, size, mtime, xxh3-128 of its bytes."""
     path = Path(path)
     status = path.stat()
-    return {
+    made = {
         "name": os.path.relpath(path, root),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "xxh3": digest or file_digest(path),
     }
+    if (noted := _noted.get()) is not None and (name := os.path.abspath(path)) in noted:
+        noted[name] = made  # its digest is not taken twice
+    return made
 
 
 def file_digest(path: str | Path) -> str:
@@ -200,6 +232,14 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:
+    """Whether a regular file has the size and the time of a record, or else the size and the digest."""
+    if not path.exists() or path.stat().st_size != known["bytes"]:
+        return False
+    unchanged: bool = path.stat().st_mtime_ns == known["mtime_ns"]
+    return unchanged or file_digest(path) == known["xxh3"]
 
 
 def check_digest(path: str | Path, output: Json, manifest: Json) -> None:
@@ -612,11 +652,7 @@ def output_path(manifest: Path, name: Any) -> Path:
 
 def _intact(output: Json, manifest: Path) -> bool:
     """Whether an output file is as its record in a manifest says."""
-    path = output_path(manifest, output["name"])
-    if not path.exists() or path.stat().st_size != output["bytes"]:
-        return False
-    unchanged: bool = path.stat().st_mtime_ns == output["mtime_ns"]
-    return unchanged or file_digest(path) == output["xxh3"]
+    return is_as_recorded(output_path(manifest, output["name"]), output)
 
 
 def _difference(before: Json, now: Json) -> str:

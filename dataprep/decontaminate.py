@@ -33,6 +33,7 @@ import numpy as np
 import regex
 
 from ..core import manifest
+from ..core.arrays import UNFINISHED, open_array, refuse_beyond
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
 from ..core.unicode import normalize
@@ -137,7 +138,7 @@ def decontaminate(config: DecontaminateConfig) -> dict[str, Any]:
     num_ngrams = len(ngrams.hashes)
     counts = np.zeros(num_ngrams, np.int64)  # training documents that contain each n-gram
     for path in found:
-        counts += np.bincount(np.load(path)[:, 1], minlength=num_ngrams)
+        counts += np.bincount(_open_found(path, num_ngrams)[:, 1], minlength=num_ngrams)
     common = counts >= config.key_threshold if config.key_threshold else np.zeros(num_ngrams, bool)
     save_array(work / "common.npy", common)
     make = functools.partial(_make_cutter, config, run.output / "parts")
@@ -163,7 +164,7 @@ class EvaluationNgrams:
 
     @classmethod
     def load(cls, path: Path) -> EvaluationNgrams:
-        with np.load(path) as stored:
+        with np.load(path) as stored:  # which this run wrote just now
             return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
 
     def tasks_with(self, ngrams: np.ndarray) -> list[str]:
@@ -180,7 +181,7 @@ class EvaluationNgrams:
         """
         documents_matched = np.zeros(len(self.names), np.int64)
         for path in found:
-            pairs = np.load(path)
+            pairs = _open_found(path, len(common))
             pairs = pairs[~common[pairs[:, 1]]]
             first = np.searchsorted(self.owner_ngram, pairs[:, 1], "left")
             last = np.searchsorted(self.owner_ngram, pairs[:, 1], "right")
@@ -289,13 +290,22 @@ def _find_in_shard(item: tuple[int, ShardGroup], *, folder: Path, ngrams_path: P
     return {"documents": row}
 
 
+def _open_found(path: Path, num_ngrams: int) -> np.ndarray:
+    """int64 (M, 2): what `_find_in_shard` wrote."""
+    pairs = open_array(path, np.int64, (None, 2), remedy=UNFINISHED)
+    refuse_beyond(pairs[:, 0], 1 << 62, path)
+    refuse_beyond(pairs[:, 1], num_ngrams, path)
+    return pairs
+
+
 def _make_cutter(
     config: DecontaminateConfig, folder: Path, log: TextIO, shard_index: int
 ) -> tuple[Transform, Tallies]:
     """The transform of one shard's documents. log: gets a line for each document that is cut."""
     ngrams = EvaluationNgrams.load(folder / "ngrams.npz")
-    find, common = _NgramFinder(ngrams), np.load(folder / "common.npy")
-    pairs = np.load(folder / "found" / f"{shard_index:05d}.npy")
+    common = open_array(folder / "common.npy", bool, (len(ngrams.hashes),), remedy=UNFINISHED)
+    find = _NgramFinder(ngrams)
+    pairs = _open_found(folder / "found" / f"{shard_index:05d}.npy", len(common))
     contaminated = set(pairs[~common[pairs[:, 1]], 0].tolist())
     outcomes: Counter[str] = Counter()
     row = -1

@@ -31,7 +31,7 @@ from typing import Any
 import orjson
 import xxhash
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import map_shards
 from ..documents import reader, sharding
@@ -89,11 +89,13 @@ def holdout(config: HoldoutConfig) -> dict[str, Any]:
         **config.where,
         label=run.verb,
         sizes=[s.bytes for s in shards],
+        kinds=stage.SHARD_RESULT,
+        agrees=stage.no_row_is_lost,
     )
     whole = run.output / "heldout.jsonl"
     with manifest.atomic_write(whole) as file:
         for index in range(len(shards)):
-            with open(parts / "heldout" / f"{index:05d}.jsonl", "rb") as piece:
+            with open(paths.regular(parts / "heldout" / f"{index:05d}.jsonl"), "rb") as piece:
                 shutil.copyfileobj(piece, file, 1 << 20)
     if not whole.stat().st_size:
         raise UserError(
@@ -115,7 +117,7 @@ def _advice(config: HoldoutConfig, results: list[dict[str, Any]]) -> str:
     """What to do where most of the documents that were drawn are too short to be set aside, else ""."""
     rows = sum(r["rows_in"] for r in results)
     chosen = sum(r["removed"].get("held_out", 0) for r in results)
-    passed_over = sum(r["tallies"]["passed_over"]["too_short"] for r in results)
+    passed_over = sum(r["tallies"].get("passed_over", {}).get("too_short", 0) for r in results)
     if passed_over <= chosen:
         return ""
     return (

@@ -28,9 +28,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import Failure, UserError, check, configuration, option
 from ..core.executor import Workers, map_shards, working_on
+from ..core.parsing import Count
 from ..documents import compression, files, reader, shard_groups, sharding, values
 from ..documents.reader import Document
 from ..documents.rejects import MAX_REJECTS, Reject, Rejecter, set_aside, too_many
@@ -151,8 +152,24 @@ def map_documents(
         **config.where,
         label=run.verb,
         sizes=[s.bytes for s in shards],
+        kinds=SHARD_RESULT,
+        agrees=no_row_is_lost,
     )
     return finish(run, results, more_outputs=more_outputs, advice=advice, **facts)
+
+
+# The kinds of the counts of a shard (run_shard).
+SHARD_RESULT = {
+    "outputs": list[manifest.FileRecord],
+    **dict.fromkeys(("rows_in", "rows_kept", "documents", "text_bytes_in", "text_bytes", "rejected"), Count),
+    "removed": dict[str, Count],
+    "tallies": dict[str, dict[str, Count]],
+}
+
+
+def no_row_is_lost(result: Mapping[str, Any]) -> bool:
+    """Whether the rows of a shard are those kept and those removed."""
+    return bool(result["rows_in"] == result["rows_kept"] + sum(result["removed"].values()))
 
 
 # As MakeTransform, with a file before the index: the shard's log of documents that are cut
@@ -170,6 +187,8 @@ def map_documents_with_log(
         **config.where,
         label=run.verb,
         sizes=[s.bytes for s in shards],
+        kinds=SHARD_RESULT,
+        agrees=no_row_is_lost,
     )
     logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
     return finish(run, results, more_outputs=logs, **facts)
@@ -394,6 +413,6 @@ def write_rejects(folder: Path, results: list[dict[str, Any]]) -> dict[str, Any]
     with manifest.atomic_write(path) as file:
         for index, result in enumerate(results):
             if result["rejected"]:
-                with open(_reject_path(folder, index), "rb") as part:
+                with open(paths.regular(_reject_path(folder, index)), "rb") as part:
                     shutil.copyfileobj(part, file, 1 << 20)
     return {**manifest.record(path, folder), "documents": False}

@@ -18,6 +18,7 @@ from typing import Any
 from ..core import manifest
 from ..core.config import check, configuration, option
 from ..core.executor import Workers, map_shards
+from ..core.parsing import Count
 from ..documents import shard_groups, sharding
 from ..documents.reader import batches
 from ..documents.shard_groups import ShardGroup
@@ -83,6 +84,7 @@ def stats(config: StatsConfig) -> dict[str, Any]:
         **config.where,
         label=run.verb,
         sizes=[g.bytes for g in groups],
+        kinds=dict.fromkeys((*COUNTED, "rejected"), Count),
     )
     rows: list[dict[str, Any]] = []
     start = 0

@@ -28,19 +28,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import xxhash
 
 from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from ..core.executor import default_workers, processes, without_collector
+from ..core.parsing import Count, check_value
 from ..core.progress import activity, progress
 from ..documents import compression, files, reader
 from ..documents.rejects import Reject, Rejects
 from ..documents.sharding import INPUT_HELP, InputOptions, Shard
 from ..tokenizer.tokenizer import Tokenizer, TokenizerConfig, load
-from .format import IndexedWriter, output_prefix_rule, refuse_pairs_of_others, token_dtype, work_folder
+from .format import (
+    IndexedWriter,
+    WriterState,
+    output_prefix_rule,
+    refuse_pairs_of_others,
+    token_dtype,
+    work_folder,
+)
 from .sentences import SentenceSplitter, find_parameters
 
 SHARD_BYTES = (
@@ -229,6 +238,26 @@ def tokenize(config: TokenizeConfig) -> dict[str, Any]:
     return work.finish(dtype=str(work.dtype), tokenizer=facts)
 
 
+class _Journal(TypedDict):
+    """journal.json: what is written at a commit."""
+
+    key: str
+    batches: Count
+    counts: _Counts
+    rejects: Count  # bytes
+    rejects_xxh3: str
+    writers: list[WriterState]
+
+
+class _Counts(TypedDict):
+    documents: Count
+    sequences: Count
+    tokens: Count
+    empty: Count
+    text_bytes: Count
+    rejected: Count
+
+
 class _TokenizeRun:
     """The output of a run so far, and the journal from which the same run continues after a kill."""
 
@@ -239,26 +268,45 @@ class _TokenizeRun:
         self.started = self.committed = time.monotonic()
         self.folder = work_folder(run.output)
         self.journal = self.folder / "journal.json"
-        state = manifest.read_json(self.journal) if self.journal.exists() else None
+        state: _Journal | None = None
+        if os.path.lexists(self.journal):
+            read = manifest.read_json(paths.regular(self.journal))
+            state = check_value(read, _Journal, self.journal, f"remove the folder {self.folder}")
         if state is None or state["key"] != run.key:
             paths.remove(self.folder, ignore_errors=True)
-            zero = {"documents": 0, "sequences": 0, "tokens": 0, "empty": 0, "text_bytes": 0, "rejected": 0}
-            state = {"batches": 0, "counts": zero, "rejects": 0, "writers": [None] * len(config.json_keys)}
+            state = None
             if not config.overwrite:
                 refuse_pairs_of_others(run, map(self._prefix, config.json_keys))
         paths.make_folder(self.folder)
-        self.batches, self.counts = state["batches"], state["counts"]
+        self.batches = state["batches"] if state else 0
+        self.counts: dict[str, int] = dict.fromkeys(_Counts.__annotations__, 0)
+        if state:
+            self.counts.update(**state["counts"])
+        before: Sequence[WriterState | None] = state["writers"] if state else [None] * len(config.json_keys)
+        if len(before) != len(config.json_keys) or any(
+            w["documents"] != self.counts["documents"] for w in before if w
+        ):
+            raise UserError(f"{self.journal}: is of other documents; remove the folder {self.folder}")
         self.writers = [
-            IndexedWriter(self._prefix(k), dtype, self.folder, w)
-            for k, w in zip(config.json_keys, state["writers"])
+            IndexedWriter(self._prefix(k), dtype, self.folder, w) for k, w in zip(config.json_keys, before)
         ]
-        self.rejects = paths.update(self.folder / "rejects.jsonl")  # closed by finish
-        if self.rejects.tell() < state["rejects"]:
+        self._open_rejects(state)
+
+    def _open_rejects(self, state: _Journal | None) -> None:
+        """Opens the file of rejects as it was at the commit; raises UserError if it has changed."""
+        path, size = self.folder / "rejects.jsonl", state["rejects"] if state else 0
+        self.rejects = paths.update(path, "a+b")  # closed by finish
+        self.rejects.truncate(min(size, os.path.getsize(path)))
+        self.rejects.seek(0)
+        self.rejects_digest = xxhash.xxh3_128()
+        for block in iter(lambda: self.rejects.read(1 << 22), b""):
+            self.rejects_digest.update(block)
+        if state and self.rejects_digest.hexdigest() != state["rejects_xxh3"]:
+            self.rejects.close()
             raise UserError(
-                f"{self.folder / 'rejects.jsonl'}: has lost bytes since the run before; remove the folder"
-                f" {self.folder} and run the same command again"
+                f"{path}: has other bytes than the run before wrote; remove the folder {self.folder} and run"
+                " the same command again"
             )
-        self.rejects.truncate(state["rejects"])
 
     def _prefix(self, key: str) -> Path:
         return self.run.output.with_name(f"{self.run.output.name}_{key}_{self.level}")
@@ -275,9 +323,9 @@ class _TokenizeRun:
         self.counts["documents"] += encoded.num_documents
         self.counts["text_bytes"] += encoded.text_bytes
         self.counts["rejected"] += len(encoded.rejects)
-        self.rejects.write(
-            b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in encoded.rejects)
-        )
+        rejects = b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in encoded.rejects)
+        self.rejects.write(rejects)
+        self.rejects_digest.update(rejects)
         if time.monotonic() - self.committed > COMMIT_SECONDS:
             self._commit()
         if self.log_interval and before // self.log_interval != self.counts["documents"] // self.log_interval:
@@ -298,6 +346,7 @@ class _TokenizeRun:
             "batches": self.batches,
             "counts": self.counts,
             "rejects": self.rejects.tell(),
+            "rejects_xxh3": self.rejects_digest.hexdigest(),
             "writers": writers,
         }
         manifest.write_json(self.journal, state)

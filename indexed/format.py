@@ -32,7 +32,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ import xxhash
 
 from ..core import manifest, paths
 from ..core.config import UserError
+from ..core.parsing import Count
 from .remote import RemoteSettings, RemoteTokens, is_remote, local_copy, remote_sample_digest, remote_size
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -385,6 +386,16 @@ def work_folder(prefix: Path) -> Path:
     return prefix.with_name(f".{prefix.name}.partial")
 
 
+class WriterState(TypedDict):
+    """What an IndexedWriter has written at a commit."""
+
+    bytes: Count
+    sequences: Count
+    documents: Count
+    ends: Count
+    xxh3: dict[str, str]  # of each file
+
+
 class IndexedWriter:
     """Writes a pair as a stream; memory does not grow with it.
 
@@ -399,28 +410,29 @@ class IndexedWriter:
         prefix: str | Path,
         dtype: npt.DTypeLike,
         folder: str | Path,
-        state: dict[str, int] | None = None,
+        state: WriterState | None = None,
         *,
         multimodal: bool = False,
     ):
         self.prefix, self.folder = Path(prefix), Path(folder)
         self.dtype, self.multimodal = np.dtype(dtype), multimodal
         paths.make_folder(self.folder)
-        state = state or {"bytes": 0, "sequences": 0, "documents": 0, "ends": 0}
+        self._continued = state is not None
+        state = state or WriterState(bytes=0, sequences=0, documents=0, ends=0, xxh3={})
         self.bytes, self.sequences, self.documents = state["bytes"], state["sequences"], state["documents"]
         self._ends = state["ends"]  # sequences in the documents so far
-        self._digest = xxhash.xxh3_128()
+        self._digests = {suffix: xxhash.xxh3_128() for suffix in ("bin", "lengths", "ends", "modes")}
         final = self._final("bin")
         if self.bytes and final.exists() and not self._path("bin").exists():
             # killed in `finish` after the first rename, which is undone
             os.replace(final, self._path("bin"))
         self._files = {
-            "bin": self._open("bin", self.bytes),
-            "lengths": self._open("lengths", 4 * self.sequences),
-            "ends": self._open("ends", 8 * self.documents),
+            "bin": self._open("bin", self.bytes, state),
+            "lengths": self._open("lengths", 4 * self.sequences, state),
+            "ends": self._open("ends", 8 * self.documents, state),
         }
         if multimodal:
-            self._files["modes"] = self._open("modes", self.sequences)
+            self._files["modes"] = self._open("modes", self.sequences, state)
 
     def _path(self, suffix: str) -> Path:
         return self.folder / f"{self.prefix.name}.{suffix}"
@@ -428,21 +440,24 @@ class IndexedWriter:
     def _final(self, suffix: str) -> Path:
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
-    def _open(self, suffix: str, size: int) -> BinaryIO:
-        path = self._path(suffix)
+    def _open(self, suffix: str, size: int, state: WriterState) -> BinaryIO:
+        path, digest = self._path(suffix), self._digests[suffix]
         file: BinaryIO = paths.update(path, "r+b")  # closed by finish
         if os.fstat(file.fileno()).st_size < size:
             file.close()
-            raise UserError(
-                f"{path}: has lost bytes since the run before; remove the folder {self.folder} and run the"
-                " same command again"
-            )
+            raise UserError(f"{path}: has lost bytes since the run before; {self._remedy}")
         file.truncate(size)  # drops what was written after the commit
-        if suffix == "bin":
-            for block in iter(lambda: file.read(1 << 22), b""):
-                self._digest.update(block)
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+        if size and digest.hexdigest() != state["xxh3"].get(suffix):
+            file.close()
+            raise UserError(f"{path}: has other bytes than the run before wrote; {self._remedy}")
         file.seek(size)
         return file
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove the folder {self.folder} and run the same command again"
 
     def add(
         self,
@@ -457,29 +472,33 @@ class IndexedWriter:
         multimodal data, one for each of the lengths.
         """
         raw = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
-        self._digest.update(raw)
         ends = self._ends + np.cumsum(sequences_per_document, dtype=np.int64)
-        self._files["bin"].write(raw)
-        self._files["lengths"].write(np.asarray(lengths, "<i4").tobytes())
-        self._files["ends"].write(ends.astype("<i8").tobytes())
+        self._append("bin", raw)
+        self._append("lengths", np.asarray(lengths, "<i4").tobytes())
+        self._append("ends", ends.astype("<i8").tobytes())
         if self.multimodal:
-            self._files["modes"].write(np.asarray(() if modes is None else modes, "i1").tobytes())
+            self._append("modes", np.asarray(() if modes is None else modes, "i1").tobytes())
         self.bytes += len(raw)
         self.sequences += len(lengths)
         self.documents += len(ends)
         self._ends = int(ends[-1]) if len(ends) else self._ends
 
-    def commit(self) -> dict[str, int]:
+    def _append(self, suffix: str, raw: Any) -> None:
+        self._digests[suffix].update(raw)
+        self._files[suffix].write(raw)
+
+    def commit(self) -> WriterState:
         """Syncs everything to the disk; returns the state from which another writer continues."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        return {
-            "bytes": self.bytes,
-            "sequences": self.sequences,
-            "documents": self.documents,
-            "ends": self._ends,
-        }
+        return WriterState(
+            bytes=self.bytes,
+            sequences=self.sequences,
+            documents=self.documents,
+            ends=self._ends,
+            xxh3={suffix: self._digests[suffix].hexdigest() for suffix in self._files},
+        )
 
     def written(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is written so far, mapped: tokens, lengths of sequences, ends of documents in sequences.
@@ -510,7 +529,7 @@ class IndexedWriter:
             file.flush()
             os.fsync(file.fileno())
         records = []
-        for suffix, hexdigest in (("bin", self._digest.hexdigest()), ("idx", digest.hexdigest())):
+        for suffix, hexdigest in (("bin", self._digests["bin"].hexdigest()), ("idx", digest.hexdigest())):
             os.replace(self._path(suffix), self._final(suffix))
             records.append(manifest.record(self._final(suffix), self.prefix.parent, hexdigest))
         manifest.sync_directory(self.prefix.parent)
@@ -525,6 +544,9 @@ class IndexedWriter:
             ends = start + np.cumsum(np.frombuffer(raw, "<i4").astype(np.int64) * self.dtype.itemsize)
             yield np.concatenate([[start], ends[:-1]]).astype("<i8").tobytes()
             start = int(ends[-1])
+        wrong = start != self.bytes or self._ends != self.sequences
+        if wrong and self._continued:
+            raise UserError(f"{self.folder}: its files do not belong together; {self._remedy}")
         assert start == self.bytes, (
             f"{self.prefix}: lengths of {start} bytes for {self.bytes} bytes of tokens"
         )

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 from ..core import manifest
 from ..core.arrays import open_array
 from ..core.config import UserError, check, configuration, option
-from ..core.executor import Workers
+from ..core.executor import Workers, once
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import DataConfig
 from ..indexed.neighbors import (
@@ -238,6 +237,7 @@ def build_db(config: BuildDbConfig) -> dict[str, Any]:
     }
     run = manifest.begin("retro build-db", config, inputs, facts=facts)
     if run.finished:
+        row_blocks.discard_parts(run.output)
         return run.manifest
     _build(run, config, database, base, data, tokenizer, selection, [w for w, _ in sources])
     files = [run.output / name for name in ("chunks.npy", "index.faiss", "neighbors.npy")] + sorted(
@@ -257,7 +257,9 @@ def build_db(config: BuildDbConfig) -> dict[str, Any]:
         "neighbors": total * database["num_neighbors"] - missing,
         "neighbors_missing": missing,
     }
-    return run.finish([manifest.record(f, run.output) for f in files], counts, database=database)
+    sealed = run.finish([manifest.record(f, run.output) for f in files], counts, database=database)
+    row_blocks.discard_parts(run.output)
+    return sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,50 +361,55 @@ def _build(
     selection: Selection,
     weights: list[float | None],
 ) -> None:
-    """Writes chunks.npy, index.faiss and neighbors.npy; a step whose file exists is skipped."""
+    """Writes chunks.npy, index.faiss and neighbors.npy, each unless an earlier process has."""
     root, before = run.output, base.chunks if base else 0
     total = before + selection.chunks
-    if not (root / "chunks.npy").exists():
+
+    def write_table() -> None:
         tokenizer.save(root / "tokenizer")
         if config.chunks_hdf5:
             write_hdf5_chunks(root / "chunks.npy", config.chunks_hdf5, data, selection)
         else:
             table = open_table(base.root) if base else None
             write_chunks(root / "chunks.npy", data, selection, table, len(base.data) if base else 0)
-    if not (root / "neighbors.npy").exists():
-        prefixes = tuple(d.prefix for d in [*(base.data if base else []), *data])
-        task = _BuildTask(str(root), prefixes, str(base.root) if base else None, before, database, run.key)
 
-        def map_blocks(make: Callable[..., np.ndarray], name: str) -> list[Path]:
-            return row_blocks.map_blocks(
-                functools.partial(make, task=task),
-                total,
-                row_blocks.block_size(total),
-                root / "parts" / name,
-                label=f"retro build-db: {name}",
-                where=config.where,
-            )
+    prefixes = tuple(d.prefix for d in [*(base.data if base else []), *data])
+    task = _BuildTask(str(root), prefixes, str(base.root) if base else None, before, database, run.key)
 
-        embeddings = map_blocks(_embed_block, "embeddings")
-        if not (root / "index.faiss").exists():
-            begin = (base.root / "index.faiss", before) if base else None
-            sample = None
-            if base is None:
-                parts = _parts(root, weights)
-                sample = training_sample(database["index"], parts, config.index_train_chunks, config.seed)
-            build_index(
-                root / "index.faiss",
-                root / "parts" / "trained.faiss",
-                database["index"],
-                embeddings,
-                sample,
-                config.workers,
-                base=begin,
-            )
-        row_blocks.join_blocks(
-            map_blocks(_search_block, "neighbors"), root / "neighbors.npy", (total, database["num_neighbors"])
+    def map_blocks(make: Callable[..., np.ndarray], name: str) -> list[Path]:
+        return row_blocks.map_blocks(
+            functools.partial(make, task=task),
+            total,
+            row_blocks.block_size(total),
+            root / "parts" / name,
+            label=f"retro build-db: {name}",
+            where=config.where,
         )
-    shutil.rmtree(root / "parts", ignore_errors=True)
+
+    def write_index() -> None:
+        begin = (base.root / "index.faiss", before) if base else None
+        sample = None
+        if base is None:
+            parts = _parts(root, weights)
+            sample = training_sample(database["index"], parts, config.index_train_chunks, config.seed)
+        build_index(
+            root / "index.faiss",
+            root / "parts" / "trained.faiss",
+            database["index"],
+            embeddings,
+            sample,
+            config.workers,
+            base=begin,
+        )
+
+    def write_neighbors() -> None:
+        row_blocks.join_blocks(blocks, root / "neighbors.npy", (total, database["num_neighbors"]))
+
+    once(write_table, root / "parts", "chunks")
+    embeddings = map_blocks(_embed_block, "embeddings")
+    once(write_index, root / "parts", "index")
+    blocks = map_blocks(_search_block, "neighbors")
+    once(write_neighbors, root / "parts", "joined")
 
 
 def _parts(root: Path, weights: list[float | None]) -> list[tuple[int, float]]:

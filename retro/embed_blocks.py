@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -27,7 +26,7 @@ import torch
 from ..core import manifest
 from ..core.arrays import open_array
 from ..core.config import UserError, check, configuration, option
-from ..core.executor import Workers
+from ..core.executor import Workers, once
 from ..indexed.format import IndexedDataset
 from ..indexed.ict_dataset import (
     SPECIAL_TOKENS,
@@ -57,7 +56,7 @@ from .index import (
     search,
     training_sample,
 )
-from .row_blocks import block_size, cached_in_worker, map_blocks
+from .row_blocks import block_size, cached_in_worker, discard_parts, map_blocks
 
 # The sentences [first, end) of a document of a dataset, both numbered from 0.
 BLOCK = np.dtype([("dataset", "<u2"), ("document", "<u4"), ("first", "<u8"), ("end", "<u8")])
@@ -131,6 +130,7 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict[str, Any]:
     inputs = [f"{dataset.prefix}.{suffix}" for dataset in [*data, *titles] for suffix in ("bin", "idx")]
     run = manifest.begin("retro embed-blocks", config, inputs, facts={"model": encoder.digest})
     if run.finished:
+        discard_parts(run.output)
         return run.manifest
 
     def place(dataset: IndexedDataset) -> DataInfo:
@@ -146,20 +146,13 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict[str, Any]:
         model=encoder.digest,
     )
     root = run.output
-    if not (root / "blocks.npy").exists():
+
+    def write_blocks() -> None:
         encoder.tokenizer.save(root / "tokenizer")
         with manifest.atomic_write(root / "blocks.npy") as file:
             np.save(file, blocks)
-    if not (root / "index.faiss").exists():
-        task = _EmbedTask(str(root), config.load, config.data_path, config.titles_data_path, run.key)
-        parts = map_blocks(
-            functools.partial(_embed, task=task),
-            len(blocks),
-            block_size(len(blocks)),
-            root / "parts" / "embeddings",
-            label="retro embed-blocks",
-            where=config.where,
-        )
+
+    def write_index() -> None:
         build_index(
             root / "index.faiss",
             root / "parts" / "trained.faiss",
@@ -169,10 +162,23 @@ def embed_blocks(config: EmbedBlocksConfig) -> dict[str, Any]:
             config.workers,
             "inner product",
         )
-    shutil.rmtree(root / "parts", ignore_errors=True)
+
+    once(write_blocks, root / "parts", "blocks")
+    task = _EmbedTask(str(root), config.load, config.data_path, config.titles_data_path, run.key)
+    parts = map_blocks(
+        functools.partial(_embed, task=task),
+        len(blocks),
+        block_size(len(blocks)),
+        root / "parts" / "embeddings",
+        label="retro embed-blocks",
+        where=config.where,
+    )
+    once(write_index, root / "parts", "index")
     files = [root / "blocks.npy", root / "index.faiss", *sorted((root / "tokenizer").iterdir())]
     counts = {"documents": sum(d.num_documents for d in data), "blocks": len(blocks)}
-    return run.finish([manifest.record(f, root) for f in files], counts, evidence=evidence)
+    sealed = run.finish([manifest.record(f, root) for f in files], counts, evidence=evidence)
+    discard_parts(root)
+    return sealed
 
 
 def find_blocks(

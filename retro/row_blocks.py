@@ -6,13 +6,14 @@ Every block is a whole .npy file, so that after a kill at most one block of each
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from ..core import manifest, paths
+from ..core import manifest
 from ..core.arrays import open_array
 from ..core.executor import map_shards
 from ..indexed.neighbors import open_table
@@ -39,25 +40,19 @@ def map_blocks(
 
     folder: of the files. where: the arguments of map_shards that choose the workers.
     """
-    for marker in (folder / "done").glob("*.json"):
-        made = manifest.read_json(marker)
-        path = paths.named(folder, made["name"], f"{marker}, name")
-        if not path.exists() or path.stat().st_size != made["bytes"]:
-            marker.unlink()  # the block was truncated or removed since, and is computed again
     bounds = [(start, min(start + size, rows)) for start in range(0, rows, size)]
     work = functools.partial(_make_block, make=make, folder=str(folder))
     try:
-        made = map_shards(work, bounds, done=folder / "done", label=label, unit="blocks", **where)
+        map_shards(work, bounds, done=folder / "done", label=label, unit="blocks", **where)
     finally:
         clear_worker_caches()  # one worker is this process; a later build in it opens its own files
-    return [paths.named(folder, m["name"], f"{folder / 'done'}, name") for m in made]
+    return [block_path(folder, *of_block) for of_block in bounds]
 
 
 def _make_block(bounds: tuple[int, int], *, make: MakeRows, folder: str) -> dict[str, Any]:
-    path = block_path(Path(folder), *bounds)
-    with manifest.atomic_write(path) as file:
-        np.save(file, make(*bounds))
-    return {"name": path.name, "bytes": path.stat().st_size}
+    with manifest.atomic_write(block_path(Path(folder), *bounds)) as file:
+        np.save(file, np.ascontiguousarray(make(*bounds)))
+    return {}
 
 
 def block_path(folder: Path, start: int, stop: int) -> Path:
@@ -72,9 +67,14 @@ def join_blocks(blocks: Sequence[Path], path: Path, shape: tuple[int, ...]) -> N
             file.write(open_array(block, "<i8", (None, *shape[1:])).tobytes())
 
 
+def discard_parts(root: Path) -> None:
+    """Removes the blocks of an output; to be called after its manifest is written (stage.discard_parts)."""
+    shutil.rmtree(root / "parts", ignore_errors=True)
+
+
 def count_missing(path: Path) -> int:
     """The number of -1 in a .npy of neighbours; memory for 4,096 rows."""
-    array = np.load(path, mmap_mode="r")  # written by this run
+    array = open_array(path, "<i8", None)
     return sum(int((array[i : i + 4096] < 0).sum()) for i in range(0, len(array), 4096))
 
 

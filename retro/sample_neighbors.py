@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +25,7 @@ import numpy as np
 
 from ..core import manifest
 from ..core.config import UserError, build, check, configuration, option, to_dict
-from ..core.executor import Workers
+from ..core.executor import Workers, once
 from ..core.parsing import MADE_BY_MT, Count, check_value
 from ..indexed.format import IndexedDataset
 from ..indexed.gpt_dataset import BlendedDataset, DataConfig, Dataset, GPTDataset, build_datasets
@@ -48,6 +47,7 @@ from .row_blocks import (
     block_size,
     cached_in_worker,
     count_missing,
+    discard_parts,
     join_blocks,
     map_blocks,
     open_embedder,
@@ -132,14 +132,16 @@ def neighbors(config: NeighborsConfig) -> dict[str, Any]:
     read = [root, *(file for found in exchanged.values() for file in found.files)]
     run = manifest.begin("retro neighbors", config, [*config.files(), *read], facts={"splits": splits})
     if run.finished:
+        discard_parts(run.output)
         return run.manifest
     task = _SearchTask(str(root), str(embedder.directory), database, config, run.key) if embedder else None
     for name, shape in shapes.items():
         path = run.output / f"{name}.npy"
-        if path.exists():
-            continue
         if task is None:
-            _import_neighbors(exchanged[name], path, shape, datasets[name], root, database)
+            write = functools.partial(
+                _import_neighbors, exchanged[name], path, shape, datasets[name], root, database
+            )
+            once(write, run.output / "parts", name)
             continue
         make = functools.partial(_search_samples, split=name, task=task)
         size = max(1, block_size(shape[0] * shape[1]) // shape[1])
@@ -151,8 +153,7 @@ def neighbors(config: NeighborsConfig) -> dict[str, Any]:
             label=f"retro neighbors: {name}",
             where=config.where,
         )
-        join_blocks(blocks, path, shape)
-    shutil.rmtree(run.output / "parts", ignore_errors=True)
+        once(functools.partial(join_blocks, blocks, path, shape), run.output / "parts", f"{name}_joined")
     files = [run.output / f"{name}.npy" for name in shapes]
     entries = sum(int(np.prod(shape)) for shape in shapes.values())
     missing = sum(count_missing(file) for file in files)
@@ -170,9 +171,11 @@ def neighbors(config: NeighborsConfig) -> dict[str, Any]:
         num_neighbors=config.num_neighbors,
         splits=splits,
     )
-    return run.finish(
+    sealed = run.finish(
         [manifest.record(f, run.output) for f in files], counts, samples=info, draws=_draws(config)
     )
+    discard_parts(run.output)
+    return sealed
 
 
 def _import_neighbors(

@@ -128,13 +128,18 @@ def run(*arguments: object) -> int:
 
 
 def survive(
-    found: Iterator[tuple[str, bytes]],
+    found: Iterator[tuple[str, bytes | Callable[[], None]]],
     file: Path,
     command: Callable[[], int],
     *,
     allowed: tuple[int, ...] = (0, 2),
+    memory: int = MEMORY_BYTES,
 ) -> dict[int, int]:
     """Runs a command after each change of a file; returns {exit code: how often}.
+
+    found: (name of the case, the file's content, or a function that makes another change).
+
+    memory: bytes of address space for the process, besides what it has.
 
     Raises AssertionError with the cases that ended with another exit code or a traceback, and if the process
     was killed: by a crash, or by the limits on its memory and its processor time.
@@ -148,7 +153,7 @@ def survive(
         if child == 0:
             status = 1
             try:
-                _watch(found, file, command, allowed, report, said)
+                _watch(found, file, command, allowed, memory, report, said)
                 status = 0
             except BaseException:  # of the test itself
                 said.write_text(traceback.format_exc())
@@ -174,10 +179,11 @@ def survive(
 
 
 def _watch(
-    found: Iterator[tuple[str, bytes]],
+    found: Iterator[tuple[str, bytes | Callable[[], None]]],
     file: Path,
     command: Callable[[], int],
     allowed: tuple[int, ...],
+    memory: int,
     report: Path,
     said: Path,
 ) -> None:
@@ -191,7 +197,7 @@ def _watch(
     sys.stdout = os.fdopen(1, "w", closefd=False, errors="backslashreplace")
     sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
     with open(report, "a", buffering=1) as lines:
         for case, content in found:
             lines.write(json.dumps({"case": case}) + "\n")
@@ -199,7 +205,10 @@ def _watch(
             _, hard = resource.getrlimit(resource.RLIMIT_CPU)
             resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU_SECONDS + 1, hard))
             os.truncate(handle, 0)
-            file.write_bytes(content)
+            if callable(content):
+                content()
+            else:
+                file.write_bytes(content)
             code = command()
             sys.stdout.flush()
             sys.stderr.flush()

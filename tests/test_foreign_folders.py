@@ -80,14 +80,6 @@ def neighbours_of_megatron(folder: Path, name: object) -> None:
     MegatronNeighbors(folder, "train", (0, 1), 2, 1)
 
 
-def blocks(folder: Path, name: object) -> None:
-    from mt.retro.row_blocks import map_blocks
-
-    (folder / "done").mkdir(exist_ok=True)
-    (folder / "done/00000.json").write_text(json.dumps({"name": name, "bytes": 1}))
-    map_blocks(None, 1, 1, folder, label="", where={"workers": 1})
-
-
 def safetensors_index(folder: Path, name: object) -> None:
     from mt.train.checkpoint.huggingface import SafetensorsDirectory
 
@@ -125,7 +117,6 @@ READERS = [
     (trace, "removed/", ".jsonl"),
     (retrieval, "", ""),
     (neighbours_of_megatron, "", ""),
-    (blocks, "", ""),
     (safetensors_index, "", ".safetensors"),
     (metadata, "", ""),
     (state, "", ""),

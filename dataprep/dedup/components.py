@@ -31,8 +31,11 @@ from typing import Any
 
 import numpy as np
 
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
+from ...core.config import UserError
 from ...core.executor import map_shards
-from .key_index import Corpus, columns_between, open_array, save_array
+from ...core.parsing import Count
+from .key_index import Corpus, columns_between, find_rows, open_pairs, save_array
 
 # The bits of a rank: 10^11 documents; all lengths beyond 67 million characters are equal.
 NUMBER_BITS, LENGTH_BITS = 37, 26
@@ -92,6 +95,7 @@ def find_survivors(
             done=folder / f"labels/{number + 1}",
             label=f"{label}, round {number + 1}",
             unit="parts",
+            kinds={"changed": Count, "receivers": list[Count]},
             **where,
         )
         changed = any(r["changed"] for r in results)
@@ -105,6 +109,8 @@ def _with_senders(reached: Sequence[Sequence[int]]) -> list[tuple[int, list[int]
     senders: list[list[int]] = [[] for _ in reached]
     for sender, receivers in enumerate(reached):
         for receiver in receivers:
+            if not receiver < len(senders):
+                raise UserError(f"part {receiver:,} is not one of {len(senders):,}; {UNFINISHED}")
             senders[receiver].append(sender)
     return list(enumerate(senders))
 
@@ -117,12 +123,14 @@ def _write_first_labels(
     item: (part, the parts with an edge from a later node to one of its nodes).
     """
     part, later_parts = item
-    nodes = np.load(folder / f"nodes/{part:05d}.npy")
+    path = folder / f"nodes/{part:05d}.npy"
+    nodes = open_pairs(path)
     low, high = corpus.document_range(part)
     paths = [folder / f"edges/{part:05d}.npy", *(folder / f"edges/{p:05d}.reverse.npy" for p in later_parts)]
     edges = columns_between(paths, low, high)
     edges = edges[:, np.argsort(edges[1], kind="stable")]
-    save_array(folder / f"labels/{part:05d}.npy", np.stack((np.searchsorted(nodes[0], edges[0]), edges[1])))
+    rows = find_rows(nodes[0], edges[0], path)
+    save_array(folder / f"labels/{part:05d}.npy", np.stack((rows, edges[1])))
     rank = document_ranks(corpus, nodes[1], new, longest)
     save_array(folder / f"labels/0/{part:05d}.npy", np.stack((rank, nodes[0].astype(np.uint64))))
     return {}
@@ -138,8 +146,10 @@ def _write_next_labels(
     """
     part, senders = item
     labels = functools.partial(read_labels, folder / "nodes", folder / f"labels/{number}", corpus)
-    before = np.load(folder / f"labels/{number}/{part:05d}.npy")
-    neighbours = open_array(folder / f"labels/{part:05d}.npy")
+    own = open_pairs(folder / f"nodes/{part:05d}.npy")[0]
+    before = _open_labels(folder / f"labels/{number}", part, len(own))
+    neighbours = open_pairs(folder / f"labels/{part:05d}.npy")
+    refuse_beyond(neighbours[0], len(own), folder / f"labels/{part:05d}.npy")
     rank, node = before.copy()
     for start in range(0, neighbours.shape[1], BLOCK_EDGES):
         places, others = neighbours[:, start : start + BLOCK_EDGES]
@@ -151,7 +161,7 @@ def _write_next_labels(
     paths = [folder / f"labels/{number}/{sender:05d}.told.npy" for sender in senders]
     received = columns_between(paths, low, high, rows=3)
     if received.shape[1]:
-        places = np.searchsorted(open_array(folder / f"nodes/{part:05d}.npy")[0], received[0])
+        places = find_rows(own, received[0], folder / f"nodes/{part:05d}.npy")
         _take_better(rank, node, places, received[1].view(np.uint64), received[2].view(np.uint64))
     save_array(folder / f"labels/{number + 1}/{part:05d}.npy", np.stack((rank, node)))
     better = np.flatnonzero(rank < before[0])
@@ -176,7 +186,11 @@ def read_labels(nodes: Path, labels: Path, corpus: Corpus, numbers: np.ndarray) 
     """uint64 (2, P): the labels (rank, node) of nodes. nodes, labels: folders of the parts' files."""
     found = np.empty((2, len(numbers)), np.uint64)
     for part, places, rows in corpus.by_part(numbers):
-        own = open_array(nodes / f"{part:05d}.npy")[0]
-        columns = np.searchsorted(own, rows + corpus.first[part])
-        found[:, places] = open_array(labels / f"{part:05d}.npy")[:, columns]
+        own = open_pairs(nodes / f"{part:05d}.npy")[0]
+        columns = find_rows(own, rows + corpus.first[part], nodes / f"{part:05d}.npy")
+        found[:, places] = _open_labels(labels, part, len(own))[:, columns]
     return found
+
+
+def _open_labels(folder: Path, part: int, nodes: int) -> np.ndarray:
+    return open_array(folder / f"{part:05d}.npy", np.uint64, (2, nodes), remedy=UNFINISHED)

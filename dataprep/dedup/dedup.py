@@ -41,8 +41,10 @@ import numpy as np
 import xxhash
 
 from ...core import manifest
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.config import UserError
 from ...core.executor import map_shards
+from ...core.parsing import Count
 from ...core.unicode import normalize
 from ...documents.reader import Document, batches
 from ...documents.shard_groups import ShardGroup
@@ -84,6 +86,7 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
         **config.where,
         label="data dedup: sign",
         sizes=sizes,
+        kinds={"documents": Count, "without_url": Count},
     )
     without_url = sum(s["without_url"] for s in signed)
     if config.method == "url" and without_url == sum(s["documents"] for s in signed) > 0:
@@ -94,7 +97,7 @@ def dedup(config: DedupConfig) -> dict[str, Any]:
         )
 
     new = [ShardKeys(keys_folder / f"{i:05d}", s["documents"]) for i, s in enumerate(signed)]
-    corpus = Corpus([*old, *new])
+    corpus = Corpus([*old, *new], "exact_rows")
     found = lsh.find_duplicates(lsh.DedupTasks(config, corpus, len(old), bands, work, sum(sizes)), shards)
     ids = functools.partial(_load_ids, corpus=corpus, num_old=len(old), folder=work / "sign")
     files = []
@@ -203,18 +206,23 @@ def _save_names(
 ) -> dict[str, int]:
     """Writes the names of a shard's documents for saved signatures. first: of each shard's documents."""
     names = ids(np.arange(first[shard], first[shard + 1]))
-    decided = np.load(decisions / f"{shard:05d}.npy")
+    decided = _open_decisions(decisions, shard)
+    refuse_beyond(decided["row"], len(names), decisions / f"{shard:05d}.npy")
     for row, name in zip(decided["row"].tolist(), ids(decided["survivor"])):
         names[row] = name
     save_strings(folder / f"{shard:05d}", "name", names)
     return {}
 
 
+def _open_decisions(folder: Path, shard: int) -> np.ndarray:
+    return open_array(folder / f"{shard:05d}.npy", lsh.DECISION, (None,), remedy=UNFINISHED)
+
+
 def _make_remover(
     shard_index: int, *, decisions: Path, ids: Callable[[np.ndarray], list[str]], copy_reason: str
 ) -> tuple[Transform, Tallies]:
     """The transform of one shard's documents. copy_reason: for documents with the exact key of another."""
-    decided = np.load(decisions / f"{shard_index:05d}.npy")
+    decided = _open_decisions(decisions, shard_index)
     survivors = ids(decided["survivor"])
     removed = {}
     for row, near, survivor, similarity in zip(

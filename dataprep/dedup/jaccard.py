@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.arrays import UNFINISHED, open_array
+from ...core.config import UserError
 from . import signatures
-from .key_index import Corpus, open_array, save_array
+from .key_index import Corpus, find_rows, save_array
 
 BLOCK_PAIRS, BLOCK_HASHES = (
     4096,
@@ -114,20 +116,28 @@ class JaccardSimilarity:
     def _set_sizes(self, numbers: np.ndarray) -> np.ndarray:
         sizes = np.empty(len(numbers), np.int64)
         for part, places, rows in self.corpus.by_part(numbers):
-            ends, chosen = self._load(part, "ends"), np.searchsorted(self._load(part, "compared"), rows)
-            sizes[places] = ends[chosen + 1] - ends[chosen]
+            starts, ends, _ = self._spans(part, rows)
+            sizes[places] = ends - starts
         return sizes
 
-    def _load(self, part: int, name: str) -> np.ndarray:
-        return open_array(self.folder / f"{part:05d}.{name}.npy")
+    def _spans(self, part: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(where the hashes of some rows of a part begin and end, the hashes of the part)."""
+        path = self.folder / f"{part:05d}.compared.npy"
+        compared = open_array(path, np.int64, (None,), remedy=UNFINISHED)
+        all_ends = open_array(path.with_suffix("").with_suffix(".ends.npy"), np.int64, (len(compared) + 1,))
+        hashes = open_array(path.with_suffix("").with_suffix(".hashes.npy"), np.uint64, (None,))
+        chosen = find_rows(compared, rows, path)
+        starts, ends = all_ends[chosen], all_ends[chosen + 1]
+        if ((starts < 0) | (starts > ends) | (ends > len(hashes))).any():
+            raise UserError(f"{path}: has n-grams that are not in the files beside it; {UNFINISHED}")
+        return starts, ends, hashes
 
     def _sets(self, numbers: np.ndarray) -> list[np.ndarray]:
         """The n-gram sets of documents of this run."""
         sets: list[np.ndarray] = [np.empty(0, np.uint64)] * len(numbers)
         for part, places, rows in self.corpus.by_part(numbers):
-            hashes, ends = self._load(part, "hashes"), self._load(part, "ends")
-            chosen = np.searchsorted(self._load(part, "compared"), rows)
-            for place, start, end in zip(places.tolist(), ends[chosen].tolist(), ends[chosen + 1].tolist()):
+            starts, ends, hashes = self._spans(part, rows)
+            for place, start, end in zip(places.tolist(), starts.tolist(), ends.tolist()):
                 sets[place] = hashes[start:end]
         return sets
 

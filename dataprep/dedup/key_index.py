@@ -10,6 +10,9 @@ Signing writes files `STEM.NAME.npy` for each shard, which make a *part* of the 
     chars        uint32 (N,): lengths of the texts, in the order of the documents
     ids, id_ends uint8 and int64 (N + 1,): their ids in UTF-8, concatenated, and where each ends
 
+Somebody else may have made the files of an unfinished run that is continued. So the headers are compared with
+what is expected, and numbers of documents and rows with the corpus, before they are used.
+
 A task reads the keys of one range from all parts, so that it has all equal keys. If a corpus has more than
 `range_keys` documents, band keys are sorted first, in groups of parts with about that many documents; a task
 then reads one slice of a file per group. The result of a task is a file sorted by document, of which each
@@ -27,10 +30,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...core import manifest
+from ...core import manifest, paths
+from ...core.arrays import UNFINISHED, beyond, open_array, refuse_beyond
+from ...core.config import UserError
 
 # If many documents have the same key, each is paired with the first and with this many that follow it.
 PAIR_WINDOW = 16
+DTYPES: dict[str, npt.DTypeLike] = {
+    "exact": np.uint64,
+    "exact_rows": np.uint32,
+    "chars": np.uint32,
+    "keys": np.uint64,
+    "rows": np.uint32,
+    "sketch": np.uint32,
+    "sketch_ends": np.int64,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +54,29 @@ class ShardKeys:
     stem: Path
     documents: int
 
-    def load(self, name: str) -> np.ndarray:
-        return open_array(Path(f"{self.stem}.{name}.npy"))
+    def path(self, name: str) -> Path:
+        return Path(f"{self.stem}.{name}.npy")
+
+    def load(self, name: str, *shape: int | None) -> np.ndarray:
+        """An array of this shape; None: any length."""
+        return open_array(self.path(name), DTYPES[name], shape, remedy=UNFINISHED)
+
+    def rows(self, name: str, count: int | None, chosen: slice) -> np.ndarray:
+        """Some values (count values in all) of an array of rows, each of which is a document of the part."""
+        found = self.load(name, count)[chosen]
+        refuse_beyond(found, self.documents, self.path(name))
+        return found
 
 
-def open_array(path: Path) -> np.ndarray:
-    """A memory-mapped array, as a plain ndarray: slices of np.memmap take ten times as long."""
-    array: np.ndarray = np.load(path, mmap_mode="r").view(np.ndarray)
-    return array
+def open_pairs(path: Path, rows: int = 2, dtype: npt.DTypeLike = np.int64) -> np.ndarray:
+    """An array (rows, N), memory-mapped."""
+    return open_array(path, dtype, (rows, None), remedy=UNFINISHED)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file; its rows are in C's order, as open_array needs them."""
     with manifest.atomic_write(path) as file:
-        np.save(file, array)
+        np.save(file, np.ascontiguousarray(array))
 
 
 def save_exact_keys(stem: Path, keys: list[bytes]) -> None:
@@ -76,15 +100,21 @@ def save_strings(stem: Path, name: str, texts: list[str]) -> None:
 
 def load_strings(stem: Path, name: str, rows: Iterable[int]) -> list[str]:
     """The strings of some rows of what `save_strings` wrote; reads only these from the file."""
-    ends = open_array(Path(f"{stem}.{name}_ends.npy"))
-    with open(f"{stem}.{name}s.npy", "rb") as file:
-        size = file.seek(0, 2)
-        start = size - int(ends[-1])  # after the header of the npy file
+    ends = open_array(f"{stem}.{name}_ends.npy", np.int64, (None,), remedy=UNFINISHED)
+    path = paths.regular(f"{stem}.{name}s.npy")
+    total = len(open_array(path, np.uint8, (None,), remedy=UNFINISHED))
+    with open(path, "rb") as file:
+        start = file.seek(0, 2) - total  # after the header of the npy file
         found = []
         for row in rows:
-            low, high = ends[row : row + 2].tolist()
-            file.seek(start + low)
-            found.append(file.read(high - low).decode("utf-8", "surrogatepass"))
+            low, high = ends[row : row + 2].tolist() if row + 1 < len(ends) else (0, -1)
+            file.seek(start + low if 0 <= low <= high <= total else start)
+            try:
+                found.append(file.read(high - low).decode("utf-8", "surrogatepass"))
+            except UnicodeDecodeError:
+                low, high = 0, -1
+            if not 0 <= low <= high <= total:
+                raise UserError(f"{path}: has no text number {row:,}; {UNFINISHED}")
     return found
 
 
@@ -92,9 +122,13 @@ class Corpus:
     """All documents of several parts, numbered in the order of the parts.
 
     first: int64 (parts + 1,), the number of the first document of each part, and the number of documents.
+    counted: an array of each part that has a value for each document.
     """
 
-    def __init__(self, parts: list[ShardKeys]):
+    def __init__(self, parts: list[ShardKeys], counted: str | None = None):
+        if counted is not None:
+            for part in parts:
+                part.load(counted, part.documents)
         self.parts = parts
         self.first = np.concatenate(([0], np.cumsum([p.documents for p in parts]))).astype(np.int64)
 
@@ -107,11 +141,16 @@ class Corpus:
 
     def parts_of(self, numbers: np.ndarray) -> list[int]:
         """The parts of documents, each once, in order."""
+        self._refuse_others(numbers)
         parts: list[int] = np.unique(np.searchsorted(self.first, numbers, side="right") - 1).tolist()
         return parts
 
     def by_part(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yields (part, indices into `numbers`, rows in the part) for each part with any of them."""
+        """Yields (part, indices into `numbers`, rows in the part) for each part with any of them.
+
+        Raises UserError for a number that is no document.
+        """
+        self._refuse_others(numbers)
         part = np.searchsorted(self.first, numbers, side="right") - 1
         order = np.argsort(part, kind="stable")
         found, starts = np.unique(part[order], return_index=True)
@@ -122,8 +161,15 @@ class Corpus:
         """The values of documents in the array `name` of their parts."""
         values = np.empty(len(numbers), dtype)
         for part, places, rows in self.by_part(numbers):
-            values[places] = self.parts[part].load(name)[rows]
+            values[places] = self.parts[part].load(name, self.parts[part].documents)[rows]
         return values
+
+    def _refuse_others(self, numbers: np.ndarray) -> None:
+        if (wrong := beyond(numbers, len(self))) is not None:
+            raise UserError(
+                f"{self.parts[0].stem.parent if self.parts else 'parts'}: document {wrong:,} is not one of"
+                f" the {len(self):,} documents; {UNFINISHED}"
+            )
 
 
 def key_ranges(documents: int, range_keys: int) -> list[tuple[int, int]]:
@@ -139,9 +185,19 @@ def columns_between(paths: Iterable[Path], low: int, high: int, rows: int = 2) -
     """
     found = [np.empty((rows, 0), np.int64)]
     for path in paths:
-        array = open_array(path)
-        found.append(array[:, slice(*np.searchsorted(array[0], (low, high)))])
+        array = open_pairs(path, rows)
+        chosen = array[:, slice(*np.searchsorted(array[0], (low, high)))]
+        refuse_beyond(chosen[0], high, path, low)
+        found.append(chosen)
     return np.concatenate(found, axis=1)
+
+
+def find_rows(column: np.ndarray, values: np.ndarray, path: Path) -> np.ndarray:
+    """The places of values in a sorted column of a file; raises UserError if one is not there."""
+    places = np.searchsorted(column, values)
+    if len(values) and (not len(column) or (column[np.minimum(places, len(column) - 1)] != values).any()):
+        raise UserError(f"{path}: has not all documents that other files name; {UNFINISHED}")
+    return places
 
 
 def unique_columns(pairs: np.ndarray) -> np.ndarray:
@@ -156,11 +212,11 @@ def exact_copies(corpus: Corpus, low: int, high: int) -> np.ndarray:
     """int64 (2, N): (copy, first document with its key), for the keys in a range, sorted by the copy."""
     keys, numbers = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int64)]
     for part, first in zip(corpus.parts, corpus.first):
-        exact = part.load("exact")
+        exact = part.load("exact", 2, part.documents)
         chosen = slice(*_key_slice(exact[0], low, high))
         has_key = exact[:, chosen].any(axis=0)
         keys.append(exact[:, chosen][:, has_key])
-        numbers.append(part.load("exact_rows")[chosen][has_key] + first)
+        numbers.append(part.rows("exact_rows", part.documents, chosen)[has_key] + first)
     key, number = np.concatenate(keys, axis=1), np.concatenate(numbers)
     # The parts are sorted, and a stable sort merges them; equal keys stay in the order of their documents.
     order = np.argsort(key[0], kind="stable")
@@ -181,10 +237,10 @@ def equal_keys(corpus: Corpus, low: int, high: int) -> np.ndarray:
     """
     keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for part, first in zip(corpus.parts, corpus.first):
-        part_keys = part.load("keys")
+        part_keys = part.load("keys", part.documents)
         chosen = slice(*_key_slice(part_keys, low, high))
         keys.append(part_keys[chosen])
-        numbers.append(part.load("rows")[chosen] + first)
+        numbers.append(part.rows("rows", part.documents, chosen) + first)
     key, number = np.concatenate(keys), np.concatenate(numbers)
     order = np.argsort(key, kind="stable")  # the parts are sorted, which a stable sort is fast at
     found: np.ndarray = np.sort(number[order[_has_equal_neighbour(key[order])]])
@@ -281,10 +337,11 @@ class BandSearch:
         """(keys, document numbers in ascending order) of the documents of a group, without the copies."""
         keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for part in self.groups[group]:
-            documents = self.corpus.parts[part].load("rows") + self.corpus.first[part]
-            copies = open_array(self.copies[part])[0]
+            rows = self.corpus.parts[part].rows("rows", None, slice(None))
+            documents = rows + self.corpus.first[part]
+            copies = open_pairs(self.copies[part])[0]
             keep = ~np.isin(documents, copies, assume_unique=True)
-            keys.append(self.corpus.parts[part].load("keys")[band][keep])
+            keys.append(self.corpus.parts[part].load("keys", self.bands, len(rows))[band][keep])
             numbers.append(documents[keep])
         return np.concatenate(keys), np.concatenate(numbers)
 
@@ -292,7 +349,7 @@ class BandSearch:
         """(keys, document numbers) of the keys in [low, high) of one band, from the files of `sort`."""
         found = []
         for group in range(len(self.groups)):
-            array = open_array(self._sorted_path(group, band))
+            array = open_pairs(self._sorted_path(group, band), dtype=np.uint64)
             found.append(array[:, slice(*_key_slice(array[0], low, high))])
         keys, numbers = np.concatenate(found, axis=1)
         return keys, numbers.view(np.int64)

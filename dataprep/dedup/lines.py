@@ -25,6 +25,7 @@ import numpy as np
 
 from ...core.config import check, configuration, option
 from ...core.executor import map_shards
+from ...core.parsing import Count
 from ...core.unicode import normalize
 from ...documents.reader import Document
 from ...documents.shard_groups import ShardGroup
@@ -76,8 +77,10 @@ def dedup_lines(config: DedupLinesConfig) -> dict[str, Any]:
         **config.where,
         label=f"{run.verb}: sign",
         sizes=[s.bytes for s in shards],
+        kinds={"lines": Count},
     )
-    corpus = Corpus([ShardKeys(work / "sign" / f"{i:05d}", s["lines"]) for i, s in enumerate(signed)])
+    parts = [ShardKeys(work / "sign" / f"{i:05d}", s["lines"]) for i, s in enumerate(signed)]
+    corpus = Corpus(parts, "exact_rows")
     ranges = key_ranges(len(corpus), config.range_keys)
     found = work / f"search/{len(ranges)}"  # a rerun with other ranges finds the same lines, in other files
     search = functools.partial(_search, corpus=corpus, folder=found)

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.executor import map_shards
+from ...core.parsing import Count
 from ...core.unicode import normalize
 from ...documents.reader import batches
 from ...documents.shard_groups import ShardGroup
@@ -35,7 +37,7 @@ from .key_index import (
     columns_between,
     exact_copies,
     key_ranges,
-    open_array,
+    open_pairs,
     save_array,
     unique_columns,
 )
@@ -88,7 +90,13 @@ def find_duplicates(tasks: DedupTasks, shards: list[ShardGroup]) -> dict[str, in
     )
     on_text = where if sum(sizes) > ONE_PROCESS_BYTES else on_keys
     gathered = map_shards(
-        tasks.gather, texts, done=work / "pairs", **on_text, label="data dedup: gather", sizes=sizes
+        tasks.gather,
+        texts,
+        done=work / "pairs",
+        **on_text,
+        label="data dedup: gather",
+        sizes=sizes,
+        kinds={"pairs": Count},
     )
     candidates = sum(g["pairs"] for g in gathered)
     on_pairs = where if candidates > ONE_PROCESS_PAIRS else on_keys
@@ -99,6 +107,7 @@ def find_duplicates(tasks: DedupTasks, shards: list[ShardGroup]) -> dict[str, in
         **on_pairs,
         label="data dedup: verify",
         unit="parts",
+        kinds={"near": Count, "reached": list[Count]},
     )
     labels = components.find_survivors(
         work / "clusters",
@@ -116,6 +125,7 @@ def find_duplicates(tasks: DedupTasks, shards: list[ShardGroup]) -> dict[str, in
         **on_pairs,
         label="data dedup: decide",
         unit="parts",
+        kinds={"clusters": Count},
     )
     return {
         "clusters": sum(d["clusters"] for d in decided),
@@ -202,7 +212,7 @@ class DedupTasks:
         save_array(self._path("pairs", part), pairs)
         earlier = columns_between(band_search.paths("earlier"), low, high, rows=1)[0]
         compared = np.unique(np.concatenate((pairs[0], earlier)))
-        leaders = np.load(self._path("copies", part, ".leaders"))
+        leaders = open_pairs(self._path("copies", part, ".leaders"))
         nodes = np.union1d(compared, leaders[0])
         best = nodes.copy()
         best[np.searchsorted(nodes, leaders[0])] = leaders[1]
@@ -232,7 +242,7 @@ class DedupTasks:
 
         Returns their number, and the parts of the earlier documents.
         """
-        pairs = np.load(self._path("pairs", part))
+        pairs = open_pairs(self._path("pairs", part))
         if self.config.verify:
             pairs = pairs[:, self.similarity(*pairs) >= self.config.threshold]
         save_array(self._path("clusters/edges", part), pairs)
@@ -246,15 +256,18 @@ class DedupTasks:
 
         labels: the folder of the last labels.
         """
-        nodes = np.load(self._path("clusters/nodes", part))[0]
-        rank, node = np.load(labels / f"{part:05d}.npy")
-        leaders = np.load(self._path("copies", part, ".leaders"))[0]
+        nodes = open_pairs(self._path("clusters/nodes", part))[0]
+        last = labels / f"{part:05d}.npy"
+        rank, node = open_array(last, np.uint64, (2, len(nodes)), remedy=UNFINISHED)
+        leaders = open_pairs(self._path("copies", part, ".leaders"))[0]
         joined = np.isin(nodes, leaders)
-        joined[open_array(self.folder / f"clusters/labels/{part:05d}.npy")[0]] = True
+        neighbours = self.folder / f"clusters/labels/{part:05d}.npy"
+        refuse_beyond(rows := open_pairs(neighbours)[0], len(nodes), neighbours)
+        joined[rows] = True
         count = int((joined & (node.astype(np.int64) == nodes)).sum())
         if part < self.num_old:
             return {"clusters": count}
-        copies, originals = np.load(self._path("copies", part))
+        copies, originals = open_pairs(self._path("copies", part))
         rank_of_copies, node_of_copies = components.read_labels(
             self.folder / "clusters/nodes", labels, self.corpus, originals
         )

@@ -35,14 +35,16 @@ from typing import Any
 
 import numpy as np
 
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.config import UserError
-from ...core.executor import map_shards
+from ...core.executor import map_shards, once
 from ...core.extras import needs_package
+from ...core.parsing import Count
 from ...documents.reader import Document
 from ...documents.shard_groups import ShardGroup
 from ..programs import run_program
 from .config import DedupConfig
-from .key_index import Corpus, ShardKeys, open_array, save_array, save_strings
+from .key_index import Corpus, ShardKeys, save_array, save_strings
 from .lsh import DECISION
 
 CLUSTER_ROWS = 4096  # documents in a cluster, on average, unless the number of clusters is given
@@ -65,14 +67,19 @@ def find_semantic(
         done=work / "vectors",
         label="data dedup: embed",
         sizes=sizes,
+        kinds={"documents": Count},
     )
-    corpus = Corpus([ShardKeys(work / f"sign/{i:05d}", e["documents"]) for i, e in enumerate(embedded)])
+    parts = [ShardKeys(work / f"sign/{i:05d}", e["documents"]) for i, e in enumerate(embedded)]
+    corpus = Corpus(parts, "chars")
     clusters = min(config.num_clusters or -(-len(corpus) // CLUSTER_ROWS), max(1, len(corpus)))
-    if not (work / "centroids.npy").exists():
+
+    def train() -> None:
         save_array(work / "centroids.npy", train_centroids(_sample(corpus, work, clusters), clusters))
+
+    once(train, work, "centroids")
     indices = list(range(len(shards)))
     run(functools.partial(_assign, work=work), indices, done=work / "clusters", label="data dedup: assign")
-    ranges = _cluster_ranges(work, len(shards), clusters)
+    ranges = _cluster_ranges(work, corpus, clusters)
     run(
         functools.partial(_compare, work=work, corpus=corpus, config=config),
         list(enumerate(ranges)),
@@ -141,7 +148,12 @@ def _sample(corpus: Corpus, work: Path, clusters: int) -> np.ndarray:
     """Vectors at equal distances, float32, TRAINING_ROWS for each cluster or all."""
     count = min(len(corpus), TRAINING_ROWS * clusters)
     numbers = np.arange(count) * len(corpus) // max(1, count)
-    found = [open_array(work / f"vectors/{part:05d}.npy")[rows] for part, _, rows in corpus.by_part(numbers)]
+    found = [
+        _open_vectors(work, part, corpus.parts[part].documents)[rows]
+        for part, _, rows in corpus.by_part(numbers)
+    ]
+    if len({vectors.shape[1] for vectors in found}) > 1:
+        raise UserError(f"{work / 'vectors'}: vectors of several lengths; {UNFINISHED}")
     return unit_rows(np.concatenate(found)) if found else np.empty((0, 1), np.float32)
 
 
@@ -171,25 +183,49 @@ def train_centroids(sample: np.ndarray, clusters: int) -> np.ndarray:
 
 def _assign(index: int, *, work: Path) -> dict[str, int]:
     """Writes a shard's vectors sorted by cluster."""
-    vectors, centroids = open_array(work / f"vectors/{index:05d}.npy"), np.load(work / "centroids.npy")
+    chars = open_array(work / f"sign/{index:05d}.chars.npy", np.uint32, (None,), remedy=UNFINISHED)
+    vectors = _open_vectors(work, index, len(chars))
+    shape = (None, vectors.shape[1] if len(vectors) else None)
+    centroids = open_array(work / "centroids.npy", np.float32, shape, remedy=UNFINISHED)
     cluster, cosine = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), BLOCK):
         cosines = unit_rows(vectors[start : start + BLOCK]) @ centroids.T
         cluster[start : start + BLOCK] = cosines.argmax(1)
         cosine[start : start + BLOCK] = cosines.max(1)
     order = np.argsort(cluster, kind="stable")
-    chars = np.load(work / f"sign/{index:05d}.chars.npy")
     columns = {"cluster": cluster, "row": np.arange(len(order), dtype=np.uint32), "vector": vectors}
     for name, column in (columns | {"chars": chars, "cosine": cosine}).items():
         save_array(work / f"clusters/{index:05d}.{name}.npy", column[order])
     return {}
 
 
-def _cluster_ranges(work: Path, shards: int, clusters: int) -> list[tuple[int, int]]:
+def _open_vectors(work: Path, part: int, documents: int) -> np.ndarray:
+    """The vectors of a part: float16 (documents, D)."""
+    return open_array(work / f"vectors/{part:05d}.npy", np.float16, (documents, None), remedy=UNFINISHED)
+
+
+# {name: dtype} of the columns of a part that are sorted by cluster
+COLUMNS = {
+    "cluster": np.int32,
+    "row": np.uint32,
+    "vector": np.float16,
+    "chars": np.uint32,
+    "cosine": np.float32,
+}
+
+
+def _open_column(work: Path, part: int, name: str, documents: int) -> np.ndarray:
+    shape = (documents, None) if name == "vector" else (documents,)
+    return open_array(work / f"clusters/{part:05d}.{name}.npy", COLUMNS[name], shape, remedy=UNFINISHED)
+
+
+def _cluster_ranges(work: Path, corpus: Corpus, clusters: int) -> list[tuple[int, int]]:
     """[first, end) of clusters with at most RANGE_ROWS documents together, or of one cluster."""
     sizes = np.zeros(clusters, np.int64)
-    for index in range(shards):
-        sizes += np.bincount(open_array(work / f"clusters/{index:05d}.cluster.npy"), minlength=clusters)
+    for index, part in enumerate(corpus.parts):
+        found = _open_column(work, index, "cluster", part.documents)
+        refuse_beyond(found, clusters, work / f"clusters/{index:05d}.cluster.npy")
+        sizes += np.bincount(found, minlength=clusters)
     edges, total = [0], 0
     for cluster, size in enumerate(sizes.tolist()):
         if total and total + size > RANGE_ROWS:
@@ -204,19 +240,21 @@ def _compare(
 ) -> dict[str, int]:
     """Writes the documents removed in a range of clusters, sorted."""
     number, (low, high) = item
-    names = ("cluster", "row", "vector", "chars", "cosine")
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     documents = []
-    for index in range(len(corpus.parts)):
-        arrays = {name: open_array(work / f"clusters/{index:05d}.{name}.npy") for name in names}
+    for index, part in enumerate(corpus.parts):
+        arrays = {name: _open_column(work, index, name, part.documents) for name in COLUMNS}
         chosen = slice(*np.searchsorted(arrays["cluster"], (low, high)))
         if chosen.start == chosen.stop:
             continue
-        for name in names:
+        refuse_beyond(arrays["row"][chosen], part.documents, work / f"clusters/{index:05d}.row.npy")
+        for name in COLUMNS:
             columns[name].append(arrays[name][chosen])
         documents.append(columns["row"][-1] + corpus.first[index])
     found = [np.empty(0, FOUND)]
     if documents:
+        if len({vectors.shape[1] for vectors in columns["vector"]}) > 1:
+            raise UserError(f"{work / 'clusters'}: vectors of several lengths; {UNFINISHED}")
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         every = np.concatenate(documents)
         order = np.lexsort((every, _preference(joined, config), joined["cluster"]))
@@ -276,8 +314,10 @@ def _decide(index: int, *, work: Path, corpus: Corpus, ranges: int) -> dict[str,
     low, high = corpus.document_range(index)
     parts = []
     for number in range(ranges):
-        found = open_array(work / f"found/{number:05d}.npy")
+        path = work / f"found/{number:05d}.npy"
+        found = open_array(path, FOUND, (None,), remedy=UNFINISHED)
         parts.append(found[slice(*np.searchsorted(found["document"], (low, high)))])
+        refuse_beyond(parts[-1]["document"], high, path, low)
     lines = np.sort(np.concatenate(parts), order="document")
     decided = np.zeros(len(lines), DECISION)
     decided["row"], decided["survivor"] = lines["document"] - low, lines["survivor"]

@@ -167,7 +167,7 @@ def _checked_part(stem: Path) -> ShardKeys:
 
 def saved_sketches(part: ShardKeys) -> Callable[[int], np.ndarray]:
     """A function from a row of a part to its sketch."""
-    values, ends = part.load("sketch"), part.load("sketch_ends")
+    values, ends = part.load("sketch", None), part.load("sketch_ends", None)
     return lambda row: np.asarray(values[slice(*ends[row : row + 2])])
 
 

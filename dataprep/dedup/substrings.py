@@ -29,8 +29,10 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from ...core.config import check, configuration, option
+from ...core.arrays import UNFINISHED, open_array
+from ...core.config import UserError, check, configuration, option
 from ...core.executor import map_shards
+from ...core.parsing import Count
 from ...core.unicode import normalize
 from ...documents.reader import Document, batches
 from ...documents.shard_groups import ShardGroup
@@ -45,7 +47,6 @@ from .key_index import (
     equal_keys,
     exact_copies,
     key_ranges,
-    open_array,
     save_array,
     save_sorted_keys,
 )
@@ -80,7 +81,9 @@ def dedup_substrings(config: DedupSubstringsConfig) -> dict[str, Any]:
     def on_shards(task: Any, name: str) -> list[dict[str, int]]:
         task = functools.partial(task, config=config, folder=work)
         label = f"{run.verb}: {name}"
-        return map_shards(task, items, done=work / name, **config.where, label=label, sizes=sizes)
+        return map_shards(
+            task, items, done=work / name, **config.where, label=label, sizes=sizes, kinds={name: Count}
+        )
 
     def on_ranges(task: Any, name: str, corpus: Corpus) -> list[Path]:
         ranges = key_ranges(len(corpus), config.range_keys)
@@ -91,11 +94,11 @@ def dedup_substrings(config: DedupSubstringsConfig) -> dict[str, Any]:
         return [folder / f"{number:05d}.npy" for number in range(len(ranges))]
 
     counts = [done["anchors"] for done in on_shards(_write_anchors, "anchors")]
-    corpus = Corpus([ShardKeys(work / f"anchors/{i:05d}", n) for i, n in enumerate(counts)])
+    corpus = Corpus([ShardKeys(work / f"anchors/{i:05d}", n) for i, n in enumerate(counts)], "rows")
     repeated = on_ranges(_write_repeated_anchors, "repeated", corpus)
     write_windows = functools.partial(_write_windows, repeated=repeated, first=corpus.first)
     counts = [done["windows"] for done in on_shards(write_windows, "windows")]
-    corpus = Corpus([ShardKeys(work / f"windows/{i:05d}", n) for i, n in enumerate(counts)])
+    corpus = Corpus([ShardKeys(work / f"windows/{i:05d}", n) for i, n in enumerate(counts)], "exact_rows")
     copies = on_ranges(functools.partial(_write_copies, keep=config.keep), "copies", corpus)
     make = functools.partial(_make_cutter, config, work, copies, corpus.first)
     return stage.map_documents_with_log(run, config, shards, make)
@@ -187,19 +190,26 @@ def _make_cutter(
     low, high = int(first[shard_index]), int(first[shard_index + 1])
     stem = folder / f"windows/{shard_index:05d}"
     chosen = np.sort(columns_between(copies, low, high, rows=1)[0]) - low
-    starts = open_array(Path(f"{stem}.starts.npy"))[chosen]  # tokens, in ascending order
-    documents = np.load(f"{stem}.documents.npy")
+    starts = open_array(f"{stem}.starts.npy", np.int64, (high - low,), remedy=UNFINISHED)[chosen]  # tokens
+    documents = open_array(f"{stem}.documents.npy", np.int64, (None,), remedy=UNFINISHED)
+    if any((values[1:] < values[:-1]).any() for values in (starts, documents)):
+        raise UserError(f"{stem}.*.npy: are not in ascending order; {UNFINISHED}")
     bounds = np.searchsorted(starts, documents)  # of each document's windows in `starts`
     counts: Counter[str] = Counter()
     row = -1
+    wrong = UserError(f"{stem}.*.npy: are of other documents than the input has; {UNFINISHED}")
 
     def change(document: Document) -> Document | Removed:
         nonlocal row
         row += 1
+        if row + 1 >= len(bounds):
+            raise wrong
         if bounds[row] == bounds[row + 1]:
             return document
         spans = merge_windows(starts[bounds[row] : bounds[row + 1]] - documents[row], config.min_tokens)
         text, token_spans = text_with_tokens(document.text, int(documents[row + 1] - documents[row]))
+        if spans[0][0] < 0 or spans[-1][1] > token_spans.shape[1]:
+            raise wrong
         cut = sum(end - start for start, end in spans)
         counts.update(documents=1, spans=len(spans), tokens=cut)
         if cut == token_spans.shape[1]:

@@ -22,11 +22,12 @@ from ...core import manifest
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
 from ...core.extras import needs_package
+from ...core.parsing import Count
 from ...documents import files, folders, html, html_encoding
 from ...documents.reader import Document
 from ...documents.rejects import Reject
 from ...documents.writer import Writer
-from ..stage import STEMS, RejectLog, Removed, finish
+from ..stage import SHARD_RESULT, STEMS, RejectLog, Removed, finish, no_row_is_lost
 from . import docstrings, url_filter, warc, wikipedia, wikitext
 
 SHARD_FILES = 256  # Python files in a shard
@@ -184,6 +185,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         **config.where,
         label="data extract",
         sizes=sizes,
+        kinds={**SHARD_RESULT, "dropped": dict[str, Count]},
+        agrees=no_row_is_lost,
     )
     sealed = finish(run, results, versions=versions, **dropped_of(results))
     shutil.rmtree(run.output / "work", ignore_errors=True)

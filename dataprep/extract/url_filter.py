@@ -32,6 +32,7 @@ import numpy as np
 import xxhash
 
 from ...core import manifest
+from ...core.arrays import UNFINISHED, open_array
 from ...core.config import UserError, shown
 from ...core.unicode import without_mark
 from ...documents import files
@@ -256,7 +257,7 @@ def _entries_of(path: str, first: int, lines: files.Lines) -> Iterator[tuple[int
 @functools.cache
 def _load(path: str) -> np.ndarray:
     """The hashes in a file, as one copy for all processes of a machine."""
-    return np.asarray(np.load(path, mmap_mode="r"))
+    return open_array(path, np.uint64, (None,), remedy=UNFINISHED)
 
 
 def _any_in(hashes: np.ndarray, names: Iterable[str]) -> bool:

@@ -33,11 +33,13 @@ import numpy as np
 import xxhash
 
 from ...core import manifest
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
+from ...core.parsing import Count
 from ...core.unicode import without_mark
 from ...documents import charsets, files, folders
-from ..stage import finish
+from ..stage import SHARD_RESULT, finish, no_row_is_lost
 
 LISTS = Path(__file__).parent / "lists"
 REASONS = ("kept", "domain", "extension", "too_short", "malformed", "duplicate")  # indexed by ROW's code
@@ -101,11 +103,18 @@ def urls(config: UrlsConfig) -> dict[str, Any]:
             **config.where,
             label="data urls",
             sizes=[end - start for _, (_, start, end) in shards],
+            kinds={"rows": Count},
         )
         _mark_duplicates(work, [result["rows"] for result in classified])
         write = functools.partial(_write_shard, work=work, root=run.output)
         written = map_shards(
-            write, shards, done=run.output / "parts/written", **config.where, label="data urls"
+            write,
+            shards,
+            done=run.output / "parts/written",
+            **config.where,
+            label="data urls",
+            kinds=SHARD_RESULT,
+            agrees=no_row_is_lost,
         )
         sealed = finish(run, written)
     shutil.rmtree(work, ignore_errors=True)
@@ -286,7 +295,7 @@ def _mark_duplicates(work: Path, rows: list[int]) -> None:
     for partition in range(num_partitions):
         hashes, row_numbers = [], []
         for index, start in enumerate(starts[:-1]):
-            table = np.load(work / f"{index:05d}.npy", mmap_mode="r")
+            table = _open_rows(work, index, rows[index])
             in_partition = table["hash"] % np.uint64(num_partitions) == partition
             chosen = np.flatnonzero((table["code"] == KEPT) & in_partition)
             hashes.append(table["hash"][chosen])
@@ -297,6 +306,14 @@ def _mark_duplicates(work: Path, rows: list[int]) -> None:
     for index, of_partitions in enumerate(duplicates):
         with manifest.atomic_write(work / f"{index:05d}.duplicates.npy") as file:
             np.save(file, np.sort(np.concatenate(of_partitions)))
+
+
+def _open_rows(work: Path, index: int, count: int | None = None) -> np.ndarray:
+    """The ROWs of a shard's URLs."""
+    path = work / f"{index:05d}.npy"
+    table = open_array(path, ROW, (count,), remedy=UNFINISHED)
+    refuse_beyond(table["code"], len(REASONS), path)
+    return table
 
 
 def _repeated(hashes: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
@@ -319,12 +336,17 @@ def _repeated(hashes: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
 def _write_shard(item: tuple[int, FileRange], *, work: Path, root: Path) -> dict[str, Any]:
     """Writes a shard's kept URLs and its removed/ file; returns its counts, for stage.finish."""
     index, file_range = item
-    codes = np.array(np.load(work / f"{index:05d}.npy")["code"])
-    codes[np.load(work / f"{index:05d}.duplicates.npy")] = DUPLICATE
+    codes = np.array(_open_rows(work, index)["code"])
+    path = work / f"{index:05d}.duplicates.npy"
+    duplicates = open_array(path, np.int64, (None,), remedy=UNFINISHED)
+    refuse_beyond(duplicates, len(codes), path)
+    codes[duplicates] = DUPLICATE
     kept_path, removed_path = root / f"{index:05d}.txt", root / "removed" / f"{index:05d}.jsonl"
     text_bytes_in = text_bytes = 0
     with manifest.atomic_write(kept_path) as kept, manifest.atomic_write(removed_path, "w") as log:
-        for line, code in zip(_lines(file_range), codes.tolist(), strict=True):
+        for line, code in itertools.zip_longest(_lines(file_range), codes.tolist()):
+            if line is None or code is None:
+                raise UserError(f"{work / f'{index:05d}.npy'}: is of other URLs than the input; {UNFINISHED}")
             text_bytes_in += len(line)
             if code == KEPT:
                 kept.write(line + b"\n")

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...core import manifest
+from ...core.arrays import UNFINISHED, open_array
 from ...core.config import Failure, UserError, check, configuration, option
 from ...core.executor import map_shards
 from ...documents.reader import Document, batches
@@ -282,7 +283,8 @@ def _bucket_limits(files: list[Path], num_buckets: int) -> list[float]:
 
 def _stored_scores(folder: str, shard_index: int) -> Callable[[Document], float]:
     """Gives the scores of a shard's documents, in order."""
-    scores = iter(np.load(Path(folder) / f"{shard_index:05d}.npy").tolist())
+    path = Path(folder) / f"{shard_index:05d}.npy"
+    scores = iter(open_array(path, np.float64, (None,), remedy=UNFINISHED).tolist())
 
     def next_score(document: Document) -> float:
         score: float | None = next(scores, None)

@@ -103,7 +103,7 @@ def clean(config: CleanConfig) -> dict[str, Any]:
     make = functools.partial(_make_cleaner, config.rules, config.lang, tokenizer, rules.own)
     advice = functools.partial(_advice, config.rules, config.lang)
     manifest = stage.map_documents(run, config, shards, make, advice=advice)
-    if others := manifest["other_languages"]:
+    if others := manifest.get("other_languages"):
         counted = ", ".join(f"{code} {count:,}" for code, count in sorted(others.items()))
         print(
             f"mt: no thresholds are known for these languages, so general ones were used, without stop words:"

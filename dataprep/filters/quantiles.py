@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.arrays import UNFINISHED, open_array
+
 BITS, DIGITS = 16, 4
 BLOCK = 1 << 20  # numbers in memory
 SIGN = np.uint64(1 << 63)
@@ -19,7 +21,7 @@ SIGN = np.uint64(1 << 63)
 def blocks(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     """The numbers of .npy files, float64, in pieces, without those that are NaN."""
     for path in paths:
-        values = np.load(path, mmap_mode="r")
+        values = open_array(path, np.float64, (None,), remedy=UNFINISHED)
         for start in range(0, len(values), BLOCK):
             block = np.asarray(values[start : start + BLOCK])
             yield block[~np.isnan(block)]

@@ -32,9 +32,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ...core import manifest
+from ...core import manifest, paths
+from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
+from ...core.parsing import Count
 from ...core.progress import progress
 from ...documents import shard_groups, sharding
 from ...documents.shard_groups import ShardGroup
@@ -46,6 +48,7 @@ GOOD, BAD = "good", "bad"
 LABELS = (GOOD, BAD)
 END_OF_LINE = b"</s>"
 MAX_ROWS = 2**31 - 1
+MOST_DIGITS = 18  # of the count of a word
 OPEN_FILES = 256  # that are merged at a time
 KEPT, HELD_OUT = "training", "held_out"  # the names of a shard's files
 
@@ -117,8 +120,14 @@ def train_classifier(config: TrainClassifierConfig) -> dict[str, Any]:
     sizes = [shard.bytes for _, shard in shards]
     where = {**config.where, "sizes": sizes}
     read = functools.partial(_read_shard, config=config)
+    kinds = dict.fromkeys((KEPT, HELD_OUT, "rejected"), Count)
     results = map_shards(
-        read, list(enumerate(shards)), done=parts / "read", label="train-classifier: reading", **where
+        read,
+        list(enumerate(shards)),
+        done=parts / "read",
+        label="train-classifier: reading",
+        kinds=kinds,
+        **where,
     )
     counts = _document_counts(shards, results)
     for label, name in itertools.product(LABELS, (KEPT, HELD_OUT)):
@@ -135,7 +144,13 @@ def train_classifier(config: TrainClassifierConfig) -> dict[str, Any]:
         score, list(range(len(shards))), done=parts / "scored", label="train-classifier: judging", **where
     )
     scores = [
-        np.concatenate([np.load(parts / f"{i:05d}.npy") for i in range(len(shards)) if shards[i][0] == label])
+        np.concatenate(
+            [
+                open_array(parts / f"{i:05d}.npy", np.float32, (results[i][HELD_OUT],), remedy=UNFINISHED)
+                for i in range(len(shards))
+                if shards[i][0] == label
+            ]
+        )
         for label in range(2)
     ]
     outputs = [{**manifest.record(model, run.output), "documents": False}]
@@ -204,8 +219,8 @@ def _read_shard(item: tuple[int, tuple[int, ShardGroup]], *, config: TrainClassi
             if name == KEPT:
                 words.update(_words(raw))
     for name in (KEPT, HELD_OUT):
-        with manifest.atomic_write(_part(parts, index, f"{name}.ends")) as file:
-            file.write(np.array(ends[name], np.int64).tobytes())
+        with manifest.atomic_write(_part(parts, index, f"{name}.ends.npy")) as file:
+            np.save(file, np.array(ends[name], np.int64))
     with manifest.atomic_write(_part(parts, index, "words")) as file:
         file.writelines(b"%s %d\n" % pair for pair in sorted(words.items()))
     return {KEPT: len(ends[KEPT]), HELD_OUT: len(ends[HELD_OUT]), "rejected": unreadable.count}
@@ -259,15 +274,15 @@ def without_crowded(words: list[bytes], counts: np.ndarray) -> tuple[list[bytes]
     return words, counts
 
 
-def _merged(paths: list[Path]) -> list[Path]:
+def _merged(counted: list[Path]) -> list[Path]:
     """At most OPEN_FILES sorted files, of which the first are merged until there are so few."""
-    while len(paths) > OPEN_FILES:
-        first, paths = paths[:OPEN_FILES], paths[OPEN_FILES:]
+    while len(counted) > OPEN_FILES:
+        first, counted = counted[:OPEN_FILES], counted[OPEN_FILES:]
         whole = first[0].with_name(f"{first[0].name}+")
-        with open(whole, "wb") as file:
+        with paths.create(whole) as file:
             file.writelines(b"%s %d\n" % pair for pair in _totals(first))
-        paths.append(whole)
-    return paths
+        counted.append(whole)
+    return counted
 
 
 def _totals(paths: Iterable[Path]) -> Iterator[tuple[bytes, int]]:
@@ -278,10 +293,23 @@ def _totals(paths: Iterable[Path]) -> Iterator[tuple[bytes, int]]:
 
 
 def _read_counts(path: Path) -> Iterator[tuple[bytes, int]]:
-    with open(path, "rb") as lines:
+    with open(paths.regular(path), "rb") as lines:
         for line in lines:
-            word, _, count = line.rpartition(b" ")
+            word, _, count = line.rstrip(b"\n").rpartition(b" ")
+            if not (count.isdigit() and len(count) <= MOST_DIGITS):
+                raise UserError(f"{path}: has a line that is not a word and its count; {UNFINISHED}")
             yield word, int(count)
+
+
+def _ends(parts: str | Path, index: int, name: str) -> np.ndarray:
+    """Where each text of a file of `_read_shard` ends, int64 (N,)."""
+    path = _part(parts, index, f"{name}.ends.npy")
+    ends = open_array(path, np.int64, (None,), remedy=UNFINISHED)
+    size = paths.regular(_part(parts, index, name)).stat().st_size
+    refuse_beyond(ends, size + 1, path)
+    if (ends[1:] < ends[:-1]).any() or (ends[-1] if len(ends) else 0) != size:
+        raise UserError(f"{path}: is of other texts than {_part(parts, index, name)}; {UNFINISHED}")
+    return ends
 
 
 def _train(config: TrainClassifierConfig, parts: Path, labels: list[int], path: Path) -> None:
@@ -294,13 +322,18 @@ def _train(config: TrainClassifierConfig, parts: Path, labels: list[int], path: 
         )
     )
     whole, ends_path, labels_path = (parts / name for name in ("texts", "texts.ends", "texts.labels"))
-    with open(whole, "wb") as texts, open(ends_path, "wb") as all_ends, open(labels_path, "wb") as all_labels:
+    with (
+        paths.create(whole) as texts,
+        paths.create(ends_path) as all_ends,
+        paths.create(labels_path) as all_labels,
+    ):
         for index, label in enumerate(labels):
-            ends = np.fromfile(_part(parts, index, f"{KEPT}.ends"), np.int64) + texts.tell()
+            ends = _ends(parts, index, KEPT) + texts.tell()
             all_ends.write(ends.tobytes())
             all_labels.write(bytes([label]) * len(ends))
             with open(_part(parts, index, KEPT), "rb") as source:
                 shutil.copyfileobj(source, texts, 1 << 20)
+    # files that this process has just made
     ends = np.memmap(ends_path, np.int64, "r")
     data = np.memmap(whole, np.uint8, "r") if whole.stat().st_size else np.empty(0, np.uint8)
     text = TrainingText(data, ends, np.memmap(labels_path, np.uint8, "r"))
@@ -333,9 +366,9 @@ def _score_shard(index: int, *, parts: str, model: str) -> dict[str, int]:
 
     classifier = FastTextModel.load(model)
     column = classifier.labels.index(GOOD)
+    ends = _ends(parts, index, HELD_OUT).tolist()
     raw = _part(parts, index, HELD_OUT).read_bytes()
-    ends = np.fromfile(_part(parts, index, f"{HELD_OUT}.ends"), np.int64).tolist()
-    texts = [raw[a:b].decode() for a, b in itertools.pairwise([0, *ends])]
+    texts = [raw[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise([0, *ends])]
     scores = classifier.label_probabilities(texts, column).astype(np.float32)
     with manifest.atomic_write(Path(parts) / f"{index:05d}.npy") as file:
         np.save(file, scores)

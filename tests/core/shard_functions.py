@@ -7,12 +7,20 @@ from pathlib import Path
 
 from mt.core.config import UserError
 from mt.core.executor import _begun, working_on
+from mt.core.manifest import atomic_write
 
 
 def square(item):
     folder, number = item
     (Path(folder) / f"ran-{number}").touch()
     return {"value": number * number}
+
+
+def write_square(item):
+    folder, number = item
+    with atomic_write(Path(folder) / f"{number}.txt", "w") as file:
+        file.write(str(number * number))
+    return square(item)
 
 
 def die(item):

@@ -1,17 +1,29 @@
 """Work over shards: order, resuming, dead workers, and Ray."""
 
 import itertools
+import json
+import os
 import socket
 import subprocess
 import sys
 
 import pytest
 
+from mt.core import executor
 from mt.core.config import Failure, UserError
-from mt.core.executor import map_shards, working_on
+from mt.core.executor import map_shards, once, working_on
+from mt.core.parsing import Count
 from mt.dataprep.stats import StatsConfig
 from mt.tests.core import shard_functions
-from mt.tests.core.shard_functions import die, die_on_ray, refuse, refuse_in_a_worker, show_progress, square
+from mt.tests.core.shard_functions import (
+    die,
+    die_on_ray,
+    refuse,
+    refuse_in_a_worker,
+    show_progress,
+    square,
+    write_square,
+)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -24,6 +36,81 @@ def test_results_are_in_the_order_of_the_shards_and_finished_shards_are_not_repe
         ran.unlink()
     assert map_shards(square, shards, done=tmp_path / "parts", workers=workers, label="x") == first
     assert [p.name for p in tmp_path.glob("ran-*")] == ["ran-3"]
+
+
+def _set(marker, **changes):
+    saved = json.loads(marker.read_text()) | changes
+    saved["xxh3"] = executor._digest(saved)
+    marker.write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "a file has other bytes": lambda out, marker: (out / "1.txt").write_text("7"),
+        "a file is longer": lambda out, marker: (out / "1.txt").write_text("11"),
+        "a file is missing": lambda out, marker: (out / "1.txt").unlink(),
+        "the result has changed": lambda out, marker: marker.write_text(
+            marker.read_text().replace('"value": 1', '"value": 2')
+        ),
+        "the result is of another type": lambda out, marker: _set(marker, result={"value": -1}),
+        "the result lacks a key": lambda out, marker: _set(marker, result={}),
+        "the result does not agree": lambda out, marker: _set(marker, result={"value": 2}),
+        "a name leads to a device": lambda out, marker: _set(
+            marker, files=[{"name": "../../../../../dev/zero", "bytes": 0, "mtime_ns": 0, "xxh3": ""}]
+        ),
+        "it is a folder": lambda out, marker: (marker.unlink(), marker.mkdir()),
+        "it is no JSON": lambda out, marker: marker.write_text("{"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_finished_shard_that_has_changed_is_worked_on_again(tmp_path, capsys, workers, damage):
+    out, shards = tmp_path / "out", [(str(tmp_path / "out"), n) for n in range(3)]
+    out.mkdir()
+    run = lambda: map_shards(
+        write_square,
+        shards,
+        done=tmp_path / "parts",
+        workers=workers,
+        label="x",
+        kinds={"value": Count},
+        agrees=lambda result: result["value"] != 2,
+    )
+    first = run()
+    files = {path.name: path.read_bytes() for path in out.glob("*.txt")}
+    for ran in out.glob("ran-*"):
+        ran.unlink()
+    assert (run(), list(out.glob("ran-*"))) == (first, [])
+    damage[1](out, tmp_path / "parts/00001.json")
+    assert run() == first
+    assert [p.name for p in out.glob("ran-*")] == ["ran-1"]
+    assert {path.name: path.read_bytes() for path in out.glob("*.txt")} == files
+    assert capsys.readouterr().err.count("this part of the unfinished run is made again") == 1
+
+
+def test_a_file_that_was_copied_with_another_time_is_not_made_again(tmp_path):
+    run = lambda: map_shards(write_square, [(str(tmp_path), 3)], done=tmp_path / "p", workers=1, label="x")
+    run()
+    os.utime(tmp_path / "3.txt", (1, 1))
+    (tmp_path / "ran-3").unlink()
+    run()
+    assert not (tmp_path / "ran-3").exists()
+
+
+def test_a_step_is_done_once_unless_its_files_change(tmp_path):
+    done = []
+
+    def step():
+        done.append(1)
+        write_square((str(tmp_path), 3))
+
+    for _ in range(2):
+        once(step, tmp_path / "parts", "step")
+    assert len(done) == 1
+    (tmp_path / "3.txt").unlink()
+    once(step, tmp_path / "parts", "step")
+    assert (len(done), (tmp_path / "3.txt").read_text()) == (2, "9")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

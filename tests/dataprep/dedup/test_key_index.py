@@ -24,7 +24,8 @@ def test_strings_are_read_back_by_row(tmp_path_factory, texts, data):
 def test_documents_are_numbered_in_the_order_of_the_parts(tmp_path):
     sizes = [3, 0, 2, 1]
     for part, size in enumerate(sizes):
-        save_array(tmp_path / f"{part:05d}.chars.npy", np.array([100 * part + row for row in range(size)]))
+        chars = np.array([100 * part + row for row in range(size)], np.uint32)
+        save_array(tmp_path / f"{part:05d}.chars.npy", chars)
     corpus = Corpus([ShardKeys(tmp_path / f"{part:05d}", size) for part, size in enumerate(sizes)])
     assert len(corpus) == 6
     assert [corpus.document_range(part) for part in range(4)] == [(0, 3), (3, 3), (3, 5), (5, 6)]
