@@ -13,13 +13,15 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
 from ..core import paths
-from ..core.arrays import open_array
+from ..core.arrays import beyond, open_array
 from ..core.config import UserError, check, configuration, option
+from ..core.executor import once
 from ..core.manifest import atomic_write
 from ..indexed.neighbors import DatabaseInfo
 
@@ -33,6 +35,7 @@ SHORT_CODES_FROM = 1_000_000_000  # codes of 64 bytes would take 72 GB
 POINTS_PER_CENTROID = 39  # Faiss's minimum: it warns that fewer make poor cells
 # size of the default training sample: the larger of the two, where there are enough vectors
 TRAINING_POINTS, TRAINING_POINTS_PER_CENTROID = 1 << 16, 64
+REMEDY = "remove the database and build it again"
 RESULTS_AT_ONCE = 1 << 22  # (query, result) pairs of one search: 50 MB
 
 
@@ -175,14 +178,18 @@ def build_index(
             built = _read(base[0])
             if blocks:
                 _check_sizes(built, base[0], base[1], open_array(blocks[0], "<f4", (None, None)).shape[1])
-        elif trained_path.exists():
-            built = _read(trained_path)
         else:
             assert sample is not None, "an index is trained on a sample, or extends another one"
-            vectors = _vectors_at(blocks, sample)
-            built = _empty_index(index, vectors.shape[1], metric)
-            built.train(vectors)
-            _write(built, trained_path)
+            trained: list[Any] = []
+
+            def train() -> None:
+                vectors = _vectors_at(blocks, sample)
+                trained.append(_empty_index(index, vectors.shape[1], metric))
+                trained[0].train(vectors)
+                _write(trained[0], trained_path)
+
+            once(train, trained_path.parent, trained_path.stem)
+            built = trained[0] if trained else _read(trained_path)
         place = 0
         for block in blocks:
             vectors = open_array(block, "<f4", (None, built.d))
@@ -217,11 +224,24 @@ def is_lossless(index: str) -> bool:
 
 
 def stored_vectors(index, start: int, stop: int) -> np.ndarray:
-    """Vectors [start, stop) of a lossless index: (n, dimension) float32."""
+    """Vectors [start, stop) of a lossless index: (n, dimension) float32.
+
+    Raises UserError for an index of another kind, whose vectors Faiss cannot give back, or ends the process
+    over.
+    """
+    if type(index) not in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP, faiss.IndexIVFFlat):
+        raise UserError(
+            f"index.faiss: is a {type(index).__name__}, not the index that its database records; {REMEDY}"
+        )
     inverted = faiss.try_extract_index_ivf(index)
     no_map = faiss.DirectMap.NoMap  # type: ignore[attr-defined]  # missing in faiss's stubs
     if inverted is not None and inverted.direct_map.type == no_map:
-        inverted.make_direct_map()  # 8 bytes a vector
+        try:
+            inverted.make_direct_map()  # 8 bytes a vector
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"index.faiss: Faiss cannot read its vectors ({_reason(error)}); {REMEDY}"
+            ) from None
     return index.reconstruct_n(start, stop - start)
 
 
@@ -269,11 +289,11 @@ def search(index, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         with faiss_threads(1):
             distances, ids = index.search(vectors, k)
-            return distances, ids
     except (RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"index.faiss: Faiss cannot search it ({_reason(error)}); remove the database and build it again"
-        ) from None
+        raise UserError(f"index.faiss: Faiss cannot search it ({_reason(error)}); {REMEDY}") from None
+    if (wrong := beyond(ids, index.ntotal, -1)) is not None:  # an index may hold numbers of its own
+        raise UserError(f"index.faiss: gives vector {wrong:,} of {index.ntotal:,}; {REMEDY}")
+    return distances, ids
 
 
 def _reason(error: Exception) -> str:
@@ -357,12 +377,20 @@ def _write(index, path: Path) -> None:
 def _read(path: Path, flags: int = 0):
     try:
         with _bounded_reading(paths.regular(path).stat().st_size):
-            return faiss.read_index(str(path), flags)
+            # an index may name a file with its lists; the flag keeps it to the folder of the index
+            index = faiss.read_index(str(path), flags | faiss.IO_FLAG_ONDISK_SAME_DIR)
     except (RuntimeError, MemoryError, FileNotFoundError) as error:
-        reason = _reason(error)
-        raise UserError(
-            f"{path}: Faiss cannot read it ({reason}); remove the database and build it again"
-        ) from None
+        raise UserError(f"{path}: Faiss cannot read it ({_reason(error)}); {REMEDY}") from None
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None and _lists_elsewhere(inverted):
+        raise UserError(f"{path}: names another file with its lists, which is not read; {REMEDY}")
+    return index
+
+
+def _lists_elsewhere(inverted) -> bool:
+    """Whether the lists of an index with cells lie in another file."""
+    lists = inverted.invlists
+    return lists is not None and isinstance(faiss.downcast_InvertedLists(lists), faiss.OnDiskInvertedLists)
 
 
 @contextlib.contextmanager

@@ -274,3 +274,67 @@ def test_the_number_of_threads_is_restored(tmp_path):
         assert faiss.omp_get_max_threads() == 3
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def _saved(path, made):
+    faiss.write_index(made, str(path))
+    return path
+
+
+def _with_cells(vectors, numbers=None):
+    made = faiss.index_factory(DIMENSION, "IVF4,Flat")
+    made.train(vectors)
+    made.add_with_ids(vectors, np.arange(len(vectors)) if numbers is None else numbers)
+    return made
+
+
+@pytest.mark.parametrize("name", ["lists", "victim", "/dev/zero"])
+def test_an_index_that_names_another_file_is_refused(tmp_path, monkeypatch, name):
+    """Faiss maps whatever the name leads to, and the process ends where that is too short."""
+    monkeypatch.chdir(tmp_path)
+    vectors = np.random.default_rng(0).random((300, DIMENSION), np.float32)
+    made = _with_cells(vectors)
+    inverted = faiss.extract_index_ivf(made)
+    lists = faiss.OnDiskInvertedLists(4, inverted.code_size, "lists.data")
+    lists.merge_from(inverted.invlists, 0)
+    inverted.replace_invlists(lists, False)
+    raw = _saved(tmp_path / "index.faiss", made).read_bytes()
+    (tmp_path / "victim").write_bytes(b"precious")
+    named = [len(text).to_bytes(8, "little") + text for text in (b"lists.data", name.encode())]
+    assert raw.count(named[0]) == 1
+    if name != "lists":
+        (tmp_path / "index.faiss").write_bytes(raw.replace(*named))
+    with pytest.raises(UserError, match=r"index\.faiss: "):
+        open_index(tmp_path / "index.faiss", 4, 16, 300, DIMENSION)
+    with pytest.raises(UserError, match=r"index\.faiss: "):
+        index._read(tmp_path / "index.faiss")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_an_index_with_numbers_of_its_own_is_refused_where_it_is_searched(tmp_path):
+    vectors = np.random.default_rng(0).random((300, DIMENSION), np.float32)
+    numbered = faiss.IndexIDMap2(faiss.IndexFlatL2(DIMENSION))
+    numbered.add_with_ids(vectors, np.arange(300) + 10**12)
+    for made in (
+        numbered,
+        _with_cells(vectors, np.arange(300) + 10**12),
+        _with_cells(vectors, np.full(300, -5)),
+    ):
+        opened = open_index(_saved(tmp_path / "index.faiss", made), 4, 16, 300, DIMENSION)
+        with pytest.raises(UserError, match=r"index\.faiss: gives vector (-5|1,000,000,000,\d+) of 300"):
+            nearest(opened, vectors[:3], 2, np.empty((0, 3), np.int64))
+
+
+def test_vectors_are_taken_only_from_indices_that_store_them(tmp_path):
+    """Faiss ends the process over vectors of others, as those of IVF4,PQ4x4fs."""
+    vectors = np.random.default_rng(0).random((300, DIMENSION), np.float32)
+    for text in ("IVF4,PQ4x4fs", "SQ8", "HNSW8"):
+        made = faiss.index_factory(DIMENSION, text)
+        made.train(vectors)
+        made.add(vectors)
+        opened = open_index(_saved(tmp_path / "index.faiss", made), 4, 16, 300, DIMENSION)
+        with pytest.raises(UserError, match="not the index that its database records"):
+            stored_vectors(opened, 0, 300)
+    opened = open_index(_saved(tmp_path / "index.faiss", _with_cells(vectors, np.arange(300) + 300)), 4, 16)
+    with pytest.raises(UserError, match="Faiss cannot read its vectors"):
+        stored_vectors(opened, 0, 300)
