@@ -64,6 +64,9 @@ def _kept(counts: Mapping[str, Any]) -> str:
     """How much a command made: `: 900 of 1,000 documents (90 %)`."""
     kept, read = counts.get("rows_kept"), counts.get("rows_in")
     if isinstance(kept, int) and isinstance(read, int) and read:
+        written = counts.get("documents", kept)
+        if written != kept:  # some were cut into pieces
+            return f": {written:,} documents, from {kept:,} of {read:,} ({kept / read:.1%})"
         return f": kept {kept:,} of {read:,} documents ({kept / read:.1%})"
     found = next(((counts[key], word) for key, word in KEPT if isinstance(counts.get(key), int)), None)
     return f": {found[0]:,} {found[1]}" if found else ""

@@ -25,16 +25,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..core import terminal
 from ..core.config import UserError, build, check, configuration, nearest, option
 from ..core.progress import duration
 from ..core.provenance import memory_bytes
+from ..indexed.format import IndexedDataset
+from ..indexed.remote import is_remote
+from ..indexed.splits import shares
 from ..tokenizer.tokenizer import load as load_tokenizer
 from .checkpoint.native import CheckpointConfig
 from .config import LoopConfig, TrainConfig
@@ -56,12 +61,14 @@ CPU_FLOPS_PER_BYTE = 27
 # Bytes per parameter: weight, gradient and two moments read, three of them written, gradient norm and
 # clipping.
 OPTIMIZER_BYTES = 36
+CLEARLY_LESS = 0.9  # of the memory of a layout
 USABLE = 0.92  # share of a GPU's memory; CUDA, NCCL and fragmentation take the rest
 GPUS_OF_A_MACHINE = 8
 GIB = 2**30
 CPU = "cpu"  # as a kind of GPU: the processors of this machine
 # What a run without a length is planned for: about what uses its FLOPs best (Hoffmann et al. 2022).
 TOKENS_PER_PARAMETER = 20
+SOURCES_SHOWN = 10
 
 
 class Gpu(NamedTuple):
@@ -159,17 +166,21 @@ class PlanConfig(TrainConfig):
         check(
             (not self.dry_run, "dry_run is for `mt train`; a plan runs nothing"),
             (
-                self.gpu == CPU or (self.world_size is not None and self.world_size >= 1),
-                f"world_size = {self.world_size}: give the number of GPUs, --world-size N, or"
-                " --gpu cpu for this machine's processors",
+                self.kind == CPU or self.world_size is not None,
+                "how many GPUs is the run for? give --world-size N, or --gpu cpu for this machine's"
+                " processors",
             ),
             (
-                self.gpu != CPU or self.world_size in (None, 1),
+                self.world_size is None or self.world_size >= 1,
+                f"world_size = {self.world_size} must be at least 1",
+            ),
+            (
+                self.kind != CPU or self.world_size in (None, 1),
                 f"world_size = {self.world_size}: the plan of gpu = cpu is for one process with all"
                 " processors; leave it out",
             ),
             (
-                self.gpu in (*GPUS, CPU),
+                self.kind in (*GPUS, CPU),
                 f"gpu = {self.gpu} is not known{nearest(self.gpu, GPUS)}; use one of {', '.join(GPUS)}, cpu",
             ),
             (
@@ -191,6 +202,11 @@ class PlanConfig(TrainConfig):
             (self.virtual_stages >= 1, f"virtual_stages = {self.virtual_stages} must be at least 1"),
             (self.show >= 1, f"show = {self.show} must be at least 1"),
         )
+
+    @property
+    def kind(self) -> str:
+        """The device as GPUS names it, or CPU; upper and lower case are the same."""
+        return next((name for name in (*GPUS, CPU) if name.lower() == self.gpu.lower()), self.gpu)
 
     def check_inputs(self) -> None:
         """Nothing is read but the tokenizer, and that only where vocab_size is not given."""
@@ -253,7 +269,7 @@ def plan(config: PlanConfig) -> dict:
             f" global batch of {planner.global_batch_size}; change one of them"
         )
     fitting = [e for e in ranked if e.fits]
-    shown = fitting[: config.show] or ranked[:3]
+    shown = (smaller(fitting) if planner.world_size == 1 else fitting)[: config.show] or ranked[:3]
     columns = terminal.screen(sys.stdout).columns if sys.stdout.isatty() else None
     return {
         "text": _text(config, planner, given, shown, len(fitting), len(ranked), columns),
@@ -267,6 +283,19 @@ def plan(config: PlanConfig) -> dict:
         "layouts": [planner.plain(e) for e in shown],
         "fitting": len(fitting),
     }
+
+
+def smaller(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Of estimates, the fastest first, those that need clearly less memory than all that are faster.
+
+    On one device layouts differ in their micro-batches and in recomputation alone: most take as long as
+    another one that needs less.
+    """
+    found: list[Estimate] = []
+    for estimate in estimates:
+        if not found or estimate.memory < CLEARLY_LESS * found[-1].memory:
+            found.append(estimate)
+    return found
 
 
 def memory_of_preset(tree: dict) -> tuple[int, int]:
@@ -304,7 +333,7 @@ class Planner:
 
     def __init__(self, config: PlanConfig, shape: ResolvedModelConfig):
         self.config, self.shape, self.world_size = config, shape, config.world_size or 1
-        if config.gpu == CPU:
+        if config.kind == CPU:
             self.peak = config.peak_tflops * 1e12 if config.peak_tflops else measured_flops()
             self.gpu, self.matmul = _this_machine(self.peak), 1.0
             threads = torch.get_num_threads()
@@ -312,9 +341,9 @@ class Planner:
             if config.peak_tflops:
                 self.device = f"processors of {config.peak_tflops:g} TFLOP/s"
         else:
-            self.peak = (config.peak_tflops or PEAKS[config.gpu]) * 1e12
-            self.gpu, self.matmul = GPUS[config.gpu], MATMUL
-            self.device = config.gpu
+            self.peak = (config.peak_tflops or PEAKS[config.kind]) * 1e12
+            self.gpu, self.matmul = GPUS[config.kind], MATMUL
+            self.device = config.kind
         self.memory = (config.gpu_memory_gib or self.gpu.memory) * GIB
         self.lengths = sequence_lengths(shape, config.data)
         self.decoder_length = self.lengths.get("decoder_seq_length", 0)
@@ -354,7 +383,7 @@ class Planner:
             seq_length=self.config.data.seq_length,
             decoder_seq_length=self.decoder_length,
             dtype=self.dtype,
-            gpu=self.config.gpu != CPU,
+            gpu=self.config.kind != CPU,
         )
 
     def given(self) -> Layout:
@@ -611,14 +640,15 @@ def _text(
     columns: int | None,
 ) -> str:
     """columns: of the terminal; None where lines may be of any length."""
-    devices = planner.device if config.gpu == CPU else f"{planner.world_size:,} {planner.device}"
-    lines = [
+    devices = planner.device if config.kind == CPU else f"{planner.world_size:,} {planner.device}"
+    lines: list[str] = [
         (
             f"{large_number(planner.total_parameters)} parameters on {devices}"
             f" of {planner.memory / GIB:,.0f} GiB, global batch {planner.global_batch_size:,} x"
             f" {planner.tokens:,} tokens"
         ),
         f"run     {_length(planner)}",
+        *_data_lines(config, planner),
     ]
     lines.append(f"memory  {_memory_text(given, planner)}")
     faster = shown[0] if fitting and shown[0].seconds < 0.99 * given.seconds else None
@@ -630,8 +660,11 @@ def _text(
     sent = ", ".join(f"{axis} {bytes / 1e9:,.1f}" for axis, bytes in given.communication.items() if bytes)
     if sent:
         lines.append(f"GB that a rank of the first of these sends in a step: {sent}")
+    which = ", the fastest first"
+    if planner.world_size == 1:
+        which = "; shown are the fastest one and slower ones that need less memory"
     lines.append(
-        f"{fitting:,} of {considered:,} layouts fit, the fastest first"
+        f"{fitting:,} of {considered:,} layouts fit{which}"
         if fitting
         else (
             f"none of {considered:,} layouts fits; the smallest are shown: give more GPUs (--world-size) or"
@@ -639,12 +672,12 @@ def _text(
         )
     )
     lines.append(_basis(config, planner))
-    if config.gpu == CPU and planner.dtype.itemsize < 4:
+    if config.kind == CPU and planner.dtype.itemsize < 4:
         lines.append(
             "the times are those of float32: 16-bit training takes about as long on processors with 16-bit"
             " products (AMX, AVX512-BF16), and longer on others"
         )
-    elif config.gpu != CPU and planner.dtype.itemsize == 4:
+    elif config.kind != CPU and planner.dtype.itemsize == 4:
         lines.append(
             "this configuration computes in float32, but the times are those of 16-bit products: give --bf16"
         )
@@ -659,6 +692,32 @@ def _length(planner: Planner) -> str:
     if config.train_tokens or config.train.train_iters or config.train.train_samples:
         return text
     return f"{text}: {TOKENS_PER_PARAMETER} for each parameter, as --train-tokens is not given"
+
+
+def _data_lines(config: PlanConfig, planner: Planner) -> list[str]:
+    """The tokens of the named data, each source's share of the run, and its epochs; nothing without data."""
+    sources = config.data.sources("train")
+    if not sources or any(is_remote(prefix) for _, prefix in sources):
+        return []
+    missing = [prefix for _, prefix in sources if not os.path.exists(f"{prefix}.idx")]
+    if missing:
+        return [f"data    {missing[0]}.idx is not there yet, so the data is not counted"]
+    part = 1.0 if config.data.per_split else shares(config.data.split)[0]
+    tokens = [int(IndexedDataset(prefix).lengths.sum(dtype=np.int64)) * part for _, prefix in sources]
+    weights = [size if weight is None else weight for (weight, _), size in zip(sources, tokens)]
+    rows = [
+        (weight / sum(weights), size, prefix)
+        for weight, size, (_, prefix) in zip(weights, tokens, sources)
+        if sum(weights) and size
+    ]
+    counted = f"data    {large_number(round(sum(tokens)))} tokens to train on"
+    epochs = lambda share, size: f"{planner.total_tokens * share / size:.3g} epochs"
+    if len(sources) == 1:
+        return [f"{counted}: {epochs(*rows[0][:2])}" if rows else counted]
+    largest = sorted(rows, reverse=True)[:SOURCES_SHOWN]
+    lines = [f"        {share:.1%} of the run, {epochs(share, size)}: {p}" for share, size, p in largest]
+    rest = len(sources) - len(largest)
+    return [f"{counted} in {len(sources)} sources", *lines, *([f"        and {rest:,} more"] if rest else [])]
 
 
 def _memory_text(estimate: Estimate, planner: Planner) -> str:
@@ -685,7 +744,7 @@ def _basis(config: PlanConfig, planner: Planner) -> str:
     peak = f"{planner.peak / 1e12:,.3g} TFLOP/s"
     if config.peak_tflops:
         source = f"{peak} as given"
-    elif config.gpu == CPU:
+    elif config.kind == CPU:
         source = f"{peak} that a float32 product reached just now"
     else:
         source = f"{peak} of the data sheet"
@@ -732,9 +791,14 @@ COLUMNS = (
 )
 
 
+OF_SEVERAL = ("TP", "CP", "EP", "PP", "DP", "sharding", "bubble")  # columns that say nothing of one device
+
+
 def _table(estimates: Sequence[Estimate], planner: Planner, columns: int | None) -> list[str]:
     """The heads of COLUMNS, and a line for each estimate; without some columns on a narrow terminal."""
-    cells = [(c, [c.title, *(c.value(e, planner) for e in estimates)]) for c in COLUMNS]
+    alone = planner.world_size == 1
+    wanted = [c for c in COLUMNS if not (alone and c.title in OF_SEVERAL)]
+    cells = [(c, [c.title, *(c.value(e, planner) for e in estimates)]) for c in wanted]
     longest = lambda: sum(2 + max(map(len, column)) for _, column in cells)
     for number in sorted({c.left_out for c in COLUMNS} - {0}, reverse=True):
         if columns is not None and longest() >= columns:

@@ -68,6 +68,7 @@ def test_a_command_that_is_run_again_says_since_when_its_output_is_up_to_date():
         ({"scored": 7}, ": 7 examples"),
         ({}, ""),
         ({"rows_in": 0, "rows_kept": 0}, ""),
+        ({"rows_in": 2, "rows_kept": 2, "documents": 61}, ": 61 documents, from 2 of 2 (100.0%)"),
     ],
 )
 def test_what_was_made_is_counted_in_its_own_unit(counts, kept):

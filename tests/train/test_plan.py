@@ -8,11 +8,13 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mt import cli
 from mt.commands.configure import configure
 from mt.core.config import UserError, build
+from mt.indexed.format import IndexedWriter
 from mt.tests.train.parallel_jobs import LENGTH, ROWS, VOCABULARY, model_config
 from mt.tests.train.plan_jobs import bytes_of_a_step
 from mt.train.memory_estimate import Cut
@@ -306,6 +308,49 @@ def test_a_plan_for_the_processors_measures_them():
     assert "just now" in found["text"]
 
 
+def test_a_plan_for_one_device_shows_no_layout_that_is_slower_and_needs_as_much():
+    common = ["--preset", "tiny", "--vocab-size", "512", "--gpu", "CPU", "--peak-tflops", "1"]
+    found = cli.call(("plan",), common)
+    memory = [layout["memory"] for layout in found["layouts"]]
+    seconds = [layout["seconds"] for layout in found["layouts"]]
+    assert 1 < len(memory) < found["fitting"]
+    assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(memory))
+    assert seconds == sorted(seconds)
+    assert "sharding" not in found["text"]
+    assert "slower ones that need less memory" in found["text"]
+
+
+def test_a_plan_says_what_each_source_of_the_data_gives(tmp_path):
+    for name, documents in (("a", 3), ("b", 9)):
+        writer = IndexedWriter(tmp_path / name, np.uint16, tmp_path / f"{name}.parts")
+        for _ in range(documents):
+            writer.add(np.zeros(1000, np.uint16), [1000], [1])
+        writer.finish()
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    common = ["--preset", "tiny", "--vocab-size", "512", "--gpu", "cpu", "--peak-tflops", "1"]
+    common += ["--train-tokens", "1024000", "--split", "1"]
+
+    def told(*paths):
+        return cli.call(("plan",), [*common, "--data-path", *paths])["text"]
+
+    assert "data    3,000 tokens to train on: 341 epochs" in told(a)
+    both = told(a, b)  # in proportion to their sizes
+    assert "12,000 tokens to train on in 2 sources" in both
+    assert f"75.0% of the run, 85.3 epochs: {b}" in both
+    weighted = told("0.5", a, "0.5", b)
+    assert f"50.0% of the run, 171 epochs: {a}" in weighted
+    assert f"50.0% of the run, 56.9 epochs: {b}" in weighted
+    assert "c.idx is not there yet, so the data is not counted" in told(a, str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("name", ["h100", "H100"])
+def test_the_kind_of_gpu_may_be_in_lower_case(name):
+    found = cli.call(
+        ("plan",), ["--preset", "gpt-345m", "--vocab-size", "9", "--world-size", "1", "--gpu", name]
+    )
+    assert found["device"] == "H100"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -332,7 +377,10 @@ def test_a_plan_for_the_processors_measures_them():
             ],
             "no layout of 8 GPUs divides pipeline_stages = .3., the model's 24 blocks and a global batch of",
         ),
-        (["--preset", "gpt-345m", "--vocab-size", "9"], "give the number of GPUs, --world-size N"),
+        (
+            ["--preset", "gpt-345m", "--vocab-size", "9"],
+            "how many GPUs is the run for? give --world-size N, or --gpu cpu",
+        ),
         (
             ["--preset", "gpt-345m", "--vocab-size", "9", "--gpu", "cpu", "--world-size", "2"],
             "world_size = 2: the plan of gpu = cpu is for one process with all processors; leave it out",
