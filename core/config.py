@@ -150,18 +150,22 @@ def build(cls: type[T], *layers: tuple[str, Mapping[str, Any]], hint: Hint | Non
     merged, origins, errors = merge(cls, layers, hint)
     known = {s.path: s for s in settings(cls)}
     values: dict[Group, Any] = {}
+    wrong: set[Group] = set()  # not of their types, or not given
     for path, value in merged.items():
         try:
             values[path] = convert(value, known[path].type)
         except ValueError as error:
             errors.append(f"{origins[path]}: {known[path].name} = {shown(value)}: {error}")
+            wrong.add(path)
     for path, setting in known.items():
         if setting.default is dataclasses.MISSING and path not in merged:
             errors.append(f"{setting.name} must be given ({setting.flag}): {setting.help}")
-    if errors:
-        raise UserError("\n".join(errors))
-    config: T | None = _construct(cls, values, (), errors)
-    if config is None:
+            wrong.add(path)
+    broken: list[str] = []
+    config: T | None = _construct(cls, values, (), broken, wrong)
+    # The rules were checked with the defaults of wrong settings, so what they say of those is not true.
+    errors += [message for message in broken if not any(_mentions(message, path[-1]) for path in wrong)]
+    if errors or config is None:
         raise UserError("\n".join(errors))
     return config
 
@@ -191,23 +195,38 @@ def merge(
     return merged, origins, errors
 
 
-def _construct(cls: Any, values: Mapping[Group, Any], prefix: Group, errors: list[str]) -> Any:
-    """A configuration and those nested in it, or None where a rule of one is broken, told in `errors`."""
+def _mentions(message: str, name: str) -> bool:
+    """Whether a message names a setting, as `micro_batch_size` or `--micro-batch-size`."""
+    spelled = name.replace("_", "[-_]")
+    return re.search(rf"(?<![\w-])(?:--)?{spelled}(?![\w-])", message) is not None
+
+
+def _construct(
+    cls: Any, values: Mapping[Group, Any], prefix: Group, errors: list[str], wrong: set[Group]
+) -> Any:
+    """A configuration and those nested in it, or None where a rule of one is broken, told in `errors`.
+
+    wrong: settings that have no valid value. Their groups are None too, after a check with their defaults.
+    """
     arguments = {}
+    own = {(*prefix, field.name): field.default for field in dataclasses.fields(cls)}
     hints = _annotations(cls)
     for field in dataclasses.fields(cls):
         path = (*prefix, field.name)
         if dataclasses.is_dataclass(hints[field.name]):
-            arguments[field.name] = _construct(hints[field.name], values, path, errors)
+            arguments[field.name] = _construct(hints[field.name], values, path, errors, wrong)
         elif path in values:
             arguments[field.name] = values[path]
     if any(value is None and dataclasses.is_dataclass(hints[name]) for name, value in arguments.items()):
         return None  # a group inside is wrong: checks across groups would only add noise
+    if any(own[path] is dataclasses.MISSING for path in wrong & own.keys()):
+        return None
     try:
-        return cls(**arguments)
+        made = cls(**arguments)
     except UserError as error:
         errors.extend(str(error).split("\n"))
         return None
+    return None if wrong & own.keys() else made
 
 
 def _leaves(tree: Mapping[str, Any], groups: set[Group], prefix: Group = ()) -> Iterator[tuple[Group, Any]]:

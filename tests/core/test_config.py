@@ -96,6 +96,47 @@ def test_all_broken_rules_of_a_group_are_reported():
     assert len(str(caught.value).split("\n")) == 2
 
 
+def test_a_value_of_the_wrong_type_hides_no_broken_rule_of_another_setting():
+    with pytest.raises(UserError) as error:
+        build(Train, ("f.yaml", {"hidden_size": "wide", "num_layers": 0, "lr": "x"}))
+    assert str(error.value).split("\n") == [
+        "f.yaml: model.hidden_size = 'wide': must be a whole number",
+        "f.yaml: lr = 'x': must be a number",
+        "model.num_layers = 0 must be at least 1",
+    ]
+
+
+@configuration()
+class Run:
+    save: str = option(help="where")
+    lr: float = option(1.0, "rate")
+    min_lr: float = option(0.0, "lowest rate")
+    train_iters: int | None = option(None, "steps")
+    model: Model = dataclasses.field(default_factory=Model)
+
+    def __post_init__(self):
+        check(
+            (self.train_iters is not None, "the run's length must be given: --train-iters"),
+            (self.min_lr >= 0, f"min_lr = {self.min_lr} must not be negative"),
+            (self.min_lr <= self.lr, f"min_lr = {self.min_lr} is above lr = {self.lr}"),
+        )
+
+
+def test_what_a_rule_says_of_a_setting_without_a_valid_value_is_left_out():
+    with pytest.raises(UserError) as error:
+        build(Run, ("f", {"save": "x", "train_iters": "all"}))
+    assert str(error.value) == "f: train_iters = 'all': must be a whole number"
+    with pytest.raises(UserError) as error:
+        build(Run, ("f", {"save": "x", "train_iters": 1, "lr": "fast", "min_lr": 5}))
+    assert str(error.value) == "f: lr = 'fast': must be a number"
+    with pytest.raises(UserError) as error:
+        build(Run, ("f", {"save": "x", "train_iters": 1, "lr": "fast", "min_lr": -5}))
+    assert str(error.value).endswith("\nmin_lr = -5.0 must not be negative")
+    with pytest.raises(UserError) as error:
+        build(Run, ("f", {"num_layers": 0}))
+    assert str(error.value) == ("save must be given (--save): where\nmodel.num_layers = 0 must be at least 1")
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [("1e6", 1_000_000), (3, 3), ("12345678901234567890", 12345678901234567890), ("1_000", 1000)],
