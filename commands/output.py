@@ -67,7 +67,7 @@ class Output:
         elif command.prints_text and not sys.stdout.isatty():
             print(format_summary(summary), file=terminal.unescaped(sys.stdout))
         else:
-            print(format_summary(summary))
+            print(format_summary(summary, terminal.unescaped(sys.stdout)))
 
     @staticmethod
     def _as_json(value: object) -> str:
@@ -84,8 +84,9 @@ class Output:
             print(self._as_json({"error": error}))
         red, plain = ("\033[31m", "\033[0m") if terminal.screen(sys.stderr).colours else ("", "")
         # further lines are indented, so that none passes for a message of its own
-        shown = terminal.escape(str(message)).replace("\n", "\n    ")
-        print(f"{red}mt: {shown}{plain}", file=terminal.unescaped(sys.stderr), flush=True)
+        shown = terminal.MESSAGE + terminal.escape(str(message)).replace("\n", "\n    ")
+        stream = terminal.unescaped(sys.stderr)
+        print(f"{red}{terminal.fold(shown, stream, indent=' ' * 8)}{plain}", file=stream, flush=True)
         return code
 
     def print_crash(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from ..core import terminal
 from ..core.manifest import Sealed
@@ -24,13 +24,15 @@ KEPT = (
 DEEPEST = 2  # groups around a fact that is printed; --json has all
 
 
-def format_summary(summary: Mapping[str, Any]) -> str:
+def format_summary(summary: Mapping[str, Any], stream: TextIO | None = None) -> str:
     """A command's summary as text: its own `text` if it has one, else a line for each count and fact.
 
-    A summary that is the manifest of an output ends with a line of `closing`.
+    A summary that is the manifest of an output ends with a line of `closing`, which is broken into lines of
+    the terminal behind `stream`, if it is one.
     """
     if isinstance(summary, Sealed):
-        return f"{_facts(summary)}\n\n{closing(summary)}"
+        last = closing(summary)
+        return f"{_facts(summary)}\n\n{terminal.fold(last, stream, indent='  ') if stream else last}"
     return _facts(summary)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .progress import LINE_SECONDS, activity
+from .progress import LINE_SECONDS, activity, shows_live
 
 F = TypeVar("F", bound=Callable[..., Any])
 # numbers that loops without a compiled form read before they are compiled: some seconds of work
@@ -93,8 +93,9 @@ def _interpreted(function: Callable[..., Any]) -> Any:
 def _compile(function: Callable[..., Any], fastmath: frozenset[str]) -> Any:
     # Else numba starts colorama, which writes an escape sequence to the terminal when the process ends.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-    import numba
-    from numba.core import entrypoints
+    with activity("loading the compiler of loops (numba)"):
+        import numba
+        from numba.core import entrypoints
 
     _without_scipy()
     _tell_of_compilation()
@@ -145,7 +146,9 @@ def _tell_of_compilation() -> None:
             if not self.depth:
                 now = time.monotonic()
                 after = max(0.0, self.quiet_until - now)
-                if not after:
+                if shows_live():  # else a bar that stands still would show between two loops
+                    after = 0.0
+                elif not after:
                     self.quiet_until = now + LINE_SECONDS
                 loop = event.data["dispatcher"]
                 kept = not isinstance(loop._cache, NullCache)

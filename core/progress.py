@@ -98,7 +98,7 @@ def progress(
     while the recent rate is near that of the whole time; after a change it would be wrong.
     """
     task = _Task(lambda: label, total, unit, begun=begun)
-    terminal = _is_terminal()
+    terminal = shows_live()
 
     def advance(amount: int = 1) -> None:
         task.done += amount
@@ -215,7 +215,7 @@ class _Speaker:
                 return
             for task in self.tasks:
                 task.observe(now)
-            if _is_terminal():
+            if shows_live():
                 due = [t for t in self.tasks if now - t.started >= min(t.after, LIVE_AFTER)]
                 if due:
                     live_line.show(due[-1].bar(now), sys.stderr)
@@ -246,6 +246,6 @@ def _shown(task: _Task) -> Iterator[None]:
         _speaker.leave(task)
 
 
-def _is_terminal() -> bool:
-    """Whether standard error is a terminal that can move its cursor."""
+def shows_live() -> bool:
+    """Whether progress is a live line: standard error is a terminal that can move its cursor."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

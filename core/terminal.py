@@ -18,14 +18,17 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 # \t and \n are not among them; U+061C, U+200E, U+200F and from U+202A on: bidirectional controls.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CODE, GLUE = re.compile("`[^`]*`"), "\ue000"
 # What colorama writes at the end of a process that imported it: it only ends colours.
 RESET = "\x1b[0m"
+MESSAGE = "mt: "  # begins what mt says of its own accord
 # What progress bars write to go back to the beginning of their line, and up over lines below it: a whole
 # write, or its beginning. No message begins with it: `mt: ` does, or a column's name.
 CURSOR = re.compile(r"\n*(\x1b\[A)+\Z|\r(?=[^\r]*\Z)")
@@ -44,6 +47,24 @@ def escape_line(text: str) -> str:
 def escape_json(text: str) -> str:
     r"""JSON whose strings have the same values, with every unsafe character as `\u009b`."""
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def fold(text: str, stream: TextIO, *, indent: str = "") -> str:
+    """The text with its long lines broken at spaces, for a terminal; unchanged for a file or a pipe.
+
+    What stands between `backticks`, as a command to be copied, stays in one line. indent: of further lines.
+    """
+    if not stream.isatty():
+        return text
+    columns = screen(stream).columns
+    lines = []
+    for line in text.split("\n"):
+        words = CODE.sub(lambda found: found[0].replace(" ", GLUE), line)
+        own = textwrap.wrap(
+            words, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines.append("\n".join(own).replace(GLUE, " ") if len(line) > columns else line)
+    return "\n".join(lines)
 
 
 def _code(found: re.Match[str]) -> str:
@@ -70,6 +91,8 @@ class EscapedStream:
             if self.terminal:
                 self.stream.write(text)
             return len(text)
+        if self.terminal and text.startswith(MESSAGE):
+            text = fold(text, self.stream, indent=" " * len(MESSAGE))
         moves = CURSOR.match(text) if self.terminal and text[:1] in ("\r", "\n", "\x1b") else None
         start = moves.end() if moves else 0
         self.stream.write(text[:start] + escape(text[start:]))

@@ -349,7 +349,7 @@ def _most_removed(
     if removed.total() <= MOST_REMOVED * rows or run.verb in KEEP_A_SHARE:
         return ""
     [(reason, count)] = removed.most_common(1)
-    look = f"mt data look {shlex.quote(str(run.output))} --reason {shlex.quote(reason)}"
+    look = f"`mt data look {shlex.quote(str(run.output))} --reason {shlex.quote(reason)}`"
     share = f"removed {removed.total():,} of {rows:,} documents ({removed.total() / rows:.0%})"
     text = f"{share}, {count:,} of them for the reason {reason}; to see some: {look}"
     return f"{text}; {told}" if (told := advice and advice(removed)) else text

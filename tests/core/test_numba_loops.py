@@ -64,6 +64,27 @@ def test_the_user_is_told_once_that_loops_are_compiled_and_not_when_they_are_loa
     assert told == ["mt: compiling loops (once a machine), now double ...\n", ""]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_terminal_shows_every_compilation_at_once(tmp_path, live):
+    """So that no bar that stands still shows between two loops; elsewhere that would be many lines."""
+    (tmp_path / "loops.py").write_text(
+        "import contextlib, sys\n"
+        "from mt.core import numba_loops\n"
+        "def double(x): return 2 * x\n"
+        "def add(x): return x + 1\n"
+        "waits = []\n"
+        "numba_loops.shows_live = lambda: sys.argv[1] == 'True'\n"
+        "note = lambda label, after=10: contextlib.nullcontext(waits.append((label, after)))\n"
+        "numba_loops.activity = note\n"
+        "numba_loops.compile_loop(double)(3), numba_loops.compile_loop(add)(3)\n"
+        "print([after < 1 for label, after in waits if label.startswith('compiling')])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "loops.py", str(live)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"[True, {live}]\n"
+
+
 def test_other_threads_run_during_a_compiled_loop():
     loop, values = compile_loop(long_sum), np.ones(1000)
     loop(values, 1)  # compiles

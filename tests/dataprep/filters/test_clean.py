@@ -277,9 +277,9 @@ def test_where_most_documents_are_dropped_the_last_lines_say_by_which_rule_and_w
     told = capsys.readouterr().out.splitlines()
     assert "kept 3 of 10 documents" in told[-2]
     assert told[-1] == (
-        f"removed 7 of 10 documents (70%), 7 of them for the reason too_short; to see some: mt data look"
+        f"removed 7 of 10 documents (70%), 7 of them for the reason too_short; to see some: `mt data look"
         f" {tmp_path / 'out'} --reason"
-        " too_short; to keep more, lower min_chars of the rule length (now 100), for example: --rules"
+        " too_short`; to keep more, lower min_chars of the rule length (now 100), for example: --rules"
         " fix_text whitespace 'length min_chars=50 min_words=15'"
     )
 
