@@ -31,7 +31,7 @@ import yaml
 
 from ..core import paths, terminal
 from ..core.config import UserError, build, nearest, settings, shown
-from . import hints, table
+from . import hints, megatron_stages, table
 from .flags import NEGATIVE
 from .megatron_flags import Entry, Script, entries, scripts
 from .outline import Missing
@@ -39,6 +39,11 @@ from .outline import Missing
 PRINT = "--print-config"
 WHOLE = re.compile(r"-?[0-9]{1,18}")
 MOST_MAMBA_LAYERS = 100_000  # a pattern has one letter for each
+UNEVEN = (
+    "--pipeline-model-parallel-layout", "--decoder-first-pipeline-num-layers",
+    "--decoder-last-pipeline-num-layers", "--account-for-embedding-in-pipeline-split",
+    "--account-for-loss-in-pipeline-split",
+)  # fmt: skip
 TASKS = {
     "WIKITEXT103": "wikitext",
     "LAMBADA": "lambada",
@@ -509,19 +514,59 @@ def _layout(made: Translation) -> None:
     layers = made.number("--num-layers", 0) or made.number("--encoder-num-layers", 0)
     blocks = made.number("--num-layers-per-virtual-pipeline-stage", 0)
     if virtual := made.number("--num-virtual-stages-per-pipeline-rank", 0):
-        if layers % (stages * virtual):
+        if layers % (stages * virtual) and not made.has(*UNEVEN):
             made.mistakes.append(
                 f"--num-virtual-stages-per-pipeline-rank {virtual}: {layers} layers do not divide into"
                 f" {stages} x {virtual} stages"
             )
         blocks = layers // (stages * virtual)
-    if blocks and stages > 1 and blocks * stages != layers:
+    if not _uneven_stages(made, layers, stages, virtual, blocks) and (
+        blocks and stages > 1 and blocks * stages != layers
+    ):
         made.set(num_layers_per_virtual_pipeline_stage=blocks)
     full = made.has("--use-megatron-fsdp") and (
         made.value("--data-parallel-sharding-strategy") == "optim_grads_params"
     )
     if full or made.value("--zero-stage") == "3":
         made.set(data_parallel_sharding="full")
+
+
+def _uneven_stages(made: Translation, layers: int, stages: int, virtual: int, blocks: int) -> bool:
+    """Sets the layout of stages that flags of UNEVEN give; returns whether there are any.
+
+    virtual: stages of each process, or 0; blocks: of each of these, or 0.
+    """
+    given = [flag for flag in UNEVEN if made.has(flag)]
+    if not given or stages < 1:
+        return False
+    if stages == 1:
+        made.notes.append(f"{given[0]} has no effect with one pipeline stage")
+        return True
+    embedding, loss = (made.has(f"--account-for-{part}-in-pipeline-split") for part in ("embedding", "loss"))
+    virtual = virtual or (max((layers + embedding + loss) // stages // blocks, 1) if blocks else 1)
+    if (layout := made.value("--pipeline-model-parallel-layout")) is not None:
+        try:
+            stage_lengths = table.imported("train.parallel.stage_layout", "stage_lengths")
+            lengths = stage_lengths(layout.replace("m", ""), empty=True)
+        except ValueError as error:
+            made.mistakes.append(f"--pipeline-model-parallel-layout {shown(layout)} {error}")
+            return True
+    elif embedding or loss:
+        lengths = megatron_stages.ends_counted(layers, stages, virtual, embedding, loss)
+    else:
+        ends = ("--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers")
+        first, last = (made.number(flag, 0) if made.has(flag) else None for flag in ends)
+        lengths = megatron_stages.ends_given(layers, stages, virtual, first, last)
+    full = megatron_stages.without_empty(lengths) if lengths else None
+    if full is None:
+        made.mistakes.append(f"{given[0]}: {layers} layers do not divide into {stages} x {virtual} stages so")
+        return True
+    if full != lengths:
+        made.notes.append(
+            f"{given[0]}: a stage without a layer takes one from the nearest stage; results are the same"
+        )
+    made.set(pipeline_model_parallel_layout=megatron_stages.as_layout(full))
+    return True
 
 
 def _tokenizer(made: Translation) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -229,6 +230,7 @@ class Layout:
     granularity: str | None  # of recomputation
     virtual: int = 1  # stages of each pipeline rank
     schedule: str = "1f1b"
+    blocks: tuple[int, ...] = ()  # of each pipeline rank, where they are given; otherwise divided by FLOPs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,6 +394,10 @@ class Planner:
         check_sizes(parallel, self.world_size)
         check_layout(parallel, self.shape, self.lengths)
         stages, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
+        lengths = parallel.stage_lengths or []
+        virtual = max(len(lengths) // stages, 1)
+        if size:
+            virtual = len(self.parts(Cut()).blocks) // (stages * size)
         data = self.world_size // (
             parallel.tensor_model_parallel_size * parallel.context_parallel_size * stages
         )
@@ -414,8 +420,9 @@ class Planner:
             config.train.micro_batch_size,
             full // unit,
             config.recompute.recompute_granularity,
-            len(self.parts(Cut()).blocks) // (stages * size) if size else 1,
+            virtual,
             parallel.pipeline_schedule,
+            tuple(sum(lengths[rank::stages]) for rank in range(stages) if lengths),
         )
 
     def layouts(self) -> Iterator[Layout]:
@@ -479,7 +486,7 @@ class Planner:
         parts = self.parts(
             Cut(layout.tensor, layout.context, layout.expert, layout.sequence_parallel and layout.tensor > 1)
         )
-        ends = divide([*self._costs(parts)], layout.pipeline)
+        ends = list(itertools.accumulate(layout.blocks)) or divide([*self._costs(parts)], layout.pipeline)
         stages = [(begin, end, parts.stage(begin, end)) for begin, end in zip([0, *ends], ends)]
         memory = [
             self._memory(layout, parts, *stage, in_flight=self._in_flight(layout, i))

@@ -307,6 +307,42 @@ def test_a_stepwise_batch_size_may_be_one_word_or_several(schedule):
     assert configured("pretrain_gpt.py", line)[0]["step_batch_size_schedule"] == tuple(schedule)
 
 
+@pytest.mark.parametrize(
+    ("flags", "layout"),
+    [
+        (
+            "--num-layers 7 --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et*3|t*4L",
+            "t*3|t*4",
+        ),
+        (
+            "--num-layers 5 --pipeline-model-parallel-size 3 --pipeline-model-parallel-layout Ett|ttt|L",
+            "t*2|t*2|t",
+        ),
+        ("--num-layers 6 --pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 2", "t*2|t*4"),
+        (
+            "--num-layers 6 --pipeline-model-parallel-size 2 --account-for-embedding-in-pipeline-split"
+            " --account-for-loss-in-pipeline-split --num-virtual-stages-per-pipeline-rank 2",
+            "t|t*2|t*2|t",
+        ),
+        ("--num-layers 6 --account-for-loss-in-pipeline-split", None),
+    ],
+)
+def test_uneven_pipelines_become_a_layout(flags, layout):
+    assert (
+        configured("pretrain_gpt.py", [*BASE, *flags.split()])[0]["pipeline_model_parallel_layout"] == layout
+    )
+
+
+def test_a_layout_that_does_not_fit_is_refused():
+    line = [*BASE, "--pipeline-model-parallel-size", "2", "--decoder-last-pipeline-num-layers", "5"]
+    with pytest.raises(
+        UserError, match="last-pipeline-num-layers: 2 layers do not divide into 2 x 1 stages so"
+    ):
+        megatron.translate("pretrain_gpt.py", line)
+    with pytest.raises(UserError, match=r"layout 'Etx\|tL' has 'x'; write t for a block"):
+        megatron.translate("pretrain_gpt.py", [*line[:-2], "--pipeline-model-parallel-layout", "Etx|tL"])
+
+
 def test_relative_positions_of_t5_have_the_given_buckets():
     flags = "--position-embedding-type relative --relative-attention-num-buckets 16"
     line = [*BASE, "--decoder-seq-length", "16", "--apply-layernorm-1p", *flags.split()]

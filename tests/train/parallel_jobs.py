@@ -320,6 +320,7 @@ CASES = {
     "gpt_neox, PP2 x TP2, sequence parallel": ("gpt_neox", 4, PP | TP | SP),
     "gpt, PP2": ("gpt", 2, PP),
     "gpt, PP2, interleaved": ("gpt", 2, PP | VIRTUAL, FOUR),
+    "gpt, PP2, stages of 3 and 1 blocks": ("gpt", 2, PP | {"pipeline_model_parallel_layout": "ttt|t"}, FOUR),
     "gpt, PP2, zero-bubble": ("gpt", 2, PP | ZERO),
     "gpt, PP4": ("gpt", 4, PP4, FOUR),
     "gpt, PP2 x TP2, sequence parallel": ("gpt", 4, PP | TP | SP),

@@ -444,6 +444,22 @@ def test_the_given_layout_is_estimated_with_its_pipeline():
         assert planner.estimate(planner.given()).bubble == pytest.approx(waiting / (16 + waiting))
 
 
+def test_a_given_division_of_blocks_is_estimated():
+    tree = {
+        "model": {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128},
+        "train": {"micro_batch_size": 1, "global_batch_size": 8},
+        "world_size": 2,
+    }
+    found = {}
+    for layout, virtual in (("ttt|t", 1), ("tt|tt", 1), ("t|t|t|t", 2)):
+        parallel = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": layout}
+        config = build(PlanConfig, ("test", tree | {"parallel": parallel}))
+        planner = Planner(config, resolve_shape(config))
+        assert planner.given().virtual == virtual
+        found[layout] = planner.estimate(planner.given()).parameters
+    assert found["ttt|t"] > 1.2 * found["tt|tt"] == 1.2 * found["t|t|t|t"]
+
+
 def test_the_gpt3_example_passes_a_dry_run_and_fits():
     example = str(Path(__file__).parents[2] / "examples/gpt3_175b.yaml")
     found = cli.call(

@@ -32,8 +32,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ...core.config import Failure, UserError, check, configuration, option
+from ...core.config import Failure, UserError, check, configuration, option, shown
 from .rendezvous import job_store, keep_to_loopback, on_one_machine
+from .stage_layout import stage_lengths
 from .watchdog import Watchdog
 
 # The settings that are sizes of groups, in the order in which `_sizes` returns them.
@@ -76,6 +77,12 @@ class ParallelConfig:
         " pipeline bubble smaller (default: one stage)",
         role="runtime",
     )
+    pipeline_model_parallel_layout: str | None = option(
+        None,
+        "the blocks t of every stage, with | between stages, as Megatron-LM writes it: Et*3|(tt|)*6tL"
+        " (default: divided evenly by FLOPs)",
+        role="runtime",
+    )
     pipeline_schedule: Literal["1f1b", "gpipe", "zero-bubble"] = option(
         "1f1b",
         "pipeline schedule: 1f1b alternates forward and backward passes; gpipe runs all forward passes first;"
@@ -99,8 +106,35 @@ class ParallelConfig:
         role="runtime",
     )
 
+    def _read_layout(self) -> tuple[list[int] | None, str | None]:
+        """(stage_lengths, what is wrong with them)."""
+        try:
+            return self.stage_lengths, None
+        except ValueError as error:
+            return None, f"= {shown(self.pipeline_model_parallel_layout)} {error}"
+
+    @property
+    def stage_lengths(self) -> list[int] | None:
+        """The numbers of blocks of the stages of pipeline_model_parallel_layout, in the order of blocks."""
+        layout = self.pipeline_model_parallel_layout
+        return None if layout is None else stage_lengths(layout)
+
     def __post_init__(self):
+        lengths, mistake = self._read_layout()
+        stages = self.pipeline_model_parallel_size
         check(
+            (mistake is None, f"parallel.pipeline_model_parallel_layout {mistake}"),
+            (
+                lengths is None or stages < 1 or len(lengths) % stages == 0,
+                f"parallel.pipeline_model_parallel_layout has {len(lengths or [])} stages, which"
+                f" parallel.pipeline_model_parallel_size = {stages} does not divide",
+            ),
+            (
+                lengths is None or (stages > 1 and self.num_layers_per_virtual_pipeline_stage is None),
+                "parallel.pipeline_model_parallel_layout needs --pipeline-model-parallel-size above 1, and"
+                " says itself how many stages each process has; leave"
+                " --num-layers-per-virtual-pipeline-stage out",
+            ),
             *(
                 (getattr(self, n) >= 1, f"parallel.{n} = {getattr(self, n)} must be at least 1")
                 for n in SIZES

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from typing import cast
 
 from torch import nn
@@ -43,12 +44,18 @@ def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
     stage_rules(model)
     blocks = len(_costs(model, lengths))
     sizes = [str(n) for n in range(1, blocks // ranks + 1) if blocks % (ranks * n) == 0]
+    given = parallel.stage_lengths
     possible = ", ".join(sizes) or "none: leave it out, or change the stages"
     check(
         (
             ranks <= blocks,
             f"parallel.pipeline_model_parallel_size = {ranks} is more than the model's {blocks} blocks;"
             " use at most so many",
+        ),
+        (
+            given is None or sum(given) == blocks,
+            f"parallel.pipeline_model_parallel_layout has {sum(given or [])} blocks, and the model {blocks};"
+            " write a t for each",
         ),
         (
             size is None or blocks % (ranks * size) == 0,
@@ -62,10 +69,13 @@ def check_stages(parallel: ParallelConfig, model: ResolvedModelConfig, lengths: 
 def bounds(
     parallel: ParallelConfig, model: ResolvedModelConfig, lengths: dict[str, int]
 ) -> list[tuple[int, int]]:
-    """(first block, block after the last) of every stage, with FLOPs divided as evenly as blocks allow.
+    """(first block, block after the last) of every stage, as the layout says it.
 
-    The output layer counts with the last block.
+    Otherwise FLOPs are divided as evenly as blocks allow; the output layer counts with the last block.
     """
+    if (lengths := parallel.stage_lengths) is not None:
+        ends = list(itertools.accumulate(lengths))
+        return list(zip([0, *ends], ends))
     costs = _costs(model, lengths)
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     ends = divide(costs, ranks) if size is None else list(range(size, len(costs) + 1, size))

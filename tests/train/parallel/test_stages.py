@@ -1,15 +1,17 @@
 """Pipeline stages: which blocks and weights each stage has."""
 
+import re
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from mt.core.config import UserError
 from mt.tests.train.parallel_jobs import lengths_of, model_config
 from mt.train.model.family import build_model
 from mt.train.parallel.mesh import ParallelConfig
-from mt.train.parallel.stages import bounds, cut_stage, divide, owners
+from mt.train.parallel.stages import bounds, check_stages, cut_stage, divide, owners
 
 
 def test_blocks_are_divided_evenly_counting_the_cost_of_the_lm_head():
@@ -21,6 +23,45 @@ def test_blocks_are_divided_evenly_counting_the_cost_of_the_lm_head():
         7,
         8,
     )
+
+
+def test_a_layout_says_the_blocks_of_every_stage():
+    config = model_config("gpt", num_layers=8)
+    given = lambda size, text: ParallelConfig(
+        pipeline_model_parallel_size=size, pipeline_model_parallel_layout=text
+    )
+    assert bounds(given(3, "Et|ttttt|ttL"), config, {"seq_length": 16}) == [(0, 1), (1, 6), (6, 8)]
+    interleaved = bounds(given(2, "t*3|t|t*2|t*2"), config, {"seq_length": 16})
+    assert interleaved == [(0, 3), (3, 4), (4, 6), (6, 8)]
+    with pytest.raises(UserError, match="layout has 7 blocks, and the model 8; write a t for each"):
+        check_stages(given(2, "t*3|t*4"), config, {"seq_length": 16})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "t|t|t"},
+            "has 3 stages, which",
+        ),
+        ({"pipeline_model_parallel_layout": "tt"}, "needs --pipeline-model-parallel-size above 1"),
+        (
+            {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "tm|t"},
+            "layout = 'tm|t' has 'm'; write t for a block",
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": 2,
+                "pipeline_model_parallel_layout": "t|t",
+                "num_layers_per_virtual_pipeline_stage": 1,
+            },
+            "leave --num-layers-per-virtual-pipeline-stage out",
+        ),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        ParallelConfig(**settings)
 
 
 @pytest.mark.parametrize(
