@@ -13,14 +13,14 @@ writes them: a compressed one could be a thousand times as long as the file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import pickle
-import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +42,7 @@ from torch.futures import Future
 from ...core import paths
 from ...core.config import UserError, shown
 from ...core.parsing import read_bytes
+from .pickle_walk import TorchWalk, Walk, is_torch_name
 
 MOST_BYTES = 1 << 30  # of .metadata; it has about 100 bytes a chunk
 REMEDY = "do not use it, take another checkpoint"
@@ -101,6 +102,8 @@ class SafeFileSystemReader(FileSystemReader):
 
     def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
         check_stored_zip(_Part(file, sinfo.offset, sinfo.length), f"{self.path}/{sinfo.relative_path}")
+        if strange := check_torch_pickle(_Part(file, sinfo.offset, sinfo.length)):
+            raise ValueError(f"{sinfo.relative_path} names {shown(min(strange))}")
         return super()._slice_file(file, sinfo)
 
 
@@ -133,6 +136,11 @@ class _Part(io.RawIOBase):
         self.position += len(data)
         return data
 
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
 
 def check_stored_zip(file: Any, place: str, remedy: str = REMEDY) -> None:
     """Raises UserError unless a file, or its path, is a zip file whose entries are not compressed."""
@@ -146,6 +154,30 @@ def check_stored_zip(file: Any, place: str, remedy: str = REMEDY) -> None:
             f"{place}: its entry {shown(packed.filename)} is compressed, and torch.save compresses nothing;"
             f" {remedy}"
         )
+
+
+def check_torch_pickle(file: Any, classes: Collection[str] = ()) -> set[str]:
+    """The names in a file of torch.save that are neither torch's nor of `classes` (see TorchWalk).
+
+    file: open, or its path. Raises ValueError if reading the pickle in it costs more than its length.
+    """
+    # torch's own reader, because it and zipfile may find different entries in a forged file
+    walk = TorchWalk(torch.PyTorchFileReader(file).get_record("data.pkl"), classes)
+    walk.check()
+    return {name for name in walk.names.difference(classes) if not is_torch_name(name)}
+
+
+@contextlib.contextmanager
+def _only_safe_globals(classes: list[Any]) -> Iterator[None]:
+    """As torch.serialization.safe_globals, without those that the program has registered so far."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(classes)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 class _Placeholder:
@@ -175,7 +207,7 @@ def load_torch_file(
     check_stored_zip(paths.regular(file), str(file), remedy)
     kept = {f"{c.__module__}.{c.__qualname__}" for c in classes}
     try:
-        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - kept
+        named = check_torch_pickle(str(file), kept)
         strange = sorted(n for n in named if replaced is None or not replaced.match(n))
         if strange:
             raise UserError(
@@ -185,7 +217,7 @@ def load_torch_file(
         placeholders: list[Any] = [
             (type(n.rpartition(".")[2], (_Placeholder,), {}), n) for n in sorted(named)
         ]
-        with torch.serialization.safe_globals([*classes, *placeholders]):
+        with _only_safe_globals([*classes, *placeholders]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     # A broken or forged pickle makes torch's unpickler, which is written in Python, raise nearly anything.
     except (
@@ -210,7 +242,7 @@ def read_metadata(folder: Path) -> Metadata:
     file = folder / ".metadata"
     data = read_bytes(file, MOST_BYTES, REMEDY)
     try:
-        _check_opcodes(data)
+        Walk(data).check()
         return _metadata(_InertUnpickler(io.BytesIO(data)).load(), folder)
     # A pickle can make the unpickler raise nearly anything, and the checks below expect records.
     except (
@@ -220,53 +252,6 @@ def read_metadata(folder: Path) -> Metadata:
         raise UserError(
             f"{file}: not the metadata of a checkpoint ({str(error)[:200] or type(error).__name__}); {REMEDY}"
         ) from None
-
-
-# Opcode -> bytes of its argument, or how long its length is. Those whose argument ends with a newline are of
-# protocol 0, which torch does not write; GLOBAL, with two lines, is also of protocol 2.
-_FIXED: dict[int, int] = {}
-_COUNTED: dict[int, int] = {}
-for _opcode in pickletools.opcodes:
-    _n = _opcode.arg.n if _opcode.arg else 0
-    if _n >= 0:
-        _FIXED[ord(_opcode.code)] = _n
-    elif _n != pickletools.UP_TO_NEWLINE:
-        widths = {
-            pickletools.TAKEN_FROM_ARGUMENT1: 1,
-            pickletools.TAKEN_FROM_ARGUMENT4: 4,
-            pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-            pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-        }
-        _COUNTED[ord(_opcode.code)] = widths[_n]
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Raises ValueError for a pickle that makes the unpickler allocate far more than its length.
-
-    LONG_BINPUT does: the unpickler's memo is an array, and grows to twice the index, up to 64 GB. So do the
-    opcodes that say how long their argument is before it comes.
-    """
-    position, end = 0, len(data)
-    long_put, global_ = ord(pickle.LONG_BINPUT), ord(pickle.GLOBAL)
-    while position < end:
-        opcode = data[position]
-        position += 1
-        width = _FIXED.get(opcode)
-        if width is None:
-            width = _COUNTED.get(opcode)
-            if width is not None:
-                length = int.from_bytes(data[position : position + width], "little")
-                position += width
-                width = length
-            elif opcode == global_:
-                width = data.index(b"\n", data.index(b"\n", position) + 1) + 1 - position
-            else:
-                raise ValueError(f"it has the opcode {opcode:#x}, of another writer than torch")
-        elif opcode == long_put and int.from_bytes(data[position : position + 4], "little") > end:
-            raise ValueError("it numbers more values than it has bytes")
-        position += width
-    if position != end or data[-1:] != pickle.STOP:
-        raise ValueError("it is cut short, or has more behind its end")
 
 
 class _Inert:

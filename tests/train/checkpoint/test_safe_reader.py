@@ -5,6 +5,7 @@ import pickle
 import resource
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from mt.core.config import UserError
+from mt.tests.train.checkpoint.test_pickle_walk import BOMBS, opcodes
+from mt.train.checkpoint import safe_reader
 from mt.train.checkpoint.base import dcp_errors_unwrapped
-from mt.train.checkpoint.safe_reader import SafeFileSystemReader, check_stored_zip
+from mt.train.checkpoint.safe_reader import SafeFileSystemReader, check_stored_zip, load_torch_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -154,6 +157,48 @@ def test_no_memory_is_taken_for_what_a_pickle_says_and_does_not_hold(folder):
         (folder / ".metadata").write_bytes(content)
         refusal(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def zipped(file, content):
+    """Replaces the pickle in a file of torch.save."""
+    with zipfile.ZipFile(file) as entries:
+        parts = {name: entries.read(name) for name in entries.namelist()}
+    with zipfile.ZipFile(file, "w") as entries:
+        for name, part in parts.items():
+            entries.writestr(name, content if name.endswith("/data.pkl") else part)
+
+
+@pytest.mark.parametrize("bomb", ["a key", "a member of a frozenset", "a key within a tuple"])
+def test_the_hash_of_a_value_that_is_shared_many_times_is_not_computed(bomb, folder, tmp_path):
+    content = BOMBS[bomb] + b"."
+    (folder / ".metadata").write_bytes(b"\x80\x04" + content)
+    assert "large or nested" in refusal(folder)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "common.pt")
+    zipped(tmp_path / "common.pt", b"\x80\x02" + content)
+    with pytest.raises(UserError, match=r"not a whole file of torch\.save \(it has keys"):
+        load_torch_file(tmp_path / "common.pt", "Megatron-LM")
+
+
+@pytest.mark.parametrize(
+    "content", [b"}" + opcodes() + b"Ns", b"ccollections\nCounter\n](" + opcodes() + b"e\x85R"]
+)
+def test_the_pickles_in_files_of_tensors_are_walked_over(content, folder, monkeypatch):
+    monkeypatch.setattr(safe_reader, "check_stored_zip", lambda *a, **k: None)
+    monkeypatch.setattr(
+        torch, "PyTorchFileReader", lambda file: SimpleNamespace(get_record=lambda name: content + b".")
+    )
+    with pytest.raises(
+        UserError, match=r"its files are not what .metadata says \((it has keys|__0_0.distcp names)"
+    ):
+        load(folder)
+
+
+def test_what_a_program_has_registered_is_not_made(tmp_path):
+    torch.save({"a": SimpleNamespace()}, tmp_path / "a.pt")
+    with torch.serialization.safe_globals([SimpleNamespace]):
+        with pytest.raises(UserError, match=r"names types\.SimpleNamespace"):
+            load_torch_file(tmp_path / "a.pt", "Megatron-LM")
+        assert SimpleNamespace in torch.serialization.get_safe_globals()
 
 
 def test_a_list_that_is_shared_does_not_stand_for_more_chunks_than_are_stored(folder):
