@@ -92,7 +92,8 @@ def read_bytes(path: str | Path, most: int, remedy: str = FETCH, *, may_be_pipe:
         if not (stat.S_ISREG(status.st_mode) or (may_be_pipe and stat.S_ISFIFO(status.st_mode))):
             raise UserError(f"{path}: is not a regular file; check the path")
         with open(handle, "rb", closefd=False) as file:
-            data = file.read(most + 1) if status.st_size <= most else b""
+            # Python allocates as much as it is asked for. A pipe, and files of the kernel, have size 0.
+            data = file.read((status.st_size or most) + 1) if status.st_size <= most else b""
     finally:
         os.close(handle)
     size = max(status.st_size, len(data))

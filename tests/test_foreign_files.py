@@ -6,6 +6,7 @@ without a traceback, within 5 seconds of processor time and 1 GB of memory. The 
 each leaf, those marked `slow` three or all.
 """
 
+import argparse
 import functools
 import json
 import shutil
@@ -283,6 +284,31 @@ def test_the_settings_in_a_checkpoint_of_megatron(checkpoints, copied, tmp_path)
 
     ended = survive(found(), file, inspect(folder))
     assert ended[2] > 30
+
+
+@pytest.mark.parametrize("format", ["torch", "megatron_torch_dist"])
+def test_sizes_in_the_settings_of_megatron(format, models, checkpoints, tmp_path):
+    folder = tmp_path / "copy"
+    assert run("checkpoint", "convert", models("gpt2"), folder, "--format", format) == 0
+    (file,) = [*folder.rglob("common.pt"), *folder.rglob("model_optim_rng.pt")]
+    state = torch.load(file, weights_only=False)
+    sizes = ["num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels"]
+    sizes += ["max_position_embeddings", "padded_vocab_size", "num_experts"]
+    values = [(name, size) for name in sizes for size in (10**9, 10**7, 99_999)]
+    values += [("hybrid_override_pattern", "M" * 10**7), ("hybrid_layer_pattern", "*-" * 50_000)]
+    values += [
+        ("moe_layer_freq", "([1]*10**9)"),
+        ("moe_layer_freq", 10**9),
+        ("moe_layer_freq", [1] * 100_000),
+    ]
+
+    def found():
+        for name, value in values:
+            args = argparse.Namespace(**{**vars(state["args"]), "num_experts": 4, name: value})
+            torch.save({**state, "args": args}, tmp_path / "pt")
+            yield f"{name} = {str(value)[:20]}", (tmp_path / "pt").read_bytes()
+
+    assert survive(found(), file, inspect(folder)) == {2: len(values)}
 
 
 def test_the_tracker_of_megatron(checkpoints, copied):

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 from ...core.config import UserError, shown
 from ...core.parsing import SETTINGS_BYTES, Range, check_value, read_json
-from ..model.config import ModelConfig, ResolvedModelConfig, expert_layers, resolve
+from ..model.config import MOST_LAYERS, ModelConfig, ResolvedModelConfig, expert_layers, resolve
 from ..model.family import family_of
 from ..model.foreign_names import (
-    MOST_LAYERS,
     OTHER_KEYS,
     Architecture,
     moe_layer_freq,

@@ -16,7 +16,15 @@ import torch
 
 from ...core.config import UserError, shown
 from ...core.parsing import Range, check_value
-from ..model.config import MOST_SIZE, VARIATIONS, ModelConfig, ResolvedModelConfig, expert_layers, resolve
+from ..model.config import (
+    MOST_LAYERS,
+    MOST_SIZE,
+    VARIATIONS,
+    ModelConfig,
+    ResolvedModelConfig,
+    expert_layers,
+    resolve,
+)
 from ..model.family import family_of
 from ..model.yarn import (
     MEGATRON_BETA_FAST,
@@ -31,6 +39,7 @@ MOST_RANKS = 1 << 20  # of a layout
 
 # What arguments must be, of those that `_model_config` reads; None stands for the default.
 Size = Annotated[int | None, Range(1, MOST_SIZE)]
+Layers = Annotated[int | None, Range(1, MOST_LAYERS)]
 Number = Annotated[float | None, Range(0)]
 Positive = Annotated[float | None, Range(1e-9)]
 
@@ -46,7 +55,7 @@ class LayoutArguments(TypedDict, total=False):
 class ModelArguments(TypedDict, total=False):
     """The arguments that describe the model, as far as mt reads them."""
 
-    num_layers: Size
+    num_layers: Layers
     hidden_size: Size
     ffn_hidden_size: Size
     num_attention_heads: Size
@@ -76,7 +85,7 @@ class ModelArguments(TypedDict, total=False):
     attention_dropout: Number
     padded_vocab_size: Size
     rotary_seq_len_interpolation_factor: Positive
-    num_experts: Size
+    num_experts: Layers
     moe_layer_freq: int | list[int] | None
     moe_ffn_hidden_size: Size
     moe_shared_expert_intermediate_size: Size

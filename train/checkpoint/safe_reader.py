@@ -45,6 +45,7 @@ from ...core.parsing import read_bytes
 from .pickle_walk import TorchWalk, Walk, is_torch_name
 
 MOST_BYTES = 1 << 30  # of .metadata; it has about 100 bytes a chunk
+MOST_PICKLE_BYTES = 1 << 26  # of a file of torch.save; it has some 200 bytes a tensor
 REMEDY = "do not use it, take another checkpoint"
 
 # The names that a `.metadata` of torch's writer may hold, by module; torch's dtypes come beside them.
@@ -162,7 +163,10 @@ def check_torch_pickle(file: Any, classes: Collection[str] = ()) -> set[str]:
     file: open, or its path. Raises ValueError if reading the pickle in it costs more than its length.
     """
     # torch's own reader, because it and zipfile may find different entries in a forged file
-    walk = TorchWalk(torch.PyTorchFileReader(file).get_record("data.pkl"), classes)
+    data = torch.PyTorchFileReader(file).get_record("data.pkl")
+    if len(data) > MOST_PICKLE_BYTES:
+        raise ValueError(f"its pickle has {len(data):,} bytes, and may have {MOST_PICKLE_BYTES:,}")
+    walk = TorchWalk(data, classes)
     walk.check()
     return {name for name in walk.names.difference(classes) if not is_torch_name(name)}
 

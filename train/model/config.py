@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
 from ...core.config import check, configuration, option
@@ -13,6 +14,7 @@ from .positions import scaling_mistake
 GATED = ("swiglu", "geglu")  # activations of a gate, which multiplies the output of a second matrix
 LAYER_SYMBOLS = "M*-E"
 MOST_SIZE = (1 << 31) - 1  # of any number of layers, heads, channels, rows: torch's kernels count in int32
+MOST_LAYERS = 100_000  # lists of a value for each layer are made before any weight is looked at
 MIXTURE_SIZES = (
     "num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk",
 )  # fmt: skip
@@ -22,6 +24,7 @@ FACTORS = (
     "residual_multiplier", "logits_scaling",
 )  # fmt: skip
 LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+COUNTS = ("num_layers", "decoder_num_layers", "retro_encoder_layers", "num_experts")
 RETRO_SIZES = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
 
 
@@ -360,6 +363,13 @@ class ModelConfig:
                 )
             ),
             *(
+                (
+                    getattr(self, n) is None or getattr(self, n) <= MOST_LAYERS,
+                    f"model.{n} = {getattr(self, n)} must be at most {MOST_LAYERS:,}",
+                )
+                for n in COUNTS
+            ),
+            *(
                 (0 <= getattr(self, n) < 1, f"model.{n} = {getattr(self, n)} must be at least 0 and below 1")
                 for n in ("hidden_dropout", "attention_dropout")
             ),
@@ -552,6 +562,10 @@ def _pattern_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     wrong = next((symbol for symbol in pattern if symbol not in LAYER_SYMBOLS), None)
     return [
         (
+            len(pattern) <= MOST_LAYERS,
+            f"model.hybrid_override_pattern has {len(pattern):,} symbols; it may have {MOST_LAYERS:,}",
+        ),
+        (
             pattern != "",
             "model.hybrid_override_pattern is empty; give a symbol for each layer, or leave it out",
         ),
@@ -590,7 +604,10 @@ def _variation_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             f"model.relative_attention_max_distance = {distance} must be above half of"
             f" model.relative_attention_num_buckets = {buckets}: so many distances have a bucket each",
         ),
-        (mistake is None, f"model.window_attn_skip_freq = {config.window_attn_skip_freq} {mistake}"),
+        (
+            mistake is None,
+            f"model.window_attn_skip_freq = {str(config.window_attn_skip_freq)[:200]} {mistake}",
+        ),
         (
             config.window_attn_skip_freq is None or config.window_size is not None,
             "model.window_attn_skip_freq says which layers have a window; give --window-size too",
@@ -792,7 +809,7 @@ def _expert_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 " leave it out"
             ),
         ),
-        (mistake is None, f"model.moe_layer_freq = {config.moe_layer_freq} {mistake}"),
+        (mistake is None, f"model.moe_layer_freq = {config.moe_layer_freq[:200]} {mistake}"),
         (
             softmax or not config.moe_router_pre_softmax,
             (
@@ -984,7 +1001,7 @@ def expert_layers(frequency: str, num_layers: int | None) -> list[bool]:
     num_layers: None where it is not known yet; the length of a list is then not checked. Raises ValueError,
     whose text continues the message.
     """
-    if frequency.isdigit() and int(frequency) >= 1:
+    if re.fullmatch("0*[1-9][0-9]{0,18}", frequency):
         return [layer % int(frequency) == 0 for layer in range(num_layers or 0)]
     return _listed_layers(frequency, num_layers)
 
@@ -993,7 +1010,7 @@ def windowed_layers(frequency: str | None, num_layers: int | None) -> list[bool]
     """Which layers have the window: `window_attn_skip_freq` as Megatron-LM reads it. See expert_layers."""
     if frequency is None:
         return [True] * (num_layers or 0)
-    if frequency.isdigit() and int(frequency) >= 1:
+    if re.fullmatch("0*[1-9][0-9]{0,18}", frequency):
         return [(layer + 1) % int(frequency) != 0 for layer in range(num_layers or 0)]
     return _listed_layers(frequency, num_layers)
 
@@ -1001,11 +1018,15 @@ def windowed_layers(frequency: str | None, num_layers: int | None) -> list[bool]
 def _listed_layers(listed: str, num_layers: int | None) -> list[bool]:
     """The value of a list of 0 and 1 for every layer; see expert_layers."""
     try:
+        if len(listed) > 10 * MOST_LAYERS:
+            raise ValueError
         flags = _flags(ast.parse(listed.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(
             "must be a whole number from 1, or a list of 0 and 1, such as [0,1]*12 or [0]*3+[1]*24"
         ) from None
+    if len(flags) > MOST_LAYERS:
+        raise ValueError(f"is a list of more than {MOST_LAYERS:,}")
     if num_layers is not None and len(flags) != num_layers:
         raise ValueError(
             f"is a list of {len(flags)}, but there are {num_layers} layers; say 0 or 1 for each of them"
@@ -1020,12 +1041,13 @@ def _flags(node: ast.expr) -> list[bool]:
         ):
             return [bool(e.value) for e in elements if isinstance(e, ast.Constant)]
         case ast.BinOp(op=ast.Add()):
-            return _flags(node.left) + _flags(node.right)
+            return (_flags(node.left) + _flags(node.right))[: MOST_LAYERS + 1]
         case (
             ast.BinOp(op=ast.Mult(), left=ast.Constant(value=int(times)), right=part)
             | ast.BinOp(op=ast.Mult(), left=part, right=ast.Constant(value=int(times)))
         ):
-            return _flags(part) * min(times, 100_000)
+            flags = _flags(part)
+            return flags * min(times, MOST_LAYERS // max(1, len(flags)) + 1)
     raise ValueError
 
 

@@ -259,7 +259,6 @@ GATING = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 T5_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu_tanh", "gated-gelu": "geglu", "gated-silu": "swiglu"}
 
 
-MOST_LAYERS = 100_000  # of a config.json, whose layers are counted before any file of weights is looked at
 # What the keys of a config.json must be that the functions `read` of the architectures look at. (Those of
 # `Architecture.keys` must be what our setting must be.) None where transformers takes null.
 OTHER_KEYS: dict[str, Any] = {

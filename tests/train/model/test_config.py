@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 
 from mt.core.config import UserError
@@ -108,6 +110,34 @@ def test_moe_layer_freq_is_read_as_megatron_reads_it(frequency, layers):
     assert ["E" if isinstance(layer.ffn, MoE) else "-" for layer in build_model(config).layers] == list(
         layers
     )
+
+
+@pytest.mark.parametrize(
+    ("frequency", "told"),
+    [
+        ("([1]*10**9)", "whole number"),
+        ("[1]*100000*100000*100000", "list of more than 100,000"),
+        ("+".join(["[1]*100000"] * 500), "list of more than 100,000"),
+        ("[" * 2_000_000, "whole number"),
+        ("9" * 5000, "whole number"),
+        ("\N{SUPERSCRIPT TWO}", "whole number"),
+    ],
+)
+def test_a_list_of_layers_of_any_length_costs_no_memory(frequency, told):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for settings in ({"num_experts": 2, "moe_layer_freq": frequency}, {"window_attn_skip_freq": frequency}):
+        with pytest.raises(UserError, match=told) as caught:
+            ModelConfig(num_layers=4, window_size=8, **settings)
+        assert len(str(caught.value)) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("name", ["num_layers", "decoder_num_layers", "retro_encoder_layers", "num_experts"])
+def test_counts_have_a_limit_before_anything_is_made_for_each(name):
+    with pytest.raises(UserError, match=f"model.{name} = 1000000000 must be at most 100,000"):
+        ModelConfig(**{"num_layers": 2, name: 10**9})
+    with pytest.raises(UserError, match="has 100,001 symbols; it may have 100,000"):
+        ModelConfig(hybrid_override_pattern="M" * 100_001)
 
 
 def test_top_1_of_several_experts_with_a_softmax_after_the_choice_is_refused():
