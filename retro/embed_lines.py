@@ -8,12 +8,12 @@ little-endian, each of length one: D numbers a text. A text without tokens has z
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
 
-from ..core.config import UserError, configuration, option
+from ..core.config import configuration, option
+from ..core.text_lines import read_texts
 from .embed import Embedder
 
 BATCH_CHARS = 1_000_000  # of texts that are embedded at once
@@ -33,8 +33,8 @@ def embed_lines(config: EmbedLinesConfig) -> None:
     embedder = Embedder(config.bert_model)
     texts: list[str] = []
     size = 0
-    for line in sys.stdin:
-        texts.append(_text(line))
+    for text in read_texts(sys.stdin.buffer):
+        texts.append(text)
         size += len(texts[-1])
         if size >= BATCH_CHARS:
             _write(embedder(texts))
@@ -47,10 +47,3 @@ def _write(vectors: np.ndarray) -> None:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     sys.stdout.buffer.write((vectors / np.maximum(lengths, 1e-12)).astype("<f2").tobytes())
     sys.stdout.buffer.flush()
-
-
-def _text(line: str) -> str:
-    try:
-        return json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f'standard input: {line.strip()[:40]!r} is no line {{"text": ...}}') from None

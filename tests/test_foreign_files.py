@@ -8,8 +8,10 @@ each leaf, those marked `slow` three or all.
 
 import argparse
 import functools
+import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -309,6 +311,67 @@ def test_sizes_in_the_settings_of_megatron(format, models, checkpoints, tmp_path
             yield f"{name} = {str(value)[:20]}", (tmp_path / "pt").read_bytes()
 
     assert survive(found(), file, inspect(folder)) == {2: len(values)}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A sequence classifier of Hugging Face."""
+    folder = tmp_path_factory.mktemp("classifier")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=7, max_position_embeddings=16, **sizes)
+    config.id2label = {0: "fine", 1: "rude"}
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def score(folder, line=b'{"text": "a b"}'):
+    def command():
+        sys.stdin = io.TextIOWrapper(io.BytesIO(line))
+        return run("eval", "score", "--classifier", folder)
+
+    return command
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_the_files_of_a_classifier(name, classifier, copied):
+    file = copied(classifier) / name
+    assert score(file.parent)() == 0
+    one = foreign_files.cases(json.loads(file.read_text()), as_json, values=1, most=1)
+    assert survive(one, file, score(file.parent))[2] > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_every_value_in_the_files_of_a_classifier(name, classifier, copied):
+    file = copied(classifier) / name
+    every = foreign_files.cases(json.loads(file.read_text()), as_json, exhaustive=True)
+    assert survive(every, file, score(file.parent))[2] > 20
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 3, 10**4, 10**9])
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings", "intermediate_size"]
+)
+def test_sizes_of_a_classifier_are_those_of_its_weights(name, value, classifier, copied):
+    file = copied(classifier) / "config.json"
+    settings = json.loads(file.read_text())
+    one = [(name, as_json({**settings, name: value}))]
+    assert survive(iter(one), file, score(file.parent)) == {2: 1}
+
+
+def test_the_weights_of_a_classifier(classifier, copied):
+    file = copied(classifier) / "model.safetensors"
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    found = list(damaged(raw, 16))
+    for name in [n for n in header if n != "__metadata__"][:6]:
+        less = as_json({n: t for n, t in header.items() if n != name})
+        found.append((f"without {name}", len(less).to_bytes(8, "little") + less + raw[8 + size :]))
+    assert survive(iter(found), file, score(file.parent))[2] > 10
 
 
 def test_the_tracker_of_megatron(checkpoints, copied):

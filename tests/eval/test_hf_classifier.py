@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -35,9 +36,8 @@ def classifier(tmp_path_factory):
 
 
 def scores(classifier, monkeypatch, capsys, **settings):
-    monkeypatch.setattr(
-        "sys.stdin", io.StringIO("".join(json.dumps({"id": "x", "text": text}) + "\n" for text in TEXTS))
-    )
+    lines = "".join(json.dumps({"id": "x", "text": text}) + "\n" for text in TEXTS)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     score(ScoreConfig(classifier=str(classifier), **settings))
     return [float(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -63,3 +63,34 @@ def test_an_unknown_label_and_a_directory_without_a_model_are_named(
         scores(classifier, monkeypatch, capsys, label="nice")
     with pytest.raises(UserError, match=r"has no config\.json"):
         scores(tmp_path, monkeypatch, capsys)
+
+
+def test_a_model_without_a_trained_head_is_refused(classifier, monkeypatch, capsys, tmp_path):
+    """transformers would make random weights for it."""
+    transformers.BertForSequenceClassification.from_pretrained(classifier).bert.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has no weight classifier\.bias"):
+        scores(tmp_path, monkeypatch, capsys)
+
+
+def test_weights_of_torch_save_are_read(classifier, monkeypatch, capsys, tmp_path):
+    expected = scores(classifier, monkeypatch, capsys)
+    shutil.copytree(classifier, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    state = transformers.BertForSequenceClassification.from_pretrained(classifier).state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert scores(tmp_path, monkeypatch, capsys) == expected
+
+
+def test_files_elsewhere_are_not_read(classifier, monkeypatch, capsys, tmp_path):
+    shutil.copytree(classifier, tmp_path / "c")
+    (tmp_path / "elsewhere.txt").write_text("[PAD]")
+    file = tmp_path / "c" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "vocab_file": str(tmp_path / "elsewhere.txt")}))
+    with pytest.raises(UserError, match=r"vocab_file = .* names a file outside of its folder"):
+        scores(tmp_path / "c", monkeypatch, capsys)
+    file.write_text(json.dumps(settings))
+    (tmp_path / "c" / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(UserError, match="is an adapter of another model"):
+        scores(tmp_path / "c", monkeypatch, capsys)

@@ -33,7 +33,10 @@ def test_a_vector_of_length_one_is_written_for_every_line_in_order(monkeypatch):
     out = Stream()
     monkeypatch.setattr(embed_lines, "Embedder", Embedder)
     monkeypatch.setattr(embed_lines, "BATCH_CHARS", 700)
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps({"text": t}) + "\n" for t in texts)))
+    monkeypatch.setattr(
+        "sys.stdin",
+        io.TextIOWrapper(io.BytesIO("".join(json.dumps({"text": t}) + "\n" for t in texts).encode())),
+    )
     monkeypatch.setattr("sys.stdout", out)
     embed_lines.embed_lines(EmbedLinesConfig())
     found = np.frombuffer(out.buffer.getvalue(), "<f2").reshape(-1, 3).astype(float)
@@ -43,6 +46,6 @@ def test_a_vector_of_length_one_is_written_for_every_line_in_order(monkeypatch):
 
 def test_a_line_without_a_text_is_named(monkeypatch):
     monkeypatch.setattr(embed_lines, "Embedder", Embedder)
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"txt": 1}\n'))
-    with pytest.raises(UserError, match=r"standard input: '\{\"txt\": 1\}' is no line"):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"txt": 1}\n')))
+    with pytest.raises(UserError, match="standard input, line 1: has no text"):
         embed_lines.embed_lines(EmbedLinesConfig())
