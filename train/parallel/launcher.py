@@ -34,6 +34,7 @@ from typing import NoReturn
 from ...core.config import UserError
 from ...core.extras import needs_package
 from . import worker
+from .launch_flags import check_environment, check_values, short
 
 # exit codes after which a restart would fail in the same way
 FINAL = (2, 16, *(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)))
@@ -75,18 +76,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         from torch.distributed.run import get_args_parser
     except ModuleNotFoundError:
         raise UserError(needs_package("`mt launch`", "torch")) from None
+    check_environment()
     parser = get_args_parser()
     parser.prog, parser.description = "mt launch", __doc__
     parser.error = _usage_error  # type: ignore[method-assign]  # argparse has no other hook
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(max_restarts=3)
+    if "PET_MAX_RESTARTS" not in os.environ:
+        parser.set_defaults(max_restarts=3)
     parsed = parser.parse_args(arguments)
     if str(parsed.master_port) == "0":
         raise UserError(
             "mt launch: --master-port 0: processes cannot find each other at port 0; leave it out, and"
             " torchrun takes a free one"
         )
-    _check_numbers(parsed)
+    check_values(parsed)
     one_machine = parsed.nnodes in ("1", "1:1") or parsed.standalone
     if not one_machine and parsed.max_restarts:
         raise UserError(
@@ -105,33 +108,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def _check_numbers(parsed: argparse.Namespace) -> None:
-    """Raises UserError for numbers of machines and processes that cannot be."""
-    from torch.distributed.run import determine_local_world_size, parse_min_max_nnodes
-
-    try:
-        fewest, most = parse_min_max_nnodes(parsed.nnodes)
-    except (ValueError, RuntimeError):
-        fewest = most = 0
-    if not 1 <= fewest <= most:
-        raise UserError(
-            f"mt launch: --nnodes {parsed.nnodes}: the number of machines must be at least 1; give a number,"
-            " or FEWEST:MOST"
-        )
-    try:
-        processes = determine_local_world_size(parsed.nproc_per_node)
-    except ValueError as error:
-        raise UserError(
-            f"mt launch: --nproc-per-node {parsed.nproc_per_node}: {str(error).rstrip('.')}; give a number of"
-            " processes"
-        ) from None
-    if processes < 1:
-        raise UserError(
-            f"mt launch: --nproc-per-node {parsed.nproc_per_node}: a job has at least 1 process on a machine;"
-            " give a number of processes"
-        )
-
-
 def _is_given(flag: str, arguments: list[str]) -> bool:
     """Whether a flag of torchrun is given, or its environment variable is set."""
     variable = f"PET_{flag.strip('-').replace('-', '_').upper()}"
@@ -144,8 +120,6 @@ def _meet_on_this_machine(parsed: argparse.Namespace, arguments: list[str]) -> N
 
     port = 0  # a free one, so that two jobs on one machine do not collide
     if _is_given("--master-port", arguments):
-        if not 1 <= int(parsed.master_port) <= 65535:
-            raise UserError(f"mt launch: --master-port {parsed.master_port}: give a number from 1 to 65535")
         port = int(parsed.master_port)
     rendezvous.register()
     rendezvous.keep_to_loopback(os.environ)
@@ -183,8 +157,8 @@ def _check_file(path: Path) -> None:
 
 def _usage_error(message: str) -> NoReturn:
     raise UserError(
-        f"mt launch: {message}; torchrun's flags come first, then a command of mt: mt launch --nproc-per-node"
-        " 2 train ..."
+        f"mt launch: {short(message)}; torchrun's flags come first, then a command of mt: mt launch"
+        " --nproc-per-node 2 train ..."
     )
 
 
@@ -204,12 +178,22 @@ def _attempt(parsed: argparse.Namespace) -> tuple[int, str]:
                 return code, ""
         # A process killed by a signal (a negative code) is the cause of the failures of the others.
         rank, code = min(codes.items(), key=lambda found: found[1])
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         return (128 - code if code < 0 else code), f"rank {rank} {how}"
     except SignalException as stop:
-        return 128 + stop.sigval.value, ""
+        return 128 + stop.sigval, ""
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, ""
+    except (ValueError, TypeError, LookupError, AssertionError, ImportError) as error:  # a flag's value
+        raise UserError(f"mt launch: torchrun cannot start with these flags ({short(error)})") from None
     except (RuntimeError, OSError) as error:  # the rendezvous failed
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return 1, f"processes could not be started ({reason})"
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals but the first and the last have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

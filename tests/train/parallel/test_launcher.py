@@ -220,7 +220,7 @@ def test_two_machines_meet_at_a_file_in_a_folder_of_the_user(waiting, tmp_path):
         ),
         (["--master-port", "0"], "--master-port 0: processes cannot find each other at port 0"),
         (["--master-port", "x"], "argument --master-port/--master_port: invalid int value: 'x'"),
-        (["--master-port", "70000"], "--master-port 70000: give a number from 1 to 65535"),
+        (["--master-port", "70000"], "--master-port 70000: give a number from 1 to 65,535"),
     ],
 )
 def test_a_mistake_in_the_flags_of_a_launch_is_one_line(flags, message):
