@@ -220,7 +220,12 @@ def _convert(command: str, config: ExportConfig, format: str | None) -> dict:
         config_to_hf(source.config)
     if format in MEGATRON:
         assert isinstance(config, ConvertConfig), "export writes Hugging Face's format alone"
-        check_export(source.config, config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
+        check_export(
+            source.config,
+            config.target_tensor_parallel_size,
+            config.target_pipeline_parallel_size,
+            local=config.transformer_impl == "local",
+        )
     identity = {"tokenizer": source.tokenizer.fingerprint}
     run = manifest.begin(command, config, [checkpoint.path], facts=identity)
     if run.finished:

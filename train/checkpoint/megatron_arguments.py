@@ -444,8 +444,13 @@ def _activation(
     return "gelu_tanh" if get("openai_gelu", False) or (get("bias_gelu_fusion", True) and bias) else "gelu"
 
 
-def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
-    """Raises UserError for a model that Megatron-LM lacks, and for a layout that does not divide it."""
+def check_export(
+    config: ResolvedModelConfig, tensor_parallel: int, pipeline_parallel: int, *, local: bool
+) -> None:
+    """Raises UserError for a model that Megatron-LM lacks, and for a layout that does not divide it.
+
+    local: for its local layers, which cut the projections to latents too.
+    """
     scaling = config.rope_scaling
     latent = config.multi_latent_attention
     rules = [
@@ -482,8 +487,11 @@ def check_export(config: ResolvedModelConfig, tensor_parallel: int, pipeline_par
     divided += ["ffn_hidden_size"] if "-" in pattern else []
     divided += ["moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"] if config.num_experts else []
     divided += ["mamba_num_groups"] if "M" in pattern else []
-    for name in divided:
-        number = getattr(config, name) or 0
+    numbers = {name: getattr(config, name) or 0 for name in divided}
+    if latent and local:
+        numbers["q_lora_rank"] = config.q_lora_rank or 0
+        numbers["kv_lora_rank + qk_pos_emb_head_dim"] = config.kv_lora_rank + config.qk_pos_emb_head_dim
+    for name, number in numbers.items():
         if number % tensor_parallel:
             raise UserError(
                 f"target_tensor_parallel_size = {tensor_parallel} does not divide model.{name} = {number};"

@@ -201,6 +201,26 @@ def test_weight_names_of_transformer_engine_and_of_older_versions_are_known(mega
         assert_same_weights(convert_and_load(out / "iter_0000007", tmp_path / f"from {version}"), whole)
 
 
+def test_transformer_engine_has_projections_to_latents_on_every_rank(megatron, tmp_path):
+    """megatron-core's TELinear of parallel mode `duplicated`; the norms of latents are in what they feed."""
+    whole = convert_and_load(megatron / "mla", tmp_path / "whole")
+    settings = {"format": "torch", "target_tensor_parallel_size": 2, "make_vocab_size_divisible_by": 32}
+    convert(ConvertConfig(source=str(tmp_path / "whole"), output=str(tmp_path / "te"), **settings))
+    first, second = (
+        torch.load(tmp_path / "te" / "release" / f"mp_rank_0{rank}" / FILE, weights_only=False)["model"]
+        for rank in range(2)
+    )
+    own = "decoder.layers.0.self_attention."
+    for name, rows in (("q_down", 20), ("kv_down", 16)):
+        weight = first[f"{own}linear_{name}_proj.weight"]
+        assert len(weight) == rows
+        assert torch.equal(weight, second[f"{own}linear_{name}_proj.weight"])
+    assert len(first[f"{own}linear_kv_up_proj.weight"]) == 2 * (6 + 8)
+    norms = {f"{own}linear_q_up_proj.layer_norm_weight", f"{own}linear_kv_up_proj.layer_norm_weight"}
+    assert norms | {"decoder.layers.0.input_layernorm.weight"} <= first.keys()
+    assert_same_weights(convert_and_load(tmp_path / "te", tmp_path / "from te"), whole)
+
+
 def test_inspection_reads_a_megatron_checkpoint_directly_and_a_missing_tokenizer_is_named(megatron):
     found = inspect(InspectConfig(checkpoint=str(megatron / "llama")))
     assert (found["library"], found["step"], found["settings"]["model"]["activation"]) == (

@@ -111,7 +111,11 @@ def test_latents_that_megatrons_flags_cannot_say_are_not_written():
         "--multi-latent-attention", "--kv-lora-rank 32", "--qk-head-dim 6", "--qk-pos-emb-head-dim 4",
         "--v-head-dim 128", "--rope-type yarn", "--rotary-scaling-factor 8.0", "--mscale 1.0",
     ]  # fmt: skip
-    check_export(written, 2, 1)
+    check_export(written, 4, 1, local=True)
+    check_export(latent(kv_lora_rank=31), 2, 1, local=False)
+    rule = r"does not divide model.kv_lora_rank \+ qk_pos_emb_head_dim = 35"
+    with pytest.raises(UserError, match=rule):
+        check_export(latent(kv_lora_rank=31), 2, 1, local=True)
     scaling = latent_scaling("yarn", 8.0, 1.0, 0.0, 10, {"original_max_position_embeddings": 4096})
     for change, message in (
         ({"rope_scaling": {**scaling["rope_scaling"], "beta_fast": 16}}, "rope_scaling = "),
@@ -121,4 +125,4 @@ def test_latents_that_megatrons_flags_cannot_say_are_not_written():
         ({"add_attention_bias": True}, "add_attention_bias = True"),
     ):
         with pytest.raises(UserError, match=message):
-            check_export(dataclasses.replace(written, **change), 1, 1)
+            check_export(dataclasses.replace(written, **change), 1, 1, local=False)
