@@ -250,6 +250,15 @@ def weight_shapes(config: ResolvedModelConfig) -> dict[str, torch.Size]:
     return weights | {name: buffer.shape for name, buffer in persistent_buffers(model).items()}
 
 
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a weight in files of `dtype` for others; name: ours, or Megatron-LM's.
+
+    Both transformers and Megatron-LM keep the bias on the choice of experts in float32: its steps, 0.001, are
+    smaller than the precision of bfloat16.
+    """
+    return torch.float32 if name.endswith("router.expert_bias") else dtype
+
+
 def shapes_within(
     config: ResolvedModelConfig, tensors: int, numbers: int, place: object
 ) -> dict[str, torch.Size]:

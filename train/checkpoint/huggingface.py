@@ -32,7 +32,7 @@ from ..model.config import ResolvedModelConfig
 from ..model.family import family_of
 from ..model.positions import rotary_frequencies
 from .architectures import ARCHITECTURES, check_stored, hf_names, weights_from_hf, weights_to_hf
-from .base import shapes_within, weight_shapes
+from .base import shapes_within, stored_dtype, weight_shapes
 from .foreign import ForeignCheckpoint
 from .hf_settings import config_to_hf, read_hf_config
 
@@ -435,7 +435,8 @@ def _write_weights(
 ) -> None:
     shapes = weight_shapes(config)
     without_values = [
-        (name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in shapes.items()
+        (name, torch.empty(shape, dtype=stored_dtype(name, dtype), device="meta"))
+        for name, shape in shapes.items()
     ]
     files = list(split_into_files(weights_to_hf(architecture, without_values, config), file_bytes))
     names = ["model.safetensors"]
@@ -448,7 +449,7 @@ def _write_weights(
             file.write(_header(planned))
             for (_, expected), (_, tensor) in zip(planned, tensors):
                 assert tensor.shape == expected.shape, "weights come in the order in which they were planned"
-                file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy())
+                file.write(tensor.to(expected.dtype).contiguous().view(torch.uint8).numpy())
     if len(files) > 1:
         total = {
             "total_size": sum(t.nbytes for planned in files for _, t in planned),

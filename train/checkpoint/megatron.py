@@ -30,7 +30,7 @@ from ...core.parsing import Count, check_value, read_text
 from ...tokenizer.tokenizer import Tokenizer
 from ..model.config import ResolvedModelConfig
 from ..model.decoder_blocks import layer_kinds
-from .base import pad_vocabulary, shapes_within, weight_shapes
+from .base import pad_vocabulary, shapes_within, stored_dtype, weight_shapes
 from .foreign import ForeignCheckpoint
 from .megatron_arguments import REMEDY, LayoutArguments, export_arguments, model_config
 from .megatron_dist import COMMON, MOST_ENTRIES, DistTensors, write_dist
@@ -415,7 +415,7 @@ def write_directory(
                 layers = range(stage * per_stage, (stage + 1) * per_stage)
                 shards = _stage_shards(config, shapes, latest, layers, rank, tensor_parallel, local)
                 # Cloned, because torch.save writes the whole storage of a slice.
-                weights = {theirs: shard.to(dtype).clone() for theirs, shard in shards}
+                weights = {theirs: shard.to(stored_dtype(theirs, dtype)).clone() for theirs, shard in shards}
                 ranks = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pipeline_parallel > 1 else "")
                 with manifest.atomic_write(folder / name / ranks / FILE) as file:
                     torch.save({**state, "model": weights}, file)

@@ -41,6 +41,7 @@ from ...core import manifest
 from ...core.config import UserError, shown
 from ..model.config import ResolvedModelConfig
 from ..model.decoder_blocks import layer_kinds
+from .base import stored_dtype
 from .megatron_names import Stored, fused_name, hybrid_name, shape_of, split, usual_name, written
 from .safe_reader import SafeFileSystemReader
 
@@ -202,7 +203,8 @@ def write_dist(
             for stored, name in every:
                 shape = shape_of(stored, name, shapes[name], config)
                 key, index, count = _key(stored, config, kinds, alike, local)
-                sections = [part.to(dtype).contiguous() for part in split(stored, name, read, config)]
+                own = stored_dtype(name, dtype)
+                sections = [part.to(own).contiguous() for part in split(stored, name, read, config)]
                 apart = ".mixer." in name and len(sections) > 1
                 start = 0
                 for (suffix, _), part in zip(stored.sections or (("", 0),), sections):
@@ -212,7 +214,7 @@ def write_dist(
                         torch.Size([*[1] * len(index), *part.shape]),
                     )
                     size = torch.Size([*count, rows, *part.shape[1:]])
-                    place = writer.add(key + suffix if apart else key, size, chunk, dtype)
+                    place = writer.add(key + suffix if apart else key, size, chunk, own)
                     writer.write(file_name, file, place, part.view(chunk.sizes).clone())
                     start += 0 if apart else part.shape[0]
             if layer >= 0:

@@ -25,6 +25,7 @@ from mt.tests.train.checkpoint.transformers_models import (
 )
 from mt.tests.train.model.small_models import assert_cached_tokens_are_those_of_one_pass
 from mt.train.checkpoint.architectures import weights_to_hf
+from mt.train.checkpoint.commands import ConvertConfig, convert
 from mt.train.checkpoint.hf_settings import config_from_hf, config_to_hf
 from mt.train.checkpoint.huggingface import SafetensorsDirectory
 from mt.train.checkpoint.open import open_checkpoint
@@ -154,6 +155,20 @@ def test_a_published_file_has_the_parameters_of_its_model():
         theirs = transformers.DeepseekV2ForCausalLM(transformers.DeepseekV2Config(**LITE))
     assert ours == sum(p.numel() for p in theirs.parameters())
     assert round(ours / 1e9, 1) == 15.7
+
+
+@pytest.mark.parametrize("format", ["hf", "torch", "megatron_torch_dist"])
+def test_the_bias_of_the_router_stays_in_float32(format, tmp_path):
+    theirs = random_model("deepseek_v3 without groups")
+    write(theirs, tmp_path / "hf")
+    settings = {"source": str(tmp_path / "hf"), "output": str(tmp_path / "out"), "format": format}
+    convert(ConvertConfig(**settings, dtype="bf16"))
+
+    def read(folder, name, shape):
+        return open_checkpoint(tmp_path / folder).read_weight(f"layers.1.ffn.{name}", torch.Size(shape))
+
+    for name, shape, same in (("router.expert_bias", (8,), True), ("router.weight", (8, 32), False)):
+        assert torch.equal(read("out", name, shape), read("hf", name, shape)) == same, name
 
 
 @pytest.mark.parametrize("name", DEEPSEEKS)
