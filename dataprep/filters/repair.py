@@ -58,12 +58,15 @@ ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 MAY_BE_ENTITY = re.compile(r"&(?!#?[0-9A-Za-z]{0,24}[ !\"$-/:<-@\[-`{-~])")
 # the control characters that ftfy removes or replaces by a newline
 ASCII_CONTROLS = bytes([*range(0x09), 0x0B, *range(0x0D, 0x20), 0x7F])
+ASCII_TO_SPACES = bytes([*[0x20] * 0x80, *range(0x80, 0x100)])
+# Latin letters, dashes, quotes and the like: a text of ASCII and these is in NFC
+INERT = re.compile("[ \x80-\u02ff\u2010-\u2027\u2030-\u205e]*")
 
 
 def repair(text: str) -> str:
     """The same as ftfy.fix_text(text)."""
-    if text.isascii() and not needs_repair(text):
-        return text
+    if (quick := _straightened(text)) is not None:
+        return quick
     segments = []
     place, first_angle_bracket = 0, text.find("<")
     while place < len(text):
@@ -73,6 +76,29 @@ def repair(text: str) -> str:
         segments.append(_repair_segment(text[place:end], unescape))
         place = end
     return "".join(segments)
+
+
+def _straightened(text: str) -> str | None:
+    """The text with straight quotes if it needs no other repair, as most texts; None if it may need one.
+
+    The tests of `needs_repair` and `_fix` on a whole text: what it does not have, no segment has. Web pages
+    have many short lines, and to test each of them takes five times as long.
+    """
+    if text.isascii():
+        return None if needs_repair(text) else text
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw.translate(None, ASCII_CONTROLS)) < len(raw) or ("&" in text and ENTITY.search(text)):
+        return None
+    classes = _ftfy_classes()
+    # the characters beyond ASCII, with a space between two that are not adjacent
+    beyond = b" ".join(raw.translate(ASCII_TO_SPACES).split()).decode("utf-8", "surrogatepass")
+    if classes.mapped_without_quotes.search(beyond) or classes.suspicious.search(beyond):
+        return None
+    if not INERT.fullmatch(beyond) and not unicodedata.is_normalized("NFC", text):
+        return None
+    for quote in classes.straight_quotes.keys() & set(beyond):
+        text = text.replace(quote, classes.straight_quotes[quote])
+    return text
 
 
 def _repair_segment(segment: str, unescape: bool) -> str:

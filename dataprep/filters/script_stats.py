@@ -86,6 +86,9 @@ class ScriptStats(TextStats):
     def _words_apart(self) -> ScriptWords:
         return ScriptWords(self.codes, True)
 
+    def has_words(self, count: int, splitter: str) -> bool:
+        return self.words(splitter).count >= count
+
     def line_counts(self, ends: str, short_line_chars: int) -> list[int]:
         """As in TextStats; "" stands for terminal punctuation, closing quotes and the ellipsis."""
         return super().line_counts(ends or line_ends(), short_line_chars)

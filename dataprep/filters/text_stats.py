@@ -94,6 +94,11 @@ class TextStats:
         """splitter: `space` or `apart`."""
         return self._words_apart if splitter == "apart" else self._words_at_spaces
 
+    def has_words(self, count: int, splitter: str) -> bool:
+        """Whether there are at least `count` words, one or more."""
+        # a word between spaces is one or more of `apart`, and `split` stops after `count`
+        return len(self.text.split(None, count - 1)) >= count or self.words(splitter).count >= count
+
     def line_counts(self, ends: str, short_line_chars: int) -> list[int]:
         """Six counts of lines.
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mt.dataprep.filters import quality, text_stats
 from mt.dataprep.filters.quality import Drop
 from mt.dataprep.filters.rules import compile_rules
+from mt.dataprep.filters.script_stats import ScriptStats
 from mt.dataprep.filters.text_stats import TextStats
 
 # our reason -> datatrove's reason
@@ -370,3 +371,37 @@ def test_sentences_end_where_an_expression_that_reads_runs_of_marks_again_ends_t
     assert [quality.count_sentences(text, enough) for enough in (1, 3, 99)] == [
         min(len(wanted), enough) for enough in (1, 3, 99)
     ]
+
+
+@given(st.text("a \n", max_size=20), st.sampled_from([1, 2]))
+def test_a_text_is_split_at_runs_of_newlines_as_an_expression_splits_it(text, least):
+    assert quality.split_at_runs(text, least) == re.split(rf"\n{{{least},}}", text)
+
+
+@given(st.text("ab. ,'\n\u3000\x1f中", max_size=30), st.integers(1, 12), st.sampled_from(["space", "apart"]))
+def test_a_text_has_as_many_words_as_are_counted(text, count, splitter):
+    for stats in (TextStats(text), ScriptStats(text)):
+        assert stats.has_words(count, splitter) == (stats.words(splitter).count >= count)
+
+
+@given(st.lists(st.text("Ab.!? ", max_size=12), max_size=7), st.integers(0, 6))
+def test_c4_counts_the_sentences_of_all_lines(lines, least):
+    text = "\n".join(lines)
+    options = {"terminal_punctuation": False, "min_words_per_line": 1}
+    kept = [line.strip() for line in lines if line.strip()]
+    count = sum(quality.count_sentences(line, 99) for line in kept)
+    outcome = quality.c4(TextStats(text), min_sentences=least, **options)
+    assert outcome == ("c4_too_few_sentences" if count < least else "\n".join(kept))
+    assert isinstance(outcome, Drop) == (count < least)
+
+
+@given(st.lists(st.text("ab ,", max_size=9), max_size=12), st.floats(0, 2))
+def test_fineweb_compares_all_newlines_with_all_words(lines, most):
+    stats = TextStats("\n".join(lines))
+    settings = {"min_punctuated_lines": 0, "max_short_lines": 1, "max_dup_line_chars": 1}
+    reason = quality.fineweb(stats, max_newlines_per_word=most, **settings)
+    if words := stats.words("apart").count:
+        expected = "fineweb_list" if stats.text.count("\n") / words > most else None
+    else:
+        expected = "empty"
+    assert reason == expected

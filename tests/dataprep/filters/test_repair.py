@@ -1,6 +1,7 @@
 """Repair: the result is that of ftfy, and ftfy does not change text that needs no repair."""
 
 import json
+import unicodedata
 
 import ftfy
 import pytest
@@ -8,7 +9,7 @@ from ftfy import badness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.dataprep.filters.repair import MAX_STEPS, SEGMENT_CHARS, needs_repair, repair
+from mt.dataprep.filters.repair import INERT, MAX_STEPS, SEGMENT_CHARS, needs_repair, repair
 
 # Every character of mojibake, and the characters that other fixes look for, so that faults are common.
 CLUES = sorted(
@@ -151,3 +152,24 @@ def test_entities_within_entities_are_undone_as_by_ftfy(layers):
 
 def test_more_layers_than_any_real_text_has_stay():
     assert repair("&" + "amp;" * 100_000) == "&" + "amp;" * (100_000 - MAX_STEPS)
+
+
+LINES = st.lists(
+    st.text("ab ‘’“”„\n")
+    | st.sampled_from([*"éŒß–—…Â\u0301", "‘’", "’é", "&amp;", "a < b", "\x0b", "Ã©", "\n"]),
+    max_size=20,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(LINES)
+def test_repair_of_lines_with_curly_quotes_equals_ftfy(text):
+    assert repair(text) == ftfy.fix_text(text)
+
+
+def test_inert_characters_are_in_nfc_after_any_other():
+    inert = [c for c in map(chr, range(0x80, 0x3000)) if INERT.fullmatch(c)]
+    assert len(inert) > 600
+    assert unicodedata.is_normalized("NFC", "".join(inert))
+    for before in [*map(chr, range(0x20, 0x7F)), *inert]:
+        assert unicodedata.is_normalized("NFC", before + before.join(inert))
