@@ -328,6 +328,9 @@ def _number(value: Any, kind: type[int] | type[float]) -> Any:
     return int(number) if number.is_integer() else value
 
 
+MOST_SHOWN = 500  # characters
+
+
 class _Shown(reprlib.Repr):
     """repr, shortened where a value is long, wide or deep."""
 
@@ -335,7 +338,8 @@ class _Shown(reprlib.Repr):
         super().__init__()
         self.maxstring = self.maxother = 200
         self.maxlong = 40
-        self.maxlist = self.maxtuple = self.maxdict = 12
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 12
+        self.maxlevel = 3  # of nested values: with 12 in each, 1,728
 
     def repr_int(self, number: int, level: int) -> str:
         try:
@@ -346,7 +350,8 @@ class _Shown(reprlib.Repr):
 
 def shown(value: object) -> str:
     """A value for a message: its repr, in which control characters are escaped, shortened if it is long."""
-    return _Shown().repr(value)
+    text = _Shown().repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 def check(*rules: tuple[bool, str]) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..core import manifest
-from ..core.config import UserError, check, configuration, nearest, option
+from ..core.config import UserError, check, configuration, nearest, option, shown
 from ..core.parsing import MADE_BY_MT, Count, Range, check_value
 from ..core.progress import activity
 from ..documents import charsets, files, reader, shard_groups, sharding, sources, tables
@@ -538,6 +538,12 @@ class _Texts:
     def _shards(self, path: str, known: Any, settings: dict[str, Any]) -> Iterator[Shard]:
         if path == "-":
             raise UserError("the input was standard input, which is not kept; --rejects keeps removed texts")
+        if path.startswith(sources.HUB) or "://" in path:
+            # A manifest may be a stranger's, and nothing is fetched that the user does not name.
+            raise UserError(
+                f"the input was {shown(path)}, and nothing is fetched because a manifest names it; --rejects"
+                " keeps removed texts"
+            )
         if Path(path).is_dir():
             return  # an earlier output of --against; documents are read from files
         plan = sharding.plan(

@@ -9,6 +9,7 @@ uPlot (assets/uPlot.*, MIT) draws the curves.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jinja2
@@ -16,7 +17,10 @@ from markupsafe import Markup
 
 from ...core.content_security import inline_source
 from ...core.manifest import Json
+from ...core.terminal import escape
 
+# HTML forbids them, and whoever prints the file would send them to a terminal; lone surrogates are no UTF-8.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 ASSETS = Path(__file__).with_name("assets")
 
 
@@ -34,7 +38,7 @@ def render(title: str, view: Json) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: "" if value is None else f"{value:,}"
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         title=title,
         script=script,
         style=style,
@@ -42,6 +46,7 @@ def render(title: str, view: Json) -> str:
         data=_json_for_script({"runs": view["runs"], "charts": [t["charts"] for t in view["trainings"]]}),
         **view,
     )
+    return CONTROLS.sub(lambda found: escape(found[0]), page)
 
 
 def _asset(*names: str) -> Markup:

@@ -74,6 +74,6 @@ def report(config: ReportConfig) -> Json:
 
 
 def _read(run: ReportedRun) -> list[Path]:
-    """The files on which the page of a run depends: manifests, logs of unfinished trainings."""
+    """The files on which the page of a run depends: manifests, logs of trainings."""
     paths = [stage.path for stage in run.stages if stage.path is not None]
-    return [*paths, *(stage.log for stage in run.stages if stage.log is not None and not stage.finished)]
+    return [*paths, *(stage.log for stage in run.stages if stage.log is not None)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mt.commands import table
 from mt.core.config import (
+    MOST_SHOWN,
     UserError,
     build,
     check,
@@ -23,6 +24,7 @@ from mt.core.config import (
     mistake,
     option,
     settings,
+    shown,
     to_dict,
 )
 
@@ -288,3 +290,25 @@ def test_a_value_of_yaml_or_a_flag_is_refused_or_converted_to_an_allowed_value(v
         return
     assert mistake(converted, kind) is None
     assert mistake(value, kind) is not None or converted == value
+
+
+def nested(kind, levels=8):
+    value = "x" * 200
+    for _ in range(levels):
+        value = kind(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nested(lambda v: [v] * 12), nested(lambda v: (v,) * 12),
+        nested(lambda v: {str(n): v for n in range(12)}), ["x" * 10**6] * 10**5, {"x" * 10**6: "x" * 10**6},
+        set(range(10**5)), 10**5000, [[10**5000] * 12] * 12,
+        object.__new__(type("T", (), {"__repr__": lambda self: "\x1b[31m" * 10**6})), "\x1b[31m" * 10**6,
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_value_in_a_message_is_short_and_printable(value):
+    assert len(shown(value)) <= MOST_SHOWN
+    assert shown([1, "a"]) == "[1, 'a']"

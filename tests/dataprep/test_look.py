@@ -19,7 +19,7 @@ from mt.dataprep.filters.clean import CleanConfig, clean
 from mt.dataprep.holdout import HoldoutConfig, holdout
 from mt.dataprep.look import LookConfig, _is_same, look
 from mt.dataprep.split import SplitConfig, split
-from mt.documents import reader, records
+from mt.documents import reader, records, sources
 
 GERMAN = "Das ist ein deutscher Text über die Dinge des Lebens, und er ist lang genug dafür."
 ENGLISH = "The river runs near the old fields of barley, and then it stops under a brown hill."
@@ -97,6 +97,22 @@ def test_small_input_files_that_share_a_shard_and_ids_that_mt_made(tmp_path):
     clean(CleanConfig(input=(str(tmp_path / "in"),), output=str(out), rules=RULES, workers=1))
     found = documents(out, dropped=True, count=9)
     assert sorted(d["text"] for d in found) == ["a0", "a1a1", "a2", "b0", "b1b1", "b2"]
+
+
+@pytest.mark.parametrize("place", ["hf:somebody/data", "hf:{folder}", "https://host/in.jsonl"])
+def test_what_a_manifest_names_is_not_fetched(place, tmp_path, monkeypatch):
+    folder = cleaned(tmp_path, ROWS, RULES)
+    file = folder / "manifest.json"
+    place = place.format(folder=tmp_path)
+    text = file.read_text().replace(json.dumps(str(tmp_path / "clean.jsonl")), json.dumps(place))
+    assert json.dumps(place) in text
+    file.write_text(text)
+    asked = []
+    monkeypatch.setattr(sources, "_builder", lambda *names: asked.append(names))
+    (document,) = documents(folder, reason="too_short", count=1)
+    assert "nothing is fetched because a manifest names it" in document["note"]
+    assert document["text"] is None
+    assert asked == []
 
 
 def test_an_input_that_changed_or_is_gone_is_told_in_place_of_the_text(tmp_path):

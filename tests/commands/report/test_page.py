@@ -124,3 +124,11 @@ def test_the_page_of_two_runs_is_well_formed(run_folder, tmp_path):
 def test_the_licence_of_uplot_is_in_the_page(hostile_page):
     assert "Copyright (c) 2022 Leon Sorokin" in hostile_page
     assert "THE SOFTWARE IS PROVIDED" in hostile_page
+
+
+def test_the_page_has_no_control_characters(tmp_path):
+    controls = "\x00\x07\x1b[31m\x7f\x9b2J\x0c"
+    fake_stage(tmp_path / "x", "generate", samples=[{"prompt": controls, "text": controls}])
+    page = render(f"{controls} \ud800", view([find_run(tmp_path)]))
+    assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", page) == []
+    assert r"\x1b[31m\x7f\x9b2J" in page

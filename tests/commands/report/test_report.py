@@ -60,6 +60,18 @@ def test_the_report_lies_in_the_run_and_is_made_again_only_where_something_chang
     assert again["counts"]["stages"] == first["counts"]["stages"] - 1
 
 
+def test_the_report_is_made_again_when_the_log_of_a_training_changes(tmp_path):
+    folder = small_run(tmp_path / "run")
+    config = ReportConfig(run_dir=(str(folder),))
+    report(config)
+    before = (folder / "report" / "report.html").read_text()
+    (log,) = folder.rglob("log.jsonl")
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    report(config)
+    assert (folder / "report" / "report.html").read_text() != before
+
+
 def test_two_runs_are_compared_in_a_page_of_their_own(tmp_path):
     for name, scale in (("a", 1.0), ("b", 0.5)):
         small_run(tmp_path / name, scale)
