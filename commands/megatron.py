@@ -439,9 +439,7 @@ def _positions(made: Translation) -> None:
     elif made.settings.get("rotary_percent") in ("1", "1.0"):
         made.settings.pop("rotary_percent")
     if rope and made.has("--rotary-interleaved"):
-        made.mistakes.append(
-            "--rotary-interleaved: the halves of a head are rotated, not its pairs; leave it out"
-        )
+        made.set(rotary_interleaved=True)
 
 
 def _layers(made: Translation) -> None:

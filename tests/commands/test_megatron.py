@@ -250,6 +250,8 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
             "--bf16 --first-last-layers-bf16 --num-layers-at-end-in-bf16 0",
             {"first_last_layers_bf16": False, "num_layers_at_end_in_bf16": 1},
         ),
+        ("--position-embedding-type rope --rotary-interleaved", {"rotary_interleaved": True}),
+        ("--rotary-interleaved", {"rotary_interleaved": False}),
         ("--attention-head-type multiquery", {"num_query_groups": 1}),
         ("--attention-head-type multihead", {"num_query_groups": None}),
         ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),

@@ -68,6 +68,7 @@ class ModelArguments(TypedDict, total=False):
     position_embedding_type: str | None
     use_rotary_position_embeddings: bool | None
     rotary_base: Number
+    rotary_interleaved: bool | None
     use_rope_scaling: bool | None
     rope_scaling_factor: Number
     normalization: str | None
@@ -126,7 +127,6 @@ class ModelArguments(TypedDict, total=False):
 
 # Arguments that mt supports only at some values -> these; their default comes first, and None stands for it.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "rotary_interleaved": (False,),
     "apply_layernorm_1p": (False,),
     "layernorm_zero_centered_gamma": (False,),
     "qk_l2_norm": (False,),
@@ -377,6 +377,7 @@ def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
         max_position_embeddings=get("max_position_embeddings"),
         position_embedding_type="rope" if rope else "none" if without else "learned",
         rotary_base=float(get("rotary_base", 10000)),
+        rotary_interleaved=rope and bool(get("rotary_interleaved", False)),
         rope_scaling=_rope_scaling_of(args, place) if rope else None,
         normalization=get("normalization", "LayerNorm"),
         layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
@@ -527,6 +528,8 @@ def loader_flags(config: ResolvedModelConfig) -> list[str]:
         flags.append(f"--rotary-seq-len-interpolation-factor {scaling['factor']:g}")
     if config.position_embedding_type == "rope":
         flags.append(f"--rotary-base {config.rotary_base:.0f}")
+    if config.rotary_interleaved:
+        flags.append("--rotary-interleaved")
     if config.add_qkv_bias and not config.add_bias_linear:
         flags.append("--add-qkv-bias")
     if config.hidden_dropout != 0.1 or config.attention_dropout != 0.1:
@@ -600,7 +603,7 @@ def export_arguments(
         use_rotary_position_embeddings=positions == "rope",
         rotary_base=config.rotary_base,
         rotary_percent=1.0,
-        rotary_interleaved=False,
+        rotary_interleaved=config.rotary_interleaved,
         use_rope_scaling=scaling.get("rope_type") == "llama3",
         rope_scaling_factor=scaling.get("factor", 8.0),
         rotary_seq_len_interpolation_factor=scaling["factor"]

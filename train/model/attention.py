@@ -25,7 +25,7 @@ from ...core.manifest import keep_compiled_code_private
 from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import AllHeadsNorm, Linear, Norm
-from .positions import rotate
+from .positions import rotate, rotate_pairs
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
 PACKAGES = {  # backend: module, package
@@ -409,7 +409,7 @@ class Attention(Mixer):
         heads, groups, std = config.num_attention_heads, config.num_query_groups, config.init_method_std
         self.channels, self.queries_per_group = config.kv_channels, heads // groups
         self.scale, self.dropout = attention_scale(config), config.attention_dropout
-        self.softcap = config.attn_logit_softcapping
+        self.softcap, self.interleaved = config.attn_logit_softcapping, config.rotary_interleaved
         out_bias = config.add_bias_linear or config.add_attention_bias
         qkv_bias = out_bias or config.add_qkv_bias
         self.qkv = Linear(
@@ -449,7 +449,8 @@ class Attention(Mixer):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
-            query, key = rotate(query, *rotary), rotate(key, *rotary)
+            turn = rotate_pairs if self.interleaved else rotate
+            query, key = turn(query, *rotary), turn(key, *rotary)
         if cache is not None:
             key, value = cache.extend(key, value)
         y = self.attend(

@@ -60,7 +60,7 @@ FAMILY_SETTINGS = {
         ("learned", "rope", "none"),
         DECODER
         | {"hybrid_override_pattern", "num_experts", "retro_add_retriever", "rotary_percent"}
-        | {"multi_latent_attention"}
+        | {"multi_latent_attention", "rotary_interleaved"}
         | VARIATIONS,
     ),
     "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
@@ -172,6 +172,9 @@ class ModelConfig:
     rotary_base: float = option(10000.0, "rope: base of the frequencies")
     rotary_percent: float = option(
         1.0, "gpt, gpt_neox: share of a head's channels that are rotated", added=True
+    )
+    rotary_interleaved: bool = option(
+        False, "rope: rotate neighbouring channels of a head (GPT-J) instead of its two halves", added=True
     )
     rotary_local_base: float | None = option(
         None,
@@ -653,6 +656,11 @@ def _latent_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             "model.multi_latent_attention rotates its positions; give --position-embedding-type rope too",
         ),
         (
+            not config.rotary_interleaved,
+            "model.rotary_interleaved: model.multi_latent_attention rotates neighbouring channels anyway;"
+            " leave it out",
+        ),
+        (
             config.rotary_percent == 1,
             f"model.rotary_percent = {config.rotary_percent}: model.qk_pos_emb_head_dim says which channels"
             " are rotated; leave it out",
@@ -687,6 +695,11 @@ def _latent_rules(config: ModelConfig) -> list[tuple[bool, str]]:
 def _position_rules(config: ModelConfig) -> list[tuple[bool, str]]:
     if config.position_embedding_type != "rope":
         return [
+            (
+                not config.rotary_interleaved,
+                "model.rotary_interleaved is for model.position_embedding_type = rope; give that too, or"
+                " leave it out",
+            ),
             (
                 config.rotary_percent == 1,
                 "model.rotary_percent is for model.position_embedding_type = rope; give that too, or leave"

@@ -180,10 +180,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, heads, T, R), whose neighbouring channels are the pairs (DeepSeek), rotated as by `rotate`.
+    """x (B, heads, T, C) rotated as by `rotate`, with neighbouring channels as pairs (GPT-J, DeepSeek).
 
     The result has the first channels of all pairs, then the second ones: scores do not depend on the order.
     """
+    if cos.shape[-1] < x.shape[-1]:
+        rotated, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+        return torch.cat([rotate_pairs(rotated, cos, sin), rest], dim=-1)
     return rotate(torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1), cos, sin)
 
 

@@ -42,14 +42,15 @@ LATENT = dict(
     multi_latent_attention=True, q_lora_rank=20, kv_lora_rank=12, qk_head_dim=6, qk_pos_emb_head_dim=4,
     v_head_dim=8, rotary_scaling_factor=40.0, mscale=0.7, mscale_all_dim=0.9,
 )
-for kind in ("gpt", "llama", "mla"):
+for kind in ("gpt", "llama", "mla", "pairs"):
     mla = kind == "mla"
-    llama = kind == "llama" or mla
+    grouped = kind in ("llama", "pairs")
+    llama = grouped or mla
     shape = dict(
         num_layers=4,
         hidden_size=32,
         num_attention_heads=4,
-        num_query_groups=2 if kind == "llama" else 4,
+        num_query_groups=2 if grouped else 4,
         ffn_hidden_size=48,
         add_bias_linear=not llama,
     )
@@ -57,6 +58,7 @@ for kind in ("gpt", "llama", "mla"):
         **({**LATENT, "rotary_base": 500} if mla else {}),
         **shape,
         use_cpu_initialization=True,
+        rotary_interleaved=kind == "pairs",
         normalization="RMSNorm" if llama else "LayerNorm",
         activation_func=F.silu if llama else F.gelu,
         gated_linear_unit=llama,
@@ -88,7 +90,7 @@ for kind in ("gpt", "llama", "mla"):
     args = Namespace(
         **shape,
         **(LATENT if mla else {}),
-        group_query_attention=kind == "llama",
+        group_query_attention=grouped,
         kv_channels=8,
         seq_length=24,
         max_position_embeddings=32,
@@ -111,6 +113,7 @@ for kind in ("gpt", "llama", "mla"):
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         rotary_percent=1.0,
+        rotary_interleaved=kind == "pairs",
         data_path=["a", 0.5],
         save=Path("out"),
     )
@@ -152,7 +155,7 @@ def gpt2_run(tmp_path_factory, tree):
 
 @pytest.fixture(scope="session")
 def megatron(tmp_path_factory):
-    """The folder of gpt/, llama/ and mla/, three checkpoints of megatron-core; logits.pt has tokens and
+    """The folder of gpt/, llama/, mla/ and pairs/, checkpoints of megatron-core; logits.pt has tokens and
     their logits.
     """
     pytest.importorskip("megatron.core", reason="megatron-core is the oracle")

@@ -32,7 +32,7 @@ def convert_and_load(source, out, **settings):
     return open_checkpoint(out).load_model()
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama", "mla"])
+@pytest.mark.parametrize("kind", ["gpt", "llama", "mla", "pairs"])
 def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(megatron, kind, tmp_path):
     ours = convert_and_load(megatron / kind, tmp_path / "ours")
     reference = torch.load(megatron / kind / "logits.pt")
@@ -70,6 +70,7 @@ def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(me
         "swiglu",
         "padded_vocab_size",
         "rotary_base",
+        "rotary_interleaved",
     )
     assert all(getattr(after["args"], n) == getattr(before["args"], n) for n in same_settings)
     assert_same_weights(convert_and_load(tmp_path / "back", tmp_path / "ours again"), ours)

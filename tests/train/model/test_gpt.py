@@ -3,7 +3,11 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
+from mt.core.config import UserError
 from mt.tests.train.model.small_models import LLAMA, gpt, random_tokens
+from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.gpt import GPT
+from mt.train.model.layers import initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,3 +46,32 @@ def test_rows_of_different_lengths_share_a_cache_when_padded_on_the_right():
                 alone = model(tokens[row : row + 1, : lengths[row] + 1])
                 torch.testing.assert_close(step[row, 0], alone[0, -1], rtol=1e-5, atol=1e-5)
             lengths = lengths + 1
+
+
+@pytest.mark.parametrize("percent", [1.0, 0.5])
+def test_rotated_pairs_are_rotated_halves_of_permuted_channels(percent):
+    """With a cache too: the keys in it have the order of the rotation."""
+    settings = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2}
+    settings |= {"position_embedding_type": "rope", "rotary_percent": percent}
+    pairs, halves = (
+        GPT(resolve(ModelConfig(**settings, rotary_interleaved=kind), vocab_size=60, seq_length=16)).eval()
+        for kind in (True, False)
+    )
+    initialize(pairs, 1)
+    halves.load_state_dict(pairs.state_dict())
+    rotated = int(8 * percent)
+    order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, 8)]
+    for layer in halves.layers:  # rows: two groups of two queries, their key and value
+        for weight in (layer.mixer.qkv.weight, layer.mixer.qkv.bias):
+            rows = weight.data.view(2, 4, 8, -1)
+            rows[:, :3] = rows[:, :3, order].clone()
+    tokens = torch.randint(60, (2, 10), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = halves(tokens)
+        torch.testing.assert_close(pairs(tokens), expected)
+        assert (pairs(tokens) - pairs(tokens, positions=torch.zeros_like(tokens))).abs().max() > 1e-4
+        cache = pairs.new_cache(2, 10)
+        parts = [pairs(tokens[:, :6], cache=cache), pairs(tokens[:, 6:], cache=cache)]
+        torch.testing.assert_close(torch.cat(parts, 1), expected)
+    with pytest.raises(UserError, match=r"rotary_interleaved is for model\.position_embedding_type"):
+        ModelConfig(rotary_interleaved=True)

@@ -5,7 +5,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate
+from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate, rotate_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +59,25 @@ def test_a_rotation_is_a_product_of_complex_numbers():
         rtol=0,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_scores_of_rotated_pairs_are_megatrons(rotated):
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    query, key = torch.randn(2, 1, 3, 6, 8, dtype=torch.float64)  # (B, heads, T, C)
+    cos, sin = (t[:, None] for t in rotary_table(torch.arange(6)[None], rotated, 10000.0))
+    angles = torch.arange(6)[:, None] * 10000.0 ** (-torch.arange(rotated // 2).double() * 2 / rotated)
+    frequencies = angles.repeat_interleave(2, dim=1)[:, None, None]  # (T, 1, 1, C)
+    theirs = [
+        _apply_rotary_pos_emb_bshd(t.permute(2, 0, 1, 3), frequencies, rotary_interleaved=True).permute(
+            1, 2, 0, 3
+        )
+        for t in (query, key)
+    ]
+    ours = [rotate_pairs(t, cos, sin) for t in (query, key)]
+    torch.testing.assert_close(ours[0] @ ours[1].mT, theirs[0] @ theirs[1].mT, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
