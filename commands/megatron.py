@@ -122,12 +122,13 @@ def megatron(arguments: list[str]) -> list[str] | None:
         print(_script_help(name, rest[asks + 1 :], terminal.screen(sys.stdout).columns))
         return None
     if launcher is not None and not only_print:
+        if "--mock-data" in rest:  # while there is one process: of several, one writes and the others read
+            _write_mock_data(translate(name, rest))
         return ["launch", *launcher, "megatron", name, *rest]
     made = translate(name, rest)
     config = configuration(made)
     if made.has("--mock-data") and os.environ.get("RANK", "0") == "0":
-        write_mock_data = table.imported("indexed.mock", "write_mock_data")
-        write_mock_data(_mock_prefix(made), config.tokenizer)
+        _write_mock_data(made)
     for note in dict.fromkeys(made.notes):
         if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
             print(f"mt: {note}", file=sys.stderr)
@@ -635,6 +636,11 @@ def _data(made: Translation) -> None:
         made.notes.append(
             f"--mock-data: the documents 1, 2, 3 ... are written to {_mock_prefix(made)}.bin and .idx"
         )
+
+
+def _write_mock_data(made: Translation) -> None:
+    write_mock_data = table.imported("indexed.mock", "write_mock_data")
+    write_mock_data(_mock_prefix(made), configuration(made).tokenizer)
 
 
 def _mock_prefix(made: Translation) -> str:

@@ -140,6 +140,13 @@ def test_no_library_is_imported_to_print_the_configuration():
     assert ended.stdout.endswith("\n[]\n")
 
 
+def test_mock_data_is_there_before_several_processes_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["torchrun", "--nproc-per-node", "2", "pretrain_gpt.py", *BASE[:-6], *BASE[-4:], "--mock-data"]
+    assert megatron.megatron(words)[:2] == ["launch", "--nproc-per-node"]
+    assert (tmp_path / "out_mock" / "mock_text_document.idx").exists()
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
