@@ -25,6 +25,15 @@ from mt.train.plan import Layout, PlanConfig, Planner, plan, resolve_shape
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+# Without experts: those of float32 are counted in bfloat16, where norms keep wider copies.
+DENSE_MLA = {
+    "num_experts": None, "moe_layer_freq": "1", "moe_router_score_function": "softmax",
+    "moe_router_enable_expert_bias": False, "moe_router_num_groups": None, "moe_router_group_topk": None,
+    "moe_router_topk_scaling_factor": None, "moe_shared_expert_intermediate_size": None,
+    "q_lora_rank": 64, "kv_lora_rank": 56, "qk_head_dim": 24, "qk_pos_emb_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
@@ -32,6 +41,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         pytest.param("gpt", {"tensor_model_parallel_size": 2}, marks=pytest.mark.slow),
         ("llama", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
         ("moe", {"expert_model_parallel_size": 2}),
+        pytest.param(
+            "mla", {"tensor_model_parallel_size": 2, "sequence_parallel": True}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_ranks_use_the_estimated_memory(pool, family, layout):
@@ -39,9 +51,11 @@ def test_ranks_use_the_estimated_memory(pool, family, layout):
     changes = {
         "hidden_size": 128,
         "num_layers": 4,
-        **(
-            {"moe_layer_freq": "1"} if family == "moe" else {"window_size": None} if family == "llama" else {}
-        ),
+        **{
+            "moe": {"moe_layer_freq": "1"},
+            "llama": {"window_size": None},
+            "mla": DENSE_MLA,
+        }.get(family, {}),
     }
     counted = pool.run(bytes_of_a_step, 2, family, layout, changes)
     tree = {
