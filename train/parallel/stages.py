@@ -73,8 +73,8 @@ def bounds(
 
     Otherwise FLOPs are divided as evenly as blocks allow; the output layer counts with the last block.
     """
-    if (lengths := parallel.stage_lengths) is not None:
-        ends = list(itertools.accumulate(lengths))
+    if (given := parallel.stage_lengths) is not None:
+        ends = list(itertools.accumulate(given))
         return list(zip([0, *ends], ends))
     costs = _costs(model, lengths)
     ranks, size = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
