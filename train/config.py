@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,14 @@ class LoopConfig:
     train_samples: int | None = option(None, "length of the run in samples")
     eval_interval: int = option(1000, "steps between validations; there is always one after the last step")
     eval_iters: int = option(10, "global batches of a validation, the same ones each time; 0 for none")
+    eval_global_batch_size: int | None = option(
+        None, "samples in one batch of a validation (default: global-batch-size)", added=True
+    )
+    full_validation: bool = option(
+        False,
+        "validate on all whole batches of the validation data, once, whatever eval-iters says",
+        added=True,
+    )
     retro_freeze_decoder: bool = option(
         False, "Retro: freeze the GPT of --load and train only the layers that read neighbours"
     )
@@ -83,7 +92,14 @@ class LoopConfig:
         stepwise = bool(self.step_batch_size_schedule)
         if stepwise:
             batch_size_steps(self.step_batch_size_schedule)
-        sizes = ("micro_batch_size", "global_batch_size", "train_iters", "train_samples", "eval_interval")
+        sizes = (
+            "micro_batch_size",
+            "global_batch_size",
+            "eval_global_batch_size",
+            "train_iters",
+            "train_samples",
+            "eval_interval",
+        )
         check(
             *(
                 (
@@ -91,6 +107,11 @@ class LoopConfig:
                     f"train.{n} = {getattr(self, n)} must be at least 1",
                 )
                 for n in sizes
+            ),
+            (
+                self.eval_iters > 0 or not (self.full_validation or self.eval_global_batch_size),
+                "train.eval_iters = 0 is no validation; leave --full-validation and --eval-global-batch-size"
+                " out, or raise it",
             ),
             (self.eval_iters >= 0, f"train.eval_iters = {self.eval_iters} must not be negative"),
             (
@@ -296,6 +317,7 @@ class TrainingSchedule:
     """Length and schedules of a run."""
 
     batch_size: BatchSize
+    eval_batch_size: int
     learning_rate: LearningRate
     decoupled_rate: LearningRate | None  # of the token embedding and the output layer
     weight_decay: WeightDecay
@@ -314,11 +336,13 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
         batch_size = BatchSize.rampup(full, loop.rampup_batch_size)
     else:
         batch_size = BatchSize(full)
-    for size in batch_size.sizes():
+    sizes = [("global_batch_size", size) for size in batch_size.sizes()]
+    eval_size = loop.eval_global_batch_size or full
+    for name, size in [*sizes, ("eval_global_batch_size", eval_size)]:
         if size % unit:
             below = size // unit * unit
             raise UserError(
-                f"train.global_batch_size = {size} is not a multiple of train.micro_batch_size ="
+                f"train.{name} = {size} is not a multiple of train.micro_batch_size ="
                 f" {loop.micro_batch_size} x {mesh.dp.size} data-parallel"
                 f" process{'es' if mesh.dp.size > 1 else ''} = {unit}; use"
                 f" {f'{below} or ' if below else ''}{below + unit}"
@@ -345,21 +369,41 @@ def training_schedule(config: TrainConfig, mesh: Mesh) -> TrainingSchedule:
         own = dataclasses.replace(
             rate, peak=config.optimizer.decoupled_lr, minimum=config.optimizer.lowest_decoupled_lr
         )
-    return TrainingSchedule(batch_size, rate, own, weight_decay(config.optimizer, total), total, steps)
+    return TrainingSchedule(
+        batch_size, eval_size, rate, own, weight_decay(config.optimizer, total), total, steps
+    )
 
 
 def load_datasets(config: TrainConfig, schedule: TrainingSchedule, tokenizer: Tokenizer, mesh: Mesh):
     """(training, validation) datasets; rank 0 builds indices that are not cached, the others read."""
     mesh.on_rank_0(lambda: _check_data_tokenizer(config, tokenizer))
-    valid_samples = config.train.eval_iters * schedule.batch_size.full
+    full = config.train.full_validation
+    valid_samples = None if full else config.train.eval_iters * schedule.eval_batch_size
     build_all = lambda: build_samples(
         config.model, config.data, tokenizer, (schedule.total_samples, valid_samples, 0)
     )
     datasets = mesh.on_rank_0(build_all)
     datasets = (datasets if mesh.rank == 0 else build_all())[:2]
+    mesh.on_rank_0(lambda: _check_validation(config, schedule, datasets[1]))
     if not config.fim.fim_rate:
         return datasets
     return tuple(d and FimDataset(d, tokenizer, config.fim, config.data.seed) for d in datasets)
+
+
+def _check_validation(config: TrainConfig, schedule: TrainingSchedule, dataset: Sized | None) -> None:
+    """Raises UserError where there is no whole batch to validate on."""
+    if dataset is not None and num_validation_batches(config, schedule, dataset) == 0:
+        raise UserError(
+            f"train.full_validation: the validation data has {len(dataset)} samples, less than a batch of"
+            f" {schedule.eval_batch_size}; give --eval-global-batch-size"
+        )
+
+
+def num_validation_batches(config: TrainConfig, schedule: TrainingSchedule, dataset: Sized) -> int:
+    """Global batches of a validation on a dataset."""
+    if config.train.full_validation:
+        return len(dataset) // schedule.eval_batch_size
+    return config.train.eval_iters
 
 
 def _check_data_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:

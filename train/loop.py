@@ -48,6 +48,7 @@ from .config import (
     check_source,
     find_source,
     load_datasets,
+    num_validation_batches,
     start_run,
     training_schedule,
     with_schedules_of,
@@ -562,9 +563,9 @@ class Trainer:
         assert self.valid_batches is not None, "called only with validation data"
         self.model.eval()
         self.mesh.activity = f"validation after step {self.progress.step}"
-        size = self.schedule.batch_size.full
+        size = self.schedule.eval_batch_size
         sums = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)  # loss, tokens
-        count = self.config.train.eval_iters
+        count = num_validation_batches(self.config, self.schedule, self.valid_batches.dataset)
         with show_progress("validation", count, "batches") as advance:
             for batch in self.valid_batches.over((i * size, size) for i in range(count)):
                 loss = self.model.losses(batch)

@@ -259,6 +259,10 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ),
         ("--position-embedding-type rope --rotary-interleaved", {"rotary_interleaved": True}),
         ("--rotary-interleaved", {"rotary_interleaved": False}),
+        (
+            "--eval-global-batch-size 8 --full-validation",
+            {"eval_global_batch_size": 8, "full_validation": True},
+        ),
         ("--attention-head-type multiquery", {"num_query_groups": 1}),
         ("--attention-head-type multihead", {"num_query_groups": None}),
         ("--apply-layernorm-1p", {"apply_layernorm_1p": True}),

@@ -421,6 +421,26 @@ def test_a_stepwise_batch_size_is_counted_in_tokens_and_resumes_exactly(settings
     assert losses("cut") == losses("run")
 
 
+def test_a_validation_may_have_its_own_batch_or_all_of_its_data(settings, tmp_path):
+    def valid_loss(name, **changes):
+        few = {"train_iters": 1, "lr_warmup_iters": 0, **changes}
+        return train(settings(tmp_path / name, **few))["valid_loss"]
+
+    expected = valid_loss("4 x 8", eval_iters=4)
+    assert valid_loss("8 x 4", eval_iters=8, eval_global_batch_size=4) == pytest.approx(expected, rel=1e-6)
+    data = settings(tmp_path / "x").data
+    samples = len(build_datasets(data, (0, None, 0))[1])
+    assert samples > 40
+    every = valid_loss("every", eval_iters=samples // 8)
+    assert valid_loss("full", full_validation=True) == every != expected
+    with pytest.raises(UserError, match=r"validation data has \d+ samples, less than a batch of 4000"):
+        valid_loss("large", full_validation=True, eval_global_batch_size=4000)
+    with pytest.raises(UserError, match="eval_global_batch_size = 3 is not a multiple of"):
+        valid_loss("odd", eval_global_batch_size=3)
+    with pytest.raises(UserError, match="eval_iters = 0 is no validation"):
+        settings(tmp_path / "none", eval_iters=0, full_validation=True)
+
+
 def test_every_micro_batch_has_its_own_dropout_seed(settings, tmp_path, monkeypatch):
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
