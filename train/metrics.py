@@ -36,15 +36,18 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import torch
 
 from ..core import manifest, paths
 from ..core.config import UserError, check, configuration, option
 from ..core.extras import install_extra
+from ..core.parsing import AnyFloat, Count, Range, check_value, parse_json
 from ..core.progress import duration, print_line
 from .model.flops import Flops
+
+LINE_BYTES = 1 << 24  # of log.jsonl; an honest line has a few hundred
 
 
 @configuration(group="log")
@@ -241,10 +244,10 @@ class RunLog:
 
     def tokens_per_second(self) -> float:
         """The mean rate over all steps, without validation and saving."""
-        rated = [line for line in self.lines if "seconds" in line]
-        return sum(line["tokens_per_second"] * line["seconds"] for line in rated) / sum(
-            line["seconds"] for line in rated
-        )
+        rated = [line for line in self.lines if "seconds" in line and "tokens_per_second" in line]
+        seconds = sum(line["seconds"] for line in rated)
+        tokens = sum(line["tokens_per_second"] * line["seconds"] for line in rated)
+        return tokens / seconds if seconds else 0.0  # the log may have lost its lines
 
 
 @dataclasses.dataclass
@@ -289,18 +292,27 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class LogLine(TypedDict):
+    """What is used again of a line of log.jsonl."""
+
+    step: Count
+    loss: NotRequired[AnyFloat | None]
+    valid_loss: NotRequired[AnyFloat | None]
+    accuracy: NotRequired[AnyFloat]
+    seconds: NotRequired[Annotated[float, Range(1e-9, 1e12)]]
+    tokens_per_second: NotRequired[Annotated[float, Range(0, 1e30)]]
+
+
 def whole_lines(path: Path) -> list[dict]:
     """The lines of a log, without a last one that was not written whole, and what follows a foreign one."""
     lines: list[dict] = []
     if path.exists():
-        for text in paths.regular(path).read_bytes().split(b"\n"):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):  # not whole, not UTF-8, or nobody's honest log
-                break
-            if not isinstance(line, dict) or type(line.get("step")) is not int:
-                break
-            lines.append(line)
+        with open(paths.regular(path), "rb") as file:
+            while text := file.readline(LINE_BYTES):
+                try:
+                    lines.append(check_value(parse_json(text, str(path)), LogLine, path))
+                except UserError:  # not whole, not UTF-8, or nobody's honest log
+                    break
     return lines
 
 

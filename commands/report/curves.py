@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core import paths
 from ...core.config import UserError
 from ...core.manifest import Json
 from ...core.parsing import MADE_BY_MT, parse_json
-from ...dataprep.sampling import lines
 
+LINE_BYTES = 1 << 24  # of a log; an honest line has a few hundred
 MOST_POINTS = 800  # of a curve: about one for a pixel
 MOST_PLOTTED = 1e30  # beyond it a value has no place in a curve
 TABLE_ROWS = 12
@@ -78,8 +79,8 @@ def _from_log(path: Path) -> dict[str, Curve]:
     """The curves in a log, up to a line that is not whole: a training may be writing it."""
     steps = {metric: array.array("d") for metric in METRICS}
     values = {metric: array.array("d") for metric in METRICS}
-    with contextlib.suppress(UserError):
-        for line in lines(path):
+    with contextlib.suppress(UserError), open(paths.regular(path), "rb") as log:
+        while line := log.readline(LINE_BYTES):
             record = parse_json(line, str(path), MADE_BY_MT)
             if (
                 not isinstance(record, dict)

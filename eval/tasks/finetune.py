@@ -429,8 +429,8 @@ class Finetuning:
             "rejected": self.num_rejected,
             "steps": self.progress.step,
             "global_batch_size": self.batch_size,
-            "first_loss": losses[0]["loss"],
-            "last_loss": losses[-1]["loss"],
+            "first_loss": losses[0]["loss"] if losses else None,  # the log may have lost its lines
+            "last_loss": losses[-1]["loss"] if losses else None,
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 

@@ -106,6 +106,13 @@ def test_a_log_is_truncated_to_the_resumed_step_and_an_incomplete_line_is_remove
         b"[" * 10**6,
         b"\xff\xfe",
         b'{"step": ' + b"1" * 5000 + b"}",
+        b'{"step": -1}',
+        b'{"step": 1, "loss": "1"}',
+        b'{"step": 1, "valid_loss": []}',
+        b'{"step": 1, "seconds": 0, "tokens_per_second": 1}',
+        b'{"step": 1, "seconds": 1, "tokens_per_second": {}}',
+        b'{"step": 1, "of": ' + b"[" * 100 + b"]" * 100 + b"}",
+        b" " * (1 << 24) + b'{"step": 2}',
     ],
 )
 def test_a_log_ends_at_the_first_line_that_no_run_writes(tmp_path, line):

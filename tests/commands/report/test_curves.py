@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 from hypothesis import given
@@ -77,3 +78,11 @@ def test_memory_is_in_gibibytes():
     curve = Curve(np.array([1]), np.array([3.0 * 2**30]))
     (chart,) = charts([("a", {"memory_bytes": curve}, None)])
     assert (chart["unit"], chart["series"][0]["values"]) == ("GiB", [3.0])
+
+
+def test_a_line_without_an_end_ends_a_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n')
+    os.truncate(path, 1 << 40)  # zeros, which take no room on the disk
+    assert read_curves(path, {})["loss"].values.tolist() == [2.0]
+    assert whole_lines(path) == [{"step": 1, "loss": 2.0}]
