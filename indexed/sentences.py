@@ -27,7 +27,7 @@ import xxhash
 
 from ..core import manifest
 from ..core.config import UserError, check, configuration, option
-from ..core.unicode import without_mark
+from ..core.parsing import read_text
 from ..documents.rejects import Rejects
 from ..documents.sharding import InputOptions
 from ..tokenizer.train import sample_texts
@@ -228,12 +228,9 @@ def _without_period(kind: str) -> str:
 
 
 def _rows(path: Path) -> list[str]:
-    try:
-        text = without_mark(path.read_bytes()).decode().replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; a folder of Punkt parameters holds {', '.join(FILES)}"
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a folder of Punkt parameters holds {', '.join(FILES)}")
+    text = read_text(path).replace("\r\n", "\n")
     return text.removesuffix("\n").split("\n") if text else []
 
 

@@ -36,7 +36,7 @@ from ...core import manifest
 from ...core.arrays import UNFINISHED, open_array, refuse_beyond
 from ...core.config import UserError, check, configuration, option
 from ...core.executor import Workers, map_shards
-from ...core.parsing import Count
+from ...core.parsing import Count, read_bytes
 from ...core.unicode import without_mark
 from ...documents import charsets, files, folders
 from ..stage import SHARD_RESULT, finish, no_row_is_lost
@@ -188,6 +188,9 @@ def domain_names(host: str) -> Iterator[str]:
         yield ".".join(labels[start:])
 
 
+LIST_BYTES = 1 << 30  # of a list of names; lists of millions have some 100 MB
+
+
 def read_list(path: str | Path, *, hosts: bool = False) -> frozenset[str]:
     """The lower-case entries of a list: one per line, `#` begins a comment.
 
@@ -196,7 +199,7 @@ def read_list(path: str | Path, *, hosts: bool = False) -> frozenset[str]:
     Raises UserError with the line number for a line that is not a name.
     """
     try:
-        text = without_mark(Path(path).read_bytes()).decode()
+        text = without_mark(read_bytes(path, LIST_BYTES, may_be_pipe=True)).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     entries = set()

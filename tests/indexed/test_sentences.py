@@ -304,3 +304,11 @@ def test_records_that_cannot_be_read_are_written_beside_the_parameters(tmp_path)
     assert reject["place"] == "line 2"
     assert reject["raw"] == '{"text": 3}'
     assert "rejects.jsonl" in [output["name"] for output in made["outputs"]]
+
+
+def test_a_file_of_parameters_that_is_a_device_is_refused(tmp_path, punkt):
+    folder = shutil.copytree(punkt, tmp_path / "punkt")
+    (folder / sentences.FILES[0]).unlink()
+    (folder / sentences.FILES[0]).symlink_to("/dev/null")
+    with pytest.raises(config.UserError, match="is not a regular file"):
+        SentenceSplitter(folder)

@@ -217,3 +217,9 @@ def test_all_but_the_first_row_of_a_hash_are_repeated(hashes):
     rows = np.arange(len(hashes)) * 3 + 1
     others = np.delete(rows, np.unique(hashes, return_index=True)[1])
     assert sorted(module._repeated(hashes, rows).tolist()) == others.tolist()
+
+
+def test_a_list_that_is_a_device_is_refused(tmp_path):
+    (tmp_path / "list.txt").symlink_to("/dev/null")  # a careless reader of /dev/zero fills the memory
+    with pytest.raises(UserError, match=r"list\.txt: is not a regular file"):
+        read_list(tmp_path / "list.txt")
