@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from ..core import manifest
+from ..core import manifest, paths
 from ..core.config import UserError
 from ..core.unicode import without_mark
 from ..documents import files, folders, reader, sharding, sources
@@ -215,6 +215,7 @@ def _table(path: str, task: EvaluationTask) -> Iterator[tuple[str, dict[str, Any
 
 
 def _plain_lines(path: str) -> list[str]:
+    paths.refuse_stream(path)
     data = Path(path).read_bytes()
     if not data:
         _refuse(path, "line 1", "the file is empty")

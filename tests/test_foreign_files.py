@@ -20,6 +20,7 @@ import transformers
 import yaml
 
 from mt.core.config import UserError
+from mt.core.manifest import file_digest
 from mt.tests import foreign_files
 from mt.tests.foreign_files import array_cases, as_json, as_yaml, damaged, run, survive
 from mt.tests.retro import small_databases
@@ -524,11 +525,12 @@ def databases(tmp_path_factory):
 COMMANDS = {
     "db": ["inspect", "db", "--chunk", 3, "--chunk", 0],
     "near": ["inspect", "near", "--sample", 3],
+    "verify": ["verify", "db"],
 }
 
 
 def of_database(root, name):
-    """A command that reads a database; its maker has told the true sizes of all files in the manifests."""
+    """A command that reads a database; its maker has told the true sizes and digests of all files."""
     words = [root / word if word in ("db", "near") else word for word in COMMANDS[name]]
 
     def command():
@@ -536,7 +538,8 @@ def of_database(root, name):
             try:
                 tree = json.loads(file.read_text())
                 for output in tree["outputs"]:
-                    output["bytes"] = (file.parent / output["name"]).stat().st_size
+                    path = file.parent / output["name"]
+                    output |= {"bytes": path.stat().st_size, "xxh3": file_digest(path)}
                 file.write_bytes(as_json(tree))
             except (ValueError, LookupError, TypeError, OSError, RecursionError):
                 pass  # it is the file that this case is about
@@ -571,6 +574,8 @@ def test_the_manifest_of_a_database(name, databases, copied, monkeypatch, tmp_pa
         ("db/chunks.npy", "db"),
         ("db/neighbors.npy", "db"),
         ("db/chunks.npy", "near"),
+        ("db/chunks.npy", "verify"),
+        ("db/neighbors.npy", "verify"),
         ("near/train.npy", "near"),
     ],
 )

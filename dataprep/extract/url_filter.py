@@ -99,6 +99,8 @@ def read_lists(paths: Mapping[str, str | None]) -> Lists:
         if path == DEFAULT and not Path(path).exists():
             path = str(LISTS / DEFAULTS[name]) if name in DEFAULTS else path
         if path is not None:
+            if Path(path).is_char_device():  # /dev/zero has no end
+                raise UserError(f"{path}: is a device, not a list; check the path")
             found[name] = READERS[name](path)
     return found
 

@@ -264,3 +264,10 @@ def test_the_files_that_are_not_read_are_told(tmp_path, capsys):
     )
     assert summary["evaluation_not_read"]["endings"] == {".pdf": 1}
     assert "mt: not read: 1 file (.pdf 1): " in capsys.readouterr().err
+
+
+def test_an_evaluation_file_that_is_a_device_is_refused(tmp_path):
+    (tmp_path / "test.txt").symlink_to("/dev/null")  # of /dev/zero all memory would be read
+    (task,) = evaluation_texts.tasks((str(tmp_path / "test.txt"),))
+    with pytest.raises(UserError, match="is a device"):
+        list(evaluation_texts.texts(task, "text"))

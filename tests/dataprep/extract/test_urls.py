@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mt import cli
 from mt.core.config import UserError
 from mt.dataprep.extract import urls as module
+from mt.dataprep.extract.url_filter import read_lists
 from mt.dataprep.extract.urls import LISTS, UrlsConfig, drop_reason, read_list, urls
 
 DOMAINS, EXTENSIONS = read_list(LISTS / "domains.txt", hosts=True), read_list(LISTS / "extensions.txt")
@@ -223,3 +224,10 @@ def test_a_list_that_is_a_device_is_refused(tmp_path):
     (tmp_path / "list.txt").symlink_to("/dev/null")  # a careless reader of /dev/zero fills the memory
     with pytest.raises(UserError, match=r"list\.txt: is not a regular file"):
         read_list(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("name", ["blocked_domains", "blocked_urls", "blocked_words"])
+def test_a_list_of_blocked_names_that_is_a_device_is_refused(tmp_path, name):
+    (tmp_path / "list.txt").symlink_to("/dev/null")
+    with pytest.raises(UserError, match=r"list\.txt: is a device, not a list"):
+        read_lists({name: str(tmp_path / "list.txt")})
