@@ -31,7 +31,7 @@ from ..train.checkpoint.safe_reader import load_torch_file
 from ..train.model.config import MOST_LAYERS
 from .lm import batched
 
-MOST_SIZE = 1 << 20  # of a number in config.json, or the numbers in all weights if these are more
+MOST_SIZE = 1 << 20  # of a batch; of a number in config.json, or the numbers in all weights if these are more
 REMEDY = "give the directory of a Hugging Face sequence classifier"
 
 
@@ -44,7 +44,12 @@ class ScoreConfig:
     batch_size: int = option(32, "texts in a forward pass", role="runtime")
 
     def __post_init__(self):
-        check((self.batch_size >= 1, f"batch_size = {self.batch_size} must be at least 1"))
+        check(
+            (
+                1 <= self.batch_size <= MOST_SIZE,
+                f"batch_size = {self.batch_size} must be at least 1, and at most {MOST_SIZE:,}",
+            )
+        )
 
 
 def score(config: ScoreConfig) -> None:
@@ -195,8 +200,9 @@ def _check_files(directory: Path) -> None:
                 )
     stored = _stored(directory)
     most = max(MOST_SIZE, sum(map(torch.Size.numel, stored.values())))
+    widest = max((size for shape in stored.values() for size in shape), default=0)
     for name, number in _numbers(read_json(directory / "config.json", SETTINGS_BYTES)):
-        limit = len(stored) if name.endswith("layers") else most
+        limit = len(stored) if name.endswith("layers") else widest if name == "num_labels" else most
         if abs(number) > limit:
             raise UserError(
                 f"{directory / 'config.json'}: {name} = {shown(number)}, and its weights are {len(stored):,}"

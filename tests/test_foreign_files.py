@@ -363,6 +363,13 @@ def test_sizes_of_a_classifier_are_those_of_its_weights(name, value, classifier,
     assert survive(iter(one), file, score(file.parent)) == {2: 1}
 
 
+def test_labels_of_a_classifier_are_those_of_its_weights(classifier, copied):
+    file = copied(classifier) / "config.json"
+    settings = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("id2label", "label2id")}
+    one = [("num_labels", as_json({**settings, "num_labels": 10**6}))]
+    assert survive(iter(one), file, score(file.parent)) == {2: 1}
+
+
 def test_the_weights_of_a_classifier(classifier, copied):
     file = copied(classifier) / "model.safetensors"
     raw = file.read_bytes()

@@ -94,3 +94,9 @@ def test_files_elsewhere_are_not_read(classifier, monkeypatch, capsys, tmp_path)
     (tmp_path / "c" / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
     with pytest.raises(UserError, match="is an adapter of another model"):
         scores(tmp_path / "c", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**63])
+def test_a_batch_size_is_bounded(size):
+    with pytest.raises(UserError, match=r"^batch_size = .* must be at least 1"):
+        ScoreConfig(classifier="x", batch_size=size)

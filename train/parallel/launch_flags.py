@@ -55,7 +55,8 @@ def check_values(parsed: argparse.Namespace) -> None:
     """Raises UserError for the first flag of torchrun that has a wrong value."""
     processes = _check_numbers(parsed)
     within("--max-restarts", parsed.max_restarts, 0, MOST_SECONDS)
-    within("--node-rank", parsed.node_rank, 0, MOST_MACHINES)
+    machines = str(parsed.nnodes).rpartition(":")[2]
+    within("--node-rank", parsed.node_rank, 0, int(machines) - 1)  # a higher one would wait for ever
     if parsed.master_port is not None:
         within("--master-port", parsed.master_port, 1, 65535)
     if parsed.shutdown_timeout is not None:

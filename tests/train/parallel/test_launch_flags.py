@@ -45,7 +45,7 @@ WRONG = {
     "--local-ranks-filter": ["a", "2", "-1", "0,", "0,a", DIGITS],
     "--duplicate-stdout-filters": None,
     "--duplicate-stderr-filters": None,
-    "--node-rank": NUMBERS[:-1],
+    "--node-rank": [*NUMBERS[:-1], "1"],
     "--master-addr": ["\0"],
     "--master-port": [*NUMBERS[:-1], "0", "65536"],
     "--local-addr": ["\0"],
