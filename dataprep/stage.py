@@ -273,18 +273,18 @@ def run_shard(item: tuple[int, ShardGroup], *, config: DocumentStage, make: Make
 def _read(shard: ShardGroup, reject: Rejecter) -> Iterator[tuple[Shard, Document]]:
     """The documents of a shard, each with its file; tells the progress meanwhile.
 
-    How far a file is read is told by the text so far, which has about as many bytes; of compressed files that
-    is not known.
+    How far a file is read is told by the text so far, which has about as many bytes, or by the place in a
+    compressed file.
     """
     before = 0
     for part in shard.shards:
-        most = 0 if compression.ending(part.path) else part.bytes
+        packed = bool(compression.ending(part.path))
         size = 0
         working_on(part.name, before)
         for document in reader.read(part, reject):
             yield part, document
-            size += len(document.text)
-            working_on(part.name, before + min(size, most))
+            size = compression.bytes_read(part.path) if packed else size + len(document.text)
+            working_on(part.name, before + min(size, part.bytes))
         before += part.bytes
 
 

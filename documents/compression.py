@@ -15,6 +15,7 @@ import gzip
 import io
 import lzma
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -56,10 +57,25 @@ def open_binary(path: str | Path) -> io.BufferedReader:
     kind = ending(path)
     if not kind or os.path.getsize(path) == 0:  # an empty file is no compressed one, and has no text
         return open(path, "rb")
+    streams: gzip.GzipFile | _ZstdFile | _Streams
     if kind == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path, "rb"), READ_BYTES)
-    streams = _ZstdFile(path) if kind in (".zst", ".zstd") else _Streams(path, kind)
+        streams = gzip.GzipFile(path, "rb")
+        packed = streams.fileobj
+    else:
+        streams = _ZstdFile(path) if kind in (".zst", ".zstd") else _Streams(path, kind)
+        packed = streams._file
+    _packed[path] = packed
     return io.BufferedReader(streams, READ_BYTES)
+
+
+# {path: compressed file}, of those that are open
+_packed: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def bytes_read(path: str | Path) -> int:
+    """How much of a compressed file is read, for progress: 0 where it is not open in this process."""
+    file = _packed.get(str(path))
+    return 0 if file is None or file.closed else int(file.tell())
 
 
 def reason(error: Exception) -> str:

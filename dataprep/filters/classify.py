@@ -309,7 +309,8 @@ def _make_score_filter(
             return Removed("no_score")
         beyond = score < limit if high else score > limit
         if beyond or (score == limit and not ties_left):
-            return Removed("score_too_low" if high else "score_too_high", {"score": score})
+            facts = {"score": score, "at_least" if high else "at_most": limit}
+            return Removed("score_too_low" if high else "score_too_high", facts)
         ties_left -= score == limit
         document.meta["score"] = score
         return document

@@ -22,7 +22,7 @@ from ...documents.reader import Document
 from ...tokenizer.tokenizer import TokenizerConfig, load
 from .. import stage
 from ..stage import DocumentStage, Removed, Tallies, Transform
-from .offending import describe, loosened, summary_of
+from .offending import describe, drop_facts, loosened, summary_of
 from .own_rules import beside
 from .quality import Drop
 from .rules import EDITS, RULES, compile_rules
@@ -100,7 +100,7 @@ def clean(config: CleanConfig) -> dict[str, Any]:
     run, shards = stage.begin("data clean", config, facts=facts)
     if run.finished:
         return run.manifest
-    make = functools.partial(_make_cleaner, config.rules, config.lang, tokenizer, rules.own)
+    make = functools.partial(_make_cleaner, config.rules, config.lang, tokenizer, rules.own, config.rejects)
     advice = functools.partial(_advice, config.rules, config.lang)
     manifest = stage.map_documents(run, config, shards, make, advice=advice)
     if others := manifest.get("other_languages"):
@@ -149,11 +149,14 @@ def _make_cleaner(
     lang: tuple[str, ...],
     tokenizer: TokenizerConfig | None,
     own: dict[str, str],
+    with_facts: bool,
     shard_index: int,
 ) -> tuple[Transform, Tallies]:
     """The transform of documents by the rules, and its counts of edited texts.
 
-    own: the digests of the user's own rules when the run began.
+    own: the digests of the user's own rules when the run began. with_facts: whether a removed document gets
+    the number that decided, and its limit; they take up to a millisecond a document, several times what the
+    rules take.
     """
     apply = compile_rules(rules, load(tokenizer) if tokenizer else None, lang)
     if apply.own != own:
@@ -162,7 +165,7 @@ def _make_cleaner(
     def change(document: Document) -> Document | Removed:
         text = apply(document.text, document)
         if isinstance(text, Drop):
-            return Removed(str(text))
+            return Removed(str(text), drop_facts(apply) if with_facts else {})
         document.text = text
         return document
 

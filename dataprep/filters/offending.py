@@ -132,7 +132,8 @@ def drop_facts(rules: CompiledRules) -> dict[str, Any]:
     facts: dict[str, Any] = {"rule": step.name}
     offence = _offence(step, view, reason)
     measure = next(iter(offence.measures), None) or Measure("places", len(offence.places), at_most=0)
-    facts |= {"measure": measure.name, "number": measure.value}
+    value = measure.value
+    facts |= {"measure": measure.name, "number": value.item() if isinstance(value, np.generic) else value}
     limits = {"at_least": measure.at_least, "at_most": measure.at_most}
     facts |= {side: limit for side, limit in limits.items() if limit is not None}
     if reason in PARAMETERS:
@@ -270,7 +271,8 @@ def _short(number: float | None) -> str:
 
 def _too_short(case: Case) -> Found:
     if not case.text.strip():
-        return (), (), "a text of only white space"
+        written = Measure("characters that are not white space", 0, at_least=1)
+        return (), [written], "a text of only white space"
     return (), [Measure("characters", len(case.text), at_least=case.limits["min_chars"])], ""
 
 

@@ -1,7 +1,9 @@
 """The common part of document stages: outcomes, counts, tallies, files, and what is refused."""
 
 import collections
+import gzip
 import json
+import random
 
 import pytest
 
@@ -82,6 +84,22 @@ def test_documents_are_kept_split_or_removed_and_everything_is_counted(tmp_path)
         ("rejects/00000.jsonl", False),
     ]
     assert not (tmp_path / "out/parts").exists()
+
+
+def test_progress_inside_a_compressed_file_is_told_in_its_bytes(tmp_path, monkeypatch):
+    letters = random.Random(0)
+    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+        for n in range(3000):
+            file.write(json.dumps({"id": str(n), "text": letters.randbytes(500).hex(), "n": 2}) + "\n")
+    size, told = (tmp_path / "in.jsonl.gz").stat().st_size, []
+    monkeypatch.setattr(stage, "working_on", lambda name, done: told.append(done))
+    config = DocumentStage(input=(str(tmp_path / "in.jsonl.gz"),), output=str(tmp_path / "out"), workers=1)
+    begun, shards = stage.begin("data clean", config)
+    stage.map_documents(begun, config, shards, make)
+    assert told == sorted(told)
+    assert len(set(told)) > 5
+    assert told[0] == 0
+    assert 0.9 * size < told[-1] <= size
 
 
 def test_unreadable_records_are_counted_and_written_in_order(tmp_path):

@@ -119,3 +119,17 @@ def test_frames_of_zstd_are_read_one_after_another_in_reads_of_any_size(tmp_path
     for size in (1000, 1 << 20):
         with compression.open_binary(tmp_path / "a.zst") as file:
             assert b"".join(iter(functools.partial(file.read, size), b"")) == text
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_the_place_in_a_compressed_file_is_known_while_it_is_read(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(PACK[ending](random.Random(0).randbytes(3_000_000)))
+    size, seen = path.stat().st_size, []
+    with compression.open_binary(path) as file:
+        while file.read(500_000):
+            seen.append(compression.bytes_read(path))
+    assert seen == sorted(seen)
+    assert 0 < seen[0] < 0.5 * size
+    assert seen[-1] == size
+    assert compression.bytes_read(path) == 0  # it is closed

@@ -66,6 +66,7 @@ def test_documents_up_to_the_limit_are_kept_with_their_scores(corpus):
         "id": "a40",
         "reason": "score_too_high",
         "score": 40.0,
+        "at_most": 3.0,
     }
     assert not (corpus / "out/parts").exists()
 

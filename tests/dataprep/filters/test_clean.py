@@ -61,8 +61,14 @@ def test_removed_documents_are_written_to_rejects_if_configured(tmp_path):
         "workers": 1,
     }
     manifest = clean(CleanConfig(**config, output=str(tmp_path / "out"), rejects=True))
-    gone = {"removed": {"reason": "too_short"}}
-    assert lines(tmp_path / "out/rejects/00000.jsonl") == [{**row, **gone} for row in rows[1:]]
+    gone, short = lines(tmp_path / "out/rejects/00000.jsonl"), lines(tmp_path / "out/removed/00000.jsonl")
+    assert [{k: v for k, v in row.items() if k != "removed"} for row in gone] == rows[1:]
+    facts = {"rule": "length", "measure": "characters", "at_least": 27, "parameter": "min_chars"}
+    assert gone[-1]["removed"] == {"reason": "too_short", **facts, "number": len("brief")}
+    blank = {"measure": "characters that are not white space", "number": 0, "at_least": 1}
+    blank |= {"reason": "too_short", "rule": "length", "parameter": "min_chars"}
+    assert blank | {"note": "a text of only white space"} in [row["removed"] for row in gone]
+    assert short == [{"id": row["id"], **row["removed"]} for row in gone]
     assert lines(tmp_path / "out/00000.jsonl") == rows[:1]
     assert [o["name"] for o in manifest["outputs"] if o.get("documents", True)] == ["00000.jsonl"]
     again = clean(
