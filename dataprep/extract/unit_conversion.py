@@ -25,6 +25,7 @@ _RANGES = {
     "to about": (" to about ", " to about "), "or about": (" or about ", " or about "),
     "and about": (" and about ", " and about "), "(-)": ("–", "–"), "*": (" × ", " × "), "xx": ("×", "×"),
 }  # fmt: skip
+_AMERICAN = {"metre": "meter", "litre": "liter", "tonne": "metric ton"}
 _NUMBER = re.compile(r"([-+\u2212]?)((?:[0-9][0-9,]*)?(?:\.[0-9]+)?)(?:e([-+]?[0-9]{1,2}))?")
 _FRACTION = re.compile(r"([-\u2212]?)(?:([0-9]{1,9})\+)?([0-9]{1,9})(?:/|//|\u2044)([0-9]{1,9})")
 _PRECISION = re.compile(r"-?[0-9]{1,2}")
@@ -46,7 +47,10 @@ class Unit:
     def spelled(self, value: float, is_fraction: bool, american: bool) -> str:
         one = value == 1 or (is_fraction and abs(value) <= 1)
         name = self.name if one else self.plural
-        return name.replace("metre", "meter").replace("litre", "liter") if american else name
+        if american:
+            for british, american_name in _AMERICAN.items():
+                name = name.replace(british, american_name)
+        return name
 
     def behind(self, value: float, adjective: bool) -> str:
         """The symbol as it follows a number: " km", "/km²"; " acres" and "-acre" where it is a word."""

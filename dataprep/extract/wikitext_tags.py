@@ -57,6 +57,7 @@ UNPAIRED = frozenset(
 _NAMES = "|".join(sorted(KNOWN, key=len, reverse=True))
 _TAG = re.compile(rf"<!--|<(/?)({_NAMES})(?=[\s/>])([^<>]*+)>", re.I)
 _TABLE = re.compile(r"<(/?)table(?=[\s/>])[^<>]*+>", re.I)
+_PARAMETER = re.compile(r"(?<!\{)\{\{\{[^{}|\n]*\}\}\}")  # of a template, without a default
 _POWER = re.compile(r"([-+\u2212\u2013]?[0-9]{1,9})</sup\s*>", re.I)
 _SUPERSCRIPTS = str.maketrans("0123456789+-\u2212\u2013", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
@@ -94,7 +95,7 @@ def resolve(wikitext: str, kept: list[str], dropped: Counter[str]) -> str:
     ends = _Ends(wikitext)
     place = code_end = 0
     while token := _TAG.search(wikitext, place):
-        pieces.append(_text(wikitext, place, token.start(), code_end))
+        pieces.append(_text(wikitext, place, token.start(), code_end, kept))
         place = token.end()
         if token[0] == "<!--":
             end = wikitext.find("-->", place)
@@ -135,16 +136,23 @@ def resolve(wikitext: str, kept: list[str], dropped: Counter[str]) -> str:
             place = power.end()
         elif name in BREAKING:
             pieces.append(BREAK)
-    pieces.append(_text(wikitext, place, len(wikitext), code_end))
+    pieces.append(_text(wikitext, place, len(wikitext), code_end, kept))
     if unpaired := sum(map(abs, balance.values())):
         dropped["unpaired_tag"] += unpaired
     return "".join(pieces)
 
 
-def _text(wikitext: str, start: int, end: int, code_end: int) -> str:
-    """A text between tags. In `<code>`, which ends at code_end, two apostrophes are an empty string."""
+def _text(wikitext: str, start: int, end: int, code_end: int, kept: list[str]) -> str:
+    """A text between tags.
+
+    In `<code>`, which ends at code_end, two apostrophes are an empty string, and `{{{name}}}` stays, as a
+    reader sees it: it is code of templates, or of a language with braces.
+    """
     text = wikitext[start:end].replace("<", "\x07")
-    return text.replace("'", APOSTROPHE) if start < code_end else text
+    if start >= code_end:
+        return text
+    text = _PARAMETER.sub(lambda parameter: keep(parameter[0], kept), text)
+    return text.replace("'", APOSTROPHE)
 
 
 def _verbatim(name: str, attributes: str, inner: str, kept: list[str]) -> str:

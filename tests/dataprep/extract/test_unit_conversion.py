@@ -123,6 +123,8 @@ def test_temperatures_are_those_of_scipy(value):
         ("100|mi|km", {"disp": "or"}, "100 miles or 160 kilometres"),
         ("100|km|mi", {"disp": "out"}, "62 mi"),
         ("4|m|ft", {"sp": "us"}, "4 meters (13 ft)"),
+        ("3|t|lb", {"sp": "us"}, "3 metric tons (6,600 lb)"),
+        ("1|t|LT", {"sp": "us", "abbr": "off"}, "1 metric ton (0.98 long tons)"),
         ("1/2|mi|km", {}, "1\u20442 mile (0.80 km)"),
         ("20|nmi|km mi", {}, "20 nautical miles (37 km; 23 mi)"),
     ],

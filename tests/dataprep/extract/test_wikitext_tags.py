@@ -28,6 +28,10 @@ CODE = "if (a < b && c[0] == '') {\n\n    return '''{{x}}''' | [[y]] <!-- z --> 
             "a <code>x = '' + {{nowrap|b}} <nowiki>{{c}}</nowiki> &lt;d&gt;</code> ''e''",
             "a x = '' + b {{c}} <d> e",
         ),
+        (
+            "{{{1}}} <code>f({{{x}}}, {{{1|y}}}) {{nowrap|{{{z}}}}} '{{{a b}}}'</code> {{{2}}}",
+            "f({{{x}}}, y) {{{z}}} '{{{a b}}}'",
+        ),
         ("<math>{a}</math>", "{a}"),
         ("<math>|a|</math> b <math>c}}</math>", "|a| b c}}"),
         ("<ce>H2O</ce> and <chem>CO2</chem>", "H2O and CO2"),
