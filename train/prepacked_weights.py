@@ -37,7 +37,7 @@ def prepare_for_inference(model: M, *, bf16: bool = False, rows: int | None = No
     weight = next(model.parameters())
     if weight.device.type == "cpu" and prepacking_works(weight.dtype):
         # Their numbers are read, too.
-        kept = {m.key_value_up for m in model.modules() if isinstance(m, MultiLatentAttention)}
+        kept: set[Any] = {m.key_value_up for m in model.modules() if isinstance(m, MultiLatentAttention)}
         kept.add(getattr(model, "output", None))
         for module in model.modules():
             if isinstance(module, Linear):

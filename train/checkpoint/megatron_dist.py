@@ -257,7 +257,13 @@ def _extra_states(layer: int, config: ResolvedModelConfig, kinds: list[str], ali
     index, count = ((layer,), (len(kinds),)) if alike else ((0,), (1,))
     modules: list[str] = []
     if "*" in kind:
-        attention = ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layernorm")
+        attention: tuple[str, ...] = (
+            "linear_qkv",
+            "linear_proj",
+            "core_attention",
+            "q_layernorm",
+            "k_layernorm",
+        )
         if config.multi_latent_attention:
             attention = (
                 *("linear_q_proj", "linear_q_down_proj", "linear_q_up_proj", "q_layernorm", "kv_layernorm"),

@@ -86,7 +86,7 @@ class MultiLatentAttention(Mixer):
         key = rotate_pairs(key, *rotary)  # (B, 1, T, P)
         if cache is not None:
             cached = torch.cat([latent, key], dim=-1)
-            cached, _ = cache.extend(cached, cached[..., :0])
+            cached = cache.extend(cached, cached[..., :0])[0]
             if self._absorbs(x.shape[1]):
                 return self.out(self._attend_to_latents(flat, rotated, cached, mask))
             latent, key = cached.split([self.rank, self.rotated], dim=-1)
