@@ -69,6 +69,8 @@ class ModelArguments(TypedDict, total=False):
     use_rotary_position_embeddings: bool | None
     rotary_base: Number
     rotary_interleaved: bool | None
+    apply_layernorm_1p: bool | None
+    layernorm_zero_centered_gamma: bool | None
     use_rope_scaling: bool | None
     rope_scaling_factor: Number
     normalization: str | None
@@ -127,8 +129,6 @@ class ModelArguments(TypedDict, total=False):
 
 # Arguments that mt supports only at some values -> these; their default comes first, and None stands for it.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "apply_layernorm_1p": (False,),
-    "layernorm_zero_centered_gamma": (False,),
     "qk_l2_norm": (False,),
     "apply_residual_connection_post_layernorm": (False,),
     "window_size": (None,),
@@ -380,6 +380,9 @@ def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
         rotary_interleaved=rope and bool(get("rotary_interleaved", False)),
         rope_scaling=_rope_scaling_of(args, place) if rope else None,
         normalization=get("normalization", "LayerNorm"),
+        apply_layernorm_1p=bool(
+            get("apply_layernorm_1p", False) or get("layernorm_zero_centered_gamma", False)
+        ),
         layernorm_epsilon=get("norm_epsilon", get("layernorm_epsilon", 1e-5)),
         activation=_activation(get, bias),
         add_bias_linear=bias,
@@ -473,7 +476,8 @@ def check_export(
         *(
             (name, getattr(config, name) == ModelConfig.__dataclass_fields__[name].default)
             for name in sorted(
-                VARIATIONS | {"rotary_percent", "latent_layernorm_epsilon", "moe_router_group_score_topk"}
+                (VARIATIONS - {"apply_layernorm_1p"})
+                | {"rotary_percent", "latent_layernorm_epsilon", "moe_router_group_score_topk"}
             )
         ),
     ]
@@ -530,6 +534,8 @@ def loader_flags(config: ResolvedModelConfig) -> list[str]:
         flags.append(f"--rotary-base {config.rotary_base:.0f}")
     if config.rotary_interleaved:
         flags.append("--rotary-interleaved")
+    if config.apply_layernorm_1p:
+        flags.append("--apply-layernorm-1p")
     if config.add_qkv_bias and not config.add_bias_linear:
         flags.append("--add-qkv-bias")
     if config.hidden_dropout != 0.1 or config.attention_dropout != 0.1:
@@ -610,6 +616,7 @@ def export_arguments(
         if scaling.get("rope_type") == "linear"
         else None,
         normalization=config.normalization,
+        apply_layernorm_1p=config.apply_layernorm_1p,
         norm_epsilon=config.layernorm_epsilon,
         layernorm_epsilon=config.layernorm_epsilon,
         swiglu=config.activation == "swiglu",

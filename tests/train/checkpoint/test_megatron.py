@@ -76,6 +76,32 @@ def test_a_model_of_megatron_gives_its_logits_and_is_written_back_bit_for_bit(me
     assert_same_weights(convert_and_load(tmp_path / "back", tmp_path / "ours again"), ours)
 
 
+@pytest.mark.parametrize("name", ["apply_layernorm_1p", "layernorm_zero_centered_gamma"])
+def test_norms_that_are_stored_less_one_give_the_same_logits(megatron, name, tmp_path):
+    """Megatron-LM's local layers have no such norms: one is taken from the weights of theirs."""
+    state = torch.load(megatron / "llama" / "iter_0000007" / "mp_rank_00" / FILE, weights_only=False)
+    for key, tensor in state["model"].items():
+        if isinstance(tensor, torch.Tensor) and "layernorm" in key:
+            tensor -= 1
+    state["args"] = argparse.Namespace(**vars(state["args"]), **{name: True})
+    file = tmp_path / "less" / "mp_rank_00" / FILE
+    file.parent.mkdir(parents=True)
+    torch.save(state, file)
+    ours = convert_and_load(tmp_path / "less", tmp_path / "ours")
+    reference = torch.load(megatron / "llama" / "logits.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.logits(ours(reference["tokens"]))[..., :60], reference["logits"][..., :60]
+        )
+    back = ConvertConfig(
+        source=str(tmp_path / "ours"), output=str(tmp_path / "back"), format="torch", transformer_impl="local"
+    )
+    convert(back)
+    after = torch.load(next((tmp_path / "back").rglob(FILE)), weights_only=False)
+    assert after["args"].apply_layernorm_1p
+    assert_same_weights(convert_and_load(tmp_path / "back", tmp_path / "again"), ours)
+
+
 # Megatron-LM's column-parallel layers
 ROWS = (
     "linear_qkv.", "linear_fc1.", "word_embeddings.", "output_layer.", "linear_q_down_proj.",
