@@ -30,6 +30,7 @@ def test_flags_of_megatron_with_another_name_here_set_the_same_setting(trained, 
     given = (
         "--family t5 --encoder-num-layers 3 --encoder-seq-length 64 --decoder-seq-length=32 --swiglu"
         " --disable-bias-linear --norm-epsilon 1e-6 --use-flash-attn --bert-no-binary-head"
+        " --tokenizer-type ByteLevelTokenizer"
     )
     cli.call(("train",), [*given.split(), "--data-path", "p", "--train-iters", "1", "--save", "s"])
     (config,) = trained
@@ -89,6 +90,7 @@ def test_flags_of_megatron_without_a_setting_here_are_accepted_with_a_reason(tmp
 
 def test_a_mapping_is_given_as_key_value_pairs(trained):
     given = ["--data-path", "p", "--train-iters", "1", "--save", "s", "--position-embedding-type", "rope"]
+    given += ["--tokenizer-type", "ByteLevelTokenizer"]
     cli.call(("train",), [*given, "--rope-scaling", "rope_type=linear,factor=2"])
     cli.call(("train",), [*given, "--use-rope-scaling"])
     assert trained[0].model.rope_scaling == {"rope_type": "linear", "factor": 2}

@@ -162,8 +162,10 @@ def test_the_table_of_megatrons_names_names_modules_of_our_gpt():
         num_experts=2, moe_shared_expert_intermediate_size=8, moe_shared_expert_gate=True, qk_layernorm=True
     )
     mamba = names_in(hybrid_override_pattern="M")
+    latent = {"multi_latent_attention": True, "position_embedding_type": "rope", "qk_layernorm": True}
+    latents = names_in(**latent) | names_in(q_lora_rank=8, **latent)
     names = FAMILIES["gpt"].megatron
     assert set(names.top) <= dense
-    assert in_block(names.layer) <= dense | experts
+    assert in_block(names.layer) <= dense | experts | latents
     assert in_block(names.parameters) <= experts | mamba
     assert in_block(names.mamba_layer) <= mamba
