@@ -137,6 +137,7 @@ LAYOUTS = {
     "EP2": ("moe", 2, {"expert_model_parallel_size": 2}),
     "TP2, experts": ("moe", 2, {"tensor_model_parallel_size": 2}),
     "TP2, Mamba": ("mamba", 2, {"tensor_model_parallel_size": 2}),
+    "TP2, latent attention": ("mla", 2, {"tensor_model_parallel_size": 2}),
     "PP2": ("gpt", 2, {"pipeline_model_parallel_size": 2}),
     "T5, TP2": ("t5_relative", 2, {"tensor_model_parallel_size": 2}),
     "TP2 x DP2": ("llama", 4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
