@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mwparserfromhell.wikicode import Wikicode
 
 # Changes whenever another text is made of the same page: part of the key of an output.
-TEXT_RULES = "expanded templates and functions, code as written"
+TEXT_RULES = "expanded templates and functions, code and poems as written"
 # Prefixes that every Wikipedia accepts in addition to those in its own language, and the kind of their pages.
 PREFIXES = {"file": "file", "image": "file", "media": "file", "category": "category", "template": "template"}
 OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple")

@@ -58,6 +58,7 @@ _NAMES = "|".join(sorted(KNOWN, key=len, reverse=True))
 _TAG = re.compile(rf"<!--|<(/?)({_NAMES})(?=[\s/>])([^<>]*+)>", re.I)
 _TABLE = re.compile(r"<(/?)table(?=[\s/>])[^<>]*+>", re.I)
 _PARAMETER = re.compile(r"(?<!\{)\{\{\{[^{}|\n]*\}\}\}")  # of a template, without a default
+_SPACES_OF_POEMS = re.compile(r"(?<=\n)[ \t]*+(?=\n)|(?<=\n)[ \t]++(?!\n)(?=.)")
 _POWER = re.compile(r"([-+\u2212\u2013]?[0-9]{1,9})</sup\s*>", re.I)
 _SUPERSCRIPTS = str.maketrans("0123456789+-\u2212\u2013", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
@@ -93,9 +94,9 @@ def resolve(wikitext: str, kept: list[str], dropped: Counter[str]) -> str:
     pieces: list[str] = []
     balance: Counter[str] = Counter()
     ends = _Ends(wikitext)
-    place = code_end = 0
+    place = code_end = poem_end = 0
     while token := _TAG.search(wikitext, place):
-        pieces.append(_text(wikitext, place, token.start(), code_end, kept))
+        pieces.append(_text(wikitext, place, token.start(), code_end, poem_end, kept))
         place = token.end()
         if token[0] == "<!--":
             end = wikitext.find("-->", place)
@@ -130,25 +131,30 @@ def resolve(wikitext: str, kept: list[str], dropped: Counter[str]) -> str:
             balance[name] += -1 if closes else 1
         if name == "code" and not closes and place >= code_end:
             code_end = ends.content(name, place)[1] or code_end
+        if name == "poem" and not closes and place >= poem_end:
+            poem_end = ends.content(name, place)[1] or poem_end
         if name == "sup" and not closes and (power := _POWER.match(wikitext, place)):
             balance[name] -= 1
             pieces.append(superscript(power[1]))
             place = power.end()
         elif name in BREAKING:
             pieces.append(BREAK)
-    pieces.append(_text(wikitext, place, len(wikitext), code_end, kept))
+    pieces.append(_text(wikitext, place, len(wikitext), code_end, poem_end, kept))
     if unpaired := sum(map(abs, balance.values())):
         dropped["unpaired_tag"] += unpaired
     return "".join(pieces)
 
 
-def _text(wikitext: str, start: int, end: int, code_end: int, kept: list[str]) -> str:
+def _text(wikitext: str, start: int, end: int, code_end: int, poem_end: int, kept: list[str]) -> str:
     """A text between tags.
 
     In `<code>`, which ends at code_end, two apostrophes are an empty string, and `{{{name}}}` stays, as a
-    reader sees it: it is code of templates, or of a language with braces.
+    reader sees it: it is code of templates, or of a language with braces. In `<poem>`, which ends at
+    poem_end, empty lines and spaces at the beginning of a line are shown.
     """
     text = wikitext[start:end].replace("<", "\x07")
+    if start < poem_end:
+        text = _SPACES_OF_POEMS.sub(lambda spaces: keep(spaces[0], kept), text)
     if start >= code_end:
         return text
     text = _PARAMETER.sub(lambda parameter: keep(parameter[0], kept), text)

@@ -32,6 +32,7 @@ CODE = "if (a < b && c[0] == '') {\n\n    return '''{{x}}''' | [[y]] <!-- z --> 
             "{{{1}}} <code>f({{{x}}}, {{{1|y}}}) {{nowrap|{{{z}}}}} '{{{a b}}}'</code> {{{2}}}",
             "f({{{x}}}, y) {{{z}}} '{{{a b}}}'",
         ),
+        ("<poem>\na ''b''\n  [[c]]\n\n    {{nowrap|d}}\n</poem>\n e", "a b\n  c\n\n    d\ne"),
         ("<math>{a}</math>", "{a}"),
         ("<math>|a|</math> b <math>c}}</math>", "|a| b c}}"),
         ("<ce>H2O</ce> and <chem>CO2</chem>", "H2O and CO2"),
