@@ -50,6 +50,8 @@ class LayoutArguments(TypedDict, total=False):
     tensor_model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
     model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
     pipeline_model_parallel_size: Annotated[int, Range(1, MOST_RANKS)]
+    expert_model_parallel_size: Annotated[int | None, Range(1, MOST_RANKS)]
+    expert_tensor_parallel_size: Annotated[int | None, Range(1, MOST_RANKS)]
 
 
 class ModelArguments(TypedDict, total=False):
