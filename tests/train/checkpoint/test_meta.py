@@ -162,7 +162,8 @@ def test_files_that_are_no_llama_are_refused_in_one_line(models, tmp_path):
     )
     assert "params.json: n_layers = 'two': must be a whole number" in with_params(n_layers="two")
     assert "layers.2.attention.wk.weight" in with_params(n_layers=3)
-    assert "its settings have num_layers = 10,000,000" in with_params(n_layers=10_000_000)
+    assert "num_layers = 10000000 must be at most 100,000" in with_params(n_layers=10_000_000)
+    assert "its settings have num_layers = 90,000" in with_params(n_layers=90_000)
     assert "96 wide, by dim, multiple_of and ffn_dim_multiplier of its params.json 160" in with_params(
         ffn_dim_multiplier=1.8
     )
