@@ -494,6 +494,9 @@ def _experts(made: Translation) -> None:
         # Megatron-LM's choice of the score function, whatever its flags say
         one = made.number("--moe-router-topk", 2) == 1
         made.set(moe_router_score_function="sigmoid" if one else "softmax", moe_router_pre_softmax=not one)
+    if made.settings.get("moe_router_score_function") == "sigmoid" and made.has("--moe-router-pre-softmax"):
+        made.settings.pop("moe_router_pre_softmax", None)
+        made.notes.append("--moe-router-pre-softmax has no effect beside --moe-router-score-function sigmoid")
     weights = made.settings.get("moe_aux_loss_coeff")
     if isinstance(weights, list):
         made.settings["moe_aux_loss_coeff"] = weights[0] if weights else 0.0

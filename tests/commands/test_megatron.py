@@ -225,6 +225,11 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
             " --expert-tensor-parallel-size 1 --expert-model-parallel-size 4",
             {"expert_model_parallel_size": 2},
         ),
+        (
+            "--num-experts 4 --disable-bias-linear --moe-router-score-function sigmoid"
+            " --moe-router-pre-softmax",
+            {"moe_router_score_function": "sigmoid", "moe_router_pre_softmax": False},
+        ),
         ("--save-retain-interval 20", {"keep_last": 1, "save_retain_interval": 20}),
         ("--load nowhere --finetune", {"load": None, "finetune": False}),
         ("--mtp-num-layers 0", {}),
