@@ -178,14 +178,14 @@ def test_torchrun_and_python_may_stand_before_the_script():
 def test_all_that_cannot_be_is_said_at_once():
     wrong = ["--attention-output-gate", "--optimizer", "lion", "--num-layer", "3", "--micro-batch-size=x=y"]
     with pytest.raises(UserError) as error:
-        megatron.translate("pretrain_gpt.py", [*BASE, *wrong, "--position-embedding-type", "alibi"])
+        megatron.translate("pretrain_gpt.py", [*BASE, *wrong, "--position-embedding-type", "mrope"])
     text = str(error.value)
     assert text.count("\n") == 3
     for words in (
         "no such gate",
         "lion: must be one of adam, sgd, muon",
         "--num-layer; did you mean --num-layers",
-        "ALiBi",
+        "multimodal positions",
     ):
         assert words in text
 
@@ -233,6 +233,10 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ("--save-retain-interval 20", {"keep_last": 1, "save_retain_interval": 20}),
         ("--load nowhere --finetune", {"load": None, "finetune": False}),
         ("--mtp-num-layers 0", {}),
+        (
+            "--position-embedding-type alibi --embed-layernorm",
+            {"position_embedding_type": "alibi", "embed_layernorm": True},
+        ),
         ("--window-size 7,0 --window-attn-skip-freq 2", {"window_attn_skip_freq": "2"}),
         ("--window-size 7,0 --window-attn-skip-freq [1,0]", {"window_attn_skip_freq": "[1,0]"}),
         ("--window-attn-skip-freq 2", {"window_attn_skip_freq": None, "window_size": None}),

@@ -51,6 +51,7 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
         raise UserError(
             f"{place}: quantization_config: the weights are quantised; give the model as it was before that"
         )
+    raw = _by_their_names(raw, architecture.aliases, place)
     for key, value in raw.items():
         if not architecture.knows(key):
             raise UserError(
@@ -86,6 +87,18 @@ def config_from_hf(raw: Mapping[str, Any], place: str) -> ResolvedModelConfig:
         return resolve(ModelConfig(**found), vocab_size=found["vocab_size"], seq_length=512)
     except UserError as error:
         raise UserError("\n".join(f"{place}: {line}" for line in str(error).split("\n"))) from None
+
+
+def _by_their_names(raw: Mapping[str, Any], aliases: Mapping[str, str], place: str) -> Mapping[str, Any]:
+    """A config.json with the keys of Architecture.keys in place of their other names."""
+    named = {key: value for key, value in raw.items() if key not in aliases}
+    for alias, key in aliases.items():
+        if raw.get(alias) is not None and named.setdefault(key, raw[alias]) != raw[alias]:
+            raise UserError(
+                f"{place}: {alias} is {shown(raw[alias])} and {key} is {shown(named[key])}, which are two"
+                " names of the same; remove one"
+            )
+    return named
 
 
 # keys whose other values change a model of any architecture

@@ -25,7 +25,7 @@ from ...core.manifest import keep_compiled_code_private
 from .block import Mixer
 from .config import ResolvedModelConfig
 from .layers import AllHeadsNorm, Linear, Norm
-from .positions import rotate, rotate_pairs
+from .positions import Alibi, rotate, rotate_pairs
 
 PREFERRED = "flash", "transformer-engine", "varlen", "flex", "sdpa"
 PACKAGES = {  # backend: module, package
@@ -54,6 +54,7 @@ class AttentionMask(NamedTuple):
     # flash, varlen, each, transformer-engine (there None: every sample is one document)
     documents: Documents | None = None
     window: int | None = None  # flash, varlen, transformer-engine: tokens, the query's own included
+    alibi: Alibi | None = None  # flash, flex: biases of distances; with sdpa they are in `tensor`
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -68,15 +69,18 @@ def causal_mask(
     documents: Documents | None = None,
     *,
     windowed: bool = True,
+    alibi: Alibi | None = None,
 ) -> AttentionMask:
     """The mask of causal attention: masks later tokens, other documents, tokens outside the window.
 
     tokens: (B, T), for its shape and device. dtype: of the queries. windowed: of the layers that have the
-    window, if the model has one.
+    window, if the model has one. alibi: of this rank's heads. Positions count from the sample's beginning:
+    only their differences within a document matter.
     """
     B, T = tokens.shape
     window = config.window_size if windowed and config.window_size and config.window_size < T else None
     bounded = documents is not None or window is not None or config.attn_logit_softcapping is not None
+    bounded = bounded or alibi is not None
     backend = attention_backend(config, tokens.device, dtype, bounded=bounded)
     if backend == "transformer-engine":
         return AttentionMask(backend, True, documents=documents, window=window)
@@ -84,12 +88,13 @@ def causal_mask(
         if documents is None:  # every sample is one document
             starts = torch.arange(0, B * T + 1, T, device=tokens.device, dtype=torch.int32)
             documents = Documents(torch.zeros_like(tokens), starts, T)
-        return AttentionMask(backend, True, documents=documents, window=window)
-    if documents is None and window is None and backend == "sdpa":
+        return AttentionMask(backend, True, documents=documents, window=window, alibi=alibi)
+    if documents is None and window is None and alibi is None and backend == "sdpa":
         return AttentionMask(causal=True)
     ids = None if documents is None else documents.ids
     if backend == "flex":
-        return AttentionMask(backend, True, block_mask=_block_mask(ids, B, T, window, tokens.device))
+        block_mask = _block_mask(ids, B, T, window, tokens.device)
+        return AttentionMask(backend, True, block_mask=block_mask, alibi=alibi)
     # One mask for all layers: on a CPU attention takes 1.4 times as long as without a mask (float32, T =
     # 1024); document by document it would take 0.9 to 4.4 times as long, depending on the documents' lengths.
     order = torch.arange(T, device=tokens.device)
@@ -97,7 +102,8 @@ def causal_mask(
     if window is not None:
         mask &= order > order[:, None] - window
     mask = mask[None] if ids is None else mask & (ids[:, :, None] == ids[:, None, :])
-    return AttentionMask(tensor=mask[:, None])
+    mask = mask[:, None]
+    return AttentionMask(tensor=mask if alibi is None else alibi.bias(order, order, mask, dtype))
 
 
 def bidirectional_mask(present: Tensor | None) -> AttentionMask:
@@ -121,7 +127,8 @@ def attention_backend(
 ) -> str:
     """The backend of causal attention: flash, transformer-engine, varlen, flex or sdpa.
 
-    bounded: whether documents or a window mask more than later tokens, for which sdpa needs a T x T mask.
+    bounded: whether documents or a window mask more than later tokens, or ALiBi adds to the scores, for which
+    sdpa needs a T x T mask.
     dtype: of the queries. Raises UserError where the backend of the configuration cannot be used.
     """
     asked = config.attention_backend
@@ -146,6 +153,8 @@ def _obstacle(name: str, config: ResolvedModelConfig, device: torch.device, dtyp
         return f"has no dropout, and model.attention_dropout = {config.attention_dropout}"
     if name == "flex":
         return None
+    if name != "flash" and config.position_embedding_type == "alibi":
+        return "adds no biases of distances to the scores, and model.position_embedding_type = alibi"
     if config.attn_logit_softcapping is not None:
         return f"does not limit scores, and model.attn_logit_softcapping = {config.attn_logit_softcapping}"
     if name == "varlen" and config.softmax_scale is not None and "scale" not in _varlen_options():
@@ -194,9 +203,9 @@ def attend(
         y = (_flash if mask.backend == "flash" else _varlen)(q, k, v, mask, scale, dropout)
         return y.reshape(B, T, -1)
     if mask.backend == "flex":
-        limit = None if softcap is None else _score_limit(softcap)
+        change = None if softcap is None and mask.alibi is None else _score_change(softcap, mask.alibi)
         y = _flex_attention()(
-            query, key, value, limit, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped
+            query, key, value, change, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped
         )
     elif softcap is not None:
         y = _limited(query, key, value, mask, scale, dropout, softcap)
@@ -254,14 +263,19 @@ def _limited(
     if allowed is None and mask.causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        added = allowed.dtype != torch.bool
+        scores = scores + allowed if added else scores.masked_fill(~allowed, float("-inf"))
     weights = scores.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return F.dropout(weights, dropout) @ value
 
 
-@functools.cache  # one function for equal limits: torch.compile guards on it
-def _score_limit(softcap: float):
-    return lambda score, b, h, query, key: softcap * torch.tanh(score / softcap)
+@functools.cache  # one function for equal changes: torch.compile guards on it
+def _score_change(softcap: float | None, alibi: Alibi | None):
+    def change(score, b, h, query, key):
+        score = score if softcap is None else softcap * torch.tanh(score / softcap)
+        return score if alibi is None else score + alibi.slope(h) * (key - query)
+
+    return change
 
 
 def _each(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: float | None) -> Tensor:
@@ -300,6 +314,7 @@ def _flash(
 
     assert mask.documents is not None, "causal_mask sets it"
     _, starts, longest = mask.documents
+    alibi, heads = mask.alibi, torch.arange(query.shape[1], device=query.device)
     return flash_attn_varlen_func(
         query,
         key,
@@ -312,6 +327,7 @@ def _flash(
         softmax_scale=scale,
         causal=True,
         window_size=mask.window_size,
+        alibi_slopes=None if alibi is None else alibi.slope(heads),  # (H,) float32
     )
 
 
@@ -546,10 +562,10 @@ class Cache:
         self.layers, self.max_length, self.window = layers, max_length, window
         self.length = 0  # slots that any row has filled
 
-    def at(self, positions: Tensor, *, windowed: bool = True) -> AttentionMask:
+    def at(self, positions: Tensor, *, windowed: bool = True, alibi: Alibi | None = None) -> AttentionMask:
         """Prepares the layers for tokens at positions (B, T); returns the mask over the slots in use.
 
-        windowed: of the layers that have the window, if there is one.
+        windowed: of the layers that have the window, if there is one. alibi: of this rank's heads.
         """
         self.length = max(self.length, int(positions.max()) + 1)
         assert self.length <= self.max_length, (
@@ -562,4 +578,6 @@ class Cache:
         mask = slots <= own
         if self.window is not None and windowed:
             mask = mask & (slots > own - self.window)
+        if alibi is not None:
+            mask = alibi.bias(positions, slots, mask, torch.float32)
         return AttentionMask(tensor=mask)

@@ -53,11 +53,12 @@ VARIATIONS = frozenset(
         "window_attn_skip_freq",
         "rotary_local_base",
         "add_attention_bias",
+        "embed_layernorm",
     }
 )
 FAMILY_SETTINGS = {
     "gpt": FamilySettings(
-        ("learned", "rope", "none"),
+        ("learned", "rope", "alibi", "none"),
         DECODER
         | {"hybrid_override_pattern", "num_experts", "retro_add_retriever", "rotary_percent"}
         | {"multi_latent_attention", "rotary_interleaved"}
@@ -158,10 +159,10 @@ class ModelConfig:
         " window are masked",
     )
     max_position_embeddings: int | None = option(None, "longest sequence (default: seq-length)")
-    position_embedding_type: Literal["learned", "rope", "relative", "none"] = option(
+    position_embedding_type: Literal["learned", "rope", "alibi", "relative", "none"] = option(
         "learned",
-        "position embeddings; relative: T5's biases by buckets of distances, with scores that are not divided"
-        " by the root of kv-channels",
+        "position embeddings; alibi: scores lose the distance times a slope of each head (BLOOM); relative:"
+        " T5's biases by buckets of distances, with scores that are not divided by the root of kv-channels",
     )
     relative_attention_num_buckets: int = option(
         32, "t5: buckets of distances, each with a bias of its own for every head", added=True
@@ -217,6 +218,9 @@ class ModelConfig:
         False,
         "biases in the projections of attention, that of its output included, whatever add-bias-linear says",
         added=True,
+    )
+    embed_layernorm: bool = option(
+        False, "normalise the embeddings of tokens, before positions are added (BLOOM)", added=True
     )
     embedding_multiplier: float = option(1.0, "factor of the embedding", added=True)
     residual_multiplier: float = option(
@@ -970,6 +974,11 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
             for n in dropouts
         ),
         (
+            config.position_embedding_type != "alibi",
+            "model.position_embedding_type = alibi: attention to neighbours has no distances; use rope, or"
+            " leave out --retro-add-retriever",
+        ),
+        (
             config.hybrid_override_pattern is None,
             (
                 "model.retro_add_retriever: which layers read neighbours follows from their number; leave"
@@ -990,6 +999,7 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
 NOT_FOR_RETRO = (
     "sublayer_norms", "embedding_multiplier", "residual_multiplier", "qk_layernorm_scope",
     "attn_logit_softcapping", "softmax_scale", "add_attention_bias", "multi_latent_attention",
+    "embed_layernorm",
 )  # fmt: skip
 FIRST_RETRO_LAYER, FIRST_OF_MANY, MANY = 6, 9, 15
 

@@ -368,6 +368,8 @@ def nearest_architecture(config: ResolvedModelConfig) -> str:
     """The architecture nearest to a model of family gpt; raises UserError for a hybrid."""
     if config.multi_latent_attention:
         return nearest_deepseek(config)
+    if config.position_embedding_type == "alibi" and config.hybrid_override_pattern is None:
+        return "bloom"
     if config.hybrid_override_pattern is not None or config.position_embedding_type != "rope":
         return gpt_architecture(config)
     if config.num_experts is not None:

@@ -17,6 +17,7 @@ from ...tokenizer.tokenizer import Tokenizer
 from .base import Model
 from .bert import BERT_STAGES, Bert
 from .biencoder import FROM_BERT, Biencoder
+from .bloom import BLOOM_ARCHITECTURES
 from .config import ModelConfig, ResolvedModelConfig
 from .datasets import (
     Datasets,
@@ -130,7 +131,12 @@ GPT_FAMILY = Family(
     causal=True,
     text="decoder",
     data=frozenset({"data_folder"}),
-    huggingface={**GPT_ARCHITECTURES, **DECODER_ARCHITECTURES, **DEEPSEEK_ARCHITECTURES},
+    huggingface={
+        **GPT_ARCHITECTURES,
+        **DECODER_ARCHITECTURES,
+        **DEEPSEEK_ARCHITECTURES,
+        **BLOOM_ARCHITECTURES,
+    },
     export_as=nearest_architecture,
     megatron=MEGATRON_GPT,
     warm_start=_retro_from_gpt,

@@ -304,6 +304,7 @@ OTHER_KEYS: dict[str, Any] = {
     "n_group": Annotated[int | None, Range(1, MOST_SIZE)],
     "topk_group": Annotated[int | None, Range(1, MOST_SIZE)],
     "expand": float,
+    "seq_length": Annotated[int, Range(1, MOST_SIZE)],
     "time_step_limit": list[Any],
 }
 
@@ -328,6 +329,8 @@ class Architecture:
     without: tuple[str, ...] = ()  # settings of ours that its models do not have
     reads: frozenset[str] = frozenset()  # the keys that `read` looks at, beside those of ALWAYS_READ
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as UNUSED_KEYS, of its models only
+    # other names of keys, which transformers takes too -> the names in these tables
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def knows(self, key: str) -> bool:
         """Whether a key of a config.json is used, or cannot change what a model computes."""

@@ -1,4 +1,4 @@
-"""GPT, the causal language model: GPT-2, Llama, Mistral, Qwen, Mixtral, Mamba-2 and hybrids."""
+"""GPT, the causal language model: GPT-2, Llama, Mistral, Qwen, Mixtral, BLOOM, Mamba-2 and hybrids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .decoder_blocks import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
 from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of
-from .positions import rotary_table
+from .positions import Alibi, rotary_table
 
 
 class GPT(Model):
@@ -33,6 +33,7 @@ class GPT(Model):
         self.embedding = Embedding(V, D, std=std, split="column")
         learned = config.position_embedding_type == "learned"
         self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
+        self.embedding_norm = Norm(config) if config.embed_layernorm else None
         self.layers = block_list(build_block(config, kind) for kind in layer_kinds(config))
         self.windowed = config.windowed  # whether each layer's attention has the window
         self.norm = Norm(config)
@@ -41,7 +42,9 @@ class GPT(Model):
             if config.untie_embeddings_and_output_weights
             else None
         )
-        # parallel/ replaces these where ranks have parts of a sequence or of the vocabulary.
+        heads = config.num_attention_heads
+        # parallel/ replaces these where ranks have parts of the heads, a sequence or the vocabulary.
+        self.alibi = Alibi(heads, 0, heads) if config.position_embedding_type == "alibi" else None
         self.causal_mask, self.cross_entropy = causal_mask, cross_entropy
         self.likelihoods, self.logits_of = likelihoods, logits_of
 
@@ -74,9 +77,11 @@ class GPT(Model):
             )
         x = self.embed(tokens, positions)
         masks = {
-            has_window: cache.at(positions, windowed=has_window)
+            has_window: cache.at(positions, windowed=has_window, alibi=self.alibi)
             if cache is not None
-            else self.causal_mask(self.config, tokens, compute_dtype(x), documents, windowed=has_window)
+            else self.causal_mask(
+                self.config, tokens, compute_dtype(x), documents, windowed=has_window, alibi=self.alibi
+            )
             for has_window in set(self.windowed)
         }
         rotary = {
@@ -99,6 +104,8 @@ class GPT(Model):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The input of the first block, (B, T, D), for tokens and positions (B, T) int64."""
         x = self.embedding(tokens)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if self.config.embedding_multiplier != 1:
             x = x * self.config.embedding_multiplier
         if self.positions is not None:
@@ -195,6 +202,10 @@ class GPT(Model):
             mask = torch.ones(1, 1, length // ranks, length, dtype=torch.bool)
             inputs["mask"] = AttentionMask(tensor=mask)
             shared.append(mask)
+        if self.alibi is not None:
+            bias = torch.zeros(1, self.alibi.count, length // ranks, length, dtype=dtype)
+            inputs["mask"] = AttentionMask(tensor=bias)
+            shared.append(bias)
         # of a layer without the window: the others have tensors of the same shapes
         rotary = self._rotary(torch.arange(length // ranks)[None])
         if rotary is not None:

@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE, Su et al. 2021) and T5's relative biases (Raffel et al. 2020).
+"""Rotary positions (RoPE, Su et al. 2021), ALiBi (Press et al. 2021), T5's biases (Raffel et al. 2020).
 
 Legend: B batch, T sequence, C channels of a head, H heads.
 """
@@ -6,7 +6,7 @@ Legend: B batch, T sequence, C channels of a head, H heads.
 from __future__ import annotations
 
 import math
-from typing import Annotated, TypedDict
+from typing import Annotated, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -215,3 +215,41 @@ def distance_buckets(
         * (buckets - single)
     )
     return first + torch.where(distance < single, distance, (single + grown.long()).clamp(max=buckets - 1))
+
+
+class Alibi(NamedTuple):
+    """ALiBi: head h adds slope(h) x (key - query) to its scores (Press et al. 2021, arXiv 2108.12409).
+
+    Of a model's `heads` heads, those from `first` on, `count` of them: tensor parallelism divides them.
+    """
+
+    heads: int
+    first: int
+    count: int
+
+    def part(self, rank: int, size: int) -> Alibi:
+        """The heads of one of `size` ranks."""
+        count = self.count // size
+        return self._replace(first=self.first + rank * count, count=count)
+
+    def slope(self, head: Tensor) -> Tensor:
+        """The slopes of heads, counted from `first`, as BLOOM has them for any number of heads.
+
+        For 2^k heads they are 2^(-8/2^k), 2^(-16/2^k) ... 2^-8. Heads beyond the largest power of two have
+        every second slope of twice as many, from the first on.
+        """
+        power = 1 << (self.heads.bit_length() - 1)
+        head = head + self.first
+        beyond = 2 * (head - power) + 1
+        return torch.exp2(-torch.where(head < power, (head + 1) * (8 / power), beyond * (4 / power)))
+
+    def bias(self, queries: Tensor, keys: Tensor, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+        """(1 or B, count, T, K): the bias where attention is allowed, minus infinity elsewhere.
+
+        queries: (T,) or (B, T), keys: (K,) int64 positions. allowed: (1 or B, 1, T, K) bool.
+        """
+        distance = keys - queries[..., None]  # exact, where slope x key loses the low bits of late keys
+        distance = distance if distance.ndim == 3 else distance[None]
+        slopes = self.slope(torch.arange(self.count, device=keys.device))
+        bias = (slopes[:, None, None] * distance[:, None]).to(dtype)
+        return bias.masked_fill(~allowed, float("-inf"))

@@ -80,7 +80,7 @@ def end_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -
         if not config.untie_embeddings_and_output_weights:
             names.add("embedding")
     if begin == 0:
-        names |= {"embedding", "positions", "token_types"}
+        names |= {"embedding", "embedding_norm", "positions", "token_types"}
     return names
 
 

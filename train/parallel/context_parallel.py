@@ -26,6 +26,7 @@ from ..model.attention import AttentionMask, Documents
 from ..model.config import ResolvedModelConfig
 from ..model.inputs import MicroBatch
 from ..model.mamba import Exchange
+from ..model.positions import Alibi
 from .collectives import all_to_all, gather_from, local_part
 from .mesh import Axis
 
@@ -76,13 +77,15 @@ def causal_mask(
     *,
     axis: Axis,
     windowed: bool = True,
+    alibi: Alibi | None = None,
 ) -> AttentionMask:
-    """attention.causal_mask for `attend`: (B or 1, 1, T / ranks, T), keys in the order of the sequence.
+    """attention.causal_mask for `attend`: (B or 1, 1 or H, T / ranks, T), keys in the order of the sequence.
 
     tokens: (B, T / ranks), this rank's.
     """
     T = tokens.shape[1] * axis.size
-    queries = token_indices(axis.rank, axis.size, T, tokens.device)[:, None]
+    own = token_indices(axis.rank, axis.size, T, tokens.device)
+    queries = own[:, None]
     keys = torch.arange(T, device=tokens.device)
     mask = keys <= queries
     if windowed and config.window_size is not None and config.window_size < T:
@@ -90,7 +93,8 @@ def causal_mask(
     mask = mask[None]
     if documents is not None:
         mask = mask & (documents.ids[:, queries] == documents.ids[:, None, :])
-    return AttentionMask(tensor=mask[:, None])
+    mask = mask[:, None]
+    return AttentionMask(tensor=mask if alibi is None else alibi.bias(own, keys, mask, dtype))
 
 
 def attend(

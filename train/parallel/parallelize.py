@@ -238,6 +238,8 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
     }
     for name, function in parallel_functions.items():
         _set(model, **{name: functools.partial(function, axis=mesh.tp)})
+    if getattr(model, "alibi", None) is not None:
+        _set(model, alibi=model.alibi.part(mesh.tp.rank, mesh.tp.size))
     if isinstance(model, Model):
         _join_states(model, mesh.tp, sequence_parallel)
 

@@ -44,6 +44,7 @@ def build(**settings):
 SHAPES = {
     "learned": {},
     "rope": {"position_embedding_type": "rope", "window_size": 20},
+    "alibi": {"position_embedding_type": "alibi", "embed_layernorm": True},
     "longrope": {
         "position_embedding_type": "rope",
         "window_size": 20,

@@ -89,6 +89,12 @@ NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }
 
+BLOOM = {k: v for k, v in COMMON.items() if k != "attn_implementation"} | {
+    "hidden_size": 48,
+    "n_layer": 2,
+    "n_head": 6,
+}
+
 FALCON = {k: v for k, v in NEOX.items() if k not in ("intermediate_size", "rope_parameters")}
 
 DECODERS = {
@@ -119,6 +125,10 @@ DECODERS = {
         num_kv_heads=2,
         num_ln_in_parallel_attn=1,
         tie_word_embeddings=False,
+    ),
+    "bloom": transformers.BloomConfig(**BLOOM),
+    "bloom with an output layer": transformers.BloomConfig(
+        **{**BLOOM, "n_head": 4}, tie_word_embeddings=False
     ),
     "llama with biases in attention": transformers.LlamaConfig(**LLAMA, attention_bias=True),
     "llama with biases": transformers.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),

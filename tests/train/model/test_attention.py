@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 import torch.nn.attention.varlen
+from torch.nn.attention.flex_attention import flex_attention
 
 from mt.core.config import UserError
 from mt.train.model import attention
@@ -21,6 +22,7 @@ from mt.train.model.attention import (
     causal_mask,
 )
 from mt.train.model.config import ModelConfig, resolve
+from mt.train.model.positions import Alibi
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, H, G, T, C = 2, 4, 2, 40, 16
@@ -51,14 +53,18 @@ def documents(device="cpu") -> Documents:
     return Documents(ids.int().to(device), torch.cat([torch.zeros(1), ends]).int().to(device), 40)
 
 
-def attend_by_loop(query, key, value, visible):
-    """Attention one query at a time. visible(b, q, k): whether query q attends to key k."""
+def attend_by_loop(query, key, value, visible, change=lambda scores, h, distance: scores):
+    """Attention one query at a time. visible(b, q, k): whether query q attends to key k.
+
+    change(scores, h, distance): the scores of head h, for distances to keys (0 and less).
+    """
     out = torch.zeros(B, T, H, C, dtype=query.dtype)
     for b in range(B):
         for q in range(T):
             keys = [k for k in range(T) if visible(b, q, k)]
             for h in range(H):
                 scores = key[b, h // (H // G), keys] @ query[b, h, q] / math.sqrt(C)
+                scores = change(scores, h, torch.tensor(keys) - q)
                 out[b, q, h] = scores.softmax(0) @ value[b, h // (H // G), keys]
     return out.flatten(2)
 
@@ -90,6 +96,55 @@ def test_causal_attention_is_that_of_a_loop_over_queries(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+ALIBI = Alibi(H, 0, H)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize(
+    ("backend", "softcap"), [("sdpa", None), ("sdpa", 0.5), ("flex", None), ("flex", 0.5), ("flash", None)]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_alibi_subtracts_distances_under_every_mask(name, backend, softcap, monkeypatch):
+    """The kernels of flex and flash need a GPU: uncompiled products, and a function, replace them."""
+    settings, packed, visible = CASES[name]
+    monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention)
+    flash_attn = types.SimpleNamespace(flash_attn_varlen_func=flash_attn_with_slopes)
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn)
+    inputs = queries_keys_values()
+    if backend == "flex":  # uncompiled on a CPU it has no backward pass
+        inputs = [x.detach() for x in inputs]
+    mask = causal_mask(
+        config(
+            position_embedding_type="alibi",
+            attention_backend=backend,
+            attn_logit_softcapping=softcap,
+            **settings,
+        ),
+        torch.zeros(B, T),
+        torch.float64,
+        documents() if packed else None,
+        alibi=ALIBI,
+    )
+    assert mask.backend == backend
+    limit = lambda scores: scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    change = lambda scores, h, distance: limit(scores) + distance * 2.0 ** (-2 * (h + 1))
+    found = attend(*inputs, mask, scale=None, dropout=0.0, softcap=softcap)
+    expected = attend_by_loop(*inputs, visible, change)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    if backend != "flex":
+        gradients = [torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def flash_attn_with_slopes(query, key, value, starts, _, longest, __, *, window_size, alibi_slopes, **how):
+    """flash-attn's function, by its documentation: alibi_slopes (heads,) float32."""
+    assert (alibi_slopes.dtype, alibi_slopes.shape, how["causal"]) == (torch.float32, (H,), True)
+    distance = torch.arange(T) - torch.arange(T)[:, None]
+    bias = alibi_slopes[:, None, None] * distance.double()
+    return one_by_one(query, key, value, starts, window_size, causal=True, bias=bias)
 
 
 def test_bidirectional_attention_masks_padding_only():
@@ -153,6 +208,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         ({"attention_dropout": 0.1}, GPU, torch.bfloat16, True, "sdpa"),
         ({"attention_backend": "sdpa"}, GPU, torch.bfloat16, True, "sdpa"),
         ({"attention_backend": "flex"}, GPU, torch.bfloat16, False, "flex"),
+        ({"position_embedding_type": "alibi"}, GPU, torch.bfloat16, True, "flex"),
+        ({"position_embedding_type": "alibi"}, CPU, torch.bfloat16, True, "sdpa"),
     ],
 )
 def test_the_best_possible_backend_is_chosen(settings, device, dtype, bounded, chosen, monkeypatch):
@@ -219,6 +276,16 @@ def test_the_best_possible_backend_is_chosen(settings, device, dtype, bounded, c
             torch.bfloat16,
             "transformer-engine needs a GPU, and this runs on cpu",
         ),
+        *(
+            (
+                {"attention_backend": backend, "position_embedding_type": "alibi"},
+                GPU,
+                torch.bfloat16,
+                f"attention_backend = {backend} adds no biases of distances to the scores, and"
+                " model.position_embedding_type = alibi; use auto",
+            )
+            for backend in ("varlen", "transformer-engine")
+        ),
     ],
 )
 def test_an_impossible_backend_is_refused_with_the_reason(settings, device, dtype, message, monkeypatch):
@@ -227,10 +294,10 @@ def test_an_impossible_backend_is_refused_with_the_reason(settings, device, dtyp
         attention_backend(config(**settings), device, dtype, bounded=True)
 
 
-def one_by_one(query, key, value, starts, window, *, causal):
+def one_by_one(query, key, value, starts, window, *, causal, bias=None):
     """Attention over one document after another, (tokens, heads, C).
 
-    window: how many tokens before and after the query; -1 means all.
+    window: how many tokens before and after the query; -1 means all. bias: (heads, T, T), of the scores.
     """
     outs = []
     for a, b in itertools.pairwise(starts):
@@ -238,6 +305,8 @@ def one_by_one(query, key, value, starts, window, *, causal):
         distance = torch.arange(b - a)[:, None] - torch.arange(b - a)
         mask = (distance >= 0) if causal else torch.ones_like(distance, dtype=torch.bool)
         mask = mask & (distance <= window[0]) if window[0] >= 0 else mask
+        if bias is not None:
+            mask = bias[:, : b - a, : b - a].masked_fill(~mask, -torch.inf)
         outs.append(
             torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[
                 0
@@ -351,6 +420,26 @@ def test_the_variable_length_kernel_gets_the_same_mask_in_every_version_of_torch
     torch.testing.assert_close(
         attend(*inputs, mask, scale=None, dropout=0.0), attend_by_loop(*inputs, visible), rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "flash"])
+def test_every_backend_that_takes_alibi_gives_the_same_result_on_a_gpu(backend):
+    if backend in attention.PACKAGES:
+        pytest.importorskip(attention.PACKAGES[backend][0], reason=f"{backend} is not installed")
+    settings, _, visible = CASES["window and documents"]
+    inputs = queries_keys_values(torch.bfloat16, "cuda")
+    mask = causal_mask(
+        config(attention_backend=backend, position_embedding_type="alibi", **settings),
+        torch.zeros(B, T, device="cuda"),
+        torch.bfloat16,
+        documents("cuda"),
+        alibi=ALIBI,
+    )
+    exact = [x.detach().double().cpu() for x in inputs]
+    expected = attend_by_loop(*exact, visible, lambda s, h, distance: s + distance * 2.0 ** (-2 * (h + 1)))
+    found = attend(*inputs, mask, scale=None, dropout=0.0)
+    torch.testing.assert_close(found.double().cpu(), expected, rtol=0, atol=3e-2)
 
 
 @pytest.mark.gpu

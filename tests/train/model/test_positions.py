@@ -3,9 +3,17 @@ import torch
 import torch.nn.attention.varlen
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from mt.train.model.positions import distance_buckets, rotary_frequencies, rotary_table, rotate, rotate_pairs
+from mt.train.model.positions import (
+    Alibi,
+    distance_buckets,
+    rotary_frequencies,
+    rotary_table,
+    rotate,
+    rotate_pairs,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,3 +101,34 @@ def test_distance_buckets_are_those_of_transformers(bidirectional, buckets, max_
         ),
         expected,
     )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 25, 71, 112])
+def test_slopes_and_biases_of_alibi_are_those_of_transformers(heads):
+    present = torch.tensor([[1] * 30])
+    expected = build_alibi_tensor(present, heads, torch.float64).view(1, heads, 1, 30)
+    order = torch.arange(30)
+    allowed = order <= order[:, None]
+    found = Alibi(heads, 0, heads).bias(order, order, allowed[None, None], torch.float64)
+    assert found.shape == (1, heads, 30, 30)
+    assert (found[..., ~allowed] == -torch.inf).all()
+    # theirs is slope x key: another by a number for each query, which softmax does not see
+    last = found - found[..., :1] - expected
+    torch.testing.assert_close(last[..., allowed], torch.zeros_like(last[..., allowed]), rtol=0, atol=1e-5)
+    assert (found.diagonal(dim1=-2, dim2=-1) == 0).all()
+
+
+@pytest.mark.parametrize(("heads", "ranks"), [(8, 2), (6, 3), (12, 4)])
+def test_the_ranks_of_tensor_parallelism_have_the_slopes_of_their_heads(heads, ranks):
+    whole = Alibi(heads, 0, heads)
+    parts = [whole.part(rank, ranks) for rank in range(ranks)]
+    slopes = torch.cat([part.slope(torch.arange(part.count)) for part in parts])
+    assert torch.equal(slopes, whole.slope(torch.arange(heads)))
+
+
+def test_biases_of_far_tokens_are_exact_and_follow_each_rows_positions():
+    queries, keys = torch.tensor([[1_000_000], [3]]), torch.arange(999_990, 1_000_001)
+    allowed = keys <= queries[:, None, :, None]
+    bias = Alibi(2, 0, 2).bias(queries, keys, allowed, torch.float32)
+    assert bias[0, 0, 0].tolist() == [(key - 1_000_000) / 16 for key in keys.tolist()]
+    assert (bias[1] == -torch.inf).all()
