@@ -69,17 +69,18 @@ def read_response(raw: bytes) -> Response:
 
 def _headers(head: bytes) -> dict[str, str]:
     """The headers by their names in lower case; those of one name are joined by commas."""
-    found: dict[str, str] = {}
-    name = ""
+    found: dict[str, list[list[str]]] = {}  # the lines of each header of a name, joined at the end
+    value: list[str] | None = None
     for line in head.decode("latin-1").split("\n")[1:]:
-        if line[:1] in (" ", "\t") and name:  # goes on from the line before
-            found[name] += f" {line.strip()}"
+        if line[:1] in (" ", "\t") and value is not None:  # goes on from the line before
+            value.append(line.strip())
             continue
-        name, colon, value = line.partition(":")
-        name = name.strip().lower() if colon else ""
-        if name:
-            found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
-    return found
+        name, colon, rest = line.partition(":")
+        value = None
+        if colon and name.strip():
+            value = [rest.strip()]
+            found.setdefault(name.strip().lower(), []).append(value)
+    return {name: ", ".join(map(" ".join, values)) for name, values in found.items()}
 
 
 def _codings(headers: dict[str, str], name: str) -> list[str]:

@@ -119,7 +119,7 @@ def _padded(first: str, arguments: Sequence[Argument]) -> tuple[str, str]:
     text, size = _known(first), _known(_branch_raw(arguments, 0))
     filling = _known(_branch_raw(arguments, 1)) or "0"
     missing = min(int(size), MAX_PADDING) - len(text) if size.isdecimal() and len(size) < 10 else 0
-    return text, (filling * MAX_PADDING)[: max(0, missing)]
+    return text, (filling[:MAX_PADDING] * MAX_PADDING)[: max(0, missing)]
 
 
 def _padleft(first: str, arguments: Sequence[Argument], edition: Edition) -> str:

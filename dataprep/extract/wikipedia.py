@@ -23,7 +23,7 @@ from ...documents.reader import Document
 from ...documents.rejects import Reject
 from ..stage import Removed
 from . import bzip2, editions
-from .wikitext import PREFIXES, plain_text
+from .wikitext import MAX_NAME, PREFIXES, ExpansionTooLong, plain_text
 
 READ_BYTES = 1 << 20
 HEADER_BYTES = 16 << 20  # the first <page> must begin within these
@@ -197,16 +197,15 @@ def _article(
 ) -> Document | Removed | Reject:
     from mwparserfromhell.parser import ParserError
 
+    place = f"page {identity[:20]} ({title[:MAX_NAME]})"
     if len(wikitext) > MAX_WIKITEXT:
         reason = f"has {len(wikitext):,} characters of wikitext, more than {MAX_WIKITEXT:,}"
-        return Reject(part.path, f"page {identity} ({title})", reason, wikitext[: files.BEGINNING_BYTES])
+        return Reject(part.path, place, reason, wikitext[: files.BEGINNING_BYTES])
     try:
         site = part.site
         text = plain_text(wikitext, site.prefixes, language=site.language, title=title, dropped=dropped)
-    except (ParserError, RecursionError) as error:
-        return Reject(
-            part.path, f"page {identity} ({title})", f"the wikitext cannot be parsed ({error})", wikitext
-        )
+    except (ParserError, RecursionError, ExpansionTooLong) as error:
+        return Reject(part.path, place, f"the wikitext cannot be parsed ({error})", wikitext)
     if not text:
         return Removed("empty", {"title": title})
     return Document(identity, text, {"url": f"{part.site.base}?curid={identity}", "title": title})

@@ -32,6 +32,8 @@ OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple")
 _SPACES = str.maketrans({BREAK: "\n", "\u00a0": " ", "\u202f": " "})
 HEADING = "\x02"  # marks a heading, repeated as often as its level
 MAX_KINDS = 1_000  # of dropped things that are counted by their names
+# Characters of all templates of a page after their expansion; MediaWiki allows two million bytes.
+MAX_EXPANDED = 8 << 20
 MAX_NAME = 80  # characters of a template's name in a count
 OTHERS = "template:(others)"
 _PAGE_NAMES = frozenset(("PAGENAME", "FULLPAGENAME", "BASEPAGENAME", "SUBPAGENAME"))
@@ -42,6 +44,10 @@ CONVERSION = re.compile(r"(?:^|;)\s*+(?:[^;:=>]*+=>\s*+)?+([a-zA-Z]{2,3}(?:-[a-z
 _QUOTES = re.compile("('{2,})")
 # Lines of tables and templates that are not closed, or that another template closes.
 _REMAINS = re.compile(r"\{\{|\{\||\}\}|\|\}|\|[-+]|\|(?!\|)[^|]*\|\||!(?!!)[^!]*!!|\| *[\w -]+= *")
+
+
+class ExpansionTooLong(ValueError):
+    """The templates of a page become far more text than MediaWiki expands."""
 
 
 def plain_text(
@@ -56,6 +62,8 @@ def plain_text(
 
     prefixes: {lower-case prefix of a page's name: "file", "category" or "template"}. language: the edition
     of Wikipedia. title: of the page. dropped: gets the counts, by kind, of what is left out.
+
+    Raises ExpansionTooLong: a short page could name its own long title a million times.
     """
     page = _Page(prefixes, editions.edition(language), title, Counter() if dropped is None else dropped)
     text = page.text(resolve(wikitext, page.kept, page.dropped))
@@ -91,6 +99,7 @@ class _Page:
         self._prefixes, self._edition, self._title = prefixes, edition, title
         self.kept: list[str] = []
         self.dropped = dropped
+        self._expanded = 0  # characters of templates so far, those inside of others more than once
 
     def text(self, wikitext: str) -> str:
         """The text of wikitext without tags."""
@@ -239,12 +248,12 @@ class _Page:
             if text is None:
                 self._drop(f"function:{prefix}", pieces)
             else:
-                pieces.append(text)
+                self._append_expansion(text, pieces)
             return
         if colon and (prefix in ("subst", "safesubst") or self._prefixes.get(prefix) == "template"):
             written = rest
         if written in _PAGE_NAMES and not node.params:
-            pieces.append(self._title)
+            self._append_expansion(self._title, pieces)
             return
         arguments = {
             str(parameter.name).strip(): functools.partial(self._string, parameter.value)
@@ -252,11 +261,17 @@ class _Page:
         }
         shown = templates.expand(Call(written, arguments, self._edition))
         if shown is not None:
-            pieces.append(shown)
+            self._append_expansion(shown, pieces)
         elif written.startswith("#") or (colon and prefix.upper() == written.partition(":")[0]):
             self._drop(f"function:{written.partition(':')[0][:MAX_NAME]}", pieces)
         else:
             self._drop_template(written, pieces)
+
+    def _append_expansion(self, text: str, pieces: list[str]) -> None:
+        self._expanded += len(text)
+        if self._expanded > MAX_EXPANDED:
+            raise ExpansionTooLong(f"templates become more than {MAX_EXPANDED:,} characters")
+        pieces.append(text)
 
     def _function(self, name: str, first: str, node: Template) -> str | None:
         """The text of a function of MediaWiki, or None if the article does not tell it."""

@@ -142,3 +142,12 @@ def test_what_is_no_response_is_an_error():
     for raw in (b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 1_000_000):
         with pytest.raises(ValueError, match="no HTTP status line"):
             read_response(raw)
+
+
+@pytest.mark.parametrize("line", [" a\n", "X: a\n", "\tb\r\n"])
+def test_headers_of_many_lines_take_linear_time(line):
+    def response(chars):
+        head = "HTTP/1.1 200 OK\nContent-Type: text/html\nX: a\n" + line * (chars // len(line))
+        return (head + "\n<p>a").encode()
+
+    assert excess(lambda text: read_response(text), response, 65_000, 0.01) is None

@@ -330,6 +330,17 @@ def test_a_page_of_much_wikitext_is_not_parsed(tmp_path, monkeypatch):
     assert reject["reason"] == "has 3,001 characters of wikitext, more than 3,000"
 
 
+def test_a_page_that_expands_to_far_more_is_one_reject(tmp_path):
+    title = "T" * 1_000_000
+    pages = page(1, title, "{{PAGENAME}} " * 100) + page(2, "Haus", "Ein Haus.")
+    (tmp_path / "dump.xml").write_text(HEAD + pages + "</mediawiki>")
+    (part,) = wikipedia.split_dump(str(tmp_path / "dump.xml"), 1 << 30)
+    (_, reject), (_, document) = wikipedia.documents(part)
+    assert "templates become more than 8,388,608 characters" in reject.reason
+    assert len(reject.place) < 200
+    assert document.text == "Ein Haus."
+
+
 def test_a_page_that_never_ends_takes_little_memory(tmp_path):
     piece = bz2.compress(b"a " * (8 << 20))  # 16 MB of text, 600 bytes
     small, large = tmp_path / "small.xml.bz2", tmp_path / "large.xml.bz2"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -204,3 +205,22 @@ def test_unknown_templates_and_tables_are_dropped_before_the_parser_runs(monkeyp
     text = "{{x|{{nowrap|a}}}}b {{nowrap|c{{y}}}} {{PAGENAME}}\n{|\n| d\n|}\ne{{#if:f}} {{:g}} [[h|{{z}}i]]"
     assert plain_text(text, title="t") == "b c t\ne i"
     assert parsed == ["\x1cb {{nowrap|c\x1c}} {{PAGENAME}}\n\x1c\ne{{#if:f}} {{:g}} [[h|\x1ci]]"]
+
+
+@pytest.mark.parametrize("name", ["{{PAGENAME}}", "{{uc:{{PAGENAME}}}}", "{{padleft:a|500|{{PAGENAME}}}}"])
+def test_templates_that_become_far_more_text_are_refused(name):
+    """Expanded, the pages have 10 GB or more."""
+    with pytest.raises(wikitext.ExpansionTooLong, match="become more than 8,388,608 characters"):
+        plain_text(f"{name} " * 10_000, title="T" * 1_000_000)
+
+
+def test_a_long_filling_is_not_repeated_before_it_is_cut():
+    def peak(size):
+        tracemalloc.start()
+        assert plain_text("{{padleft:a|500|" + "xy" * size + "}}") == "xy" * 249 + "xa"
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak(10)
+    assert peak(100_000) < 20_000_000  # 100 MB were made
