@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,6 +330,7 @@ def _number(value: Any, kind: type[int] | type[float]) -> Any:
 
 
 MOST_SHOWN = 500  # characters
+SHOWN_NAMES = 8
 
 
 class _Shown(reprlib.Repr):
@@ -352,6 +354,12 @@ def shown(value: object) -> str:
     """A value for a message: its repr, in which control characters are escaped, shortened if it is long."""
     text = _Shown().repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+def shown_names(names: Collection[str]) -> str:
+    """The first names for a message, each shortened: `'a', 'b' and 3 more`. A file can have millions."""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(shown, itertools.islice(names, SHOWN_NAMES))) + more
 
 
 def check(*rules: tuple[bool, str]) -> None:

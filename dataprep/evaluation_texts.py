@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import orjson
 
 from ..core import manifest, paths
-from ..core.config import UserError
+from ..core.config import UserError, shown_names
 from ..core.unicode import without_mark
 from ..documents import files, folders, reader, sharding, sources
 
@@ -168,7 +168,7 @@ def record_texts(record: dict[str, Any], key: str) -> list[str] | str:
             wrong = next((name for name in pair if not isinstance(record[name], str)), None)
             return f"{wrong!r} is not a text" if wrong else [record[name] for name in pair]
     if key not in record:
-        return f"has no key {key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
+        return f"has no key {key!r} (it has {shown_names(record)})"
     value = record[key]
     if isinstance(value, str):
         return [value]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..core.config import UserError
+from ..core.config import UserError, shown_names
 from ..core.unicode import without_mark
 from . import charsets, column_sizes, compression, large_pages, page_data, row_sizes, values
 
@@ -837,4 +837,4 @@ def _fields_of(kind: Any) -> list[Any]:
 def check_column(path: str, key: str, names: list[str]) -> None:
     """Raises UserError if a table has no column `key`; an empty key needs none."""
     if key and key not in names:
-        raise UserError(f"{path}: has no column {key!r} (it has {', '.join(names)}); {KEY_REMEDY}")
+        raise UserError(f"{path}: has no column {key!r} (it has {shown_names(names)}); {KEY_REMEDY}")

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from ..core.config import UserError, shown
+from ..core.config import UserError, shown, shown_names
 from . import files, records, values
 from .records import Line, Place, Row
 from .rejects import Rejecter, set_aside
@@ -334,7 +334,7 @@ def _values(record: Any, keys: Sequence[str]) -> tuple[str | list[str], ...] | s
 
 
 def _absent(record: dict[str, Any], key: str) -> str:
-    return f"has no key {key!r} (it has {', '.join(map(repr, list(record)[:8]))})"
+    return f"has no key {key!r} (it has {shown_names(record)})"
 
 
 def _json_type(value: object) -> str:

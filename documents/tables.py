@@ -9,13 +9,14 @@ Excel writes semicolons in countries where a number has a decimal comma, and per
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import re
 import sys
 from collections.abc import Iterator
 
-from ..core.config import UserError
+from ..core.config import UserError, shown, shown_names
 from ..core.unicode import MARK
 from . import compression
 from .files import BEGINNING_BYTES, GROUP_BYTES, GROUP_EXPANSION, KEY_REMEDY, Refused, too_long
@@ -156,16 +157,17 @@ def _names(row: list[str] | Refused, path: str, key: str, delimiter: str, header
         must = "; the first row must name the columns" if header else ""
         raise UserError(f"{path}, line 1: {row.reason}{must}")
     names = row if header else [str(number) for number in range(1, len(row) + 1)]
-    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
         raise UserError(
-            f"{path}: its first row names the column {twice!r} twice; rename one of them, or pass --no-header"
-            " if it names no columns"
+            f"{path}: its first row names the column {shown(twice)} twice; rename one of them, or pass"
+            " --no-header if it names no columns"
         )
     if key and key not in names:
         divided = f", divided by {delimiter!r}" if len(names) > 1 else ""
         more = "; if its first row names no columns: --no-header, and --text-key 1 or another number"
         raise UserError(
-            f"{path}: has no column {key!r} (it has {', '.join(names)}{divided}); {KEY_REMEDY}"
+            f"{path}: has no column {key!r} (it has {shown_names(names)}{divided}); {KEY_REMEDY}"
             f"{more if header else ''}{'' if divided else '; what divides its columns: --delimiter'}"
         )
     return names

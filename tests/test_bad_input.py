@@ -148,7 +148,7 @@ def broken_files(folder):
     return {
         "cut.jsonl.gz": "the compressed data ends or breaks",
         "cut.jsonl.zst": "the compressed data ends or breaks",
-        "other.parquet": "has no column 'text' (it has body)",
+        "other.parquet": "has no column 'text' (it has 'body')",
         "cut.parquet": "not a whole Parquet file",
         "surrogate.jsonl": "line 1: malformed JSON at column 13",
         "bytes.txt": "line 1: byte 3 of the file is not UTF-8",

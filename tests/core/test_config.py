@@ -25,6 +25,7 @@ from mt.core.config import (
     option,
     settings,
     shown,
+    shown_names,
     to_dict,
 )
 
@@ -312,3 +313,9 @@ def nested(kind, levels=8):
 def test_a_value_in_a_message_is_short_and_printable(value):
     assert len(shown(value)) <= MOST_SHOWN
     assert shown([1, "a"]) == "[1, 'a']"
+
+
+def test_of_many_names_a_message_has_the_beginning():
+    assert shown_names(["a", "b\x1b"]) == "'a', 'b\\x1b'"
+    assert shown_names([str(n) for n in range(2000)]).endswith("'7' and 1,992 more")
+    assert len(shown_names(["n" * 10**6] * 10)) < 2000

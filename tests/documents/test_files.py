@@ -293,7 +293,7 @@ def test_row_groups_and_batches_give_their_rows_with_their_numbers_in_the_file(
     assert list(read(str(tables / f"a.{name}"), start, end, "text")) == list(enumerate(ROWS))[first:last]
     assert len(list(read(str(tables / f"a.{name}"), start, end, ""))) == last - first
     with pytest.raises(
-        UserError, match=r"has no column 'body' \(it has text, n\); name the text's with --text-key"
+        UserError, match=r"has no column 'body' \(it has 'text', 'n'\); name the text's with --text-key"
     ):
         list(read(str(tables / f"a.{name}"), start, end, "body"))
 

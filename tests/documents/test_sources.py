@@ -263,7 +263,7 @@ def test_a_saved_dataset_truncated_or_without_the_column_is_named(saved, tmp_pat
     path.write_bytes(whole)
     with pytest.raises(
         UserError,
-        match=r"a\.arrow: has no column 'body' \(it has id, text, n, deep\); name the text's with --text-key",
+        match=r"a\.arrow: has no column 'body' \(it has 'id', 'text', 'n', 'deep'\); name the text's",
     ):
         read_all(str(path), key="body")
     for cut in (len(whole) // 2, len(whole) - 500, 3):

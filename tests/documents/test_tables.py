@@ -13,6 +13,7 @@ from mt.documents.files import Refused
 from mt.documents.reader import read as read_shard
 from mt.documents.sharding import InputOptions
 from mt.documents.tables import DELIMITERS, delimiter_rule, find_delimiter, rows
+from mt.tests.repeated_units import excess
 
 CELLS = st.text(st.sampled_from('ab",\t\n\r é✓\0'), max_size=12)
 
@@ -84,8 +85,11 @@ def test_the_limit_counts_the_bytes_of_a_row_without_its_end(length):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a,b\n", r"has no column 'text' \(it has a, b, divided by ','\); name .*--text-key .*--no-header"),
-        (b"a\n", r"has no column 'text' \(it has a\); .*what divides its columns: --delimiter"),
+        (
+            b"a,b\n",
+            r"has no column 'text' \(it has 'a', 'b', divided by ','\); name .*--text-key .*--no-header",
+        ),
+        (b"a\n", r"has no column 'text' \(it has 'a'\); .*what divides its columns: --delimiter"),
         (b"text,text\n", "names the column 'text' twice"),
         (
             b"text,a\xff\n",
@@ -212,6 +216,26 @@ def test_a_small_table_of_long_names_is_refused_before_it_becomes_large(monkeypa
         UserError, match=r"a\.csv: its columns have names of 10,004 bytes, with which [0-9]+ rows"
     ):
         read(data, limit=20_000)
+
+
+@pytest.mark.parametrize("last", ["", ",text"])
+def test_many_columns_take_linear_time_and_are_not_all_named(last):
+    def table(chars):
+        return "".join(f"c{n:x}," for n in range(chars // 5)) + f"end{last}{last}\n"
+
+    def read_table(text):
+        message = "has no column 'text'" if not last else "names the column 'text' twice"
+        with pytest.raises(UserError, match=message) as refused:
+            read(text.encode(), limit=1 << 20)
+        assert len(str(refused.value)) < 1000
+
+    assert excess(read_table, table, 30_000, 0.02) is None
+
+
+def test_a_long_name_is_shortened_in_a_message():
+    with pytest.raises(UserError, match="has no column 'text'") as refused:
+        read(b"n" * 1_000_000 + b"\na\n", limit=1 << 20)
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_table_of_blank_lines_is_refused(monkeypatch):
