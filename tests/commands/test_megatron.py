@@ -233,6 +233,7 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ("--save-retain-interval 20", {"keep_last": 1, "save_retain_interval": 20}),
         ("--load nowhere --finetune", {"load": None, "finetune": False}),
         ("--mtp-num-layers 0", {}),
+        ("--embedding-init-method-std 0.5", {"embedding_init_method_std": 0.5, "init_method_std": 0.02}),
         (
             "--position-embedding-type alibi --embed-layernorm",
             {"position_embedding_type": "alibi", "embed_layernorm": True},

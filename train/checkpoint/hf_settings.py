@@ -166,6 +166,7 @@ TRAINING_SETTINGS = (
     "make_vocab_size_divisible_by",
     "attention_backend",
     "init_method_std",
+    "embedding_init_method_std",
     "hidden_dropout",
     "attention_dropout",
     "moe_aux_loss_coeff",

@@ -33,10 +33,10 @@ class Bert(Model):
     def __init__(self, config: ResolvedModelConfig, *, heads: bool = True):
         super().__init__()
         self.config = config
-        std, D = config.init_method_std, config.hidden_size
-        self.embedding = Embedding(config.padded_vocab_size, D, std=std, split="column")
-        self.positions = Embedding(config.max_position_embeddings, D, std=std)
-        self.token_types = Embedding(TOKEN_TYPES, D, std=std)
+        std, D, embedding_std = config.init_method_std, config.hidden_size, config.embedding_std
+        self.embedding = Embedding(config.padded_vocab_size, D, std=embedding_std, split="column")
+        self.positions = Embedding(config.max_position_embeddings, D, std=embedding_std)
+        self.token_types = Embedding(TOKEN_TYPES, D, std=embedding_std)
         self.norm = Norm(config)  # with post_norm of the embedding, else of the last hidden states
         self.layers = block_list(
             Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)

@@ -239,6 +239,12 @@ class ModelConfig:
         False, "an output layer with its own weight instead of the embedding's"
     )
     init_method_std: float = option(0.02, "standard deviation of the initial weights")
+    embedding_init_method_std: float | None = option(
+        None,
+        "standard deviation of the initial embeddings, of tokens, positions and segments (default:"
+        " init-method-std)",
+        added=True,
+    )
     hidden_dropout: float = option(0.0, "dropout on the embedding and on the output of each sublayer")
     attention_dropout: float = option(0.0, "dropout on attention weights")
     num_experts: int | None = option(
@@ -381,8 +387,8 @@ class ModelConfig:
                 for n in ("hidden_dropout", "attention_dropout")
             ),
             *(
-                (getattr(self, n) >= 0, f"model.{n} = {getattr(self, n)} must not be negative")
-                for n in ("layernorm_epsilon", "init_method_std")
+                ((getattr(self, n) or 0) >= 0, f"model.{n} = {getattr(self, n)} must not be negative")
+                for n in ("layernorm_epsilon", "init_method_std", "embedding_init_method_std")
             ),
             (
                 self.rotary_base > 1,
@@ -461,6 +467,12 @@ class ResolvedModelConfig(ModelConfig):
         if self.multi_latent_attention:
             return self.qk_pos_emb_head_dim
         return int(self.kv_channels * self.rotary_percent)
+
+    @property
+    def embedding_std(self) -> float:
+        """Initial standard deviation of the embeddings, but not of an output layer with its own weight."""
+        given = self.embedding_init_method_std
+        return self.init_method_std if given is None else given
 
     @property
     def residual_std(self) -> float:

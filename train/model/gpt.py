@@ -30,9 +30,11 @@ class GPT(Model):
         super().__init__()
         self.config = config
         std, V, D = config.init_method_std, config.padded_vocab_size, config.hidden_size
-        self.embedding = Embedding(V, D, std=std, split="column")
+        self.embedding = Embedding(V, D, std=config.embedding_std, split="column")
         learned = config.position_embedding_type == "learned"
-        self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
+        self.positions = (
+            Embedding(config.max_position_embeddings, D, std=config.embedding_std) if learned else None
+        )
         self.embedding_norm = Norm(config) if config.embed_layernorm else None
         self.layers = block_list(build_block(config, kind) for kind in layer_kinds(config))
         self.windowed = config.windowed  # whether each layer's attention has the window

@@ -42,9 +42,11 @@ class T5(Model):
         super().__init__()
         self.config = config
         std, V, D = config.init_method_std, config.padded_vocab_size, config.hidden_size
-        self.embedding = Embedding(V, D, std=std, split="column")  # of both stacks
+        self.embedding = Embedding(V, D, std=config.embedding_std, split="column")  # of both stacks
         learned, relative = (config.position_embedding_type == kind for kind in ("learned", "relative"))
-        self.positions = Embedding(config.max_position_embeddings, D, std=std) if learned else None
+        self.positions = (
+            Embedding(config.max_position_embeddings, D, std=config.embedding_std) if learned else None
+        )
         self.encoder_bias = DistanceBias(config, both_ways=True) if relative else None
         self.encoder = block_list(
             Block(config, mixer=Attention(config), ffn=FeedForward(config)) for _ in range(config.num_layers)

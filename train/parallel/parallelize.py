@@ -41,7 +41,7 @@ from ..model.latent_attention import MultiLatentAttention
 from ..model.layers import AllHeadsNorm, Embedding, Linear, Norm
 from ..model.mamba import Mamba
 from ..model.moe import Experts, MoE, Router
-from ..model.positions import depends_on_length
+from ..model.positions import Alibi, depends_on_length
 from . import collectives, context_parallel
 from .mesh import Axis, Mesh, ParallelConfig
 from .stages import check_stages, own_blocks, stages_of
@@ -238,8 +238,9 @@ def _cut_matrices(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None
     }
     for name, function in parallel_functions.items():
         _set(model, **{name: functools.partial(function, axis=mesh.tp)})
-    if getattr(model, "alibi", None) is not None:
-        _set(model, alibi=model.alibi.part(mesh.tp.rank, mesh.tp.size))
+    alibi = getattr(model, "alibi", None)
+    if isinstance(alibi, Alibi):
+        _set(model, alibi=alibi.part(mesh.tp.rank, mesh.tp.size))
     if isinstance(model, Model):
         _join_states(model, mesh.tp, sequence_parallel)
 

@@ -6,6 +6,7 @@ import torch
 from mt.train.model.attention import Documents
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.inputs import MicroBatch
+from mt.train.model.positions import Alibi
 from mt.train.parallel.context_parallel import causal_mask, split_sequences, token_indices
 from mt.train.parallel.mesh import Axis
 
@@ -57,3 +58,7 @@ def test_the_mask_of_a_rank_is_its_rows_of_the_whole_mask(window, packed):
         part = split_sequences(whole, axis)
         found = causal_mask(config, part.tokens, torch.float32, documents, axis=axis).tensor
         assert torch.equal(found[:, 0], expected[:, token_indices(rank, 2, 16)])
+        alibi, rows = Alibi(2, 0, 2), token_indices(rank, 2, 16)
+        biases = causal_mask(config, part.tokens, torch.float32, documents, axis=axis, alibi=alibi).tensor
+        whole_biases = alibi.bias(place, place, expected[:, None], torch.float32)
+        assert torch.equal(biases, whole_biases[:, :, rows])
