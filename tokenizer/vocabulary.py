@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
@@ -22,6 +23,8 @@ Tree = dict[str, Any]  # the JSON object in a tokenizer.json
 Id = Annotated[int, Range(0, (1 << 31) - 1)]
 # The greatest id of a vocabulary may be this many times its number of tokens, and this much more.
 MOST_IDS_PER_TOKEN, MOST_GAP = 4, 1 << 20
+MOST_GROWTH = 1000  # of a text by the replacements of a tokenizer.json; those known have 10 or less
+MAY_BE_EMPTY = re.compile(r"[*?|^${]|\\[bBAzZGK]")  # in a regex that can match no character
 Merge = str | list[str]  # "a b" in a tokenizer.json, since 2024 also ["a", "b"]
 # The token that ends a document in a tokenizer.json that does not name one: the first of these that it has.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<EOD>", "<EOT>", "[SEP]")
@@ -204,7 +207,38 @@ def read_tokenizer_json(file: Path) -> Tree:
         )
     check_value(tree, TokenizerJson, file)
     check_ids(token_ids(tree), file)
+    for name in ("normalizer", "decoder"):
+        if (growth := _growth(tree.get(name))) > MOST_GROWTH:
+            raise UserError(
+                f"{file}: {name} makes a text up to {growth:,.0f} times as long, more than {MOST_GROWTH:,};"
+                " fetch the file again"
+            )
     return tree
+
+
+def _growth(step: Any) -> float:
+    """How many times as long a normalizer or decoder of a tokenizer.json makes a text, at most.
+
+    Forty replacements of one letter by two need all the memory for one word. What is prepended counts as if
+    the text had one character.
+    """
+    if not isinstance(step, dict):
+        return 1.0
+    growth = 1.0
+    for name in ("normalizers", "decoders"):
+        for inner in step[name] if isinstance(step.get(name), list) else ():
+            growth = min(growth * _growth(inner), 1e300)
+    if step.get("type") == "Prepend" and isinstance(step.get("prepend"), str):
+        growth *= 1 + len(step["prepend"])
+    pattern, content = step.get("pattern"), step.get("content")
+    if step.get("type") == "Replace" and isinstance(pattern, dict) and isinstance(content, str):
+        text, regex = pattern.get("String"), pattern.get("Regex")
+        if isinstance(text, str) and text:
+            growth *= max(1.0, len(content) / len(text))
+        else:  # a regex that may match between two characters only adds
+            adds = content and (not isinstance(regex, str) or not regex or MAY_BE_EMPTY.search(regex))
+            growth *= 1 + len(content) if adds else max(1, len(content))
+    return growth
 
 
 def check_ids(ids: Mapping[str, int], place: str | Path) -> None:

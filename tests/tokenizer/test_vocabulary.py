@@ -16,6 +16,8 @@ from mt.tokenizer import vocabulary
 from mt.tokenizer.tokenizer import PROBE, TokenizerConfig, load, load_directory
 from mt.tokenizer.vocabulary import TIKTOKEN_SPECIALS, add_specials, hide_specials, tiktoken_tree
 
+SMALL_TREE = {"model": {"type": "BPE", "vocab": {"h": 0}, "merges": []}}
+
 
 def test_gpt2_gives_the_ids_of_transformers(gpt2_files, gpt2, speeches):
     from transformers import GPT2Tokenizer
@@ -235,6 +237,38 @@ def test_a_token_of_a_million_characters_takes_no_quadratic_time(tmp_path):
     assert tree["model"]["merges"] == [["a", "b"], ["ab", "c"]]
     add_specials(tree, ["s" * 1_000_000])
     assert len(hide_specials(tree)["added_tokens"]) == 11
+
+
+@pytest.mark.parametrize("name", ["normalizer", "decoder"])
+@pytest.mark.parametrize(
+    ("pattern", "content", "times", "fits"),
+    [
+        ({"String": "h"}, "hh", 40, False),
+        ({"Regex": "h"}, "hh", 40, False),
+        ({"Regex": "(?=h)"}, "h", 40, False),
+        ({"String": "h"}, "h" * 5000, 1, False),
+        ({"String": " "}, "\u2581", 40, True),
+        ({"Regex": "[\u201c\u201d]"}, '"', 40, True),
+        ({"Regex": " {2,}"}, " ", 2, True),
+        ({"Regex": "\\s*$"}, "", 40, True),
+    ],
+)
+def test_replacements_that_multiply_a_text_are_refused(tmp_path, name, pattern, content, times, fits):
+    step = {"type": "Replace", "pattern": pattern, "content": content}
+    tree = SMALL_TREE | {name: {"type": "Sequence", f"{name}s": [step] * times}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    if fits:
+        vocabulary.read_tokenizer_json(tmp_path / "tokenizer.json")
+    else:
+        with pytest.raises(config.UserError, match=f"{name} makes a text up to [0-9,]+ times"):
+            vocabulary.read_tokenizer_json(tmp_path / "tokenizer.json")
+
+
+def test_a_long_text_before_every_text_is_refused(tmp_path):
+    tree = SMALL_TREE | {"normalizer": {"type": "Prepend", "prepend": "h" * 5000}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(config.UserError, match="normalizer makes a text up to 5,001 times as long"):
+        vocabulary.read_tokenizer_json(tmp_path / "tokenizer.json")
 
 
 def test_the_merges_are_the_same_however_the_splits_are_tried(tmp_path, monkeypatch):
