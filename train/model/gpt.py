@@ -205,7 +205,7 @@ class GPT(Model):
             inputs["mask"] = AttentionMask(tensor=mask)
             shared.append(mask)
         if self.alibi is not None:
-            bias = torch.zeros(1, self.alibi.count, length // ranks, length, dtype=dtype)
+            bias = torch.zeros(1, self.alibi.heads, length // ranks, length, dtype=dtype)
             inputs["mask"] = AttentionMask(tensor=bias)
             shared.append(bias)
         # of a layer without the window: the others have tensors of the same shapes

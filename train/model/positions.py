@@ -220,17 +220,17 @@ def distance_buckets(
 class Alibi(NamedTuple):
     """ALiBi: head h adds slope(h) x (key - query) to its scores (Press et al. 2021, arXiv 2108.12409).
 
-    Of a model's `heads` heads, those from `first` on, `count` of them: tensor parallelism divides them.
+    Of a model's `total` heads, `heads` from `first` on: tensor parallelism divides them.
     """
 
-    heads: int
+    total: int
     first: int
-    count: int
+    heads: int
 
     def part(self, rank: int, size: int) -> Alibi:
         """The heads of one of `size` ranks."""
-        count = self.count // size
-        return self._replace(first=self.first + rank * count, count=count)
+        heads = self.heads // size
+        return self._replace(first=self.first + rank * heads, heads=heads)
 
     def slope(self, head: Tensor) -> Tensor:
         """The slopes of heads, counted from `first`, as BLOOM has them for any number of heads.
@@ -238,18 +238,18 @@ class Alibi(NamedTuple):
         For 2^k heads they are 2^(-8/2^k), 2^(-16/2^k) ... 2^-8. Heads beyond the largest power of two have
         every second slope of twice as many, from the first on.
         """
-        power = 1 << (self.heads.bit_length() - 1)
+        power = 1 << (self.total.bit_length() - 1)
         head = head + self.first
         beyond = 2 * (head - power) + 1
         return torch.exp2(-torch.where(head < power, (head + 1) * (8 / power), beyond * (4 / power)))
 
     def bias(self, queries: Tensor, keys: Tensor, allowed: Tensor, dtype: torch.dtype) -> Tensor:
-        """(1 or B, count, T, K): the bias where attention is allowed, minus infinity elsewhere.
+        """(1 or B, heads, T, K): the bias where attention is allowed, minus infinity elsewhere.
 
         queries: (T,) or (B, T), keys: (K,) int64 positions. allowed: (1 or B, 1, T, K) bool.
         """
         distance = keys - queries[..., None]  # exact, where slope x key loses the low bits of late keys
         distance = distance if distance.ndim == 3 else distance[None]
-        slopes = self.slope(torch.arange(self.count, device=keys.device))
+        slopes = self.slope(torch.arange(self.heads, device=keys.device))
         bias = (slopes[:, None, None] * distance[:, None]).to(dtype)
         return bias.masked_fill(~allowed, float("-inf"))

@@ -122,7 +122,7 @@ def test_slopes_and_biases_of_alibi_are_those_of_transformers(heads):
 def test_the_ranks_of_tensor_parallelism_have_the_slopes_of_their_heads(heads, ranks):
     whole = Alibi(heads, 0, heads)
     parts = [whole.part(rank, ranks) for rank in range(ranks)]
-    slopes = torch.cat([part.slope(torch.arange(part.count)) for part in parts])
+    slopes = torch.cat([part.slope(torch.arange(part.heads)) for part in parts])
     assert torch.equal(slopes, whole.slope(torch.arange(heads)))
 
 
