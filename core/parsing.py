@@ -48,6 +48,8 @@ SETTINGS_BYTES = 16 << 20  # of JSON; the largest config.json known, with the na
 YAML_BYTES = 4 << 20  # mt's own have some kB; with 10,000 prefixes of data 1 MB
 MOST_VALUES = 4_000_000  # of JSON: at worst 232 bytes of memory each, so that one file takes less than 1 GB
 MOST_NODES = 200_000  # of YAML: PyYAML takes 1 kB and 20 microseconds for each
+MOST_DIGITS = 4_300  # of a number in YAML
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MOST_LEVELS = 64  # json, orjson and repr recurse, and end at 254 to 1,024 levels
 FETCH = "fetch the file again"
 MADE_BY_MT = "remove the output it belongs to and run its command again"
@@ -251,6 +253,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:  # base 60 takes quadratic time
+                raise ValueError
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError):
             kind = str(node.tag).rpartition(":")[2]

@@ -253,3 +253,10 @@ def test_a_byte_order_mark_before_a_file_is_dropped(tmp_path, mark):
     (tmp_path / "f").write_bytes(mark + b'{"a": 1}')
     assert parsing.read_json(tmp_path / "f") == read_yaml(tmp_path / "f") == {"a": 1}
     assert parsing.read_text(tmp_path / "f") == '{"a": 1}'
+
+
+@pytest.mark.parametrize("number", [":".join(["59"] * 3000), "0x" + "f" * 5000, "59:" * 3000 + "1.5"])
+def test_a_yaml_number_of_too_many_digits_is_refused_before_it_is_converted(number):
+    """PyYAML converts `59:59:...` to base 60 in quadratic time."""
+    with pytest.raises(ValueError, match=r"is no (int|float)"):
+        parsing.parse_yaml(f"a: {number}")
