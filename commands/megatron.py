@@ -464,6 +464,16 @@ def _layers(made: Translation) -> None:
             made.set(hybrid_override_pattern="M" * layers)
 
 
+def _predictions(made: Translation) -> None:
+    """Multi-token prediction."""
+    depths = made.number("--mtp-num-layers", 0)
+    if depths:
+        factor = made.real("--mtp-loss-scaling-factor", 0.1)
+        made.set(mtp_num_layers=depths, mtp_loss_scaling_factor=factor)
+    elif made.has("--mtp-loss-scaling-factor"):
+        made.notes.append("--mtp-loss-scaling-factor has no effect without --mtp-num-layers")
+
+
 def _experts(made: Translation) -> None:
     experts = made.number("--num-experts", 0)
     if experts:
@@ -549,7 +559,7 @@ def _uneven_stages(made: Translation, layers: int, stages: int, virtual: int, bl
     if (layout := made.value("--pipeline-model-parallel-layout")) is not None:
         try:
             stage_lengths = table.imported("train.parallel.stage_layout", "stage_lengths")
-            lengths = stage_lengths(layout.replace("m", ""), empty=True)
+            lengths = stage_lengths(layout, empty=True, predictions=made.settings.get("mtp_num_layers") or 0)
         except ValueError as error:
             made.mistakes.append(f"--pipeline-model-parallel-layout {shown(layout)} {error}")
             return True
@@ -732,7 +742,8 @@ def _logs(made: Translation) -> None:
 
 
 COMPUTED: tuple[Callable[[Translation], None], ...] = (
-    _optimizer, _precision, _activation, _attention, _latents, _positions, _layers, _experts, _layout,
+    _optimizer, _precision, _activation, _attention, _latents, _positions, _layers, _predictions,
+    _experts, _layout,
     _tokenizer, _lengths, _logs, _data, _checkpoints, _checkpoint_settings,
 )  # fmt: skip
 OTHERS: tuple[Callable[[Translation], None], ...] = (_tokenizer, _tools)

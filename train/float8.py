@@ -82,6 +82,8 @@ def _in_bf16(name: str, layers_in_bf16: tuple[int, int], num_layers: Mapping[str
     """Whether a module of a block is in one of the first or last layers of its stack."""
     found = BLOCK.search(name)
     assert found is not None, "only modules of blocks are asked for"
+    if name.startswith("mtp.") or ".mtp." in name:  # these layers are neither the first nor the last
+        return False
     first, last = layers_in_bf16
     number = int(found[2])
     return number < first or (last > 0 and number >= num_layers[found[1]] - last)

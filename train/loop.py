@@ -65,6 +65,7 @@ from .model.flops import device_name, peak_flops
 from .model.inputs import MicroBatch
 from .model.layers import initialize
 from .model.moe import balance
+from .model.multi_token_prediction import MultiTokenPrediction
 from .model.training_cost import gibibytes, out_of_memory_message, training_flops
 from .optimizer import (
     build_optimizer,
@@ -77,6 +78,7 @@ from .optimizer import (
 from .parallel.mesh import Mesh, launch
 from .parallel.parallelize import check_layout, dropout_place, parallelize, reshard
 from .parallel.pipeline import Pipeline
+from .parallel.stages import stages_of
 from .precision import LossScale, MasterWeights, check_precision, use_fast_float32_matmul
 from .profiler import StepProfiler, check_profile
 from .step import forward_backward
@@ -528,6 +530,7 @@ class Trainer:
             if self.config.model.num_experts
             else {}
         )
+        mtp_losses = self._mtp_losses()
         log = self.config.log
         norm = weights_norm(self.weights, self.mesh).item() if log.log_params_norm else None
         if self.log is not None:
@@ -549,6 +552,8 @@ class Trainer:
                 values["timers"]["step"] = rates["seconds"] / self.timed_steps
             if self.config.precision.fp16:
                 values["loss_scale"] = self.loss_scale.value
+            if mtp_losses:
+                values["mtp_loss"] = mtp_losses
             if shares:
                 values["experts"] = {
                     layer: share.max().item() * len(share) for layer, share in shares.items()
@@ -556,6 +561,19 @@ class Trainer:
             self.log.training(progress.step, **values, **rates)
         pending.clear()
         self.timers, self.timed_steps = dict.fromkeys(self.timers, 0.0), 0
+
+    def _mtp_losses(self) -> dict[str, float]:
+        """The mean loss of each depth of multi-token prediction since the last log, of all ranks."""
+        depths = self.shape.mtp_num_layers
+        if not depths:
+            return {}
+        sums = torch.zeros(depths, 2, dtype=torch.float64, device=self.mesh.device)
+        for stage in stages_of(self.model):
+            for module in stage.modules():
+                if isinstance(module, MultiTokenPrediction) and (own := module.take_sums()) is not None:
+                    sums += own
+        sums = self.mesh.all_reduce_pp(self.mesh.all_reduce_dp_cp(sums))
+        return {str(k + 1): loss / count for k, (loss, count) in enumerate(sums.tolist()) if count}
 
     @torch.no_grad()
     def validate(self) -> None:

@@ -34,7 +34,7 @@ from .model.moe import Experts
 from .recompute import kept_operations
 
 # names of the modules after the blocks
-LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection")
+LAST = ("norm", "decoder_norm", "output", "head", "pooler", "binary_head", "projection", "mtp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Parts:
     first: PartCosts
     blocks: tuple[PartCosts, ...]
     last: PartCosts
-    tied: int  # parameters of the embedding, where the output layer shares them
+    tied: int  # parameters of the embedding that the last part has too: as output layer, or to predict
     workspace: int  # temporary bytes of the output layer's gradient
     # Bytes of a sample's logits with the tensors computed from them; the loss has loss.chunk_bytes of them at
     # a time.
@@ -112,9 +112,9 @@ def count_parts(
     # Grouped products of fake tensors work in bfloat16 only; sizes in other dtypes are in proportion.
     counted = torch.bfloat16 if config.num_experts else dtype
     seen: dict[tuple, PartCosts] = {}  # equal blocks are counted once
-    blocks = []
-    for block, cost in zip(model.layers, family.block_flops(config, seq_length, decoder_seq_length)):
-        key = (tuple((name, p.shape) for name, p in block.named_parameters()), cost)
+
+    def costs_of(block: Block, flops: float) -> PartCosts:
+        key = (tuple((name, p.shape) for name, p in block.named_parameters()), flops)
         if key not in seen:
             experts = sum(
                 p.numel() for m in block.modules() if isinstance(m, Experts) for p in m.parameters()
@@ -130,11 +130,18 @@ def count_parts(
                 parameters,
                 experts // cut.expert,
                 {name: size * dtype.itemsize // counted.itemsize for name, size in kept.items()},
-                cost.full / (cut.tensor * cut.context),
+                flops / (cut.tensor * cut.context),
                 isinstance(block.mixer, Attention | MultiLatentAttention),
                 experts > 0,
             )
-        blocks.append(seen[key])
+        return seen[key]
+
+    blocks = tuple(
+        costs_of(block, cost.full)
+        for block, cost in zip(model.layers, family.block_flops(config, seq_length, decoder_seq_length))
+    )
+    # The depths of multi-token prediction are of the last part, whose FLOPs have theirs.
+    depths = [costs_of(depth.block, 0.0) for depth in model.prediction_depths()]
     own = {id(p) for block in model.layers for p in block.parameters()}
     ends = [
         (bool(set(LAST) & set(name.split("."))), p.numel())
@@ -148,18 +155,32 @@ def count_parts(
     residual = tokens // (cut.tensor if cut.sequence_parallel else 1)
     memory = model.encoder_output_size(seq_length) * width
     at_end = int((residual + rows) * D * width) + memory
-    untied = config.untie_embeddings_and_output_weights
+    # The embedding, and with the state of the depth before; eh_proj makes the input of the block of them
+    joined = 3 * residual * D * width
+    kept_at_end = {
+        name: at_end + sum(depth.activations[name] + joined + at_end for depth in depths)
+        for name in (None, "selective", "full")
+    }
+    experts = sum(depth.expert_parameters for depth in depths)
+    last -= experts * (cut.expert - 1)
+    tied = 0 if config.untie_embeddings_and_output_weights and not depths else V * D
+    if depths:
+        tied += sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if name.startswith(("positions.", "embedding_norm."))
+        )
     return Parts(
         PartCosts(first, 0, dict.fromkeys((None, "selective", "full"), 0), 0.0),
-        tuple(blocks),
+        blocks,
         PartCosts(
             last,
-            0,
-            dict.fromkeys((None, "selective", "full"), at_end),
-            family.head_flops(config, seq_length, decoder_seq_length) / (cut.tensor * cut.context),
+            experts,
+            kept_at_end,
+            family.head_flops(config, seq_length, decoder_seq_length).full / (cut.tensor * cut.context),
         ),
-        0 if untied else V * D,
-        workspace=V * D * (4 + width),
+        tied,
+        workspace=V * D * (4 + width * (1 + len(depths))),
         logits=int(rows) * V * (8 + width),
     )
 

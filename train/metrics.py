@@ -13,6 +13,7 @@ log.jsonl has one JSON object a line. For every log interval:
     loss_scale                      of float16
     experts                         of mixtures of experts, by layer: the largest share of the last step's
                                     choices that one expert got, as a multiple of an equal share
+    mtp_loss                        of multi-token prediction, by depth: nats per token that it predicts
     seconds, tokens_per_second      time of the interval's steps, and their rate
     data_wait                       fraction of those seconds in which steps waited for their batches
     flops_per_second, mfu           of one device, counting full attention (flops.py), and as a fraction of
@@ -211,6 +212,7 @@ class RunLog:
             if isinstance(value, int | float) and name not in ("samples", "tokens", "seconds", "slowest")
         }
         flat |= {f"experts/{layer}": load for layer, load in (values.get("experts") or {}).items()}
+        flat |= {f"mtp_{depth} loss": loss for depth, loss in (values.get("mtp_loss") or {}).items()}
         if self.config.log_timers_to_tensorboard:
             flat |= {f"timers/{name}": seconds for name, seconds in (values.get("timers") or {}).items()}
         if self._board is not None:

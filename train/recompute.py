@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from ..core.config import check, configuration, option
 from .model.base import Model
 from .model.block import Block
+from .model.multi_token_prediction import PredictionDepth
 from .parallel.pipeline import Pipeline
 
 
@@ -72,8 +73,8 @@ def recompute(model: Model | Pipeline, config: RecomputeConfig) -> None:
 
 
 def stacks(model: nn.Module) -> list[list[Block]]:
-    """The stacks of blocks of a model: of an encoder, of a decoder; without the blocks of other pipeline
-    stages.
+    """The stacks of blocks of a model: of an encoder, of a decoder, of each depth of multi-token prediction;
+    without the blocks of other pipeline stages.
 
     Blocks inside another block (Retro's encoder) are left out.
     """
@@ -87,8 +88,9 @@ def stacks(model: nn.Module) -> list[list[Block]]:
     lists = (
         module for module in model.modules() if isinstance(module, nn.ModuleList) and module not in nested
     )
-    rows = ([block for block in blocks if isinstance(block, Block)] for blocks in lists)
-    return [row for row in rows if row]
+    rows = [[block for block in blocks if isinstance(block, Block)] for blocks in lists]
+    depths = (module for module in model.modules() if isinstance(module, PredictionDepth))
+    return [row for row in [*rows, *([depth.block] for depth in depths)] if row]
 
 
 class _CheckpointedGroup:

@@ -78,7 +78,7 @@ def test_every_answer_to_a_command_names_one(known):
         ("data clean", "--imput", "; did you mean --input?"),
         ("data clean", "--epochs", ""),
         ("data clean", "--learning-rate", ""),
-        ("train", "--mtp-num-layers", ""),
+        ("train", "--mtp-standalone", ""),
         ("train", "--fim-data", ""),
     ],
 )

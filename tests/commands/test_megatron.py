@@ -232,11 +232,22 @@ def test_what_is_no_number_or_an_endless_one_is_told(flags, value):
         ),
         ("--save-retain-interval 20", {"keep_last": 1, "save_retain_interval": 20}),
         ("--load nowhere --finetune", {"load": None, "finetune": False}),
-        ("--mtp-num-layers 0", {}),
         ("--embedding-init-method-std 0.5", {"embedding_init_method_std": 0.5, "init_method_std": 0.02}),
         (
             "--position-embedding-type alibi --embed-layernorm",
             {"position_embedding_type": "alibi", "embed_layernorm": True},
+        ),
+        ("--mtp-num-layers 0", {"mtp_num_layers": 0}),
+        ("--mtp-loss-scaling-factor 0.3", {"mtp_num_layers": 0, "mtp_loss_scaling_factor": 0.1}),
+        ("--mtp-num-layers 2", {"mtp_num_layers": 2, "mtp_loss_scaling_factor": 0.1}),
+        (
+            "--mtp-num-layers 1 --mtp-loss-scaling-factor 0.3 --num-layers 3 --pipeline-model-parallel-size 2"
+            " --pipeline-model-parallel-layout Ett|tmL",
+            {
+                "mtp_num_layers": 1,
+                "mtp_loss_scaling_factor": 0.3,
+                "pipeline_model_parallel_layout": "t*2|t",
+            },
         ),
         ("--window-size 7,0 --window-attn-skip-freq 2", {"window_attn_skip_freq": "2"}),
         ("--window-size 7,0 --window-attn-skip-freq [1,0]", {"window_attn_skip_freq": "[1,0]"}),

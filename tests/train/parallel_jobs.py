@@ -155,6 +155,7 @@ FAMILIES = {
         "activation": "swiglu",
         "add_bias_linear": False,
     },
+    "mtp": {"num_layers": 2, "mtp_num_layers": 2, "mtp_loss_scaling_factor": 0.3},
     "bert": {"family": "bert", "num_layers": 2},
     "bert_post_norm": {"family": "bert", "num_layers": 2, "post_norm": True},
     "t5": {"family": "t5", "num_layers": 1},
@@ -207,6 +208,10 @@ FAMILIES = {
     },
     "retro_moe": {"num_layers": 6, "num_experts": 4, **RETRO},
     "mamba_moe": {"hybrid_override_pattern": "ME", "num_experts": 4, **MAMBA},
+}
+FAMILIES |= {
+    "mtp_llama": {**FAMILIES["llama"], "mtp_num_layers": 1},
+    "mtp_mla": {**FAMILIES["mla"], "mtp_num_layers": 1, "mtp_loss_scaling_factor": 0.3},
 }
 
 TP, SP, CP, EP = (
@@ -334,6 +339,20 @@ CASES = {
     "mla, PP2": ("mla", 2, PP),
     "mla, TP2 x EP2, sequence parallel, weights sharded": ("mla", 4, TP | SP | EP | FULL),
     "mla, TP2 x CP2, sequence parallel": ("mla", 4, TP | SP | CP),
+    "mtp, DP2": ("mtp", 2, {}),
+    "mtp, DP2, weights sharded": ("mtp", 2, FULL),
+    "mtp, TP2": ("mtp", 2, TP),
+    "mtp, TP2, sequence parallel": ("mtp", 2, TP | SP),
+    "mtp, CP2, packed documents": ("mtp", 2, CP, {"packed": True}),
+    "mtp, PP2": ("mtp", 2, PP),
+    "mtp, PP2, zero-bubble": ("mtp", 2, PP | ZERO),
+    "mtp, PP2 x TP2, sequence parallel": ("mtp", 4, PP | TP | SP),
+    "mtp, PP2 x DP2, weights sharded": ("mtp", 4, PP | FULL),
+    "mtp of latents and experts, EP2": ("mtp_mla", 2, EP),
+    "mtp of latents and experts, TP2 x EP2, sequence parallel": ("mtp_mla", 4, TP | SP | EP),
+    "mtp of latents and experts, PP2": ("mtp_mla", 2, PP),
+    "mtp, its own output layer, PP2, interleaved": ("mtp_llama", 2, PP | VIRTUAL, FOUR),
+    "mtp, its own output layer, PP2 x CP2": ("mtp_llama", 4, PP | CP),
     "gpt_neox, TP2, sequence parallel": ("gpt_neox", 2, TP | SP),
     "gpt_neox, CP2": ("gpt_neox", 2, CP),
     "gpt_neox, PP2": ("gpt_neox", 2, PP),

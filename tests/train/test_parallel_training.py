@@ -19,6 +19,12 @@ def losses(save) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def later_losses(save) -> list[dict[str, float]]:
+    """Those of multi-token prediction, of each step."""
+    lines = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+    return [line.get("mtp_loss", {}) for line in lines if "loss" in line]
+
+
 def valid_losses(save) -> dict[int, float]:
     lines = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
     return {line["step"]: line["valid_loss"] for line in lines if "valid_loss" in line}
@@ -55,11 +61,12 @@ LAYOUTS = {
             "pipeline_schedule": "zero-bubble",
         },
     ),
+    "pp2, later tokens": (2, {"pipeline_model_parallel_size": 2, "num_layers": 2, "mtp_num_layers": 2}),
 }
 MIXTURE = {"num_experts": 4, "moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
 
 
-SLOW = ("tp2 x dp2", "pp2, interleaved, ep1", "tp2 x pp2, zero-bubble")
+SLOW = ("pp2, later tokens", "tp2 x dp2", "pp2, interleaved, ep1", "tp2 x pp2, zero-bubble")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def test_a_run_resumes_from_a_layout_on_one_process_and_back_with_the_losses_of_
         "keep_last": 0,
         **(MIXTURE if "ep" in layout else {}),
     }
-    changes |= {"num_layers": parallel["num_layers"]} if "num_layers" in parallel else {}
+    changes |= {name: parallel[name] for name in ("num_layers", "mtp_num_layers") if name in parallel}
     pool.run(run_mt_train, 1, settings(tmp_path / "one", **changes))
     save = tmp_path / "run"
     pool.run(run_mt_train, world, settings(save, exit_interval=2, **changes | parallel))
@@ -86,6 +93,10 @@ def test_a_run_resumes_from_a_layout_on_one_process_and_back_with_the_losses_of_
     pool.run(run_mt_train, 1, settings(save, exit_interval=2, **changes))
     pool.run(run_mt_train, world, settings(save, **changes | parallel))
     assert losses(save) == pytest.approx(losses(tmp_path / "one"), abs=5e-6)
+    later = later_losses(tmp_path / "one")
+    assert [len(depths) for depths in later] == [changes.get("mtp_num_layers", 0)] * 6
+    for found, expected in zip(later_losses(save), later, strict=True):
+        assert found == pytest.approx(expected, abs=5e-6)
     assert close(tensors(save / "step_00000006"), tensors(tmp_path / "one" / "step_00000006"), 1e-4)
     model = open_checkpoint(save).load_model()
     assert not model.training

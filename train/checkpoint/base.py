@@ -268,6 +268,7 @@ def shapes_within(
     width of 10^9: such a model takes hours to build, even without memory for its values.
     """
     layers = {"num_layers": config.num_layers, "decoder_num_layers": config.decoder_num_layers or 0}
+    layers["mtp_num_layers"] = config.mtp_num_layers
     if config.retro_add_retriever:
         layers["retro_encoder_layers"] = config.retro_encoder_layers
     for name, count in layers.items():

@@ -35,6 +35,7 @@ from .foreign import ForeignCheckpoint
 from .megatron_arguments import REMEDY, LayoutArguments, export_arguments, model_config
 from .megatron_dist import COMMON, MOST_ENTRIES, DistTensors, write_dist
 from .megatron_names import (
+    LAYER_NAME,
     TIED,
     Stored,
     fused_name,
@@ -103,7 +104,9 @@ class MegatronCheckpoint(ForeignCheckpoint):
             if found != tuple(shape) and not (rows and found[1:] == shape[1:] and found[0] > shape[0]):
                 raise self._wrong_shape(name, found, shape)
         if more := sorted(tensors.names - known):
-            if more[0] == TIED and self._is_tied():
+            # A last stage with multi-token prediction has an embedding, and a weight that it does not use.
+            unused = config.mtp_num_layers and not config.untie_embeddings_and_output_weights
+            if more[0] == TIED and (unused or self._is_tied()):
                 more.pop(0)
             if more:
                 raise UserError(
@@ -263,6 +266,7 @@ class Ranks:
             numbered = (k for k in first if isinstance(k, str) and re.fullmatch(r"model[0-9]{1,4}", k))
             chunks = sorted(numbered, key=lambda k: int(k[5:]))
         self.shards: dict[str, list[Tensor]] = {}
+        self.copies: list[tuple[str, int, Tensor]] = []  # the last stage's embedding: name, rank, shard
         before = 0  # layers in the chunks so far: the first chunks of all stages, then their second ones ...
         for chunk, stage in itertools.product(chunks, range(stages)):
             layers: set[int] = set()
@@ -271,6 +275,10 @@ class Ranks:
                     for name, part in self._named(theirs, tensor, expert, place):
                         if expert and ".experts." not in name:
                             continue  # the same on every expert-parallel rank
+                        is_first = (chunk, stage) == (chunks[0], 0)
+                        if config.mtp_num_layers and name.startswith("embedding.") and not is_first:
+                            self.copies.append((name, rank, part))
+                            continue
                         if match := re.match(r"(decoder\.layers)\.(\d+)\.(.*)", name):
                             layers.add(int(match[2]))
                             name = f"{match[1]}.{before + int(match[2])}.{match[3]}"
@@ -282,6 +290,12 @@ class Ranks:
                 f"{place}: its files hold {before} layers of {config.num_layers}, or not the same ones on"
                 " every rank; copy the checkpoint again"
             )
+        for name, rank, part in self.copies:
+            if not torch.equal(self.shards[name][rank] if name in self.shards else part[:0], part):
+                raise UserError(
+                    f"{place}: the last stage's copy of {name} is another than the first stage's; copy the"
+                    " checkpoint again"
+                )
         self.names = self.shards.keys()
         self.count = sum(map(len, self.shards.values()))
         self.numbers = sum(shard.numel() for shards in self.shards.values() for shard in shards)
@@ -457,17 +471,19 @@ def _stage_shards(
         return torch.cat(sections if axis is None else [s.chunk(size, axis)[rank] for s in sections])
 
     for stored, name in written(shapes, config):
-        layer = re.match(r"decoder\.layers\.(\d+)\.(.*)", stored.name)
+        layer = LAYER_NAME.match(stored.name)
         if layer is None:
             theirs = stored.name
-            needed = first if name.startswith(("embedding", "positions")) else last
+            embeds = name.startswith(("embedding", "positions"))
+            needed = (first or (last and bool(config.mtp_num_layers))) if embeds else last
         else:
-            number, theirs = int(layer[1]), layer[2]
-            needed = number in layers
-            theirs = theirs.replace(".experts.", ".experts.local_experts.")
+            number = int(layer["number"] or -1)
+            needed = number in layers if layer["number"] else last
+            theirs = stored.name[layer.end() :].replace(".experts.", ".experts.local_experts.")
             if not local:
                 theirs = fused_name(theirs, kinds[number], latent=config.multi_latent_attention)
-            theirs = f"decoder.layers.{number - layers.start}.{theirs}"
+            stack = f"decoder.layers.{number - layers.start}" if layer["number"] else layer["stack"]
+            theirs = f"{stack}.{theirs}"
         if needed:
             yield hybrid_name(theirs, config), shard(stored, name)
         tied = not config.untie_embeddings_and_output_weights

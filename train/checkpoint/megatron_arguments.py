@@ -114,6 +114,8 @@ class ModelArguments(TypedDict, total=False):
     mamba_num_groups: Size
     mamba_num_heads: Size
     softmax_scale: Number
+    mtp_num_layers: Annotated[int | None, Range(0, 1e5)]
+    mtp_loss_scaling_factor: Number
     multi_latent_attention: bool | None
     q_lora_rank: Size
     kv_lora_rank: Size
@@ -139,7 +141,6 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "quick_geglu": (False,),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (None,),
-    "mtp_num_layers": (None, 0),
     "experimental_attention_variant": (None,),
     "linear_attention_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
@@ -217,7 +218,7 @@ HARMLESS: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "mtp_loss_scaling_factor", "qk_clip_alpha", "qk_clip_threshold", "log_max_attention_logit",
+            "qk_clip_alpha", "qk_clip_threshold", "log_max_attention_logit",
             "test_mode", "calculate_per_token_loss", "init_method", "output_layer_init_method",
             "embedding_init_method", "embedding_init_method_std", "init_model_with_meta_device",
             "recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules",
@@ -397,6 +398,8 @@ def model_config(args: argparse.Namespace, place: str) -> ResolvedModelConfig:
         make_vocab_size_divisible_by=args.padded_vocab_size,
         hybrid_override_pattern=pattern,
         num_experts=experts,
+        mtp_num_layers=get("mtp_num_layers", 0),
+        mtp_loss_scaling_factor=get("mtp_loss_scaling_factor", 0.1) if get("mtp_num_layers", 0) else 0.1,
         **settings,
     )
     if get("multi_latent_attention", False):
@@ -494,6 +497,7 @@ def check_export(
     divided += ["ffn_hidden_size"] if "-" in pattern else []
     divided += ["moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"] if config.num_experts else []
     divided += ["mamba_num_groups"] if "M" in pattern else []
+    divided += ["hidden_size"] if config.mtp_num_layers else []
     numbers = {name: getattr(config, name) or 0 for name in divided}
     if latent and local:
         numbers["q_lora_rank"] = config.q_lora_rank or 0
@@ -558,6 +562,11 @@ def loader_flags(config: ResolvedModelConfig) -> list[str]:
             if (value := getattr(config, f"moe_router_{name}")) is not None:
                 flags.append(f"--moe-router-{name.replace('_', '-')} {value:g}")
         flags += ["--moe-shared-expert-gate"] if config.moe_shared_expert_gate else []
+    if config.mtp_num_layers:
+        flags.append(f"--mtp-num-layers {config.mtp_num_layers}")
+        flags.append(
+            f"--mtp-loss-scaling-factor {config.mtp_loss_scaling_factor:g} --calculate-per-token-loss"
+        )
     return flags
 
 
@@ -649,6 +658,8 @@ def export_arguments(
             else {}
         ),
         moe_layer_freq=_frequency(config),
+        mtp_num_layers=config.mtp_num_layers or None,
+        mtp_loss_scaling_factor=config.mtp_loss_scaling_factor,
         hybrid_override_pattern=config.hybrid_override_pattern,
         **(
             {name: getattr(config, name) for name in MAMBA_SETTINGS} if config.hybrid_override_pattern else {}

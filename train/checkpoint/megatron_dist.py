@@ -42,7 +42,17 @@ from ...core.config import UserError, shown
 from ..model.config import ResolvedModelConfig
 from ..model.decoder_blocks import layer_kinds
 from .base import stored_dtype
-from .megatron_names import Stored, fused_name, hybrid_name, shape_of, split, usual_name, written
+from .megatron_names import (
+    LAYER_NAME,
+    PREDICTION_MODULES,
+    Stored,
+    fused_name,
+    hybrid_name,
+    shape_of,
+    split,
+    usual_name,
+    written,
+)
 from .safe_reader import SafeFileSystemReader
 
 COMMON = "common.pt"
@@ -74,11 +84,13 @@ class DistTensors:
     def _place(self, key: str, size: tuple[int, ...]) -> None:
         found = re.fullmatch(
             r"(?P<stack>decoder\.layers\.)(?P<layer>\d+\.)?(?P<own>.*?)" + SUFFIXES, key
-        ) or re.fullmatch(r"(?P<stack>)(?P<layer>)(?P<own>.*)()", key)
+        ) or re.fullmatch(
+            r"(?P<stack>mtp\.layers\.\d+\.transformer_layer\.|)(?P<layer>)(?P<own>.*?)" + SUFFIXES, key
+        )
         assert found is not None, "the second pattern matches everything"
         stack, layer, own, suffix = found["stack"], found["layer"], found["own"], found[4] or ""
         layers: list[tuple[str, tuple[int, ...]]] = [(layer or "", ())]
-        if stack and not layer:
+        if stack == "decoder.layers." and not layer:
             layers = [(f"{number}.", (number,)) for number in self._first(key, size, 0)]
         experts = re.fullmatch(r"(mlp\.)experts\.experts\.(\d+\.)?(.*)", own)
         for number, index in layers:
@@ -195,8 +207,9 @@ def write_dist(
     alike = alike and config.moe_layer_freq == "1"
     files: dict[int, list[tuple[Stored, str]]] = {}
     for stored, name in written(shapes, config):
-        in_layer = re.match(r"decoder\.layers\.(\d+)\.", stored.name)
-        files.setdefault(int(in_layer[1]) if in_layer else -1, []).append((stored, name))
+        in_layer = LAYER_NAME.match(stored.name)
+        number = int(in_layer["number"] or -1) if in_layer else -1
+        files.setdefault(number, []).append((stored, name))
     for layer, every in files.items():
         file_name = f"__{layer + 1}_0.distcp"
         with manifest.atomic_write(folder / file_name) as file:
@@ -217,10 +230,23 @@ def write_dist(
                     place = writer.add(key + suffix if apart else key, size, chunk, own)
                     writer.write(file_name, file, place, part.view(chunk.sizes).clone())
                     start += 0 if apart else part.shape[0]
+            stacks = [f"mtp.layers.{depth}.transformer_layer." for depth in range(config.mtp_num_layers)]
             if layer >= 0:
-                for unique in _extra_states(layer, config, kinds, alike):
-                    writer.metadata.state_dict_metadata[unique] = BytesStorageMetadata()
-                    writer.write(file_name, file, MetadataIndex(unique), _none())
+                stacks = ["decoder.layers." + ("" if alike else f"{layer}.")]
+            states = [
+                unique
+                for stack in stacks
+                for unique in _extra_states(layer, stack, config, kinds, alike and layer >= 0)
+            ]
+            if layer < 0:
+                states += [
+                    f"mtp.layers.{depth}.{module}._extra_state/shard_0_1"
+                    for depth in range(config.mtp_num_layers)
+                    for module in PREDICTION_MODULES.values()
+                ]
+            for unique in states:
+                writer.metadata.state_dict_metadata[unique] = BytesStorageMetadata()
+                writer.write(file_name, file, MetadataIndex(unique), _none())
     with manifest.atomic_write(folder / COMMON) as file:
         torch.save(state, file)
     with manifest.atomic_write(folder / ".metadata") as file:
@@ -234,26 +260,30 @@ def _key(
     stored: Stored, config: ResolvedModelConfig, kinds: list[str], alike: bool, local: bool
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     """(key, indices of the first dimensions, their sizes) of a tensor."""
-    layer = re.match(r"decoder\.layers\.(\d+)\.(.*)", stored.name)
+    layer = LAYER_NAME.match(stored.name)
     if layer is None:
         return hybrid_name(stored.name, config), (), ()
-    number = int(layer[1])
+    number, named = int(layer["number"] or -1), stored.name[layer.end() :]
+    alike = alike and number >= 0
     latent = config.multi_latent_attention
     # Local layers name the norm before experts as if it were fused into a feed-forward layer; those with
     # multi-latent attention name no norm so.
-    own = (
-        layer[2] if local and latent else fused_name(layer[2], "-" if local else kinds[number], latent=latent)
-    )
+    own = named if local and latent else fused_name(named, "-" if local else kinds[number], latent=latent)
     index, count = ((number,), (len(kinds),)) if alike else ((), ())
     if expert := re.fullmatch(r"mlp\.experts\.(\d+)\.(.*)", own):
         own = f"mlp.experts.experts.{expert[2]}"
         index, count = (*index, int(expert[1])), (*count, config.num_experts or 0)
-    return f"decoder.layers.{'' if alike else f'{number}.'}{own}", index, count
+    return f"{'decoder.layers' if alike else layer['stack']}.{own}", index, count
 
 
-def _extra_states(layer: int, config: ResolvedModelConfig, kinds: list[str], alike: bool) -> list[str]:
-    """The keys of the extra states of a layer's modules, which Megatron-LM asks for: None."""
-    kind, prefix = kinds[layer], f"decoder.layers.{'' if alike else f'{layer}.'}"
+def _extra_states(
+    layer: int, prefix: str, config: ResolvedModelConfig, kinds: list[str], alike: bool
+) -> list[str]:
+    """The keys of the extra states of a layer's modules, which Megatron-LM asks for: None.
+
+    layer: -1 for that of a depth of multi-token prediction, which is of the last layer's kind.
+    """
+    kind = kinds[layer]
     index, count = ((layer,), (len(kinds),)) if alike else ((0,), (1,))
     modules: list[str] = []
     if "*" in kind:

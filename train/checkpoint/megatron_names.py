@@ -108,15 +108,29 @@ def usual_name(theirs: str) -> str | None:
     return f"{head}{OLDER_NAMES.get(tail, tail)}.{kind}"
 
 
+# The modules of a depth of multi-token prediction beside its block
+PREDICTION_MODULES = {
+    "enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "final_layernorm",
+}  # fmt: skip
+LAYER_NAME = re.compile(r"(?P<stack>decoder\.layers\.(?P<number>\d+)|mtp\.layers\.\d+\.transformer_layer)\.")
+
+
 def stored_for(name: str, config: ResolvedModelConfig) -> list[Stored]:
     """The tensors of Megatron-LM that one of our weights is made of."""
     names = family_of(config).megatron
     assert names is not None, "callers ask whether Megatron-LM has the family"
+    depth = re.fullmatch(r"(mtp\.layers\.\d+)\.(\w+)\.(.*)", name)
+    if depth is not None and depth[2] in PREDICTION_MODULES:
+        theirs = f"{depth[1]}.{PREDICTION_MODULES[depth[2]]}.{depth[3]}"
+        return [Stored(theirs, 0 if depth[2] == "eh_proj" else None)]
     layer = re.fullmatch(r"(\w+)\.(\d+)\.(.*)", name)
-    if layer is None:
+    if depth is not None:
+        prefix, own = f"{depth[1]}.transformer_layer", depth[3]
+    elif layer is not None:
+        prefix, own = f"{names.stacks[layer[1]]}.layers.{layer[2]}", layer[3]
+    else:
         module, kind = name.rsplit(".", 1)
         return [Stored(f"{names.top[module]}.{kind}", 0 if name in TOP_SLICED else None)]
-    prefix, own = f"{names.stacks[layer[1]]}.layers.{layer[2]}", layer[3]
     if own.startswith("ffn.experts."):
         fc, axis = (FC2, 1) if own.endswith(".down") else (FC1, 0)
         sections = _gate_and_up(config, config.expert_size) if fc == FC1 else ()
@@ -127,7 +141,8 @@ def stored_for(name: str, config: ResolvedModelConfig) -> list[Stored]:
     else:
         module, kind = own.rsplit(".", 1)
         pattern = config.hybrid_override_pattern
-        modules = names.mamba_layer if pattern and pattern[int(layer[2])] == "M" else names.layer
+        is_mamba = pattern and layer is not None and pattern[int(layer[2])] == "M"
+        modules = names.mamba_layer if is_mamba else names.layer
         theirs = f"{modules[module.replace('.gate', '.up')]}.{kind}"
     return [Stored(f"{prefix}.{theirs}", _axis(own, theirs), _sections(own, config), _rows(own, config))]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .block import Block
 from .config import ResolvedModelConfig
 from .inputs import MicroBatch
+from .multi_token_prediction import PredictionDepth
 
 
 class Model(nn.Module):
@@ -81,6 +82,10 @@ class Model(nn.Module):
 
     def encoder_norms(self) -> list[nn.Module]:
         """The modules that compute an encoder's last states, which several later modules read."""
+        return []
+
+    def prediction_depths(self) -> list[PredictionDepth]:
+        """The depths of multi-token prediction, which run after the blocks, in training only."""
         return []
 
     def last_norms(self) -> list[nn.Module]:

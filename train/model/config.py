@@ -24,7 +24,7 @@ FACTORS = (
     "residual_multiplier", "logits_scaling",
 )  # fmt: skip
 LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
-COUNTS = ("num_layers", "decoder_num_layers", "retro_encoder_layers", "num_experts")
+COUNTS = ("num_layers", "decoder_num_layers", "retro_encoder_layers", "num_experts", "mtp_num_layers")
 RETRO_SIZES = ("retro_chunk_length", "retro_num_neighbors", "retro_encoder_layers")
 
 
@@ -61,7 +61,7 @@ FAMILY_SETTINGS = {
         ("learned", "rope", "alibi", "none"),
         DECODER
         | {"hybrid_override_pattern", "num_experts", "retro_add_retriever", "rotary_percent"}
-        | {"multi_latent_attention", "rotary_interleaved"}
+        | {"multi_latent_attention", "rotary_interleaved", "mtp_num_layers", "mtp_loss_scaling_factor"}
         | VARIATIONS,
     ),
     "gpt_neox": FamilySettings(("rope",), DECODER | {"rotary_percent"}),
@@ -227,6 +227,15 @@ class ModelConfig:
         1.0, "factor of the output of each sublayer before it is added", added=True
     )
     logits_scaling: float = option(1.0, "divisor of the logits", added=True)
+    mtp_num_layers: int = option(
+        0,
+        "multi-token prediction: in training, each of so many layers after the last predicts one more token"
+        " ahead (DeepSeek-V3)",
+        added=True,
+    )
+    mtp_loss_scaling_factor: float = option(
+        0.1, "multi-token prediction: weight of the mean of its losses beside the model's own", added=True
+    )
     bert_binary_head: bool = option(
         True, "bert: samples of two segments, half of them swapped, and a head that predicts their order"
     )
@@ -431,6 +440,7 @@ class ModelConfig:
             *_expert_rules(self),
             *_mamba_rules(self),
             *_retro_rules(self),
+            *_prediction_rules(self),
         )
 
 
@@ -460,6 +470,11 @@ class ResolvedModelConfig(ModelConfig):
         if self.window_size is None:
             return [False] * self.num_layers
         return windowed_layers(self.window_attn_skip_freq, self.num_layers)
+
+    @property
+    def mtp_windowed(self) -> bool:
+        """Whether attention has the window in the layers of multi-token prediction, which follow the last."""
+        return self.window_size is not None and self.window_attn_skip_freq is None
 
     @property
     def rotary_channels(self) -> int:
@@ -1003,6 +1018,37 @@ def _retro_rules(config: ModelConfig) -> list[tuple[bool, str]]:
                 f"model.num_layers = {config.num_layers}, but Retro's layers begin with the"
                 f" {FIRST_RETRO_LAYER}th; use {FIRST_RETRO_LAYER} or more"
             ),
+        ),
+    ]
+
+
+def _prediction_rules(config: ModelConfig) -> list[tuple[bool, str]]:
+    """Rules of multi-token prediction."""
+    depths, factor = config.mtp_num_layers, config.mtp_loss_scaling_factor
+    name = f"model.mtp_num_layers = {depths}"
+    if depths < 1:
+        return [
+            (depths == 0, f"{name} must not be negative"),
+            (
+                depths < 0 or factor == ModelConfig.__dataclass_fields__["mtp_loss_scaling_factor"].default,
+                f"model.mtp_loss_scaling_factor = {factor} is of multi-token prediction; give"
+                " --mtp-num-layers too, or leave it out",
+            ),
+        ]
+    return [
+        (factor >= 0, f"model.mtp_loss_scaling_factor = {factor} must not be negative"),
+        (
+            config.hybrid_override_pattern is None,
+            f"{name}: model.hybrid_override_pattern says no layer for it; leave one of them out",
+        ),
+        (
+            not config.retro_add_retriever,
+            f"{name}: its layers read no neighbours; leave it out, or --retro-add-retriever",
+        ),
+        (
+            config.window_attn_skip_freq is None,
+            f"{name}: model.window_attn_skip_freq does not say whether its layers have the window; leave one"
+            " of them out",
         ),
     ]
 

@@ -96,7 +96,7 @@ class Family:
     collate: Collate
     empty: Callable[[ResolvedModelConfig, int, int, int], MicroBatch]
     block_flops: Callable[[ResolvedModelConfig, int, int], list[Flops]]
-    head_flops: Callable[[ResolvedModelConfig, int, int], float]
+    head_flops: Callable[[ResolvedModelConfig, int, int], Flops]
     num_blocks: Callable[[ResolvedModelConfig], int]
     stages: StageRules | None
     lengths: tuple[str, ...] = ("seq_length",)

@@ -13,6 +13,8 @@ experts, K of them per token):
     E  experts         2 D E + K (4 or 6) D F, and the shared expert's
     M  Mamba-2         2 D (2 I + 2 G N + H) + 2 I D + 7 I N    (I inner width, N state, G groups, H heads)
        output layer    2 D V
+       multi-token     for each depth 4 D D, a block, and the output layer
+       prediction
 
 Multi-latent attention (legend of latent_attention.py; Q is the rank of the queries' latent) has 2 D Q +
 2 Q H (C + P) for queries, or 2 D H (C + P) without their latent, 2 D (R + P) + 2 R H (C + V) for keys and
@@ -89,27 +91,35 @@ def encoder_decoder_block_flops(
     return encoder_block_flops(config, seq_length) + [decoder] * config.decoder_layers
 
 
-def lm_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
-    """Forward FLOPs of one sample in the output layer of a decoder."""
-    return 2 * config.hidden_size * config.padded_vocab_size * seq_length
+def lm_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
+    """Forward FLOPs of one sample in the output layer of a decoder, and in multi-token prediction."""
+    D, depths = config.hidden_size, config.mtp_num_layers
+    head = _same(2 * D * config.padded_vocab_size * seq_length)
+    if not depths:
+        return head
+    block = (
+        _part(config, symbol, seq_length, windowed=config.mtp_windowed) for symbol in layer_kinds(config)[-1]
+    )
+    return head + sum(block, head + _same(4 * D * D * seq_length)) * depths
 
 
 def encoder_decoder_head_flops(
     config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0
-) -> float:
+) -> Flops:
     """Forward FLOPs of one sample in the output layer of an encoder-decoder's decoder."""
     return lm_head_flops(config, decoder_seq_length)
 
 
-def bert_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def bert_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
     """Forward FLOPs of one sample in BERT's heads: masked tokens, and the order of the segments."""
     D, V = config.hidden_size, config.padded_vocab_size
-    return (2 * D * D + 2 * D * V) * seq_length + (2 * D * D + 4 * D if config.bert_binary_head else 0)
+    order = 2 * D * D + 4 * D if config.bert_binary_head else 0
+    return _same((2 * D * D + 2 * D * V) * seq_length + order)
 
 
-def biencoder_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> float:
+def biencoder_head_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
     """Forward FLOPs of one sample in the projections of both towers."""
-    return 4 * config.hidden_size * config.biencoder_projection_dim
+    return _same(4 * config.hidden_size * config.biencoder_projection_dim)
 
 
 def _same(flops: float) -> Flops:

@@ -18,6 +18,7 @@ from .decoder_blocks import build_block, layer_kinds
 from .layers import Embedding, Linear, Norm, compute_dtype
 from .likelihood import likelihoods
 from .loss import cross_entropy, logits_of
+from .multi_token_prediction import MultiTokenPrediction, PredictionDepth, next_tokens
 from .positions import Alibi, rotary_table
 
 
@@ -44,10 +45,11 @@ class GPT(Model):
             if config.untie_embeddings_and_output_weights
             else None
         )
+        self.mtp = MultiTokenPrediction(config) if config.mtp_num_layers else None
         heads = config.num_attention_heads
         # parallel/ replaces these where ranks have parts of the heads, a sequence or the vocabulary.
         self.alibi = Alibi(heads, 0, heads) if config.position_embedding_type == "alibi" else None
-        self.causal_mask, self.cross_entropy = causal_mask, cross_entropy
+        self.causal_mask, self.cross_entropy, self.next_tokens = causal_mask, cross_entropy, next_tokens
         self.likelihoods, self.logits_of = likelihoods, logits_of
 
     def forward(
@@ -168,12 +170,45 @@ class GPT(Model):
     ) -> Tensor:
         """Summed negative log-likelihood in nats, a scalar.
 
-        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels.
+        tokens, labels: (B, T) int64. loss_mask: (B, T), weights of the labels. In training its gradients have
+        those of multi-token prediction.
         """
         # Not self(...): data parallelism hooks this method as it hooks calls of the module.
-        return self._loss_of(
-            self.forward(tokens, positions=positions, documents=documents), labels, loss_mask
+        hidden = self.forward(tokens, positions=positions, documents=documents)
+        loss = self._loss_of(hidden, labels, loss_mask)
+        if self.mtp is None or not self.training:
+            return loss
+        return self._with_later_tokens(loss, hidden, tokens, labels, loss_mask, positions, documents)
+
+    def _with_later_tokens(
+        self,
+        loss: Tensor,
+        states: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        positions: Tensor | None,
+        documents: Documents | None,
+    ) -> Tensor:
+        """`loss` with the gradients of multi-token prediction. states: (B, T, D), of `forward`."""
+        assert self.mtp is not None, "only a model that has it predicts later tokens"
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        windowed = self.config.mtp_windowed
+        mask = self.causal_mask(
+            self.config, tokens, compute_dtype(states), documents, windowed=windowed, alibi=self.alibi
         )
+        rotary = self._rotary(positions, windowed=windowed)
+        places = positions.expand(tokens.shape)  # of the tokens whose embeddings are read
+        losses, weights = [], []
+        for depth in self.mtp.layers:
+            tokens, places, labels, loss_mask = (
+                self.next_tokens(x, documents) for x in (tokens, places, labels, loss_mask)
+            )
+            states = depth(states, self.embed(tokens, places), mask=mask, rotary=rotary, documents=documents)
+            losses.append(self._loss_of(states, labels, loss_mask))
+            weights.append(loss_mask.sum(dtype=torch.float64))
+        return self.mtp.join(loss, losses, weights)
 
     def _loss_of(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
         return self.cross_entropy(
@@ -191,6 +226,15 @@ class GPT(Model):
             None if layer.mixer is None else layer.mixer.new_cache(batch, max_length) for layer in self.layers
         ]
         return Cache(layers, max_length, self.config.window_size)
+
+    def prediction_depths(self) -> list[PredictionDepth]:
+        return [] if self.mtp is None else self.mtp.depths()
+
+    def last_norms(self) -> list[nn.Module]:
+        return [self.norm, *(depth.norm for depth in self.prediction_depths())]
+
+    def seeded_modules(self) -> list[nn.Module]:
+        return [*self.layers, *(depth.block for depth in self.prediction_depths())]
 
     def encoder_norms(self) -> list[nn.Module]:
         return [module.norm for module in self.modules() if isinstance(module, NeighborEncoder)]

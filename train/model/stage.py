@@ -76,7 +76,9 @@ def end_modules(config: ResolvedModelConfig, begin: int, end: int, total: int) -
     """The children of a model before its first and after its last block, where the stage has that block."""
     names: set[str] = set()
     if end == total:
-        names |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head"}
+        names |= {"norm", "decoder_norm", "output", "head", "pooler", "binary_head", "mtp"}
+        if config.mtp_num_layers:
+            names |= {"embedding", "embedding_norm", "positions"}
         if not config.untie_embeddings_and_output_weights:
             names.add("embedding")
     if begin == 0:

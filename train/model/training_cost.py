@@ -22,8 +22,8 @@ def training_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_len
 def forward_flops(config: ResolvedModelConfig, seq_length: int, decoder_seq_length: int = 0) -> Flops:
     """FLOPs of one sample, forward, with its output layer."""
     family = family_of(config)
-    head = family.head_flops(config, seq_length, decoder_seq_length)
-    return sum(family.block_flops(config, seq_length, decoder_seq_length), Flops(0, 0)) + Flops(head, head)
+    lengths = seq_length, decoder_seq_length
+    return sum(family.block_flops(config, *lengths), family.head_flops(config, *lengths))
 
 
 class Bytes(NamedTuple):
@@ -65,13 +65,13 @@ def training_bytes(
         "selective": 2 * D + attention + (2 if gated else 1) * inner,
         "full": D,
     }[granularity]
-    layers = family_of(config).num_blocks(config)
+    layers = family_of(config).num_blocks(config) + config.mtp_num_layers
     if config.retro_add_retriever:  # the encoder of neighbours has k r = 2 k m tokens for each m
         layers += (
             2 * config.retro_num_neighbors * (1 if granularity == "full" else config.retro_encoder_layers)
         )
     # The output layer's gradient is computed in the forward pass.
-    head = 2 * D * width * tokens + 4 * config.padded_vocab_size * D
+    head = (2 * D * width * tokens + 4 * config.padded_vocab_size * D) * (1 + config.mtp_num_layers)
     narrow = 0 if dtype == torch.float32 else width
     return Bytes(
         parameters * (4 + narrow),

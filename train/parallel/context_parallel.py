@@ -26,6 +26,7 @@ from ..model.attention import AttentionMask, Documents
 from ..model.config import ResolvedModelConfig
 from ..model.inputs import MicroBatch
 from ..model.mamba import Exchange
+from ..model.multi_token_prediction import next_tokens as next_of_sequence
 from ..model.positions import Alibi
 from .collectives import all_to_all, gather_from, local_part
 from .mesh import Axis
@@ -133,6 +134,15 @@ def attend(
             )
         )
     return torch.cat(parts, dim=1)
+
+
+def next_tokens(x: Tensor, documents: Documents | None = None, *, axis: Axis) -> Tensor:
+    """multi_token_prediction.next_tokens of this rank's tokens x (B, T / ranks)."""
+    T = x.shape[1] * axis.size
+    whole = gather_from(x, axis, 1, "split").index_select(
+        1, _gathered_order(axis.size, T, x.device).argsort()
+    )
+    return next_of_sequence(whole, documents)[:, token_indices(axis.rank, axis.size, T, x.device)]
 
 
 def exchange_groups(axis: Axis) -> Exchange:

@@ -308,6 +308,8 @@ def _join_states(model: Model, tp: Axis, sequence_parallel: bool) -> None:
         if isinstance(norm, Norm):  # and not another stage's
             norm.register_forward_hook(lambda _module, _inputs, states: enter(states))
     if sequence_parallel and getattr(model, "is_last", True):
+        for depth in model.prediction_depths():
+            _set(depth, enter=functools.partial(collectives.scatter_to, axis=tp, dim=1))
         for norm in model.last_norms():
             norm.register_forward_hook(
                 lambda _module, _inputs, states: collectives.gather_from(states, tp, 1, "split")
@@ -528,7 +530,8 @@ class _ParallelExperts(nn.Module):
 
 
 def _cut_sequences(model: nn.Module, cp: Axis) -> None:
-    _set(model, causal_mask=functools.partial(context_parallel.causal_mask, axis=cp))
+    for name in ("causal_mask", "next_tokens"):
+        _set(model, **{name: functools.partial(getattr(context_parallel, name), axis=cp)})
     for module in model.modules():
         if isinstance(module, Attention | MultiLatentAttention):
             module.attend = functools.partial(context_parallel.attend, axis=cp)
@@ -563,7 +566,8 @@ def _shard(model: Model, mesh: Mesh, full: bool, dtype: torch.dtype) -> None:
                 fully_shard(module, mesh=mesh.sparse["edp"], reshard_after_forward=full, mp_policy=policy)
     dp_cp, blocks = mesh.dense["dp_cp"], own_blocks(model)
     groups: list[list[nn.Module]] = [[block] for block in blocks] if full else _buckets(blocks)
-    for group in groups:
+    # depths of multi-token prediction do not run in validation: no group of theirs may wait for them
+    for group in [*groups, *([depth] for depth in model.prediction_depths())]:
         fully_shard(group, mesh=dp_cp, reshard_after_forward=full, mp_policy=policy)
     # the weights outside the blocks are read first and last in the forward pass
     fully_shard(model, mesh=dp_cp, reshard_after_forward=False, mp_policy=policy)

@@ -97,7 +97,7 @@ def _costs(model: ResolvedModelConfig, lengths: dict[str, int]) -> list[float]:
     """FLOPs of each block; the output layer counts with the last one."""
     family, how = family_of(model), (lengths["seq_length"], lengths.get("decoder_seq_length", 0))
     costs = [cost.full for cost in family.block_flops(model, *how)]
-    costs[-1] += family.head_flops(model, *how)
+    costs[-1] += family.head_flops(model, *how).full
     return costs
 
 

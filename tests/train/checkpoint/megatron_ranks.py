@@ -17,6 +17,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
+    get_gpt_mtp_block_spec,
 )
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
@@ -58,6 +59,12 @@ CASES = {
         {"pipeline_model_parallel_size": 2},
         {"singleton_local_shards": True},
     ),
+    "later tokens": ({"mtp_num_layers": 2}, {"pipeline_model_parallel_size": 2}, None),
+    "later tokens of latents and experts": (
+        {**LATENT, **MOE, "mtp_num_layers": 1, "mtp_loss_scaling_factor": 0.3},
+        {"tensor_model_parallel_size": 2},
+        None,
+    ),
 }
 
 
@@ -90,9 +97,13 @@ def build(changes, sizes):
         spec = get_gpt_layer_local_spec(
             num_experts=experts, normalization="RMSNorm", qk_layernorm=True, multi_latent_attention=latent
         )
+    predicts = bool(changes.get("mtp_num_layers"))
     return GPTModel(
         config,
         spec,
+        mtp_block_spec=get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False)
+        if predicts
+        else None,
         vocab_size=64,
         max_sequence_length=32,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -103,7 +114,8 @@ def build(changes, sizes):
 
 
 def sharded(model, metadata):
-    return model.sharded_state_dict(metadata=metadata and dict(metadata))  # it adds its groups to it
+    # it adds its groups to it
+    return model.sharded_state_dict(metadata=dict(metadata or {"singleton_local_shards": False}))
 
 
 def load(model, folder, metadata):
@@ -114,6 +126,7 @@ def load(model, folder, metadata):
 def main(rank, folder, what, source=None):
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda: None
+    torch.Tensor.cuda = lambda self, *a, **k: self
     CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
     multi_latent_attention.HAVE_TE = False
     make = DotProductAttention.__init__

@@ -53,7 +53,7 @@ def test_torch_dist_of_megatron_core_is_read_at_every_layout_and_ours_loads_ther
 
     ranks(tmp_path, "save")
     names = [file.stem for file in sorted(tmp_path.glob("*.pt"))]
-    assert len(names) == 8
+    assert len(names) == 10
     for name in names:
         checkpoint, reference = open_checkpoint(tmp_path / name), torch.load(tmp_path / f"{name}.pt")
         shapes, config = weight_shapes(checkpoint.config), checkpoint.config

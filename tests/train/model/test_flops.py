@@ -48,6 +48,7 @@ MODELS = {
         }
     ),
     "latents, none of queries": {**LATENTS, "q_lora_rank": None},
+    "later tokens": {"mtp_num_layers": 2, "num_experts": 4, "moe_layer_freq": "[1,0]"},
     "pattern": {"hybrid_override_pattern": "*--*", "num_layers": None},
     "bert": {"family": "bert"},
     "Retro": {"num_layers": 9, "num_query_groups": 2, "retro_add_retriever": True, "retro_chunk_length": 8},
@@ -59,7 +60,7 @@ def flops_counted_by_torch(config: ModelConfig) -> int:
     """FLOPs of a forward pass counted by torch, in float64: it does not count float32's grouped product."""
     model = build_model(config)
     initialize(model, 1)
-    model.double().eval()
+    model.double().train(config.mtp_num_layers > 0)  # which predicts later tokens in training only
     tokens = torch.zeros(1, T, dtype=torch.int64)
     arguments = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(1, T)}
     if config.family == "bert":

@@ -63,6 +63,9 @@ SLOW = (
     *("gpt, CP2", "gpt, TP2, sequence parallel, packed documents", "Retro, DP2, weights sharded"),
     *("bloom, DP2, weights sharded", "bloom, TP2", "bloom, CP2, packed documents", "bloom, PP2"),
     *("mla, DP2, weights sharded", "mla, TP2", "mla, CP2, packed documents", "mla, PP2"),
+    *("mtp, DP2", "mtp, DP2, weights sharded", "mtp, TP2", "mtp, CP2, packed documents"),
+    *("mtp, PP2, zero-bubble", "mtp, its own output layer, PP2, interleaved"),
+    *("mtp of latents and experts, EP2", "mtp of latents and experts, PP2"),
     # test_pipeline.py compares these schedules bit for bit
     *("gpt, PP2", "gpt, PP2, interleaved", "gpt, PP2, zero-bubble", "mamba hybrid, PP2"),
 )

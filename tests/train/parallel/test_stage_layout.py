@@ -15,6 +15,8 @@ from mt.train.parallel.stage_layout import stage_lengths
         "E,t,t|t,t*3,L",
         "Et*3|(tt|)*6L",
         "Ett||L",
+        "Et*3|(tt|)*29m|L",
+        "Et|tmmL",
     ],
 )
 def test_a_layout_is_read_as_megatron_reads_it(layout):
@@ -24,7 +26,12 @@ def test_a_layout_is_read_as_megatron_reads_it(layout):
 
     theirs = PipelineParallelLayerLayout.parse_str_to_list(layout)
     lengths = [stage.count(LayerType.decoder) for stage in theirs]
-    assert stage_lengths(layout, empty=True) == lengths
+    depths = sum(stage.count(LayerType.mtp) for stage in theirs)
+    assert stage_lengths(layout, empty=True, predictions=depths) == lengths
+    if depths:
+        with pytest.raises(ValueError, match=f"has {depths} layers m of multi-token prediction, and"):
+            stage_lengths(layout, empty=True, predictions=depths + 1)
+        return
     if 0 not in lengths:
         assert stage_lengths(layout) == lengths
         assert stage_lengths(layout.replace("E", "").replace("L", "")) == lengths
