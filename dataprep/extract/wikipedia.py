@@ -67,8 +67,9 @@ def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
 def _read_site(path: str) -> Site:
     header = bytearray()
     for xml, _ in _read_xml(path, 0, Path(path).stat().st_size):
+        searched = max(0, len(header) - len(b"<page"))  # blocks may be tiny, and millions
         header += xml
-        if (begin := header.find(b"<page>")) >= 0:
+        if (begin := header.find(b"<page>", searched)) >= 0:
             return _parse_site(bytes(header[:begin]), path)
         if len(header) > HEADER_BYTES:
             break

@@ -389,6 +389,18 @@ def test_the_header_tells_the_language(header, language):
     assert wikipedia._parse_site(header.encode(), "path").language == language
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 100])
+def test_the_header_ends_at_the_first_page_however_it_is_cut(tmp_path, monkeypatch, length):
+    xml = b'<mediawiki xml:lang="de"><pag <pages> <page><title>a</title></page><page>'
+    (tmp_path / "a.xml").write_bytes(xml)
+    pieces = [(xml[i : i + length], True) for i in range(0, len(xml), length)]
+    monkeypatch.setattr(wikipedia, "_read_xml", lambda *_: iter(pieces))
+    headers = []
+    monkeypatch.setattr(wikipedia, "_parse_site", lambda header, _: headers.append(header))
+    wikipedia._read_site(str(tmp_path / "a.xml"))
+    assert headers == [xml[: xml.index(b"<page>")]]
+
+
 def test_other_rules_of_text_make_an_output_stale(tmp_path, monkeypatch):
     source = dump(tmp_path)
     first = extract(config(source, tmp_path / "out"))["key"]
