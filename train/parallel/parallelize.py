@@ -567,7 +567,8 @@ def _shard(model: Model, mesh: Mesh, full: bool, dtype: torch.dtype) -> None:
     dp_cp, blocks = mesh.dense["dp_cp"], own_blocks(model)
     groups: list[list[nn.Module]] = [[block] for block in blocks] if full else _buckets(blocks)
     # depths of multi-token prediction do not run in validation: no group of theirs may wait for them
-    for group in [*groups, *([depth] for depth in model.prediction_depths())]:
+    groups += [[depth] for depth in model.prediction_depths()]
+    for group in groups:
         fully_shard(group, mesh=dp_cp, reshard_after_forward=full, mp_policy=policy)
     # the weights outside the blocks are read first and last in the forward pass
     fully_shard(model, mesh=dp_cp, reshard_after_forward=False, mp_policy=policy)
