@@ -51,7 +51,7 @@ def test_every_module_of_a_model_is_on_a_stage(name):
 def test_only_the_first_and_last_stage_have_modules_outside_blocks():
     tied, untied = (model_config("gpt", untie_embeddings_and_output_weights=value) for value in (False, True))
     assert end_modules(untied, 1, 2, 3) == set()
-    assert end_modules(untied, 0, 1, 3) == {"embedding", "positions", "token_types"}
+    assert end_modules(untied, 0, 1, 3) == {"embedding", "embedding_norm", "positions", "token_types"}
     assert "embedding" not in end_modules(untied, 2, 3, 3)
     assert {"embedding", "norm", "output"} <= end_modules(tied, 2, 3, 3)
 
