@@ -13,6 +13,7 @@ functions get a `ScriptStats`, which counts words, lines and sentences of any sc
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Literal, Protocol
 
@@ -174,9 +175,11 @@ def fineweb(
     if lines > 1 and duplicates(view.lines)[1] / (len(view.text) - newlines) > max_dup_line_chars:
         return "fineweb_repeated_lines"
     # With so many words it is kept; to count all would take ten times as long.
-    enough = int(newlines / max_newlines_per_word) + 1 if max_newlines_per_word > 0 else 0
-    if enough and newlines / enough <= max_newlines_per_word and view.has_words(enough, words):
-        return None
+    needed = newlines / max_newlines_per_word if max_newlines_per_word > 0 else math.inf
+    if needed < len(view.text):
+        enough = int(needed) + 1
+        if newlines / enough <= max_newlines_per_word and view.has_words(enough, words):
+            return None
     if newlines / view.words(words).count > max_newlines_per_word:
         return "fineweb_list"
     return None

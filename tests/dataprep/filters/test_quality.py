@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mt.dataprep.filters import quality, text_stats
@@ -395,6 +395,8 @@ def test_c4_counts_the_sentences_of_all_lines(lines, least):
     assert isinstance(outcome, Drop) == (count < least)
 
 
+@example(["a", "b c"], 1e-300)
+@example(["a", "b c"], 5e-324)
 @given(st.lists(st.text("ab ,", max_size=9), max_size=12), st.floats(0, 2))
 def test_fineweb_compares_all_newlines_with_all_words(lines, most):
     stats = TextStats("\n".join(lines))
