@@ -151,9 +151,13 @@ def pool():
     pool.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
-    """torch on one thread in this test: with such small models two threads mostly wait for each other."""
+    """torch on one thread in this file: with such small models two threads mostly wait for each other.
+
+    Not in the whole session, because other tests and libraries change the number; not in each test, because
+    fixtures of the file train before that.
+    """
     import torch
 
     before = torch.get_num_threads()
