@@ -51,11 +51,14 @@ def test_centroids_do_not_depend_on_threads_and_have_length_one():
     import faiss
 
     sample = semantic.unit_rows(np.random.default_rng(0).standard_normal((600, 8)))
-    found = []
-    for threads in (1, 2):
-        faiss.omp_set_num_threads(threads)
-        found.append(semantic.train_centroids(sample, 5))
-        assert faiss.omp_get_max_threads() == threads
+    found, before = [], faiss.omp_get_max_threads()
+    try:
+        for threads in (1, 2):
+            faiss.omp_set_num_threads(threads)
+            found.append(semantic.train_centroids(sample, 5))
+            assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before)  # torch may share it
     assert (found[0] == found[1]).all()
     assert np.linalg.norm(found[0], axis=1) == pytest.approx(np.ones(5), abs=1e-5)
 
