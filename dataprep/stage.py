@@ -145,8 +145,19 @@ def map_documents(
 
     make: must be picklable. more_outputs, facts: as for `finish`.
     """
-    results = map_shards(
-        functools.partial(run_shard, config=config, make=make),
+    results = _results(run, config, shards, functools.partial(run_shard, config=config, make=make))
+    return finish(run, results, more_outputs=more_outputs, advice=advice, **facts)
+
+
+def _results(
+    run: manifest.Run,
+    config: DocumentStage,
+    shards: Sequence[ShardGroup],
+    write: Callable[[tuple[int, ShardGroup]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The counts of every shard, which `write` returns."""
+    return map_shards(
+        write,
         list(enumerate(shards)),
         done=run.output / "parts",
         **config.where,
@@ -155,7 +166,6 @@ def map_documents(
         kinds=SHARD_RESULT,
         agrees=no_row_is_lost,
     )
-    return finish(run, results, more_outputs=more_outputs, advice=advice, **facts)
 
 
 # The kinds of the counts of a shard (run_shard).
@@ -180,16 +190,8 @@ def map_documents_with_log(
     run: manifest.Run, config: DocumentStage, shards: Sequence[ShardGroup], make: MakeCutter, **facts: Any
 ) -> dict[str, Any]:
     """As map_documents, for a transform that cuts documents and writes which ones to cut/NNNNN.jsonl."""
-    results = map_shards(
-        functools.partial(_run_shard_with_log, config=config, make=make),
-        list(enumerate(shards)),
-        done=run.output / "parts",
-        **config.where,
-        label=run.verb,
-        sizes=[s.bytes for s in shards],
-        kinds=SHARD_RESULT,
-        agrees=no_row_is_lost,
-    )
+    write = functools.partial(_run_shard_with_log, config=config, make=make)
+    results = _results(run, config, shards, write)
     logs = [manifest.record(run.output / "cut" / f"{i:05d}.jsonl", run.output) for i in range(len(shards))]
     return finish(run, results, more_outputs=logs, **facts)
 
