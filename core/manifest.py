@@ -34,7 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, NotRequired, TypedDict
+from typing import IO, Annotated, Any, BinaryIO, NotRequired, TypedDict
 
 import xxhash
 
@@ -229,9 +229,14 @@ def file_digest(path: str | Path) -> str:
     """xxh3-128 of all bytes of a file, in hex."""
     digest = xxhash.xxh3_128()
     with open(paths.regular(path), "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        add_to_digest(digest, file)
     return digest.hexdigest()
+
+
+def add_to_digest(digest: xxhash.xxh3_128, file: BinaryIO) -> None:
+    """Adds the rest of a file to a digest."""
+    while block := file.read(1 << 22):
+        digest.update(block)
 
 
 def is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:

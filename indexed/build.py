@@ -299,8 +299,7 @@ class _TokenizeRun:
         self.rejects.truncate(min(size, os.path.getsize(path)))
         self.rejects.seek(0)
         self.rejects_digest = xxhash.xxh3_128()
-        for block in iter(lambda: self.rejects.read(1 << 22), b""):
-            self.rejects_digest.update(block)
+        manifest.add_to_digest(self.rejects_digest, self.rejects)
         if state and self.rejects_digest.hexdigest() != state["rejects_xxh3"]:
             self.rejects.close()
             raise UserError(

@@ -447,8 +447,7 @@ class IndexedWriter:
             file.close()
             raise UserError(f"{path}: has lost bytes since the run before; {self._remedy}")
         file.truncate(size)  # drops what was written after the commit
-        for block in iter(lambda: file.read(1 << 22), b""):
-            digest.update(block)
+        manifest.add_to_digest(digest, file)
         if size and digest.hexdigest() != state["xxh3"].get(suffix):
             file.close()
             raise UserError(f"{path}: has other bytes than the run before wrote; {self._remedy}")
