@@ -93,7 +93,7 @@ class HuggingFaceClassifier:
         import transformers
 
         self.directory = Path(directory)
-        _check_files(self.directory)
+        stored = _check_files(self.directory)
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         # without the last argument transformers asks on the terminal whether to run the folder's code
@@ -104,7 +104,7 @@ class HuggingFaceClassifier:
             settings = transformers.AutoConfig.from_pretrained(directory, **only_data)
             with torch.device("meta"):
                 empty = kind.from_config(settings, trust_remote_code=False)
-            _check_sizes(self.directory, empty.state_dict())
+            _check_sizes(self.directory, empty.state_dict(), stored)
             self.model, told = kind.from_pretrained(directory, output_loading_info=True, **only_data)
         except UserError:
             raise
@@ -175,8 +175,11 @@ def _said(error: Exception) -> str:
     return shown(lines[0][:200])[1:-1] if lines else type(error).__name__
 
 
-def _check_files(directory: Path) -> None:
-    """Raises UserError for files of a classifier that are missing, or that no library may be given."""
+def _check_files(directory: Path) -> dict[str, torch.Size]:
+    """Name -> shape of the weights of a classifier.
+
+    Raises UserError for files that are missing, or that no library may be given.
+    """
     if not (directory / "config.json").exists():
         raise UserError(f"{directory}: has no config.json; {REMEDY}")
     paths.regular_files(directory)
@@ -187,13 +190,11 @@ def _check_files(directory: Path) -> None:
             read_tokenizer_json(file)
         elif not isinstance(read_json(file), dict):
             raise UserError(f"{file}: must hold a mapping; {REMEDY}")
-    check_value(
-        read_json(directory / "config.json", SETTINGS_BYTES), ClassifierJson, directory / "config.json"
-    )
+    settings = read_json(directory / "config.json", SETTINGS_BYTES)
+    check_value(settings, ClassifierJson, directory / "config.json")
     file = directory / "tokenizer_config.json"
     if file.exists():
-        settings = check_value(read_json(file), ClassifierTokenizerJson, file)
-        for name, value in settings.items():
+        for name, value in check_value(read_json(file), ClassifierTokenizerJson, file).items():
             if name.endswith("_file") and isinstance(value, str) and Path(value).exists():
                 raise UserError(
                     f"{file}: {name} = {shown(value)}: names a file outside of its folder; fetch it again"
@@ -201,13 +202,14 @@ def _check_files(directory: Path) -> None:
     stored = _stored(directory)
     most = max(MOST_SIZE, sum(map(torch.Size.numel, stored.values())))
     widest = max((size for shape in stored.values() for size in shape), default=0)
-    for name, number in _numbers(read_json(directory / "config.json", SETTINGS_BYTES)):
+    for name, number in _numbers(settings):
         limit = len(stored) if name.endswith("layers") else widest if name == "num_labels" else most
         if abs(number) > limit:
             raise UserError(
                 f"{directory / 'config.json'}: {name} = {shown(number)}, and its weights are {len(stored):,}"
                 f" tensors; fetch it again"
             )
+    return stored
 
 
 def _numbers(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -238,9 +240,9 @@ def _stored(directory: Path) -> dict[str, torch.Size]:
     return found
 
 
-def _check_sizes(directory: Path, weights: dict[str, torch.Tensor]) -> None:
+def _check_sizes(directory: Path, weights: dict[str, torch.Tensor], stored: dict[str, torch.Size]) -> None:
     """Raises UserError if a model of config.json needs larger weights than there are in the files."""
-    numbers = sum(map(torch.Size.numel, _stored(directory).values()))
+    numbers = sum(map(torch.Size.numel, stored.values()))
     for name, weight in weights.items():
         if weight.numel() > numbers:
             raise UserError(
