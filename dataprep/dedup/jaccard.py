@@ -122,10 +122,12 @@ class JaccardSimilarity:
 
     def _spans(self, part: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(where the hashes of some rows of a part begin and end, the hashes of the part)."""
-        path = self.folder / f"{part:05d}.compared.npy"
+        path, all_ends_path, hashes_path = (
+            self.folder / f"{part:05d}.{name}.npy" for name in ("compared", "ends", "hashes")
+        )
         compared = open_array(path, np.int64, (None,), remedy=UNFINISHED)
-        all_ends = open_array(path.with_suffix("").with_suffix(".ends.npy"), np.int64, (len(compared) + 1,))
-        hashes = open_array(path.with_suffix("").with_suffix(".hashes.npy"), np.uint64, (None,))
+        all_ends = open_array(all_ends_path, np.int64, (len(compared) + 1,), remedy=UNFINISHED)
+        hashes = open_array(hashes_path, np.uint64, (None,), remedy=UNFINISHED)
         chosen = find_rows(compared, rows, path)
         starts, ends = all_ends[chosen], all_ends[chosen + 1]
         if ((starts < 0) | (starts > ends) | (ends > len(hashes))).any():

@@ -22,6 +22,7 @@ and 16 for each pair that it finds, at most 17 pairs per key.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,7 @@ def save_exact_keys(stem: Path, keys: list[bytes]) -> None:
 def save_sorted_keys(stem: Path, every: np.ndarray) -> None:
     """The same for keys as uint64 (N, 2)."""
     order = np.argsort(every[:, 0], kind="stable")
-    save_array(Path(f"{stem}.exact.npy"), np.ascontiguousarray(every[order].T))
+    save_array(Path(f"{stem}.exact.npy"), every[order].T)
     save_array(Path(f"{stem}.exact_rows.npy"), order.astype(np.uint32))
 
 
@@ -107,14 +108,15 @@ def load_strings(stem: Path, name: str, rows: Iterable[int]) -> list[str]:
         start = file.seek(0, 2) - total  # after the header of the npy file
         found = []
         for row in rows:
-            low, high = ends[row : row + 2].tolist() if row + 1 < len(ends) else (0, -1)
-            file.seek(start + low if 0 <= low <= high <= total else start)
-            try:
-                found.append(file.read(high - low).decode("utf-8", "surrogatepass"))
-            except UnicodeDecodeError:
-                low, high = 0, -1
-            if not 0 <= low <= high <= total:
+            text = None
+            low, high = ends[row : row + 2].tolist() if row + 1 < len(ends) else (1, 0)
+            if 0 <= low <= high <= total:
+                file.seek(start + low)
+                with contextlib.suppress(UnicodeDecodeError):
+                    text = file.read(high - low).decode("utf-8", "surrogatepass")
+            if text is None:
                 raise UserError(f"{path}: has no text number {row:,}; {UNFINISHED}")
+            found.append(text)
     return found
 
 
