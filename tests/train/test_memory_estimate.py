@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from mt.tests.train.model.small_models import LATENTS
 from mt.tests.train.parallel_jobs import random_neighbors
 from mt.train.memory_estimate import Cut, count_parts
 from mt.train.model.config import ModelConfig, resolve
@@ -25,20 +26,7 @@ MODELS = {
     "dropout": {"hidden_dropout": 0.1},
     "dropout of attention too": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
     "mixture": {"num_experts": 4, "activation": "swiglu"},
-    "latents": (
-        LATENTS := {
-            "multi_latent_attention": True,
-            "q_lora_rank": 24,
-            "kv_lora_rank": 40,
-            "qk_head_dim": 16,
-            "qk_pos_emb_head_dim": 8,
-            "v_head_dim": 20,
-            "qk_layernorm": True,
-            "position_embedding_type": "rope",
-            "normalization": "RMSNorm",
-            "activation": "swiglu",
-        }
-    ),
+    "latents": LATENTS,
     "latents, none of queries": {**LATENTS, "q_lora_rank": None},
     "hybrid": {"num_layers": None, "hybrid_override_pattern": "M*-M", "mamba_head_dim": 32},
     "later tokens": {"mtp_num_layers": 2},

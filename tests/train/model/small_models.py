@@ -1,4 +1,4 @@
-"""Small models for the tests of this folder."""
+"""Small models for the tests of training."""
 
 import torch
 
@@ -13,6 +13,18 @@ LLAMA = {
     "add_bias_linear": False,
     "num_query_groups": 2,
     "untie_embeddings_and_output_weights": True,
+}
+LATENTS = {
+    "multi_latent_attention": True,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 40,
+    "qk_head_dim": 16,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 20,
+    "qk_layernorm": True,
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "activation": "swiglu",
 }
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mt.tests.train.model.small_models import LATENTS
 from mt.tests.train.parallel_jobs import random_neighbors
 from mt.train.model.config import ModelConfig, resolve
 from mt.train.model.family import build_model
@@ -32,22 +33,8 @@ MODELS = {
         "activation": "swiglu",
     },
     # limited scores are computed by plain products, whose values are as wide as they are
-    "latents": (
-        LATENTS := {
-            "multi_latent_attention": True,
-            "q_lora_rank": 24,
-            "kv_lora_rank": 40,
-            "qk_head_dim": 16,
-            "qk_pos_emb_head_dim": 8,
-            "v_head_dim": 20,
-            "qk_layernorm": True,
-            "position_embedding_type": "rope",
-            "normalization": "RMSNorm",
-            "activation": "swiglu",
-            "attn_logit_softcapping": 3.0,
-        }
-    ),
-    "latents, none of queries": {**LATENTS, "q_lora_rank": None},
+    "latents": {**LATENTS, "attn_logit_softcapping": 3.0},
+    "latents, none of queries": {**LATENTS, "attn_logit_softcapping": 3.0, "q_lora_rank": None},
     "later tokens": {"mtp_num_layers": 2, "num_experts": 4, "moe_layer_freq": "[1,0]"},
     "pattern": {"hybrid_override_pattern": "*--*", "num_layers": None},
     "bert": {"family": "bert"},
